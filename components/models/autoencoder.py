@@ -10,7 +10,8 @@ the decoder's output.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +32,7 @@ BOTTLENECKS: dict[str, type[Bottleneck]] = {
 }
 
 
-def _group_norm(channels: int, norm_groups: int | None) -> GroupNorm:
-    return GroupNorm(channels, norm_groups=norm_groups, eps=1e-6)
-
-
-def _attention(channels: int, norm_groups: int | None) -> SelfAttention2d:
-    return SelfAttention2d(channels, num_heads=1, norm_groups=norm_groups, eps=1e-6)
+EPS = 1e-6  # of every group norm
 
 
 class ResBlock(NetworkBlock):
@@ -48,9 +44,9 @@ class ResBlock(NetworkBlock):
 
     def __init__(self, in_channels: int, *, out_channels: int, norm_groups: int | None = None) -> None:
         super().__init__()
-        self.norm_1 = _group_norm(in_channels, norm_groups)
+        self.norm_1 = GroupNorm(in_channels, norm_groups=norm_groups, eps=EPS)
         self.conv_1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm_2 = _group_norm(out_channels, norm_groups)
+        self.norm_2 = GroupNorm(out_channels, norm_groups=norm_groups, eps=EPS)
         self.conv_2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
@@ -61,10 +57,7 @@ class ResBlock(NetworkBlock):
 
 
 class Downsample(nn.Module):
-    """Strided convolution, (B, C, H, W) -> (B, C, H/2, W/2), padded on the right and below only.
-
-    The padding is as published.
-    """
+    """Strided convolution, (B, C, H, W) -> (B, C, H/2, W/2), padded right and below only, as published."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -94,23 +87,42 @@ class Upsample(nn.Module):
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 
 
-def _blocks(
-    in_channels: int, *, out_channels: int, num_blocks: int, attention: bool, norm_groups: int | None
-) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    for before in [in_channels, *[out_channels] * (num_blocks - 1)]:
-        layers.append(ResBlock(before, out_channels=out_channels, norm_groups=norm_groups))
-        if attention:
-            layers.append(_attention(out_channels, norm_groups))
-    return layers
+class Sizes(NamedTuple):
+    """Arguments of an `Autoencoder` that its encoder and its decoder share."""
 
+    resolution: int
+    channels: int
+    channel_mult: Sequence[int]
+    num_res_blocks: int
+    attention_resolutions: Sequence[int]
+    patch_shortcut: bool
+    norm_groups: int | None
 
-def _middle(channels: int, norm_groups: int | None) -> nn.Sequential:
-    return nn.Sequential(
-        ResBlock(channels, out_channels=channels, norm_groups=norm_groups),
-        _attention(channels, norm_groups),
-        ResBlock(channels, out_channels=channels, norm_groups=norm_groups),
-    )
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, from pixels to features."""
+        return [self.channels * mult for mult in self.channel_mult]
+
+    @property
+    def factor(self) -> int:
+        """Pixels on a side of a position of the latent grid."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+    def attention(self, channels: int) -> SelfAttention2d:
+        return SelfAttention2d(channels, num_heads=1, norm_groups=self.norm_groups, eps=EPS)
+
+    def level(self, in_channels: int, out_channels: int, *, index: int, num_blocks: int) -> list[nn.Module]:
+        """Residual blocks of a level, with attention after each if its resolution has attention."""
+        layers: list[nn.Module] = []
+        for before in [in_channels, *[out_channels] * (num_blocks - 1)]:
+            layers.append(ResBlock(before, out_channels=out_channels, norm_groups=self.norm_groups))
+            if self.resolution >> index in self.attention_resolutions:
+                layers.append(self.attention(out_channels))
+        return layers
+
+    def middle(self, channels: int) -> nn.Sequential:
+        blocks = partial(ResBlock, channels, out_channels=channels, norm_groups=self.norm_groups)
+        return nn.Sequential(blocks(), self.attention(channels), blocks())
 
 
 class Encoder(nn.Module):
@@ -119,44 +131,28 @@ class Encoder(nn.Module):
     With `patch_shortcut` a linear map of each patch is added, and the encoder starts as that map alone.
     """
 
-    def __init__(
-        self,
-        *,
-        resolution: int,
-        channels: int,
-        channel_mult: Sequence[int],
-        num_res_blocks: int,
-        attention_resolutions: Sequence[int],
-        out_channels: int,
-        patch_shortcut: bool = False,
-        norm_groups: int | None = None,
-    ) -> None:
+    def __init__(self, sizes: Sizes, *, out_channels: int) -> None:
         super().__init__()
-        widths = [channels * mult for mult in channel_mult]
-        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
+        widths = sizes.widths
+        self.conv_in = nn.Conv2d(3, sizes.channels, 3, padding=1)
         self.levels = nn.ModuleList()
-        for i, (c_in, c_out) in enumerate(zip([channels, *widths], widths, strict=False)):
-            attention = resolution >> i in attention_resolutions
-            level = _blocks(
-                c_in, out_channels=c_out, num_blocks=num_res_blocks, attention=attention, norm_groups=norm_groups
-            )
+        for i, (c_in, c_out) in enumerate(zip([sizes.channels, *widths], widths, strict=False)):
+            level = sizes.level(c_in, c_out, index=i, num_blocks=sizes.num_res_blocks)
             last = i == len(widths) - 1
             self.levels.append(nn.Sequential(*level, *([] if last else [Downsample(c_out)])))
-        self.middle = _middle(widths[-1], norm_groups)
-        self.norm_out = _group_norm(widths[-1], norm_groups)
+        self.middle = sizes.middle(widths[-1])
+        self.norm_out = GroupNorm(widths[-1], norm_groups=sizes.norm_groups, eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
         self.shortcut: nn.Module | None = None
-        if patch_shortcut:
-            side = 2 ** (len(widths) - 1)
-            self.shortcut = nn.Conv2d(3, out_channels, side, stride=side, bias=False)
+        if sizes.patch_shortcut:
+            self.shortcut = nn.Conv2d(3, out_channels, sizes.factor, stride=sizes.factor, bias=False)
             zeroed(self.conv_out)
 
     def forward(self, image: Tensor) -> Tensor:
         h = self.conv_in(image)
         for level in self.levels:
             h = level(h)
-        h = self.middle(h)
-        features = self.conv_out(F.silu(self.norm_out(h)))
+        features = self.conv_out(F.silu(self.norm_out(self.middle(h))))
         return features if self.shortcut is None else features + self.shortcut(image)
 
 
@@ -166,37 +162,22 @@ class Decoder(nn.Module):
     With `patch_shortcut` a color of each feature is added, blended between positions, and the decoder starts as that.
     """
 
-    def __init__(
-        self,
-        *,
-        resolution: int,
-        channels: int,
-        channel_mult: Sequence[int],
-        num_res_blocks: int,
-        attention_resolutions: Sequence[int],
-        latent_channels: int,
-        out_channels: int,
-        patch_shortcut: bool = False,
-        norm_groups: int | None = None,
-    ) -> None:
+    def __init__(self, sizes: Sizes, *, latent_channels: int, out_channels: int) -> None:
         super().__init__()
-        widths = [channels * mult for mult in reversed(channel_mult)]
+        widths = sizes.widths[::-1]
         self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
-        self.middle = _middle(widths[0], norm_groups)
+        self.middle = sizes.middle(widths[0])
         self.levels = nn.ModuleList()
         for i, (c_in, c_out) in enumerate(zip([widths[0], *widths], widths, strict=False)):
-            last = i == len(widths) - 1
-            attention = resolution >> (len(widths) - 1 - i) in attention_resolutions
-            level = _blocks(
-                c_in, out_channels=c_out, num_blocks=num_res_blocks + 1, attention=attention, norm_groups=norm_groups
-            )
-            self.levels.append(nn.Sequential(*level, *([] if last else [Upsample(c_out)])))
-        self.norm_out = _group_norm(widths[-1], norm_groups)
+            index = len(widths) - 1 - i
+            level = sizes.level(c_in, c_out, index=index, num_blocks=sizes.num_res_blocks + 1)
+            self.levels.append(nn.Sequential(*level, *([] if index == 0 else [Upsample(c_out)])))
+        self.norm_out = GroupNorm(widths[-1], norm_groups=sizes.norm_groups, eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
         self.shortcut: nn.Module | None = None
-        if patch_shortcut:
+        if sizes.patch_shortcut:
             color = nn.Conv2d(latent_channels, out_channels, 1, bias=False)
-            self.shortcut = nn.Sequential(color, nn.Upsample(scale_factor=2 ** (len(widths) - 1), mode="bilinear"))
+            self.shortcut = nn.Sequential(color, nn.Upsample(scale_factor=sizes.factor, mode="bilinear"))
             zeroed(self.conv_out)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -243,27 +224,19 @@ class Autoencoder(nn.Module):
         norm_groups: int | None = None,
     ) -> None:
         super().__init__()
-        factor = 2 ** (len(channel_mult) - 1)
-        if resolution % factor:
-            raise ValueError(f"resolution {resolution} is not a multiple of {factor}, the factor of {channel_mult=}")
-        self.resolution = resolution
-        self.grid = (resolution // factor, resolution // factor)
-        self.reconstruction = reconstruction
-        ends = {
-            "resolution": resolution,
-            "channels": channels,
-            "channel_mult": channel_mult,
-            "num_res_blocks": num_res_blocks,
-            "attention_resolutions": attention_resolutions,
-            "patch_shortcut": patch_shortcut,
-            "norm_groups": norm_groups,
-        }
-        width = 2 * latent_channels if bottleneck["kind"] == "gaussian" else latent_channels
-        self.encoder = Encoder(**ends, out_channels=width)
-        self.decoder = Decoder(
-            **ends, latent_channels=latent_channels, out_channels=output_channels(kind=reconstruction)
+        sizes = Sizes(
+            resolution, channels, channel_mult, num_res_blocks, attention_resolutions, patch_shortcut, norm_groups
         )
+        if resolution % (factor := sizes.factor):
+            raise ValueError(f"resolution {resolution} is not a multiple of {factor}, the factor of {channel_mult=}")
+        self.resolution, self.reconstruction = resolution, reconstruction
+        self.grid = (resolution // factor, resolution // factor)
+        width = 2 * latent_channels if bottleneck["kind"] == "gaussian" else latent_channels
+        self.encoder = Encoder(sizes, out_channels=width)
+        out_channels = output_channels(kind=reconstruction)
+        self.decoder = Decoder(sizes, latent_channels=latent_channels, out_channels=out_channels)
         self.bottleneck = make_bottleneck(**bottleneck, latent_channels=latent_channels)
+        self.is_gaussian = isinstance(self.bottleneck, GaussianBottleneck)
         self.project_in = nn.Conv2d(width, self.bottleneck.in_channels, 1)
         self.project_out = nn.Conv2d(self.bottleneck.channels, latent_channels, 1)
 
@@ -305,8 +278,7 @@ class Autoencoder(nn.Module):
     @property
     def diffused_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of `to_latents`."""
-        quantized = not isinstance(self.bottleneck, GaussianBottleneck)
-        return (self.bottleneck.in_channels if quantized else self.bottleneck.channels, *self.grid)
+        return (self.bottleneck.channels if self.is_gaussian else self.bottleneck.in_channels, *self.grid)
 
     @torch.no_grad()
     def to_latents(self, image: Tensor) -> Tensor:
@@ -316,13 +288,12 @@ class Autoencoder(nn.Module):
         (Rombach et al., 2022, section 3.1).
         """
         features = self.project_in(self.encoder(image))
-        return self.bottleneck(features).z if isinstance(self.bottleneck, GaussianBottleneck) else features
+        return self.bottleneck(features).z if self.is_gaussian else features
 
     @torch.no_grad()
     def from_latents(self, latents: Tensor) -> Tensor:
         """The way back: (B, C, h, w) -> image (B, 3, H, W), near [-1, 1] and not clipped."""
-        gaussian = isinstance(self.bottleneck, GaussianBottleneck)
-        return self.decode(latents if gaussian else self.bottleneck(latents).z)
+        return self.decode(latents if self.is_gaussian else self.bottleneck(latents).z)
 
     @torch.no_grad()
     def reconstruct(self, image: Tensor) -> Tensor:

@@ -57,8 +57,7 @@ class GumbelQuantizer(nn.Module):
         """Codes start at random; with `codebook_init` "data" training first calls `start_at`."""
         super().__init__()
         self.codebook_size = self.in_channels = codebook_size
-        self.channels = codebook_dim
-        self.codebook_init = codebook_init
+        self.channels, self.codebook_init = codebook_dim, codebook_init
         self.codebook = nn.Parameter(torch.randn(codebook_size, codebook_dim))  # (K, C)
 
     def forward(self, logits: Tensor, *, noise: Tensor | None = None, temperature: float = 1.0) -> Encoded:
@@ -82,8 +81,7 @@ class GumbelQuantizer(nn.Module):
         """Make the codes of `centers` (K, C), and `project_in` (C -> K, 1 x 1) to match.
 
         logit_k = -beta ||f - c_k||^2, of which a softmax does not see the part beta ||f||^2, so that it is linear in f:
-        the relaxation starts as soft vector quantization. From random logits all features have much the same code, and
-        most codes are never used again.
+        the relaxation starts as soft vector quantization. From random logits most codes are never used again.
         """
         mean = centers.mean(dim=0)
         codes = centers - mean
@@ -125,8 +123,7 @@ class ScalarQuantizer(nn.Module):
         half = self.levels // 2
         rounded = bounded.detach().round()
         digits = rounded.long() + half
-        z = (rounded + (bounded - bounded.detach())) / half
-        z = rearrange(z, "b h w c -> b c h w").contiguous()
+        z = rearrange((rounded + (bounded - bounded.detach())) / half, "b h w c -> b c h w").contiguous()
         return Encoded(z=z, losses={}, indices=(digits * self.basis).sum(dim=-1))
 
     def lookup(self, indices: Tensor) -> Tensor:

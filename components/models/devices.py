@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Copy the tensor to `device`, or return the tensor of `device` unchanged.
+    """Copy the tensor to `device`, or return a tensor that is there unchanged.
 
     A copy to an accelerator goes from pinned memory and in the order of the current stream: the host doesn't wait. From
     pageable memory the host would wait until the device has done all earlier work.

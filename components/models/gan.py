@@ -9,7 +9,7 @@ Shapes: B batch, Z noise_dim, C channels of a level, H W pixels of a level, N ba
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,80 +21,52 @@ from torch.nn.utils.parametrize import ParametrizationList
 from components.models.devices import autocast
 from components.models.layers import NetworkBlock, SelfAttention2d
 
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear, nn.Embedding)
 POWER_ITERATIONS = 15  # from the singular vectors of the trained weights to those of their average
+FOLDS = {  # which rows of a 3 x 3 kernel each row of the 4 x 4 kernel adds up
+    "up": [[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]],
+    "down": [[0.5, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 0.5]],
+}
 
 
 class NormedConv2d(nn.Conv2d):
-    """Size-preserving convolution; the kernel as a (C_out, C_in k k) matrix has spectral norm 1."""
+    """Size-preserving convolution; the kernel as a (C_out, C_in k k) matrix has spectral norm 1.
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, bias: bool = True) -> None:
+    With `resample` it is one of 3 x 3 after nearest neighbor, (B, C_in, H, W) -> (B, C_out, 2H, 2W), or before the mean
+    of 2 x 2 pixels, (B, C_in, H, W) -> (B, C_out, H/2, W/2). Every output pixel of "up" needs 2 x 2 input pixels under
+    sums of the kernel, so the two together are one transposed convolution with a 4 x 4 kernel, which multiplies 2.25
+    times less; "down" is one convolution of stride 2 with a 4 x 4 kernel. The norm is that of the 3 x 3 kernel.
+    """
+
+    fold: Tensor  # (4, 3)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        bias: bool = True,
+        resample: Literal["up", "down"] | None = None,
+    ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
-        _start(self)
+        self.resample = resample
+        normed(self)
+        if resample is not None:
+            self.register_buffer("fold", torch.tensor(FOLDS[resample]), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:  # (B, C_in, H, W) -> (B, C_out, H, W)
-        return self._conv_forward(input, _weight(self, input), self.bias)
+        weight = weight_of(self, input)
+        if self.resample == "up":
+            kernel = torch.einsum("ta,sb,oiab->iots", self.fold, self.fold, weight)
+            return F.conv_transpose2d(input, kernel, self.bias, stride=2, padding=1)
+        if self.resample == "down":
+            kernel = torch.einsum("ta,sb,oiab->oits", self.fold, self.fold, weight)
+            return F.conv2d(input, kernel, self.bias, stride=2, padding=1)
+        return self._conv_forward(input, weight, self.bias)
 
 
-class NormedUpsampleConv2d(NormedConv2d):
-    """Nearest neighbor, then a 3 x 3 convolution, (B, C_in, H, W) -> (B, C_out, 2H, 2W).
-
-    Every output pixel needs 2 x 2 input pixels under sums of the kernel, so the two together are one transposed
-    convolution with a 4 x 4 kernel, which multiplies 2.25 times less. The norm is that of the 3 x 3 kernel.
-    """
-
-    fold: Tensor  # (4, 3)
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, bias=False)
-        fold = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])  # which rows of 3 each row of 4 adds up
-        self.register_buffer("fold", fold, persistent=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        kernel = torch.einsum("ta,sb,oiab->iots", self.fold, self.fold, _weight(self, input))
-        return F.conv_transpose2d(input, kernel, stride=2, padding=1)
-
-
-class NormedDownsampleConv2d(NormedConv2d):
-    """A 3 x 3 convolution, then the mean of 2 x 2 pixels, (B, C_in, H, W) -> (B, C_out, H/2, W/2).
-
-    The two together are one convolution of stride 2 with a 4 x 4 kernel, as above.
-    """
-
-    fold: Tensor  # (4, 3)
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3)
-        fold = torch.tensor([[1.0, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]]) / 2
-        self.register_buffer("fold", fold, persistent=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        kernel = torch.einsum("ta,sb,oiab->oits", self.fold, self.fold, _weight(self, input))
-        return F.conv2d(input, kernel, self.bias, stride=2, padding=1)
-
-
-class NormedLinear(nn.Linear):
-    """Linear map of spectral norm 1."""
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features)
-        _start(self)
-
-    def forward(self, input: Tensor) -> Tensor:  # (B, in) -> (B, out)
-        return F.linear(input, _weight(self, input), self.bias)
-
-
-class NormedEmbedding(nn.Embedding):
-    """Table of spectral norm 1."""
-
-    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
-        super().__init__(num_embeddings, embedding_dim)
-        _start(self)
-
-    def forward(self, input: Tensor) -> Tensor:  # (B,) int64 -> (B, dim)
-        return F.embedding(input, _weight(self, input))
-
-
-def _start(layer: nn.Conv2d | nn.Linear | nn.Embedding) -> None:
+def normed(layer: Layer) -> Layer:
     """Initialize orthogonally (Brock et al., 2019) and add torch's spectral norm.
 
     The norm takes a single power iteration in each training forward.
@@ -103,9 +75,10 @@ def _start(layer: nn.Conv2d | nn.Linear | nn.Embedding) -> None:
     if not isinstance(layer, nn.Embedding) and layer.bias is not None:
         nn.init.zeros_(layer.bias)
     spectral_norm(layer)
+    return layer
 
 
-def _weight(layer: nn.Conv2d | nn.Linear | nn.Embedding, input: Tensor) -> Tensor:
+def weight_of(layer: nn.Conv2d | nn.Linear | nn.Embedding, input: Tensor) -> Tensor:
     """The normalized weight, in fp32 under autocast too, where products would mix the norm's dtypes."""
     with autocast(input.device, enabled=False):
         return layer.weight
@@ -146,7 +119,8 @@ class ConditionalBatchNorm2d(nn.Module):
 
     def moments(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (2, C)
         if self.training:
-            return moments_of_all_ranks(batch_moments(x))
+            own, alone = batch_moments(x), not distributed.is_initialized() or distributed.get_world_size() == 1
+            return own if alone else pool_moments(_Gather.apply(own))
         if self.collected is None:
             return torch.stack([self.mean, self.var])
         self.collected.append(batch_moments(x))
@@ -161,19 +135,9 @@ def batch_moments(x: Tensor) -> Tensor:
 
 
 def pool_moments(moments: Tensor) -> Tensor:
-    """Moments of N batches of equal size (N, 2, C) -> moments of all together (2, C).
-
-    By the law of total variance.
-    """
+    """Moments of N batches of equal size (N, 2, C) -> of all together (2, C): law of total variance."""
     mean, var = moments.unbind(1)
     return torch.stack([mean.mean(0), var.mean(0) + mean.var(0, correction=0)])
-
-
-def moments_of_all_ranks(moments: Tensor) -> Tensor:
-    """Moments (2, C) of a rank's batch -> moments of all ranks' batches; with a single rank the input."""
-    if not distributed.is_initialized() or distributed.get_world_size() == 1:
-        return moments
-    return pool_moments(_Gather.apply(moments))
 
 
 class _Gather(torch.autograd.Function):
@@ -204,9 +168,9 @@ class GeneratorBlock(NetworkBlock):
     def __init__(self, in_channels: int, *, out_channels: int, num_classes: int | None, attention: bool) -> None:
         super().__init__()
         self.norm_1 = ConditionalBatchNorm2d(in_channels, num_classes=num_classes)
-        self.conv_1 = NormedUpsampleConv2d(in_channels, out_channels)
+        self.conv_1 = NormedConv2d(in_channels, out_channels, bias=False, resample="up")
         self.norm_2 = ConditionalBatchNorm2d(out_channels, num_classes=num_classes)
-        self.conv_2 = NormedConv2d(out_channels, out_channels, 3, bias=False)
+        self.conv_2 = NormedConv2d(out_channels, out_channels, bias=False)
         self.skip = NormedConv2d(in_channels, out_channels, 1, bias=False)
         self.attention = SelfAttention2d(out_channels, num_heads=1) if attention else nn.Identity()
 
@@ -242,23 +206,19 @@ class GANGenerator(nn.Module):
         self.noise_dim, self.num_classes = noise_dim, num_classes
         self.start = resolution // 2 ** len(channel_mult)
         widths = [channels * mult for mult in channel_mult]
-        self.project = NormedLinear(noise_dim, widths[-1] * self.start**2)
-        self.blocks = nn.ModuleList()
         width = widths[-1]
+        self.project = normed(nn.Linear(noise_dim, width * self.start**2))
+        self.blocks = nn.ModuleList()
         for level in reversed(range(len(widths))):
-            block = GeneratorBlock(
-                width,
-                out_channels=widths[level],
-                num_classes=num_classes,
-                attention=resolution // 2**level in attention_resolutions,
-            )
+            attention, before, width = resolution // 2**level in attention_resolutions, width, widths[level]
+            block = GeneratorBlock(before, out_channels=width, num_classes=num_classes, attention=attention)
             self.blocks.append(block)
-            width = widths[level]
         self.norm_out = ConditionalBatchNorm2d(width, num_classes=None)
-        self.conv_out = NormedConv2d(width, 3, 3)
+        self.conv_out = NormedConv2d(width, 3)
 
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:  # (B, Z), (B,) -> (B, 3, H, W) in [-1, 1]
-        h = rearrange(self.project(noise), "b (c h w) -> b c h w", h=self.start, w=self.start)
+        h = F.linear(noise, weight_of(self.project, noise), self.project.bias)
+        h = rearrange(h, "b (c h w) -> b c h w", h=self.start, w=self.start)
         h = h.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             h = block(h, label)
@@ -273,10 +233,8 @@ class DiscriminatorBlock(NetworkBlock):
     ) -> None:
         super().__init__()
         self.down, self.first = down, first  # the first block sees pixels, which no activation may touch
-        self.conv_1 = NormedConv2d(in_channels, out_channels, 3)
-        self.conv_2 = (
-            NormedDownsampleConv2d(out_channels, out_channels) if down else NormedConv2d(out_channels, out_channels, 3)
-        )
+        self.conv_1 = NormedConv2d(in_channels, out_channels)
+        self.conv_2 = NormedConv2d(out_channels, out_channels, resample="down" if down else None)
         self.skip = nn.Identity() if in_channels == out_channels else NormedConv2d(in_channels, out_channels, 1)
         self.attention = SelfAttention2d(out_channels, num_heads=1) if attention else nn.Identity()
 
@@ -317,15 +275,17 @@ class ProjectionDiscriminator(nn.Module):
             self.blocks.append(block)
             width = channels * mult
         self.blocks.append(DiscriminatorBlock(width, out_channels=width, down=False))
-        self.logit = NormedLinear(width, 1)
-        self.embedding = None if num_classes is None else NormedEmbedding(num_classes, width)
+        self.logit = normed(nn.Linear(width, 1))
+        self.embedding = None if num_classes is None else normed(nn.Embedding(num_classes, width))
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:  # (B, 3, H, W), (B,) -> (B,)
         features = self.features(image)
-        logits = self.logit(features)[:, 0]
+        logits = F.linear(features, weight_of(self.logit, features), self.logit.bias)[:, 0]
         if self.embedding is None:
             return logits
-        return logits + (self.embedding(label) * features).sum(dim=1)
+        assert label is not None
+        table = F.embedding(label, weight_of(self.embedding, features))
+        return logits + (table * features).sum(dim=1)
 
     def features(self, image: Tensor) -> Tensor:  # (B, 3, H, W) -> phi (B, C)
         h = image

@@ -4,7 +4,6 @@ Shapes: B batch, C channels, H W height and width, D embedding size; in attentio
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,11 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from components.models.devices import autocast
 
+VARIANTS = 256  # of one class of blocks in one network: sizes, with and without gradient
+
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding (B, dim) float32 of timesteps (B,), cosines first (Vaswani et al., 2017).
 
-    As in Ho et al. (2020). Frequencies are exp(-ln(10000) i / half) with half = dim / 2, which must be whole.
+    As in Ho et al. (2020), frequencies are exp(-ln(10000) i / half) with half = dim / 2, which must be whole.
     """
     half = dim // 2
     frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, device=timesteps.device))
@@ -31,9 +32,8 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
 def groups_of(channels: int, norm_groups: int | None) -> int:
     """Groups of a group norm: `norm_groups` where given, else at most 32 of at least four channels.
 
-    Published networks have 32 groups at any width; four channels a group are a rule of Karras et al. (2022).
-
-    One channel a group, as 32 groups of 32 channels would have, erases every channel's mean.
+    Published networks have 32 groups at any width; four channels a group are a rule of Karras et al. (2022). One
+    channel a group, as 32 groups of 32 channels would have, erases every channel's mean.
     """
     return norm_groups or math.gcd(channels, min(32, channels // 4))
 
@@ -43,11 +43,7 @@ class GroupNorm(nn.GroupNorm):
 
     On a CPU it returns the dtype of its weights, for the bf16 kernel for channels_last is several times slower there.
     Elsewhere it returns the dtype that it was given, as `Normalized16Bits`: what follows keeps half of the bytes.
-
-    Args:
-        norm_groups: see `groups_of`.
-
-    Raises ValueError if they don't divide the channels.
+    Groups are those of `groups_of`; ValueError is raised if they don't divide the channels.
     """
 
     def __init__(self, channels: int, *, norm_groups: int | None = None, eps: float = 1e-5) -> None:
@@ -111,14 +107,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causa
 
 
 class SelfAttention2d(nn.Module):
-    """Residual attention among all positions of a feature map.
+    """Residual attention among all positions of a feature map (Ho et al., 2020).
 
-    Sources: Ho et al. (2020), Dhariwal and Nichol (2021).
-
-    Args:
-        channels: a multiple of num_heads.
-        num_heads: queries, keys and values are outermost in the projection ("new attention order"), heads inside.
-        norm_groups: see `groups_of`.
+    As in ADM (Dhariwal and Nichol, 2021), queries, keys and values are outermost in the projection ("new attention
+    order"), heads inside; channels are a multiple of num_heads, norm_groups see `groups_of`.
     """
 
     def __init__(self, channels: int, *, num_heads: int, norm_groups: int | None = None, eps: float = 1e-5) -> None:
@@ -138,10 +130,8 @@ class SelfAttention2d(nn.Module):
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn each pair of features of x (B, H, S, E) by the position's angle (Su et al. 2021, eq. 34).
 
-    Products of rotated queries and keys depend on the difference of their angles alone.
-
-    Args:
-        rotation: (S, E / 2, 2), cosine and sine of each pair's angle.
+    `rotation` holds cosine and sine of each pair's angle, (S, E / 2, 2). Products of rotated queries and keys depend on
+    the difference of their angles alone.
     """
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, S, E / 2)
     cos, sin = rotation.unbind(-1)  # (S, E / 2)
@@ -173,9 +163,6 @@ def grid_rotation(
     return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
-VARIANTS = 256  # of one class of blocks in one network: sizes, with and without gradient
-
-
 class NetworkBlock(nn.Module):
     """A part repeated many times in a network, the unit of compilation, recomputation and sharding.
 
@@ -190,24 +177,20 @@ class NetworkBlock(nn.Module):
         return super().__call__(*args, **kwargs)
 
 
-def blocks_of(network: nn.Module) -> dict[str, NetworkBlock]:
-    """The blocks of a network by name, without blocks inside other blocks."""
-    return dict(_outermost(network, ""))
-
-
-def _outermost(module: nn.Module, prefix: str) -> Iterator[tuple[str, NetworkBlock]]:
-    for name, child in module.named_children():
-        if isinstance(child, NetworkBlock):
-            yield prefix + name, child
-        else:
-            yield from _outermost(child, f"{prefix}{name}.")
+def blocks_of(network: nn.Module, prefix: str = "") -> dict[str, NetworkBlock]:
+    """The blocks of a network by name, after a prefix, without blocks inside other blocks."""
+    blocks: dict[str, NetworkBlock] = {}
+    for name, child in network.named_children():
+        is_block = isinstance(child, NetworkBlock)
+        blocks |= {prefix + name: child} if is_block else blocks_of(child, f"{prefix}{name}.")
+    return blocks
 
 
 def recompute_blocks(network: nn.Module) -> None:
     """Keep only each block's input for the backward pass, and compute the block again there.
 
-    Source: Chen et al., 2016, "Training Deep Nets with Sublinear Memory Cost": the same gradients, bit for bit, with
-    less memory and a third more time.
+    The same gradients, bit for bit, with less memory and a third more time (Chen et al., 2016, "Training Deep Nets with
+    Sublinear Memory Cost").
     """
     for block in blocks_of(network).values():
         block.recomputed = True
@@ -216,9 +199,8 @@ def recompute_blocks(network: nn.Module) -> None:
 def compile_blocks(network: nn.Module, *, backend: str = "inductor") -> None:
     """Compile a network in place at the first call, block by block, or whole without blocks.
 
-    Equal blocks are compiled once. Copies, such as an average's network, are not compiled.
-
-    Each size is compiled by itself: one for all sizes would be slower, and round otherwise once a second one came.
+    Equal blocks are compiled once; copies, such as an average's network, are not. Each size is compiled by itself: one
+    for all sizes would be slower, and round otherwise once a second one came.
     """
     for part in blocks_of(network).values() or [network]:
         part.compile(backend=backend, dynamic=False, recompile_limit=VARIANTS)

@@ -78,8 +78,6 @@ class ValueEmbedding(nn.Module):
     """Values of an image as channels, each for a single color.
 
     Args:
-        num_values: K.
-        num_channels: C.
         channels: of a table's vectors for all colors together.
         kind: "intensity" scales values to [-1, 1] and adds a channel of ones, which tells mid-gray from the zeros
             outside the image (Salimans et al. 2017, "PixelCNN++"); "table" learns a vector for each value.
@@ -89,13 +87,11 @@ class ValueEmbedding(nn.Module):
 
     def __init__(self, *, num_values: int, num_channels: int, channels: int, kind: Embedding) -> None:
         super().__init__()
-        self.num_channels = num_channels
-        colors = tuple(range(num_channels))
         if kind == "table":
             self.groups = color_groups(channels, num_channels=num_channels)
             self.weight = nn.Parameter(torch.randn(num_values, channels // num_channels))
         else:
-            self.groups = (NO_COLOR, *colors)
+            self.groups = (NO_COLOR, *range(num_channels))
             self.register_buffer("weight", torch.linspace(-1, 1, num_values)[:, None], persistent=False)
 
     def lookup(self, values: Tensor) -> Tensor:
@@ -133,40 +129,31 @@ class LabelBias(nn.Embedding):
         return super().forward(input)[:, :, None, None]
 
 
-def label_or_null(label: Tensor | None, *, batch_size: int, null_label: int, device: torch.device) -> Tensor:
-    """`label`, or for None the null label for each image, (B,) int64."""
-    return torch.full((batch_size,), null_label, device=device) if label is None else label
-
-
-def check_kernel_size(kernel_size: int) -> None:
-    """Raise ValueError unless the kernel has a middle and neighbors."""
-    if kernel_size < 3 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be odd and at least 3, not {kernel_size}")
-
-
 class CachedRowConv:
-    """A `RowConv2d` along a row, for a single color of a single position at a time."""
+    """A `RowConv2d` along a row, for one color of one position at a time; buffers are allocated once."""
 
     def __init__(self, conv: RowConv2d, *, batch_size: int, width: int) -> None:
-        num_colors = max(conv.out_groups) + 1
         self.num_inputs, self.start = conv.in_channels, conv.reach * conv.in_channels
         self.window = self.start + self.num_inputs
         self.inputs = conv.weight.new_zeros(batch_size, self.start + width * self.num_inputs)
-        free = [channel for channel, color in enumerate(conv.in_groups) if color == NO_COLOR]
+        free = _places(conv.in_groups, NO_COLOR)
         self.inputs.view(batch_size, -1, self.num_inputs)[:, conv.reach :, free] = 1
-        self.shares = [_places(conv.in_groups, color) for color in range(num_colors)]  # consecutive
-        self.rows = [_places(conv.out_groups, color) for color in range(num_colors)]
-        weight = conv.masked_weight()[:, :, 0]  # (O, I, reach + 1)
+        colors = range(max(conv.out_groups) + 1)
+        self.shares = [_places(conv.in_groups, color) for color in colors]  # consecutive
+        self.rows = [_places(conv.out_groups, color) for color in colors]
+        weight, bias = conv.masked_weight()[:, :, 0], conv.bias  # (O, I, reach + 1), (O,)
+        assert bias is not None
         self.matrices = [rearrange(weight[rows], "o i t -> (t i) o").contiguous() for rows in self.rows]
-        assert conv.bias is not None
-        self.biases = [conv.bias[rows] for rows in self.rows]
-
-    def write(self, x: Tensor, *, column: int, color: int) -> None:
-        """Set the input channels of a color, (B, I / C), at a position."""
-        self._share(column, color).copy_(x)
+        self.biases = [bias[rows] for rows in self.rows]
 
     def read(self, *, column: int, color: int) -> Tensor:
-        return self._share(column, color)
+        """The input channels of a color, (B, I / C), at a position: a view."""
+        places = self.shares[color]
+        first = self.start + column * self.num_inputs + places[0]
+        return self.inputs[:, first : first + len(places)]
+
+    def write(self, x: Tensor, *, column: int, color: int) -> None:
+        self.read(column=column, color=color).copy_(x)
 
     def apply(self, *, column: int, color: int, bias: Tensor | None = None) -> Tensor:
         """The output channels of a color, (B, O / C); `bias` stands for the convolution's own."""
@@ -179,18 +166,9 @@ class CachedRowConv:
         return rearrange(self.inputs[:, self.start :], "b (w i) -> b i w", i=self.num_inputs)
 
     def terms(self, x: Tensor) -> Tensor:
-        """Contribution of a row above and the bias to the outputs, for `apply`: (C, W, B, O / C).
-
-        The row `x` is (B, O, W).
-        """
-        return torch.stack(
-            [rearrange(x[:, rows], "b o w -> w b o") + bias for rows, bias in zip(self.rows, self.biases, strict=True)]
-        )
-
-    def _share(self, column: int, color: int) -> Tensor:
-        places = self.shares[color]
-        first = self.start + column * self.num_inputs + places[0]
-        return self.inputs[:, first : first + len(places)]
+        """Contribution of a row above, (B, O, W), and the bias to outputs, for `apply`: (C, W, B, O / C)."""
+        colors = zip(self.rows, self.biases, strict=True)
+        return torch.stack([rearrange(x[:, rows], "b o w -> w b o") + bias for rows, bias in colors])
 
 
 class CachedRowsConv:
@@ -216,25 +194,18 @@ class CachedLayer(Protocol):
         """Take the row above from the layer before, None above the first row; return the next layer's."""
 
     def step(self, *, column: int, color: int) -> Tensor:
-        """The layer's output, (B, I / C)."""
+        """The layer's output for a color of a position, (B, I / C)."""
 
 
 class GridCache:
     """An image in the course of drawing: `index` of the C * H * W values are known."""
 
     def __init__(
-        self,
-        layers: Sequence[CachedLayer],
-        *,
-        embedding: ValueEmbedding,
-        head: ValueHead,
-        batch_size: int,
-        height: int,
-        width: int,
+        self, network: "PixelNetwork", layers: Sequence[CachedLayer], *, batch_size: int, height: int, width: int
     ) -> None:
-        self.layers, self.embedding = layers, embedding
+        self.layers, self.embedding, head = layers, network.embedding, network.head
         self.head = [CachedRowConv(conv, batch_size=batch_size, width=1) for conv in (head.hidden, head.out)]
-        self.num_channels, self.height, self.width = head.num_channels, height, width
+        self.num_channels, self.width, self.total = network.num_channels, width, network.num_channels * height * width
         self.index = 0
 
     def append(self, values: Tensor) -> None:
@@ -242,9 +213,8 @@ class GridCache:
 
         Raises IndexError when nothing depends on it: it is the last one.
         """
-        total = self.num_channels * self.height * self.width
-        if self.index + 1 >= total:
-            raise IndexError(f"the cache is full: an image has {total} values")
+        if self.index + 1 >= self.total:
+            raise IndexError(f"the cache is full: an image has {self.total} values")
         column, color = self._place()
         self.layers[0].conv.write(self.embedding.lookup(values), column=column, color=color)
         self.index += 1
@@ -253,7 +223,9 @@ class GridCache:
         """Logits (B, K) of the next value."""
         column, color = self._place()
         if column == 0 and color == 0:
-            self._begin_row()
+            above = self.layers[0].conv.row() if self.index > 0 else None
+            for layer in self.layers:
+                above = layer.begin_row(above)
         for layer, following in zip(self.layers, self.layers[1:], strict=False):
             following.conv.write(layer.step(column=column, color=color), column=column, color=color)
         x = self.layers[-1].step(column=column, color=color)
@@ -266,12 +238,86 @@ class GridCache:
         position, color = divmod(self.index, self.num_channels)
         return position % self.width, color
 
-    def _begin_row(self) -> None:
-        above = self.layers[0].conv.row() if self.index > 0 else None
-        for layer in self.layers:
-            above = layer.begin_row(above)
 
-
-def _places(groups: tuple[int, ...], color: int) -> list[int]:
+def _places(groups: Groups, color: int) -> list[int]:
     """The channels of a color."""
     return [channel for channel, group in enumerate(groups) if group == color]
+
+
+class PixelNetwork(nn.Module):
+    """Exact distribution of an image, given a class or nothing: the base class of both networks.
+
+    Args:
+        num_values: different values K of a color: 256, or the size of a codebook.
+        num_channels: colors C of a position, drawn one after the other: 3 for RGB, 1 for tokens.
+        channels: of features, a multiple of num_channels.
+        kernel_size: odd; a layer sees kernel_size // 2 positions to each of its sides.
+        num_classes: classes; their tables have one row more, the null label `num_classes`. None: no classes.
+        embedding: of values that are "intensity" or, without an order among them, "table".
+
+    Raises:
+        ValueError: when the colors can't share the channels equally, or kernel_size has no middle.
+    """
+
+    head: ValueHead
+
+    def __init__(
+        self,
+        *,
+        num_values: int,
+        num_channels: int,
+        channels: int,
+        kernel_size: int,
+        num_classes: int | None = None,
+        embedding: Embedding = "intensity",
+    ) -> None:
+        super().__init__()
+        if kernel_size < 3 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd and at least 3, not {kernel_size}")
+        self.groups = color_groups(channels, num_channels=num_channels)
+        self.num_channels, self.num_values, self.null_label = num_channels, num_values, num_classes or 0
+        self.embedding = ValueEmbedding(
+            num_values=num_values, num_channels=num_channels, channels=channels, kind=embedding
+        )
+
+    def features(self, x: Tensor, *, label: Tensor) -> Tensor:
+        """Embedded values (B, I, H, W) and labels (B,) -> input of the head, (B, D, H, W)."""
+        raise NotImplementedError
+
+    def cached_layers(self, *, label: Tensor, width: int) -> list[CachedLayer]:
+        """The layers at the first row of a drawing, for labels (B,)."""
+        raise NotImplementedError
+
+    def forward(self, values: Tensor, *, label: Tensor | None = None) -> Tensor:
+        """Teacher-forced logits.
+
+        Args:
+            values: (B, C, H, W) int64 in [0, K); any height and width.
+            label: (B,) int64 in [0, num_classes], num_classes being the null label; None stands for the null label.
+
+        Returns:
+            (B, C, H, W, K), each from the label and the values before it.
+        """
+        return self.head(self.features(self.embedding(values), label=self._label(len(values), label)))
+
+    @torch.no_grad()
+    def start(
+        self, batch_size: int, *, height: int, width: int, label: Tensor | None = None
+    ) -> tuple[Tensor, GridCache]:
+        """The logits (B, K) of an image's first value, and the cache for `step`."""
+        layers = self.cached_layers(label=self._label(batch_size, label), width=width)
+        cache = GridCache(self, layers, batch_size=batch_size, height=height, width=width)
+        return cache.logits(), cache
+
+    @torch.no_grad()
+    def step(self, values: Tensor, *, cache: GridCache) -> Tensor:
+        """Append `values` (B,) to the images in `cache` and return the next logits (B, K).
+
+        Raises IndexError when the images are complete.
+        """
+        cache.append(values)
+        return cache.logits()
+
+    def _label(self, batch_size: int, label: Tensor | None) -> Tensor:
+        device = self.head.out.weight.device
+        return torch.full((batch_size,), self.null_label, device=device) if label is None else label

@@ -1,27 +1,24 @@
 """Gated PixelCNN (van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders").
 
-Shapes: B batch, C num_channels (colors), H W height and width, K num_values, I channels into a layer, D channels.
+Shapes: B batch, C num_channels (colors), H W height and width, I channels into a layer, D channels.
 """
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
 from components.models.layers import NetworkBlock
 from components.models.masked import (
     FIRST_KERNEL_SIZE,
+    CachedLayer,
     CachedRowConv,
     CachedRowsConv,
-    Embedding,
-    GridCache,
     Groups,
     LabelBias,
+    PixelNetwork,
     RowConv2d,
     RowsConv2d,
-    ValueEmbedding,
     ValueHead,
-    check_kernel_size,
-    color_groups,
-    label_or_null,
     shift_down,
 )
 
@@ -37,12 +34,12 @@ class GatedLayer(NetworkBlock):
         self, in_groups: Groups, *, groups: Groups, kernel_size: int, num_labels: int, dropout: float, first: bool
     ) -> None:
         super().__init__()
-        channels = len(groups)
+        channels, reach = len(groups), kernel_size // 2
         self.first = first
-        self.vertical = RowsConv2d(len(in_groups), 2 * channels, rows=kernel_size // 2 + 1, kernel_size=kernel_size)
+        self.vertical = RowsConv2d(len(in_groups), 2 * channels, rows=reach + 1, kernel_size=kernel_size)
         self.vertical_label = LabelBias(num_labels, 2 * channels)
         self.link = nn.Conv2d(2 * channels, 2 * channels, 1)  # no mask: the colors of rows above may all be seen
-        self.horizontal = RowConv2d(in_groups, groups + groups, reach=kernel_size // 2, mask="A" if first else "B")
+        self.horizontal = RowConv2d(in_groups, groups + groups, reach=reach, mask="A" if first else "B")
         self.horizontal_label = LabelBias(num_labels, 2 * channels)
         self.mix = RowConv2d(groups, groups)
         self.dropout = nn.Dropout(dropout)
@@ -62,103 +59,36 @@ def gate(x: Tensor) -> Tensor:
     return signal.tanh() * opening.sigmoid()
 
 
-class GatedPixelCNN(nn.Module):
-    """Exact distribution of an image, given a class or nothing.
+class GatedPixelCNN(PixelNetwork):
+    """A first gated layer with a kernel of 7, and `num_layers` more.
 
-    Args:
-        num_values: different values K of a color: 256, or the size of a codebook.
-        num_channels: colors C of a position, drawn one after the other: 3 for RGB, 1 for tokens.
-        channels: D, a multiple of num_channels.
-        num_layers: gated layers after the first one, which has a kernel of 7.
-        kernel_size: odd; a layer sees kernel_size // 2 positions to each side.
-        num_classes: classes; their tables have one row more, the null label `num_classes`. None: no classes.
-        embedding: of values that are "intensity" or, without an order among them, "table".
-        dropout: probability, in [0, 1), after each gate.
-
-    Raises:
-        ValueError: when the colors can't share the channels equally, or kernel_size has no middle.
+    Args: see `PixelNetwork`; channels is D, and `dropout` the probability, in [0, 1), after each gate.
     """
 
-    def __init__(
-        self,
-        *,
-        num_values: int,
-        num_channels: int,
-        channels: int,
-        num_layers: int,
-        kernel_size: int,
-        num_classes: int | None = None,
-        embedding: Embedding = "intensity",
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        check_kernel_size(kernel_size)
-        groups = color_groups(channels, num_channels=num_channels)
-        self.num_channels, self.null_label = num_channels, num_classes or 0
-        self.embedding = ValueEmbedding(
-            num_values=num_values, num_channels=num_channels, channels=channels, kind=embedding
-        )
+    def __init__(self, *, num_layers: int, dropout: float = 0.0, **settings: Any) -> None:
+        super().__init__(**settings)
         self.layers = nn.ModuleList(
             GatedLayer(
-                groups if i > 0 else self.embedding.groups,
-                groups=groups,
-                kernel_size=kernel_size if i > 0 else FIRST_KERNEL_SIZE,
+                groups=self.groups,
                 num_labels=self.null_label + 1,
                 dropout=dropout,
                 first=i == 0,
+                in_groups=self.groups if i > 0 else self.embedding.groups,
+                kernel_size=settings["kernel_size"] if i > 0 else FIRST_KERNEL_SIZE,
             )
             for i in range(num_layers + 1)
         )
-        self.head = ValueHead(channels, num_channels=num_channels, num_values=num_values)
+        self.head = ValueHead(len(self.groups), num_channels=self.num_channels, num_values=self.num_values)
 
-    def forward(self, values: Tensor, *, label: Tensor | None = None) -> Tensor:
-        """Teacher-forced logits.
-
-        Args:
-            values: (B, C, H, W) int64 in [0, K); any height and width.
-            label: (B,) int64 in [0, num_classes], num_classes being the null label; None stands for the null label.
-
-        Returns:
-            (B, C, H, W, K), each from the label and the values before it.
-        """
-        label = self._label(len(values), label)
-        vertical = horizontal = self.embedding(values)
+    def features(self, x: Tensor, *, label: Tensor) -> Tensor:
+        vertical = horizontal = x
         for layer in self.layers:
             vertical, horizontal = layer(vertical, horizontal, label=label)
-        return self.head(horizontal)
+        return horizontal
 
-    @torch.no_grad()
-    def start(
-        self, batch_size: int, *, height: int, width: int, label: Tensor | None = None
-    ) -> tuple[Tensor, GridCache]:
-        """The logits (B, K) of an image's first value, and the cache for `step`."""
-        label = self._label(batch_size, label)
-        cache = GridCache(
-            [CachedGatedLayer(layer, label=label, width=width) for layer in self._gated_layers()],
-            embedding=self.embedding,
-            head=self.head,
-            batch_size=batch_size,
-            height=height,
-            width=width,
-        )
-        return cache.logits(), cache
-
-    @torch.no_grad()
-    def step(self, values: Tensor, *, cache: GridCache) -> Tensor:
-        """Append `values` (B,) to the images in `cache` and return the next logits (B, K).
-
-        Raises:
-            IndexError: when the images are complete.
-        """
-        cache.append(values)
-        return cache.logits()
-
-    def _gated_layers(self) -> list[GatedLayer]:
-        return [layer for layer in self.layers if isinstance(layer, GatedLayer)]
-
-    def _label(self, batch_size: int, label: Tensor | None) -> Tensor:
-        device = self.head.out.weight.device
-        return label_or_null(label, batch_size=batch_size, null_label=self.null_label, device=device)
+    def cached_layers(self, *, label: Tensor, width: int) -> list[CachedLayer]:
+        layers = (layer for layer in self.layers if isinstance(layer, GatedLayer))
+        return [CachedGatedLayer(layer, label=label, width=width) for layer in layers]
 
 
 class CachedGatedLayer:
@@ -171,8 +101,7 @@ class CachedGatedLayer:
         self.vertical = CachedRowsConv(layer.vertical, batch_size=len(label), width=width)
         self.vertical_label = layer.vertical_label(label)[..., 0]  # (B, 2D, 1)
         self.horizontal_label = layer.horizontal_label(label)[..., 0]
-        self.nothing = layer.link.weight.new_zeros(len(label), layer.link.in_channels, width)
-        self.terms = self.nothing
+        self.nothing = self.terms = layer.link.weight.new_zeros(len(label), layer.link.in_channels, width)
 
     def begin_row(self, above: Tensor | None) -> Tensor | None:
         """The vertical stack's row above, (B, I, W) -> (B, D, W)."""

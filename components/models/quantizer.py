@@ -32,10 +32,8 @@ class VectorQuantizer(nn.Module):
         With `codebook_init` "data" training first calls `start_at`.
         """
         super().__init__()
-        self.codebook_init = codebook_init
-        self.codebook_size = codebook_size
+        self.codebook_size, self.codebook_init, self.l2_normalize = codebook_size, codebook_init, l2_normalize
         self.in_channels = self.channels = codebook_dim
-        self.l2_normalize = l2_normalize
         codebook = torch.empty(codebook_size, codebook_dim).uniform_(-1 / codebook_size, 1 / codebook_size)
         self.codebook = nn.Parameter(F.normalize(torch.randn_like(codebook), dim=-1) if l2_normalize else codebook)
 
@@ -50,9 +48,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def start_at(self, centers: Tensor, *, project_in: nn.Conv2d) -> None:
-        """Make codes of `centers` (K, D), features before `project_in` (D -> C, 1 x 1).
-
-        `project_in` makes latents of the features.
+        """Make codes of `centers` (K, D), features of which `project_in` (D -> C, 1 x 1) makes latents.
 
         Codes in U(-1/K, 1/K) are nearly equal: a few are nearest to all latents, and only those ever move.
         """
@@ -89,18 +85,13 @@ class EMAQuantizer(nn.Module):
     ) -> None:
         """Arguments of the codebook's updates.
 
-        `dead_code_threshold` is a share of the mean EMA count, independent of the batch size and the number of ranks.
-
-        `codebook_init` is what the first update makes of its latents: "data" takes some of them, "kmeans" their
-        clusters.
+        `dead_code_threshold` is a share of the mean EMA count, independent of the batch size and the number of ranks;
+        `codebook_init` what the first update makes of its latents: "data" takes some of them, "kmeans" their clusters.
         """
         super().__init__()
-        self.codebook_size = codebook_size
+        self.codebook_size, self.codebook_init, self.l2_normalize = codebook_size, codebook_init, l2_normalize
+        self.codebook_decay, self.dead_code_threshold = codebook_decay, dead_code_threshold
         self.in_channels = self.channels = codebook_dim
-        self.codebook_decay = codebook_decay
-        self.dead_code_threshold = dead_code_threshold
-        self.l2_normalize = l2_normalize
-        self.codebook_init = codebook_init
         codebook = self._normalize(torch.randn(codebook_size, codebook_dim))
         self.register_buffer("codebook", codebook)
         self.register_buffer("ema_count", torch.ones(codebook_size))
@@ -128,12 +119,11 @@ class EMAQuantizer(nn.Module):
     def update_codebook(
         self, latents: Tensor, *, indices: Tensor, generator: torch.Generator, taken: Tensor | None = None
     ) -> Tensor:
-        """Move the codebook by an EMA step over the latents of all ranks; restart dead codes.
-
-        Dead codes restart at latents of the current batch.
+        """Move the codebook by an EMA step over the latents of all ranks; restart dead codes at latents.
 
         The first call takes every code for dead: that is the initialization from data. The host doesn't ask the device
-        which codes are dead, but where k-means waits for its first call.
+        which codes are dead, but where k-means waits for its first call. Sums are in fp64 and rounded once, so that
+        neither the split over ranks nor the order of additions shows.
 
         Args:
             latents: (N, C) fp32, `Encoded.latents`; the same N on every rank. Micro-batches are concatenated.
@@ -141,14 +131,18 @@ class EMAQuantizer(nn.Module):
             generator: CPU generator in the same state on every rank, derived from (seed, step).
             taken: () bool; where it is false nothing moves.
 
-        Returns:
-            () int64, the number of codes that were restarted.
+        Returns the number of codes that were restarted, () int64.
         """
         taken = torch.ones_like(self.initialized) if taken is None else taken
-        counts, sums = self._sum_over_ranks(latents, indices.flatten())
+        totals = _totals_by_code(latents, indices.flatten(), codebook_size=self.codebook_size)
+        if distributed.is_initialized():
+            distributed.all_reduce(totals)
+        counts, sums = totals[:, 0].float(), totals[:, 1:].float()
         ema_count = self.ema_count.lerp(counts, 1 - self.codebook_decay)
         ema_sum = self.ema_sum.lerp(sums, 1 - self.codebook_decay)
-        codebook = self._normalize(ema_sum / self._smoothed(ema_count))
+        eps, total = 1e-5, ema_count.sum()
+        smoothed = (ema_count + eps) / (total + self.codebook_size * eps) * total  # by Laplace
+        codebook = self._normalize(ema_sum / smoothed[:, None])
         dead = ~self.initialized | (ema_count < self.dead_code_threshold * ema_count.mean())
         chosen, count = self._restarts(dead, latents=latents, generator=generator), counts.mean()
         # Without the last line the old average would overwrite the new vector in the next step (espnet #6284).
@@ -161,51 +155,25 @@ class EMAQuantizer(nn.Module):
     def _normalize(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.l2_normalize else vectors
 
-    def _smoothed(self, counts: Tensor) -> Tensor:
-        """Laplace smoothing (N + eps) / (sum N + K eps) * sum N of counts (K,), as a column (K, 1)."""
-        eps, total = 1e-5, counts.sum()
-        return ((counts + eps) / (total + self.codebook_size * eps) * total)[:, None]
-
-    def _sum_over_ranks(self, latents: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Count and sum of the latents of each code, over all ranks: (K,), (K, C).
-
-        Summed in fp64 and rounded once, so that neither the split over ranks nor the order of additions shows.
-        """
-        totals = _totals_by_code(latents, indices, codebook_size=self.codebook_size)
-        if distributed.is_initialized():
-            distributed.all_reduce(totals)
-        return totals[:, 0].float(), totals[:, 1:].float()
-
     def _restarts(self, dead: Tensor, *, latents: Tensor, generator: torch.Generator) -> Tensor:
-        """New vectors (K, C) for the codes of `dead` (K,), from the latents of the batch.
+        """New vectors (K, C) for the codes of `dead` (K,): latents in random order, or clusters of latents.
 
-        The vectors are latents in random order, or clusters of latents. Rows of other codes have no meaning.
-
-        More dead codes than latents: some restart as twins, of which argmin uses one and the other soon restarts again.
+        Rows of other codes have no meaning. Of more dead codes than latents some restart as twins, of which argmin uses
+        one and the other soon restarts again.
         """
-        if self._starts_by_kmeans():
-            pool = gather_over_ranks(latents)  # (N * world_size, C), the same on every rank
-            return self._cluster(pool, centers=draw_latents(pool, len(dead), generator=generator))
-        total = len(latents) * _world_size()
+        if self.codebook_init == "kmeans" and not self.has_started:
+            self.has_started = bool(self.initialized)  # the device is asked until an update was taken
+            if not self.has_started:
+                pool = gather_over_ranks(latents)  # (N * world_size, C), the same on every rank
+                return self._cluster(pool, centers=draw_latents(pool, len(dead), generator=generator))
+        total = len(latents) * (distributed.get_world_size() if distributed.is_initialized() else 1)
         if total == 0:
             return self.codebook
         order = to_device(torch.randperm(total, generator=generator), latents.device)
         return rows_of_ranks(latents, order[(dead.cumsum(0) - 1) % total])
 
-    def _starts_by_kmeans(self) -> bool:
-        """True if no update was taken yet and the first update clusters.
-
-        Asks the device until an update was taken.
-        """
-        if self.codebook_init != "kmeans" or self.has_started:
-            return False
-        self.has_started = bool(self.initialized)
-        return not self.has_started
-
     def _cluster(self, points: Tensor, *, centers: Tensor) -> Tensor:
-        """k-means of `points` (P, C) from `centers` (K, C): (K, C).
-
-        A center without nearest points stays.
+        """k-means of `points` (P, C) from `centers` (K, C): (K, C). A center without nearest points stays.
 
         Every rank has all points and takes the same steps; rank 0 speaks for all where a device adds in any order.
         """
@@ -221,9 +189,7 @@ class EMAQuantizer(nn.Module):
 def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
     """argmin_k ||z - e_k||^2 for z (..., C) and codes (K, C): (...) int64, any of equal codes.
 
-    In fp32 under autocast too.
-
-    ||z||^2 is the same for every code and left out.
+    In fp32 under autocast too; ||z||^2 is the same for every code and left out.
     """
     with autocast(z.device, enabled=False):
         flat = z.reshape(-1, z.shape[-1])
@@ -248,10 +214,7 @@ def _totals_by_code(latents: Tensor, indices: Tensor, *, codebook_size: int) -> 
 
 
 def gather_over_ranks(latents: Tensor) -> Tensor:
-    """Gather the latents (N, C) of all ranks, the same N on each: (N * world_size, C).
-
-    Rank 0's latents come first, and the result is the same on every rank.
-    """
+    """Gather the latents (N, C) of all ranks, the same N on each, rank 0's first: (N * world_size, C)."""
     if not distributed.is_initialized():
         return latents
     parts = [torch.empty_like(latents) for _ in range(distributed.get_world_size())]
@@ -273,10 +236,6 @@ def rows_of_ranks(latents: Tensor, places: Tensor) -> Tensor:
     return rows
 
 
-def _world_size() -> int:
-    return distributed.get_world_size() if distributed.is_initialized() else 1
-
-
 def draw_latents(pool: Tensor, count: int, *, generator: torch.Generator) -> Tensor:
     """`count` latents of (N, C), each once before any comes twice: (count, C)."""
     order = torch.randperm(len(pool), generator=generator)[torch.arange(count) % len(pool)]
@@ -284,10 +243,7 @@ def draw_latents(pool: Tensor, count: int, *, generator: torch.Generator) -> Ten
 
 
 def codebook_histogram(indices: Tensor, *, codebook_size: int) -> Tensor:
-    """Count of each code in `indices` (any shape): (K,) int64.
-
-    Counts may be added up over an epoch and over ranks.
-    """
+    """Count of each code in `indices` (any shape), to be added up over an epoch and ranks: (K,) int64."""
     return torch.bincount(indices.flatten(), minlength=codebook_size)
 
 
@@ -297,9 +253,6 @@ def codebook_usage(histogram: Tensor) -> Tensor:
 
 
 def codebook_perplexity(histogram: Tensor) -> Tensor:
-    """Perplexity exp(-sum p log p), () in [1, K], from a histogram (K,) of a whole epoch.
-
-    The histogram of a single batch gives too low a perplexity.
-    """
+    """Perplexity exp(-sum p log p), () in [1, K], from a histogram (K,) of an epoch; a batch's is too low."""
     p = histogram.double() / histogram.sum()
     return torch.special.entr(p).sum().exp()

@@ -3,9 +3,10 @@
 It reads an image row by row: the state of a position is made of the three states above it and of the row so far. What
 it can see is therefore a triangle that opens upwards; far to the right in near rows stays out of reach.
 
-Shapes: B batch, C num_channels (colors), H W height and width, K num_values, I channels in, D channels, S = D / 2 of
-the state.
+Shapes: B batch, C num_channels (colors), H W height and width, I channels in, D channels, S = D / 2 of the state.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,26 +17,19 @@ from components.models.masked import (
     CachedLayer,
     CachedRowConv,
     CachedRowsConv,
-    Embedding,
-    GridCache,
     Groups,
     LabelBias,
+    PixelNetwork,
     RowConv2d,
     RowsConv2d,
-    ValueEmbedding,
     ValueHead,
-    check_kernel_size,
     color_groups,
-    label_or_null,
     shift_down,
 )
 
 
 class EntryLayer(nn.Module):
-    """The first layer, a convolution with mask A, (B, I, H, W) -> (B, D, H, W).
-
-    The layer sees three rows above and the row so far.
-    """
+    """A convolution with mask A, (B, I, H, W) -> (B, D, H, W), over three rows above and the row so far."""
 
     def __init__(self, in_groups: Groups, *, groups: Groups) -> None:
         super().__init__()
@@ -82,102 +76,47 @@ def lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     return let_out * cell.tanh(), cell
 
 
-class RowLSTM(nn.Module):
-    """Exact distribution of an image, given a class or nothing.
+class RowLSTM(PixelNetwork):
+    """A first convolution with a kernel of 7, and `num_layers` recurrent layers.
 
-    Args:
-        num_values: different values K of a color: 256, or the size of a codebook.
-        num_channels: colors C of a position, drawn one after the other: 3 for RGB, 1 for tokens.
-        channels: D, a multiple of 2 * num_channels; the state has half as many.
-        num_layers: recurrent layers after the first layer, a convolution with a kernel of 7.
-        kernel_size: of input-to-state, odd; a layer sees kernel_size // 2 positions to the left.
-        num_classes: classes; their tables have one row more, the null label `num_classes`. None: no classes.
-        embedding: of values that are "intensity" or, without an order among them, "table".
-        dropout: probability, in [0, 1), on each residual branch.
+    Args: see `PixelNetwork`; channels is D, a multiple of 2 * num_channels, for the state has half as many;
+        kernel_size is that of input-to-state, and `dropout` the probability, in [0, 1), on each residual branch.
 
     Raises:
-        ValueError: when the colors can't share the state's channels equally, or kernel_size has no middle.
+        ValueError: as `PixelNetwork`, or when the colors can't share the state's channels equally.
     """
 
     def __init__(
-        self,
-        *,
-        num_values: int,
-        num_channels: int,
-        channels: int,
-        num_layers: int,
-        kernel_size: int,
-        num_classes: int | None = None,
-        embedding: Embedding = "intensity",
-        dropout: float = 0.0,
+        self, *, num_channels: int, channels: int, num_layers: int, dropout: float = 0.0, **settings: Any
     ) -> None:
-        super().__init__()
-        check_kernel_size(kernel_size)
         if channels % (2 * num_channels):
             raise ValueError(
                 f"channels {channels} must be a multiple of {2 * num_channels}: the state has half of them"
             )
-        self.num_channels, self.null_label = num_channels, num_classes or 0
-        self.embedding = ValueEmbedding(
-            num_values=num_values, num_channels=num_channels, channels=channels, kind=embedding
-        )
-        self.entry = EntryLayer(self.embedding.groups, groups=color_groups(channels, num_channels=num_channels))
+        super().__init__(num_channels=num_channels, channels=channels, **settings)
+        self.entry = EntryLayer(self.embedding.groups, groups=self.groups)
         self.layers = nn.ModuleList(
             RowLSTMLayer(
                 channels=channels,
                 num_channels=num_channels,
-                kernel_size=kernel_size,
+                kernel_size=settings["kernel_size"],
                 num_labels=self.null_label + 1,
                 dropout=dropout,
             )
             for _ in range(num_layers)
         )
-        self.head = ValueHead(channels, num_channels=num_channels, num_values=num_values)
+        self.head = ValueHead(channels, num_channels=num_channels, num_values=self.num_values)
 
-    def forward(self, values: Tensor, *, label: Tensor | None = None) -> Tensor:
-        """Teacher-forced logits.
-
-        Args:
-            values: (B, C, H, W) int64 in [0, K); any height and width.
-            label: (B,) int64 in [0, num_classes], num_classes being the null label; None stands for the null label.
-
-        Returns:
-            (B, C, H, W, K), each from the label and values before it.
-        """
-        label = self._label(len(values), label)
-        x = self.entry(self.embedding(values))
+    def features(self, x: Tensor, *, label: Tensor) -> Tensor:
+        x = self.entry(x)
         for layer in self.layers:
             x = layer(x, label=label)
-        return self.head(x)
+        return x
 
-    @torch.no_grad()
-    def start(
-        self, batch_size: int, *, height: int, width: int, label: Tensor | None = None
-    ) -> tuple[Tensor, GridCache]:
-        """The logits (B, K) of an image's first value, and the cache for `step`."""
-        label = self._label(batch_size, label)
-        layers: list[CachedLayer] = [CachedEntryLayer(self.entry, batch_size=batch_size, width=width)]
-        for layer in self.layers:
-            assert isinstance(layer, RowLSTMLayer)
-            layers.append(CachedRowLSTMLayer(layer, label=label, width=width))
-        cache = GridCache(
-            layers, embedding=self.embedding, head=self.head, batch_size=batch_size, height=height, width=width
-        )
-        return cache.logits(), cache
-
-    @torch.no_grad()
-    def step(self, values: Tensor, *, cache: GridCache) -> Tensor:
-        """Append `values` (B,) to the images in `cache` and return the next logits (B, K).
-
-        Raises:
-            IndexError: when the images are complete.
-        """
-        cache.append(values)
-        return cache.logits()
-
-    def _label(self, batch_size: int, label: Tensor | None) -> Tensor:
-        device = self.head.out.weight.device
-        return label_or_null(label, batch_size=batch_size, null_label=self.null_label, device=device)
+    def cached_layers(self, *, label: Tensor, width: int) -> list[CachedLayer]:
+        layers = (layer for layer in self.layers if isinstance(layer, RowLSTMLayer))
+        recurrent = [CachedRowLSTMLayer(layer, label=label, width=width) for layer in layers]
+        return [CachedEntryLayer(self.entry, batch_size=len(label), width=width), *recurrent]
 
 
 class CachedEntryLayer:
@@ -186,8 +125,7 @@ class CachedEntryLayer:
     def __init__(self, layer: EntryLayer, *, batch_size: int, width: int) -> None:
         self.conv = CachedRowConv(layer.beside, batch_size=batch_size, width=width)
         self.above = CachedRowsConv(layer.above, batch_size=batch_size, width=width)
-        self.nothing = layer.above.weight.new_zeros(batch_size, layer.above.out_channels, width)
-        self.terms = self.nothing
+        self.nothing = self.terms = layer.above.weight.new_zeros(batch_size, layer.above.out_channels, width)
 
     def begin_row(self, above: Tensor | None) -> Tensor | None:
         """The embedded row above, (B, I, W); recurrent layers keep the needed part."""
@@ -209,10 +147,8 @@ class CachedRowLSTMLayer:
         self.conv = CachedRowConv(layer.input_to_state, batch_size=len(label), width=width)
         self.mix = CachedRowConv(layer.mix, batch_size=len(label), width=width)
         self.label = layer.label(label)[..., 0]  # (B, 4S, 1)
-        num_channels = len(self.mix.shares)
-        share = len(self.mix.shares[0])
-        self.cells = layer.mix.weight.new_zeros(num_channels, width, len(label), share)
-        self.terms = self.cells
+        colors, share = len(self.mix.shares), len(self.mix.shares[0])
+        self.cells = self.terms = layer.mix.weight.new_zeros(colors, width, len(label), share)
 
     def begin_row(self, above: Tensor | None) -> Tensor | None:
         states = self.layer.state_to_state(self.mix.row())  # (B, 4S, W); zeros above the first row

@@ -11,7 +11,7 @@ S sequence, D model_dim, H heads, E head_dim = D / H, K codebook_size.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, model_dim: int, *, num_heads: int, causal: bool) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.causal = causal
+        self.num_heads, self.causal = num_heads, causal
         self.qkv = nn.Linear(model_dim, 3 * model_dim)
         self.proj = nn.Linear(model_dim, model_dim)
 
@@ -67,7 +66,7 @@ class SelfAttention(nn.Module):
 
 
 class Block(NetworkBlock):
-    """Attention, then a feed-forward network, each pre-norm with a residual, (B, S, D) -> (B, S, D).
+    """Attention and feed-forward network, each pre-norm with a residual, (B, S, D) (Radford et al. 2019).
 
     Dropout is on the residual branches alone, as in LlamaGen (Sun et al. 2024): none of the attention weights is
     dropped, which keeps fused attention kernels in training.
@@ -82,25 +81,17 @@ class Block(NetworkBlock):
         self.contract = nn.Linear(4 * model_dim, model_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        mask: Tensor | None,
-        rotation: Tensor | None = None,
-        cache: tuple[Tensor, Tensor] | None = None,
-        start: int | Tensor = 0,
-    ) -> Tensor:
-        attended = self.attention(self.norm_1(x), mask=mask, rotation=rotation, cache=cache, start=start)
-        x = x + self.dropout(attended)
+    def forward(self, x: Tensor, **attention: Any) -> Tensor:
+        """Keywords are those of `SelfAttention.forward`."""
+        x = x + self.dropout(self.attention(self.norm_1(x), **attention))
         return x + self.dropout(self.contract(F.gelu(self.expand(self.norm_2(x)))))
 
 
 def kept_with(new: Tensor, whole: Tensor, start: int | Tensor) -> Tensor:
     """Write keys or values (B, H, S, E) into a cache from `start` on, and return the filled cache.
 
-    The result ends with the new entries or, where `start` is a number on the device, is the whole cache: no shape may
-    depend on a number on the device.
+    The result ends with the new entries. Where `start` is a number on the device, on which no shape may depend, it is
+    the whole cache.
     """
     if isinstance(start, Tensor):
         return whole.index_copy_(2, start[None], new.to(whole.dtype))
@@ -166,15 +157,10 @@ class TokenNetwork(nn.Module):
             raise ValueError(f"give both or neither of {vocab_size=} and {text_length=}")
         if (condition_codebook_size is None) != (condition_grid is None):
             raise ValueError(f"give both or neither of {condition_codebook_size=} and {condition_grid=}")
-        self.codebook_size = codebook_size
-        self.num_tokens = num_tokens
-        self.grid = (height, width)
-        self.num_heads = num_heads
-        self.positions = positions
-        self.null_label = num_classes or 0
-        self.null_condition = condition_codebook_size or 0
-        self.text_length = text_length or 0
-        self.condition_grid = tuple(condition_grid or (0, 0))
+        self.codebook_size, self.num_tokens, self.num_heads = codebook_size, num_tokens, num_heads
+        self.grid, self.positions = (height, width), positions
+        self.null_label, self.null_condition = num_classes or 0, condition_codebook_size or 0
+        self.text_length, self.condition_grid = text_length or 0, tuple(condition_grid or (0, 0))
         self.condition_length = math.prod(self.condition_grid)
         self.num_conditions = self.text_length + self.condition_length + 1  # P
         self.class_embedding = nn.Embedding(self.null_label + 1, model_dim)
@@ -211,10 +197,7 @@ class TokenNetwork(nn.Module):
         self.register_buffer("rotation", rotation, persistent=False)  # (P + N, E / 2, 2), conditions are not turned
 
     def _initialize(self) -> None:
-        """Initialize by N(0, 0.02), less at the end of residual branches (Radford et al. 2019).
-
-        The factor there is 1 / sqrt(number of residual branches).
-        """
+        """N(0, 0.02), over sqrt(number of residual branches) at the end of each (Radford et al. 2019)."""
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 residual = name.endswith(("attention.proj.weight", "contract.weight"))
@@ -227,7 +210,7 @@ class TokenNetwork(nn.Module):
         return self.head.weight.device
 
     def _place(self, x: Tensor, first: int | Tensor) -> Tensor:
-        """Add learned positions of the places first..first+n of the image to x (B, n, D).
+        """Add learned positions of the image's places first..first+n to x (B, n, D).
 
         `first` may be () int64.
         """

@@ -68,8 +68,7 @@ class Transformer(TokenNetwork):
         Returns:
             (B, N, K), logits[:, i] from the conditions and the tokens before i.
 
-        Raises:
-            ValueError: when the shape of a condition is not the one that the model was built for.
+        Raises ValueError when the shape of a condition is not the one that the model was built for.
         """
         conditions = self._embed_conditions(len(tokens), label=label, text=text, condition=condition)  # (B, P, D)
         image = self._place(self.token_embedding(tokens[:, :-1]), 1)  # (B, N - 1, D)
@@ -104,25 +103,26 @@ class Transformer(TokenNetwork):
         """
         x = self._embed_conditions(batch_size, label=label, text=text, condition=condition)  # (B, P, D)
         visible = self._visible(text)
-        cache = self._allocate(x, visible=visible) if cache is None else replace(cache, visible=visible, length=0)
+        cache = self._allocate(x, visible=visible) if cache is None else replace(cache, visible=visible)
         if tokens is not None:
             x = torch.cat([x, self._place(self.token_embedding(tokens), 1)], dim=1)  # (B, P + n, D)
-        mask = None if visible is None else _causal_mask(visible[..., : x.shape[1]])
-        return self._decode(x, cache=cache, mask=mask), cache
+        cache.length = x.shape[1]
+        mask = None if visible is None else _causal_mask(visible[..., : cache.length])
+        return self._through(x, 0, cache=cache, mask=mask), cache
 
     @torch.no_grad()
     def step(self, tokens: Tensor, *, cache: KVCache) -> Tensor:
         """Append `tokens` (B,) to the sequence in `cache` and return the next logits (B, K).
 
-        Raises:
-            IndexError: when the cache holds the inputs of all N tokens already.
+        Raises IndexError when the cache holds the inputs of all N tokens already.
         """
         index = cache.length - self.num_conditions + 1  # of the token to predict
         if index >= self.num_tokens:
             raise IndexError(f"the cache is full: an image has {self.num_tokens} tokens")
         x = self._place(self.token_embedding(tokens[:, None]), index)  # (B, 1, D)
-        mask = None if cache.visible is None else cache.visible[..., : cache.length + 1]
-        return self._decode(x, cache=cache, mask=mask)
+        start, cache.length = cache.length, cache.length + 1
+        mask = None if cache.visible is None else cache.visible[..., : cache.length]
+        return self._through(x, start, cache=cache, mask=mask)
 
     @torch.no_grad()
     def step_at(self, tokens: Tensor, position: Tensor, *, cache: KVCache) -> Tensor:
@@ -135,11 +135,6 @@ class Transformer(TokenNetwork):
         filled = torch.arange(cache.keys[0].shape[2], device=x.device) <= position  # (whole sequence,)
         mask = filled[None] if cache.visible is None else filled & cache.visible
         return self._through(x, position, cache=cache, mask=mask)
-
-    def _decode(self, x: Tensor, *, cache: KVCache, mask: Tensor | None) -> Tensor:
-        logits = self._through(x, cache.length, cache=cache, mask=mask)
-        cache.length += x.shape[1]
-        return logits
 
     def _through(self, x: Tensor, start: int | Tensor, *, cache: KVCache, mask: Tensor | None) -> Tensor:
         rotation = self._rotation(start, x.shape[1])
@@ -160,10 +155,7 @@ class Transformer(TokenNetwork):
 
 
 def _causal_mask(visible: Tensor) -> Tensor:
-    """Causal mask (B, 1, 1, S) -> (B, 1, S, S): visible earlier positions and the own position.
-
-    The position sees itself, because a row that sees nothing would be all -inf with a softmax of NaN.
-    """
+    """Causal mask (B, 1, 1, S) -> (B, 1, S, S), with the own position, lest a softmax over none be NaN."""
     length = visible.shape[-1]
     itself = torch.eye(length, dtype=torch.bool, device=visible.device)
     return (visible & itself.new_ones(length, length).tril()) | itself
@@ -193,17 +185,10 @@ class MaskedTransformer(TokenNetwork):
         text: Tensor | None = None,
         condition: Tensor | None = None,
     ) -> Tensor:
-        """Logits of every token.
+        """Logits (B, N, K) of tokens (B, N) int64 in [0, K], K being the mask token.
 
-        Args:
-            tokens: (B, N) int64 in [0, K], K being the mask token.
-            label, text, condition: see `Transformer.forward`.
-
-        Returns:
-            (B, N, K); those at tokens that are not masked mean nothing, since they see themselves.
-
-        Raises:
-            ValueError: when the shape of a condition is not the one that the model was built for.
+        Those at tokens that are not masked mean nothing, since they see themselves. Conditions and errors are those of
+        `Transformer.forward`.
         """
         conditions = self._embed_conditions(len(tokens), label=label, text=text, condition=condition)  # (B, P, D)
         image = self._place(self.token_embedding(tokens), 0)  # (B, N, D)

@@ -11,11 +11,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from components.models.pixelcnn import GatedPixelCNN
-from components.models.row_lstm import RowLSTM
+from components.models.masked import PixelNetwork
 from components.sampling.autoregressive import check_filters, draw, guided_logits
-
-PixelNetwork = GatedPixelCNN | RowLSTM
 
 
 def generate_grid(

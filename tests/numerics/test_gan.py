@@ -11,8 +11,7 @@ from torch.nn.utils import parametrize
 from components.models.gan import (
     ConditionalBatchNorm2d,
     GANGenerator,
-    NormedDownsampleConv2d,
-    NormedUpsampleConv2d,
+    NormedConv2d,
     ProjectionDiscriminator,
     batch_moments,
     estimate_statistics,
@@ -77,7 +76,8 @@ def test_training_finds_the_norms_by_itself():
 def test_resampling_convolutions_are_their_two_steps_in_one():
     torch.manual_seed(0)
     x = torch.randn(2, 5, 6, 8, dtype=torch.float64)
-    up, down = NormedUpsampleConv2d(5, 7).double().eval(), NormedDownsampleConv2d(5, 7).double().eval()
+    up, down = NormedConv2d(5, 7, bias=False, resample="up"), NormedConv2d(5, 7, resample="down")
+    up, down = up.double().eval(), down.double().eval()
     nn.init.normal_(down.bias)
     slow_up = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), up.weight, padding=1)
     torch.testing.assert_close(up(x), slow_up)

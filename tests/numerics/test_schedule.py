@@ -38,7 +38,7 @@ def test_zero_terminal_snr_equals_that_of_diffusers_and_leaves_the_first_step_as
     theirs = peer(name, rescale_betas_zero_snr=True)
     torch.testing.assert_close(ours.betas, theirs.betas.double(), atol=1e-5, rtol=0)
     assert ours.alphas_cumprod[-1] == 0
-    assert ours.snr(torch.tensor([999])) == 0
+    assert ours.tables["signal_to_noise"][999] == 0
     assert ours.betas[0].item() == pytest.approx(peer(name).betas[0].item(), rel=1e-3)
     assert ours.respaced([0, 500, 999]).alphas_cumprod[-1] == 0
     x_0, noise = torch.randn(2, 1, 3, 4, 4).unbind()
@@ -78,7 +78,7 @@ def test_posterior_is_what_bayes_rule_gives(name):
     schedule = make_schedule(name, num_train_timesteps=40)
     timesteps = torch.arange(1, 40)
     x_0, x_t = torch.randn(2, 39, 1, dtype=torch.float64).unbind()
-    beta, previous = schedule.betas[1:, None], schedule.alphas_cumprod_prev[1:, None]
+    beta, previous = schedule.betas[1:, None], schedule.tables["alphas_cumprod_prev"][1:, None]
     precision = (1 - beta) / beta + 1 / (1 - previous)
     mean = ((1 - beta).sqrt() / beta * x_t + previous.sqrt() / (1 - previous) * x_0) / precision
     posterior = schedule.posterior(x_0, x_t, timesteps)
@@ -88,14 +88,14 @@ def test_posterior_is_what_bayes_rule_gives(name):
 
 def test_the_first_posterior_log_variance_is_that_of_the_second_step():
     """A floor of 1e-20 (log -46) in its place ruins likelihoods at index 0."""
-    log_variance = make_schedule("linear", num_train_timesteps=1000).posterior_log_variance_clipped
+    log_variance = make_schedule("linear", num_train_timesteps=1000).tables["posterior_log_variance_clipped"]
     assert log_variance[0] == log_variance[1]
     assert log_variance[0].item() == pytest.approx(-9.817, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_signal_to_noise_falls_with_time(name):
-    snr = make_schedule(name, num_train_timesteps=100).snr(torch.arange(100))
+    snr = make_schedule(name, num_train_timesteps=100).tables["signal_to_noise"].float()
     assert (snr.diff() < 0).all()
 
 
@@ -124,7 +124,7 @@ def test_options_that_make_no_schedule_are_refused_in_one_line(options):
 
 def test_the_shortest_possible_schedules_are_finite():
     for schedule in (make_schedule("linear", num_train_timesteps=21), make_schedule("cosine", num_train_timesteps=1)):
-        assert schedule.posterior_log_variance_clipped.isfinite().all()
+        assert schedule.tables["posterior_log_variance_clipped"].isfinite().all()
         assert (schedule.alphas_cumprod > 0).all()
 
 

@@ -70,11 +70,11 @@ def test_the_bound_of_the_exact_model_is_the_entropy_in_bits(name, num_train_tim
         of_x_t = signal**2 * DATA_DEVIATION**2 + sigma**2
         epsilon = output_for(objective, x_0=signal * DATA_DEVIATION**2 / of_x_t * x_t, x_t=x_t, time=time)
         index = int((strided.timesteps == time[0]).nonzero())
-        previous, beta = strided.alphas_cumprod_prev[index], strided.betas[index]
+        previous, beta = strided.tables["alphas_cumprod_prev"][index], strided.betas[index]
         spread = DATA_DEVIATION**2 * sigma**2 / of_x_t  # of x_0 given x_t
         coef_x_0 = beta * previous.sqrt() / (1 - strided.alphas_cumprod[index])
-        wanted = (strided.posterior_variance[index] + coef_x_0**2 * spread).log()
-        small, large = strided.posterior_log_variance_clipped[index], beta.log()
+        wanted = (strided.tables["posterior_variance"][index] + coef_x_0**2 * spread).log()
+        small, large = strided.tables["posterior_log_variance_clipped"][index], beta.log()
         return torch.cat([epsilon, (2 * (wanted - small) / (large - small) - 1).expand_as(x_t)], dim=1)
 
     data, noise = torch.meshgrid(DATA_DEVIATION * quantiles(100), quantiles(100), indexing="ij")

@@ -49,11 +49,11 @@ class ExactNetwork(nn.Module):
 
     def forward(self, x_t: Tensor, timesteps: Tensor) -> Tensor:
         schedule, x_t = self.schedule, x_t.double()
-        cumulated, previous, betas = schedule.alphas_cumprod, schedule.alphas_cumprod_prev, schedule.betas
+        cumulated, previous, betas = schedule.alphas_cumprod, schedule.tables["alphas_cumprod_prev"], schedule.betas
         spread = cumulated * DEVIATION**2 + 1 - cumulated  # variance of x_t
         rest = DEVIATION**2 * (1 - cumulated) / spread  # variance of x_0, x_t given
-        variance = schedule.posterior_variance + (betas * previous.sqrt() / (1 - cumulated)) ** 2 * rest
-        small, large = schedule.posterior_log_variance_clipped, betas.log()
+        variance = schedule.tables["posterior_variance"] + (betas * previous.sqrt() / (1 - cumulated)) ** 2 * rest
+        small, large = schedule.tables["posterior_log_variance_clipped"], betas.log()
         values = 2 * (variance.log() - small) / (large - small) - 1
         epsilon = x_t * ((1 - cumulated).sqrt() / spread)[timesteps].reshape(-1, 1, 1, 1)
         return torch.cat([epsilon, values[timesteps].reshape(-1, 1, 1, 1).expand_as(x_t)], dim=1)

@@ -22,9 +22,7 @@ def upsample(image: Tensor, size: int) -> Tensor:
 
 
 def augment_low_res(schedule: Schedule, low_res: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:
-    """Noise conditioning augmentation: the low-resolution condition after noise_level noising steps.
-
-    Source: Ho et al. (2022), section 4.2.
+    """Noise conditioning augmentation (Ho et al., 2022, 4.2): low_res after noise_level noising steps.
 
     Args:
         low_res, noise: (B, C, H, W), low_res already enlarged to the size of x_t.

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from statistics import NormalDist
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from einops import repeat
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from components.models.devices import to_device
 from components.models.diffusion.corruption import downsample, quantize_8_bit, upsample
+from components.models.diffusion.objective import Objective
 
 NUMBERS = 96  # the most that any mask uses
 RECTANGLES = 0.5  # share of rectangles among the masks of inpainting; the rest are strokes
@@ -34,13 +35,11 @@ SMALLEST_RADIUS = 0.75  # pixels; a disk of this size holds the center of a pixe
 def inpainting_mask(numbers: Sequence[float], resolution: int, *, area: tuple[float, float]) -> Tensor:
     """Return a rectangle or brush strokes somewhere in the image, (S, S) bool, never empty.
 
-    Args:
-        numbers: NUMBERS draws in [0, 1).
-        area: least and greatest share of the image that a rectangle hides; strokes have their own sizes, from Yu et al.
+    `numbers` are NUMBERS draws in [0, 1), `area` the least and greatest share of the image that a rectangle hides;
+    strokes have their own sizes, from Yu et al.
     """
-    if numbers[0] < RECTANGLES:
-        return rectangle(numbers[1:], resolution, area=area)
-    return strokes(numbers[1:], resolution)
+    rest = numbers[1:]
+    return rectangle(rest, resolution, area=area) if numbers[0] < RECTANGLES else strokes(rest, resolution)
 
 
 def rectangle(numbers: Sequence[float], resolution: int, *, area: tuple[float, float]) -> Tensor:
@@ -57,10 +56,8 @@ def rectangle(numbers: Sequence[float], resolution: int, *, area: tuple[float, f
 def border_mask(numbers: Sequence[float], resolution: int, *, area: tuple[float, float]) -> Tensor:
     """The mask of uncropping: a border of equal width at up to four sides, (S, S) bool.
 
-    The width w solves (1 - n w)(1 - m w) = 1 - a for a hidden share a and n, m sides of the two directions.
-
-    Args:
-        area: least and greatest share of the image that is hidden.
+    The width w solves (1 - n w)(1 - m w) = 1 - a for a hidden share a, between the two of `area`, and n, m sides of the
+    two directions.
     """
     share, count = between(area, numbers[0]), 1 + int(4 * numbers[1])
     sides = sorted(range(4), key=lambda side: numbers[2 + side])[:count]  # of top, bottom, left, right
@@ -83,7 +80,8 @@ def strokes(numbers: Sequence[float], resolution: int) -> Tensor:
         points = [(next(draw), next(draw))]
         for line in range(int(between((VERTICES[0], VERTICES[1] + 1), next(draw)))):
             angle = (-1) ** line * (ANGLE + ANGLE_RANGE * (2 * next(draw) - 1))
-            length = min(max(0.0, _normal(next(draw), LENGTH, LENGTH / 2)), 2 * LENGTH)
+            drawn = NormalDist(LENGTH, LENGTH / 2).inv_cdf(max(next(draw), 1e-9))
+            length = min(max(0.0, drawn), 2 * LENGTH)
             x, y = points[-1][0] + length * math.cos(angle), points[-1][1] + length * math.sin(angle)
             points.append((min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)))
         mask |= brushed(torch.tensor(points, dtype=torch.float64) * resolution, radius, resolution)
@@ -92,10 +90,7 @@ def strokes(numbers: Sequence[float], resolution: int) -> Tensor:
 
 
 def brushed(points: Tensor, radius: float, resolution: int) -> Tensor:
-    """Pixels with centers within `radius` of the lines through points (P, 2): (S, S) bool.
-
-    Points are x and y in pixels.
-    """
+    """Pixels with centers within `radius` of the lines through points (P, 2), x and y: (S, S) bool."""
     centers = torch.arange(resolution, dtype=torch.float64) + 0.5
     pixel = torch.stack(torch.meshgrid(centers, centers, indexing="xy"), dim=-1)[:, :, None]  # (S, S, 1, 2)
     start, along = points[:-1], points.diff(dim=0)  # (P - 1, 2)
@@ -109,13 +104,9 @@ def between(limits: tuple[float, float], number: float) -> float:
     return limits[0] + number * (limits[1] - limits[0])
 
 
-def _normal(number: float, mean: float, deviation: float) -> float:
-    """Map a number in [0, 1) to a normal distribution by the inverse distribution function."""
-    return NormalDist(mean, deviation).inv_cdf(max(number, 1e-9))
-
-
+MASKS = {"inpainting": inpainting_mask, "uncropping": border_mask}  # of tasks that leave some pixels unchanged
+MASK_TASKS = tuple(MASKS)
 TASKS = ("inpainting", "uncropping", "colorization", "jpeg", "super_resolution")
-MASK_TASKS = ("inpainting", "uncropping")  # tasks that leave some pixels unchanged
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights with which image libraries turn color to gray
 
 
@@ -129,14 +120,6 @@ class Degraded(NamedTuple):
     def condition(self) -> Tensor:
         """The network's condition (B, 4, H, W): three channels of the image, then the mask."""
         return torch.cat([self.image, self.mask], dim=1)
-
-
-class MaskedObjective(Protocol):
-    """The two formulas of an objective where a mask counts: the noised image and the loss."""
-
-    def add_noise(self, x_0: Tensor, noise: Tensor, time: Tensor) -> Tensor: ...
-
-    def loss(self, output: Tensor, *, x_0: Tensor, noise: Tensor, x_t: Tensor, time: Tensor) -> Tensor: ...
 
 
 def degrade(
@@ -161,9 +144,11 @@ def degrade(
         factors: the factors of super-resolution, among which a draw chooses.
     """
     images, size = [], image.shape[-1]
-    drawn = [_mask(task, draws, size, mask_area) for task, draws in zip(tasks, numbers.tolist(), strict=True)]
-    masks = to_device(torch.cat(drawn), image.device).to(image.dtype)
-    for row, (task, draws) in enumerate(zip(tasks, numbers.tolist(), strict=True)):
+    whole_mask = torch.ones(size, size, dtype=torch.bool)
+    wanted = list(zip(tasks, numbers.tolist(), strict=True))
+    drawn = [MASKS[task](draws, size, area=mask_area) if task in MASKS else whole_mask for task, draws in wanted]
+    masks = to_device(torch.stack(drawn)[:, None], image.device).to(image.dtype)
+    for row, (task, draws) in enumerate(wanted):
         whole = image[row : row + 1]
         match task:
             case "inpainting" | "uncropping":
@@ -178,14 +163,6 @@ def degrade(
                 raise ValueError(f"unknown task {task!r}: choose {' or '.join(TASKS)}")
         images.append(left)
     return Degraded(torch.cat(images), masks)
-
-
-def _mask(task: str, draws: Sequence[float], size: int, area: tuple[float, float]) -> Tensor:  # (1, 1, S, S) bool
-    if task == "inpainting":
-        return inpainting_mask(draws, size, area=area)[None, None]
-    if task == "uncropping":
-        return border_mask(draws, size, area=area)[None, None]
-    return torch.ones(1, 1, size, size, dtype=torch.bool)
 
 
 def fill_mask(image: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
@@ -211,13 +188,13 @@ def blurred(image: Tensor, factor: int) -> Tensor:
     return upsample(quantize_8_bit(downsample(image, size // factor)), size)
 
 
-def add_noise_in_mask(objective: MaskedObjective, x_0: Tensor, noise: Tensor, time: Tensor, mask: Tensor) -> Tensor:
+def add_noise_in_mask(objective: Objective, x_0: Tensor, noise: Tensor, time: Tensor, mask: Tensor) -> Tensor:
     """x_t with noise in the mask only; the network sees the other pixels clean."""
     return torch.where(mask > 0, objective.add_noise(x_0, noise, time), x_0)
 
 
 def loss_in_mask(
-    objective: MaskedObjective, output: Tensor, *, x_0: Tensor, noise: Tensor, x_t: Tensor, time: Tensor, mask: Tensor
+    objective: Objective, output: Tensor, *, x_0: Tensor, noise: Tensor, x_t: Tensor, time: Tensor, mask: Tensor
 ) -> Tensor:
     """The objective's loss (B,) averaged over the pixels of the mask; known pixels do not count.
 
@@ -232,9 +209,5 @@ def loss_in_mask(
 def denoise_in_mask(
     denoise: Callable[[Tensor, Tensor], Tensor], known: Tensor, mask: Tensor
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Wrap `denoise` to restore known pixels before each step: x_t = m x_t + (1 - m) x_0.
-
-    Args:
-        known: (B, 3, H, W), read outside of the mask.
-    """
+    """Wrap `denoise` to restore known pixels (B, 3, H, W) before each step: x_t = m x_t + (1 - m) x_0."""
     return lambda x_t, time: denoise(torch.where(mask > 0, x_t, known), time)

@@ -27,13 +27,10 @@ DATA_STEP = 2 / 255  # distance of neighbors among the 256 values in [-1, 1]
 
 
 def interpolated_log_variance(values: Tensor, *, small: Tensor, large: Tensor) -> Tensor:
-    """Log of the learned variance: values in [-1, 1] span small to large, not squashed.
+    """Log of the learned variance (Nichol and Dhariwal, 2021, equation 15).
 
-    Source: Nichol and Dhariwal (2021), equation 15.
-
-    Args:
-        values: the second half of the network's channels (B, C, H, W).
-        small, large: log of the posterior variance and of beta, for the steps actually taken.
+    Values in [-1, 1], the second half of the network's channels (B, C, H, W), span small to large, not squashed: the
+    logs of the posterior variance and of beta, for the steps actually taken.
     """
     fraction = (values + 1) / 2
     return fraction * large + (1 - fraction) * small
@@ -46,9 +43,7 @@ def normal_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_varian
 
 
 def discretized_gaussian_nll(x_0: Tensor, *, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Negative log likelihood of 8-bit values in [-1, 1], element by element.
-
-    Source: Ho et al. (2020), equation 13.
+    """Negative log likelihood of 8-bit values in [-1, 1], by element (Ho et al., 2020, equation 13).
 
     Each value owns the interval of 2/255 around the value, and the two end values own the tails beyond, so the 256
     probabilities add up to 1. The normal distribution function is exact; Improved DDPM uses a tanh approximation here.
@@ -81,12 +76,11 @@ class DiscreteObjective:
 
     Args:
         variance: of the reverse steps; with "learned_range" the network has twice the channels.
-        loss: "simple", with the min-SNR weight if there is a gamma; "hybrid" adds the variational bound, whose gradient
-            then reaches the variance alone; "vlb" is the bound itself (the objective of Sohl-Dickstein et al., 2015).
+        loss_kind: "simple", with the min-SNR weight if there is a gamma; "hybrid" adds the variational bound, whose
+            gradient then reaches the variance alone; "vlb" is the bound itself (the objective of Sohl-Dickstein et al.,
+            2015).
 
-    Raises:
-        ValueError: targets that cannot be learned: the noise, or a min-SNR weight, where the last step has no signal
-            left.
+    Raises ValueError for targets that cannot be learned, as the noise, where the last step has no signal left.
     """
 
     schedule: Schedule
@@ -96,9 +90,10 @@ class DiscreteObjective:
     min_snr_gamma: float | None = None
 
     def __post_init__(self) -> None:
-        if self.schedule.betas[-1] == 1 and self.prediction_type == "epsilon":
+        no_signal = self.schedule.betas[-1] == 1
+        if no_signal and self.prediction_type == "epsilon":
             raise ValueError("zero_terminal_snr needs prediction_type v_prediction or sample, not epsilon")
-        if self.schedule.betas[-1] == 1 and self.min_snr_gamma is not None:
+        if no_signal and self.min_snr_gamma is not None:
             raise ValueError("zero_terminal_snr needs min_snr_gamma None: the last step would weigh nothing")
         if self.loss_kind == "hybrid" and self.variance != "learned_range":
             raise ValueError(f"loss hybrid needs variance learned_range, not {self.variance}")
@@ -131,7 +126,7 @@ class DiscreteObjective:
         """Loss (B,) of each sample; the bound counts T times, in bits/dim, and in "hybrid" T / 1000 times.
 
         T / 1000 is the lambda of 0.001 of Nichol and Dhariwal (2021) in the form of their code: the bound is a sum of T
-        terms, of which training draws a single term.
+        terms, of which training draws one.
         """
         total = len(self.schedule)
         if self.loss_kind == "vlb":
@@ -139,23 +134,18 @@ class DiscreteObjective:
         prediction = self.prediction(output, like=x_t).to(x_0.dtype)
         wanted = target(self.schedule, x_0=x_0, noise=noise, timesteps=time, prediction_type=self.prediction_type)
         errors = (prediction - wanted).square().mean(dim=tuple(range(1, x_0.ndim)))  # (B,)
-        weight = loss_weight(
-            self.schedule, time, prediction_type=self.prediction_type, min_snr_gamma=self.min_snr_gamma
-        )
-        simple = weight * errors
+        kind, gamma = self.prediction_type, self.min_snr_gamma
+        simple = loss_weight(self.schedule, time, prediction_type=kind, min_snr_gamma=gamma) * errors
         if self.loss_kind == "simple":
             return simple
-        stopped = torch.cat([prediction.detach(), self.variance_values(output, like=x_t)], dim=1)
+        stopped = torch.cat([prediction.detach(), output[:, x_t.shape[1] :].to(x_t.dtype)], dim=1)
         return simple + total / 1000 * self.bits(stopped, x_0=x_0, x_t=x_t, time=time)
 
     def bits(self, output: Tensor, *, x_0: Tensor, x_t: Tensor, time: Tensor, clip: bool = False) -> Tensor:
         """A single term of the variational bound in bits/dim, (B,): Ho et al. (2020), equation 5.
 
-        At time 0 the cost of coding the 8-bit x_0, elsewhere the divergence from the true posterior.
-
-        Args:
-            time: (B,) int64.
-            clip: x_0 to [-1, 1], as sampling does; for evaluation.
+        At time (B,) int64 of 0 the cost of coding the 8-bit x_0, elsewhere the divergence from the true posterior;
+        `clip` limits x_0 to [-1, 1], as sampling does.
         """
         predicted = self.predict_x_0(output, x_t=x_t, time=time)
         predicted = predicted.clamp(-1, 1) if clip else predicted
@@ -177,15 +167,13 @@ class DiscreteObjective:
         return signal * x_t - sigma * prediction
 
     def prediction(self, output: Tensor, *, like: Tensor) -> Tensor:
-        """The channels of an output without the channels of a learned variance."""
+        """The channels of an output without those of a learned variance."""
         return output[:, : like.shape[1]] if self.variance == "learned_range" else output
-
-    def variance_values(self, output: Tensor, *, like: Tensor) -> Tensor:
-        return output[:, like.shape[1] :].to(like.dtype)
 
     def log_variance(self, output: Tensor, *, like: Tensor, small: Tensor, large: Tensor) -> Tensor:
         if self.variance == "learned_range":
-            return interpolated_log_variance(self.variance_values(output, like=like), small=small, large=large)
+            values = output[:, like.shape[1] :].to(like.dtype)
+            return interpolated_log_variance(values, small=small, large=large)
         return small if self.variance == "fixed_small" else large
 
     def log_variance_at(self, output: Tensor, *, like: Tensor, time: Tensor) -> Tensor:
@@ -197,15 +185,13 @@ class DiscreteObjective:
     def trajectory(self, num_inference_steps: int, *, spacing: Spacing = "linspace") -> Trajectory:
         """The steps of `Objective.trajectory`; "karras" interpolates between training steps, with rho = 7.
 
-        Where the last training step has no signal, every spacing starts at that step, except "leading", which raises
-        ValueError.
+        Where the last training step has no signal, every spacing starts there, but "leading" raises ValueError.
         """
         if spacing == "karras":
             return self.karras_trajectory(num_inference_steps)
         if spacing == "leading" and self.schedule.betas[-1] == 1:
             raise ValueError("zero_terminal_snr needs spacing trailing or linspace: leading skips the last step")
-        steps = spaced_timesteps(len(self.schedule), num_inference_steps, spacing=spacing)
-        times = torch.tensor(steps[::-1])
+        times = torch.tensor(spaced_timesteps(len(self.schedule), num_inference_steps, spacing=spacing)[::-1])
         alphas_cumprod = self.schedule.alphas_cumprod[times]
         return with_clean_end(times, alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
 
@@ -213,7 +199,7 @@ class DiscreteObjective:
         """Levels of `karras_sigmas`, by interpolation of log sigma, at most a level for each training step."""
         if num_inference_steps > len(self.schedule):
             raise ValueError(f"num_inference_steps must be in [1, {len(self.schedule)}], not {num_inference_steps}")
-        table = noise_levels(self.schedule)
+        table = self.schedule.tables["noise_levels"]
         no_signal = int(table[-1].isinf())  # then the first step is the last one of training
         if no_signal and num_inference_steps == 1:
             return self.trajectory(1)
@@ -228,12 +214,6 @@ class DiscreteObjective:
         return with_clean_end(
             torch.cat([start, times]), torch.cat([zero, signal]), torch.cat([zero + 1, level * signal])
         )
-
-
-def noise_levels(schedule: Schedule) -> Tensor:
-    """sigma / signal at each step, (T,) float64, ascending; infinite where there is no signal."""
-    alphas_cumprod = schedule.alphas_cumprod
-    return ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
 
 
 def target(
@@ -253,9 +233,9 @@ def loss_weight(
 ) -> Tensor:
     """Weight (B,) float32 of each sample's mean squared error; 1 without a gamma.
 
-    With a gamma the weight is min(snr, gamma) on the scale of x_0, divided by snr for epsilon and by snr + 1 for v.
+    With one it is min(snr, gamma) on the scale of x_0, divided by snr for epsilon and by snr + 1 for v.
     """
-    snr = schedule.snr(timesteps)
+    snr = schedule.table("signal_to_noise", timesteps.device)[timesteps].float()
     if min_snr_gamma is None:
         return snr.new_ones(snr.shape)
     clipped = snr.clamp(max=min_snr_gamma)
@@ -304,8 +284,7 @@ def bound(
         num_inference_steps: of the strided process, a separate model that costs more bits; None is every step.
         clip: clip each predicted x_0 to [-1, 1].
 
-    Raises:
-        ValueError: num_inference_steps is out of range.
+    Raises ValueError if num_inference_steps is out of range.
     """
     schedule = objective.schedule
     if num_inference_steps is not None:

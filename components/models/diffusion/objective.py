@@ -30,6 +30,8 @@ class Objective(Protocol):
 
     def add_noise(self, x_0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """x_t: signal * x_0 + sigma * noise."""
+        signal, sigma = self.levels(time, x_0)
+        return signal * x_0 + sigma * noise
 
     def apply(self, network: Network, x_t: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
         """The network's output, with input and time scaled for the objective."""
@@ -42,36 +44,13 @@ class Objective(Protocol):
 
     def log_variance(self, output: Tensor, *, like: Tensor, small: Tensor, large: Tensor) -> Tensor:
         """Log variance of an ancestral step, from the posterior's (small) and the forward step's (large)."""
+        return small
 
     def trajectory(self, num_inference_steps: int, *, spacing: Spacing = "linspace") -> Trajectory:
         """The levels of sampling; `spacing` chooses among training steps, a choice of discrete steps only.
 
         Raises ValueError if num_inference_steps is out of range.
         """
-
-
-def make_objective(settings: Mapping[str, Any]) -> Objective:
-    """Build an objective from the plain values of a model bundle's `settings["objective"]`.
-
-    Args:
-        settings: "kind" is "discrete", "edm" or "flow"; all further keys are arguments of `DiscreteObjective`
-            (loss_kind under the key "loss", and those of `make_schedule`, the name under "schedule"), `EDMObjective` or
-            `FlowObjective`.
-
-    Raises:
-        ValueError: an unknown kind, or settings that do not go together.
-    """
-    values = dict(settings)
-    kind = values.pop("kind")
-    if kind == "edm":
-        return EDMObjective(**values)
-    if kind == "flow":
-        return FlowObjective(**values)
-    if kind != "discrete":
-        raise ValueError(f"unknown objective {kind!r}: choose discrete, edm or flow")
-    options = ("num_train_timesteps", "beta_start", "beta_end", "zero_terminal_snr")
-    schedule = make_schedule(values.pop("schedule"), **{name: values.pop(name) for name in options if name in values})
-    return DiscreteObjective(schedule, loss_kind=values.pop("loss", "simple"), **values)
 
 
 class Preconditioning(NamedTuple):
@@ -83,7 +62,7 @@ class Preconditioning(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EDMObjective:
+class EDMObjective(Objective):
     """EDM: a network with preconditioned input and output, for all noise levels (Karras et al., 2022).
 
     x_t = x_0 + sigma * noise. The time (B,) is sigma; the network's time input is log(sigma) / 4. Input and target of
@@ -104,17 +83,13 @@ class EDMObjective:
     def times(self, uniform: Tensor) -> Tensor:
         """Log-normal sigmas by the inverse distribution function; a draw of 0 counts as 2^-25.
 
-        2^-25 is half of the least of the 2^24 numbers that float32 draws have: the inverse of 0 itself would be
-        infinite.
+        That is half of the least number of float32 draws; the inverse of 0 itself would be infinite.
         """
         return (self.log_mean + self.log_std * torch.special.ndtri(uniform.clamp(min=2**-25))).exp()
 
     def levels(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         sigma = expand(time, like)
         return torch.ones_like(sigma), sigma
-
-    def add_noise(self, x_0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        return x_0 + expand(time, x_0) * noise
 
     def preconditioning(self, time: Tensor, like: Tensor) -> Preconditioning:  # each (B, 1, ...)
         sigma = expand(time, like)
@@ -137,16 +112,13 @@ class EDMObjective:
         factors = self.preconditioning(time, x_t)
         return factors.c_skip * x_t + factors.c_out * output
 
-    def log_variance(self, output: Tensor, *, like: Tensor, small: Tensor, large: Tensor) -> Tensor:
-        return small
-
     def trajectory(self, num_inference_steps: int, *, spacing: Spacing = "linspace") -> Trajectory:
         sigma = karras_sigmas(num_inference_steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
         return with_clean_end(sigma, torch.ones_like(sigma), sigma)
 
 
 @dataclass(frozen=True)
-class FlowObjective:
+class FlowObjective(Objective):
     """Flow matching on straight paths, x_t = (1 - t) * x_0 + t * noise: rectified flow.
 
     The time (B,) is t in [0, 1], 1 for noise; the network's time input is 1000 t, and the prediction is the velocity
@@ -167,10 +139,6 @@ class FlowObjective:
     def levels(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         return expand(1 - time, like), expand(time, like)
 
-    def add_noise(self, x_0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        signal, sigma = self.levels(time, x_0)
-        return signal * x_0 + sigma * noise
-
     def apply(self, network: Callable[..., Tensor], x_t: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
         return network(x_t, 1000 * time, **conditions)
 
@@ -181,12 +149,29 @@ class FlowObjective:
     def predict_x_0(self, output: Tensor, *, x_t: Tensor, time: Tensor) -> Tensor:
         return x_t - expand(time, x_t) * output
 
-    def log_variance(self, output: Tensor, *, like: Tensor, small: Tensor, large: Tensor) -> Tensor:
-        return small
-
     def trajectory(self, num_inference_steps: int, *, spacing: Spacing = "linspace") -> Trajectory:
         """Even steps of t from 1 to 0. Raises ValueError if num_inference_steps is below 1."""
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
         time = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)[:-1]
         return with_clean_end(time, 1 - time, time)
+
+
+def make_objective(settings: Mapping[str, Any]) -> Objective:
+    """Build an objective from the plain values of a model bundle's `settings["objective"]`.
+
+    "kind" is "discrete", "edm" or "flow"; all further keys are arguments of `DiscreteObjective` (loss_kind under the
+    key "loss", and those of `make_schedule`, the name under "schedule"), `EDMObjective` or `FlowObjective`. Raises
+    ValueError for an unknown kind, or settings that do not go together.
+    """
+    values = dict(settings)
+    kind = values.pop("kind")
+    if kind == "edm":
+        return EDMObjective(**values)
+    if kind == "flow":
+        return FlowObjective(**values)
+    if kind != "discrete":
+        raise ValueError(f"unknown objective {kind!r}: choose discrete, edm or flow")
+    options = ("num_train_timesteps", "beta_start", "beta_end", "zero_terminal_snr")
+    schedule = make_schedule(values.pop("schedule"), **{name: values.pop(name) for name in options if name in values})
+    return DiscreteObjective(schedule, loss_kind=values.pop("loss", "simple"), **values)

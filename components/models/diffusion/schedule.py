@@ -8,6 +8,7 @@ x_t = signal * x_0 + sigma * noise. Shapes: B batch, T num_train_timesteps, N nu
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from components.models.diffusion.steps import Spacing, Step
 class Posterior(NamedTuple):
     """The Gaussian q(x_{t-1} | x_t, x_0) of the reverse process, Ho et al. (2020), equations 6 and 7."""
 
-    mean: Tensor  # (B, ...)        of q(x_{t-1} | x_t, x_0)
+    mean: Tensor  # (B, ...)
     log_variance: Tensor  # (B, 1, ...)  clipped: index 0 holds the value of index 1
 
 
@@ -31,11 +32,8 @@ class Schedule:
 
     Args:
         betas: (T,) float64 in (0, 1), the variance of the noise added at each step; the last may be 1 (zero terminal
-            SNR).
+            SNR). Others raise ValueError.
         timesteps: (T,) int64, the timestep that the network was trained with at each step.
-
-    Raises:
-        ValueError: a beta is not inside (0, 1).
     """
 
     betas: Tensor
@@ -50,94 +48,55 @@ class Schedule:
 
     @property
     def alphas_cumprod(self) -> Tensor:  # (T,)
-        return (1 - self.betas).cumprod(0)
+        return self.tables["alphas_cumprod"]
 
-    @property
-    def alphas_cumprod_prev(self) -> Tensor:  # (T,) starts with 1: nothing has been added before the first step
-        return torch.cat([self.betas.new_ones(1), self.alphas_cumprod[:-1]])
+    @cached_property
+    def tables(self) -> dict[str, Tensor]:
+        """Tables (T,) by name; `posterior` is that of x_{t-1}, Ho et al. (2020), equation 7.
 
-    @property
-    def signal(self) -> Tensor:  # (T,)
-        return self.alphas_cumprod.sqrt()
-
-    @property
-    def sigma(self) -> Tensor:  # (T,)
-        return (1 - self.alphas_cumprod).sqrt()
-
-    @property
-    def signal_before(self) -> Tensor:  # (T,)
-        return self.alphas_cumprod_prev.sqrt()
-
-    @property
-    def sigma_before(self) -> Tensor:  # (T,)
-        return (1 - self.alphas_cumprod_prev).sqrt()
-
-    @property
-    def signal_to_noise(self) -> Tensor:  # (T,)
-        alphas_cumprod = self.alphas_cumprod
-        return alphas_cumprod / (1 - alphas_cumprod)
-
-    @property
-    def log_noise_levels(self) -> Tensor:  # (T,) of sigma / signal
-        return ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt().log()
-
-    @property
-    def log_sigma_squared(self) -> Tensor:  # (T,)
-        return (1 - self.alphas_cumprod).log()
-
-    @property
-    def posterior_of_x_0(self) -> Tensor:  # (T,) weight of x_0 in the mean of the posterior
-        return self.betas * self.alphas_cumprod_prev.sqrt() / (1 - self.alphas_cumprod)
-
-    @property
-    def posterior_of_x_t(self) -> Tensor:  # (T,) weight of x_t in the mean of the posterior
-        return (1 - self.alphas_cumprod_prev) * (1 - self.betas).sqrt() / (1 - self.alphas_cumprod)
-
-    @property
-    def posterior_variance(self) -> Tensor:  # (T,)
-        """Variance of q(x_{t-1} | x_t, x_0), Ho et al. (2020), equation 7; 0 at index 0."""
-        return self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
-
-    @property
-    def posterior_log_variance_clipped(self) -> Tensor:  # (T,)
-        """Log of `posterior_variance` with the value of index 1 at index 0.
-
-        A floor of 1e-20 at index 0 would ruin likelihoods.
+        Two logarithms are clipped: that of the posterior variance, which is 0 at index 0, holds there the value of
+        index 1, for a floor of 1e-20 would ruin likelihoods; so does that of beta (code of Improved DDPM).
         """
-        variance = self.posterior_variance
-        first = variance[1:2] if len(self) > 1 else self.betas
-        return torch.cat([first, variance[1:]]).log()
-
-    @property
-    def log_betas(self) -> Tensor:  # (T,)
-        return self.betas.log()
-
-    @property
-    def log_betas_clipped(self) -> Tensor:  # (T,) the first log beta would cost likelihood (code of Improved DDPM)
-        return torch.cat([self.posterior_log_variance_clipped[:1], self.log_betas[1:]])
+        with torch.inference_mode(mode=False):  # training may use tables made while sampling
+            betas = self.betas
+            alphas_cumprod = (1 - betas).cumprod(0)
+            before = torch.cat([betas.new_ones(1), alphas_cumprod[:-1]])  # nothing is added before the first step
+            noise = 1 - alphas_cumprod
+            posterior_variance = betas * (1 - before) / noise
+            clipped = torch.cat([posterior_variance[1:2] if len(self) > 1 else betas, posterior_variance[1:]]).log()
+            return {
+                "timesteps": self.timesteps,
+                "alphas_cumprod": alphas_cumprod,
+                "alphas_cumprod_prev": before,
+                "signal": alphas_cumprod.sqrt(),
+                "sigma": noise.sqrt(),
+                "signal_before": before.sqrt(),
+                "sigma_before": (1 - before).sqrt(),
+                "signal_to_noise": alphas_cumprod / noise,
+                "noise_levels": (noise / alphas_cumprod).sqrt(),  # sigma / signal, infinite where there is no signal
+                "log_noise_levels": (noise / alphas_cumprod).sqrt().log(),
+                "log_sigma_squared": noise.log(),
+                "posterior_of_x_0": betas * before.sqrt() / noise,  # weight in the mean
+                "posterior_of_x_t": (1 - before) * (1 - betas).sqrt() / noise,
+                "posterior_variance": posterior_variance,
+                "posterior_log_variance_clipped": clipped,
+                "log_betas": betas.log(),
+                "log_betas_clipped": torch.cat([clipped[:1], betas.log()[1:]]),
+            }
 
     def table(self, name: str, device: torch.device) -> Tensor:
-        """The named table (T,) on `device`, made and copied there once, since each copy makes the host wait."""
+        """The named table (T,) on `device`, copied there once, since each copy makes the host wait."""
         if (name, device) not in self.kept:
-            with torch.inference_mode(mode=False):  # training may use a table made while sampling
-                self.kept[name, device] = to_device(getattr(self, name), device)
+            with torch.inference_mode(mode=False):
+                self.kept[name, device] = to_device(self.tables[name], device)
         return self.kept[name, device]
 
     def at(self, name: str, timesteps: Tensor, like: Tensor) -> Tensor:
         """The named table at timesteps (B,) as (B, 1, ...), cast last to lose no precision before."""
         return expand(self.table(name, timesteps.device)[timesteps], like)
 
-    def snr(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio alphas_cumprod / (1 - alphas_cumprod) at timesteps (B,): (B,) float32."""
-        return self.table("signal_to_noise", timesteps.device)[timesteps].float()
-
     def add_noise(self, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Draw x_t from q(x_t | x_0), Ho et al. (2020), equation 4.
-
-        Args:
-            x_0, noise: (B, ...) of one shape; x_0 in [-1, 1].
-            timesteps: (B,) int64 in [0, T).
-        """
+        """Draw x_t from q(x_t | x_0), Ho et al. (2020), equation 4; x_0, noise (B, ...), timesteps (B,)."""
         signal, sigma = self.signal_and_noise(timesteps, x_0)
         return signal * x_0 + sigma * noise
 
@@ -146,25 +105,17 @@ class Schedule:
         return self.at("signal", timesteps, like), self.at("sigma", timesteps, like)
 
     def posterior(self, x_0: Tensor, x_t: Tensor, timesteps: Tensor) -> Posterior:
-        """The posterior q(x_{t-1} | x_t, x_0), Ho et al. (2020), equations 6 and 7.
-
-        x_0 and x_t are (B, ...), timesteps (B,) int64.
-        """
+        """The posterior of x_0 and x_t (B, ...) at timesteps (B,) int64."""
         mean = self.at("posterior_of_x_0", timesteps, x_t) * x_0 + self.at("posterior_of_x_t", timesteps, x_t) * x_t
         return Posterior(mean, self.at("posterior_log_variance_clipped", timesteps, x_t))
 
     def respaced(self, indices: list[int]) -> "Schedule":
-        """Schedule of the chosen steps, with betas recomputed for unchanged alphas_cumprod.
+        """Schedule of the steps at ascending indices, with betas for unchanged alphas_cumprod.
 
-        Args:
-            indices: ascending, in [0, T); `timesteps` of the result still names the original steps.
-
-        Source: Nichol and Dhariwal (2021), section 4.
+        Its `timesteps` still name the original steps. Source: Nichol and Dhariwal (2021), section 4.
         """
         kept = torch.tensor(indices, dtype=torch.int64)
-        alphas_cumprod = self.alphas_cumprod[kept]
-        previous = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
-        return Schedule(betas=1 - alphas_cumprod / previous, timesteps=self.timesteps[kept])
+        return Schedule(betas=betas_of(self.alphas_cumprod[kept]), timesteps=self.timesteps[kept])
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
@@ -199,8 +150,7 @@ def make_schedule(
     first, last = kind.ends or (0.0, 0.0)
     betas = kind.betas(num_train_timesteps, (beta_start or scale * first, beta_end or scale * last))
     _check_betas(betas)
-    if zero_terminal_snr:
-        betas = without_terminal_signal(betas)
+    betas = without_terminal_signal(betas) if zero_terminal_snr else betas
     return Schedule(betas=betas, timesteps=torch.arange(num_train_timesteps))
 
 
@@ -222,9 +172,12 @@ def without_terminal_signal(betas: Tensor) -> Tensor:
         raise ValueError("zero terminal SNR needs num_train_timesteps of at least 2")
     signal = (1 - betas).cumprod(0).sqrt()
     signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
-    alphas_cumprod = signal**2
-    previous = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
-    return 1 - alphas_cumprod / previous
+    return betas_of(signal**2)
+
+
+def betas_of(alphas_cumprod: Tensor) -> Tensor:
+    """The betas (T,) of given cumulated products (T,)."""
+    return 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
 
 
 class Trajectory(NamedTuple):

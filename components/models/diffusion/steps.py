@@ -39,10 +39,7 @@ class Step(NamedTuple):
 
     @property
     def log_snr_gain(self) -> float:
-        """Growth of log(signal / sigma), h of Lu et al. (2022).
-
-        Infinite from pure noise or to a clean image.
-        """
+        """Growth of log(signal / sigma), h of Lu et al. (2022); infinite from noise or to a clean image."""
         before, after = self.signal * self.next_sigma, self.next_signal * self.sigma
         return math.inf if before == 0 else math.log(after / before)
 
@@ -67,12 +64,9 @@ class Euler:
     shifts_x_0 = True  # a score moves the predicted image (Dhariwal and Nichol, 2021, algorithm 2), not the mean
 
     def __init__(self, log_variance: Callable[..., Tensor], *, eta: float, scaled: bool) -> None:
-        """Prepare a trajectory: keep the variance, the share of noise and the scaling.
+        """Prepare a trajectory with the objective's `log_variance` and the request's eta in [0, 1].
 
-        Args:
-            log_variance: of the objective that the network was trained for.
-            eta: the request's, in [0, 1].
-            scaled: whether every level has some of the image's signal.
+        `scaled`: every level has some of the image's signal.
         """
         self.log_variance, self.scaled = log_variance, scaled
         self.eta = eta if self.own_eta is None else self.own_eta
@@ -102,17 +96,22 @@ class DDPM(Euler):
     before: Step | None = None
 
     def step(self, prediction: Prediction, look: Callable[[Tensor], Tensor]) -> Tensor:
-        """The mean of the posterior plus deviation * noise; a score moves the mean by variance * gradient.
+        """The mean of the posterior plus deviation * noise.
 
-        Source of the score's part: Dhariwal and Nichol (2021), algorithm 1.
+        A score moves the mean by variance * gradient (Dhariwal and Nichol, 2021, algorithm 1). The posterior variance
+        of the last step is zero; as in `Schedule`, the step before supplies the value.
         """
         del look
-        mean = ddpm_step(prediction.step, x_t=prediction.x_t, x_0=prediction.x_0)
-        small, large = (prediction.x_t.new_tensor(value) for value in ddpm_log_variances(prediction.step, self.before))
-        log_variance = self.log_variance(prediction.output, like=prediction.x_t, small=small, large=large)
+        step, x_t = prediction.step, prediction.x_t
+        mean = ddpm_step(step, x_t=x_t, x_0=prediction.x_0)
+        source = step if step.next_sigma > 0 else self.before
+        large = math.log(step.added_variance)
+        small = math.log(source.posterior_variance) if source else large
+        both = {"small": x_t.new_tensor(small), "large": x_t.new_tensor(large)}
+        log_variance = self.log_variance(prediction.output, like=x_t, **both)
         if prediction.gradient is not None:
             mean = mean + log_variance.exp() * prediction.gradient
-        self.before = prediction.step
+        self.before = step
         return mean if prediction.noise is None else mean + (0.5 * log_variance).exp() * prediction.noise
 
 
@@ -123,10 +122,14 @@ class DPMSolver(Euler):
     before: Prediction | None = None
 
     def step(self, prediction: Prediction, look: Callable[[Tensor], Tensor]) -> Tensor:
-        """DDIM's step to an x_0 extrapolated from the current and the previous prediction."""
+        """DDIM's step to an x_0 extrapolated from the current and the previous prediction.
+
+        In the last step, where the extrapolation would be infinite, x_0 is its own: a step of order 1, like the first.
+        """
         before, self.before = self.before, prediction
-        if before is not None:
-            x_0 = extrapolated(prediction.step, prediction.x_0, before=before.step, previous_x_0=before.x_0)
+        gain = prediction.step.log_snr_gain
+        if before is not None and not math.isinf(gain):
+            x_0 = prediction.x_0 + gain / (2 * before.step.log_snr_gain) * (prediction.x_0 - before.x_0)
             prediction = prediction._replace(x_0=x_0)
         return super().step(prediction, look)
 
@@ -144,19 +147,23 @@ class Heun(Euler):
     title = "Heun"
 
     def step(self, prediction: Prediction, look: Callable[[Tensor], Tensor]) -> Tensor:
-        """Euler's step, corrected by the prediction at the end of the step."""
+        """Euler's step, corrected by the prediction at the end of the step (lines 7 and 8).
+
+        Solved for x_t / signal as a function of sigma / signal, as Karras et al. do; for a process with no signal at
+        the start along the straight line between the two levels.
+        """
+        step, x_t, x_0 = prediction.step, prediction.x_t, prediction.x_0
         x_next = super().step(prediction, look)
-        if prediction.step.next_sigma == 0:
+        if step.next_sigma == 0:
             return x_next
         x_0_next = look(x_next)
-        return heun_step(
-            prediction.step,
-            x_t=prediction.x_t,
-            x_0=prediction.x_0,
-            x_next=x_next,
-            x_0_next=x_0_next,
-            scaled=self.scaled,
-        )
+        noise_next = (x_next - step.next_signal * x_0_next) / step.next_sigma
+        noise = ((x_t - step.signal * x_0) / step.sigma + noise_next) / 2
+        if self.scaled:
+            ratio = step.next_signal / step.signal
+            return ratio * x_t + (step.next_sigma - ratio * step.sigma) * noise
+        x_0_mean = (x_0 + x_0_next) / 2
+        return x_t + (step.next_signal - step.signal) * x_0_mean + (step.next_sigma - step.sigma) * noise
 
 
 SAMPLERS: dict[SamplerName, type[Euler]] = {
@@ -176,56 +183,12 @@ def ddpm_step(step: Step, *, x_t: Tensor, x_0: Tensor) -> Tensor:
     return coef_x_0 * x_0 + coef_x_t * x_t
 
 
-def ddpm_log_variances(step: Step, before: Step | None) -> tuple[float, float]:
-    """Logarithms of the posterior variance and of beta for a step.
-
-    The posterior variance of the last step is zero; as in `Schedule`, the step before supplies the value.
-    """
-    large = math.log(step.added_variance)
-    if step.next_sigma > 0:
-        return math.log(step.posterior_variance), large
-    return (math.log(before.posterior_variance) if before else large), large
-
-
 def ddim_step(step: Step, *, x_t: Tensor, x_0: Tensor, noise: Tensor | None = None, eta: float = 0.0) -> Tensor:
-    """Step of DDIM, Song et al. (2021), equation 12; eta 1 is DDPM.
+    """Step of DDIM, Song et al. (2021), equation 12, with the noise derived again from the (clipped) x_0.
 
-    The noise is derived again from the (clipped) x_0.
-
-    At eta 0 this is also Euler's step of the probability flow, and DPM-Solver++ of order 1.
+    Eta 1 is DDPM; at eta 0 this is also Euler's step of the probability flow, and DPM-Solver++ of order 1.
     """
     variance = eta**2 * step.posterior_variance  # equation 16
     epsilon = (x_t - step.signal * x_0) / step.sigma
     mean = step.next_signal * x_0 + math.sqrt(max(step.next_sigma**2 - variance, 0)) * epsilon
     return mean if noise is None else mean + math.sqrt(variance) * noise
-
-
-def extrapolated(step: Step, x_0: Tensor, *, before: Step, previous_x_0: Tensor) -> Tensor:
-    """The x_0 of DPM-Solver++(2M) (Lu et al., 2022, algorithm 2), from two steps.
-
-    `ddim_step` with the result in place of x_0 is the solver's step at eta 0 and the step of SDE-DPM-Solver++(2M) at
-    eta 1. In the last step, where the extrapolation would be infinite, the result is x_0: a step of order 1, like the
-    first.
-    """
-    if math.isinf(step.log_snr_gain):
-        return x_0
-    return x_0 + step.log_snr_gain / (2 * before.log_snr_gain) * (x_0 - previous_x_0)
-
-
-def heun_step(step: Step, *, x_t: Tensor, x_0: Tensor, x_next: Tensor, x_0_next: Tensor, scaled: bool) -> Tensor:
-    """Heun's correction of x_next, the result of Euler's step.
-
-    Source: Karras et al. (2022), algorithm 1, lines 7 and 8.
-
-    Args:
-        x_0_next: the network's prediction from x_next.
-        scaled: solve for x_t / signal as a function of sigma / signal, as Karras et al. do; otherwise, as needed for a
-            process with no signal at the start, along the straight line between the two levels.
-    """
-    x_0_mean = (x_0 + x_0_next) / 2
-    noise_next = (x_next - step.next_signal * x_0_next) / step.next_sigma
-    noise = ((x_t - step.signal * x_0) / step.sigma + noise_next) / 2
-    if scaled:
-        ratio = step.next_signal / step.signal
-        return ratio * x_t + (step.next_sigma - ratio * step.sigma) * noise
-    return x_t + (step.next_signal - step.signal) * x_0_mean + (step.next_sigma - step.sigma) * noise
