@@ -17,13 +17,7 @@ from components.models.text import TextTransformer
 class ImageTokens(nn.Module):
     """Patch embedding, normalized (Dosovitskiy et al., 2021, equation 1, without positions).
 
-    Args:
-        channels: of the image.
-        resolution: H = W, a multiple of patch_size.
-        token_dim: E.
-
-    Raises:
-        ValueError: the resolution can't be divided so.
+    Their places come from attention. The image has H = W = resolution, or ValueError unless patches divide it.
     """
 
     def __init__(self, *, channels: int, resolution: int, patch_size: int, token_dim: int) -> None:
@@ -44,13 +38,6 @@ class Context(NamedTuple):
     states: Tensor  # (B, L, E)
     visible: Tensor  # (B, L)  bool, True where a token may be seen; in every row at least one
     grid: int = 0  # the last grid * grid tokens are patches of a square image, row by row
-
-
-class ReadText(NamedTuple):
-    """States and pooled state of a text, read by the own encoder or taken from an outside encoder."""
-
-    context: Context
-    pooled: Tensor  # (B, E)
 
 
 class ConditionedNetwork(nn.Module):
@@ -139,25 +126,22 @@ class ConditionedNetwork(nn.Module):
         pooled = self.text_dim if pool_text else None
         self.text_projection = None if pooled is None else nn.Linear(pooled, embedding_dim)
         self.noise_level_mlp = embedding_mlp(frequency_dim, embedding_dim) if "noise_level" in self.conditions else None
-        self.image_embedding_projection = (
-            None if image_embedding_dim is None else nn.Linear(image_embedding_dim, embedding_dim)
-        )
-        self.image_tokens = (
-            None if image_tokens is None else ImageTokens(channels=condition_image_channels, **image_tokens)
-        )
+        wide = image_embedding_dim
+        self.image_embedding_projection = None if wide is None else nn.Linear(wide, embedding_dim)
+        tokens = image_tokens
+        self.image_tokens = None if tokens is None else ImageTokens(channels=condition_image_channels, **tokens)
 
     def checked(self, x_t: Tensor, conditions: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """The given conditions, by name.
 
-        Raises:
-            ValueError: one is missing, is one that the network was not built for, or is an image of another size.
+        Raises ValueError if one is missing, is one that the network was not built for, or is an image of another size.
         """
         present = {name: value for name, value in conditions.items() if value is not None}
         for name in self.conditions:
             if name not in present:
                 raise ValueError(f"this network is conditioned on {name}")
         for name in present:
-            if name not in self.conditions and name not in self.ignored:
+            if name not in (*self.conditions, *self.ignored):
                 raise ValueError(f"this network is not conditioned on {name}")
         for name in ("low_res", "condition_image"):
             if name in present and present[name].shape[2:] != x_t.shape[2:]:
@@ -168,8 +152,7 @@ class ConditionedNetwork(nn.Module):
     def concatenated(self, x_t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """Concatenate x_t with the images among the conditions: (B, input_channels, H, W).
 
-        Raises:
-            ValueError: together they have other channels than the network was built for.
+        Raises ValueError if together they have other channels than the network was built for.
         """
         images = [conditions[name] for name in self.concatenates if name in conditions]
         x = torch.cat([x_t, *images], dim=1) if images else x_t
@@ -184,14 +167,13 @@ class ConditionedNetwork(nn.Module):
         label = None if self.class_embedding is None else self.class_embedding(conditions["label"])
         if label is not None and not self.class_is_token:
             embedding = embedding + label
-        text = self.read_text(conditions)
-        if text is not None and self.text_projection is not None:
-            embedding = embedding + self.text_projection(text.pooled)
+        context, pooled = self.read_text(conditions)
+        if pooled is not None and self.text_projection is not None:
+            embedding = embedding + self.text_projection(pooled)
         if self.noise_level_mlp is not None:
             embedding = embedding + self.noise_level_mlp(self.frequencies(conditions["noise_level"]))
         if self.image_embedding_projection is not None:
             embedding = embedding + self.image_embedding_projection(conditions["image_embedding"])
-        context = None if text is None else text.context
         if self.class_is_token and label is not None:
             context = with_tokens(context, label[:, None])
         if self.image_tokens is not None:
@@ -199,18 +181,18 @@ class ConditionedNetwork(nn.Module):
             context = context._replace(grid=self.image_tokens.grid)
         return embedding, context
 
-    def read_text(self, conditions: Mapping[str, Tensor]) -> ReadText | None:
-        """The states of the text, encoded here or given; a state of zeros is padding."""
+    def read_text(self, conditions: Mapping[str, Tensor]) -> tuple[Context | None, Tensor | None]:
+        """The states of the text, encoded here or given, where zeros are padding, and a pooled state (B, E)."""
         if self.text_encoder is not None:
             states, pooled = self.text_encoder(conditions["text"])
-            return ReadText(Context(states, self.text_encoder.visible(conditions["text"])), pooled)
+            return Context(states, self.text_encoder.visible(conditions["text"])), pooled
         if self.text_dim is None:
-            return None
+            return None, None
         states = conditions["text_states"]
         visible = (states != 0).any(-1)  # (B, L)
         visible[:, 0] = True  # a softmax over nothing would be NaN
         pooled = (states * visible[..., None]).sum(1) / visible.sum(1, keepdim=True)
-        return ReadText(Context(states, visible), pooled)
+        return Context(states, visible), pooled
 
     def frequencies(self, time: Tensor) -> Tensor:  # (B,) -> (B, frequency_dim)
         return timestep_embedding(time, self.frequency_dim).to(next(self.time_mlp.parameters()).dtype)

@@ -44,16 +44,12 @@ class ContrastiveEncoder(nn.Module):
     """Images and texts as unit vectors, and the learned temperature of the similarities.
 
     Args:
-        resolution: H = W; a multiple of patch_size * 2 ** (len(channel_mult) - 1).
+        resolution: H = W; a multiple of patch_size * 2 ** (len(channel_mult) - 1), else ValueError.
         channels: channel_mult multiplies it for each level; every further level halves the sides.
         num_res_blocks: residual blocks of each level.
         patch_size: side of the patches that the first convolution makes one position each of.
-        embedding_dim: E.
         text: arguments of the TextTransformer.
         norm_groups: of every group norm; see `groups_of`.
-
-    Raises:
-        ValueError: the resolution can't be divided so.
     """
 
     def __init__(
@@ -109,10 +105,7 @@ class ContrastiveEncoder(nn.Module):
 
 
 def unit_variance(embedding: Tensor) -> Tensor:
-    """Scale vectors (B, E) to length sqrt(E), for components with a mean square of 1.
-
-    Embeddings are so wherever they are diffused or condition a network: noise and other inputs have this size.
-    """
+    """Scale vectors (B, E) to length sqrt(E): components have a mean square of 1, like noise."""
     return F.normalize(embedding, dim=-1) * math.sqrt(embedding.shape[-1])
 
 
@@ -125,11 +118,7 @@ class DiffusionPrior(nn.Module):
     The sequence is the text's states, the text's embedding, the time, the noised image embedding and a query, at whose
     place the output predicts the image embedding: x_0, or another target of the objective.
 
-    Args:
-        embedding_dim: E, of text and image.
-        text_length: L, of every text.
-        text_dim: T, of the states of its tokens; a state of zeros is padding and is not looked at.
-        model_dim: D, even and a multiple of num_heads.
+    A state of zeros is padding and is not looked at; model_dim is even and a multiple of num_heads.
     """
 
     def __init__(
@@ -160,13 +149,8 @@ class DiffusionPrior(nn.Module):
     def forward(self, x_t: Tensor, time: Tensor, *, text_states: Tensor, text_embedding: Tensor) -> Tensor:
         """Return the prediction (B, E), fp32 under autocast too.
 
-        Args:
-            x_t: (B, E), the noised image embedding, of components with unit variance.
-            time: (B,).
-            text_states: (B, L, T), zeros at padding.
-            text_embedding: (B, E), of components with unit variance.
-
-        Raises ValueError for a text of another length.
+        The noised image embedding x_t and text_embedding are (B, E), of components with unit variance; time is (B,) and
+        text_states (B, L, T), zeros at padding. Raises ValueError for a text of another length.
         """
         if text_states.shape[1] != self.text_length:
             raise ValueError(f"text_states of {text_states.shape[1]} tokens where {self.text_length} are needed")

@@ -87,9 +87,6 @@ class PerceptualLoss(nn.Module):
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Features scaled to unit length over the channels, in fp32.
-
-    By `vector_norm`, because sqrt has no finite gradient at dead pixels.
-    """
-    features = features.float()
+    """Features scaled to unit length over the channels, in fp32."""
+    features = features.float()  # by vector_norm, because sqrt has no finite gradient at dead pixels
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10)

@@ -19,11 +19,7 @@ THETA = 100.0  # grids of patches are small: with 10,000 most frequencies would 
 
 
 class TextAttention2d(nn.Module):
-    """Residual attention to all positions and to the tokens in a joint softmax (Nichol et al., 2022).
-
-    Args:
-        context_dim: E.
-    """
+    """Residual attention to all positions and to the tokens in a joint softmax (Nichol et al., 2022)."""
 
     def __init__(self, channels: int, *, num_heads: int, context_dim: int, norm_groups: int | None = None) -> None:
         super().__init__()
@@ -49,12 +45,9 @@ class TextAttention2d(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks with attention to the tokens, around a skip (Rombach et al., 2022, 3.3).
+    """Transformer blocks, `depth` in number, with attention to the tokens, around a skip (LDM, 3.3).
 
-    Args:
-        channels: C, a multiple of num_heads.
-        context_dim: E.
-        depth: number of blocks.
+    Source: Rombach et al. (2022). Channels are a multiple of num_heads.
     """
 
     def __init__(
@@ -120,9 +113,7 @@ class CrossAttention(nn.Module):
 
 
 def rotations(context: Context, *, positions: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Rotations for `rotate`: of N positions of a square image, and of all tokens.
-
-    Shapes are (N, E / 2, 2) and (L, E / 2, 2).
+    """Rotations of N positions of a square image, (N, d / 2, 2), and of all tokens, (L, d / 2, 2).
 
     A patch lies in the middle of its pixels; other tokens lie nowhere and are not turned.
     """

@@ -69,12 +69,7 @@ class DiT(ConditionedNetwork):
         self.linear_out = zeroed(nn.Linear(model_dim, patch_size**2 * self.output_channels))
 
     def forward(self, x_t: Tensor, time: Tensor, **conditions: Tensor | None) -> Tensor:
-        """The prediction (B, out_channels, H, W), or (prediction, v), in float32 under autocast too.
-
-        With a learned variance the output (prediction, v) has 2 * out_channels channels.
-
-        Args and errors are those of `UNet.forward`; x_t has H = W = resolution.
-        """
+        """The prediction of `UNet.forward`, with its arguments and errors; x_t has H = W = resolution."""
         if x_t.shape[2:] != (self.resolution, self.resolution):
             raise ValueError(f"x_t is {x_t.shape[2]} x {x_t.shape[3]}, this network takes {self.resolution} squared")
         present = self.checked(x_t, conditions)
@@ -88,8 +83,7 @@ class DiT(ConditionedNetwork):
             shift, scale = self.modulation_out(embedding.to(dtype)).chunk(2, dim=1)
             x = self.linear_out(modulated(self.norm_out(x.to(dtype)), shift, scale))
         size = self.patch_size
-        h = self.resolution // size
-        return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=h, p=size, q=size)
+        return rearrange(x, "b (h w) (p q c) -> b c (h p) (w q)", h=self.resolution // size, p=size, q=size)
 
 
 class DiTBlock(NetworkBlock):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from components.models.conditioned import embedding_mlp
 from components.models.devices import autocast
 from components.models.layers import GroupNorm, SelfAttention2d, attend, timestep_embedding
-from components.models.unet_blocks import TimedResBlock, down_path, heads_of, levels_of, middle, resampler_of
+from components.models.unet_blocks import Paths, TimedResBlock, heads_of, levels_of
 
 
 class NoisyClassifier(nn.Module):
@@ -68,9 +68,9 @@ class NoisyClassifier(nn.Module):
 
         self.time_mlp = embedding_mlp(model_channels, embedding_dim)
         self.conv_in = nn.Conv2d(in_channels, levels[0].channels, 3, padding=1)
-        resampler = resampler_of(residual, in_blocks=resample_in_blocks)
-        self.down, _ = down_path(levels, num_res_blocks, residual, attention, resampler)
-        self.middle = middle(channels, residual, attention)
+        paths = Paths(levels, num_res_blocks, residual, attention, resample_in_blocks)
+        self.down, _ = paths.down()
+        self.middle = paths.middle()
         self.norm_out = GroupNorm(channels, norm_groups=norm_groups)
         size = resolution >> (len(levels) - 1)
         self.pool = AttentionPool2d(channels, size=size, num_heads=heads(channels), out_features=num_classes)

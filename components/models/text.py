@@ -17,7 +17,7 @@ PAD_ID = 0
 
 
 class EncodedText(NamedTuple):
-    """States of a batch of texts: a state for each token, and a state for the whole text."""
+    """States of a batch of texts: one for each token, and one for the whole text."""
 
     states: Tensor  # (B, L, D)  one state a token; those of padding mean nothing
     pooled: Tensor  # (B, D)     the state of the last token that is not padding
@@ -51,8 +51,8 @@ class TextTransformer(nn.Module):
         self.norm = nn.LayerNorm(model_dim)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding, std=0.01)
-        padding = nn.Parameter(torch.randn(context_length, model_dim) * 0.01) if learned_padding else None
-        self.padding_embedding = padding
+        padding = torch.randn(context_length, model_dim) * 0.01 if learned_padding else None
+        self.padding_embedding = None if padding is None else nn.Parameter(padding)
 
     def forward(self, text: Tensor) -> EncodedText:  # (B, L) int64
         """Raise ValueError when L exceeds context_length."""

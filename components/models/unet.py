@@ -18,16 +18,7 @@ from components.models.conditioned import ConditionedNetwork
 from components.models.cross_attention import SpatialTransformer, TextAttention2d
 from components.models.devices import autocast
 from components.models.layers import GroupNorm, SelfAttention2d, zeroed
-from components.models.unet_blocks import (
-    Attention,
-    TimedResBlock,
-    down_path,
-    heads_of,
-    levels_of,
-    middle,
-    resampler_of,
-    up_path,
-)
+from components.models.unet_blocks import Paths, TimedResBlock, heads_of, levels_of
 
 TextConditioning = Literal["pooled", "cross_attention", "spatial_transformer"]
 
@@ -83,12 +74,15 @@ class UNet(ConditionedNetwork):
     ) -> None:
         levels = levels_of(resolution, model_channels, channel_mult, attention_resolutions)
         embedding_dim = 4 * model_channels
+        image_tokens = None
+        if image_token_dim is not None:
+            image_tokens = {"resolution": resolution, "patch_size": image_patch_size, "token_dim": image_token_dim}
         super().__init__(
             embedding_dim=embedding_dim,
             frequency_dim=model_channels,
             pool_text=text_conditioning != "spatial_transformer",
             class_token_dim=class_token_dim,
-            image_tokens=image_tokens_of(resolution, image_patch_size, image_token_dim),
+            image_tokens=image_tokens,
             **conditions,
         )
         self.resolution, self.model_channels = resolution, model_channels
@@ -99,7 +93,6 @@ class UNet(ConditionedNetwork):
             scale_shift_norm=scale_shift_norm,
             norm_groups=norm_groups,
         )
-        resampler = resampler_of(residual, in_blocks=resample_in_blocks)
         attention = attention_of(
             text_conditioning,
             heads=partial(heads_of, head_dim=head_dim, num_heads=num_heads),
@@ -108,20 +101,20 @@ class UNet(ConditionedNetwork):
             depth=transformer_depth,
             norm_groups=norm_groups,
         )
-
+        paths = Paths(levels, num_res_blocks, residual, attention, resample_in_blocks)
         self.conv_in = nn.Conv2d(self.input_channels, levels[0].channels, 3, padding=1)
-        self.down, skips = down_path(levels, num_res_blocks, residual, attention, resampler)
-        self.middle = middle(levels[-1].channels, residual, attention if middle_attention else nn.Identity)
-        self.up = up_path(levels, skips, num_res_blocks, residual, attention, resampler)
+        self.down, skips = paths.down()
+        self.middle = paths.middle(attention=middle_attention)
+        self.up = paths.up(skips)
         self.norm_out = GroupNorm(levels[0].channels, norm_groups=norm_groups)
         self.conv_out = zeroed(nn.Conv2d(levels[0].channels, self.output_channels, 3, padding=1))
         # Convolutions then keep their maps so, which is up to twice as fast.
         self.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
     def forward(self, x_t: Tensor, time: Tensor, **conditions: Tensor | None) -> Tensor:
-        """The prediction (B, out_channels, H, W), or (prediction, v), in float32 under autocast too.
+        """The prediction (B, out_channels, H, W), in float32 under autocast too.
 
-        With a learned variance the output (prediction, v) has 2 * out_channels channels.
+        With a learned variance it is (prediction, v), of 2 * out_channels channels.
 
         Args:
             x_t: (B, in_channels, H, W).
@@ -152,13 +145,6 @@ class UNet(ConditionedNetwork):
             return self.conv_out(F.silu(self.norm_out(h.to(self.norm_out.weight.dtype))))
 
 
-def image_tokens_of(resolution: int, patch_size: int, token_dim: int | None) -> dict[str, int] | None:
-    """Arguments of ImageTokens; None for a network without image tokens."""
-    if token_dim is None:
-        return None
-    return {"resolution": resolution, "patch_size": patch_size, "token_dim": token_dim}
-
-
 def context_dim_of(
     text_conditioning: TextConditioning,
     text_dim: int | None,
@@ -167,7 +153,7 @@ def context_dim_of(
 ) -> int | None:
     """Features of the tokens seen by attention; None for attention without tokens.
 
-    Raises ValueError if it should and there are none, if there are some that it wouldn't, or if their sizes differ.
+    Raises ValueError if it needs some and there are none, would miss some, or their sizes differ.
     """
     dims = {dim for dim in (text_dim, class_token_dim, image_token_dim) if dim is not None}
     if text_conditioning != "spatial_transformer" and class_token_dim is not None:
@@ -192,11 +178,8 @@ def attention_of(
     rotary: bool,
     depth: int,
     norm_groups: int | None,
-) -> Attention:
-    """Return a factory from channels to the attention of the kind `text_conditioning`.
-
-    It raises ValueError for heads that rotary positions cannot turn.
-    """
+) -> Callable[[int], nn.Module]:
+    """Return a factory from channels to attention; it raises ValueError for heads that can't be turned."""
 
     def attention(channels: int) -> nn.Module:
         if rotary and (head_dim := channels // heads(channels)) % 4:

@@ -4,7 +4,6 @@ Shapes: B batch, C channels, H W height and width, D size of the embedding.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
@@ -42,8 +41,7 @@ class TimedResBlock(nn.Module):
         resample: Resample | None = None,
     ) -> None:
         super().__init__()
-        self.scale_shift_norm = scale_shift_norm
-        self.resample = resample
+        self.scale_shift_norm, self.resample = scale_shift_norm, resample
         self.norm_1 = GroupNorm(channels, norm_groups=norm_groups)
         self.conv_1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.embedding_projection = nn.Linear(embedding_dim, out_channels * (2 if scale_shift_norm else 1))
@@ -80,17 +78,10 @@ class Layers(NetworkBlock, nn.ModuleList):
         return x
 
 
-Residual = Callable[..., TimedResBlock]
-Attention = Callable[[int], nn.Module]
-Resampler = Callable[[int, Resample], nn.Module]
-
-
 def levels_of(
     resolution: int, model_channels: int, channel_mult: Sequence[float], attention_resolutions: Sequence[int]
 ) -> list[Level]:
-    """Channels and attention of each level; a factor of channels may be a fraction.
-
-    ADM's 512² networks have a factor of 1/2.
+    """Channels and attention of each level; a factor may be a fraction, 1/2 in ADM's 512² networks.
 
     Raises ValueError if the resolution cannot be halved between the levels.
     """
@@ -103,10 +94,7 @@ def levels_of(
 
 
 def heads_of(channels: int, *, head_dim: int | None, num_heads: int | None) -> int:
-    """Heads by count or by channels.
-
-    Raises ValueError if not exactly one is given, or it does not divide the channels.
-    """
+    """Heads by count or by channels; ValueError unless exactly one is given and divides the channels."""
     if (head_dim is None) == (num_heads is None):
         raise ValueError("give either head_dim or num_heads")
     if channels % (head_dim or num_heads or channels):
@@ -114,67 +102,55 @@ def heads_of(channels: int, *, head_dim: int | None, num_heads: int | None) -> i
     return num_heads or channels // (head_dim or channels)
 
 
-def down_path(
-    levels: list[Level],
-    num_res_blocks: int,
-    residual: Residual,
-    attention: Attention,
-    resampler: Resampler,
-) -> tuple[nn.ModuleList, list[int]]:
-    """The layers of the way down, and the channels of each skip connection, the input's first."""
-    channels = levels[0].channels
-    path, skips = nn.ModuleList(), [channels]
-    for level in levels:
-        for _ in range(num_res_blocks):
-            layers: list[nn.Module] = [residual(channels, level.channels)]
-            channels = level.channels
-            path.append(Layers([*layers, attention(channels)] if level.attention else layers))
-            skips.append(channels)
-        if level is not levels[-1]:
-            path.append(Layers([resampler(channels, "down")]))
-            skips.append(channels)
-    return path, skips
+class Paths(NamedTuple):
+    """Makes the layers of a U-Net down, in the middle and up, of residual blocks and attention."""
 
+    levels: list[Level]
+    num_res_blocks: int
+    residual: Callable[..., TimedResBlock]  # of channels in and out
+    attention: Callable[[int], nn.Module]  # of channels
+    resample_in_blocks: bool  # in residual blocks (ADM), or by a strided and an upsampled convolution (DDPM)
 
-def up_path(
-    levels: list[Level],
-    skips: list[int],
-    num_res_blocks: int,
-    residual: Residual,
-    attention: Attention,
-    resampler: Resampler,
-) -> nn.ModuleList:
-    """The layers of the way up; each consumes one skip connection, the last made first."""
-    path, skips, channels = nn.ModuleList(), list(skips), levels[-1].channels
-    for level in reversed(levels):
-        for block in range(num_res_blocks + 1):
-            layers: list[nn.Module] = [residual(channels + skips.pop(), level.channels)]
-            channels = level.channels
-            if level.attention:
-                layers.append(attention(channels))
-            if level is not levels[0] and block == num_res_blocks:
-                layers.append(resampler(channels, "up"))
-            path.append(Layers(layers))
-    return path
+    def down(self) -> tuple[nn.ModuleList, list[int]]:
+        """The layers of the way down, and the channels of each skip connection, the input's first."""
+        channels = self.levels[0].channels
+        path, skips = nn.ModuleList(), [channels]
+        for level in self.levels:
+            for _ in range(self.num_res_blocks):
+                layers: list[nn.Module] = [self.residual(channels, level.channels)]
+                channels = level.channels
+                path.append(Layers([*layers, self.attention(channels)] if level.attention else layers))
+                skips.append(channels)
+            if level is not self.levels[-1]:
+                path.append(Layers([self.resampler(channels, "down")]))
+                skips.append(channels)
+        return path, skips
 
+    def middle(self, *, attention: bool = True) -> Layers:
+        channels = self.levels[-1].channels
+        first, between = self.residual(channels, channels), self.attention(channels) if attention else nn.Identity()
+        return Layers([first, between, self.residual(channels, channels)])
 
-def middle(channels: int, residual: Residual, attention: Attention) -> Layers:
-    return Layers([residual(channels, channels), attention(channels), residual(channels, channels)])
+    def up(self, skips: list[int]) -> nn.ModuleList:
+        """The layers of the way up; each consumes one skip connection, the last made first."""
+        path, channels = nn.ModuleList(), self.levels[-1].channels
+        for level in reversed(self.levels):
+            for block in range(self.num_res_blocks + 1):
+                layers: list[nn.Module] = [self.residual(channels + skips.pop(), level.channels)]
+                channels = level.channels
+                if level.attention:
+                    layers.append(self.attention(channels))
+                if level is not self.levels[0] and block == self.num_res_blocks:
+                    layers.append(self.resampler(channels, "up"))
+                path.append(Layers(layers))
+        return path
 
-
-def resampler_of(residual: Residual, *, in_blocks: bool) -> Resampler:
-    """Resampling in residual blocks (ADM), or by a strided and an upsampled convolution (DDPM)."""
-    return partial(residual_resampler, residual) if in_blocks else conv_resampler
-
-
-def residual_resampler(residual: Residual, channels: int, resample: Resample) -> nn.Module:
-    return residual(channels, channels, resample=resample)
-
-
-def conv_resampler(channels: int, resample: Resample) -> nn.Module:
-    if resample == "down":
-        return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(channels, channels, 3, padding=1))
+    def resampler(self, channels: int, resample: Resample) -> nn.Module:
+        if self.resample_in_blocks:
+            return self.residual(channels, channels, resample=resample)
+        if resample == "down":
+            return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(channels, channels, 3, padding=1))
 
 
 def resampled(x: Tensor, resample: Resample) -> Tensor:

@@ -7,10 +7,8 @@ import torch
 from torch.distributions import Laplace, SigmoidTransform, TransformedDistribution
 
 from components.models.losses.reconstruction import (
-    discretized_logistic_image,
     discretized_logistic_nll,
     image_of,
-    logit_laplace_image,
     logit_laplace_nll,
     output_channels,
     reconstruction_loss,
@@ -75,8 +73,9 @@ def test_logit_laplace_equals_the_transformed_distribution_of_torch():
 def test_the_likeliest_output_shows_the_image():
     image = torch.rand(2, 3, 4, 4) * 1.98 - 0.99
     logits = (0.8 * (image + 1) / 2 + 0.1).logit()
-    torch.testing.assert_close(logit_laplace_image(torch.cat([logits, logits], dim=1)), image, atol=1e-5, rtol=0)
-    assert torch.equal(discretized_logistic_image(torch.cat([image, image], dim=1)), image)
+    shown = image_of(torch.cat([logits, logits], dim=1), kind="logit_laplace")
+    torch.testing.assert_close(shown, image, atol=1e-5, rtol=0)
+    assert torch.equal(image_of(torch.cat([image, image], dim=1), kind="discretized_logistic"), image)
     assert torch.equal(image_of(image, kind="mse"), image)
 
 

@@ -30,7 +30,7 @@ def empty_history(num_train_timesteps: int, device: torch.device | str = "cpu") 
 def record(history: LossHistory, *, timesteps: Tensor, losses: Tensor) -> LossHistory:
     """The history with the losses (B,) at timesteps (B,) appended in order; infinite and NaN left out.
 
-    All on the device of the history: of each step the new losses follow the old ones, and the last K stay.
+    All on the device of the history; of each step the last K stay.
     """
     total, counts = len(history.counts), history.counts
     finite = losses.isfinite()
@@ -38,17 +38,13 @@ def record(history: LossHistory, *, timesteps: Tensor, losses: Tensor) -> LossHi
     left_out = (counts + new - KEPT).clamp(min=0)  # (T,) of the oldest
     place = torch.arange(KEPT, device=counts.device) + left_out[:, None]  # (T, K), the former place of each loss
     kept = torch.where(place < counts[:, None], history.losses.gather(1, place.clamp(max=KEPT - 1)), 0.0)
-    column = counts[timesteps] + earlier(timesteps, finite) - left_out[timesteps]  # (B,)
+    same = (timesteps[:, None] == timesteps) & finite  # (B, B)
+    earlier = same.tril(-1).sum(dim=1)  # (B,), finite losses of the same step before each loss
+    column = counts[timesteps] + earlier - left_out[timesteps]  # (B,)
     spare = total * KEPT  # the place of losses that are left out
     target = torch.where(finite & (column >= 0), timesteps * KEPT + column, spare)
     flat = torch.cat([kept.flatten(), kept.new_zeros(1)]).scatter(0, target, losses.double())
     return LossHistory(flat[:spare].view(total, KEPT), (counts + new).clamp(max=KEPT))
-
-
-def earlier(timesteps: Tensor, finite: Tensor) -> Tensor:
-    """Count of finite losses of the same step before each loss, (B,)."""
-    same = (timesteps[:, None] == timesteps) & finite  # (B, B)
-    return same.tril(-1).sum(dim=1)
 
 
 def probabilities(history: LossHistory) -> Tensor:

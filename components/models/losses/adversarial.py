@@ -26,9 +26,7 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
 def adaptive_weight(nll_gradient: Tensor, *, adversarial_gradient: Tensor) -> Tensor:
     """Ratio of the norms of the two gradients (equation 7), () without gradient, in [0, 1e4].
 
-    Args:
-        nll_gradient, adversarial_gradient: gradients of reconstruction plus perceptual loss, and of `generator_loss`,
-            with respect to the decoder's last layer, of the same shape.
+    They are those of reconstruction plus perceptual loss and of `generator_loss` at the decoder's last layer.
     """
     norms = [torch.linalg.vector_norm(g.float()) for g in (nll_gradient, adversarial_gradient)]
     return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
@@ -49,9 +47,7 @@ def balanced_generator_loss(
     last_layer: Tensor,
     adversarial_weight: float,
 ) -> GeneratorLoss:
-    """`nll_loss` plus the adversarial loss times the adaptive weight.
-
-    Each loss network is traversed backward once.
+    """`nll_loss` plus the adversarial loss times the adaptive weight, one backward pass of each network.
 
     Both gradients are taken at the pixels of `reconstruction` (B, 3, H, W), carried on from there to `last_layer` for
     the weight, and summed for `.backward()`. So the discriminator's parameters receive no gradient that the caller
@@ -80,10 +76,7 @@ def balanced_generator_loss(
 
 
 def _mean_over_ranks(gradient: Tensor) -> Tensor:
-    """The gradient of the global batch: the mean over all ranks.
-
-    A weight computed by each rank alone would make the result depend on the number of ranks.
-    """
+    """The mean over all ranks: a weight of each rank alone would let the result depend on their number."""
     if distributed.is_initialized():
         distributed.all_reduce(gradient)
         gradient /= distributed.get_world_size()
@@ -107,9 +100,13 @@ def augment(image: Tensor, *, draws: Tensor) -> Tensor:
     shift_y, shift_x = draws[:, 3], draws[:, 4]
     brightness, saturation, contrast, _, _, cut_y, cut_x = to_device(draws, image.device).unbind(1)
     image = jitter_color(image, brightness=brightness - 0.5, saturation=2 * saturation, contrast=contrast + 0.5)
-    height, width = image.shape[2:]
-    image = shift(image, down=_shift(shift_y, height), right=_shift(shift_x, width))
-    return cut_out(image, top=_cut(cut_y, height), left=_cut(cut_x, width))
+    sides = image.shape[2:]  # of uniform draws, whole shifts and first rows of a mask with its center in the image
+    down, right = (
+        (draw * (2 * _largest(side) + 1)).long() - _largest(side)
+        for draw, side in zip((shift_y, shift_x), sides, strict=True)
+    )
+    top, left = ((draw * side).long() - int(side * CUT) // 2 for draw, side in zip((cut_y, cut_x), sides, strict=True))
+    return cut_out(shift(image, down=down, right=right), top=top, left=left)
 
 
 def jitter_color(image: Tensor, *, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
@@ -142,13 +139,3 @@ def cut_out(image: Tensor, *, top: Tensor, left: Tensor) -> Tensor:
 
 def _largest(side: int) -> int:
     return int(side * SHIFT + 0.5)
-
-
-def _shift(draw: Tensor, side: int) -> Tensor:
-    """Map a uniform draw in [0, 1) to a uniform whole shift."""
-    return (draw * (2 * _largest(side) + 1)).long() - _largest(side)
-
-
-def _cut(draw: Tensor, side: int) -> Tensor:
-    """Map a uniform draw in [0, 1) to the first row of a mask with a uniform center in the image."""
-    return (draw * side).long() - int(side * CUT) // 2

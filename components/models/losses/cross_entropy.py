@@ -14,11 +14,8 @@ from torch import Tensor
 def contrastive_loss(image: Tensor, text: Tensor, *, log_scale: Tensor) -> Tensor:
     """Symmetric cross-entropy over the batch, () in nats, fp32: log B for uninformative embeddings.
 
-    Each image chooses among the texts of the batch, and each text among the images.
-
-    Args:
-        image, text: (B, E) of length 1; row i of `image` belongs to row i of `text`.
-        log_scale: (), the logarithm of the factor of the cosine similarities.
+    Each image chooses among the texts of the batch, and each text among the images; row i of `image` (B, E), of length
+    1, belongs to row i of `text`. `log_scale` () is the logarithm of the factor of the cosine similarities.
     """
     logits = log_scale.float().exp() * image.float() @ text.float().T  # (B, B), a row for each image
     own = torch.arange(len(logits), device=logits.device)
@@ -37,9 +34,9 @@ class ContrastiveGradients(NamedTuple):
 def contrastive_gradients(image: Tensor, text: Tensor, *, log_scale: Tensor) -> ContrastiveGradients:
     """The loss of embeddings (B, E) and the gradients at the embeddings, detached from any graph.
 
-    The gradients are all that a network must know of the other samples: with the gradients, the backward pass can go
-    through a batch in parts, each by `along_gradient` (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size
-    under Memory Limited Setup").
+    They are all that a network must know of the other samples: with them, the backward pass can go through a batch in
+    parts, each by `along_gradient` (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
+    Setup").
     """
     leaves = [tensor.detach().requires_grad_() for tensor in (image, text, log_scale)]
     with torch.enable_grad():
@@ -55,9 +52,7 @@ def along_gradient(value: Tensor, gradient: Tensor) -> Tensor:
 def token_loss(logits: Tensor, *, tokens: Tensor) -> Tensor:
     """Mean negative log likelihood in nats a token, () in fp32; log K for a uniform model.
 
-    Args:
-        logits: (B, N, K), logits[:, i] from tokens before i only.
-        tokens: (B, N) int64 in [0, K).
+    `logits` are (B, N, K), logits[:, i] from tokens before i only; `tokens` (B, N) int64 in [0, K).
     """
     return F.cross_entropy(rearrange(logits, "b n k -> (b n) k").float(), tokens.flatten())
 
@@ -84,9 +79,7 @@ def text_loss(logits: Tensor, *, text: Tensor) -> Tensor:
 
 
 def masked_token_loss(logits: Tensor, *, tokens: Tensor, masked: Tensor, label_smoothing: float) -> Tensor:
-    """Mean over the batch of each image's cross-entropy a masked token, () in fp32.
-
-    Source: Chang et al. 2022, equation 1.
+    """Mean over the batch of each image's cross-entropy a masked token, () (Chang et al. 2022, eq. 1).
 
     Each image is averaged over its own masked tokens. Without smoothing, and with the number of masked tokens drawn
     evenly from 1..N, the loss is an upper bound of the nats a token when tokens are drawn one by one in random order

@@ -24,11 +24,8 @@ def discretized_logistic_nll(output: Tensor, *, image: Tensor) -> Tensor:
     """-log P of each 8-bit value in nats, (B, 3, H, W) fp32, under a discretized logistic.
 
     P is the logistic's mass within half a level around the value. The two edges are open, so that the 256 probabilities
-    sum to one.
-
-    Args:
-        output: (B, 6, H, W), means in [-1, 1] and log-scales; log-scales below -7 count as -7.
-        image: (B, 3, H, W) in [-1, 1], of 8 bits.
+    sum to one. `output` (B, 6, H, W) holds means in [-1, 1] and log-scales, of which those below -7 count as -7;
+    `image` is (B, 3, H, W) in [-1, 1], of 8 bits.
     """
     mean, log_scale = output.float().chunk(2, dim=1)
     log_scale = log_scale.clamp(min=MIN_LOG_SCALE)
@@ -43,21 +40,13 @@ def discretized_logistic_nll(output: Tensor, *, image: Tensor) -> Tensor:
     return -log_probability
 
 
-def discretized_logistic_image(output: Tensor) -> Tensor:
-    """Return the means of `output` (B, 6, H, W): (B, 3, H, W), near [-1, 1]."""
-    return output.chunk(2, dim=1)[0]
-
-
 def logit_laplace_nll(output: Tensor, *, image: Tensor) -> Tensor:
     """-log f of each value in nats, (B, 3, H, W) fp32, of the density on (0, 1)
 
         log f(y) = -log(2b) - log(y (1 - y)) - |logit(y) - mu| / b,
 
     where y = (1 - 2 eps) x + eps and x is the image in [0, 1]. A density may exceed one, so nats may be negative.
-
-    Args:
-        output: (B, 6, H, W), mu and log b.
-        image: (B, 3, H, W) in [-1, 1].
+    `output` (B, 6, H, W) holds mu and log b; `image` is (B, 3, H, W) in [-1, 1].
     """
     mean, log_scale = output.float().chunk(2, dim=1)
     y = (1 - 2 * LOGIT_LAPLACE_EPS) * (image.float() + 1) / 2 + LOGIT_LAPLACE_EPS
@@ -65,40 +54,31 @@ def logit_laplace_nll(output: Tensor, *, image: Tensor) -> Tensor:
     return math.log(2) + log_scale + (y * (1 - y)).log() + distance
 
 
-def logit_laplace_image(output: Tensor) -> Tensor:
-    """The image at mu, by the sigmoid and the inverse map: (B, 6, H, W) -> (B, 3, H, W), in [-1.25, 1.25]."""
-    mean = output.chunk(2, dim=1)[0]
-    return 2 * (mean.sigmoid() - LOGIT_LAPLACE_EPS) / (1 - 2 * LOGIT_LAPLACE_EPS) - 1
-
-
-KINDS = ("l1", "mse", "logit_laplace", "discretized_logistic")
+LIKELIHOODS = {"logit_laplace": logit_laplace_nll, "discretized_logistic": discretized_logistic_nll}
+KINDS = ("l1", "mse", *LIKELIHOODS)
 
 
 def reconstruction_loss(output: Tensor, *, image: Tensor, kind: str = "l1") -> Tensor:
-    """Mean reconstruction loss over all values of all images, () in fp32.
-
-    Args:
-        output: (B, O, H, W), the decoder's output.
-        image: (B, 3, H, W) in [-1, 1].
-    """
-    if kind == "mse":
-        return F.mse_loss(output.float(), image.float())
-    if kind == "logit_laplace":
-        return logit_laplace_nll(output, image=image).mean()
-    if kind == "discretized_logistic":
-        return discretized_logistic_nll(output, image=image).mean()
-    return F.l1_loss(output.float(), image.float())
+    """Mean loss of the decoder's output (B, O, H, W) for images (B, 3, H, W) in [-1, 1], () in fp32."""
+    if kind in LIKELIHOODS:
+        return LIKELIHOODS[kind](output, image=image).mean()
+    difference = F.mse_loss if kind == "mse" else F.l1_loss
+    return difference(output.float(), image.float())
 
 
 def output_channels(*, kind: str) -> int:
     """Number O of the decoder's output channels, 3 or 6. Raises ValueError for an unknown kind."""
     if kind not in KINDS:
         raise ValueError(f"unknown reconstruction {kind!r}: choose {', '.join(KINDS)}")
-    return 6 if kind in ("logit_laplace", "discretized_logistic") else 3
+    return 6 if kind in LIKELIHOODS else 3
 
 
 def image_of(output: Tensor, *, kind: str = "l1") -> Tensor:
     """Return the image (B, 3, H, W) in an output (B, O, H, W), near [-1, 1] and not clipped."""
-    if kind == "logit_laplace":
-        return logit_laplace_image(output)
-    return discretized_logistic_image(output) if kind == "discretized_logistic" else output
+    if kind not in LIKELIHOODS:
+        return output
+    mean = output.chunk(2, dim=1)[0]
+    if kind == "discretized_logistic":
+        return mean
+    # The image at mu, by the sigmoid and the inverse map, in [-1.25, 1.25].
+    return 2 * (mean.sigmoid() - LOGIT_LAPLACE_EPS) / (1 - 2 * LOGIT_LAPLACE_EPS) - 1
