@@ -9,6 +9,7 @@ from torch import Tensor
 from components.models.diffusion.discrete import DiscreteObjective
 from components.models.diffusion.objective import EDMObjective, Objective, make_objective
 from components.models.diffusion.samplers import sample
+from components.models.diffusion.schedule import Schedule
 
 
 def discrete(schedule: str = "linear", num_train_timesteps: int = 1000, **changes: Any) -> DiscreteObjective:
@@ -16,6 +17,12 @@ def discrete(schedule: str = "linear", num_train_timesteps: int = 1000, **change
     objective = make_objective(values | {"prediction_type": "epsilon"} | changes)
     assert isinstance(objective, DiscreteObjective)
     return objective
+
+
+def respaced(schedule: Schedule, steps: list[int]) -> Schedule:
+    """The process of the steps alone, with betas for unchanged alphas_cumprod (Nichol and Dhariwal, 2021)."""
+    alphas_cumprod = schedule.alphas_cumprod[steps]
+    return Schedule(1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]]))
 
 
 def seeded_noise(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> Callable[[int], Tensor]:

@@ -205,8 +205,7 @@ class Autoencoder(nn.Module):
             linear, colors first, is learned in minutes. The published networks have none.
         norm_groups: of every group norm; see `groups_of`.
 
-    Raises:
-        ValueError: when the resolution cannot be halved that often, or the bottleneck is unknown.
+    Raises ValueError when the resolution cannot be halved that often, or the bottleneck is unknown.
     """
 
     def __init__(

@@ -66,9 +66,8 @@ class ConditionedNetwork(nn.Module):
         embed_noise_level: embed the noise level of that image. Without, the network takes it and doesn't look at it,
             as the upsamplers of ADM and GLIDE, which know no noise.
 
-    Raises:
-        ValueError: `text` and `text_states_dim` are both given, `class_token_dim` without classes, or `image_tokens`
-            without the channels of an image.
+    Raises ValueError if `text` and `text_states_dim` are both given, `class_token_dim` without classes, or
+    `image_tokens` without the channels of an image.
     """
 
     def __init__(

@@ -27,8 +27,7 @@ class DiT(ConditionedNetwork):
         num_layers: number of blocks.
         conditions: see `ConditionedNetwork`; of a text it knows what is pooled.
 
-    Raises:
-        ValueError: sizes that do not fit each other.
+    Raises ValueError for sizes that do not fit each other.
     """
 
     positions: Tensor  # (N, D)

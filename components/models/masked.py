@@ -255,8 +255,7 @@ class PixelNetwork(nn.Module):
         num_classes: classes; their tables have one row more, the null label `num_classes`. None: no classes.
         embedding: of values that are "intensity" or, without an order among them, "table".
 
-    Raises:
-        ValueError: when the colors can't share the channels equally, or kernel_size has no middle.
+    Raises ValueError when the colors can't share the channels equally, or kernel_size has no middle.
     """
 
     head: ValueHead
@@ -295,8 +294,7 @@ class PixelNetwork(nn.Module):
             values: (B, C, H, W) int64 in [0, K); any height and width.
             label: (B,) int64 in [0, num_classes], num_classes being the null label; None stands for the null label.
 
-        Returns:
-            (B, C, H, W, K), each from the label and the values before it.
+        Returns (B, C, H, W, K), each from the label and the values before it.
         """
         return self.head(self.features(self.embedding(values), label=self._label(len(values), label)))
 

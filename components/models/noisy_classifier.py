@@ -29,8 +29,7 @@ class NoisyClassifier(nn.Module):
         model_channels, channel_mult, num_res_blocks, attention_resolutions, dropout, scale_shift_norm,
             resample_in_blocks, norm_groups: as those of `UNet`.
 
-    Raises:
-        ValueError: sizes that do not fit each other.
+    Raises ValueError for sizes that do not fit each other.
     """
 
     def __init__(

@@ -82,8 +82,7 @@ class RowLSTM(PixelNetwork):
     Args: see `PixelNetwork`; channels is D, a multiple of 2 * num_channels, for the state has half as many;
         kernel_size is that of input-to-state, and `dropout` the probability, in [0, 1), on each residual branch.
 
-    Raises:
-        ValueError: as `PixelNetwork`, or when the colors can't share the state's channels equally.
+    Raises ValueError as `PixelNetwork`, or when the colors can't share the state's channels equally.
     """
 
     def __init__(

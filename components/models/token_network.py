@@ -123,8 +123,7 @@ class TokenNetwork(nn.Module):
         condition_grid: (height, width) of the condition image in tokens; given with condition_codebook_size.
         dropout: probability, in [0, 1), after the embedding and on each residual branch.
 
-    Raises:
-        ValueError: when sizes do not fit each other, or only one of two that belong together is given.
+    Raises ValueError when sizes do not fit each other, or only one of two that belong together is given.
     """
 
     causal: ClassVar[bool]

@@ -32,8 +32,7 @@ class Transformer(TokenNetwork):
         settings: see `TokenNetwork`. Row i of a table of positions is added to the input that predicts token i: no row
             is left unused, and the class token has one. Rotations go by the place of the input token itself.
 
-    Raises:
-        ValueError: as `TokenNetwork`, or when there is no text to predict.
+    Raises ValueError as `TokenNetwork`, or when there is no text to predict.
     """
 
     causal: ClassVar[bool] = True
@@ -65,8 +64,7 @@ class Transformer(TokenNetwork):
                 the model has a table for it.
             with_text: return `JointLogits`, for a model that predicts text; otherwise those of the tokens alone.
 
-        Returns:
-            (B, N, K), logits[:, i] from the conditions and the tokens before i.
+        Returns (B, N, K), logits[:, i] from the conditions and the tokens before i.
 
         Raises ValueError when the shape of a condition is not the one that the model was built for.
         """

@@ -46,8 +46,7 @@ class UNet(ConditionedNetwork):
             pixels, which are tokens of so many features for the attention, with rotary positions.
         conditions: see `ConditionedNetwork`.
 
-    Raises:
-        ValueError: sizes that do not fit each other, or attention to tokens where there are none.
+    Raises ValueError for sizes that do not fit each other, or attention to tokens where there are none.
     """
 
     def __init__(
@@ -127,8 +126,7 @@ class UNet(ConditionedNetwork):
             condition_image: (B, condition_image_channels, H, W).
             image_embedding: (B, image_embedding_dim).
 
-        Raises:
-            ValueError: a condition is missing, is one that the network was not built for, or is of another size.
+        Raises ValueError if a condition is missing, is one that the network was not built for, or is of another size.
         """
         present = self.checked(x_t, conditions)
         embedding, context = self.embed(time, present)

@@ -11,7 +11,6 @@ from denoising_diffusion_pytorch.learned_gaussian_diffusion import LearnedGaussi
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from components.models.diffusion.discrete import loss_weight, target
 from components.models.diffusion.objective import EDMObjective, FlowObjective, Objective, make_objective
 from components.models.diffusion.schedule import make_schedule
 from components.training.randomness import sample_uniform
@@ -37,14 +36,14 @@ def images() -> tuple[Tensor, Tensor]:
 def test_the_true_target_implies_the_true_image(prediction_type):
     x_0, noise = images()
     x_t = SCHEDULE.add_noise(x_0, noise, TIMESTEPS)
-    true = target(SCHEDULE, x_0=x_0, noise=noise, timesteps=TIMESTEPS, prediction_type=prediction_type)
     objective = discrete(prediction_type=prediction_type)
+    true = objective.target(x_0=x_0, noise=noise, time=TIMESTEPS)
     torch.testing.assert_close(objective.predict_x_0(true, x_t=x_t, time=TIMESTEPS), x_0)
 
 
 def test_v_is_the_velocity_of_diffusers():
     x_0, noise = (tensor.float() for tensor in images())
-    ours = target(SCHEDULE, x_0=x_0, noise=noise, timesteps=TIMESTEPS, prediction_type="v_prediction")
+    ours = discrete(prediction_type="v_prediction").target(x_0=x_0, noise=noise, time=TIMESTEPS)
     peer = DDPMScheduler(1000, beta_start=1e-4, beta_end=2e-2).get_velocity(x_0, noise, TIMESTEPS)
     torch.testing.assert_close(ours, peer, atol=3.3e-5, rtol=0)
 
@@ -54,18 +53,17 @@ def test_v_is_the_velocity_of_diffusers():
 def test_weighted_losses_of_all_prediction_types_are_one_loss(prediction_type, min_snr_gamma):
     """The weight times the squared error of the prediction is min(snr, gamma) times the squared error of x_0."""
     prediction, x_t = images()
-    objective = discrete(prediction_type=prediction_type)
+    objective = discrete(prediction_type=prediction_type, min_snr_gamma=min_snr_gamma)
     known = {"x_t": x_t, "time": TIMESTEPS}
     error = objective.predict_x_0(prediction + 1, **known) - objective.predict_x_0(prediction, **known)
-    snr = SCHEDULE.snr(TIMESTEPS)
-    weight = loss_weight(SCHEDULE, TIMESTEPS, prediction_type=prediction_type, min_snr_gamma=min_snr_gamma)
+    snr, weight = SCHEDULE.tables["signal_to_noise"][TIMESTEPS].float(), objective.loss_weight(TIMESTEPS)
     of_x_0 = snr.clamp(max=min_snr_gamma).double() * error.square().mean((1, 2, 3))
     torch.testing.assert_close(weight.double(), of_x_0, atol=0, rtol=1e-4)
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_without_gamma_every_sample_weighs_one(prediction_type):
-    weight = loss_weight(SCHEDULE, TIMESTEPS, prediction_type=prediction_type, min_snr_gamma=None)
+    weight = discrete(prediction_type=prediction_type).loss_weight(TIMESTEPS)
     assert torch.equal(weight, torch.ones(len(TIMESTEPS)))
 
 

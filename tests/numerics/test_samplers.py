@@ -11,7 +11,7 @@ from components.models.diffusion.objective import EDMObjective, FlowObjective, O
 from components.models.diffusion.samplers import Known, Start, sample
 from components.models.diffusion.schedule import spaced_timesteps, with_clean_end
 from components.models.diffusion.steps import SAMPLERS, ddim_step, ddpm_step
-from tests.known_denoisers import best_denoiser, discrete, moments, output_for, seeded_noise, wavy
+from tests.known_denoisers import best_denoiser, discrete, moments, output_for, respaced, seeded_noise, wavy
 
 MODES = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0)]
 DRAWING = tuple(name for name, kind in SAMPLERS.items() if kind.own_eta)  # noise in every step
@@ -106,9 +106,9 @@ def test_all_steps_strided_are_the_plain_chain(sampler, eta):
 @pytest.mark.parametrize("indices", [list(range(40)), [0, 3, 11, 39]])
 def test_a_step_of_a_trajectory_is_the_posterior_of_the_respaced_schedule(indices):
     """Its variances too: beta recomputed, and the posterior variance from it."""
-    schedule = discrete("linear", 40).schedule.respaced(indices)
+    schedule = respaced(discrete("linear", 40).schedule, indices)
     alphas_cumprod = schedule.alphas_cumprod.flip(0)
-    trajectory = with_clean_end(schedule.timesteps.flip(0), alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
+    trajectory = with_clean_end(torch.tensor(indices).flip(0), alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
     x_0, x_t = torch.randn(2, 1, 3, 2, 2, dtype=torch.float64).unbind()
     for index in range(len(indices)):
         time, step = torch.tensor([len(indices) - 1 - index]), trajectory.step(index)

@@ -6,6 +6,7 @@ from diffusers import DDPMScheduler
 
 from components.models.diffusion.betas import SCHEDULES
 from components.models.diffusion.schedule import make_schedule
+from tests.known_denoisers import discrete
 
 
 def peer(name: str, beta_start: float = 1e-4, beta_end: float = 2e-2, **options: bool) -> DDPMScheduler:
@@ -40,7 +41,6 @@ def test_zero_terminal_snr_equals_that_of_diffusers_and_leaves_the_first_step_as
     assert ours.alphas_cumprod[-1] == 0
     assert ours.tables["signal_to_noise"][999] == 0
     assert ours.betas[0].item() == pytest.approx(peer(name).betas[0].item(), rel=1e-3)
-    assert ours.respaced([0, 500, 999]).alphas_cumprod[-1] == 0
     x_0, noise = torch.randn(2, 1, 3, 4, 4).unbind()
     assert torch.equal(ours.add_noise(x_0, noise, torch.tensor([999])), noise)
 
@@ -129,15 +129,8 @@ def test_the_shortest_possible_schedules_are_finite():
 
 
 def test_respacing_keeps_the_signal_of_each_kept_step_and_its_original_index():
-    schedule = make_schedule("linear", num_train_timesteps=1000)
-    strided = schedule.respaced([0, 4, 500, 999])
-    assert strided.timesteps.tolist() == [0, 4, 500, 999]
-    torch.testing.assert_close(strided.alphas_cumprod, schedule.alphas_cumprod[[0, 4, 500, 999]], atol=0, rtol=1e-12)
-    assert strided.respaced([1, 3]).timesteps.tolist() == [4, 999]
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_respacing_to_all_steps_changes_nothing(name):
-    schedule = make_schedule(name, num_train_timesteps=1000)
-    same = schedule.respaced(list(range(1000)))
-    torch.testing.assert_close(same.betas, schedule.betas, atol=1e-15, rtol=1e-11)
+    objective = discrete("linear", 1000)
+    trajectory = objective.trajectory(4)
+    assert trajectory.times.tolist() == [999, 666, 333, 0]
+    kept = objective.schedule.alphas_cumprod[trajectory.times]
+    torch.testing.assert_close(trajectory.signal[:-1] ** 2, kept, atol=0, rtol=1e-12)

@@ -15,7 +15,7 @@ from PIL import Image
 from components.serving.api_models import Edit, Generation
 from components.serving.app import build_app
 from components.serving.errors import CODES
-from tests.serving_backend import HTTP, SmallBackend, serving
+from tests.serving_backend import HTTP, SmallBackend, load_backends, served, settings_of
 from tests.serving_bad_input import CASES, EDITS, GENERATIONS, KEY, LIMITS, Bad, asked, form, png
 from tests.serving_documents import COMMAND, SERVING, serving_text
 
@@ -33,10 +33,12 @@ VALUES = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def addresses(backends: dict[str, SmallBackend]) -> Iterator[dict[str, str]]:
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Of a service without keys, and one with."""
-    models = backends.values()
-    with serving(*models, limits=LIMITS) as open_url, serving(*models, limits=LIMITS, keys=[KEY]) as keyed_url:
+    backends: dict[str, SmallBackend] = load_backends(tmp_path_factory.mktemp("models"))
+    given = settings_of(backends, limits=LIMITS)
+    keyed = build_app(backends, given, keys=[KEY])
+    with served(build_app(backends, given)) as open_url, served(keyed) as keyed_url:
         yield {"open": open_url, "keyed": keyed_url}
 
 

@@ -15,16 +15,16 @@ from components.serving.app import build_app
 from components.serving.messages import Event, ImageJob
 from components.serving.middleware import EDITS, GENERATIONS, TAKE_BODIES
 from components.serving.settings import Limits
-from tests.serving_backend import HTTP, SmallBackend, sending, serving, settings_of
+from tests.serving_backend import HTTP, SmallBackend, sending, served, settings_of
 from tests.tiny_cascade import write_cascade
 from tests.waiting import eventually
 
 BODY = json.dumps({"label": 0}).encode()
 
 
-@pytest.fixture
-def cascade(backends: dict[str, SmallBackend]) -> Cascade:
-    return backends["tiny"].cascade
+@pytest.fixture(scope="module")
+def cascade(tmp_path_factory: pytest.TempPathFactory) -> Cascade:
+    return Cascade.load(write_cascade(tmp_path_factory.mktemp("cascade")))
 
 
 class Patient(SmallBackend):
@@ -45,7 +45,8 @@ class Patient(SmallBackend):
 
 @contextmanager
 def service(backend: SmallBackend, **limits: float) -> Iterator[str]:
-    with serving(backend, limits=Limits.model_validate(limits), batch_images=1) as url:
+    settings = settings_of({"tiny": 0}, limits=Limits.model_validate(limits), batch_images=1)
+    with served(build_app({"tiny": backend}, settings)) as url:
         yield url
 
 

@@ -7,8 +7,8 @@ and Ho (2022), appendix D; weights, Hang et al. (2023), equation 8. Everywhere x
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,13 @@ from components.models.diffusion.schedule import (
 )
 from components.models.diffusion.steps import Spacing
 
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+Variance = Literal["fixed_small", "fixed_large", "learned_range"]
+LossKind = Literal["simple", "hybrid", "vlb"]
+
+# Of sigma / signal. The linear schedule ends below; the cosine schedule ends near 20,000, where half of the steps would
+# see nothing but noise (Karras et al., 2022, table 1, leave out the first of its levels for the same reason).
+KARRAS_SIGMA_MAX = 160.0
 DATA_STEP = 2 / 255  # distance of neighbors among the 256 values in [-1, 1]
 
 
@@ -59,15 +66,6 @@ def discretized_gaussian_nll(x_0: Tensor, *, mean: Tensor, log_variance: Tensor)
     inside = log_high + (-torch.expm1(ratio)).log()
     above = torch.where(x_0 > 0.999, torch.special.log_ndtr(-lower), inside)
     return -torch.where(x_0 < -0.999, torch.special.log_ndtr(upper), above)
-
-
-PredictionType = Literal["epsilon", "sample", "v_prediction"]
-Variance = Literal["fixed_small", "fixed_large", "learned_range"]
-LossKind = Literal["simple", "hybrid", "vlb"]
-
-# Of sigma / signal. The linear schedule ends below; the cosine schedule ends near 20,000, where half of the steps would
-# see nothing but noise (Karras et al., 2022, table 1, leave out the first of its levels for the same reason).
-KARRAS_SIGMA_MAX = 160.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,20 +130,40 @@ class DiscreteObjective:
         if self.loss_kind == "vlb":
             return total * self.bits(output, x_0=x_0, x_t=x_t, time=time)
         prediction = self.prediction(output, like=x_t).to(x_0.dtype)
-        wanted = target(self.schedule, x_0=x_0, noise=noise, timesteps=time, prediction_type=self.prediction_type)
-        errors = (prediction - wanted).square().mean(dim=tuple(range(1, x_0.ndim)))  # (B,)
-        kind, gamma = self.prediction_type, self.min_snr_gamma
-        simple = loss_weight(self.schedule, time, prediction_type=kind, min_snr_gamma=gamma) * errors
+        errors = prediction - self.target(x_0=x_0, noise=noise, time=time)
+        simple = self.loss_weight(time) * errors.square().mean(dim=tuple(range(1, x_0.ndim)))  # (B,)
         if self.loss_kind == "simple":
             return simple
         stopped = torch.cat([prediction.detach(), output[:, x_t.shape[1] :].to(x_t.dtype)], dim=1)
         return simple + total / 1000 * self.bits(stopped, x_0=x_0, x_t=x_t, time=time)
 
-    def bits(self, output: Tensor, *, x_0: Tensor, x_t: Tensor, time: Tensor, clip: bool = False) -> Tensor:
-        """A single term of the variational bound in bits/dim, (B,): Ho et al. (2020), equation 5.
+    def target(self, *, x_0: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """The target of the network's prediction: noise, x_0, or v = signal * noise - sigma * x_0."""
+        if self.prediction_type != "v_prediction":
+            return noise if self.prediction_type == "epsilon" else x_0
+        signal, sigma = self.schedule.signal_and_noise(time, x_0)
+        return signal * noise - sigma * x_0
 
-        At time (B,) int64 of 0 the cost of coding the 8-bit x_0, elsewhere the divergence from the true posterior;
-        `clip` limits x_0 to [-1, 1], as sampling does.
+    def loss_weight(self, time: Tensor) -> Tensor:
+        """Weight (B,) float32 of each sample's mean squared error; 1 without a gamma.
+
+        With one it is min(snr, gamma) on the scale of x_0, divided by snr for epsilon and by snr + 1 for v.
+        """
+        snr = self.schedule.table("signal_to_noise", time.device)[time].float()
+        if self.min_snr_gamma is None:
+            return snr.new_ones(snr.shape)
+        divisor = {"epsilon": snr, "sample": 1, "v_prediction": snr + 1}[self.prediction_type]
+        return snr.clamp(max=self.min_snr_gamma) / divisor
+
+    def bits(self, output: Tensor, *, x_0: Tensor, x_t: Tensor, time: Tensor, clip: bool = False) -> Tensor:
+        """A term of the variational bound, in bits/dim, (B,): Ho et al. (2020), equation 5, but its prior.
+
+            -log p(x_0) <=   KL(q(x_T | x_0) | p(x_T))                                         prior
+                           + sum over t > 1 of KL(q(x_{t-1} | x_t, x_0) | p(x_{t-1} | x_t))    denoising
+                           - log p(x_0 | x_1)                                                  reconstruction
+
+        At time (B,) int64 of 0 the cost of coding the 8-bit x_0, elsewhere the divergence from the true posterior; for
+        the prior see `prior_bits`. `clip` limits x_0 to [-1, 1], as sampling does.
         """
         predicted = self.predict_x_0(output, x_t=x_t, time=time)
         predicted = predicted.clamp(-1, 1) if clip else predicted
@@ -214,88 +232,6 @@ class DiscreteObjective:
         return with_clean_end(
             torch.cat([start, times]), torch.cat([zero, signal]), torch.cat([zero + 1, level * signal])
         )
-
-
-def target(
-    schedule: Schedule, *, x_0: Tensor, noise: Tensor, timesteps: Tensor, prediction_type: PredictionType
-) -> Tensor:
-    """The training target of the network's prediction: noise, x_0, or v = signal * noise - sigma * x_0."""
-    if prediction_type == "epsilon":
-        return noise
-    if prediction_type == "sample":
-        return x_0
-    signal, sigma = schedule.signal_and_noise(timesteps, x_0)
-    return signal * noise - sigma * x_0
-
-
-def loss_weight(
-    schedule: Schedule, timesteps: Tensor, *, prediction_type: PredictionType, min_snr_gamma: float | None
-) -> Tensor:
-    """Weight (B,) float32 of each sample's mean squared error; 1 without a gamma.
-
-    With one it is min(snr, gamma) on the scale of x_0, divided by snr for epsilon and by snr + 1 for v.
-    """
-    snr = schedule.table("signal_to_noise", timesteps.device)[timesteps].float()
-    if min_snr_gamma is None:
-        return snr.new_ones(snr.shape)
-    clipped = snr.clamp(max=min_snr_gamma)
-    return clipped / {"epsilon": snr, "sample": 1, "v_prediction": snr + 1}[prediction_type]
-
-
-class Bound(NamedTuple):
-    """Terms of the variational bound of each image, in bits/dim."""
-
-    prior: Tensor  # (B,)
-    terms: Tensor  # (B, N) by ascending time: index 0 is the reconstruction, the others are denoising terms
-
-    @property
-    def reconstruction(self) -> Tensor:  # (B,)
-        return self.terms[:, 0]
-
-    @property
-    def denoising(self) -> Tensor:  # (B,)
-        return self.terms[:, 1:].sum(dim=1)
-
-    @property
-    def total(self) -> Tensor:  # (B,)
-        return self.prior + self.terms.sum(dim=1)
-
-
-@torch.no_grad()
-def bound(
-    denoise: Callable[[Tensor, Tensor], Tensor],
-    objective: DiscreteObjective,
-    x_0: Tensor,
-    *,
-    noise: Callable[[int], Tensor],
-    num_inference_steps: int | None = None,
-    clip: bool = True,
-) -> Bound:
-    """The bits/dim of a lossless code by the model (Ho et al., 2020, equation 5), one draw a step.
-
-        -log p(x_0) <=   KL(q(x_T | x_0) | p(x_T))                                         prior
-                       + sum over t > 1 of KL(q(x_{t-1} | x_t, x_0) | p(x_{t-1} | x_t))    denoising
-                       - log p(x_0 | x_1)                                                  reconstruction
-
-    Args:
-        denoise: the network with its conditions bound; (x_t, time (B,) int64) -> output.
-        x_0: (B, C, H, W), 8-bit values in [-1, 1].
-        noise: standard normal noise like x_0 for each index of a step, from 0.
-        num_inference_steps: of the strided process, a separate model that costs more bits; None is every step.
-        clip: clip each predicted x_0 to [-1, 1].
-
-    Raises ValueError if num_inference_steps is out of range.
-    """
-    schedule = objective.schedule
-    if num_inference_steps is not None:
-        schedule = schedule.respaced(spaced_timesteps(len(schedule), num_inference_steps))
-    strided, terms = replace(objective, schedule=schedule), []
-    for index in range(len(schedule)):
-        time = torch.full((len(x_0),), index, device=x_0.device)
-        x_t = strided.add_noise(x_0, noise(index), time)
-        output = denoise(x_t, schedule.table("timesteps", x_0.device)[time])
-        terms.append(strided.bits(output, x_0=x_0, x_t=x_t, time=time, clip=clip))
-    return Bound(prior=prior_bits(schedule, x_0), terms=torch.stack(terms, dim=1))
 
 
 def prior_bits(schedule: Schedule, x_0: Tensor) -> Tensor:

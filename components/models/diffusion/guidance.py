@@ -33,24 +33,21 @@ def guide(
     Only the first C channels are guided; a learned variance comes from the conditional output alone.
 
     Args:
-        network: called by the objective with the conditions by name.
         condition: each value (B, ...).
         null: the null values (B, ...) of the guided conditions, under the keys of `condition`; a key that is missing
             here, such as low_res, has the same value in every branch.
-        guidance_scale: a number, or a number for each sample (B,); 1 is no guidance, and when all are 1 the network
-            runs once a step instead of on a doubled batch. Papers that write (1 + w) mean guidance_scale = 1 + w. With
-            a scale for each of several conditions each is guided alone, and the differences are summed (Liu et al.,
-            2022): unconditional + sum of scale_i * (conditional_i - unconditional); a condition without a scale is
-            never null.
+        guidance_scale: a number, or one for each sample (B,); when all are 1 the network runs once a step instead of on
+            a doubled batch. Papers that write (1 + w) mean guidance_scale = 1 + w. With a scale for each of several
+            conditions each is guided alone, and the differences are summed (Liu et al., 2022): unconditional + sum of
+            scale_i * (conditional_i - unconditional); a condition without a scale is never null.
         weaker: a smaller or less trained network with the same conditions, in place of the unconditional branch:
             weaker + scale * (network - weaker).
         interval: guide only where sigma / signal lies in [low, high] (Kynkäänniemi et al., 2024); elsewhere scale is 1.
         rescale: in [0, 1], how far the deviation of the guided output is brought back to the deviation of the
             conditional output (Lin et al., 2024, equations 15 and 16).
 
-    Raises:
-        ValueError: null has a key that condition lacks, guidance_scale a key that null lacks, or scales by condition
-            are combined with weaker or rescale.
+    Raises ValueError if null has a key that condition lacks, guidance_scale a key that null lacks, or scales by
+    condition are combined with weaker or rescale.
     """
     if not null.keys() <= condition.keys():
         raise ValueError(f"null conditions without a condition: {', '.join(sorted(null.keys() - condition.keys()))}")
@@ -65,14 +62,18 @@ def guide(
         if interval is not None and not _inside(objective, interval, x_t, time):
             return objective.apply(network, x_t, time, **condition)
         if weaker is None:
-            *conditional, reference = _batched(objective, network, x_t, time, branches)
+            # The outputs of all branches, by a single run on a concatenated batch.
+            together = {name: torch.cat([branch[name] for branch in branches]) for name in branches[0]}
+            x, times = torch.cat([x_t] * len(branches)), torch.cat([time] * len(branches))
+            *conditional, reference = objective.apply(network, x, times, **together).chunk(len(branches))
         else:
             conditional = [objective.apply(network, x_t, time, **condition)]
             reference = objective.apply(weaker, x_t, time, **condition)
         channels = x_t.shape[1]
         guided = _extrapolated([output[:, :channels] for output in conditional], reference[:, :channels], scales)
         if rescale > 0:
-            guided = _rescaled(guided, conditional[0][:, :channels], rescale)
+            deviations = [x.std(dim=(1, 2, 3), keepdim=True) for x in (conditional[0][:, :channels], guided)]
+            guided = guided * (rescale * (deviations[0] / deviations[1]) + (1 - rescale))
         return torch.cat([guided, conditional[0][:, channels:]], dim=1)
 
     return denoise
@@ -81,12 +82,8 @@ def guide(
 def classifier_score(objective: Objective, classifier: Network, label: Tensor, scale: Scale) -> Score:
     """Return the gradient at x_t of scale * log p(label | x_t), for the argument `score` of `sample`.
 
-    Source: Dhariwal and Nichol (2021), section 4.
-
-    Args:
-        classifier: called by the objective like a network, without conditions: noisy images -> logits (B, classes).
-        label: (B,) int64.
-        scale: 0 is no guidance.
+    Source: Dhariwal and Nichol (2021), section 4. The classifier is called by the objective like a network, without
+    conditions: noisy images -> logits (B, classes). `label` is (B,) int64; a scale of 0 is no guidance.
     """
 
     def score(x_t: Tensor, time: Tensor) -> Tensor:
@@ -122,16 +119,6 @@ def _inside(objective: Objective, interval: tuple[float, float], x_t: Tensor, ti
     return bool((sigma >= low * signal) & (sigma <= high * signal))
 
 
-def _batched(
-    objective: Objective, network: Network, x_t: Tensor, time: Tensor, branches: list[dict[str, Tensor]]
-) -> tuple[Tensor, ...]:
-    """The outputs (B, ...) of all branches, computed by a single run on a concatenated batch."""
-    together = {name: torch.cat([branch[name] for branch in branches]) for name in branches[0]}
-    count = len(branches)
-    output = objective.apply(network, torch.cat([x_t] * count), torch.cat([time] * count), **together)
-    return output.chunk(count)
-
-
 def _extrapolated(conditional: list[Tensor], reference: Tensor, scales: list[Tensor]) -> Tensor:
     weights = [scale.to(reference).reshape(-1, 1, 1, 1) for scale in scales]
     if len(conditional) == 1:
@@ -139,8 +126,3 @@ def _extrapolated(conditional: list[Tensor], reference: Tensor, scales: list[Ten
         return conditional[0] + (weights[0] - 1) * (conditional[0] - reference)
     added = [weight * (output - reference) for weight, output in zip(weights, conditional, strict=True)]
     return reference + torch.stack(added).sum(dim=0)
-
-
-def _rescaled(guided: Tensor, conditional: Tensor, rescale: float) -> Tensor:
-    ratio = conditional.std(dim=(1, 2, 3), keepdim=True) / guided.std(dim=(1, 2, 3), keepdim=True)
-    return guided * (rescale * ratio + (1 - rescale))

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from components.models.diffusion.objective import Objective
-from components.models.diffusion.schedule import Trajectory
 from components.models.diffusion.steps import SAMPLERS, Prediction, SamplerName, Spacing
 
 Threshold = Literal["static", "dynamic", "none"]
@@ -32,9 +31,9 @@ class Known(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Initial image of sampling: the image is noised, and only the last steps are taken (SDEdit).
+    """Initial image of sampling: the image is noised, and only the last steps are taken.
 
-    Sources: Meng et al. (2022); for super-resolution, Chung et al. (2022).
+    Sources: SDEdit, Meng et al. (2022); for super-resolution, Chung et al. (2022).
     """
 
     image: Tensor  # (B, C, H, W)
@@ -76,8 +75,7 @@ def sample(
         start: the image that x_T noises where sampling does not start from noise alone.
         on_step: called after each denoising with the step, the time, x_t before the step and the thresholded x_0.
 
-    Raises:
-        ValueError: an unknown sampler, or eta, percentile or num_inference_steps out of range.
+    Raises ValueError for an unknown sampler, or eta, percentile or num_inference_steps out of range.
     """
     check_options(sampler, eta, percentile)
     kind = SAMPLERS[sampler]
@@ -95,7 +93,9 @@ def sample(
             x_0 = x_0 + sigma**2 / signal * gradient  # from epsilon - sigma * gradient
         return x_0, output, gradient
 
-    x_t = first(levels, noise_x_T, start)
+    x_t = levels.initial_scale * noise_x_T
+    if start is not None:  # the start image, noised to the first level
+        x_t = levels.signal[0].item() * start.image + levels.sigma[0].item() * noise_x_T
     for index in range(len(levels)):
         step = levels.step(index)
         x_t = x_t if known is None else known.put(x_t, step.signal, step.sigma)
@@ -105,13 +105,6 @@ def sample(
         random = noise(index) if solver.draws and step.next_sigma > 0 else None  # the last step adds none
         x_t = solver.step(Prediction(step, x_t, x_0, output, gradient, random), lambda x, i=index + 1: predict(x, i)[0])
     return x_t if known is None else torch.where(known.mask, known.image, x_t)
-
-
-def first(levels: Trajectory, noise: Tensor, start: Start | None) -> Tensor:
-    """The first x_t: noise alone, or the start image noised to the first level."""
-    if start is None:
-        return levels.initial_scale * noise
-    return levels.signal[0].item() * start.image + levels.sigma[0].item() * noise
 
 
 def check_options(sampler: str, eta: float, percentile: float) -> None:

@@ -28,16 +28,14 @@ class Posterior(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """Tables of a forward process, or of a strided process made by `respaced`.
+    """Tables of a forward process.
 
     Args:
         betas: (T,) float64 in (0, 1), the variance of the noise added at each step; the last may be 1 (zero terminal
             SNR). Others raise ValueError.
-        timesteps: (T,) int64, the timestep that the network was trained with at each step.
     """
 
     betas: Tensor
-    timesteps: Tensor
     kept: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +63,6 @@ class Schedule:
             posterior_variance = betas * (1 - before) / noise
             clipped = torch.cat([posterior_variance[1:2] if len(self) > 1 else betas, posterior_variance[1:]]).log()
             return {
-                "timesteps": self.timesteps,
                 "alphas_cumprod": alphas_cumprod,
                 "alphas_cumprod_prev": before,
                 "signal": alphas_cumprod.sqrt(),
@@ -109,14 +106,6 @@ class Schedule:
         mean = self.at("posterior_of_x_0", timesteps, x_t) * x_0 + self.at("posterior_of_x_t", timesteps, x_t) * x_t
         return Posterior(mean, self.at("posterior_log_variance_clipped", timesteps, x_t))
 
-    def respaced(self, indices: list[int]) -> "Schedule":
-        """Schedule of the steps at ascending indices, with betas for unchanged alphas_cumprod.
-
-        Its `timesteps` still name the original steps. Source: Nichol and Dhariwal (2021), section 4.
-        """
-        kept = torch.tensor(indices, dtype=torch.int64)
-        return Schedule(betas=betas_of(self.alphas_cumprod[kept]), timesteps=self.timesteps[kept])
-
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
     """Values (B,) as (B, 1, ...) with the dtype of `like`."""
@@ -140,8 +129,7 @@ def make_schedule(
             and 1e-2. The defaults are the ends of the table, times 1000 / T.
         zero_terminal_snr: rescale so that the last step leaves no signal; not for networks that predict the noise.
 
-    Raises:
-        ValueError: an unknown name, or a schedule that does not exist.
+    Raises ValueError for an unknown name, or a schedule that does not exist.
     """
     if num_train_timesteps < 1:
         raise ValueError(f"num_train_timesteps must be at least 1, not {num_train_timesteps}")
@@ -151,7 +139,7 @@ def make_schedule(
     betas = kind.betas(num_train_timesteps, (beta_start or scale * first, beta_end or scale * last))
     _check_betas(betas)
     betas = without_terminal_signal(betas) if zero_terminal_snr else betas
-    return Schedule(betas=betas, timesteps=torch.arange(num_train_timesteps))
+    return Schedule(betas)
 
 
 def _check_betas(betas: Tensor) -> None:
@@ -172,11 +160,7 @@ def without_terminal_signal(betas: Tensor) -> Tensor:
         raise ValueError("zero terminal SNR needs num_train_timesteps of at least 2")
     signal = (1 - betas).cumprod(0).sqrt()
     signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
-    return betas_of(signal**2)
-
-
-def betas_of(alphas_cumprod: Tensor) -> Tensor:
-    """The betas (T,) of given cumulated products (T,)."""
+    alphas_cumprod = signal**2
     return 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
 
 
@@ -214,8 +198,7 @@ def spaced_timesteps(num_train_timesteps: int, num_inference_steps: int, *, spac
             where alone sampling can start from noise. "leading" has a whole stride from 0, so that the last steps are
             never taken; "trailing" has an even stride down from the last step.
 
-    Raises:
-        ValueError: num_inference_steps is not in [1, num_train_timesteps].
+    Raises ValueError if num_inference_steps is not in [1, num_train_timesteps].
     """
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ValueError(f"num_inference_steps must be in [1, {num_train_timesteps}], not {num_inference_steps}")
