@@ -1,9 +1,37 @@
-"""U-Nets of diffusers: their weights in the order of ours, and random weights for both."""
+"""Networks with every condition, and U-Nets of diffusers: their weights in the order of ours, and random weights."""
 
 import torch
 from torch import Tensor, nn
 
+from components.models.dit import DiT
 from components.models.unet import UNet
+
+SMALL_UNET = {"resolution": 8, "model_channels": 16, "channel_mult": (1, 2), "num_res_blocks": 1}
+SMALL_UNET |= {"attention_resolutions": (4,), "head_dim": 8}
+SMALL_DIT = {"resolution": 8, "patch_size": 2, "model_dim": 16, "num_layers": 2, "num_heads": 2}
+
+
+def full_network(kind: str = "unet", **changes) -> UNet | DiT:
+    """A small network with every condition."""
+    text = {"vocab_size": 20, "context_length": 8, "model_dim": 16, "num_layers": 1, "num_heads": 2}
+    everything = {"num_classes": 5, "text": text, "low_res": True}
+    everything |= {"condition_image_channels": 1, "image_embedding_dim": 6} | changes
+    return UNet(**(SMALL_UNET | everything)) if kind == "unet" else DiT(**(SMALL_DIT | everything))
+
+
+def inputs(batch: int = 3) -> dict[str, Tensor]:
+    """What it takes."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "x_t": torch.randn(batch, 3, 8, 8, generator=generator),
+        "time": torch.randint(1000, (batch,), generator=generator),
+        "label": torch.randint(5, (batch,), generator=generator),
+        "text": torch.cat([torch.randint(4, 20, (batch, 5), generator=generator), torch.zeros(batch, 2).long()], 1),
+        "low_res": torch.randn(batch, 3, 8, 8, generator=generator),
+        "noise_level": torch.randint(1, 100, (batch,), generator=generator),
+        "condition_image": torch.randn(batch, 1, 8, 8, generator=generator),
+        "image_embedding": torch.randn(batch, 6, generator=generator),
+    }
 
 
 def randomized(network: nn.Module) -> nn.Module:

@@ -3,21 +3,12 @@
 import pytest
 import torch
 from diffusers import UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from components.models.layers import recompute_blocks
 from components.models.unet import UNet
 from components.models.unet_blocks import TimedResBlock
-from tests.peer_unets import copy_weights, randomized
-
-SMALL = {
-    "resolution": 8,
-    "model_channels": 16,
-    "channel_mult": (1, 2),
-    "num_res_blocks": 1,
-    "attention_resolutions": (4,),
-    "head_dim": 8,
-}
+from tests.peer_unets import SMALL_UNET, copy_weights, full_network, inputs, randomized
 
 
 def num_parameters(**settings) -> int:
@@ -110,27 +101,6 @@ def test_the_network_equals_that_of_diffusers_under_a_map_of_weights(scale_shift
     torch.testing.assert_close(ours, theirs, atol=2e-7, rtol=0)
 
 
-def inputs(batch: int = 3) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "x_t": torch.randn(batch, 3, 8, 8, generator=generator),
-        "time": torch.randint(1000, (batch,), generator=generator),
-        "label": torch.randint(5, (batch,), generator=generator),
-        "text": torch.cat([torch.randint(4, 20, (batch, 5), generator=generator), torch.zeros(batch, 2).long()], 1),
-        "low_res": torch.randn(batch, 3, 8, 8, generator=generator),
-        "noise_level": torch.randint(1, 100, (batch,), generator=generator),
-        "condition_image": torch.randn(batch, 1, 8, 8, generator=generator),
-        "image_embedding": torch.randn(batch, 6, generator=generator),
-    }
-
-
-def full_network(**changes) -> UNet:
-    text = {"vocab_size": 20, "context_length": 8, "model_dim": 16, "num_layers": 1, "num_heads": 2}
-    everything = {"num_classes": 5, "text": text, "low_res": True}
-    everything |= {"condition_image_channels": 1, "image_embedding_dim": 6}
-    return UNet(**(SMALL | everything | changes))
-
-
 def test_a_new_network_predicts_nothing_and_its_blocks_pass_their_input_on():
     network = full_network()
     assert network(**inputs()).abs().max() == 0
@@ -139,6 +109,10 @@ def test_a_new_network_predicts_nothing_and_its_blocks_pass_their_input_on():
     assert torch.equal(block(x, torch.randn(2, 64)), x)
 
 
+KINDS = pytest.mark.parametrize("kind", ["unet", "dit"])
+
+
+@KINDS
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -151,8 +125,8 @@ def test_a_new_network_predicts_nothing_and_its_blocks_pass_their_input_on():
         ("image_embedding", torch.zeros(3, 6)),
     ],
 )
-def test_every_condition_reaches_the_prediction(name, value):
-    network = randomized(full_network())
+def test_every_condition_reaches_the_prediction(name, value, kind):
+    network = randomized(full_network(kind))
     with torch.no_grad():
         change = network(**inputs()) - network(**(inputs() | {name: value}))
     assert (change.abs().amax((1, 2, 3)) > 1e-3).all()
@@ -166,8 +140,9 @@ def test_the_noise_level_has_an_embedding_of_its_own():
         assert (network(**known) - network(**exchanged)).abs().max() > 1e-3
 
 
-def test_a_prediction_does_not_depend_on_the_rest_of_the_batch():
-    network, known = randomized(full_network()), inputs()
+@KINDS
+def test_a_prediction_does_not_depend_on_the_rest_of_the_batch(kind):
+    network, known = randomized(full_network(kind)), inputs()
     with torch.no_grad():
         together = network(**known)
         for i in range(3):
@@ -202,12 +177,13 @@ def test_training_under_bf16_autocast_reaches_every_weight_and_stays_near_fp32(s
     assert similarity > 0.99
 
 
-def test_a_condition_that_is_missing_or_unknown_is_refused():
+@KINDS
+def test_a_condition_that_is_missing_or_unknown_is_refused(kind):
     known = inputs()
     with pytest.raises(ValueError, match="is conditioned on noise_level"):
-        full_network()(**{name: value for name, value in known.items() if name != "noise_level"})
+        full_network(kind)(**{name: value for name, value in known.items() if name != "noise_level"})
     with pytest.raises(ValueError, match="is not conditioned on text"):
-        full_network(text=None)(**known)
+        full_network(kind, text=None)(**known)
 
 
 def test_a_image_of_another_size_or_number_of_channels_is_refused():
@@ -234,7 +210,7 @@ def test_a_learned_variance_doubles_the_output_and_starts_in_the_middle():
 
 
 def test_a_level_may_have_a_fraction_of_the_channels():
-    network = UNet(**(SMALL | {"resolution": 16, "channel_mult": (0.5, 1, 2)}))
+    network = UNet(**(SMALL_UNET | {"resolution": 16, "channel_mult": (0.5, 1, 2)}))
     assert network.conv_in.out_channels == network.conv_out.in_channels == 8
     assert network(torch.randn(1, 3, 16, 16), torch.tensor([1])).shape == (1, 3, 16, 16)
 
@@ -244,7 +220,7 @@ def test_only_the_null_label_needs_the_last_row_of_the_table():
     assert full_network(null_label=False).class_embedding.num_embeddings == 5
 
 
-def gradients_of(network: UNet, known: dict[str, Tensor], *, bf16: bool) -> list[Tensor]:
+def gradients_of(network: nn.Module, known: dict[str, Tensor], *, bf16: bool) -> list[Tensor]:
     torch.manual_seed(3)  # of the dropout
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss = network(**known).square().mean()
@@ -252,11 +228,13 @@ def gradients_of(network: UNet, known: dict[str, Tensor], *, bf16: bool) -> list
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("text_conditioning", ["pooled", "cross_attention", "spatial_transformer"])
+@pytest.mark.parametrize("text_conditioning", ["pooled", "cross_attention", "spatial_transformer", None])
 def test_gradient_checkpointing_changes_no_gradient(text_conditioning, bf16):
-    """With dropout: what is computed again drops the same units, under the same autocast."""
-    settings = {"dropout": 0.3, "text_conditioning": text_conditioning}
-    plain, checkpointed = full_network(**settings), full_network(**settings)
+    """With dropout: what is computed again drops the same units, under the same autocast. None: a transformer."""
+    kind, settings = "unet", {"dropout": 0.3, "text_conditioning": text_conditioning}
+    if text_conditioning is None:
+        kind, settings = "dit", {}
+    plain, checkpointed = full_network(kind, **settings), full_network(kind, **settings)
     randomized(plain).train()
     recompute_blocks(checkpointed)
     checkpointed.load_state_dict(plain.state_dict())
@@ -281,4 +259,4 @@ def test_gradient_checkpointing_keeps_less_for_the_backward_pass():
 @pytest.mark.parametrize("change", [{"resolution": 9}, {"head_dim": None}, {"num_heads": 2}, {"head_dim": 3}])
 def test_sizes_that_do_not_fit_are_refused(change):
     with pytest.raises(ValueError, match=r"halved|head_dim or num_heads"):
-        UNet(**(SMALL | change))
+        UNet(**(SMALL_UNET | change))
