@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from components.evaluation.grids import GridBlock, readable, render_blocks
-from components.models.diffusion.corruption import downsample
-from components.models.diffusion.degradation import MASK_TASKS, NUMBERS, blurred, border_mask, gray, inpainting_mask
+from components.models.diffusion.corruption import blurred, downsample, gray
+from components.models.diffusion.degradation import MASK_TASKS, NUMBERS, border_mask, inpainting_mask
 from components.sampling.image_files import encode_png
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import SamplingModel

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from components.models.diffusion.corruption import upsample
-from components.models.diffusion.degradation import MASK_TASKS, TASKS, gray
+from components.models.diffusion.corruption import gray, upsample
+from components.models.diffusion.degradation import MASK_TASKS, TASKS
 from components.models.diffusion.samplers import Known
 from components.sampling.image_files import open_given_image
 from components.sampling.images import from_uint8, read_mask

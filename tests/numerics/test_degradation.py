@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from components.models.diffusion.corruption import gray
 from components.models.diffusion.degradation import (
     MASK_TASKS,
     NUMBERS,
@@ -10,7 +11,6 @@ from components.models.diffusion.degradation import (
     add_noise_in_mask,
     degrade,
     denoise_in_mask,
-    gray,
     loss_in_mask,
 )
 from components.models.diffusion.objective import make_objective

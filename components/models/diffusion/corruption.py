@@ -1,14 +1,19 @@
-"""Corruption of an upsampler's low-resolution condition (Ho et al., 2022, cascaded diffusion models).
-
-Resizing, noise, and rounding to the 256 levels of a stored image.
+"""Images with less in them: fewer pixels, noise (cascades; Ho et al., 2022), 256 levels, gray.
 
 Images are float (B, C, H, W) in [-1, 1].
 """
 
+from functools import cache
+
+import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor
 
+from components.models.devices import to_device
 from components.models.diffusion.schedule import Schedule
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights with which image libraries turn color to gray
 
 
 def downsample(image: Tensor, size: int) -> Tensor:
@@ -47,3 +52,21 @@ def to_levels(image: Tensor) -> Tensor:
 def from_levels(levels: Tensor) -> Tensor:
     """[0, 255] -> [-1, 1], any shape; float32 for integers."""
     return levels / 127.5 - 1
+
+
+@cache
+def _luma(device: torch.device) -> Tensor:  # (1, 3, 1, 1) float64, sent there once
+    with torch.inference_mode(mode=False):
+        return to_device(torch.tensor(LUMA, dtype=torch.float64).reshape(1, 3, 1, 1), device)
+
+
+def gray(image: Tensor) -> Tensor:
+    """The luma in three equal channels, rounded to 8 bits like a gray image on disk."""
+    weights = _luma(image.device).to(image.dtype)
+    return repeat(quantize_8_bit((image * weights).sum(dim=1, keepdim=True)), "b 1 h w -> b 3 h w").contiguous()
+
+
+def blurred(image: Tensor, factor: int) -> Tensor:
+    """Shrink by a factor to 8 bits and enlarge again: the input of super-resolution."""
+    size = image.shape[-1]
+    return upsample(quantize_8_bit(downsample(image, size // factor)), size)

@@ -10,16 +10,14 @@ No random number is drawn here. Images are float (B, 3, H, W) in [-1, 1], of S =
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
-from einops import repeat
 from torch import Tensor
 
 from components.models.devices import to_device
-from components.models.diffusion.corruption import downsample, quantize_8_bit, upsample
+from components.models.diffusion.corruption import blurred, gray
 from components.models.diffusion.objective import Objective
 
 NUMBERS = 96  # the most that any mask uses
@@ -107,7 +105,6 @@ def between(limits: tuple[float, float], number: float) -> float:
 MASKS = {"inpainting": inpainting_mask, "uncropping": border_mask}  # of tasks that leave some pixels unchanged
 MASK_TASKS = tuple(MASKS)
 TASKS = ("inpainting", "uncropping", "colorization", "jpeg", "super_resolution")
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the weights with which image libraries turn color to gray
 
 
 class Degraded(NamedTuple):
@@ -168,24 +165,6 @@ def degrade(
 def fill_mask(image: Tensor, mask: Tensor, noise: Tensor) -> Tensor:
     """The known pixels exactly, and noise inside the mask: the condition of Palette, section 3."""
     return torch.where(mask > 0, noise, image)
-
-
-@cache
-def _luma(device: torch.device) -> Tensor:  # (1, 3, 1, 1) float64, sent there once
-    with torch.inference_mode(mode=False):
-        return to_device(torch.tensor(LUMA, dtype=torch.float64).reshape(1, 3, 1, 1), device)
-
-
-def gray(image: Tensor) -> Tensor:
-    """The luma in three equal channels, rounded to 8 bits like a gray image on disk."""
-    weights = _luma(image.device).to(image.dtype)
-    return repeat(quantize_8_bit((image * weights).sum(dim=1, keepdim=True)), "b 1 h w -> b 3 h w").contiguous()
-
-
-def blurred(image: Tensor, factor: int) -> Tensor:
-    """Shrink by a factor to 8 bits and enlarge again: the input of super-resolution."""
-    size = image.shape[-1]
-    return upsample(quantize_8_bit(downsample(image, size // factor)), size)
 
 
 def add_noise_in_mask(objective: Objective, x_0: Tensor, noise: Tensor, time: Tensor, mask: Tensor) -> Tensor:
