@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from components.models.masked import color_groups
-from components.models.pixelcnn import GatedPixelCNN
 from tests.pixel_models import make_model, places, random_values, seen_places
 
 
@@ -48,13 +47,3 @@ def test_mid_gray_is_not_the_outside_of_the_image():
 
 def test_colors_share_channels_in_every_part_of_a_gate():
     assert color_groups(6, num_channels=3, parts=2) == (0, 0, 1, 1, 2, 2) * 2
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"channels": 16}, "share 16 channels"), ({"kernel_size": 4}, "odd"), ({"kernel_size": 1}, "at least 3")],
-)
-def test_settings_that_do_not_fit_are_refused(settings: dict[str, int], message: str):
-    numbers = {"num_values": 4, "num_channels": 3, "channels": 12, "num_layers": 1, "kernel_size": 3}
-    with pytest.raises(ValueError, match=message):
-        GatedPixelCNN(**(numbers | settings))

@@ -170,6 +170,19 @@ def test_settings_out_of_range_are_refused(setting: dict[str, float], message: s
         generate_grid(make_model("pixelcnn"), generators=generators(0), height=2, width=2, **setting)
 
 
+@pytest.mark.parametrize(
+    ("kind", "setting", "message"),
+    [
+        ("pixelcnn", {"channels": 16}, "share 16 channels"),
+        ("row_lstm", {"channels": 15}, "multiple of 6"),
+        *((kind, {"kernel_size": size}, "odd and at least 3") for kind in KINDS for size in (1, 4)),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(kind: str, setting: dict[str, int], message: str):
+    with pytest.raises(ValueError, match=message):
+        make_model(kind, **setting)
+
+
 def known_images(count: int, *, num_values: int, num_channels: int) -> Tensor:
     """4×4 images: each value is the sum of its left and its upper neighbor (of the color before, for all but the
     first) modulo K with probability 0.8, else uniform. So each has the same entropy, whatever came before."""

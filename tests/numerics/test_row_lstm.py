@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from components.models.row_lstm import RowLSTM, lstm
+from components.models.row_lstm import lstm
 from tests.pixel_models import Place, make_model, places, seen_places
 
 ENTRY_REACH = 3  # to each side of the first layer's kernel of 7, and rows above
@@ -59,12 +59,3 @@ def test_one_step_equals_the_lstm_cell_of_torch():
     let_in, keep, content, let_out = gates.chunk(4, dim=1)
     ours = lstm(torch.cat([let_out, keep, let_in, content], dim=1), memory)
     torch.testing.assert_close(ours, cell(x, (state, memory)))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"), [({"channels": 15}, "multiple of 6"), ({"kernel_size": 2}, "odd and at least 3")]
-)
-def test_settings_that_do_not_fit_are_refused(settings: dict[str, int], message: str):
-    numbers = {"num_values": 4, "num_channels": 3, "channels": 12, "num_layers": 1, "kernel_size": 3}
-    with pytest.raises(ValueError, match=message):
-        RowLSTM(**(numbers | settings))

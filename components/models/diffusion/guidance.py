@@ -59,6 +59,7 @@ def guide(
         return partial(objective.apply, network, **condition)
 
     def denoise(x_t: Tensor, time: Tensor) -> Tensor:
+        """The guided output; outside the interval that of the condition alone."""
         if interval is not None and not _inside(objective, interval, x_t, time):
             return objective.apply(network, x_t, time, **condition)
         if weaker is None:
