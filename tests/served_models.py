@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.runtime.tracking.promotion import make_champion
-from components.runtime.tracking.registry import model_name, register_version
+from components.runtime.tracking.registry import register_version
 from tests.tiny_cascade import commit_model, write_cascade
 
 NAME = "image-cascade-tiny"
@@ -29,11 +29,9 @@ class Registry:
         """A new version of a model's folder, and the champion. Returns its number."""
         run = self.client.create_run(self.experiment).info.run_id
         artifact = commit_model(self.home, "cascade", key, folder)
-        made = register_version(
-            self.client, model_name(artifact, models="tiny"), artifact, experiment_id=self.experiment, run_id=run
-        )
-        self.promote(made.version)
-        return made.version
+        made = register_version(self.client, NAME, artifact, experiment_id=self.experiment, run_id=run)
+        self.promote(str(made.version))
+        return str(made.version)
 
     def promote(self, version: str) -> None:
         make_champion(self.client, NAME, version, reason="by hand")

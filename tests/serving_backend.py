@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import numpy as np
+import openai
 import torch
 import uvicorn
 from PIL import Image
@@ -22,6 +23,7 @@ from components.runtime.tracking.registry import Named
 from components.sampling.cascade import Cascade, compose
 from components.sampling.image_files import encode_png
 from components.sampling.images import to_uint8
+from components.serving.app import build_app
 from components.serving.messages import Card, Event, FinishedImage, ImageJob, Partial, Refused, Unavailable
 from components.serving.middleware import GENERATIONS
 from components.serving.settings import ServedModel, ServiceSettings
@@ -122,8 +124,9 @@ class SmallBackend:
 class ToldBackend(SmallBackend):
     """Does what it is told instead of making images."""
 
-    told: Sequence[Event | Exception] = ()
-    away = False
+    def __init__(self, cascade: Cascade, *told: Event | Exception, name: str = "tiny", away: bool = False) -> None:
+        super().__init__(cascade, name=name)
+        self.told, self.away = told, away
 
     async def card(self) -> Card:
         if self.away:
@@ -158,6 +161,19 @@ def write_base(folder: Path, **about: Any) -> Path:
 def settings_of(backends: Mapping[str, object], **settings: Any) -> ServiceSettings:
     models = tuple(ServedModel(name=name, source=f"models:/{name}@champion") for name in backends)
     return ServiceSettings(models=models, **settings)
+
+
+@contextmanager
+def serving(*backends: SmallBackend, keys: Sequence[str] = (), **settings: Any) -> Iterator[str]:
+    """The address of a service of the backends, by their names."""
+    named = {backend.name: backend for backend in backends}
+    with served(build_app(named, settings_of(named, **settings), keys=keys)) as url:
+        yield url
+
+
+def official(url: str) -> openai.OpenAI:
+    """OpenAI's client of a service, which checks each field of what it gets."""
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, _strict_response_validation=True)
 
 
 @contextmanager

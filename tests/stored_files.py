@@ -2,6 +2,10 @@
 
 import multiprocessing
 import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +66,32 @@ def _race(number: int, uri: str, environment: dict[str, str], rounds: int, gate,
         gate.wait()
         won.append(store.write_once(f"manifest-{round_}", str(number).encode()))
     results.put((number, won))
+
+
+@contextmanager
+def answering(answer: Callable[[str, int], tuple[int, bytes]]) -> Iterator[tuple[str, list[str]]]:
+    """(address, commands that came) of a server; `answer` gives status and body for a command, and how many of its kind
+    came before."""
+    came: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # writers wait for leave to send
+
+        def do(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"] or 0))
+            status, body = answer(self.command, came.count(self.command))
+            came.append(self.command)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(b"" if self.command == "HEAD" else body)
+
+        do_GET = do_HEAD = do_PUT = do_DELETE = do  # noqa: N815
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", came
+        server.shutdown()

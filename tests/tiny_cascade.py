@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 
 from components.models.bundle import NETWORKS, ModelBundle, save_bundle
-from components.runtime.storage.artifact import Artifact, commit_artifact, describe_file
+from components.runtime.storage.artifact import Artifact, commit_artifact, describe
 from components.runtime.storage.store import Store
 from components.sampling.cascade import compose
 from components.sampling.text_encoding import SPECIAL_TOKENS
@@ -81,7 +81,7 @@ def commit_model(root: Path, stage: str, key: str, folder: Path) -> Artifact:
     for local in sorted(path for path in folder.rglob("*") if path.is_file()):
         path = f"files/{local.relative_to(folder).as_posix()}"
         store.upload(local, path)
-        files.append(describe_file(local, path))
+        files.append(describe(local, path))
     provenance = {"git_commit": "abc123"}
     return commit_artifact(
         store, Artifact(kind="model", stage=stage, key=key, files=tuple(files), provenance=provenance)

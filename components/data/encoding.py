@@ -38,8 +38,7 @@ from components.models.autoencoder import Autoencoder
 from components.models.bundle import DESCRIPTION, ModelBundle, describe_bundle, load_bundle
 from components.runtime.execution import Resources, node_threads
 from components.runtime.pool import portable
-from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.kept_parts import Record, write_file, write_part, write_record
+from components.runtime.storage.artifact import Artifact, Record, write_file, write_part, write_record
 from components.runtime.storage.store import Store
 from components.sampling.device import best_device, state_products
 from components.sampling.image_files import encode_png

@@ -36,7 +36,7 @@ from components.data.sources.parquet import list_parquet
 from components.data.sources.scenes import list_scenes
 from components.data.sources.source import Source
 from components.data.sources.webdataset import LICENSE, TarFacts, TarResharder, TarSurvey, list_tars, merge_classes
-from components.runtime.storage.kept_parts import Record
+from components.runtime.storage.artifact import Record
 from components.runtime.storage.store import Store, absolute
 from components.sampling.text_encoding import SPECIAL_TOKENS
 

@@ -17,7 +17,7 @@ from components.data.shards import Quarantined, ShardEntry, split_of
 from components.data.sources.source import Item, Reader, Source
 from components.data.tars import write_shard
 from components.runtime.pool import portable
-from components.runtime.storage.kept_parts import Look, Record, look_at, recorded_parts, write_file, write_record
+from components.runtime.storage.artifact import Look, Record, look_at, recorded_parts, write_file, write_record
 from components.runtime.storage.store import Store, StoreError
 from components.sampling.image_files import encode_png
 

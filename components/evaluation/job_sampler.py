@@ -19,8 +19,7 @@ from torch import Tensor
 
 from components.evaluation.generated import LARGEST_JOB, SampledImages, SampleJob, Strip, pack_job
 from components.runtime.pool import Later, Pool, write_job
-from components.runtime.storage.artifact import Artifact, FileEntry
-from components.runtime.storage.kept_parts import read_record
+from components.runtime.storage.artifact import Artifact, FileEntry, read_record
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade, quick
 from components.sampling.device import Room, best_device

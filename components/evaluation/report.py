@@ -19,7 +19,7 @@ from components.configuration.config import Config
 from components.evaluation.grids import readable
 from components.evaluation.measure import DistanceRow
 from components.evaluation.plots import Node, curve_svg, graph_svg, is_constant, last_value, metric_names
-from components.runtime.measures import MEASURES, measures_of
+from components.runtime.events import MEASURES, measures_of
 from components.sampling.generators.kinds import GENERATORS
 from components.sampling.image_files import encode_png
 

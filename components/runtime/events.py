@@ -1,13 +1,13 @@
-"""Events of a run, and their form as lines of a log.
+"""Events of a run, their form as lines of a log, and a training's measures of its use of the machine.
 
-Workers, stages and the workflow emit them; `components.runtime.event_log` keeps them in order. The live table, the
-report and MLflow read them there.
+Workers, stages and the workflow emit them; `components.runtime.tracking.event_log` keeps them in order. The live table,
+the report and MLflow read them there.
 """
 
 import base64
 import json
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from components.runtime.storage.artifact import Artifact
@@ -17,10 +17,7 @@ Promote = Literal["better", "always", "never"]  # whether the models of a run be
 
 
 class Progress(NamedTuple):
-    """The position of a stage; only the latest counts.
-
-    A rate or a loss of None stays as before.
-    """
+    """The position of a stage; only the latest counts. A rate or a loss of None stays as before."""
 
     stage: str
     step: int
@@ -126,21 +123,9 @@ class StageEnded(NamedTuple):
     error: str = ""  # one line
 
 
-Event = (
-    Progress
-    | Metrics
-    | Image
-    | Text
-    | Warning
-    | RunStarted
-    | ModelsDescribed
-    | RunEnded
-    | StagePlanned
-    | StageHeld
-    | StageStarted
-    | StageCached
-    | StageEnded
-)
+RunEvent = RunStarted | ModelsDescribed | RunEnded
+StageEvent = StagePlanned | StageHeld | StageStarted | StageCached | StageEnded
+Event = Progress | Metrics | Image | Text | Warning | RunEvent | StageEvent
 KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 
 
@@ -166,10 +151,8 @@ class LogEntry(NamedTuple):
     @classmethod
     def read(cls, line: bytes) -> "LogEntry":
         """The inverse of `line`.
-
         Raises JSONDecodeError for a line that was cut, LookupError for an event that this version does not know,
-        TypeError or ValueError for one with other fields.
-        """
+        TypeError or ValueError for one with other fields."""
         document = json.loads(line, object_hook=_decoded)
         kind, fields = KINDS[document.pop("event")], document.pop("fields")
         return cls(**document, event=kind(**fields))
@@ -187,11 +170,6 @@ class SilentRecorder:
     def emit(self, event: Event) -> None: ...
 
 
-def now_ms() -> int:
-    """Milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
-
-
 def _encoded(value: Any) -> Any:
     """Values that JSON lacks: artifacts with addresses, bytes, and numpy's numbers."""
     if isinstance(value, Artifact):
@@ -205,3 +183,40 @@ def _decoded(document: dict[str, Any]) -> Any:
     if "$artifact" in document:
         return Artifact(**document["$artifact"])
     return base64.b64decode(document["$bytes"]) if "$bytes" in document else document
+
+
+class Measure(NamedTuple):
+    """A figure of a training for table, MLflow and report; a device that lacks it leaves it out."""
+
+    title: str
+    text: Callable[[float], str]  # with its unit
+    of_run: Callable[[Sequence[float]], float]  # the figures of all logs -> that of the run
+
+
+def plain(value: float) -> str:
+    """Formats with about three significant digits: `0.42`, `8.1`, `812`, `24,700`."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+MEASURES = {  # by the name under which a training logs them (`components.training.speed`)
+    "samples_per_second": Measure("samples/s", plain, median),  # of all devices
+    "samples_per_second_per_gpu": Measure("per GPU", plain, median),
+    "mfu": Measure("MFU", percent, median),  # model FLOPs utilization: FLOP/s of the recipe over the GPUs' peak in bf16
+    "achieved_gflops": Measure("GFLOP/s", plain, median),  # the same FLOP/s, of all devices; where no peak is known
+    "gpu_utilization": Measure("GPU busy", percent, median),  # share of the time in which any kernel ran
+    "data_wait_fraction": Measure("data wait", percent, median),  # share of the time that training waited for data
+    "peak_memory_gb": Measure("peak memory", "{:.1f} GB".format, max),  # of the GPU's tensors, else of the process
+    "checkpoint_hold_seconds": Measure(
+        "checkpoints", "{:,.1f} s".format, sum
+    ),  # training was held since the log before
+}
+
+
+def measures_of(points: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Measures of a whole run from logged values; measures without a log are left out."""
+    series = {name: [values[name] for values in points if name in values] for name in MEASURES}
+    return {name: MEASURES[name].of_run(values) for name, values in series.items() if values}

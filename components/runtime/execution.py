@@ -46,9 +46,7 @@ class Resources(Config):
 
 def node_threads(resources: Resources) -> int:
     """Torch threads of a worker on the calling node: `resources.threads`, or a share of the cores.
-
-    Asked on the node itself: the driver's may be quite another machine.
-    """
+    Asked on the node itself: the driver's may be quite another machine."""
     import ray  # nothing else here needs Ray
 
     if resources.threads is not None:

@@ -23,7 +23,7 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Ray
 
 import components
 from components.runtime.execution import Resources, node_threads
-from components.runtime.storage.kept_parts import Look, look_at, recorded_parts, write_part
+from components.runtime.storage.artifact import look_at, recorded_parts, write_part
 from components.runtime.storage.store import SCRATCH, Store
 
 logger = logging.getLogger(__name__)
@@ -56,9 +56,7 @@ class Job(Protocol):
 
 class Later(NamedTuple):
     """The rest of a part after the device's share, such as packing and writing the file.
-
-    A thread of the worker's process does it while the device is at the next part; then the part is done.
-    """
+    A thread of the worker's process does it while the device is at the next part; then the part is done."""
 
     finish: Callable[[], Any]  # returns the part's result
 
@@ -82,12 +80,8 @@ J = TypeVar("J", bound=Job)
 
 def portable(value: T, *, what: str) -> T:
     """Returns `value` if every node can use all of the value.
-
-    Args:
-        what: names the value in the message, such as "the job of stage prior".
-
-    Raises HandoverError for a value that holds a path or a scratch folder, however deep.
-    """
+    `what`: names the value in the message, such as "the job of stage prior". Raises HandoverError for a value that
+    holds a path or a scratch folder, however deep."""
     _Checker(io.BytesIO(), what).dump(value)
     return value
 
@@ -112,11 +106,9 @@ class _Checker(cloudpickle.Pickler):
 
 class Pool:
     """Workers of a stage, at most resources.num_actors, started on demand and ended with the context.
-
     A worker gets parts only once it has started: while it waits for a place, it keeps no part from other workers. In
     the place of a lost worker another is started, and any free worker does the lost parts again; a part that has cost
-    more than resources.max_failures workers ends the work with the error of the last.
-    """
+    more than resources.max_failures workers ends the work with the error of the last."""
 
     def __init__(self, resources: Resources, *, warn: Callable[[str], None] = logger.warning) -> None:
         """`warn` receives a line for each damaged file of an earlier try."""
@@ -134,11 +126,8 @@ class Pool:
 
     def map(self, make_worker: Callable[[], Callable[[P], Any]], parts: Sequence[P]) -> Iterator[Any]:
         """Yields the workers' results for the parts, in order, each as soon as no earlier part is missing.
-
-        Args:
-            make_worker: called once in each process that works; returns a function that is called with the parts, one
-                at a time, and may return `Later`.
-        """
+        `make_worker`: called once in each process that works; returns a function that is called with the parts, one at
+        a time, and may return `Later`."""
         early: dict[int, Any] = {}
         turn = 0
         for number, result in self.as_done(make_worker, parts):
@@ -183,18 +172,15 @@ class Pool:
     def call(self, function: Callable[[], T]) -> T:
         """Calls the function in a worker and returns the result."""
         portable(function, what="a call of the pool")
-        ((_, result),) = self.as_done(_caller, [function])
+        ((_, result),) = self.as_done(lambda: lambda work: work(), [function])
         return result
 
     def finish(self, make_worker: Callable[[], Callable[[J], Any]], jobs: Sequence[J], *, files: Store) -> Iterator[J]:
         """Do all jobs without a whole file from an earlier try; yields each job at the file's arrival.
-
-        Args:
-            make_worker: as in `map`; its function writes the file of a job by `write_job`.
-        """
+        `make_worker`: as in `map`; its function writes the file of a job by `write_job`."""
         recorded, whole = recorded_parts(files), set[str]()
         left = [job for job in jobs if job.name in recorded]
-        for number, look in self.as_done(partial(_looking, files), [job.name for job in left]):
+        for number, look in self.as_done(lambda: partial(look_at, files), [job.name for job in left]):
             if look.record is not None:
                 whole.add(left[number].name)
                 yield left[number]
@@ -236,21 +222,11 @@ class Pool:
     def _grow(self, count: int) -> None:
         resources = self.resources
         make = ray.remote(
-            num_cpus=resources.cpus_per_worker,
-            num_gpus=resources.gpus_per_worker,
-            max_concurrency=IN_HAND,
+            num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_concurrency=IN_HAND
         )(PoolWorker)
         for _ in range(count - len(self.actors) - len(self.starting)):
             actor = make.remote(resources)
             self.starting[actor.started.remote()] = actor
-
-
-def _caller() -> Callable[[Callable[[], T]], T]:
-    return lambda function: function()
-
-
-def _looking(files: Store) -> Callable[[str], Look]:
-    return partial(look_at, files)
 
 
 def file_name(job: str) -> str:
@@ -282,7 +258,10 @@ class PoolWorker:
         """Do a part, except for a `Later`, which `finish` does."""
         with self.turn:  # the last part of a `map` that was broken off may still be at work
             self._use_threads()
-            result = self._worker(name, make_worker)(part)
+            if self.made is None or self.made[0] != name:
+                self.made = None  # frees its memory before another is loaded
+                self.made = (name, make_worker())
+            result = self.made[1](part)
         if not isinstance(result, Later):
             return result
         self.left[number] = result
@@ -292,17 +271,9 @@ class PoolWorker:
         """Do the rest of a part, while `run` may be at the next part."""
         return self.left.pop(number).finish()
 
-    def _worker(self, name: str, make_worker: Callable[[], Callable[[Any], Any]]) -> Callable[[Any], Any]:
-        if self.made is None or self.made[0] != name:
-            self.made = None  # frees its memory before another is loaded
-            self.made = (name, make_worker())
-        return self.made[1]
-
     def _use_threads(self) -> None:
         """Sets torch's number of threads for the calling thread.
-
-        torch counts threads separately for each calling thread.
-        """
+        torch counts threads separately for each calling thread."""
         import torch
 
         torch.set_num_threads(self.threads)

@@ -1,17 +1,34 @@
-"""Requests of clients: OpenAI's image API, with this project's options as further fields."""
+"""Requests of clients: OpenAI's image API, with this project's options as further fields, and jobs of them."""
 
+import base64
 import json
 import re
 import secrets
-from typing import Annotated, Any, Literal
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, StrictStr, create_model, field_validator
+import numpy as np
+from fastapi import UploadFile
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
+from components.sampling.image_files import WHITE, encode_png, open_header, open_image
 from components.sampling.requests import Request, plain_options, plain_type
-from components.serving.errors import ServiceError
-from components.serving.messages import Card, GeneratorCard, ImageJob
+from components.serving.messages import Card, GeneratorCard, ImageJob, ServiceError, invalid
 from components.serving.settings import Limits
-from components.serving.uploads import GivenImages
 
 
 def is_text(value: str) -> str:
@@ -28,8 +45,10 @@ Name = Annotated[Text, Field(min_length=1, max_length=200)]
 Value = bool | int | float | Text | list[float] | None
 SEED = 2**63 - 1
 DRAWN_SEEDS = 2**31  # a seed that is drawn at random is one that any language's numbers can hold
+SETTING = re.compile(r"sampling\[(\w+)\]\[(\w+)\]")
 SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 OPTIONS = tuple(plain_options())  # of a request; clients write them as it has them
+SHRINKABLE = (None, "inpainting", "uncropping", "colorization")  # tasks that a smaller image is the same for
 LIMITED = {"num_inference_steps": "steps", "candidates": "candidates"}  # settings of stages -> their limit
 
 
@@ -81,21 +100,15 @@ class OpenAIFields(BaseModel):
         raise ValueError(f"must be auto or WIDTHxHEIGHT in pixels, such as 64x64, not {value!r:.60}")
 
 
-def option_fields() -> dict[str, Any]:
-    """Returns the API's fields of single-valued options, as arguments of `pydantic.create_model`.
-
-    These are options of a single number or word.
-    """
-    fields: dict[str, Any] = {}
-    for name, option in plain_options().items():
-        kind: Any = plain_type(Request.model_fields[name])
-        words = option.description or option.help
-        about = Field(None, ge=option.ge, gt=option.gt, le=option.le, description=words)
-        fields[name] = ((Name if kind is str else kind) | None, about)
-    return fields
+def option_field(name: str) -> Any:
+    """The API's field of an option that is a single number or word, as `pydantic.create_model` takes it."""
+    kind, option = plain_type(Request.model_fields[name]), plain_options()[name]
+    words = option.description or option.help
+    about = Field(None, ge=option.ge, gt=option.gt, le=option.le, description=words)
+    return ((Name if kind is str else kind) | None, about)
 
 
-_Options: Any = create_model("_Options", __base__=OpenAIFields, **option_fields())
+_Options: Any = create_model("_Options", __base__=OpenAIFields, **{name: option_field(name) for name in OPTIONS})
 
 
 class Generation(_Options):
@@ -107,8 +120,8 @@ class Generation(_Options):
     """base64 of the image that the model is conditioned on, such as a depth map."""
 
 
-class Edit(Generation):
-    """The same of an image, as the fields of a form; image and mask are its files."""
+class EditForm(Generation):
+    """An edit as a form: texts, and images as files."""
 
     model_config = ConfigDict(strict=False)  # a form holds text alone
 
@@ -116,134 +129,201 @@ class Edit(Generation):
     """inpainting, uncropping, colorization, jpeg or super_resolution; inpainting where there is a mask."""
     input_fidelity: Literal["high", "low"] | None = None
     """Accepted and not looked at."""
+    image: UploadFile = Field(validation_alias=AliasChoices("image", "image[]"))  # OpenAI's clients send lists of one
+    mask: UploadFile | None = None
+    """Of the image's size: transparent where it is to be made, or white if nothing is."""
+    condition: UploadFile | Text | None = None  # pyrefly: ignore[bad-override]
 
     @field_validator("sampling", mode="before")
     @classmethod
     def _of_text(cls, value: object) -> object:
         """Parses JSON, or the values of separate form fields."""
         try:
-            value = json.loads(value) if isinstance(value, str) else value
+            return json.loads(value) if isinstance(value, str) else value
         except ValueError:
             raise ValueError(f"must be JSON, not {value!r:.60}") from None
-        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_stages(cls, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Collects the fields sampling[STAGE][SETTING], the form of nested values in clients."""
+        stages: dict[str, dict[str, Any]] = {}
+        for name, text in fields.items():
+            if (setting := SETTING.fullmatch(name)) and text:
+                stages.setdefault(setting[1], {})[setting[2]] = plain(text)
+        if stages and "sampling" in fields:
+            raise invalid("sampling", "sampling is given as JSON and as fields: give it once")
+        others = {name: value for name, value in fields.items() if not SETTING.fullmatch(name)}
+        return others | ({"sampling": stages} if stages else {})
 
 
-Asked = Generation | Edit
+def plain(text: str) -> Any:
+    """Returns a number, true, false, null or a list if the text is such JSON, else the text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
-def check_limits(asked: Asked, limits: Limits) -> None:
+class GivenImages(NamedTuple):
+    """The images of a request as PNG."""
+
+    image: bytes | None = None
+    mask: bytes | None = None  # white is to be made
+    condition: bytes | None = None
+
+
+def read_given(files: Mapping[str, bytes], *, task: str | None, side: int, limits: Limits) -> GivenImages:
+    """Returns the images of a request in the form of a generator's input.
+    `side`: pixels of the generator's images; a larger square is shrunk to it where the task is then the same one.
+    Raises ServiceError for what is no image, or a mask of another size than its image."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they would fill the log with what clients send
+        images = {name: read_upload(name, data, limits) for name, data in files.items()}
+    image, mask, condition = images.get("image"), images.get("mask"), images.get("condition")
+    if image is not None and mask is None and is_transparent(image) and task in (None, "inpainting", "uncropping"):
+        mask = image  # OpenAI's meaning
+    if image is not None and mask is not None and image.size != mask.size:
+        sizes = f"{mask.width}x{mask.height} pixels, the image {image.width}x{image.height}"
+        raise invalid("mask", f"the mask has {sizes}: they must be the same")
+    if mask is not None:  # white for pixels to make: the transparent ones, if there are any, else the white ones
+        mask = ImageOps.invert(mask.convert("RGBA").getchannel("A")) if is_transparent(mask) else mask.convert("L")
+    if image is not None and image.width == image.height > side and task in SHRINKABLE:
+        small = partial(Image.Image.resize, size=(side, side), resample=Image.Resampling.BOX)
+        image = small(image.convert("RGB"))
+        if mask is not None:  # white where any pixel was: no part of what is to go may be seen in what stays
+            white = small(Image.fromarray((np.asarray(mask) >= WHITE).astype(np.float32)))
+            mask = Image.fromarray(np.asarray(white) > 0).convert("L")
+    if condition is not None and condition.width != condition.height:
+        size = f"{condition.width}x{condition.height}"
+        raise invalid("condition", f"the condition has {size} pixels: give a square image")
+    if condition is not None and condition.mode.startswith(("I", "F")):
+        raise invalid("condition", "the condition has more than 8 bits a channel: give one of 8 bits")
+    return GivenImages(
+        image=None if image is None else encode_png(image.convert("RGB")),
+        mask=None if mask is None else encode_png(mask),
+        condition=None if condition is None else encode_png(condition.convert("RGB")),
+    )
+
+
+def decoded(name: str, text: str) -> bytes:
+    """Decodes an image of a JSON body, from base64 or a data: address. Raises ServiceError."""
+    try:
+        return base64.b64decode(re.sub(r"^data:image/\w+;base64,", "", text), validate=True)
+    except ValueError:
+        raise invalid(name, f"{name} must be an image in base64, and is not base64") from None
+
+
+def read_upload(name: str, data: bytes, limits: Limits) -> Image.Image:
+    """Returns an uploaded image, decoded and upright. Raises ServiceError for no image or too many pixels."""
+    remedy = "give a PNG, JPEG or WebP file"
+    if not data:
+        raise invalid(name, f"{name} is empty: {remedy}")
+    try:
+        size = open_header(data).size
+    except UnidentifiedImageError:
+        raise invalid(name, f"{name} is no image: {remedy}") from None
+    except (ValueError, Image.DecompressionBombError):
+        raise ServiceError(413, f"{name} is too large to decode: give a smaller one", param=name) from None
+    except Exception:  # as below
+        raise invalid(name, f"{name} can't be read: {remedy}") from None
+    if size[0] * size[1] > limits.image_pixels:
+        message = f"{name} has {size[0]}x{size[1]} pixels, more than {limits.image_pixels}: give a smaller one"
+        raise ServiceError(413, message, param=name)
+    try:
+        return ImageOps.exif_transpose(open_image(data))
+    except Exception:  # decoders raise whatever they stumble over in a file that is broken or made to break them
+        raise invalid(name, f"{name} is cut off or damaged: give a whole image file") from None
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Returns whether any pixel is transparent to any degree."""
+    return image.has_transparency_data and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255
+
+
+def check_limits(asked: Generation, limits: Limits) -> None:
     """Raises ServiceError for a request beyond the limits, and for fields that exclude each other."""
     most = {"n": limits.images, "steps": limits.steps, "best_of": limits.candidates}
     most |= {"partial_images": limits.partial_images}
     for name, limit in most.items():
         value = getattr(asked, name)
         if value is not None and value > limit:
-            raise ServiceError(400, f"{name} must be at most {limit} here, not {value}", param=name)
-    if len(asked.prompt or "") > limits.prompt_characters:
-        message = f"prompt must have at most {limits.prompt_characters} characters, not {len(asked.prompt or '')}"
-        raise ServiceError(400, message, param="prompt")
+            raise invalid(name, f"{name} must be at most {limit} here, not {value}")
+    if (length := len(asked.prompt or "")) > limits.prompt_characters:
+        raise invalid("prompt", f"prompt must have at most {limits.prompt_characters} characters, not {length}")
     if (size := size_of(asked)) and size[0] * size[1] > limits.output_pixels:
-        message = f"size must have at most {limits.output_pixels} pixels here, not {asked.size}"
-        raise ServiceError(400, message, param="size")
+        raise invalid("size", f"size must have at most {limits.output_pixels} pixels here, not {asked.size}")
     for stage, settings in (asked.sampling or {}).items():
-        for name, value in settings.items():
-            _check_setting(f"sampling.{stage}.{name}", name, value, limits)
+        for name in (name for name in settings if name in LIMITED):  # they decide the amount of work
+            place, value, limit = f"sampling.{stage}.{name}", settings[name], getattr(limits, LIMITED[name])
+            if type(value) is not int or value > limit:
+                message = f"{place:.80} must be a whole number of at most {limit} here, not {value!r:.40}"
+                raise invalid("sampling", message)
     if asked.partial_images and not asked.stream:
-        raise ServiceError(400, "partial_images are sent in a stream: set stream to true", param="partial_images")
+        raise invalid("partial_images", "partial_images are sent in a stream: set stream to true")
     if (asked.output_format or "png") == "png" and asked.output_compression not in (None, 100):
         message = "output_compression is for jpeg and webp: set output_format, or leave it out"
-        raise ServiceError(400, message, param="output_compression")
+        raise invalid("output_compression", message)
 
 
-def _check_setting(place: str, name: str, value: Value, limits: Limits) -> None:
-    """Checks a setting that decides the amount of work.
-
-    Only whole numbers pass a limit.
-    """
-    limit = getattr(limits, LIMITED[name]) if name in LIMITED else None
-    if limit is not None and (type(value) is not int or value > limit):
-        message = f"{place:.80} must be a whole number of at most {limit} here, not {value!r:.40}"
-        raise ServiceError(400, message, param="sampling")
-
-
-def size_of(asked: Asked) -> tuple[int, int] | None:
+def size_of(asked: Generation) -> tuple[int, int] | None:
     """Width and height, pixels."""
-    found = SIZE.fullmatch(asked.size or "")
-    return None if found is None else (int(found[1]), int(found[2]))
+    size = SIZE.fullmatch(asked.size or "")
+    return None if size is None else (int(size[1]), int(size[2]))
 
 
-def generator_of(asked: Asked, card: Card, *, on_images: bool) -> GeneratorCard:
-    """Returns the requested generator, else the first suitable generator.
-
-    Raises ServiceError if no generator is suitable.
-
-    Args:
-        on_images: whether it has an image to work on.
-    """
-    able = [each for each in card.generators if not on_images or each.tasks]
+def generator_of(asked: Generation, card: Card, *, on_images: bool) -> GeneratorCard:
+    """Returns the requested generator, else the first suitable generator. Raises ServiceError if none is suitable.
+    `on_images`: whether it has an image to work on."""
+    able = {each.name: each for each in card.generators if not on_images or each.tasks}
     if not able:
-        raise ServiceError(400, f"model {card.name} works on no images: ask /v1/images/generations", param="model")
-    if asked.generator is None:
-        return able[0]
-    for each in able:
-        if each.name == asked.generator:
-            return each
-    there, what = " and ".join(each.name for each in able), "to work on images" if on_images else ""
-    message = f"model {card.name} has no generator {asked.generator!r} {what}".rstrip() + f"; it has {there}"
-    raise ServiceError(400, message, param="generator")
+        raise invalid("model", f"model {card.name} works on no images: ask /v1/images/generations")
+    if (name := asked.generator or next(iter(able))) in able:
+        return able[name]
+    there, what = " and ".join(able), " to work on images" if on_images else ""
+    raise invalid("generator", f"model {card.name} has no generator {name!r}{what}; it has {there}")
 
 
-def check_options(asked: Asked, generator: GeneratorCard) -> None:
+def check_options(asked: Generation, generator: GeneratorCard) -> None:
     """Raise ServiceError for options that the generator does not take."""
     for name in (*OPTIONS, "condition"):
         if getattr(asked, name) is not None and name not in generator.options:
             takes = ", ".join(option for option in generator.options if option in OPTIONS) or "none of its kind"
-            message = f"the {generator.name} generator takes no {name}: leave it out, or choose of {takes}"
-            raise ServiceError(400, message, param=name)
-    if prompt_of(asked) is not None and not generator.reads_prompts:
+            raise invalid(name, f"the {generator.name} generator takes no {name}: leave it out, or choose of {takes}")
+    if (asked.prompt or "").strip() and not generator.reads_prompts:
         remedy = "give a label" if generator.classes else "leave the prompt empty"
-        raise ServiceError(400, f"this model reads no prompts: {remedy}", param="prompt")
+        raise invalid("prompt", f"this model reads no prompts: {remedy}")
     size, own = size_of(asked), (generator.width, generator.height)
-    if size is not None and size != own and "size" not in generator.options:
-        wanted = f"ask for auto or {own[0]}x{own[1]}"
-        message = f"the {generator.name} generator makes no images of {size[0]}x{size[1]}: {wanted}"
-        raise ServiceError(400, message, param="size")
+    if size not in (None, own) and "size" not in generator.options:
+        remedy = f"ask for auto or {own[0]}x{own[1]}"
+        raise invalid("size", f"the {generator.name} generator makes no images of {asked.size}: {remedy}")
 
 
-def prompt_of(asked: Asked) -> str | None:
-    prompt = asked.prompt or ""
-    return prompt if prompt.strip() else None
-
-
-def job_of(asked: Asked, generator: GeneratorCard, given: GivenImages) -> ImageJob:
+def job_of(asked: Generation, generator: GeneratorCard, given: GivenImages) -> ImageJob:
     """Returns the job of a request, checked against the card, with a random seed if none is set.
-
-    Raises ServiceError for what the generator does not take.
-    """
+    Raises ServiceError for what the generator does not take."""
     check_options(asked, generator)
     size, own = size_of(asked), (generator.width, generator.height)
     seed = secrets.randbelow(DRAWN_SEEDS) if asked.seed is None else asked.seed
     request = Request(
         label=asked.label,
-        prompt=prompt_of(asked),
+        prompt=asked.prompt if (asked.prompt or "").strip() else None,
         generator=generator.name,
         size=None if size is None or size == own else (size[1], size[0]),
         sampling=asked.sampling or {},
         image=given.image,
         mask=given.mask,
         condition=given.condition,
-        task=task_of(asked, generator, given) if isinstance(asked, Edit) else None,
+        task=task_of(asked, generator, given) if isinstance(asked, EditForm) else None,
         **{name: getattr(asked, name) for name in OPTIONS},
     )
     requests = tuple(request.replace(seed=seed + number) for number in range(asked.n or 1))
     return ImageJob(requests, (asked.partial_images or 0) if generator.shows_steps else 0)
 
 
-def task_of(asked: Edit, generator: GeneratorCard, given: GivenImages) -> str | None:
+def task_of(asked: EditForm, generator: GeneratorCard, given: GivenImages) -> str | None:
     """Returns the requested task; with a mask `inpainting`, which OpenAI's clients can't name."""
     if asked.task is not None and asked.task not in generator.tasks:
         can = ", ".join(generator.tasks)
-        raise ServiceError(
-            400, f"the {generator.name} generator has no task {asked.task!r}: choose {can}", param="task"
-        )
+        raise invalid("task", f"the {generator.name} generator has no task {asked.task!r}: choose {can}")
     return asked.task or ("inpainting" if given.mask and "inpainting" in generator.tasks else None)

@@ -3,17 +3,16 @@
 import asyncio
 import json
 import mimetypes
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Form, Security, UploadFile
+from fastapi import Depends, FastAPI, Form, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
-from pydantic import AliasChoices, Field, model_validator
 from starlette.datastructures import UploadFile as FormFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
@@ -21,17 +20,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from components.sampling.requests import form_choices, form_fields
-from components.serving.api_models import (
-    Asked,
-    Edit,
-    Generation,
-    Text,
-    check_limits,
-    generator_of,
-    job_of,
+from components.serving.api_models import EditForm, Generation, check_limits, decoded, generator_of, job_of, read_given
+from components.serving.messages import (
+    Backend,
+    Card,
+    ErrorAnswer,
+    ServiceError,
+    Unavailable,
+    invalid,
+    of_validation,
+    shown,
 )
-from components.serving.errors import ErrorAnswer, ServiceError, of_unavailable, of_validation, shown
-from components.serving.messages import Backend, Card, Unavailable
 from components.serving.middleware import EDITS, GENERATIONS, NOTES, gate, limited, noted
 from components.serving.responses import (
     Call,
@@ -46,12 +45,10 @@ from components.serving.responses import (
     watched,
 )
 from components.serving.settings import ServiceSettings
-from components.serving.uploads import decoded, read_given
 
 PAGE, FIELDS_MODULE = Path(__file__).parent / "page", "/page/fields.js"  # the module is generated
 FILES = ("image", "mask", "condition")
 MOST_FIELDS = 100  # of a form
-SETTING = re.compile(r"sampling\[(\w+)\]\[(\w+)\]")
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorAnswer, "description": "What the request must say instead"},
     "503": {"model": ErrorAnswer, "description": "Not now: Retry-After says in how many seconds"},
@@ -60,28 +57,6 @@ EVENT = ImageEvent.model_json_schema(ref_template="#/components/schemas/{model}"
 EVENT = {name: value for name, value in EVENT.items() if name != "$defs"}  # the answer that is no stream has them too
 STREAM = {"content": {"text/event-stream": {"schema": EVENT}}}
 BEARER = Security(HTTPBearer(auto_error=False, description="Where the service has keys"))
-
-
-class EditForm(Edit):
-    """An edit as a form: texts, and images as files."""
-
-    image: UploadFile = Field(validation_alias=AliasChoices("image", "image[]"))  # OpenAI's clients send lists of one
-    mask: UploadFile | None = None
-    """Of the image's size: transparent where it is to be made, or white if nothing is."""
-    condition: UploadFile | Text | None = None  # pyrefly: ignore[bad-override]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_stages(cls, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Collects the fields sampling[STAGE][SETTING], the form of nested values in clients."""
-        stages: dict[str, dict[str, Any]] = {}
-        for name, text in fields.items():
-            if (setting := SETTING.fullmatch(name)) and text:
-                stages.setdefault(setting[1], {})[setting[2]] = plain(text)
-        if stages and "sampling" in fields:
-            raise ServiceError(400, "sampling is given as JSON and as fields: give it once", param="sampling")
-        others = {name: value for name, value in fields.items() if not SETTING.fullmatch(name)}
-        return others | ({"sampling": stages} if stages else {})
 
 
 @dataclass(frozen=True)
@@ -95,14 +70,12 @@ class Service:
 
     def name(self, name: str | None) -> str:
         """Returns the name of the answering model.
-
-        Raises ServiceError if no model of this name is served, or none is named and there are several.
-        """
+        Raises ServiceError if no model of this name is served, or none is named and there are several."""
         there = " or ".join(self.backends)
         if name is None and len(self.backends) == 1:
             return next(iter(self.backends))
         if name is None:
-            raise ServiceError(400, f"several models are served: set model to {there}", param="model")
+            raise invalid("model", f"several models are served: set model to {there}")
         if name not in self.backends:
             message = f"no model {name!r:.80} is served here: choose {there}"
             raise ServiceError(404, message, param="model", code="model_not_found")
@@ -130,13 +103,8 @@ class Service:
 
 def build_app(backends: Mapping[str, Backend], settings: ServiceSettings, *, keys: Sequence[str] = ()) -> FastAPI:
     """Returns the application of a service.
-
-    Args:
-        backends: by the names that clients choose models by.
-        keys: that clients may send; none: this machine's own programs are answered alone.
-
-    Raises ValueError, in one line, if the settings require keys and there is none.
-    """
+    `backends`: by the names that clients choose models by. `keys`: that clients may send; none: this machine's own
+    programs are answered alone. Raises ValueError, in one line, if the settings require keys and there is none."""
     if settings.keys_required and not keys:
         raise ValueError("on an address that others reach a service needs keys: set CASCADE_API_KEYS")
     limits = settings.limits
@@ -148,9 +116,7 @@ def build_app(backends: Mapping[str, Backend], settings: ServiceSettings, *, key
         docs_url=None,  # as the next, it would load scripts of other hosts
         redoc_url=None,
         form_limits={"max_files": len(FILES), "max_fields": MOST_FIELDS, "max_part_size": limits.body_bytes},
-        exception_handlers=dict.fromkeys(
-            (ServiceError, Unavailable, RequestValidationError, HTTPException), answer_error
-        ),
+        exception_handlers=dict.fromkeys((ServiceError, RequestValidationError, HTTPException), answer_error),
     )
     service = Service(backends, settings)
     add_image_routes(app, service)
@@ -167,8 +133,6 @@ async def answer_error(request: HttpRequest, error: Exception) -> Response:
     match error:
         case ServiceError():
             return error.response()
-        case Unavailable():
-            return of_unavailable(error).response()
         case RequestValidationError():
             model = EditForm if request.scope["route"].path == EDITS else Generation
             return of_validation(error.errors(), model.model_fields).response()
@@ -188,63 +152,45 @@ async def answer_error(request: HttpRequest, error: Exception) -> Response:
     return ServiceError(error.status_code, message).response(error.headers)
 
 
-def needs_json(request: HttpRequest) -> None:
-    """Raises ServiceError for a body of another media type."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ServiceError(415, "send JSON: Content-Type must be application/json")
+def needs(kind: str, remedy: str) -> Any:
+    """Returns the dependency that raises ServiceError for a body of another media type."""
+
+    def check(request: HttpRequest) -> None:
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != kind:
+            raise ServiceError(415, f"{remedy}: Content-Type must be {kind}")
+
+    return Depends(check)
 
 
-async def needs_form(request: HttpRequest) -> None:
-    """Raises ServiceError for another media type, a missing image, and fields that FastAPI ignores."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        raise ServiceError(415, "send the image in a form: Content-Type must be multipart/form-data")
-    names, files = set[str](), set[str]()
+async def needs_image(request: HttpRequest) -> None:
+    """Raises ServiceError for a missing image, and fields of the form that FastAPI ignores."""
+    fields = set[tuple[str, bool]]()  # name, whether it is a file
     for name, value in (await request.form()).multi_items():  # which FastAPI has read
-        if isinstance(value, FormFile):
-            name = name.removesuffix("[]")
-            if name not in FILES:
-                raise ServiceError(400, f"unknown file {shown(name)}: give image, and mask or condition", param=name)
-            if name in files:
-                raise ServiceError(400, f"{name} is given twice: one image is worked on at a time", param=name)
-            files.add(name)
-        elif value:
-            if name in names:
-                raise ServiceError(400, f"field {shown(name)} is given twice: give it once", param=name)
-            names.add(name)
-    for name in ("image", *({"mask"} & names)):
-        if name not in files:
-            raise ServiceError(400, f"{name} is missing: send it as a file of the form", param=name)
-
-
-def plain(text: str) -> Any:
-    """Returns a number, true, false, null or a list if the text is such JSON, else the text."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+        is_file = isinstance(value, FormFile)
+        name = name.removesuffix("[]") if is_file else name
+        if is_file and name not in FILES:
+            raise invalid(name, f"unknown file {shown(name)}: give image, and mask or condition")
+        if (name, is_file) in fields and is_file:
+            raise invalid(name, f"{name} is given twice: one image is worked on at a time")
+        if (name, is_file) in fields and value:
+            raise invalid(name, f"field {shown(name)} is given twice: give it once")
+        if is_file or value:
+            fields.add((name, is_file))
+    for name in ("image", "mask"):
+        if (name, True) not in fields and (name == "image" or (name, False) in fields):
+            raise invalid(name, f"{name} is missing: send it as a file of the form")
 
 
 def add_image_routes(app: FastAPI, service: Service) -> None:
     """Adds the routes for images."""
+    post = partial(app.post, response_model=ImagesAnswer, responses={200: STREAM, **ERRORS})
 
-    @app.post(
-        GENERATIONS,
-        response_model=ImagesAnswer,
-        responses={200: STREAM, **ERRORS},
-        dependencies=[BEARER, Depends(needs_json)],
-    )
+    @post(GENERATIONS, dependencies=[BEARER, needs("application/json", "send JSON")])
     async def create_images(asked: Generation, request: HttpRequest) -> Response | ImagesAnswer:
         """Make images of a prompt or a class; with `stream` as server-sent events."""
         return await answer(service, request, asked, {}, kind="image_generation")
 
-    @app.post(
-        EDITS,
-        response_model=ImagesAnswer,
-        responses={200: STREAM, **ERRORS},
-        dependencies=[BEARER, Depends(needs_form)],
-    )
+    @post(EDITS, dependencies=[BEARER, needs("multipart/form-data", "send the image in a form"), Depends(needs_image)])
     async def edit_image(
         asked: Annotated[EditForm, Form(media_type="multipart/form-data")], request: HttpRequest
     ) -> Response | ImagesAnswer:
@@ -304,15 +250,11 @@ def fields_module() -> str:
 
 
 async def answer(
-    service: Service, request: HttpRequest, asked: Asked, files: Mapping[str, bytes], *, kind: Kind
+    service: Service, request: HttpRequest, asked: Generation, files: Mapping[str, bytes], *, kind: Kind
 ) -> Response | ImagesAnswer:
     """Returns the answer to a request for images.
-
-    Args:
-        files: encoded images by their field; a condition in base64 is read from the request itself.
-
-    Raises ServiceError or Unavailable before the first byte of the answer.
-    """
+    `files`: encoded images by their field; a condition in base64 is read from the request itself. Raises ServiceError
+    or Unavailable before the first byte of the answer."""
     limits, notes = service.settings.limits, request.scope[NOTES]
     notes.model = name = service.name(asked.model)
     check_limits(asked, limits)
@@ -320,7 +262,7 @@ async def answer(
     generator = generator_of(asked, card, on_images=kind == "image_edit")
     if isinstance(asked.condition, str):
         files = {**files, "condition": decoded("condition", asked.condition)}
-    task = asked.task if isinstance(asked, Edit) else None
+    task = asked.task if isinstance(asked, EditForm) else None
     # In a thread, away from the loop that others wait for.
     images = await asyncio.to_thread(read_given, files, task=task, side=generator.width, limits=limits)
     job = job_of(asked, generator, images)
@@ -328,5 +270,5 @@ async def answer(
     quality = 100 if asked.output_compression is None else asked.output_compression
     call = Call(kind, name, job, asked.output_format or "png", quality)
     images_of_job = service.backends[name].make(job)
-    events = watched(images_of_job, receive=request.receive, started=notes.started, seconds=limits.seconds)
+    events = watched(images_of_job, job, receive=request.receive, started=notes.started, seconds=limits.seconds)
     return await (stream_answer if asked.stream else images_answer)(call, events)

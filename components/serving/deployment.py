@@ -8,7 +8,6 @@ import logging
 import re
 import socket
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
 
 from fastapi import FastAPI
 from ray import serve
@@ -38,10 +37,7 @@ class StartError(Exception):
 
 class Api:
     """The deployment for HTTP: no weights, and a connection to each model.
-
-    Args:
-        read_keys: gives the API keys in this process, so that no other is sent them. Raises ValueError.
-    """
+    `read_keys`: gives the API keys in this process, so that no other is sent them. Raises ValueError."""
 
     def __init__(
         self, settings: ServiceSettings, models: Mapping[str, DeploymentHandle], read_keys: Callable[[], Sequence[str]]
@@ -55,10 +51,7 @@ class Api:
 
 class RayBackend:
     """A model in other processes.
-
-    Args:
-        seconds: that a replica gives a job.
-    """
+    `seconds`: that a replica gives a job."""
 
     def __init__(self, handle: DeploymentHandle, *, seconds: float) -> None:
         self._handle, self._streaming, self._seconds = handle, handle.options(stream=True), seconds
@@ -72,18 +65,19 @@ class RayBackend:
 
     async def make(self, job: ImageJob) -> AsyncGenerator[Event]:
         """Yields the events of a job.
-
-        If its replica is lost before an event came, another replica gets the job, once.
-
-        Raises Unavailable if no replica takes it in time, or the one that did is lost.
-        """
+        If its replica is lost before an event came, another replica gets the job, once. Raises Unavailable if no
+        replica takes it in time, or the one that did is lost."""
         is_told = False
         for number in range(1, TRIES + 1):
+            responses, seconds = self._streaming.make.remote(job), TAKE_SECONDS
             try:
-                async with aclosing(self._of_one_replica(job)) as events:
-                    async for event in events:
+                while True:
+                    event = await asyncio.wait_for(anext(responses), seconds)
+                    seconds = self._seconds + TAKE_SECONDS  # the replica keeps the time; it may be lost without a word
+                    if not isinstance(event, Taken):
                         is_told = True
                         yield event
+            except StopAsyncIteration:
                 return
             except LOST as error:
                 LOG.warning("a replica was lost with a job (%s)", type(error).__name__)
@@ -93,29 +87,13 @@ class RayBackend:
                 raise Unavailable("the model failed to make this image; try again, or ask for another") from error
             except (RayError, RayServeException, TimeoutError) as error:
                 raise Unavailable("the model can't be reached now; try again in a moment") from error
-
-    async def _of_one_replica(self, job: ImageJob) -> AsyncGenerator[Event]:
-        responses = self._streaming.make.remote(job)
-        seconds = TAKE_SECONDS
-        try:
-            while True:
-                try:
-                    event = await asyncio.wait_for(anext(responses), seconds)
-                except StopAsyncIteration:
-                    return
-                seconds = self._seconds + TAKE_SECONDS  # the replica keeps the time; it may be lost without a word
-                if not isinstance(event, Taken):
-                    yield event
-        finally:
-            responses.cancel()  # nothing where it has ended
+            finally:
+                responses.cancel()  # nothing where it has ended
 
 
 def service(settings: ServiceSettings, read_keys: Callable[[], Sequence[str]]) -> Application:
     """Returns the application for `serve.run` and `serve deploy`.
-
-    Args:
-        read_keys: gives the API keys in the process that compares them.
-    """
+    `read_keys`: gives the API keys in the process that compares them."""
     models = {model.name: model_application(model, settings) for model in settings.models}
     api = serve.deployment(
         name="Api",
@@ -172,12 +150,7 @@ def run_service(
     settings: ServiceSettings, *, host: str, port: int, read_keys: Callable[[], Sequence[str]] = tuple
 ) -> None:
     """Starts the service after checking for room, and returns when every model answers.
-
-    Args:
-        read_keys: gives the API keys in the process that compares them; none where nothing is said.
-
-    Raises StartError.
-    """
+    `read_keys`: gives the API keys in the process that compares them; none where nothing is said. Raises StartError."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})

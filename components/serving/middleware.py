@@ -1,7 +1,7 @@
 """ASGI middleware: headers and log, keys, bodies under limits, the proxy's answer for a lost process.
 
 `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=image_cascade.components.serving.middleware:middlewares`, in the environment
-that Ray is started in, puts `Answered` into Ray Serve's proxy (the one in Python: HAProxy runs no callbacks).
+that Ray is started in, puts `always_answered` into Ray Serve's proxy (the one in Python: HAProxy runs no callbacks).
 """
 
 import asyncio
@@ -21,16 +21,14 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from components.serving.errors import ServiceError
+from components.serving.messages import ServiceError
 from components.serving.settings import Limits, is_loopback
 
 LOG = logging.getLogger("cascade.serving")
 NOTES = "cascade.notes"  # in the scope of a request
-POLICY = "; ".join(
-    (
-        *("default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self' data: blob:"),
-        *("connect-src 'self'", "frame-ancestors 'none'", "base-uri 'none'", "form-action 'none'"),
-    )
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 HEADERS = {
     "Content-Security-Policy": POLICY,
@@ -60,9 +58,7 @@ class Notes:
 
 def noted(app: ASGIApp) -> ASGIApp:
     """Adds the strict headers to every answer and a line of the log to every request.
-
-    A failure that nobody foresaw becomes a 500 without a word of what was inside; the log has its type and place.
-    """
+    A failure that nobody foresaw becomes a 500 without a word of what was inside; the log has its type and place."""
 
     async def answered(scope: Scope, receive: Receive, send: Send) -> None:
         """Calls the app, and notes facts of the answer."""
@@ -104,8 +100,9 @@ def gate(app: ASGIApp, *, keys: Iterable[str]) -> ASGIApp:
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            headers, path = Headers(scope=scope), scope["path"].removeprefix(scope.get("root_path", ""))
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
             is_open = path in OPEN or path.startswith("/page/")
+            headers = Headers(scope=scope)
             error = key_error(headers, digests, is_open=is_open) if digests else visitor_error(headers, is_open=is_open)
             if error is not None:
                 await error.response()(scope, receive, send)
@@ -123,17 +120,14 @@ def key_error(headers: Headers, digests: Iterable[bytes], *, is_open: bool) -> S
     fits = [hmac.compare_digest(digest, known) for known in digests]
     if is_open or (scheme.lower() == "bearer" and any(fits)):
         return None
-    if not key:
-        return ServiceError(401, "this service needs a key: send the header Authorization: Bearer KEY")
-    return ServiceError(401, "this key is not known here: ask whoever runs the service for one")
+    remedy = "this key is not known here: ask whoever runs the service for one"
+    return ServiceError(401, remedy if key else "this service needs a key: send the header Authorization: Bearer KEY")
 
 
 def visitor_error(headers: Headers, *, is_open: bool) -> ServiceError | None:
-    """Returns the error for a visitor who is no program of this machine, at a service without keys.
-
-    None for a program of this machine. Such a visitor comes by a name that an attacker made point here (DNS rebinding),
-    or from the page of another site in the browser of this machine.
-    """
+    """Returns the error for a visitor who is no program of this machine, at a service without keys; else None.
+    Such a visitor comes by a name that an attacker made point here (DNS rebinding), or from the page of another site in
+    the browser of this machine."""
     hosts = headers.getlist("host")
     if len(hosts) != 1 or not is_loopback(hosts[0]):
         return ServiceError(403, "without a key this service answers to localhost and 127.0.0.1 alone")
@@ -185,11 +179,9 @@ def limited(app: ASGIApp, *, limits: Limits, calls: int) -> ASGIApp:
 
 class Bodies:
     """Bodies on the way: each under a deadline and of a limited size, a limited number at a time.
-
     A client that sends slowly holds a place here and nowhere else. Where all places are taken, the body that waits
     longest for its next piece gives way: one that comes as fast as its line allows is never that one, however many
-    others hang.
-    """
+    others hang."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -197,12 +189,8 @@ class Bodies:
 
     async def read(self, receive: Receive, *, declared: int) -> bytes | None:
         """Returns a whole body; None if the client went away before the body's end.
-
-        Args:
-            declared: bytes that the client says it will send.
-
-        Raises ServiceError for one that is too large, too slow, or gave way to others.
-        """
+        `declared`: bytes that the client says it will send. Raises ServiceError for one that is too large, too slow, or
+        gave way to others."""
         limits, loop, body = self._limits, asyncio.get_running_loop(), bytearray()
         self._check_size(declared)
         deadline = loop.time() + limits.body_seconds
@@ -245,18 +233,15 @@ class Bodies:
 
 def middlewares() -> list[Middleware]:
     """Returns the middleware for Ray Serve's proxy, around all answers."""
-    return [Middleware(Answered)]
+    return [Middleware(always_answered)]
 
 
-class Answered:
+def always_answered(app: ASGIApp) -> ASGIApp:
     """Answers 503 in the API's form where the proxy has no answer, or an error of the proxy's own."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def proxied(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith("/-/"):  # Ray Serve's own health and routes
-            await self._app(scope, receive, send)
+            await app(scope, receive, send)
             return
         is_started, is_replaced = False, False
 
@@ -271,6 +256,8 @@ class Answered:
             if not is_replaced:
                 await send(message)
 
-        await self._app(scope, receive, send_answered)
+        await app(scope, receive, send_answered)
         if not is_started:
             await LOST.response()(scope, receive, send)
+
+    return proxied

@@ -32,14 +32,13 @@ from components.sampling.model import most_at_once
 from components.sampling.plan import Plan
 from components.sampling.request_forms import settings_of, with_settings
 from components.sampling.requests import Request
-from components.serving.messages import Card, Event, FinishedImage, ImageJob, Partial, Refused, Taken
+from components.serving.messages import STATUS, Card, Event, FinishedImage, ImageJob, Partial, Refused, Taken
 from components.serving.settings import ServedModel, ServiceSettings
 from components.serving.versions import Version, Versions
 
 LOG = logging.getLogger("cascade.serving")
 SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250]
 IMAGES = [1, 2, 4, 8, 16, 32, 64]
-CODES = {"invalid": 400, "busy": 429, "late": 503}  # of HTTP, by the trouble
 OK, WENT_AWAY, FAILED = 200, 499, 500
 Tell = Callable[[Partial | FinishedImage | Exception], object]  # takes the events of a job; an exception is the last
 Shown = dict[tuple[str, int], int]  # (stage, step from 1) -> number of the preview from 0
@@ -65,17 +64,13 @@ class Measures:
     """Counts of a replica, through Ray's metrics; Prometheus shows names that start with `ray_`."""
 
     def __init__(self, model: str) -> None:
-        tags = ("model",)
-        self.requests = Counter(
-            "cascade_serve_requests", "Jobs that ended, by the code that HTTP has for it", (*tags, "code")
-        )
-        self.images = Counter("cascade_serve_images", "Images that were made", (*tags, "generator"))
-        self.steps = Counter(
-            "cascade_serve_steps", "Steps, denoising steps or tokens, times images", (*tags, "generator")
-        )
-        self.seconds = Histogram("cascade_serve_request_seconds", "From arrival to end", SECONDS, (*tags, "code"))
-        self.batch = Histogram("cascade_serve_batch_images", "Images of a batch", IMAGES, (*tags, "generator"))
-        self.waiting = Gauge("cascade_serve_waiting_images", "Images that no batch has yet", tags)
+        by_code, by_generator, words = ("model", "code"), ("model", "generator"), "Jobs that ended, by the code of HTTP"
+        self.requests = Counter("cascade_serve_requests", words, by_code)
+        self.images = Counter("cascade_serve_images", "Images that were made", by_generator)
+        self.steps = Counter("cascade_serve_steps", "Denoising steps or tokens, times images", by_generator)
+        self.seconds = Histogram("cascade_serve_request_seconds", "From arrival to end", SECONDS, by_code)
+        self.batch = Histogram("cascade_serve_batch_images", "Images of a batch", IMAGES, by_generator)
+        self.waiting = Gauge("cascade_serve_waiting_images", "Images that no batch has yet", ("model",))
         for metric in vars(self).values():
             metric.set_default_tags({"model": model})
 
@@ -107,13 +102,8 @@ class WaitingImage:
 
     def joins(self, oldest: "WaitingImage") -> bool:
         """Returns whether the image can share the batch of the oldest waiting image."""
-        if self is oldest:
-            return True
-        return (
-            not (self.alone or oldest.alone)
-            and self.ticket.version is oldest.ticket.version
-            and self.plan.way == oldest.plan.way
-        )
+        is_alike = self.ticket.version is oldest.ticket.version and self.plan.way == oldest.plan.way
+        return self is oldest or (is_alike and not self.alone and not oldest.alone)
 
 
 class Batcher:
@@ -139,12 +129,11 @@ class Batcher:
 
     def add(self, job: ImageJob, plans: Sequence[Plan], version: Version, tell: Tell) -> Ticket:
         """Accepts a job's images for a version. Raises BusyError if too many images wait."""
-        ticket, images = Ticket(tell, version), []
-        for place, (request, plan) in enumerate(
-            zip(map(version.cascade.with_generator, job.requests), plans, strict=True)
-        ):
-            steps = steps_of(version.cascade.makers[plan.generator], plan) if job.partial_images else {}
-            images.append(WaitingImage(ticket, place, request, plan, shown_steps(steps, job.partial_images)))
+        ticket, images, cascade = Ticket(tell, version), [], version.cascade
+        for place, (request, plan) in enumerate(zip(job.requests, plans, strict=True)):
+            steps = steps_of(cascade.makers[plan.generator], plan) if job.partial_images else {}
+            shown = shown_steps(steps, job.partial_images)
+            images.append(WaitingImage(ticket, place, cascade.with_generator(request), plan, shown))
         with self._changed:
             waiting = len(self._waiting)
             # A job of more images than may wait is taken where none waits: it would be refused forever.
@@ -220,8 +209,7 @@ class Batcher:
                 raise _EndedError
 
         plans = [image.plan for image in batch]
-        on_step = on_step_of(batch)
-        ((_, made),) = version.cascade.make(plans, batch_size=len(batch), on_step=on_step, between=between)
+        ((_, made),) = version.cascade.make(plans, batch_size=len(batch), on_step=on_step_of(batch), between=between)
         self._measures.images.inc(len(batch), tags)
         for image, pixels in zip(batch, list(made.values())[-1].cpu().numpy(), strict=True):
             if not image.ticket.left:
@@ -233,11 +221,10 @@ class Batcher:
         """Tries each image of a batch alone and first: sampling raised, though the requests were checked."""
         if len(batch) > 1:
             LOG.warning("a batch of %s images failed (%s): each is tried alone", len(batch), type(error).__name__)
-            again = [image for image in batch if not image.ticket.left]
-            for image in again:
+            for image in batch:
                 image.alone = True
             with self._changed:
-                self._change(again + self._waiting)
+                self._change([image for image in batch if not image.ticket.left] + self._waiting)
             return
         LOG.error("an image failed", exc_info=error)
         self.cancel(batch[0].ticket)
@@ -246,9 +233,7 @@ class Batcher:
 
 class Model:
     """The deployment of a model in a process; ready after a first image of every generator.
-
-    Raises ValueError, in one line, if there is no such model or it makes no image.
-    """
+    Raises ValueError, in one line, if there is no such model or it makes no image."""
 
     def __init__(self, model: ServedModel, settings: ServiceSettings) -> None:
         self._seconds, threads = settings.limits.seconds, sampling_threads(settings)
@@ -269,17 +254,14 @@ class Model:
 
     async def make(self, job: ImageJob) -> AsyncGenerator[Taken | Event]:
         """Yields `Taken`, then the job's events.
-
-        Closing the iterator, or canceling its task, cancels the job.
-
-        Raises FailedError for an image that could not be made, though its request was checked.
-        """
+        Closing the iterator, or canceling its task, cancels the job. Raises FailedError for an image that could not be
+        made, though its request was checked."""
         started, code = time.monotonic(), WENT_AWAY
         try:
             async with aclosing(self._events(job)) as events:
                 async for event in events:
                     if isinstance(event, Refused):
-                        code = CODES[event.trouble]
+                        code = STATUS[event.trouble]
                     yield event
             code = OK if code == WENT_AWAY else code
         except Exception:
@@ -321,8 +303,8 @@ class Model:
                 try:
                     event = await asyncio.wait_for(queue.get(), deadline - time.monotonic())
                 except TimeoutError:
-                    limit = f"{self._seconds:g}"
-                    yield Refused("late", f"the images were not made within {limit} s; ask for fewer images or steps")
+                    message = f"the images were not made within {self._seconds:g} s; ask for fewer images or steps"
+                    yield Refused("late", message)
                     return
                 if isinstance(event, Exception):
                     raise event
@@ -333,10 +315,7 @@ class Model:
 
 
 def plans_of(cascade: Cascade, job: ImageJob) -> list[Plan]:
-    """Returns the plan of each image of a job.
-
-    Raises ValueError, in one line, with the image's number.
-    """
+    """Returns the plan of each image of a job. Raises ValueError, in one line, with the image's number."""
     plans = []
     for number, request in enumerate(job.requests, 1):
         try:
@@ -379,9 +358,7 @@ def on_step_of(batch: Sequence[WaitingImage]) -> OnStep | None:
 
 def shown_steps(steps: Mapping[str, int], previews: int) -> Shown:
     """Returns the steps of at most `previews` previews, spread over all but the last step.
-
-    The last step is the image.
-    """
+    The last step is the image."""
     every = [(stage, step) for stage, count in steps.items() for step in range(1, count + 1)]
     places = {round((number + 1) * len(every) / (previews + 1)) for number in range(previews)}
     inside = sorted(place for place in places if 1 <= place < len(every))
@@ -390,10 +367,5 @@ def shown_steps(steps: Mapping[str, int], previews: int) -> Shown:
 
 def steps_of(maker: Generator, plan: Plan) -> dict[str, int]:
     """Returns the denoising steps of each stage with previews, in the stages' order."""
-    if not maker.shows_steps:
-        return {}
-    return {
-        model.name: plan.of(model).steps_taken
-        for model in maker.models
-        if isinstance(model.sampling, DiffusionSampling)
-    }
+    models = maker.models if maker.shows_steps else ()
+    return {model.name: plan.of(model).steps_taken for model in models if isinstance(model.sampling, DiffusionSampling)}

@@ -21,13 +21,23 @@ from starlette.types import Receive, Scope, Send
 
 from components.sampling.image_files import open_header, open_image
 from components.sampling.requests import Request
-from components.serving.errors import ServiceError, of_refused, of_unavailable
-from components.serving.messages import Card, Event, FinishedImage, ImageJob, Refused, Unavailable
+from components.serving.messages import (
+    Card,
+    Event,
+    FinishedImage,
+    ImageJob,
+    Partial,
+    Refused,
+    ServiceError,
+    Unavailable,
+    of_refused,
+)
 
 BYTES, PATCH = 4, 16  # of a token: UTF-8, pixels
 STOPPED = "the model stopped before its images were made; try again"
 RUNNING: set[asyncio.Task[None]] = set()  # asyncio itself holds tasks weakly
 Format = Literal["png", "jpeg", "webp"]
+Shown = Partial | FinishedImage
 Kind = Literal["image_generation", "image_edit"]  # prefix of the types of events
 
 
@@ -126,7 +136,7 @@ class Call(NamedTuple):
 class EventStream(StreamingResponse):
     """Server-sent events; closes the source, however the answer ends and even before the start."""
 
-    def __init__(self, lines: AsyncGenerator[str], source: AsyncGenerator[Event]) -> None:
+    def __init__(self, lines: AsyncGenerator[str], source: AsyncGenerator[Shown]) -> None:
         super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         self.source = source
 
@@ -143,13 +153,11 @@ def entry(card: Card) -> ModelEntry:
     return ModelEntry(id=card.name, created=card.created, card=card._asdict() | {"generators": generators})
 
 
-async def images_answer(call: Call, events: AsyncGenerator[Event]) -> ImagesAnswer:
-    """Returns all images of a call. Raises ServiceError for a refusal, Unavailable if some never came."""
+async def images_answer(call: Call, events: AsyncGenerator[Shown]) -> ImagesAnswer:
+    """Returns all images of a call. Raises ServiceError for a refusal, and if some never came."""
     images: dict[int, FinishedImage] = {}
     async with aclosing(events):
         async for event in events:
-            if isinstance(event, Refused):
-                raise of_refused(event, call.job.requests[0])
             if isinstance(event, FinishedImage):
                 images[event.image] = event
     requests = call.job.requests
@@ -169,43 +177,33 @@ async def images_answer(call: Call, events: AsyncGenerator[Event]) -> ImagesAnsw
     )
 
 
-async def stream_answer(call: Call, events: AsyncGenerator[Event]) -> EventStream:
+async def stream_answer(call: Call, events: AsyncGenerator[Shown]) -> EventStream:
     """Returns a call's events as a stream, once the first has come: until then an error has a status.
-
-    Raises ServiceError if the images are refused, Unavailable if nothing came.
-    """
+    Raises ServiceError if the images are refused or nothing came."""
     first = await anext(events, None)
     if first is None:
         raise Unavailable(STOPPED)
-    if isinstance(first, Refused):
-        await events.aclose()
-        raise of_refused(first, call.job.requests[0])
     return EventStream(event_lines(call, first, events), events)
 
 
-async def event_lines(call: Call, first: Event, events: AsyncGenerator[Event]) -> AsyncGenerator[str]:
+async def event_lines(call: Call, first: Shown, events: AsyncGenerator[Shown]) -> AsyncGenerator[str]:
     """Yields a call's events as the lines of a stream; an error on the way is the last event."""
-    missing = len(call.job.requests)
+    missing, event = len(call.job.requests), first
     try:
-        yield await event_line(call, first)
-        missing -= isinstance(first, FinishedImage)
-        async for event in events:
-            if isinstance(event, Refused):
-                raise of_refused(event, call.job.requests[0])
+        while event is not None:
             yield await event_line(call, event)
             missing -= isinstance(event, FinishedImage)
+            event = await anext(events, None)
         if missing:
             raise Unavailable(STOPPED)
-    except (ServiceError, Unavailable) as error:
-        answer = error if isinstance(error, ServiceError) else of_unavailable(error)
-        yield line("error", {"type": "error", **answer.body()})
+    except ServiceError as error:
+        yield line("error", {"type": "error", **error.body()})
     except ClientDisconnect:
         return
 
 
-async def event_line(call: Call, event: Event) -> str:
+async def event_line(call: Call, event: Shown) -> str:
     """Returns a preview or an image as an event of the stream."""
-    assert not isinstance(event, Refused)
     request = call.job.requests[event.image]
     message: dict[str, Any] = {
         "type": f"{call.kind}.{'completed' if isinstance(event, FinishedImage) else 'partial_image'}",
@@ -231,16 +229,13 @@ def line(event: str, data: Mapping[str, Any]) -> str:
 
 async def as_text(png: bytes, call: Call) -> str:
     """Returns the base64 of an image in the wanted format."""
-    if call.output_format != "png":
-        png = await asyncio.to_thread(converted, png, call.output_format, call.quality)
-    return base64.b64encode(png).decode()
 
+    def converted() -> bytes:
+        buffer = io.BytesIO()
+        open_image(png).convert("RGB").save(buffer, format=call.output_format.upper(), quality=call.quality)
+        return buffer.getvalue()
 
-def converted(png: bytes, output_format: Format, quality: int) -> bytes:
-    """Returns a PNG as another format."""
-    buffer = io.BytesIO()
-    open_image(png).convert("RGB").save(buffer, format=output_format.upper(), quality=quality)
-    return buffer.getvalue()
+    return base64.b64encode(png if call.output_format == "png" else await asyncio.to_thread(converted)).decode()
 
 
 def usage_of(request: Request, png: bytes, *, count: int) -> Usage:
@@ -264,16 +259,17 @@ def patches(image: bytes) -> int:
 
 
 async def watched(
-    events: AsyncIterator[Event], *, receive: Receive, started: float, seconds: float
-) -> AsyncGenerator[Event]:
+    events: AsyncIterator[Event], job: ImageJob, *, receive: Receive, started: float, seconds: float
+) -> AsyncGenerator[Shown]:
     """Yields the events of a job, and cancels the job when this generator ends.
 
     Args:
         receive: of a request whose body was read; tells that the client went away.
         started: when the request came, by time.monotonic().
-        seconds: that the job may take from then on; after them the last event is Refused("late").
+        seconds: that the job may take from then on.
 
-    Raises ClientDisconnect when the client went away, and what reading the events raises.
+    Raises ServiceError for a job that is refused or late, ClientDisconnect when the client went away, and what reading
+    the events raises.
     """
     items: asyncio.Queue[Event | Exception | None] = asyncio.Queue()  # None: the events are over
 
@@ -290,12 +286,13 @@ async def watched(
                 async with asyncio.timeout_at(deadline):
                     item = await items.get()
             except TimeoutError:
-                yield Refused("late", f"the image was not ready within {seconds:g} s: ask for fewer images or steps")
-                return
+                item = Refused("late", f"the image was not ready within {seconds:g} s: ask for fewer images or steps")
             if item is None:
                 return
             if isinstance(item, Exception):
                 raise item
+            if isinstance(item, Refused):
+                raise of_refused(item, job.requests[0])
             yield item
     finally:
         for task in tasks:  # the first closes the events in its own time: whoever cancels this can't interrupt it

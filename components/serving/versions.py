@@ -8,9 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from components.runtime.tracking.model_source import is_model_folder, local_model, model_artifact, registry_of
 from components.runtime.tracking.names import REGISTRY, shown_source
-from components.runtime.tracking.registry import Named, find_named
+from components.runtime.tracking.registry import Named, find_named, is_model_folder, local_model, model_artifact
 from components.sampling.answers import cascade_in
 from components.sampling.cascade import Cascade, quick
 from components.sampling.device import best_device
@@ -47,13 +46,8 @@ class Version:
 
 class Versions:
     """The current version, and the watch over an alias.
-
-    Args:
-        tracking: MLflow's address; None: sources are folders.
-        poll_seconds: between looks at an alias; what is no alias never changes.
-
-    Raises ValueError, in one line, if there is no such model or it makes no image.
-    """
+    `tracking`: MLflow's address; None: sources are folders. `poll_seconds`: between looks at an alias; what is no alias
+    never changes. Raises ValueError, in one line, if there is no such model or it makes no image."""
 
     def __init__(self, model: ServedModel, *, tracking: str | None, poll_seconds: float) -> None:
         self.model, self._tracking, self._poll_seconds = model, tracking, poll_seconds
@@ -111,12 +105,10 @@ class Versions:
 
 def find_version(source: str, tracking: str | None) -> Named:
     """Returns the current version of a source.
-
     Raises ValueError, in one line, if there is no such model, or the one on this disk makes no image; of a model that
-    is elsewhere, loading it tells.
-    """
+    is elsewhere, loading it tells."""
     if source.startswith(REGISTRY):
-        return find_named(source, tracking_uri=registry_of(source, tracking))
+        return find_named(source, tracking_uri=tracking)
     if is_model_folder(source):
         if cascade_in(Path(source), weights=False) is None:
             raise makes_none(source)

@@ -16,7 +16,7 @@ from components.runtime.storage.artifact import (
     ArtifactKind,
     FileEntry,
     commit_artifact,
-    describe_bytes,
+    describe,
     upload_attempt,
 )
 from components.runtime.storage.store import SCRATCH, Store, in_parallel
@@ -124,7 +124,7 @@ class StageContext:
 
         Returns the committed artifact: this one, or the one of whoever committed first.
         """
-        own = [*parts, *in_parallel(lambda path: describe_bytes(self.files_store.read(path), path), written)]
+        own = [*parts, *in_parallel(lambda path: describe(self.files_store.read(path), path), written)]
         place = self._folder("files")
         listed = [*entries, *(entry.model_copy(update={"path": f"{place}/{entry.path}"}) for entry in own)]
         if folder is not None:

@@ -17,8 +17,7 @@ from components.configuration.config import Config
 from components.data.encoding import commit_set, encode_set, part_names
 from components.data.shards import BPE, INDEX, load_index, read_bpe
 from components.runtime import events
-from components.runtime.storage.artifact import Artifact, FileEntry, upload_attempt
-from components.runtime.storage.kept_parts import read_records
+from components.runtime.storage.artifact import Artifact, FileEntry, read_records, upload_attempt
 from components.runtime.storage.store import SCRATCH, Store, StoreError, absolute, list_url
 from components.sampling.frozen_text import (
     LENGTH,

@@ -11,8 +11,7 @@ from components.data.tokens import parse_tokens
 from components.evaluation.codebook import codebook_use
 from components.models.quantizer import codebook_histogram
 from components.runtime import events
-from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.kept_parts import read_records
+from components.runtime.storage.artifact import Artifact, read_records
 from components.runtime.storage.store import Store
 from components.stages.context import StageContext
 

@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.models.bundle import ModelBundle, load_bundle, save_bundle
-from components.runtime.storage.artifact import describe_file
-from components.runtime.storage.kept_parts import read_records, recorded_parts, write_record
+from components.runtime.storage.artifact import describe, read_records, recorded_parts, write_record
 from components.runtime.storage.store import DamagedFileError, Store, in_parallel
 from components.sampling.model import BPE
 from components.training.power_ema import EMAProfile, nearest_first, posthoc_ema
@@ -39,7 +38,7 @@ def send_snapshots(folder: Path, run: Store) -> None:
     store = run.join(SNAPSHOTS)
     for path in sorted(folder.iterdir()):
         store.upload(path, path.name)
-        write_record(store, path.stem, describe_file(path, path.name))
+        write_record(store, path.stem, describe(path, path.name))
 
 
 def fetch_snapshots(run: Store, folder: Path) -> None:

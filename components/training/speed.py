@@ -1,4 +1,4 @@
-"""Speed and memory of a rank between two logs, and use of its machine; names: `runtime.measures`."""
+"""Speed and memory of a rank between two logs, and use of its machine; names: `runtime.events`."""
 
 import logging
 import re

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from components.configuration.usage import UsageError
 from components.models.bundle import DESCRIPTION
-from components.runtime.tracking.model_source import register_average
 from components.runtime.tracking.names import REGISTRY
+from components.runtime.tracking.registry import register_average
 from components.training.snapshots import choose_average
 from pipelines.command.sample import local_model
 from pipelines.planning.profiles import tracking_uri

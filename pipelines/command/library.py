@@ -14,10 +14,7 @@ from pipelines.workflow import PlannedStage
 
 
 class RunError(RuntimeError):
-    """A failed run; the message names each failed stage with the reason.
-
-    `run` again goes on from there.
-    """
+    """A failed run; the message names each failed stage with the reason. `run` again goes on from there."""
 
 
 def load(model: str, *, tracking: str | None = None) -> Cascade:
@@ -35,24 +32,16 @@ def load(model: str, *, tracking: str | None = None) -> Cascade:
 
 def plan(recipe: str = DEMO, **options: Any) -> list[PlannedStage]:
     """Plans a recipe: key, folder in storage, cached artifact and state of each stage, in order.
-
-    The state tells whether the stage is to run.
-
-    Args:
-        recipe: its name, or a YAML file as `cascade show NAME` writes it.
-        options: fields of `pipelines.engine.driver.RunOptions`, such as `set=["base.total_steps=500"]` or `storage`.
-
-    Raises UsageError, StoreError or SourceError, in one line, for what can't run.
-    """
+    The state tells whether the stage is to run. `recipe`: its name, or a YAML file as `cascade show NAME` writes it.
+    `options`: fields of `pipelines.engine.driver.RunOptions`, such as `set=["base.total_steps=500"]` or `storage`.
+    Raises UsageError, StoreError or SourceError, in one line, for what can't run."""
     return driver.prepare(driver.RunOptions(recipe, **options)).planned
 
 
 def run(recipe: str = DEMO, **options: Any) -> dict[str, Artifact]:
     """Runs the stages of a recipe that are not cached, from the program's main thread.
-
     Takes what `plan` takes. Returns stage -> artifact, of those that are finished. Raises RunError if a stage failed,
-    KeyboardInterrupt if the run was interrupted, and what `plan` raises before anything is started.
-    """
+    KeyboardInterrupt if the run was interrupted, and what `plan` raises before anything is started."""
     printed = io.StringIO()
     code = driver.run(driver.RunOptions(recipe, **options), Console(file=printed, width=200))
     if code == driver.INTERRUPTED:

@@ -16,9 +16,8 @@ from components.configuration.usage import UsageError
 from components.data.images import load_depth, load_image
 from components.evaluation.grids import labelled_grid
 from components.runtime.storage.store import absolute
-from components.runtime.tracking import model_source
+from components.runtime.tracking import registry
 from components.runtime.tracking.names import REGISTRY, environment
-from components.runtime.tracking.registry import NAMED, find_named
 from components.sampling.answers import cascade_in
 from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
@@ -150,10 +149,10 @@ def source_of(model: str, tracking: str | None) -> ModelSource:
     """
     if not model.startswith(REGISTRY):
         return ModelSource(model, absolute(model).rstrip("/").rpartition("/")[2], None)
-    if not NAMED.fullmatch(model):  # models:/ID, a logged model of no version
+    if not registry.NAMED.fullmatch(model):  # models:/ID, a logged model of no version
         return ModelSource(model, model.removeprefix(REGISTRY), None)
     set_environment(environment())
-    named = find_named(model, tracking_uri=model_source.registry_of(model, tracking_uri(tracking)))
+    named = registry.find_named(model, tracking_uri=tracking_uri(tracking))
     return ModelSource(named.uri, named.name, named.version)
 
 
@@ -178,5 +177,5 @@ def local_model(model: str, tracking: str | None) -> Iterator[Path]:
     Raises ValueError if there is none.
     """
     set_environment(environment())
-    with model_source.local_model(model, tracking_uri=tracking_uri(tracking)) as folder:
+    with registry.local_model(model, tracking_uri=tracking_uri(tracking)) as folder:
         yield folder

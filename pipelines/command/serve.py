@@ -5,8 +5,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,14 +49,8 @@ class ServeOptions(NamedTuple):
 
 def build(args: dict[str, Any]) -> "Application":
     """Returns the service for `serve deploy` and RayService.
-
-    Their import_path is `image_cascade.pipelines.command.serve:build`.
-
-    Args:
-        args: the fields of `ServiceSettings`; `tracking` may be left to MLFLOW_TRACKING_URI.
-
-    Raises UsageError, in one line, for a field that does not fit.
-    """
+    Their import_path is `image_cascade.pipelines.command.serve:build`. `args`: the fields of `ServiceSettings`;
+    `tracking` may be left to MLFLOW_TRACKING_URI. Raises UsageError, in one line, for a field that does not fit."""
     from components.serving.deployment import service  # here and below, for wrong use is said before torch is there
 
     set_environment(environment())
@@ -66,10 +59,8 @@ def build(args: dict[str, Any]) -> "Application":
 
 def read_keys_here() -> tuple[str, ...]:
     """Returns the API keys of this process's environment.
-
     Keys are read where they are compared, and sent to no other process. Raises ValueError, in one line, for keys that
-    can't be read.
-    """
+    can't be read."""
     return read_keys(os.environ)
 
 
@@ -81,7 +72,7 @@ def serve(options: ServeOptions, console: Console) -> None:
     set_environment(environment() | SERVING | ON_THIS_MACHINE)
     settings = settings_of(options)
 
-    from components.serving.deployment import StartError, check_port, check_room, run_service
+    from components.serving.deployment import StartError, check_port, check_room, end_service, run_service
     from components.serving.versions import find_version
 
     try:
@@ -93,7 +84,7 @@ def serve(options: ServeOptions, console: Console) -> None:
         end_by_signals()  # again: Ray has put its own in the place, which ends in a core dump
         settings = with_gpus(settings, options.gpus, cluster)
         check_room(options.host, options.port)  # before what follows would end a service of somebody else
-        with ended_with_this_program(own_ray=cluster.here):
+        try:
             with console.status(f"loading {', '.join(model.source for model in settings.models)}"):
                 run_service(settings, host=options.host, port=options.port, read_keys=read_keys_here)
             for model, named in zip(settings.models, versions, strict=True):
@@ -101,6 +92,9 @@ def serve(options: ServeOptions, console: Console) -> None:
                 address = f"http://{bracketed(options.host)}:{options.port}"
                 console.print(f"{address} serves {served}", highlight=False, soft_wrap=True)
             threading.Event().wait()
+        finally:  # with a Ray of its own it ends at once; on a cluster that is joined, when who is answered has images.
+            # A second signal waits for nobody, and the cluster ends the service alone.
+            ray.shutdown() if cluster.here else end_service()
     except (ValueError, StartError) as error:
         raise UsageError(str(error)) from error
 
@@ -144,9 +138,7 @@ def served_model(text: str) -> ServedModel:
 
 def with_gpus(settings: ServiceSettings, gpus: float | None, cluster: Cluster) -> ServiceSettings:
     """Returns the settings with a replica's GPUs: the requested number, or 1 where GPUs exist.
-
-    Raises UsageError for more than this machine has; what an autoscaler can make of a cluster is not known.
-    """
+    Raises UsageError for more than this machine has; what an autoscaler can make of a cluster is not known."""
     each = float(cluster.gpus > 0) if gpus is None else gpus
     needed = each * settings.min_replicas * len(settings.models)
     if cluster.here and needed > cluster.gpus:
@@ -154,24 +146,6 @@ def with_gpus(settings: ServiceSettings, gpus: float | None, cluster: Cluster) -
             f"the replicas need {needed:g} GPUs together, this machine has {cluster.gpus:g}: lower --replicas or --gpus"
         )
     return settings.model_copy(update={"gpus": each})
-
-
-@contextmanager
-def ended_with_this_program(*, own_ray: bool) -> Iterator[None]:
-    """Ends the service with the program, for whatever reason the program ends.
-
-    With a Ray of its own it ends at once; on a cluster that is joined, when those who are being answered have their
-    images. A second signal waits for nobody, and the cluster ends the service alone.
-    """
-    from components.serving.deployment import end_service
-
-    try:
-        yield
-    finally:
-        if own_ray:
-            ray.shutdown()
-        else:
-            end_service()
 
 
 def end_by_signals() -> None:
@@ -182,9 +156,7 @@ def end_by_signals() -> None:
 
 def needs_keys(host: str) -> bool:
     """Tells whether other machines reach an address.
-
-    Raises UsageError where they do and no keys can be read.
-    """
+    Raises UsageError where they do and no keys can be read."""
     try:
         keys, others = read_keys(os.environ), not is_loopback(bracketed(host))
     except ValueError as error:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from components.configuration.usage import UsageError
 from components.models.file_list import LIST, differences
-from components.runtime.storage.artifact import Artifact, ArtifactError, load_artifact, verify_artifact
+from components.runtime.storage.artifact import Artifact, ArtifactError, load_artifact, verify_files
 from components.runtime.storage.store import Store
 from components.runtime.tracking.names import REGISTRY, environment
 from pipelines.engine.run_report import load_plan, newest_run
@@ -36,7 +36,7 @@ def verify_run(run: str | None, *, storage: str | None, console: Console) -> int
         task = bar.add_task(run, total=total)
         for artifact in artifacts:
             bar.update(task, description=artifact.stage)
-            bad += verify_artifact(artifact, on_file=lambda entry: bar.advance(task, entry.bytes))
+            bad += verify_files(artifact.store, artifact.files, on_file=lambda entry: bar.advance(task, entry.bytes))
     for line in bad:
         console.print(line, style="red", highlight=False, soft_wrap=True)
     files = sum(len(artifact.files) for artifact in artifacts)
@@ -68,16 +68,16 @@ def model_differences(model: str, tracking: str | None) -> list[str]:
 
     Raises ValueError if there is nothing to compare with.
     """
-    from components.runtime.tracking import model_source, registry  # MLflow takes seconds to import
+    from components.runtime.tracking import registry  # MLflow takes seconds to import
 
     if model.startswith(REGISTRY):
-        address = model_source.registry_of(model, tracking)
         with tempfile.TemporaryDirectory() as folder:
-            packed = registry.download_packed(model, Path(folder), tracking_uri=address)
+            packed = registry.download_packed(model, Path(folder), tracking_uri=tracking)
             return differences(packed.folder, digest=packed.digest, text=packed.files)
-    if not model_source.is_model_folder(model):
-        return verify_artifact(model_source.model_artifact(model))
-    packed = model_source.packed_around(Path(model))
+    if not registry.is_model_folder(model):
+        artifact = registry.model_artifact(model)
+        return verify_files(artifact.store, artifact.files)
+    packed = registry.packed_around(Path(model))
     if packed is None:
         raise ValueError(f"{model} has no {LIST} around it to be compared with: it was copied out of its registry")
     return differences(packed)

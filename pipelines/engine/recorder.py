@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from components.runtime import events
-from components.runtime.measures import MEASURES, measures_of
+from components.runtime.events import MEASURES, measures_of
 from components.runtime.storage.store import Store, StoreError
 from components.runtime.tracking.event_log import EventLog, stage_points
 

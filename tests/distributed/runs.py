@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from components.runtime.execution import Resources
-from components.runtime.storage.artifact import Artifact, describe_bytes
+from components.runtime.storage.artifact import Artifact, describe
 from components.runtime.storage.store import Store
 from components.stages.context import StageContext
 from components.stages.tokens import TokensConfig, tokenize_images
@@ -36,7 +36,7 @@ def images_artifact(folder: Path) -> Artifact:
     store = Store(str(folder / "images"))
     if not store.exists("files/index.json"):
         write_set(store.join("files"), sizes=SHARDS, resolution=16)
-    entries = tuple(describe_bytes(store.read(file.path), file.path) for file in store.list())
+    entries = tuple(describe(store.read(file.path), file.path) for file in store.list())
     return Artifact(kind="shards", stage="images", key="images", files=entries, root=store.uri)
 
 

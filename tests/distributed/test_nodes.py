@@ -21,7 +21,7 @@ from components.data.encoding import ShardJob, process_shards
 from components.runtime.events import SilentRecorder
 from components.runtime.execution import Resources, node_threads
 from components.runtime.pool import Pool
-from components.runtime.storage.kept_parts import write_part
+from components.runtime.storage.artifact import write_part
 from components.runtime.storage.store import Store
 from components.training.launch import train
 from components.training.loop import Arrays

@@ -10,8 +10,7 @@ from components.data.held_out import read_split
 from components.data.shards import load_index
 from components.data.tokens import parse_tokens
 from components.models.bundle import load_bundle
-from components.runtime.storage.artifact import Artifact, verify_artifact
-from components.runtime.storage.kept_parts import write_part
+from components.runtime.storage.artifact import Artifact, verify_files, write_part
 from components.runtime.storage.store import Store
 from components.sampling.images import from_uint8
 from components.stages.tokens import TokensConfig, tokenize_images
@@ -37,7 +36,7 @@ def tokens(tokenizer: Artifact, folder: Path) -> Artifact:
 
 
 def test_model_artifact_holds_all_that_its_readers_need(tokenizer: Artifact) -> None:
-    assert verify_artifact(tokenizer) == []
+    assert verify_files(tokenizer.store, tokenizer.files) == []
     assert set(tokenizer.names()) == {"metrics.json", "model.json", "model.safetensors", "preview.png"}
     summary = tokenizer.metadata["summary"]
     assert summary["steps"] == 20

@@ -9,8 +9,7 @@ import torch
 from components.data.encoding import encode_set, part_names
 from components.data.shards import INDEX, load_index, read_bpe
 from components.runtime.execution import Resources
-from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.kept_parts import write_part
+from components.runtime.storage.artifact import Artifact, write_part
 from components.runtime.storage.store import Store
 from components.sampling.frozen_conditions import sample_image_embeddings
 from components.sampling.frozen_text import contrastive_text

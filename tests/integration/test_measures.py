@@ -13,8 +13,8 @@ from mlflow.tracking import MlflowClient
 from components.configuration.conditions import DatasetInfo
 from components.data.shards import load_index
 from components.runtime import events
+from components.runtime.events import MEASURES
 from components.runtime.execution import Profiling
-from components.runtime.measures import MEASURES
 from components.runtime.tracking.names import environment
 from components.stages.training import train_model
 from components.training.batches import to_batch

@@ -17,8 +17,7 @@ from components.data.listing import ShardError
 from components.data.shards import BPE, ArrayInfo, ShardIndex, parse_arrays, read_bpe, write_array
 from components.data.stream import Layout, plan_chunks, read_chunk
 from components.data.tars import iterate_shard, write_shard
-from components.runtime.storage.artifact import Artifact, describe_bytes
-from components.runtime.storage.kept_parts import read_records
+from components.runtime.storage.artifact import Artifact, describe, read_records
 from components.runtime.storage.store import Store
 from components.stages.precompute import PrecomputeConfig, encoders_of
 from components.training.batches import to_batch, with_positions
@@ -162,7 +161,7 @@ def contrastive(index: ShardIndex, tmp_path: Path) -> Artifact:
 
 def images_of(index: ShardIndex) -> Artifact:
     store = Store(index.root)
-    entries = tuple(describe_bytes(store.read(file.path), file.path) for file in store.list())
+    entries = tuple(describe(store.read(file.path), file.path) for file in store.list())
     return Artifact(kind="shards", stage="images", key="images", files=entries, root=store.uri)
 
 

@@ -10,7 +10,7 @@ from components.data.parts import even_parts
 from components.data.source_check import check_outside
 from components.data.sources.webdataset import TarFacts, TarResharder
 from components.data.tars import Group, iterate_shard
-from components.runtime.storage.kept_parts import look_at, recorded_parts
+from components.runtime.storage.artifact import look_at, recorded_parts
 from components.runtime.storage.store import Store
 from tests.image_sets import write_tar
 from tests.stored_files import flip

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from components.runtime.tracking import model_source
+from components.runtime.tracking import registry
 from components.runtime.tracking.registry import input_example
 from components.sampling import answers
 from components.sampling.answers import predictor_of
@@ -161,7 +161,7 @@ PLACES: dict[str, Callable[[Path], str]] = {
 def test_wherever_a_model_lies_all_of_it_is_loaded_onto_the_gpu(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(model_source, "download_model", downloaded)
+    monkeypatch.setattr(registry, "download_model", downloaded)
     where = PLACES[place](tmp_path)
     with pretend_gpu():
         cascade = load_cascade(where, None)

@@ -17,7 +17,7 @@ from components.runtime.storage.artifact import (
     Artifact,
     ArtifactError,
     commit_artifact,
-    describe_bytes,
+    describe,
     load_artifact,
 )
 from components.runtime.storage.garbage import ANNOUNCED, PLAN, find_garbage
@@ -71,9 +71,7 @@ def stage(tmp_path: Path) -> Store:
     """A committed model of one file."""
     store = Store(str(tmp_path / "stage"))
     store.write("attempt-1/a.bin", b"data")
-    commit_artifact(
-        store, Artifact(kind="model", stage="base", key="k", files=(describe_bytes(b"data", "attempt-1/a.bin"),))
-    )
+    commit_artifact(store, Artifact(kind="model", stage="base", key="k", files=(describe(b"data", "attempt-1/a.bin"),)))
     return store
 
 
@@ -205,7 +203,7 @@ def test_each_flipped_bit_of_a_manifest_is_seen(stage: Store):
 
 
 def test_the_digest_of_a_manifest_is_of_what_it_says_and_not_of_where_or_in_which_order():
-    files = (describe_bytes(b"data", "a.bin"),)
+    files = (describe(b"data", "a.bin"),)
     first = Artifact(kind="model", stage="base", key="k", files=files, metadata={"a": 1e16, "b": (float("nan"), 2)})
     second = first.model_copy(update={"root": "s3://bucket", "metadata": {"b": [None, 2], "a": 1e16}})
     assert first.digest == second.digest

@@ -11,8 +11,14 @@ import pytest
 from rich.console import Console
 
 from components.configuration.usage import UsageError
-from components.runtime.storage.artifact import MANIFEST, Artifact, commit_artifact, describe_bytes, load_artifact
-from components.runtime.storage.artifact import verify_artifact as differences
+from components.runtime.storage.artifact import (
+    MANIFEST,
+    Artifact,
+    commit_artifact,
+    describe,
+    load_artifact,
+    verify_files,
+)
 from components.runtime.storage.garbage import ANNOUNCED, PLAN, collect, find_garbage
 from components.runtime.storage.lease import Lease
 from components.runtime.storage.store import Store
@@ -31,7 +37,7 @@ def commit(root: Store, stage: str) -> Store:
     for path in (*COMMITTED, *LEFT):
         store.write(path, path.encode())
     name, _, key = stage.partition("/")
-    files = tuple(describe_bytes(path.encode(), path) for path in COMMITTED)
+    files = tuple(describe(path.encode(), path) for path in COMMITTED)
     commit_artifact(store, Artifact(kind="model", stage=name, key=key, files=files))
     return store
 
@@ -64,7 +70,7 @@ def test_garbage_is_what_no_manifest_lists(any_store: str):
     assert find_garbage(root) == []
     artifact = load_artifact(store)
     assert artifact is not None
-    assert differences(artifact) == []
+    assert verify_files(artifact.store, artifact.files) == []
     garbage = find_garbage(root, unused=True)
     assert [folder.path for folder in garbage] == ["stages/base/k"]
     assert collect(root, garbage, unused=True) == garbage
@@ -219,7 +225,7 @@ def test_a_collection_that_is_killed_loses_nothing_and_the_next_one_ends_it(tmp_
         assert lasting.items() <= there.items()
         for stage in (f"stages/base/{key}" for key in root.folders("stages/base")):
             artifact = load_artifact(root.join(stage))
-            assert artifact is None or differences(artifact) == []
+            assert artifact is None or verify_files(artifact.store, artifact.files) == []
             for says, what in (("train/finished.json", COMMITTED[0]), ("files/parts/shard.json", "files/shard.tar")):
                 assert f"{stage}/{says}" not in there or f"{stage}/{what}" in there
         collect(root, find(), unused=True)

@@ -30,8 +30,7 @@ from components.evaluation.noising_study import NoisingStudyConfig
 from components.runtime.events import Event, SilentRecorder, Warning
 from components.runtime.execution import Resources
 from components.runtime.pool import HandoverError, Later, Pool, file_name, portable
-from components.runtime.storage.artifact import Artifact, begin_forced_try, load_artifact, verify_artifact
-from components.runtime.storage.kept_parts import RECORDS
+from components.runtime.storage.artifact import RECORDS, Artifact, begin_forced_try, load_artifact, verify_files
 from components.runtime.storage.store import SCRATCH, Store
 from components.stages.agreement import measure_agreement
 from components.stages.cascade import compose_cascade
@@ -341,7 +340,7 @@ def test_a_resume_adopts_no_flipped_bit_and_a_forced_try_nothing(
         flip(file)
     resumed = house.run(context)
     assert made_of(resumed) == whole
-    assert verify_artifact(resumed) == []
+    assert verify_files(resumed.store, resumed.files) == []
     said = {file for file in damaged if any(f"{file} differs" in line for line in context.recorder.lines)}
     made_by_every_try, of_a_part_that_is_said = {INDEX, BPE}, {"null_text_states.npy"}
     assert {file.name for file in set(damaged) - said} <= made_by_every_try | of_a_part_that_is_said
@@ -350,11 +349,11 @@ def test_a_resume_adopts_no_flipped_bit_and_a_forced_try_nothing(
         flip(file)
     before = {file: file.read_bytes() for file in files_left(context)}
     listed = [entry for entry in resumed.files if entry.path.startswith("files/")]
-    assert len(verify_artifact(resumed)) == len(listed)
+    assert len(verify_files(resumed.store, resumed.files)) == len(listed)
     begin_forced_try(context.store, FORCED)
     forced = house.run(house.context(stage, key="killed", forced=FORCED))
     assert made_of(forced) == whole
-    assert verify_artifact(forced) == []
+    assert verify_files(forced.store, forced.files) == []
     assert {file: file.read_bytes() for file in before} == before  # of those who still read the artifact of before
 
 
@@ -367,7 +366,7 @@ def test_a_model_that_was_damaged_before_its_training_committed_is_made_again(
     flip(model)
     resumed = house.run(context)
     assert made_of(resumed) == whole
-    assert verify_artifact(resumed) == []
+    assert verify_files(resumed.store, resumed.files) == []
     assert [line.partition(" differs")[0] for line in context.recorder.lines] == [str(model)]
 
 

@@ -9,18 +9,15 @@ import pytest
 from components.runtime.storage.artifact import (
     FORCED,
     MANIFEST,
+    RECORDS,
     Artifact,
+    Look,
     begin_forced_try,
     commit_artifact,
     current_try,
-    describe_bytes,
+    describe,
     has_committed,
     load_artifact,
-)
-from components.runtime.storage.garbage import collect, find_garbage
-from components.runtime.storage.kept_parts import (
-    RECORDS,
-    Look,
     look_at,
     read_record,
     record_path,
@@ -28,6 +25,7 @@ from components.runtime.storage.kept_parts import (
     write_file,
     write_record,
 )
+from components.runtime.storage.garbage import collect, find_garbage
 from components.runtime.storage.store import DamagedFileError, Store, StoreError
 from tests.stored_files import flip
 
@@ -51,7 +49,7 @@ def test_a_part_that_is_as_it_was_made_is_adopted_with_what_its_maker_told(any_s
     assert recorded_parts(store) == {"a"}
     assert look_at(store, "a", recipe="r") == Look(record=record)
     assert look_at(store, "a", recipe="another") == Look()
-    assert (record.files, record.facts) == ((describe_bytes(b"data", "a.npz"),), {"count": 3})
+    assert (record.files, record.facts) == ((describe(b"data", "a.npz"),), {"count": 3})
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -89,7 +87,7 @@ BEFORE = ("files/a", "work/b", "train/key/c", f"files-{FIRST}/a", f"work-{FIRST}
 
 
 def artifact(content: bytes, path: str, **provenance: str) -> Artifact:
-    entries = (describe_bytes(content, path),)
+    entries = (describe(content, path),)
     return Artifact(kind="shards", stage="images", key="k", files=entries, provenance=provenance)
 
 

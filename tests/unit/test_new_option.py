@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from components.sampling.cascade import Cascade
 from components.sampling.request_forms import RequestRow, request_of, settings_of
 from components.sampling.requests import Request
-from components.serving.api_models import Edit, Generation
+from components.serving.api_models import EditForm, Generation
 from components.serving.app import fields_module
 from pipelines.command.cli import app
 
@@ -34,7 +34,7 @@ plain, noisy, same = cascade.sample([long.replace(sampling=()), request, long])
 settings = settings_of(request, model="m", version=None)
 print(json.dumps({
     "help": CliRunner().invoke(app, ["sample", "--help"], env={"COLUMNS": "200"}).output,
-    "schemas": [model.model_json_schema()["properties"].get("eta") for model in (Generation, Edit)],
+    "schemas": [model.model_json_schema()["properties"].get("eta") for model in (Generation, EditForm)],
     "column": str(RequestRow.model_fields["eta"].annotation),
     "row again": RequestRow.of(request).request() == request.replace(label="1"),
     "PNG": settings,

@@ -9,8 +9,8 @@ import ray
 from rich.console import Console
 
 from components.runtime import events
+from components.runtime.events import MEASURES
 from components.runtime.execution import Resources
-from components.runtime.measures import MEASURES
 from pipelines.engine.display import Display, run_tables, status_line
 from pipelines.engine.execute import WAIT_WARNING_SECONDS, _starved
 from pipelines.engine.recorder import RunRecorder, StageStatus

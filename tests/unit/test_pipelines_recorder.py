@@ -9,8 +9,7 @@ from ray.exceptions import RayActorError
 
 from components.runtime import events
 from components.runtime.storage.store import Store
-from components.runtime.tracking.event_log import stage_points
-from components.runtime.tracking.journal import new_journal
+from components.runtime.tracking.event_log import new_journal, stage_points
 from pipelines.engine.recorder import ActorRecorder, RunRecorder
 from pipelines.engine.run_report import link_pages, render_run
 from tests.unit.test_tracking_journal import EVENTS

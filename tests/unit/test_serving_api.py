@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -17,32 +16,14 @@ from PIL import Image
 
 from components.sampling.image_files import encode_png
 from components.sampling.requests import Request
-from components.serving.app import build_app
 from components.serving.messages import Card, FinishedImage, ImageJob, Refused, Unavailable
 from components.serving.middleware import GENERATIONS
 from components.serving.settings import Limits
-from tests.serving_backend import HTTP, SmallBackend, ToldBackend, load_backends, pixels, served, settings_of
+from tests.serving_backend import HTTP, SmallBackend, ToldBackend, pixels, serving
 from tests.serving_documents import COMMAND, OPENAPI, openapi_text
 from tests.waiting import eventually
 
 ASKED = {"model": "tiny", "prompt": "red apple", "extra_body": {"seed": 7, "label": "food"}}
-
-
-@pytest.fixture(scope="module")
-def backends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SmallBackend]:
-    return load_backends(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def address(backends: dict[str, SmallBackend]) -> Iterator[str]:
-    with served(build_app(backends, settings_of(backends))) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(address: str) -> openai.OpenAI:
-    """The official client, which here checks each field of what it gets."""
-    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, _strict_response_validation=True)
 
 
 def test_the_official_client_gets_the_images_that_sampling_makes(
@@ -127,8 +108,7 @@ def test_models_are_listed_with_what_they_can_do(client: openai.OpenAI, backends
 
 
 def test_the_only_model_needs_no_name(backends: dict[str, SmallBackend]) -> None:
-    one = {"tiny": backends["tiny"]}
-    with served(build_app(one, settings_of(one))) as url:
+    with serving(backends["tiny"]) as url:
         answer = HTTP.post(url + GENERATIONS, json={"label": "food"})
     assert answer.json()["model"] == "tiny"
 
@@ -152,19 +132,16 @@ def test_the_only_model_needs_no_name(backends: dict[str, SmallBackend]) -> None
 def test_a_job_that_is_not_done_is_answered_once_with_the_time_to_try_again(
     backends: dict[str, SmallBackend], told, status, retry_after, message, stream
 ) -> None:
-    backend = ToldBackend(backends["tiny"].cascade)
-    backend.told = told
-    with served(build_app({"tiny": backend}, settings_of({"tiny": 0}))) as url:
+    backend = ToldBackend(backends["tiny"].cascade, *told)
+    with serving(backend) as url:
         answer = HTTP.post(url + GENERATIONS, json={"label": 0, "stream": stream})
     assert (answer.status_code, answer.headers.get("Retry-After")) == (status, retry_after)
     assert answer.json()["error"]["message"] == message
 
 
 def test_a_model_that_is_away_is_missed_by_its_own_clients_alone(backends: dict[str, SmallBackend]) -> None:
-    away = ToldBackend(backends["tiny"].cascade)
-    away.away = True
-    both = {"away": away, "tiny": backends["tiny"]}
-    with served(build_app(both, settings_of(both))) as url:
+    away = ToldBackend(backends["tiny"].cascade, name="away", away=True)
+    with serving(away, backends["tiny"]) as url:
         assert [model["id"] for model in HTTP.get(url + "/v1/models").json()["data"]] == ["tiny"]
         lost = HTTP.post(url + GENERATIONS, json={"model": "away", "label": 0})
         assert (lost.status_code, lost.headers["Retry-After"]) == (503, "1")
@@ -174,7 +151,7 @@ def test_a_model_that_is_away_is_missed_by_its_own_clients_alone(backends: dict[
 
 def test_images_that_take_too_long_are_given_up(backends: dict[str, SmallBackend]) -> None:
     slow = SmallBackend(backends["tiny"].cascade, step_seconds=30)
-    with served(build_app({"tiny": slow}, settings_of({"tiny": 0}, limits=Limits(seconds=0.5)))) as url:
+    with serving(slow, limits=Limits(seconds=0.5)) as url:
         answer = HTTP.post(url + GENERATIONS, json={"label": 0})
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     assert answer.json()["error"]["message"].startswith("the image was not ready within 0.5 s")
@@ -184,9 +161,8 @@ def test_images_that_take_too_long_are_given_up(backends: dict[str, SmallBackend
 def test_a_failure_that_nobody_foresaw_says_nothing_of_what_was_inside(
     backends: dict[str, SmallBackend], caplog: pytest.LogCaptureFixture
 ) -> None:
-    backend = ToldBackend(backends["tiny"].cascade)
-    backend.told = [RuntimeError("a prompt, and /a/path")]
-    with caplog.at_level(logging.INFO), served(build_app({"tiny": backend}, settings_of({"tiny": 0}))) as url:
+    backend = ToldBackend(backends["tiny"].cascade, RuntimeError("a prompt, and /a/path"))
+    with caplog.at_level(logging.INFO), serving(backend) as url:
         answer = HTTP.post(url + GENERATIONS, json={"label": 0, "prompt": "red"})
     assert answer.status_code == 500
     assert answer.json()["error"]["message"] == "the service failed; its log says where"
@@ -226,7 +202,7 @@ def test_every_answer_has_strict_headers(address: str) -> None:
 
 def test_a_new_version_is_seen_within_the_time_between_looks(backends: dict[str, SmallBackend]) -> None:
     backend = SmallBackend(backends["tiny"].cascade)
-    with served(build_app({"tiny": backend}, settings_of({"tiny": 0}, poll_seconds=0.01))) as url:
+    with serving(backend, poll_seconds=0.01) as url:
         versions = []
         for version in ("3", "4"):
             backend.version = version
@@ -246,7 +222,7 @@ class SlowCardBackend(SmallBackend):
 
 def test_many_at_once_ask_a_model_once_what_it_can_do(backends: dict[str, SmallBackend]) -> None:
     backend = SlowCardBackend(backends["tiny"].cascade)
-    with served(build_app({"tiny": backend}, settings_of({"tiny": 0}))) as url, ThreadPoolExecutor(8) as threads:
+    with serving(backend) as url, ThreadPoolExecutor(8) as threads:
         ask = partial(HTTP.post, url + GENERATIONS)
         answers = list(threads.map(lambda seed: ask(json={"label": 0, "seed": seed}), range(8)))
     assert [answer.status_code for answer in answers] == [200] * 8
@@ -255,10 +231,9 @@ def test_many_at_once_ask_a_model_once_what_it_can_do(backends: dict[str, SmallB
 
 
 def test_images_that_are_ready_in_another_order_come_in_that_of_their_seeds(backends: dict[str, SmallBackend]) -> None:
-    backend = ToldBackend(backends["tiny"].cascade)
     pngs = [encode_png(np.full((2, 2, 3), level, np.uint8)) for level in range(3)]
-    backend.told = [FinishedImage(number, pngs[number], "3") for number in (1, 2, 0)]
-    with served(build_app({"tiny": backend}, settings_of({"tiny": 0}))) as url:
+    backend = ToldBackend(backends["tiny"].cascade, *[FinishedImage(number, pngs[number], "3") for number in (1, 2, 0)])
+    with serving(backend) as url:
         data = HTTP.post(url + GENERATIONS, json={"label": 0, "n": 3, "seed": 5}).json()["data"]
     assert [(image["seed"], int(pixels(image["b64_json"]).max())) for image in data] == [(5, 0), (6, 1), (7, 2)]
 

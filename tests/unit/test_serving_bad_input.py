@@ -12,15 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from components.serving.api_models import Edit, Generation
-from components.serving.app import build_app
-from components.serving.errors import CODES
-from tests.serving_backend import HTTP, SmallBackend, load_backends, served, settings_of
+from components.serving.api_models import EditForm, Generation
+from components.serving.messages import CODES
+from tests.serving_backend import HTTP, SmallBackend, serving
 from tests.serving_bad_input import CASES, EDITS, GENERATIONS, KEY, LIMITS, Bad, asked, form, png
 from tests.serving_documents import COMMAND, SERVING, serving_text
 
 FORMATS = ("png", "jpeg", "webp", "gif", "bmp", "tiff", "ppm")
-FIELDS = sorted({*Generation.model_fields, *Edit.model_fields} - {"stream"})
+FIELDS = sorted({*Generation.model_fields, *EditForm.model_fields} - {"stream"})
 TEXTS = st.text(st.characters(), max_size=20) | st.sampled_from(
     ["auto", "64x64", "1e3", "-1", "null", "\ud800", "9" * 400]
 )
@@ -33,12 +32,10 @@ VALUES = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def addresses(backends: dict[str, SmallBackend]) -> Iterator[dict[str, str]]:
     """Of a service without keys, and one with."""
-    backends: dict[str, SmallBackend] = load_backends(tmp_path_factory.mktemp("models"))
-    given = settings_of(backends, limits=LIMITS)
-    keyed = build_app(backends, given, keys=[KEY])
-    with served(build_app(backends, given)) as open_url, served(keyed) as keyed_url:
+    models = backends.values()
+    with serving(*models, limits=LIMITS) as open_url, serving(*models, limits=LIMITS, keys=[KEY]) as keyed_url:
         yield {"open": open_url, "keyed": keyed_url}
 
 

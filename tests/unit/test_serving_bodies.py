@@ -15,16 +15,15 @@ from components.serving.app import build_app
 from components.serving.messages import Event, ImageJob
 from components.serving.middleware import EDITS, GENERATIONS, TAKE_BODIES
 from components.serving.settings import Limits
-from tests.serving_backend import HTTP, SmallBackend, sending, served, settings_of
-from tests.tiny_cascade import write_cascade
+from tests.serving_backend import HTTP, SmallBackend, sending, serving, settings_of
 from tests.waiting import eventually
 
 BODY = json.dumps({"label": 0}).encode()
 
 
-@pytest.fixture(scope="module")
-def cascade(tmp_path_factory: pytest.TempPathFactory) -> Cascade:
-    return Cascade.load(write_cascade(tmp_path_factory.mktemp("cascade")))
+@pytest.fixture
+def cascade(backends: dict[str, SmallBackend]) -> Cascade:
+    return backends["tiny"].cascade
 
 
 class Patient(SmallBackend):
@@ -45,8 +44,7 @@ class Patient(SmallBackend):
 
 @contextmanager
 def service(backend: SmallBackend, **limits: float) -> Iterator[str]:
-    settings = settings_of({"tiny": 0}, limits=Limits.model_validate(limits), batch_images=1)
-    with served(build_app({"tiny": backend}, settings)) as url:
+    with serving(backend, limits=Limits.model_validate(limits), batch_images=1) as url:
         yield url
 
 

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,7 @@ from PIL import Image
 
 from components.sampling.images import read_mask
 from components.sampling.requests import Request
-from components.serving.app import build_app
-from tests.serving_backend import HTTP, SmallBackend, load_backends, pixels, served, settings_of
+from tests.serving_backend import HTTP, SmallBackend, official, pixels, serving
 
 SIDE = 8
 PHOTO = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
@@ -37,22 +35,6 @@ def white(hidden: np.ndarray) -> np.ndarray:
 
 def transparent(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     return np.dstack([image, white(~hidden)])
-
-
-@pytest.fixture(scope="module")
-def backends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SmallBackend]:
-    return load_backends(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def address(backends: dict[str, SmallBackend]) -> Iterator[str]:
-    with served(build_app(backends, settings_of(backends))) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def client(address: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, _strict_response_validation=True)
 
 
 def edited(client: openai.OpenAI, image: bytes, mask: bytes | None = None, **fields: Any) -> np.ndarray:
@@ -157,10 +139,8 @@ def test_settings_of_stages_come_in_json_or_in_fields(
 def test_a_list_of_one_image_and_a_nameless_model_are_understood(
     client: openai.OpenAI, backends: dict[str, SmallBackend]
 ) -> None:
-    one = {"base": backends["base"]}
-    with served(build_app(one, settings_of(one))) as url:
-        alone = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        answer = alone.images.edit(
+    with serving(backends["base"]) as url:
+        answer = official(url).images.edit(
             image=[("a.png", file(PHOTO))], mask=file(white(HIDDEN)), prompt="", extra_body={"seed": 3}
         )
     np.testing.assert_array_equal(pixels(answer.data[0].b64_json), edited(client, file(PHOTO), file(white(HIDDEN))))

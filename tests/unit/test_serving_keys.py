@@ -7,25 +7,14 @@ import pytest
 
 from components.serving.app import build_app
 from components.serving.settings import read_keys
-from tests.serving_backend import HTTP, SmallBackend, load_backends, served, settings_of
+from tests.serving_backend import HTTP, SmallBackend, serving, settings_of
 
 KEYS = ("first-key", "second-key")
 
 
 @pytest.fixture(scope="module")
-def backends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SmallBackend]:
-    return load_backends(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
 def keyed(backends: dict[str, SmallBackend]) -> Iterator[str]:
-    with served(build_app(backends, settings_of(backends, keys_required=True), keys=KEYS)) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def keyless(backends: dict[str, SmallBackend]) -> Iterator[str]:
-    with served(build_app(backends, settings_of(backends))) as url:
+    with serving(*backends.values(), keys=KEYS, keys_required=True) as url:
         yield url
 
 
@@ -65,17 +54,17 @@ def test_with_a_key_any_name_of_the_service_and_any_page_may_ask(keyed: str) -> 
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1", "127.1.2.3:80", "[::1]:8000"])
-def test_this_machine_is_answered_by_each_of_its_names(keyless: str, host: str) -> None:
-    assert asked(keyless, Host=host) == 200
+def test_this_machine_is_answered_by_each_of_its_names(address: str, host: str) -> None:
+    assert asked(address, Host=host) == 200
 
 
 @pytest.mark.parametrize(
     "host", ["images.example", "localhost.images.example", "10.0.0.1:8000", "127.0.0.1.images.example", "[", "", "a b"]
 )
 @pytest.mark.parametrize("path", ["/v1/models", "/", "/healthz"])
-def test_a_name_that_was_made_to_point_here_is_not(keyless: str, host: str, path: str) -> None:
+def test_a_name_that_was_made_to_point_here_is_not(address: str, host: str, path: str) -> None:
     """DNS rebinding."""
-    assert asked(keyless, path, Host=host) in (400, 403)
+    assert asked(address, path, Host=host) in (400, 403)
 
 
 @pytest.mark.parametrize(
@@ -91,12 +80,12 @@ def test_a_name_that_was_made_to_point_here_is_not(keyless: str, host: str, path
         ({"Sec_Fetch_Site": "same-site"}, 403),
     ],
 )
-def test_a_page_of_another_site_is_not_answered(keyless: str, headers: dict[str, str], status: int) -> None:
-    assert asked(keyless, Host="localhost:8000", **headers) == status
+def test_a_page_of_another_site_is_not_answered(address: str, headers: dict[str, str], status: int) -> None:
+    assert asked(address, Host="localhost:8000", **headers) == status
 
 
-def test_a_link_from_anywhere_opens_the_page(keyless: str) -> None:
-    assert asked(keyless, "/", Host="localhost:8000", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate") == 200
+def test_a_link_from_anywhere_opens_the_page(address: str) -> None:
+    assert asked(address, "/", Host="localhost:8000", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate") == 200
 
 
 def test_keys_stand_in_the_environment_or_in_a_file_that_it_names(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import openai
@@ -13,26 +12,18 @@ from PIL import Image
 
 from components.sampling.cascade import Cascade
 from components.sampling.image_files import gray_png
-from components.serving.app import build_app
 from components.serving.messages import FinishedImage, Partial, Refused, Unavailable
 from components.serving.middleware import GENERATIONS
 from components.serving.settings import Limits
-from tests.serving_backend import HTTP, SmallBackend, ToldBackend, pixels, sending, served, settings_of
-from tests.tiny_cascade import write_cascade
+from tests.serving_backend import HTTP, SmallBackend, ToldBackend, official, pixels, sending, serving
 from tests.waiting import eventually
 
 ASKED = {"model": "tiny", "prompt": "red apple", "extra_body": {"seed": 7, "label": "food"}}
 
 
-@pytest.fixture(scope="module")
-def cascade(tmp_path_factory: pytest.TempPathFactory) -> Cascade:
-    return Cascade.load(write_cascade(tmp_path_factory.mktemp("models")))
-
-
-@pytest.fixture(scope="module")
-def client(cascade: Cascade) -> Iterator[openai.OpenAI]:
-    with served(build_app({"tiny": SmallBackend(cascade)}, settings_of({"tiny": 0}))) as url:
-        yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, _strict_response_validation=True)
+@pytest.fixture
+def cascade(backends: dict[str, SmallBackend]) -> Cascade:
+    return backends["tiny"].cascade
 
 
 def test_the_official_client_sees_previews_and_then_the_image_itself(client: openai.OpenAI) -> None:
@@ -74,8 +65,8 @@ def test_previews_come_in_the_format_of_the_image(client: openai.OpenAI) -> None
 
 def test_previews_come_while_the_image_is_made(cascade: Cascade) -> None:
     slow = SmallBackend(cascade, step_seconds=0.1)
-    with served(build_app({"tiny": slow}, settings_of({"tiny": 0}))) as url:
-        own = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    with serving(slow) as url:
+        own = official(url)
         times = [time.monotonic() for _ in own.images.generate(stream=True, partial_images=1, **ASKED)]
     assert times[1] - times[0] > 0.3, "of nine steps of a tenth of a second"
 
@@ -94,12 +85,11 @@ def test_previews_come_while_the_image_is_made(cascade: Cascade) -> None:
     ],
 )
 def test_what_goes_wrong_on_the_way_is_the_last_event(cascade: Cascade, told: list, code: str, message: str) -> None:
-    backend = ToldBackend(cascade)
-    backend.told = [Partial(0, 0, "base", 1, gray_png(8)), *told]
-    with served(build_app({"tiny": backend}, settings_of({"tiny": 0}))) as url:
+    backend = ToldBackend(cascade, Partial(0, 0, "base", 1, gray_png(8)), *told)
+    with serving(backend) as url:
         asked = {"label": 0, "n": 2, "stream": True, "partial_images": 1}
         answer = HTTP.post(url + GENERATIONS, json=asked)
-        own = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        own = official(url)
         with pytest.raises(openai.APIError, match=message):
             list(own.images.generate(model="tiny", prompt="", n=2, stream=True, extra_body={"label": 0}))
     assert answer.status_code == 200
@@ -112,7 +102,7 @@ def test_what_goes_wrong_on_the_way_is_the_last_event(cascade: Cascade, told: li
 
 def test_time_runs_out_in_a_stream_too(cascade: Cascade) -> None:
     slow = SmallBackend(cascade, step_seconds=0.2)
-    with served(build_app({"tiny": slow}, settings_of({"tiny": 0}, limits=Limits(seconds=0.7)))) as url:
+    with serving(slow, limits=Limits(seconds=0.7)) as url:
         answer = HTTP.post(url + GENERATIONS, json={"label": 0, "stream": True, "partial_images": 1})
     assert answer.text.count("event: ") == 2
     assert "event: error" in answer.text
@@ -125,7 +115,7 @@ def test_time_runs_out_in_a_stream_too(cascade: Cascade) -> None:
 )
 def test_a_client_that_goes_away_is_noticed_and_its_job_canceled(cascade: Cascade, stream: bool, after: str) -> None:
     slow = SmallBackend(cascade, step_seconds=60 if after == "the request" else 0.5)
-    with served(build_app({"tiny": slow}, settings_of({"tiny": 0}))) as url:
+    with serving(slow) as url:
         body = json.dumps({"label": 0, "stream": stream, "partial_images": 1 if stream else 0}).encode()
         connection = sending(url, body, length=len(body))
         if after == "the first event":

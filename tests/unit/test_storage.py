@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from components.runtime.storage.artifact import Artifact, ArtifactError, commit_artifact, describe_bytes, load_artifact
+from components.runtime.storage.artifact import Artifact, ArtifactError, commit_artifact, describe, load_artifact
 from components.runtime.storage.lease import Lease
 from components.runtime.storage.store import Store, StoreError
 from tests.stored_files import assert_one_wins
@@ -63,7 +63,7 @@ def test_an_unknown_protocol_is_one_clear_line():
 
 
 def _artifact(data: bytes, name: str = "attempt-1/a.bin") -> Artifact:
-    return Artifact(kind="model", stage="base", key="k", files=(describe_bytes(data, name),))
+    return Artifact(kind="model", stage="base", key="k", files=(describe(data, name),))
 
 
 def test_an_artifact_is_committed_once_and_the_loser_adopts_the_winner(any_store: str):

@@ -1,10 +1,7 @@
 """Laws of Google's and Azure's stores beyond those of every kind of storage: networks, refusals, what is missing."""
 
 import os
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +14,7 @@ from components.runtime.storage.store import Store, StoreError, digest_of, read_
 from tests.conftest import through_faults
 from tests.emulators import KEY, lack
 from tests.faults.proxy import OVER_TLS, counted
-from tests.stored_files import assert_bytes_arrive
+from tests.stored_files import answering, assert_bytes_arrive
 
 EXTRAS = [("gs", "gcsfs", "gcs"), ("gcs", "gcsfs", "gcs"), ("az", "adlfs", "azure"), ("abfs", "adlfs", "azure")]
 
@@ -113,35 +110,14 @@ def test_a_wrong_key_is_refused_without_repeating_it(az_bucket: str, anew: None,
     assert wrong[:20] not in str(caught.value)
 
 
-@contextmanager
-def answering(status: int, body: bytes) -> Iterator[tuple[str, list[str]]]:
-    """(address, the requests that came) of a server that gives one answer to all of them."""
-    came = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            came.append(self.path)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", came
-        server.shutdown()
-
-
 @pytest.mark.parametrize("status", [401, 403])
 def test_who_may_not_read_is_told_at_once(
     status: int, google_storage: None, anew: None, monkeypatch: pytest.MonkeyPatch
 ):
     """As Google answers to nobody (401) and to somebody without the right (403); the emulator refuses no one."""
     words = "Anonymous caller does not have storage.objects.get access"
-    with answering(status, b'{"error": {"code": %d, "message": "%s"}}' % (status, words.encode())) as (address, came):
+    body = b'{"error": {"code": %d, "message": "%s"}}' % (status, words.encode())
+    with answering(lambda command, before: (status, body)) as (address, came):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
         with pytest.raises(StoreError, match=f"^gs://bucket/a: access denied \\({words}") as caught:
             read_url("gs://bucket/a")
@@ -152,9 +128,10 @@ def test_who_may_not_read_is_told_at_once(
 def test_a_server_that_is_away_is_asked_again_and_then_named(
     google_storage: None, anew: None, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("components.runtime.storage.clouds.REQUESTS", 1)
+    monkeypatch.setattr("components.runtime.storage.connection.REQUESTS", 1)
     monkeypatch.setattr("components.runtime.storage.connection.ATTEMPTS", 3)
-    with answering(503, b'{"error": {"code": 503, "message": "Backend Error"}}') as (address, came):
+    body = b'{"error": {"code": 503, "message": "Backend Error"}}'
+    with answering(lambda command, before: (503, body)) as (address, came):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
         with pytest.raises(StoreError, match=r"gs://bucket/a failed 3 times: Backend Error, 503; check the network"):
             read_url("gs://bucket/a")

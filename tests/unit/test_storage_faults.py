@@ -17,7 +17,7 @@ import s3fs
 from fsspec.implementations.memory import MemoryFileSystem
 
 from components.runtime.storage import connection
-from components.runtime.storage.artifact import Artifact, commit_artifact, describe_bytes, verify_artifact
+from components.runtime.storage.artifact import Artifact, commit_artifact, describe, verify_files
 from components.runtime.storage.connection import connect, retried
 from components.runtime.storage.store import DamagedFileError, Store, StoreError, digest_of
 from tests.conftest import through_faults
@@ -119,15 +119,15 @@ def test_verification_names_every_damaged_or_missing_file(any_store: str):
     names = [f"attempt-1/{number}.bin" for number in range(6)]
     for name in names:
         store.write(name, name.encode())
-    files = tuple(describe_bytes(name.encode(), name) for name in names)
+    files = tuple(describe(name.encode(), name) for name in names)
     artifact = commit_artifact(store, Artifact(kind="shards", stage="images", key="k", files=files))
     seen = []
-    assert verify_artifact(artifact, on_file=seen.append) == []
+    assert verify_files(artifact.store, artifact.files, on_file=seen.append) == []
     assert len(seen) == 6
     store.write(names[1], b"short")
     store.write(names[3], names[3].upper().encode())
     store.delete(names[4])
-    assert [line.split("attempt-1/")[1][:12] for line in verify_artifact(artifact)] == [
+    assert [line.split("attempt-1/")[1][:12] for line in verify_files(artifact.store, artifact.files)] == [
         "1.bin differ",
         "3.bin differ",
         "4.bin is mis",

@@ -12,15 +12,15 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from components.configuration.optimization import OptimizationConfig
 from components.runtime import events
 from components.runtime.events import LogEntry, Metrics, StageEnded, StageStarted
 from components.runtime.storage.artifact import Artifact, FileEntry
 from components.runtime.storage.store import Store
 from components.runtime.tracking import event_log
-from components.runtime.tracking import journal as journal_module
 from components.runtime.tracking.delivery import batches, flatten
-from components.runtime.tracking.event_log import EventLog, stage_points
-from components.runtime.tracking.journal import Journal, left_journals, new_journal
+from components.runtime.tracking.event_log import EventLog, Journal, left_journals, new_journal, stage_points
+from components.runtime.tracking.runs import TrackedRun, what_is_missing
 
 HERE = {"tracking_uri": "http://here", "experiment": "x"}
 ARTIFACT = Artifact(
@@ -86,7 +86,7 @@ def test_events_are_read_back_in_order_from_where_they_were_marked(tmp_path: Pat
 
 
 def test_what_is_sent_at_once_is_limited_in_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(journal_module, "BYTES_AT_ONCE", 1)
+    monkeypatch.setattr(event_log, "BYTES_AT_ONCE", 1)
     journal = new_journal(tmp_path, destination=HERE)
     for step in range(2):
         journal.append(line(step))
@@ -127,13 +127,13 @@ def test_the_thread_that_sends_lets_go_of_a_journal_that_another_thread_began(tm
 def test_who_comes_upon_a_journal_that_is_just_being_removed_leaves_nothing_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    journal, locked = new_journal(tmp_path, destination=HERE), journal_module._locked
+    journal, locked = new_journal(tmp_path, destination=HERE), event_log._locked
 
     def removed_meanwhile(folder: Path):
         journal.close()
         return locked(folder)
 
-    monkeypatch.setattr(journal_module, "_locked", removed_meanwhile)
+    monkeypatch.setattr(event_log, "_locked", removed_meanwhile)
     assert left_journals(tmp_path, destination=HERE) == []
     assert not list(tmp_path.iterdir())
 
@@ -142,7 +142,8 @@ def test_a_process_that_is_killed_loses_nothing_that_it_had_said(tmp_path: Path)
     program = f"""
         import os, signal
         from pathlib import Path
-        from components.runtime.tracking.journal import new_journal
+        from components.runtime.tracking.runs import TrackedRun, what_is_missing
+from components.runtime.tracking.event_log import new_journal
         from tests.unit.test_tracking_journal import line
         journal = new_journal(Path("{tmp_path}"), destination={HERE})
         for step in range(100):
@@ -260,3 +261,34 @@ def test_nested_parameters_become_flat_names():
         "base.empty": "{}",
         "none": "null",
     }
+
+
+OPTIMIZATION = OptimizationConfig(
+    total_steps=50, global_batch_size=8, learning_rate=1e-3, warmup_steps=0, log_every=20, sample_every=25
+)
+TRAINING = {"optimization": OPTIMIZATION.model_dump()}
+
+
+def trained(config: dict, *names: str) -> Artifact:
+    files = tuple(FileEntry(path=name, bytes=1, sha256="0" * 64) for name in names)
+    return Artifact(kind="model", stage="base", key="k", files=files, provenance={"config": config})
+
+
+def arrived(points: set[int], images: set[int] = frozenset()) -> TrackedRun:
+    return TrackedRun("r", 0, {"loss": set(points)}, {("grid", step) for step in images})
+
+
+@pytest.mark.parametrize(
+    ("config", "names", "tracked", "words"),
+    [
+        (TRAINING, [], arrived({20, 40, 50}), ""),
+        (TRAINING, [], arrived({20, 50}), "points of step 40"),
+        (TRAINING, [], arrived(set()), "points of 3 steps from 20 to 50"),
+        (TRAINING, ["preview.png"], arrived({20, 40, 50}, {25, 50}), ""),
+        (TRAINING, ["preview.png"], arrived({20, 40, 50}), "images of 2 steps from 25 to 50"),
+        (TRAINING, [], arrived({20, 50}, {50}), "points of step 40 and images of step 25"),
+        ({"limit": 5}, [], arrived(set()), ""),
+    ],
+)
+def test_what_is_missing_is_named(config: dict, names: list[str], tracked: TrackedRun, words: str):
+    assert what_is_missing(trained(config, *names), tracked) == words

@@ -20,7 +20,7 @@ from components.data.tokens import (
     write_tokens,
 )
 from components.models.transformer import Transformer
-from components.runtime.storage.artifact import Artifact, commit_artifact, describe_bytes
+from components.runtime.storage.artifact import Artifact, commit_artifact, describe
 from components.runtime.storage.store import Store
 from components.training.batches import to_batch
 from components.training.conditioning import dropped_conditions
@@ -189,7 +189,7 @@ def tokens_artifact(root: Path, *, keys: range, width: int, first: int = 0) -> A
             kind="tokens",
             stage="tokens",
             key="k",
-            files=(describe_bytes(data, "files/a.parquet"),),
+            files=(describe(data, "files/a.parquet"),),
             metadata={"names": ["a.parquet"], "grid": [2, 2], "codebook_size": 512},
         ),
     )

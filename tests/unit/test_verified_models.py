@@ -19,7 +19,6 @@ from components.runtime.tracking.registry import (
     FILES_DIGEST,
     download_model,
     download_packed,
-    model_name,
     register_version,
 )
 from components.sampling.requests import Request
@@ -199,10 +198,9 @@ def test_a_version_that_is_deleted_is_registered_anew_from_sound_files(registry:
     artifact = commit_model(tmp_path, "cascade", "k3", write_cascade(tmp_path / "third"))
 
     def register(models: str) -> str:
-        made = register_version(
-            client, model_name(artifact, models=models), artifact, experiment_id=registry.experiment, run_id=run
-        )
-        return made.model_id
+        name = f"image-cascade-{models}"
+        made = register_version(client, name, artifact, experiment_id=registry.experiment, run_id=run)
+        return made.source.removeprefix("models:/")
 
     logged = register("again")
     assert register("other") == logged, "what is logged and sound is registered under another name as it is"

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from components.configuration.usage import UsageError
-from components.runtime.storage.artifact import Artifact, commit_artifact, describe_bytes
+from components.runtime.storage.artifact import Artifact, commit_artifact, describe
 from components.runtime.storage.store import Store
 from pipelines.command.verify import verify_run
 
@@ -19,7 +19,7 @@ def root(any_store: str) -> Store:
     root = Store(any_store)
     for name, kind in (("images", "shards"), ("base", "model")):
         stage = root.join("stages", name, "key")
-        files = tuple(describe_bytes(f"{name}{n}".encode(), f"attempt-1/{n}.bin") for n in range(3))
+        files = tuple(describe(f"{name}{n}".encode(), f"attempt-1/{n}.bin") for n in range(3))
         for n in range(3):
             stage.write(f"attempt-1/{n}.bin", f"{name}{n}".encode())
         commit_artifact(stage, Artifact(kind=kind, stage=name, key="key", files=files))

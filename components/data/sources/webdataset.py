@@ -25,8 +25,7 @@ from components.data.parts import even_parts
 from components.data.shards import Quarantined, ShardEntry, order_of, split_of
 from components.data.sources.source import ordered_classes
 from components.data.tars import Group, Member, check_end, iterate_shard, unpack, write_shard
-from components.runtime.storage.artifact import FileEntry
-from components.runtime.storage.kept_parts import write_record
+from components.runtime.storage.artifact import FileEntry, write_record
 from components.runtime.storage.store import Store, read_url
 
 LICENSE = "unspecified"

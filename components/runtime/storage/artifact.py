@@ -11,6 +11,11 @@ A try goes on where the try before was killed, but a forced try begins anew and 
 its own (`files-ID`, `work-ID`, `train-ID`), which the file `forced` names before the manifest moves aside: whenever it
 is killed, no later try works in the folders of before. Files of older manifests stay for their readers until
 `cascade gc`.
+
+A part of a stage's work has files under fixed names, and a record: size and sha256 of the files when they were made,
+and facts from their maker; it is written last. A later try adopts a part whose files still agree with its record, and
+makes any other part anew, also where the record is damaged. A manifest takes a part's entries from the record, never
+from the files: no damage is taken for the truth.
 """
 
 import hashlib
@@ -20,6 +25,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -41,12 +47,11 @@ from components.runtime.storage.store import (
 MANIFEST = "manifest.json"
 FORCED = "forced"  # file with the id of the latest forced try
 LOG = "log"  # folder of a stage's points and warnings
+RECORDS = "parts"  # folder of the records, next to the files of the parts
 NOT_LISTED = ("train", "work")  # folders whose files no manifest lists
 ArtifactKind = Literal["shards", "tokens", "model", "samples", "report"]
-T = TypeVar("T")
-
-
 REMEDY = "it is damaged or of another version: delete it and run again"
+T = TypeVar("T")
 
 
 class ArtifactError(Exception):
@@ -99,14 +104,11 @@ class Artifact(Config):
         return [_public_name(entry.path) for entry in self.files]
 
     def entry(self, name: str) -> FileEntry:
-        """The entry of a file by name.
-
-        Raises ArtifactError if the manifest lists no such file.
-        """
+        """The entry of a file by name. Raises ArtifactError if the manifest lists no such file."""
         for entry in self.files:
             if name in (entry.path, _public_name(entry.path)):
                 return entry
-        raise ArtifactError(f"{self.stage}/{self.key} lists no file {name}; it has {', '.join(self.names()[:8])}")
+        raise ArtifactError(f"{self.identity} lists no file {name}; it has {', '.join(self.names()[:8])}")
 
     def url(self, name: str) -> str:
         """Absolute URL of a listed file."""
@@ -114,9 +116,7 @@ class Artifact(Config):
 
     def read(self, name: str) -> bytes:
         """Bytes of a listed file, verified by size and sha256.
-
-        Raises ArtifactError if they differ from the manifest, or the manifest lists no such file.
-        """
+        Raises ArtifactError if they differ from the manifest, or the manifest lists no such file."""
         entry = self.entry(name)
         try:
             return self.store.read(entry.path, expected=entry.digest)
@@ -131,9 +131,7 @@ class Artifact(Config):
 
     def download(self, folder: Path) -> Path:
         """Copy all listed files into `folder`, several at a time, verified. Returns the folder.
-
-        Raises ArtifactError for a listed file that differs from the manifest.
-        """
+        Raises ArtifactError for a listed file that differs from the manifest."""
 
         def fetch(entry: FileEntry) -> None:
             self.store.download(entry.path, folder, _public_name(entry.path), expected=entry.digest)
@@ -147,34 +145,25 @@ class Artifact(Config):
 
 def upload_attempt(store: Store, folder: Path) -> list[FileEntry]:
     """Upload all files of a local folder to a new `attempt-…` folder of a stage's store.
-
-    Returns the files' entries, sorted by path.
-    """
+    Returns the files' entries, sorted by path."""
     attempt = f"attempt-{uuid.uuid4().hex[:12]}"
 
     def send(local: Path) -> FileEntry:
         path = f"{attempt}/{local.relative_to(folder).as_posix()}"
         store.upload(local, path)
-        return describe_file(local, path)
+        return describe(local, path)
 
     return in_parallel(send, sorted(path for path in folder.rglob("*") if path.is_file()))
 
 
-def describe_file(local: Path, path: str) -> FileEntry:
-    """Manifest entry of a local file, to be stored as `path`."""
-    return FileEntry(path=path, **digest_of(local)._asdict())
-
-
-def describe_bytes(data: bytes, path: str) -> FileEntry:
-    """Manifest entry of bytes, to be stored as `path`."""
+def describe(data: bytes | Path, path: str) -> FileEntry:
+    """Manifest entry of bytes or of a local file, to be stored as `path`."""
     return FileEntry(path=path, **digest_of(data)._asdict())
 
 
 def commit_artifact(store: Store, artifact: Artifact) -> Artifact:
     """Write the manifest once; the loser of a race adopts the winner's artifact.
-
-    Returns the committed artifact.
-    """
+    Returns the committed artifact."""
     manifest = {**json.loads(artifact.model_dump_json()), "digest": artifact.digest}
     store.write_once(MANIFEST, json.dumps(manifest, indent=1).encode())
     committed = load_artifact(store)
@@ -184,9 +173,7 @@ def commit_artifact(store: Store, artifact: Artifact) -> Artifact:
 
 def load_artifact(store: Store) -> Artifact | None:
     """The artifact committed in a stage's folder, or None.
-
-    Raises ArtifactError if the manifest can't be read, or was changed since the commit.
-    """
+    Raises ArtifactError if the manifest can't be read, or was changed since the commit."""
     if not store.exists(MANIFEST):
         return None
     url = store.url(MANIFEST)
@@ -200,33 +187,21 @@ def load_artifact(store: Store) -> Artifact | None:
 
 def parse_stored(shape: type[T], data: bytes | str, url: str) -> T:
     """Parse JSON from `url` as a `shape`, with pydantic.
-
-    Raises ArtifactError, which names the first wrong value.
-    """
+    Raises ArtifactError, which names the first wrong value."""
     try:
         return TypeAdapter(shape).validate_json(data)
     except ValidationError as error:
         raise ArtifactError(f"{shown(url)} can't be used: {first_fault(error)}; {REMEDY}") from error
 
 
-def verify_artifact(artifact: Artifact, *, on_file: Callable[[FileEntry], None] = lambda entry: None) -> list[str]:
-    """Runs `verify_files` on all files of the manifest."""
-    return verify_files(artifact.store, artifact.files, on_file=on_file)
-
-
 def verify_files(
     store: Store, files: Iterable[FileEntry], *, on_file: Callable[[FileEntry], None] = lambda entry: None
 ) -> list[str]:
     """Read every file, several at a time, and compare size and sha256 with the entry.
+    `on_file`: called after each file, from the reading threads. Returns one line for each file that is missing or
+    differs, in the order given. Raises StoreError if storage can't be reached."""
 
-    Args:
-        on_file: called after each file, from the reading threads.
-
-    Returns one line for each file that is missing or differs, in the order given. Raises StoreError if storage can't be
-    reached.
-    """
-
-    def check(entry: FileEntry) -> str | None:
+    def check(entry: FileEntry) -> str:
         try:
             store.check(entry.path, entry.digest)
         except FileNotFoundError:
@@ -235,16 +210,14 @@ def verify_files(
             return str(error)
         finally:
             on_file(entry)
-        return None
+        return ""
 
-    return [line for line in in_parallel(check, files) if line is not None]
+    return [line for line in in_parallel(check, files) if line]
 
 
 def current_try(store: Store) -> str:
     """The id of the latest forced try, for the folders of the next try; "" where no try was forced.
-
-    Raises StoreError for a damaged id.
-    """
+    Raises StoreError for a damaged id."""
     if not store.exists(FORCED):
         return ""
     content = store.read(FORCED).decode(errors="replace")
@@ -254,10 +227,7 @@ def current_try(store: Store) -> str:
 
 
 def begin_forced_try(store: Store, forced: str) -> None:
-    """Make room for the forced try `forced`, or go on with the try.
-
-    Called under the stage's lease.
-    """
+    """Make room for the forced try `forced`, or go on with the try. Called under the stage's lease."""
     if not store.exists(FORCED) or store.read(FORCED) != forced.encode():
         store.delete_folder(LOG)
         store.write(FORCED, forced.encode())
@@ -276,6 +246,80 @@ def has_committed(store: Store, forced: str) -> bool:
         return store.exists(MANIFEST)
     artifact = load_artifact(store)
     return artifact is not None and artifact.provenance.get(FORCED) == forced
+
+
+class Record(Config):
+    """The record of a finished part."""
+
+    recipe: str = ""  # digest of all that decides the part besides the key of its stage
+    files: tuple[FileEntry, ...] = ()  # paths below the folder of the parts
+    facts: dict[str, Any] = Field(default_factory=dict)  # from the part's maker
+
+
+class Look(Config):
+    """The state of a part after reading; both fields are empty for a part of another recipe."""
+
+    record: Record | None = None  # of a whole part
+    damage: str = ""  # of a damaged part: a line that names the file
+
+
+def write_file(store: Store, path: str, data: bytes) -> FileEntry:
+    """Write a file of a part. Returns the entry of `data`, whatever storage makes of the bytes."""
+    store.write(path, data)
+    return describe(data, path)
+
+
+def write_record(store: Store, part: str, *files: FileEntry, recipe: str = "", **facts: Any) -> Record:
+    """Finish a part after the files: write the record, with a sha256 of the record itself."""
+    record = Record(recipe=recipe, files=files, facts=facts)
+    content = record.model_dump_json().encode()
+    store.write(record_path(part), hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+    return record
+
+
+def write_part(store: Store, part: str, path: str, data: bytes, **facts: Any) -> None:
+    """Write a part of a single file, and the part's record."""
+    write_record(store, part, write_file(store, path, data), **facts)
+
+
+def read_record(store: Store, part: str) -> Record:
+    """The record of a finished part.
+    Raises FileNotFoundError for a part without a record, DamagedFileError for a record that has changed."""
+    digest, _, content = store.read(record_path(part)).partition(b"\n")
+    if hashlib.sha256(content).hexdigest().encode() != digest:
+        raise DamagedFileError(f"{store.url(record_path(part))} differs from what was written")
+    try:
+        return Record.model_validate_json(content)
+    except ValidationError as error:
+        raise DamagedFileError(f"{store.url(record_path(part))} is no record of this version") from error
+
+
+def read_records(store: Store, parts: Iterable[str]) -> list[Record]:
+    """The records of several parts, in order. Raises as `read_record`."""
+    return in_parallel(partial(read_record, store), parts)
+
+
+def look_at(store: Store, part: str, *, recipe: str = "") -> Look:
+    """Read all files of a recorded part and compare the files with the record.
+    Raises FileNotFoundError for a part without a record, StoreError if storage can't be reached."""
+    try:
+        record = read_record(store, part)
+    except DamagedFileError as error:
+        return Look(damage=str(error))
+    if record.recipe != recipe:
+        return Look()
+    damage = verify_files(store, record.files)
+    return Look(damage=damage[0]) if damage else Look(record=record)
+
+
+def recorded_parts(store: Store) -> set[str]:
+    """Names of all parts with a record, whole or damaged."""
+    return {info.path.removeprefix(f"{RECORDS}/").removesuffix(".json") for info in store.list(RECORDS)}
+
+
+def record_path(part: str) -> str:
+    """Path of a part's record, relative to the folder of the parts."""
+    return f"{RECORDS}/{part}.json"
 
 
 def _public_name(path: str) -> str:

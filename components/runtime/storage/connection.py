@@ -1,8 +1,11 @@
 """Connections to storage: the filesystem of a URL, retries, errors of a line, room on local disks.
 
 Two layers of retries, both with jitter: a cloud's own client sends a request up to three times (503, 500, reset,
-time-out), and `retried` repeats the whole transfer where a body broke off or held wrong bytes. `clouds` holds the
-settings of each vendor.
+time-out), and `retried` repeats the whole transfer where a body broke off or held wrong bytes.
+
+A `Cloud` describes a vendor's store. A write-once put is fsspec's `mode="create"`, which must be a conditional write:
+`If-None-Match: *` at Amazon (and in every store that speaks S3) and Azure, `ifGenerationMatch=0`, no generation of the
+object yet, at Google.
 """
 
 import errno
@@ -11,51 +14,136 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from http.client import NOT_IMPLEMENTED, PRECONDITION_FAILED
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType, MethodType
+from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from components.runtime.storage.clouds import AMAZON, AZURE, GOOGLE, Cloud, written_short
-
 T = TypeVar("T")
+Transfer = Callable[[fsspec.AbstractFileSystem, str], T]  # of a file system and a path there
 
 ATTEMPTS = 6
 DAMAGED_ATTEMPTS = 3  # a file that is wrong at rest does not get better
+REQUESTS = 3  # times that gcsfs sends one request, with jitter between, before `retried` repeats the transfer
+CONNECT_SECONDS, READ_SECONDS = 10, 30  # the second: without a byte
 FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
 # Libraries whose errors are the network's.
-TRANSPORTS = {
-    "aiobotocore",
-    "aiohttp",
-    "asyncio",
-    "azure",
-    "botocore",
-    "fsspec",
-    "gcsfs",
-    "google",
-    "httpx2",
-    "requests",
-}
+TRANSPORTS = {"aiobotocore", "aiohttp", "asyncio", "azure", "botocore", "fsspec", "gcsfs", "google"}
+TRANSPORTS |= {"httpx2", "requests"}
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 CREDENTIALS = re.compile(r"(?<=://)[^/@]+@")
 QUERY = re.compile(r"\?.*$", re.DOTALL)
-OTHERS = Cloud(remedy="use a local path, s3://bucket/path or another fsspec URL")
-CLOUDS = {
-    "s3": AMAZON,
-    "s3a": AMAZON,
-    "gs": GOOGLE,
-    "gcs": GOOGLE,
-    "az": AZURE,
-    "abfs": AZURE,
-    "abfss": AZURE,
-    "hf": OTHERS._replace(extra="hub"),
-}
+AZURE_LONG = re.compile(r"abfss?://(?P<container>[^/@:]+)@(?P<account>[^/.@:]+)\.[^/]+(?P<path>.*)")
 
 
 class StoreError(Exception):
     """Storage refused or failed an operation; the message names the URL and the remedy on a line."""
+
+
+class Cloud(NamedTuple):
+    """A kind of object store, described as far as fsspec's interface does not cover the differences."""
+
+    remedy: str  # advice where nobody can sign in
+    options: Mapping[str, Any] = MappingProxyType({})  # of the file system; a user's FSSPEC_… go before them
+    filesystem: str | None = None  # its class, where fsspec would take another one
+    extra: str | None = None  # of this package, which brings the file system; None: always installed
+    loggers: tuple[str, ...] = ()  # log, some with a traceback, errors that are retried or raised anyway
+    # Bounds the retries of the client; may be called again on the same file system.
+    prepare: Callable[[fsspec.AbstractFileSystem], None] = lambda filesystem: None
+    plain: Callable[[Exception], Exception] = lambda error: error  # Python's own error of the same meaning, if any
+
+
+def _prepare_amazon(filesystem: fsspec.AbstractFileSystem) -> None:
+    filesystem.retries = 1  # s3fs's own loop has no jitter; botocore's, below it, has
+
+
+def _prepare_google(filesystem: fsspec.AbstractFileSystem) -> None:
+    import aiohttp
+    from gcsfs.retry import retry_request
+
+    if "_request" not in vars(filesystem):
+        once = type(filesystem)._request.__wrapped__
+        filesystem._request = MethodType(retry_request(retries=REQUESTS)(once), filesystem)
+    if filesystem.requests_timeout is None:
+        filesystem.requests_timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS
+        )
+
+
+def _prepare_azure(filesystem: fsspec.AbstractFileSystem) -> None:
+    """Sets two more tries of a request, after 0 to 1 and 1 to 3 seconds; Azure's default begins with 15."""
+    retries = filesystem.service_client._config.retry_policy
+    retries.total_retries, retries.initial_backoff, retries.increment_base, retries.random_jitter_range = 2, 0, 2, 1
+
+
+def _plain_amazon(error: Exception) -> Exception:
+    """Translates an error by HTTP status: s3fs knows Amazon's words, other stores say other words."""
+    response = getattr(error.__cause__, "response", None) or {}
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    kind = {PRECONDITION_FAILED: FileExistsError, NOT_IMPLEMENTED: NotImplementedError}.get(status)
+    return error if kind is None else kind(str(error))
+
+
+def _plain_google(error: Exception) -> Exception:
+    if isinstance(error, FileNotFoundError):  # its message holds the address of the request
+        return FileNotFoundError("no such bucket or object")
+    forbidden = type(error) is OSError and str(error).startswith("Forbidden")
+    if forbidden or getattr(error, "code", None) in (401, "401"):  # no credentials, or no right
+        return PermissionError(str(error).strip().rpartition("\n")[2])
+    return error
+
+
+def _plain_azure(error: Exception) -> Exception:
+    from azure.core import exceptions
+
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # so adlfs wraps errors of `rm`
+        return _plain_azure(error.__cause__)
+    if isinstance(error, exceptions.ResourceNotFoundError):
+        return FileNotFoundError(str(error))
+    if isinstance(error, exceptions.ResourceExistsError):
+        return FileExistsError(str(error))
+    denied = isinstance(error, exceptions.HttpResponseError) and error.status_code in (401, 403)
+    return PermissionError(str(error)) if denied or isinstance(error, exceptions.ClientAuthenticationError) else error
+
+
+AMAZON = Cloud(
+    remedy="set AWS_ACCESS_KEY_ID or give the pod a role",
+    options={
+        "max_concurrency": 4,  # parts of one large file; s3fs makes them 50 MiB, larger above 10,000 of them
+        "config_kwargs": {
+            "connect_timeout": CONNECT_SECONDS,
+            "read_timeout": READ_SECONDS,
+            "max_pool_connections": 32,
+            "retries": {"mode": "standard", "max_attempts": 3},
+        },
+    },
+    prepare=_prepare_amazon,
+    plain=_plain_amazon,
+)
+GOOGLE = Cloud(
+    remedy="set GOOGLE_APPLICATION_CREDENTIALS or give the pod a workload identity",
+    options={"consistency": "md5"},  # compares the bytes stored with the bytes sent
+    filesystem="gcsfs.core.GCSFileSystem",  # fsspec takes an experimental one, which asks by gRPC what kind a bucket is
+    extra="gcs",
+    loggers=("gcsfs", "google.auth"),
+    prepare=_prepare_google,
+    plain=_plain_google,
+)
+AZURE = Cloud(
+    remedy="set AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME and a key or an identity of the pod",
+    options={"max_concurrency": 4},  # blocks of one large file, 4 MiB each
+    extra="azure",
+    loggers=("azure",),
+    prepare=_prepare_azure,
+    plain=_plain_azure,
+)
+OTHERS = Cloud(remedy="use a local path, s3://bucket/path or another fsspec URL")
+CLOUDS = dict.fromkeys(("s3", "s3a"), AMAZON) | dict.fromkeys(("gs", "gcs"), GOOGLE)
+CLOUDS |= dict.fromkeys(("az", "abfs", "abfss"), AZURE) | {"hf": OTHERS._replace(extra="hub")}
 
 
 def connect(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -65,14 +153,17 @@ def connect(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     (`FSSPEC_S3={"config_kwargs": …}`) go before those here.
 
     Raises StoreError for an unknown protocol, a missing package, and for a URL that holds a password, which would end
-    in logs and manifests.
+    in logs and manifests. An account comes from the environment alone, as its key does: a path without it would mean
+    another place.
     """
-    if short := written_short(url):
-        raise StoreError(f"{url} names its account; {short}")
+    if long := AZURE_LONG.fullmatch(url):
+        raise StoreError(
+            f"{url} names its account; write az://{long['container']}{long['path']} and set "
+            f"AZURE_STORAGE_ACCOUNT_NAME={long['account']}"
+        )
     if CREDENTIALS.search(url):
         raise StoreError(f"{shown(url)} holds credentials; give them by the environment or by the machine's role")
-    protocol = _protocol(url)
-    cloud = CLOUDS.get(protocol, OTHERS)
+    protocol, cloud = _cloud(url)
     for name in cloud.loggers:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if cloud.filesystem:
@@ -90,6 +181,12 @@ def connect(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return filesystem, path
 
 
+def at(url: str, action: Transfer[T]) -> T:
+    """Runs `action` on the file system and the path of a URL. Raises as `connect` and `retried`."""
+    filesystem, path = connect(url)
+    return retried(lambda: action(filesystem, path), url)
+
+
 def files_below(filesystem: fsspec.AbstractFileSystem, root: str) -> dict[str, dict[str, Any]]:
     """Maps each path below `root` to its `info`; for a file, the path of `root` alone."""
     infos = filesystem.find(root, detail=True)
@@ -98,19 +195,28 @@ def files_below(filesystem: fsspec.AbstractFileSystem, root: str) -> dict[str, d
 
 def retried(action: Callable[[], T], url: str) -> T:
     """Run `action` with retries and jitter; permanent errors are raised at once.
-
     Raises the error of the action where callers tell files apart by it (missing, existing, no folder), StoreError with
-    a remedy for a cause in storage or on the network, and any other error as it is.
-    """
-    cloud = CLOUDS.get(_protocol(url), OTHERS)
-    retrying = Retrying(
-        stop=_enough,
-        wait=wait_random_exponential(multiplier=0.2, max=10),
-        retry=retry_if_exception(_may_get_better),
-        reraise=True,
-    )
+    a remedy for a cause in storage or on the network, and any other error as it is."""
+    cloud = _cloud(url)[1]
+
+    def plainly() -> T:
+        """Raises a cloud's errors in Python's own terms."""
+        try:
+            return action()
+        except StoreError:
+            raise
+        except Exception as error:
+            if (plain := cloud.plain(error)) is error:
+                raise
+            raise plain from error
+
+    def enough(state: RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        return state.attempt_number >= (DAMAGED_ATTEMPTS if isinstance(error, StoreError) else ATTEMPTS)
+
+    wait = wait_random_exponential(multiplier=0.2, max=10)
     try:
-        return retrying(_plainly, action, cloud)
+        return Retrying(stop=enough, wait=wait, retry=retry_if_exception(_may_get_better), reraise=True)(plainly)
     except PermissionError as error:
         raise StoreError(
             f"{shown(url)}: access denied ({reason(error)}); check the credentials and the bucket's policy"
@@ -118,10 +224,9 @@ def retried(action: Callable[[], T], url: str) -> T:
     except (*FINAL_ERRORS, StoreError):
         raise
     except Exception as error:
-        explained = _explained(error, shown(url), cloud)
-        if explained is None:
+        if (explained := _explained(error, cloud)) is None:
             raise
-        raise StoreError(explained) from error
+        raise StoreError(shown(url) + explained) from error
 
 
 def shown(url: str) -> str:
@@ -134,21 +239,9 @@ def reason(error: BaseException | None) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
-def _protocol(url: str) -> str:
-    return fsspec.core.split_protocol(url)[0] or "file"
-
-
-def _plainly(action: Callable[[], T], cloud: Cloud) -> T:
-    """Runs `action` and raises a cloud's errors in Python's own terms."""
-    try:
-        return action()
-    except StoreError:
-        raise
-    except Exception as error:
-        plain = cloud.plain(error)
-        if plain is error:
-            raise
-        raise plain from error
+def _cloud(url: str) -> tuple[str, Cloud]:
+    protocol = fsspec.core.split_protocol(url)[0] or "file"
+    return protocol, CLOUDS.get(protocol, OTHERS)
 
 
 def _may_get_better(error: BaseException) -> bool:
@@ -160,32 +253,23 @@ def _may_get_better(error: BaseException) -> bool:
     return isinstance(error, StoreError | EOFError) or bool(libraries & TRANSPORTS)
 
 
-def _enough(state: RetryCallState) -> bool:
-    error = state.outcome.exception() if state.outcome else None
-    return state.attempt_number >= (DAMAGED_ATTEMPTS if isinstance(error, StoreError) else ATTEMPTS)
-
-
-def _explained(error: Exception, url: str, cloud: Cloud) -> str | None:
-    """The message for the user; None for an error unrelated to storage."""
+def _explained(error: Exception, cloud: Cloud) -> str | None:
+    """The message for the user, after the address; None for an error unrelated to storage."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return f"{url} can't be written ({reason(error)}); make room there (`cascade gc`) and run again"
+        return f" can't be written ({reason(error)}); make room there (`cascade gc`) and run again"
     if "credential" in type(error).__name__.lower():
-        return f"{url}: no credentials found; {cloud.remedy}"
+        return f": no credentials found; {cloud.remedy}"
     if isinstance(error, NotImplementedError):
-        return f"{url}: this store can't do that ({reason(error)}); use another, or a newer version of it"
+        return f": this store can't do that ({reason(error)}); use another, or a newer version of it"
     if _may_get_better(error):
-        return f"{url} failed {ATTEMPTS} times: {reason(error)}; check the network and the endpoint"
+        return f" failed {ATTEMPTS} times: {reason(error)}; check the network and the endpoint"
     return None
 
 
 def check_room(needed: Mapping[str, int], *, purpose: str) -> None:
     """Raise StoreError, in a line, if a disk lacks room. Object stores have no such limit.
-
-    Args:
-        needed: URL of a folder, which need not exist yet -> bytes that will be written below it. Folders on one disk
-            need the sum; URLs of other stores are passed over.
-        purpose: subject of the message, such as "the checkpoints".
-    """
+    `needed`: URL of a folder, which need not exist yet -> bytes that will be written below it. Folders on one disk need
+    the sum; URLs of other stores are passed over. `purpose`: subject of the message, such as "the checkpoints"."""
     disks: dict[int, list[tuple[Path, str, int]]] = {}
     for url, count in needed.items():
         if is_local(url) and count:

@@ -31,10 +31,8 @@ class Seen(NamedTuple):
 
 class Lease:
     """A lease in a separate folder, acquired inside a stage's task and released in the `finally`.
-
     Args of the constructor: `ttl`, seconds without a heartbeat after which a holder counts as dead; `poll`, seconds
-    between two looks of a waiter; `on_lost`, called from the heartbeat's thread when another holder took over.
-    """
+    between two looks of a waiter; `on_lost`, called from the heartbeat's thread when another holder took over."""
 
     def __init__(self, store: Store, *, ttl: float = TTL, poll: float = 2.0, on_lost: Callable[[], None]) -> None:
         self.store, self.ttl, self.poll, self.on_lost = store, ttl, poll, on_lost
@@ -50,9 +48,7 @@ class Lease:
 
     def acquire(self, *, is_done: Callable[[], bool], on_wait: Callable[[str], None]) -> bool:
         """Wait for the lease. Returns False as soon as `is_done()`: another driver finished the work.
-
-        `on_wait` receives the reason, before each wait.
-        """
+        `on_wait` receives the reason, before each wait."""
         seen, since = Seen(generation=-1), time.monotonic()
         while not is_done():
             if (now := self.look()) != seen:

@@ -12,6 +12,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, TypeVar
@@ -21,7 +22,7 @@ from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 
 from components.configuration.file_names import file_name
-from components.runtime.storage.connection import StoreError, connect, files_below, reason, retried, shown
+from components.runtime.storage.connection import StoreError, Transfer, at, connect, files_below, reason, shown
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -54,16 +55,14 @@ class Digest(NamedTuple):
 @dataclass(frozen=True)
 class Store:
     """A folder of whole files at `uri`. Picklable: only the URI travels, never a connection or a secret.
-
     Every path lies in the folder: methods raise StoreError for a path that is no file name, and on local disks where a
-    link leads out.
-    """
+    link leads out."""
 
     uri: str
 
     def join(self, *parts: str) -> "Store":
         """The sub-folder `parts` as a store."""
-        return Store(self.url(self._inside("/".join(parts))))
+        return Store(self._url("/".join(parts)))
 
     def url(self, path: str = "") -> str:
         """The absolute URL of `path`."""
@@ -71,50 +70,44 @@ class Store:
 
     def read(self, path: str, *, expected: Digest | None = None) -> bytes:
         """The bytes of a file.
-
         Raises FileNotFoundError if it is missing, StoreError if storage can't be reached, DamagedFileError if the file
-        is not the expected one.
-        """
-        return read_url(self.url(self._inside(path)), expected=expected)
+        is not the expected one."""
+        return read_url(self._url(path), expected=expected)
 
     def check(self, path: str, expected: Digest) -> None:
         """Compare a file with the expected digest, block by block. Raises as `read`."""
-        filesystem, target = connect(self.url(self._inside(path)))
 
-        def compare() -> None:
-            if (digest := _digest(filesystem, target)) != expected:
-                raise _damaged(self.url(path), digest, expected)
+        def compare(filesystem: fsspec.AbstractFileSystem, target: str) -> None:
+            size, sha256 = 0, hashlib.sha256()
+            with filesystem.open(target, "rb", block_size=BLOCK, cache_type="readahead") as file:
+                while block := file.read(BLOCK):
+                    size += len(block)
+                    sha256.update(block)
+            _compare(self.url(path), Digest(size, sha256.hexdigest()), expected)
 
-        retried(compare, self.url(path))
+        at(self._url(path), compare)
 
     def write(self, path: str, data: bytes) -> None:
         """Commit a whole file, in place of an older file. Raises StoreError."""
-        filesystem, target = connect(self.url(self._inside(path)))
-
-        def put() -> None:
-            if isinstance(filesystem, LocalFileSystem):
-                os.replace(_temporary(target, lambda file: file.write(data)), target)
-            else:
-                filesystem.pipe_file(target, data)
-                _check_size(filesystem, target, len(data))
-
-        retried(put, self.url(path))
+        self._put(path, len(data), lambda file: file.write(data), lambda store, target: store.pipe_file(target, data))
 
     def write_once(self, path: str, data: bytes) -> bool:
         """Commit a whole file if there is none yet. Returns False if other bytes are already there.
+        Atomic: of several writers a single one wins. Raises StoreError, also where the store has no conditional
+        writes."""
 
-        Atomic: of several writers a single one wins. Raises StoreError, also where the store has no conditional writes.
-        """
-        filesystem, target = connect(self.url(self._inside(path)))
-
-        def put() -> None:
-            if isinstance(filesystem, LocalFileSystem):
-                _link_once(target, data)
-            else:
+        def put(filesystem: fsspec.AbstractFileSystem, target: str) -> None:
+            if not isinstance(filesystem, LocalFileSystem):
                 filesystem.pipe_file(target, data, mode="create")
+                return
+            temporary = _temporary(target, lambda file: file.write(data))
+            try:
+                os.link(temporary, target)
+            finally:
+                os.unlink(temporary)
 
         try:
-            retried(put, self.url(path))
+            at(self._url(path), put)
         except FileExistsError:
             # A retried put whose first answer was lost finds its own bytes: writers put their identity in them.
             return self.read(path) == data
@@ -122,87 +115,82 @@ class Store:
 
     def upload(self, local: Path, path: str) -> None:
         """Commit a local file as `path`, a large file in parts where the store takes parts. Raises StoreError."""
-        filesystem, target = connect(self.url(self._inside(path)))
 
-        def put() -> None:
+        def copy(target: IO[bytes]) -> None:
+            with open(local, "rb") as source:
+                shutil.copyfileobj(source, target, BLOCK)
+
+        size = local.stat().st_size
+        self._put(path, size, copy, lambda store, target: store.put_file(str(local), target))
+
+    def _put(self, path: str, size: int, fill: Callable[[IO[bytes]], object], send: Transfer[object]) -> None:
+        """Commits a file: on local disks filled and moved into place, elsewhere sent and its size compared."""
+
+        def put(filesystem: fsspec.AbstractFileSystem, target: str) -> None:
             if isinstance(filesystem, LocalFileSystem):
-                os.replace(_temporary(target, lambda file: _copy(local, file)), target)
-            else:
-                filesystem.put_file(str(local), target)
-                _check_size(filesystem, target, local.stat().st_size)
+                os.replace(_temporary(target, fill), target)
+                return
+            send(filesystem, target)
+            if (stored := filesystem.size(target)) != size:
+                raise OSError(f"{stored} of {size} bytes arrived")  # to be retried
 
-        retried(put, self.url(path))
+        at(self._url(path), put)
 
     def download(self, path: str, folder: Path, name: str, *, expected: Digest | None = None) -> None:
         """Copy `path` to the file `name` of a local folder; a file with another digest is not left behind.
+        Raises as `read`, and StoreError for a name that leads out of the folder."""
 
-        Raises as `read`, and StoreError for a name that leads out of the folder.
-        """
-        filesystem, source = connect(self.url(self._inside(path)))
-        local = within(folder, name)
-        local.parent.mkdir(parents=True, exist_ok=True)
-
-        def get() -> None:
+        def get(filesystem: fsspec.AbstractFileSystem, source: str) -> None:
             filesystem.get_file(source, str(local))
             if expected is not None and (digest := digest_of(local)) != expected:
                 local.unlink()
-                raise _damaged(self.url(path), digest, expected)
+                _compare(self.url(path), digest, expected)
 
-        retried(get, self.url(path))
+        url, local = self._url(path), within(folder, name)
+        local.parent.mkdir(parents=True, exist_ok=True)
+        at(url, get)
 
     def exists(self, path: str) -> bool:
         """True if there is a file or folder at `path`. Raises StoreError if storage can't be reached."""
-        filesystem, target = connect(self.url(self._inside(path)))
-        return retried(lambda: filesystem.exists(target), self.url(path))
+        return at(self._url(path), lambda filesystem, target: filesystem.exists(target))
 
     def folders(self, prefix: str = "") -> list[str]:
         """Names of the folders directly below `prefix`, sorted."""
-        filesystem, root = connect(self.url(prefix))
         try:
-            entries = retried(lambda: filesystem.ls(root, detail=True), self.url(prefix))
+            entries = at(self.url(prefix), lambda filesystem, root: filesystem.ls(root, detail=True))
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == "directory")
 
     def list(self, prefix: str = "") -> list[FileInfo]:
         """All files below `prefix`, sorted by path; empty if there is no such folder."""
-        base = self.url(prefix)
-        skip = len(prefix.rstrip("/")) + 1 if prefix else 0
-        files = list_url(base)
-        return [FileInfo(f"{prefix.rstrip('/')}/{info.path}" if skip else info.path, info.bytes) for info in files]
+        folder = prefix.rstrip("/") + "/" if prefix else ""
+        return [FileInfo(folder + info.path, info.bytes) for info in list_url(self.url(prefix))]
 
     def delete(self, path: str) -> None:
         """Delete a single file; a missing file is no error."""
-        filesystem, target = connect(self.url(self._inside(path)))
-        try:
-            retried(lambda: filesystem.rm_file(target), self.url(path))
-        except FileNotFoundError:
-            return
+        with suppress(FileNotFoundError):
+            at(self._url(path), lambda filesystem, target: filesystem.rm_file(target))
 
     def delete_folder(self, prefix: str = "") -> None:
         """Delete a folder with all contents; a missing folder is no error."""
-        filesystem, target = connect(self.url(self._inside(prefix)))
-        if retried(lambda: filesystem.exists(target), self.url(prefix)):
-            retried(lambda: filesystem.rm(target, recursive=True), self.url(prefix))
+        if self.exists(prefix):
+            at(self.url(prefix), lambda filesystem, target: filesystem.rm(target, recursive=True))
 
-    def _inside(self, path: str) -> str:
-        """Checks `path` and returns the path; empty for the folder itself. Raises StoreError."""
+    def _url(self, path: str) -> str:
+        """Checks `path` and returns its absolute URL; of the folder itself for "". Raises StoreError."""
         protocol, folder = split_protocol(self.uri)
         try:
-            if not path:
-                return path
-            if protocol in LOCAL:
+            if path and protocol in LOCAL:
                 within(Path(folder), path)
-            return file_name(path)
+            return self.url(path and file_name(path))
         except ValueError as error:
             raise StoreError(f"{shown(self.uri)}: {error}") from None
 
     def check_writable(self) -> None:
         """Write a probe file once, try to overwrite the probe, and delete the probe.
-
-        Raises StoreError with the remedy if a step fails, or if the store would let a second writer win: runs could
-        not commit there.
-        """
+        Raises StoreError with the remedy if a step fails, or if the store would let a second writer win: runs could not
+        commit there."""
         probe = f".probe-{uuid.uuid4().hex[:8]}"
         connect(self.uri)  # errors of the connection name the folder, not the probe
         try:
@@ -218,9 +206,7 @@ class Store:
 
 def within(folder: Path, name: str) -> Path:
     """The path of the file `name` below a local folder.
-
-    Raises StoreError if `name` is no file name, or if a link leads out of the folder.
-    """
+    Raises StoreError if `name` is no file name, or if a link leads out of the folder."""
     try:
         place = folder / file_name(name)
     except ValueError as error:
@@ -232,43 +218,34 @@ def within(folder: Path, name: str) -> Path:
 
 def read_url(url: str, *, expected: Digest | None = None) -> bytes:
     """The bytes at an absolute URL. Raises as `Store.read`."""
-    filesystem, path = connect(url)
 
-    def get() -> bytes:
+    def get(filesystem: fsspec.AbstractFileSystem, path: str) -> bytes:
         data = filesystem.cat_file(path)
-        if expected is not None and (digest := digest_of(data)) != expected:
-            raise _damaged(url, digest, expected)
+        if expected is not None:
+            _compare(url, digest_of(data), expected)
         return data
 
-    return retried(get, url)
+    return at(url, get)
 
 
 def read_range(url: str, start: int, end: int) -> bytes:
-    """Bytes `start` to `end` (exclusive) at an absolute URL, fewer from a shorter file.
-
-    Raises as `Store.read`.
-    """
-    filesystem, path = connect(url)
-    return retried(lambda: filesystem.cat_file(path, start=start, end=end), url)
+    """Bytes `start` to `end` (exclusive) at an absolute URL, fewer from a shorter file. Raises as `Store.read`."""
+    return at(url, lambda filesystem, path: filesystem.cat_file(path, start=start, end=end))
 
 
 def list_url(url: str) -> list[FileInfo]:
     """Files below an absolute URL, with relative paths, sorted; empty for a missing folder."""
-    filesystem, root = connect(url)
-    infos = retried(lambda: files_below(filesystem, root), url)
-    root = root.rstrip("/")
+    root = connect(url)[1].rstrip("/")
     return sorted(
         FileInfo(name[len(root) + 1 :], int(info["size"] or 0))
-        for name, info in infos.items()
+        for name, info in at(url, files_below).items()
         if name != root and not TEMPORARY.search(name)
     )
 
 
 def in_parallel(action: Callable[[S], T], items: Iterable[S]) -> list[T]:
     """Runs `action` on each item, TRANSFERS at a time, and returns the results in order.
-
-    Raises the first error; items not yet begun are left out.
-    """
+    Raises the first error; items not yet begun are left out."""
     with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="transfer") as pool:
         waiting = [pool.submit(action, item) for item in items]
         try:
@@ -293,31 +270,14 @@ def absolute(uri: str) -> str:
     return str(Path(uri).expanduser().resolve())
 
 
-def _damaged(url: str, digest: Digest, expected: Digest) -> DamagedFileError:
+def _compare(url: str, digest: Digest, expected: Digest) -> None:
+    """Raises DamagedFileError for another digest than expected."""
     if digest.bytes != expected.bytes:
-        return DamagedFileError(f"{shown(url)} differs: it has {digest.bytes} bytes, not {expected.bytes}")
-    return DamagedFileError(f"{shown(url)} differs: its sha256 is {digest.sha256[:12]}…, not {expected.sha256[:12]}…")
-
-
-def _digest(filesystem: fsspec.AbstractFileSystem, path: str) -> Digest:
-    size, digest = 0, hashlib.sha256()
-    with filesystem.open(path, "rb", block_size=BLOCK, cache_type="readahead") as file:
-        while block := file.read(BLOCK):
-            size += len(block)
-            digest.update(block)
-    return Digest(size, digest.hexdigest())
-
-
-def _check_size(filesystem: fsspec.AbstractFileSystem, path: str, size: int) -> None:
-    """Raises OSError, to be retried, if the store holds another number of bytes than were sent."""
-    stored = filesystem.size(path)
-    if stored != size:
-        raise OSError(f"{stored} of {size} bytes arrived")
-
-
-def _copy(local: Path, target: IO[bytes]) -> None:
-    with open(local, "rb") as source:
-        shutil.copyfileobj(source, target, BLOCK)
+        raise DamagedFileError(f"{shown(url)} differs: it has {digest.bytes} bytes, not {expected.bytes}")
+    if digest != expected:
+        raise DamagedFileError(
+            f"{shown(url)} differs: its sha256 is {digest.sha256[:12]}…, not {expected.sha256[:12]}…"
+        )
 
 
 def _temporary(target: str, fill: Callable[[IO[bytes]], object]) -> str:
@@ -333,11 +293,3 @@ def _temporary(target: str, fill: Callable[[IO[bytes]], object]) -> str:
         Path(temporary).unlink(missing_ok=True)
         raise
     return temporary
-
-
-def _link_once(target: str, data: bytes) -> None:
-    temporary = _temporary(target, lambda file: file.write(data))
-    try:
-        os.link(temporary, target)
-    finally:
-        os.unlink(temporary)

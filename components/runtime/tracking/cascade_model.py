@@ -23,9 +23,7 @@ class CascadeModel(PythonModel):
 
     def predict(self, model_input: list[RequestRow]) -> list[str]:
         """Returns a string for each row: base64 PNG, or JSON.
-
-        Raises ValueError, in one line, for a row that the model can't answer.
-        """
+        Raises ValueError, in one line, for a row that the model can't answer."""
         return self.answer(model_input)
 
 

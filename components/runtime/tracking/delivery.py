@@ -11,7 +11,7 @@ from typing import Any
 
 import mlflow
 import PIL.Image
-from mlflow.entities import Metric, Param
+from mlflow.entities import LoggedModelOutput, Metric, Param
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.multimedia import compress_image_size
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_LOGGED_IMAGES, MLFLOW_RUN_NOTE, MLFLOW_SOURCE_NAME
@@ -20,10 +20,11 @@ from components.runtime import events
 from components.runtime.events import LogEntry
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
-from components.runtime.tracking import names, registry, runs
+from components.runtime.tracking import names, registry
 from components.runtime.tracking.event_log import stage_records
 from components.runtime.tracking.promotion import Promotion, figures_of, promote_run, take
-from components.runtime.tracking.runs import TrackedRun
+from components.runtime.tracking.runs import Runs, TrackedRun, record_inputs, search, what_is_missing
+from components.sampling.cascade import DESCRIPTION
 from components.sampling.image_files import encode_png
 
 MAX_METRICS, MAX_PARAMS, MAX_PARAM_LENGTH, MAX_TAG_LENGTH = 1000, 100, 6000, 5000  # MLflow's limits of one call
@@ -37,9 +38,7 @@ class Delivery:
         """Connect. Raises MLflow's errors while MLflow is away."""
         mlflow.set_tracking_uri(tracking_uri)  # a registry in a SQLite file looks for its models there
         self.client = MlflowClient(tracking_uri)
-        location = runs.artifact_location(tracking_uri, experiment)
-        self.experiment_id = runs.find_or_create_experiment(self.client, experiment, artifact_location=location)
-        self.runs: dict[tuple[str, str], TrackedRun] = {}
+        self.runs = Runs(self.client, tracking_uri, experiment)
         self.warnings: list[str] = []  # for the user
         self.promotions: dict[str, list[Promotion]] = {}  # run that ended well -> what became of its models, if any
 
@@ -47,27 +46,26 @@ class Delivery:
         """Send a record, or several records of a run's metrics."""
         first = records[0]
         if isinstance(first.event, events.Metrics):
-            self._send(self._tracked(first.run, first.key), records)
+            self._send(self.runs.get(first.run, first.key), records)
         elif handle := HANDLERS.get(type(first.event)):
             handle(self, first, first.event)
 
     def pages(self, run: str) -> dict[str, str]:
         """Addresses of the pages of a run and its model's version; empty where MLflow is no server."""
         server = re.sub(r"//[^/@]+@", "//", str(self.client.tracking_uri)).rstrip("/")  # it may carry a password
-        if not server.startswith("http") or (run, "") not in self.runs:
+        if not server.startswith("http") or (run, "") not in self.runs.tracked:
             return {}
-        pages = {"MLflow run": f"{server}/#/experiments/{self.experiment_id}/runs/{self.runs[run, ''].run_id}"}
+        runs = f"{server}/#/experiments/{self.runs.experiment_id}/runs"
+        pages = {"MLflow run": f"{runs}/{self.runs.tracked[run, ''].run_id}"}
         for each in self.promotions.get(run, ()):
             pages["model version"] = f"{server}/#/models/{each.model}/versions/{each.version}"
         return pages
 
     def _start_run(self, record: LogEntry, event: events.RunStarted) -> None:
         tags = {f"cascade.{name}": value for name, value in event.tags.items()}
-        tags |= {names.RUN: record.run, names.KEY: names.WORKFLOW, MLFLOW_SOURCE_NAME: "cascade"}
-        tags[MLFLOW_GIT_COMMIT] = event.tags.get("git_commit", "")
+        tags |= {MLFLOW_SOURCE_NAME: "cascade", MLFLOW_GIT_COMMIT: event.tags.get("git_commit", "")}
         tags |= {MLFLOW_RUN_NOTE: f"Report: `{event.tags['report']}`"} if "report" in event.tags else {}
-        tracked = runs.take_up(self.client, self.experiment_id, name=record.run, started=record.time, tags=tags)
-        self.runs[record.run, ""] = tracked
+        tracked = self.runs.take_up(record.run, name=record.run, started=record.time, tags=tags)
         self._log_params(tracked, event.parameters)
         self.client.log_text(tracked.run_id, event.recipe_yaml, "recipe.yaml")
 
@@ -77,8 +75,8 @@ class Delivery:
         if event.root:
             self._send(tracked, stage_records(Store(event.root)))
         keys = [artifact.key for artifact in event.inputs.values() if artifact.kind == "model"]
-        models = [registry.find_logged_model(self.client, self.experiment_id, key=key) for key in keys]
-        runs.record_inputs(
+        models = [registry.find_logged_model(self.client, self.runs.experiment_id, key=key) for key in keys]
+        record_inputs(
             self.client,
             tracked.run_id,
             data=[artifact for artifact in event.inputs.values() if artifact.kind != "model"],
@@ -87,10 +85,10 @@ class Delivery:
 
     def _stage_cached(self, record: LogEntry, event: events.StageCached) -> None:
         run, artifact = record.run, event.artifact
-        existing = runs.find_run(self.client, self.experiment_id, run=run, key=record.key)
+        existing = self.runs.find(run, record.key)
         made_here = artifact.provenance.get("run") == run  # though MLflow may have been away, and the journal is lost
         if existing is not None:  # it stays the run that made it
-            tracked = self.runs[run, record.key] = runs.as_tracked(self.client, existing)
+            tracked = self.runs.track(run, record.key, existing)
         elif made_here:
             tracked = self._take_up_stage(record, {names.CACHED: "false"})
             self._log_params(tracked, artifact.provenance["config"])
@@ -104,11 +102,13 @@ class Delivery:
         self.client.set_terminated(tracked.run_id, "FINISHED", end_time=ended)
 
     def _show_cached(self, record: LogEntry, artifact: Artifact) -> TrackedRun:
-        maker = runs.find_maker(self.client, self.experiment_id, key=record.key)
+        runs = search(self.client, self.runs.experiment_id, {names.KEY: record.key, names.CACHED: "false"})
+        finished = [run for run in runs if run.info.status == "FINISHED"]
+        maker = max(finished, key=lambda run: run.info.end_time or 0, default=None)  # the last without a cache
         tags, made_by = {names.CACHED: "true"}, "by a run that this MLflow does not know"
         if maker is not None:
             tags[names.MADE_BY] = maker.info.run_id
-            link = f"#/experiments/{self.experiment_id}/runs/{maker.info.run_id}"
+            link = f"#/experiments/{self.runs.experiment_id}/runs/{maker.info.run_id}"
             made_by = f"by [{maker.data.tags.get(names.RUN, maker.info.run_id)}]({link})"
         tracked = self._take_up_stage(record, tags)
         note = f"Cached: `{record.stage}` with this key was made {made_by}.\n\nArtifact: `{artifact.root}`"
@@ -135,11 +135,11 @@ class Delivery:
                     tracked.steps.setdefault(point.key, set()).add(point.step)
 
     def _image(self, record: LogEntry, event: events.Image) -> None:
-        tracked, place = self._tracked(record.run, record.key), (event.name, event.step)
+        tracked, place = self.runs.get(record.run, record.key), (event.name, event.step)
         if place in tracked.images:
             return
         token = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps([*place, record.time]))
-        name = runs.image_name(*place, time_ms=record.time, token=str(token))
+        name = f"{event.name.replace('/', '~')}+step+{event.step}+timestamp+{record.time}+{token}"  # of MLflow's page
         with tempfile.TemporaryDirectory() as folder, PIL.Image.open(io.BytesIO(event.png)) as image:
             (Path(folder) / f"{name}.png").write_bytes(encode_png(image))
             compress_image_size(image).save(Path(folder) / f"{name}+compressed.webp")
@@ -148,10 +148,10 @@ class Delivery:
         tracked.images.add(place)
 
     def _text(self, record: LogEntry, event: events.Text) -> None:
-        self.client.log_text(self._tracked(record.run, record.key).run_id, event.content, event.name)
+        self.client.log_text(self.runs.get(record.run, record.key).run_id, event.content, event.name)
 
     def _end_stage(self, record: LogEntry, event: events.StageEnded) -> None:
-        tracked = self._tracked(record.run, record.key)
+        tracked = self.runs.get(record.run, record.key)
         if event.error:
             self.client.set_tag(tracked.run_id, "cascade.error", event.error[:MAX_TAG_LENGTH])
         if event.artifact is not None:
@@ -161,19 +161,19 @@ class Delivery:
         self.client.set_terminated(tracked.run_id, event.status, end_time=record.time)
 
     def _say_what_is_missing(self, record: LogEntry, tracked: TrackedRun, artifact: Artifact) -> None:
-        if missing := runs.what_is_missing(artifact, tracked):
+        if missing := what_is_missing(artifact, tracked):
             why = "they were in the journal of a driver that is gone, or has yet to send them"
             self.warnings.append(f"{record.stage}: MLflow lacks {missing}: {why}")
 
     def _describe_models(self, record: LogEntry, event: events.ModelsDescribed) -> None:
-        tags = self.client.get_run(self._tracked(record.run).run_id).data.tags
+        tags = self.client.get_run(self.runs.get(record.run).run_id).data.tags
         for tag in (tag for tag in tags if tag.startswith(names.MODEL_TAG)):
             name = tag.removeprefix(names.MODEL_TAG)
             self.client.update_registered_model(name, event.about)
             self.client.update_model_version(name, tags[tag], f"{event.about}\n\n{event.details}")
 
     def _end_run(self, record: LogEntry, event: events.RunEnded) -> None:
-        run_id = self._tracked(record.run).run_id
+        run_id = self.runs.get(record.run).run_id
         if event.status == "FINISHED":
             promotion = promote_run(self.client, run_id, models=record.models, how=event.promote, ended=record.time)
             self.promotions[record.run] = [] if promotion is None else [promotion]
@@ -181,24 +181,25 @@ class Delivery:
 
     def _register(self, run_id: str, record: LogEntry, artifact: Artifact) -> None:
         """Register a model and note its version in the parent run, which decides on champions at the end.
-
-        An evaluation is noted there too, and gives the run and its model their metrics.
-        """
-        parent = self._tracked(record.run)
+        An evaluation is noted there too, and gives the run and its model their metrics."""
+        parent = self.runs.get(record.run)
         if artifact.kind == "model":
-            name = registry.model_name(artifact, models=record.models)
+            stage = None if DESCRIPTION in artifact.names() else artifact.stage
+            name = names.registered_name(record.models, stage=stage)
             if clash := take(self.client, name, self.client.get_run(parent.run_id).data.tags):
                 line = f"not registered: {clash}; the same command with it trains nothing again"
                 self.warnings += [line] if line not in self.warnings else []
                 return
-            registered = registry.register_version(
-                self.client, name, artifact, experiment_id=self.experiment_id, run_id=run_id
+            version = registry.register_version(
+                self.client, name, artifact, experiment_id=self.runs.experiment_id, run_id=run_id
             )
-            runs.record_output(self.client, run_id, model_id=registered.model_id)
-            self.client.set_tag(parent.run_id, names.MODEL_TAG + registered.name, registered.version)
+            model_id, outputs = version.source.removeprefix(names.REGISTRY), self.client.get_run(run_id).outputs
+            if model_id not in {model.model_id for model in (outputs.model_outputs if outputs else [])}:
+                self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+            self.client.set_tag(parent.run_id, names.MODEL_TAG + name, version.version)
             summary = artifact.metadata.get("summary", {})
             held_out = {name: value for name, value in summary.items() if name.startswith(HELD_OUT)}
-            self._measure(run_id, held_out, model_id=registered.model_id, time=record.time)
+            self._measure(run_id, held_out, model_id=model_id, time=record.time)
         elif figures := figures_of(artifact):
             self.client.set_tag(parent.run_id, names.FIGURES, json.dumps([figures.model_dump()]))
             tags = self.client.get_run(parent.run_id).data.tags
@@ -216,35 +217,12 @@ class Delivery:
             self.client.log_batch(run_id, metrics=new)
 
     def _take_up_stage(self, record: LogEntry, tags: dict[str, str]) -> TrackedRun:
-        tracked = runs.take_up(
-            self.client,
-            self.experiment_id,
-            name=record.stage,
-            started=record.time,
-            tags={names.RUN: record.run, names.STAGE: record.stage, names.KEY: record.key, **tags},
-            parent=self._tracked(record.run).run_id,
-        )
-        self.runs[record.run, record.key] = tracked
-        return tracked
-
-    def _tracked(self, run: str, key: str = "") -> TrackedRun:
-        """The parent run, or with `key` the child of a stage.
-
-        Raises LookupError if MLflow has no such run.
-        """
-        if (run, key) not in self.runs:  # begun by another process
-            existing = runs.find_run(self.client, self.experiment_id, run=run, key=key)
-            if existing is None:
-                raise LookupError(f"MLflow has no run {run} {key}; was it deleted?")
-            self.runs[run, key] = runs.as_tracked(self.client, existing)
-        return self.runs[run, key]
+        tags = {names.STAGE: record.stage, **tags}
+        return self.runs.take_up(record.run, record.key, name=record.stage, started=record.time, tags=tags)
 
     def _log_params(self, tracked: TrackedRun, parameters: Mapping[str, Any]) -> None:
-        """Log parameters that the run lacks.
-
-        Parameters never change in MLflow: a resumed run keeps its own.
-        """
-        present = {} if tracked.new else self.client.get_run(tracked.run_id).data.params
+        """Log parameters that the run lacks: they never change in MLflow, and a resumed run keeps its own."""
+        present = self.client.get_run(tracked.run_id).data.params
         new = [Param(name, value) for name, value in flatten(parameters).items() if name not in present]
         for start in range(0, len(new), MAX_PARAMS):
             self.client.log_batch(tracked.run_id, params=new[start : start + MAX_PARAMS])

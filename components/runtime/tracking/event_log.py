@@ -1,34 +1,169 @@
-"""The ordered log of a run's events.
+"""The ordered log of a run's events, and the journal in which they wait for MLflow.
 
 {root}/stages/{stage}/{key}/log/{time}-{id}-{number}.jsonl    one writer's points and warnings of a stage, in segments
-{spool}/…                                                     its journal, which holds all events until MLflow has them
+{spool}/{time}-{id}/journal.json    where its journal, which holds all events until MLflow has them, is to be sent
+                    events.jsonl    one record a line, appended: each is on disk before being sent
+                    shipped         how many bytes of it have been sent
+                    rejected.jsonl  records that MLflow refused for good
+                    lock            held by the process that writes or sends it
 
 Object storage can't append, so a segment is written whole until it is full, and then the next one begins. It lies with
 the stage, for every run that finds the stage finished draws its curves. Segments leave out what only MLflow shows: the
 machine's load, images and texts.
 """
 
+import json
+import logging
+import os
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from components.runtime import events
 from components.runtime.events import LogEntry
 from components.runtime.storage.artifact import LOG
 from components.runtime.storage.store import Store, in_parallel
-from components.runtime.tracking.journal import Journal
 from components.runtime.tracking.names import SYSTEM
 
+logger = logging.getLogger(__name__)
+HEADER, LOCK = "journal.json", "lock"
+BYTES_AT_ONCE = 2**24
 SEGMENT_BYTES = 2**20  # about the most that is written again when a line is added
+
+
+class Journal:
+    """A journal of a single process; any thread may append, one thread sends."""
+
+    def __init__(self, folder: Path, *, destination: dict[str, str], lock: FileLock) -> None:
+        self.folder = folder
+        self.destination = destination
+        self._lock = lock
+        self._events = open(folder / "events.jsonl", "ab")  # noqa: SIM115 - open as long as the journal
+
+    def append(self, line: bytes) -> None:
+        """Write a line. After the call the line outlives the process."""
+        # A killed process leaves at most its last line unfinished.
+        self._events.write(line)
+        self._events.flush()
+
+    def records(self) -> list[LogEntry]:
+        """All records, sent or not."""
+        return [record for record, _ in self._read(0)]
+
+    def unshipped(self, *, limit: int) -> tuple[list[LogEntry], int]:
+        """The next records to send, at most `limit` and about 16 MB, and the position to `mark` afterwards."""
+        records, start = [], self._shipped()
+        position = start
+        for record, position in self._read(start):
+            records.append(record)
+            if len(records) == limit or position - start > BYTES_AT_ONCE:
+                break
+        return records, position
+
+    def mark(self, position: int) -> None:
+        """Remember that every record before `position` has arrived."""
+        temporary = self.folder / "shipped.tmp"
+        temporary.write_text(str(position))
+        os.replace(temporary, self.folder / "shipped")
+
+    def set_aside(self, line: bytes, reason: str) -> None:
+        """Keep a record that MLflow refused for good, with the reason, and go on."""
+        with open(self.folder / "rejected.jsonl", "ab") as file:
+            file.write(b'{"reason": %s, "record": %s}\n' % (json.dumps(reason).encode(), line.strip()))
+
+    def close(self) -> None:
+        """Let go of the journal; remove a completely delivered journal from disk."""
+        self._events.close()
+        arrived = self._shipped() >= (self.folder / "events.jsonl").stat().st_size
+        emptied = arrived and not (self.folder / "rejected.jsonl").exists()
+        if emptied:
+            for path in sorted(self.folder.iterdir(), reverse=True):
+                if path.name not in (HEADER, LOCK):
+                    path.unlink()
+            (self.folder / HEADER).unlink()  # last: a process that is killed here leaves a journal for the next one
+        self._lock.release()
+        if emptied:
+            _remove(self.folder)
+
+    def _shipped(self) -> int:
+        path = self.folder / "shipped"
+        return int(path.read_text()) if path.exists() else 0
+
+    def _read(self, position: int) -> Iterator[tuple[LogEntry, int]]:
+        with open(self.folder / "events.jsonl", "rb") as file:
+            file.seek(position)
+            for line in file:
+                if not line.endswith(b"\n"):  # being written just now, or by a process that was killed meanwhile
+                    return
+                position += len(line)
+                try:
+                    yield LogEntry.read(line), position
+                except json.JSONDecodeError:  # the unfinished line of a killed process, ended by its successor
+                    continue
+                except (LookupError, TypeError, ValueError):
+                    logger.warning("%s: a record of another version is left out", self.folder, exc_info=True)
+
+
+def new_journal(spool: Path, *, destination: dict[str, str]) -> Journal:
+    """Begin a journal in `spool`."""
+    folder = spool / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+    folder.mkdir(parents=True, mode=0o700)  # an address may carry a password
+    lock = _locked(folder)
+    assert lock is not None
+    (folder / HEADER).write_text(json.dumps(destination))
+    return Journal(folder, destination=destination, lock=lock)
+
+
+def left_journals(spool: Path, *, destination: dict[str, str]) -> list[Journal]:
+    """Journals for `destination` of other processes, oldest first; skips journals in use."""
+    journals = []
+    for folder in sorted(spool.glob("*/")):
+        header = folder / HEADER
+        try:
+            is_ours = json.loads(header.read_text()) == destination
+        except (FileNotFoundError, json.JSONDecodeError):  # removed, or being written, just now
+            continue
+        if not is_ours or (lock := _locked(folder)) is None:
+            continue
+        if not header.is_file():  # whoever held it has just removed it, and to lock it made its folder again
+            lock.release()
+            _remove(folder)
+            continue
+        path = folder / "events.jsonl"
+        if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
+            with open(path, "ab") as file:
+                file.write(b"\n")
+        journals.append(Journal(folder, destination=destination, lock=lock))
+    return journals
+
+
+def _locked(folder: Path) -> FileLock | None:
+    """The journal's lock, held; None if another process holds the lock.
+    A killed process lets go of its lock."""
+    lock = FileLock(folder / LOCK, thread_local=False)  # the thread that sends is not the one that began
+    try:
+        lock.acquire(blocking=False)
+    except (Timeout, FileNotFoundError):  # held, or its folder was removed just now
+        return None
+    return lock
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of an empty journal; the lock is free, because Windows keeps open files."""
+    with suppress(OSError):  # another process looks at it just now, and removes it then
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 class EventLog:
     """The log of a process; any thread may append.
-
-    Args:
-        journal: local file that holds all lines until MLflow has them; None where there is no MLflow.
-    """
+    `journal`: local file that holds all lines until MLflow has them; None where there is no MLflow."""
 
     def __init__(self, journal: Journal | None = None) -> None:
         self.journal = journal
@@ -43,10 +178,8 @@ class EventLog:
 
     def append(self, event: events.Event, *, time_ms: int | None = None) -> None:
         """Write an event; after the call the event outlives the process.
-
-        Drops what comes after the end (a worker's last word), and the end of a stage that never began.
-        Raises ValueError for a run's name with quotes in it.
-        """
+        Drops what comes after the end (a worker's last word), and the end of a stage that never began. Raises
+        ValueError for a run's name with quotes in it."""
         with self._lock:
             if self._closed:
                 return
@@ -55,11 +188,11 @@ class EventLog:
             key = self._keys.get(stage, "")
             if isinstance(event, events.StageEnded) and not key:
                 return
-            record = LogEntry(time_ms or events.now_ms(), self.run, self.models, key, event)
+            record = LogEntry(time_ms or time.time_ns() // 1_000_000, self.run, self.models, key, event)
             if self.journal is not None and not isinstance(event, events.Progress):
                 self.journal.append(record.line())
-            if stage in self._segments and (stored := _stored(record)) is not None:
-                self._segments[stage].append(stored.line())
+            if stage in self._segments:
+                self._segments[stage].append(record)
 
     def _follow(self, event: events.Event) -> None:
         """Track the run, the keys of its stages, and the running stages."""
@@ -100,9 +233,7 @@ class EventLog:
 
     def store(self, stage: str, *, older_than: float = 0.0) -> None:
         """Copy a stage's lines to storage if the last copy is older than `older_than` seconds.
-
-        Raises StoreError.
-        """
+        Raises StoreError."""
         with self._lock:
             segments = self._segments.get(stage)
             if segments is not None and time.monotonic() - segments.written >= older_than:
@@ -120,9 +251,15 @@ class Segments:
     new: bool = False  # some of them are not in storage
     written: float = float("-inf")  # by the clock of time.monotonic
 
-    def append(self, line: bytes) -> None:
-        self.lines.append(line)
-        self.new = True
+    def append(self, record: LogEntry) -> None:
+        """Add a warning, or a record's points without those that only MLflow shows."""
+        event = record.event
+        if isinstance(event, events.Metrics):
+            values = {name: value for name, value in event.values.items() if not name.startswith(SYSTEM)}
+            event = event._replace(values=values)
+        if isinstance(event, events.Warning) or (isinstance(event, events.Metrics) and event.values):
+            self.lines.append(record._replace(event=event).line())
+            self.new = True
 
     def write(self) -> None:
         if not self.new:
@@ -135,14 +272,6 @@ class Segments:
             self.number, self.lines = self.number + 1, []
 
 
-def _stored(record: LogEntry) -> LogEntry | None:
-    """The part of a record for segments."""
-    if isinstance(record.event, events.Metrics):
-        values = {name: value for name, value in record.event.values.items() if not name.startswith(SYSTEM)}
-        return record._replace(event=record.event._replace(values=values)) if values else None
-    return record if isinstance(record.event, events.Warning) else None
-
-
 def stage_records(stage: Store) -> list[LogEntry]:
     """Entries in the segments of a stage, in order of time. Raises StoreError."""
     files = [info.path for info in stage.list(LOG) if info.path.endswith(".jsonl")]
@@ -152,9 +281,7 @@ def stage_records(stage: Store) -> list[LogEntry]:
 
 def stage_points(stage: Store) -> dict[int, dict[str, float]]:
     """Values of a stage's metrics by step, in order of steps.
-
-    A try that resumed replaces the steps that it repeats.
-    """
+    A try that resumed replaces the steps that it repeats."""
     points: dict[int, dict[str, float]] = {}
     for record in stage_records(stage):
         if isinstance(record.event, events.Metrics):

@@ -13,21 +13,20 @@ from pathlib import Path
 PUBLIC = "image_cascade"
 INSTALLED = {name: f"{PUBLIC}.{name}" for name in ("components", "pipelines")}  # in the checkout -> in the wheel
 ROOM = Path(__file__).parent
-PACKED = (
-    "__init__.py",
-    "configuration",
-    "models",
-    "sampling",
-)
+PACKED = ("__init__.py", "configuration", "models", "sampling")
 MODEL_CODE = ROOM / "cascade_model.py"
 
 
 def pack_code(folder: Path) -> Path:
     """Write the rooms for sampling into `folder` as a package. Returns the package's own folder.
-
-    Its name ends in twelve digits of the sha256 of what is in it, and is the same from a checkout and from the wheel.
-    """
-    files = dict(_public_code())
+    Its name ends in twelve digits of the sha256 of what is in it, and is the same from a checkout and from the
+    wheel."""
+    # Each packed file by its path in the package, in the wheel's form.
+    files = {"__init__.py": '"""The code of a registered model; it runs this and nothing that is installed."""\n'}
+    rooms = ROOM.parents[1]
+    for part in PACKED:
+        for path in sorted((rooms / part).rglob("*.py")) if (rooms / part).is_dir() else [rooms / part]:
+            files[f"components/{path.relative_to(rooms).as_posix()}"] = renamed(path.read_text(), INSTALLED)
     digest = hashlib.sha256()
     for name, text in files.items():
         digest.update(f"{name}\0{len(text.encode())}\0{text}".encode())
@@ -45,12 +44,8 @@ def model_code(package: str) -> str:
 
 def renamed(source: str, names: Mapping[str, str]) -> str:
     """A module's text with renamed package imports; every line stays in place.
-
-    Args:
-        names: a package's dotted name -> its new one; what is inside it follows.
-
-    Raises ValueError for `import package.module` with no `as`: it would bind another name.
-    """
+    `names`: a package's dotted name -> its new one; what is inside it follows. Raises ValueError for `import
+    package.module` with no `as`: it would bind another name."""
     lines = source.encode().split(b"\n")  # columns of the syntax tree count bytes
     for number, column, old, new in sorted(_renamings(ast.parse(source), names), reverse=True):
         line = lines[number - 1]
@@ -79,12 +74,3 @@ def _new_name(module: str, names: Mapping[str, str]) -> str | None:
         if module == package or module.startswith(f"{package}."):
             return new + module.removeprefix(package)
     return None
-
-
-def _public_code() -> Iterator[tuple[str, str]]:
-    """(path in the package, text) of each packed file, in the wheel's form."""
-    yield "__init__.py", '"""The code of a registered model; it runs this and nothing that is installed."""\n'
-    rooms = ROOM.parents[1]
-    for part in PACKED:
-        for path in sorted((rooms / part).rglob("*.py")) if (rooms / part).is_dir() else [rooms / part]:
-            yield f"components/{path.relative_to(rooms).as_posix()}", renamed(path.read_text(), INSTALLED)

@@ -29,6 +29,7 @@ from components.runtime.tracking.names import (
     REGISTRY,
     registered_name,
 )
+from components.runtime.tracking.registry import create_name
 from components.runtime.tracking.runs import is_new
 
 KEPT = 8  # measurements of a version, each in its own way
@@ -46,10 +47,7 @@ class MadeFigure(Config):
 
 
 class Figures(Config):
-    """The distances of an evaluation, with the method of measurement.
-
-    Only equal methods can be compared.
-    """
+    """The distances of an evaluation, with the method of measurement. Only equal methods can be compared."""
 
     images: str  # key of the stage that made the set
     network: str
@@ -60,17 +58,19 @@ class Figures(Config):
 
     def way(self) -> dict[str, Any]:
         """The method of measurement in words for comparison."""
-        how = {"set of images": self.images, "feature network": self.network, "precision": self.precision}
-        how |= {"number of training images": self.references, "seed": self.seed}
-        sizes = {f"number or size of images ({name})": (each.samples, each.side) for name, each in self.made.items()}
-        return how | sizes
+        return {
+            "set of images": self.images,
+            "feature network": self.network,
+            "precision": self.precision,
+            "number of training images": self.references,
+            "seed": self.seed,
+            **{f"number or size of images ({name})": (each.samples, each.side) for name, each in self.made.items()},
+        }
 
 
 class Verdict(NamedTuple):
     """The answer to whether a version becomes the champion of its name, and the reason.
-
-    The reason is shown to the user and kept in the run, so that a repeated promotion changes nothing.
-    """
+    The reason is shown to the user and kept in the run, so that a repeated promotion changes nothing."""
 
     promoted: bool
     reason: str  # a part of a sentence
@@ -88,11 +88,8 @@ class Promotion(NamedTuple):
         """For the user."""
         if self.promoted:
             return [f"model: {REGISTRY}{self.model}@{CHAMPION} (version {self.version}: {self.reason})"]
-        by_hand = f"cascade promote {self.model}@{self.version}"
-        return [
-            f"model: {REGISTRY}{self.model}/{self.version}",
-            f"not the champion: {self.reason}; to make it the champion: {by_hand}",
-        ]
+        by_hand = f"to make it the champion: cascade promote {self.model}@{self.version}"
+        return [f"model: {REGISTRY}{self.model}/{self.version}", f"not the champion: {self.reason}; {by_hand}"]
 
 
 def figures_of(evaluation: Artifact) -> Figures | None:
@@ -101,10 +98,8 @@ def figures_of(evaluation: Artifact) -> Figures | None:
     made = {}
     for row in rows:  # a generator's stages are in their order
         what, _, side = row["name"].rpartition(", ") if row["name"] != RECONSTRUCTIONS else (RECONSTRUCTIONS, "", "")
-        figure = MadeFigure(
-            distance=row["distance"], error=row.get("standard_error"), samples=row["samples"], side=side
-        )
-        made[what.partition(":")[0]] = figure
+        error, samples = row.get("standard_error"), row["samples"]
+        made[what.partition(":")[0]] = MadeFigure(distance=row["distance"], error=error, samples=samples, side=side)
     if len(made) > 1:
         made.pop(RECONSTRUCTIONS, None)
     if not made:
@@ -143,9 +138,7 @@ def compared(new: Figures | None, champion: Figures | None) -> Verdict:
 
 def promote_run(client: MlflowClient, run_id: str, *, models: str, how: Promote, ended: int) -> Promotion | None:
     """Decide on the models of a run finished at `ended` (ms), and move the aliases.
-
-    Returns None for a run without models.
-    """
+    Returns None for a run without models."""
     tags = client.get_run(run_id).data.tags
     versions = {tag.removeprefix(MODEL_TAG): tags[tag] for tag in sorted(tags) if tag.startswith(MODEL_TAG)}
     if not versions:
@@ -173,8 +166,11 @@ def _decide(
     main = registered_name(models) if registered_name(models) in versions else min(versions)
     follows = len(versions) == 1 or main == registered_name(models)  # else nothing says what the figures are of
     measured = figures[-1] if figures and follows else None
-    if measured is not None:
-        _keep_figures(client, main, versions[main], measured)
+    if measured is not None:  # beside figures of the same version from other methods
+        earlier = _listed(client.get_model_version(main, versions[main]).tags.get(FIGURES))
+        kept = [*(each for each in earlier if each.way() != measured.way()), measured][-KEPT:]
+        text = json.dumps([each.model_dump() for each in kept])
+        client.set_model_version_tag(main, versions[main], FIGURES, text)
     champions = {name: champion_of(client, name) for name in versions}
     verdict = _verdict(client, main, versions[main], champions[main], measured, how)
     decided = {}
@@ -200,13 +196,6 @@ def _verdict(
     return compared(measured, (alike or measurements or [None])[-1])
 
 
-def _keep_figures(client: MlflowClient, name: str, version: str, measured: Figures) -> None:
-    """Keep the figures beside figures of the same version from other methods."""
-    measurements = _listed(client.get_model_version(name, version).tags.get(FIGURES))
-    others = [each.model_dump() for each in measurements if each.way() != measured.way()]
-    client.set_model_version_tag(name, version, FIGURES, json.dumps([*others, measured.model_dump()][-KEPT:]))
-
-
 def _listed(text: str | None) -> list[Figures]:
     return [Figures(**each) for each in json.loads(text or "[]")]
 
@@ -228,38 +217,29 @@ def make_champion(client: MlflowClient, name: str, version: str, *, reason: str)
 
 def promote_by_hand(model: str, *, tracking_uri: str, back: bool = False) -> tuple[str, str, str | None]:
     """Make NAME@VERSION or models:/NAME/VERSION the champion, or with `back` the champion before.
-
-    Returns (name, version, the champion until now).
-
-    Raises ValueError, in one line, if there is no such version or the registry can't be reached.
-    """
+    Returns (name, version, the champion until now). Raises ValueError, in one line, if there is no such version or the
+    registry can't be reached."""
     client = MlflowClient(tracking_uri)
     try:
-        name, version = _named(client, model, back=back)
-        client.get_model_version(name, version)
-        before = champion_of(client, name)
         if back:
+            name = model.removeprefix(REGISTRY).removesuffix(f"@{CHAMPION}")
+            before = champion_of(client, name)
+            version = None if before is None else client.get_model_version(name, before).tags.get(BEFORE)
+            if version is None:
+                raise ValueError(f"{name} had no champion before this one: write NAME@VERSION")
+            client.get_model_version(name, version)
             client.set_model_version_tag(name, version, REASON, f"by hand: back from {before}")
             client.set_registered_model_alias(name, CHAMPION, version)
-        else:
+        elif parts := VERSION.fullmatch(model):
+            name, version = parts.groups()
+            client.get_model_version(name, version)
+            before = champion_of(client, name)
             make_champion(client, name, version, reason="by hand")
+        else:
+            raise ValueError(f"{model} names no version: write NAME@VERSION or models:/NAME/VERSION")
     except MlflowException as error:
         raise ValueError(f"can't promote {model} at {tracking_uri}: {str(error).splitlines()[0]}") from error
     return name, version, before
-
-
-def _named(client: MlflowClient, model: str, *, back: bool) -> tuple[str, str]:
-    if not back:
-        parts = VERSION.fullmatch(model)
-        if parts is None:
-            raise ValueError(f"{model} names no version: write NAME@VERSION or models:/NAME/VERSION")
-        return parts[1], parts[2]
-    name = model.removeprefix(REGISTRY).removesuffix(f"@{CHAMPION}")
-    champion = champion_of(client, name)
-    before = None if champion is None else client.get_model_version(name, champion).tags.get(BEFORE)
-    if before is None:
-        raise ValueError(f"{name} had no champion before this one: write NAME@VERSION")
-    return name, before
 
 
 def clash(name: str, data: str, theirs: str) -> str:
@@ -270,9 +250,7 @@ def clash(name: str, data: str, theirs: str) -> str:
 
 def find_clash(models: str, stages: Collection[str], data: str, *, tracking_uri: str) -> str | None:
     """The `clash` of the first of a run's names with other images; None without a clash.
-
-    Raises any exception of MLflow while MLflow is away.
-    """
+    Raises any exception of MLflow while MLflow is away."""
     if is_new(tracking_uri):
         return None
     own, client = registered_name(models), MlflowClient(tracking_uri)
@@ -286,9 +264,7 @@ def find_clash(models: str, stages: Collection[str], data: str, *, tracking_uri:
 
 def take(client: MlflowClient, name: str, tags: Mapping[str, str]) -> str | None:
     """Note the images of a registered name, from the tags of a run that registers a model.
-
-    Returns the `clash` if the name stands for other images and the user has not chosen it.
-    """
+    Returns the `clash` if the name stands for other images and the user has not chosen it."""
     data = tags.get(DATA)
     if data is None:
         return None
@@ -297,11 +273,7 @@ def take(client: MlflowClient, name: str, tags: Mapping[str, str]) -> str | None
     if theirs and theirs != data and CHOSEN not in tags:
         return clash(name, data, theirs)
     if theirs is None:
-        try:
-            client.create_registered_model(name, tags={DATA: data})
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another driver was faster
-                raise
+        create_name(client, name, tags={DATA: data})
     elif theirs != data:
         client.set_registered_model_tag(name, DATA, data)
     return None

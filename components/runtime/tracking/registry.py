@@ -1,7 +1,8 @@
-"""Trained models and composed cascades in MLflow's registry, with the code for running.
+"""Trained models and composed cascades: opened wherever they lie, registered with the code for running.
 
-A version is known by its stage key (tag `cascade.stage_key`) and registered once. `candidate` names the version made or
-used last, `champion` the best (`components.runtime.tracking.promotion`).
+A version in MLflow's registry is known by its stage key (tag `cascade.stage_key`) and registered once. `candidate`
+names the version made or used last, `champion` the best (`components.runtime.tracking.promotion`). The stage key of an
+average of weights is the key of its source version with the average's length: the same average is registered once.
 """
 
 import importlib.metadata
@@ -21,18 +22,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.tracking import MlflowClient
 
-from components.models.file_list import check_files, digest_of_list, write_list
-from components.runtime.storage.artifact import Artifact
-from components.runtime.tracking.names import (
-    CANDIDATE,
-    FILES,
-    FILES_DIGEST,
-    GIT_COMMIT,
-    KEY,
-    REGISTRY,
-    STAGE,
-    registered_name,
-)
+from components.models.bundle import DESCRIPTION as MODEL
+from components.models.file_list import LIST, check_files, digest_of_list, write_list
+from components.runtime.storage.artifact import Artifact, describe, load_artifact
+from components.runtime.storage.store import Store, absolute
+from components.runtime.tracking.names import CANDIDATE, FILES, FILES_DIGEST, GIT_COMMIT, KEY, REGISTRY, STAGE
 from components.runtime.tracking.packed_code import MODEL_CODE, model_code, pack_code
 from components.sampling.answers import example_of
 from components.sampling.cascade import DESCRIPTION
@@ -45,17 +39,6 @@ NAMED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))")  # by an alias, o
 ARTIFACT = "model"  # what the cascade_model calls the folder of the trained model
 
 
-class Registered(NamedTuple):
-    """A version in the registry: the registered name, the number, and the id of the logged model.
-
-    A stage key is registered once under a name, so that a retry finds the same version again.
-    """
-
-    name: str
-    version: str
-    model_id: str
-
-
 class Named(NamedTuple):
     """The current version of an address."""
 
@@ -65,7 +48,7 @@ class Named(NamedTuple):
 
     @property
     def uri(self) -> str:
-        return f"models:/{self.name}/{self.version}"
+        return f"{REGISTRY}{self.name}/{self.version}"
 
 
 class Packed(NamedTuple):
@@ -77,80 +60,71 @@ class Packed(NamedTuple):
     files: str | None  # the list; None: too long to stand in the registry
 
 
-def model_name(artifact: Artifact, *, models: str) -> str:
-    """The registered name of an artifact: `models` of the run, with the stage if no composed cascade."""
-    return registered_name(models, stage=None if DESCRIPTION in artifact.names() else artifact.stage)
+@contextmanager
+def local_model(source: str, *, tracking_uri: str | None) -> Iterator[Path]:
+    """The folder of a trained model or a cascade; a downloaded copy is removed afterwards.
+    A registered model is compared with its list of files first. Raises ValueError, in one line, if there is none or it
+    differs; StoreError and ArtifactError as storage does."""
+    if source.startswith(REGISTRY):
+        with tempfile.TemporaryDirectory(prefix="cascade-model-") as folder:
+            yield download_model(source, Path(folder), tracking_uri=tracking_uri)
+    elif is_model_folder(source):
+        if (packed := packed_around(Path(source))) is not None:
+            check_files(packed, source)
+        yield Path(source)
+    else:
+        with model_artifact(source).local_copy() as folder:
+            yield folder
 
 
-def register_version(
-    client: MlflowClient, name: str, artifact: Artifact, *, experiment_id: str, run_id: str
-) -> Registered:
-    """Register a model artifact as candidate, unless the stage key is already registered.
-
-    Args:
-        run_id: the run that shows as its source.
-
-    Raises ArtifactError if the stored files differ from the manifest.
-    """
-    version = find_version(client, name, key=artifact.key)
-    if version is None:
-        model = find_logged_model(client, experiment_id, key=artifact.key)
-        if model is None or not _is_sound(model, str(client.tracking_uri)):
-            model = _log_model(client, artifact, experiment_id=experiment_id, run_id=run_id)
-        version = _create_version(client, name, artifact, model, run_id=run_id)
-    client.set_registered_model_alias(name, CANDIDATE, version.version)
-    return Registered(name, str(version.version), version.source.removeprefix("models:/"))
+def is_model_folder(source: str) -> bool:
+    """True if `source` is a folder of the local disk with a trained model."""
+    return any((Path(source) / name).is_file() for name in (DESCRIPTION, MODEL))
 
 
-def find_version(client: MlflowClient, name: str, *, key: str) -> ModelVersion | None:
-    """The registered version of a stage key, with the list of files; or None."""
-    versions = client.search_model_versions(f"name = '{name}' and tags.`{KEY}` = '{key}'")
-    listed = [version for version in versions if FILES_DIGEST in version.tags]
-    return min(listed, key=lambda version: int(version.version)) if listed else None
+def packed_around(folder: Path) -> Path | None:
+    """The folder of MLflow's copy around a trained model, with the list of files; None for a model alone."""
+    around = folder.resolve().parent.parent
+    return around if (around / LIST).is_file() else None
 
 
-def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> LoggedModel | None:
-    """The finished logged model of a stage key, or None."""
-    models = client.search_logged_models([experiment_id], f"tags.`{KEY}` = '{key}'")
-    ready = [model for model in models if model.status == LoggedModelStatus.READY]
-    return min(ready, key=lambda model: model.creation_timestamp) if ready else None
+def model_artifact(source: str) -> Artifact:
+    """The artifact of a model in a folder of storage. Raises ValueError for a folder without a model."""
+    artifact = load_artifact(Store(absolute(source)))
+    if artifact is None or artifact.kind != "model":
+        raise ValueError(f"no model at {source}; give models:/NAME@champion or the folder of a model's stage")
+    return artifact
 
 
-def find_named(model_uri: str, *, tracking_uri: str) -> Named:
+def find_named(model_uri: str, *, tracking_uri: str | None) -> Named:
     """Name, number and time of the version from `named_version`."""
     version = named_version(model_uri, tracking_uri=tracking_uri)
     return Named(version.name, str(version.version), version.creation_timestamp // 1000)
 
 
-def named_version(model_uri: str, *, tracking_uri: str) -> ModelVersion:
+def named_version(model_uri: str, *, tracking_uri: str | None) -> ModelVersion:
     """The current version of `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
-
-    Raises ValueError, in one line, if the registry has none or can't be reached.
-    """
-    parts = NAMED.fullmatch(model_uri)
-    if parts is None:
-        raise ValueError(f"{model_uri} names no version: write models:/NAME@ALIAS or models:/NAME/VERSION")
-    name, alias, number = parts.groups()
-    client = MlflowClient(tracking_uri)
-    with _registry(model_uri, tracking_uri):
+    Raises ValueError, in one line, if the registry has none, is not known or can't be reached."""
+    with _registry(model_uri, tracking_uri) as client:
+        if (parts := NAMED.fullmatch(model_uri)) is None:
+            raise ValueError(f"{model_uri} names no version: write models:/NAME@ALIAS or models:/NAME/VERSION")
+        name, alias, number = parts.groups()
         return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
 
 
-def download_model(model_uri: str, folder: Path, *, tracking_uri: str) -> Path:
+def download_model(model_uri: str, folder: Path, *, tracking_uri: str | None) -> Path:
     """Copy the trained model inside `models:/NAME@ALIAS` into `folder`. Returns the model's folder.
-
-    Raises ValueError, in one line, if the registry has no such model or can't be reached, and for a copy that is not
-    as it was registered.
-    """
+    Raises ValueError, in one line, if the registry has no such model or can't be reached, and for a copy that is not as
+    it was registered."""
     packed = download_packed(model_uri, folder, tracking_uri=tracking_uri)
     check_files(packed.folder, packed.uri, digest=packed.digest, text=packed.files)
     return trained_model(packed.folder)
 
 
-def download_packed(model_uri: str, folder: Path, *, tracking_uri: str) -> Packed:
+def download_packed(model_uri: str, folder: Path, *, tracking_uri: str | None) -> Packed:
     """Copy all files of `model_uri` into `folder`, even damaged files. Raises ValueError."""
-    with _registry(model_uri, tracking_uri):
-        client, logged, tags = MlflowClient(tracking_uri), model_uri, {}
+    with _registry(model_uri, tracking_uri) as client:
+        logged, tags = model_uri, {}
         if NAMED.fullmatch(model_uri):
             version = named_version(model_uri, tracking_uri=tracking_uri)
             model_uri, logged, tags = f"{REGISTRY}{version.name}/{version.version}", version.source, version.tags
@@ -168,60 +142,104 @@ def trained_model(packed: Path) -> Path:
 
 
 @contextmanager
-def _registry(model_uri: str, tracking_uri: str) -> Iterator[None]:
+def _registry(model_uri: str, tracking_uri: str | None) -> Iterator[MlflowClient]:
+    """The registry's client. Raises ValueError where none is known, and for what it can't do."""
+    if tracking_uri is None:
+        raise ValueError(f"{model_uri} is in a registry: name it with --tracking")
     mlflow.set_tracking_uri(tracking_uri)  # the registry is found by it, whatever is passed on
     try:
-        yield
+        yield MlflowClient(tracking_uri)
     except (MlflowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"can't get {model_uri} from the registry at {tracking_uri}: {reason}") from error
 
 
-def pip_requirements(model: Path) -> list[str]:
-    """Requirements of the packed model, pinned to versions installed here, without builds such as +cpu."""
-    pretrained = ("transformers",) if any(model.rglob(LENGTH)) else ()  # the text encoder that it is, or that it holds
-    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in (*REQUIREMENTS, *pretrained)]
+def register_average(model_uri: str, folder: Path, *, sigma_rel: float, tracking_uri: str) -> ModelVersion:
+    """Register the model in `folder`, an average of `model_uri`, as candidate under the same name.
+    Raises ValueError, in one line, if the registry has no such version or can't be reached."""
+    client, source = MlflowClient(tracking_uri), named_version(model_uri, tracking_uri=tracking_uri)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    artifact = Artifact(
+        kind="model",
+        stage=source.tags[STAGE],
+        key=f"{source.tags[KEY]}-ema-{sigma_rel:g}",
+        files=tuple(describe(path, path.relative_to(folder).as_posix()) for path in files),
+        metadata={"ema_sigma_rel": sigma_rel},
+        provenance={"git_commit": source.tags[GIT_COMMIT]},
+        root=str(folder.resolve()),
+    )
+    try:
+        experiment_id = client.get_run(source.run_id).info.experiment_id
+        return register_version(client, source.name, artifact, experiment_id=experiment_id, run_id=source.run_id)
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder} is written, but not registered: {reason}") from error
 
 
-def save_model(
-    path: Path, model: Path, *, mlflow_model: Model | None = None, digests: Mapping[str, str] | None = None
-) -> str:
-    """Write the folder `model` as an MLflow model at `path`, with code and requirements.
+def register_version(
+    client: MlflowClient, name: str, artifact: Artifact, *, experiment_id: str, run_id: str
+) -> ModelVersion:
+    """Register a model artifact as candidate, unless the stage key is already registered.
+    A stage key is registered once under a name, so that a retry finds the same version again. `run_id`: the run that
+    shows as its source. Raises ArtifactError if the stored files differ from the manifest."""
+    version = _find_version(client, name, key=artifact.key)
+    if version is None:
+        model = find_logged_model(client, experiment_id, key=artifact.key)
+        if model is None or not _is_sound(model, str(client.tracking_uri)):
+            model = _log_model(client, artifact, experiment_id=experiment_id, run_id=run_id)
+        create_name(client, name)
+        tags = _tags(artifact) | {tag: model.tags[tag] for tag in (FILES, FILES_DIGEST) if tag in model.tags}
+        source = f"{REGISTRY}{model.model_id}"
+        version = client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=model.model_id)
+        first = _find_version(client, name, key=artifact.key)
+        if first is not None and int(first.version) < int(version.version):  # another driver was faster
+            client.delete_model_version(name, version.version)
+            version = first
+    client.set_registered_model_alias(name, CANDIDATE, version.version)
+    return version
 
-    Args:
-        digests: sha256 of files in `model` that are known, by path.
 
-    Returns the list of all files, which lies there too.
-    """
+def _find_version(client: MlflowClient, name: str, *, key: str) -> ModelVersion | None:
+    """The registered version of a stage key, with the list of files; or None."""
+    versions = client.search_model_versions(f"name = '{name}' and tags.`{KEY}` = '{key}'")
+    listed = [version for version in versions if FILES_DIGEST in version.tags]
+    return min(listed, key=lambda version: int(version.version), default=None)
+
+
+def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> LoggedModel | None:
+    """The finished logged model of a stage key, or None."""
+    models = client.search_logged_models([experiment_id], f"tags.`{KEY}` = '{key}'")
+    ready = [model for model in models if model.status == LoggedModelStatus.READY]
+    return min(ready, key=lambda model: model.creation_timestamp, default=None)
+
+
+def _is_sound(model: LoggedModel, tracking_uri: str) -> bool:
+    """True if a logged model may be registered: all files are unchanged."""
     with tempfile.TemporaryDirectory() as scratch:
-        package = pack_code(Path(scratch))
-        mlflow.pyfunc.save_model(
-            str(path),
-            python_model=str(MODEL_CODE),  # run here with the code that is here, which is the same
-            artifacts={ARTIFACT: str(model)},
-            code_paths=[str(package)],
-            pip_requirements=pip_requirements(model),
-            input_example=input_example(model),
-            mlflow_model=mlflow_model or Model(),
-        )
-    (path / MODEL_CODE.name).write_text(model_code(package.name))
-    place = trained_model(path).relative_to(path).as_posix()
-    return write_list(path, {f"{place}/{name}": digest for name, digest in (digests or {}).items()})
+        try:
+            download_model(f"{REGISTRY}{model.model_id}", Path(scratch), tracking_uri=tracking_uri)
+        except ValueError:
+            return False
+    return True
 
 
-def input_example(model: Path) -> list[dict[str, Any]] | None:
-    """An example row for the model; None for a model without rows of its own."""
-    example = example_of(model)
-    return None if example is None else [example.model_dump(exclude_none=True)]
+def create_name(client: MlflowClient, name: str, *, tags: Mapping[str, Any] | None = None) -> None:
+    """Create a registered name, unless it is there or another driver is faster."""
+    try:
+        client.create_registered_model(name, tags=dict(tags or {}))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def _log_model(client: MlflowClient, artifact: Artifact, *, experiment_id: str, run_id: str) -> LoggedModel:
+    facts = artifact.metadata.items()  # resolution, parameters, last losses
     model = client.create_logged_model(
         experiment_id,
         name=artifact.stage,
         source_run_id=run_id,
         tags=_tags(artifact),
-        params=_facts(artifact),
+        params={name: str(value) for name, value in facts if isinstance(value, str | int | float)},
         model_type="image-cascade",
     )
     with tempfile.TemporaryDirectory() as scratch:
@@ -241,35 +259,6 @@ def _log_model(client: MlflowClient, artifact: Artifact, *, experiment_id: str, 
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
-def _is_sound(model: LoggedModel, tracking_uri: str) -> bool:
-    """True if a logged model may be registered: all files are unchanged."""
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            download_model(f"{REGISTRY}{model.model_id}", Path(scratch), tracking_uri=tracking_uri)
-        except ValueError:
-            return False
-    return True
-
-
-def _create_version(
-    client: MlflowClient, name: str, artifact: Artifact, model: LoggedModel, *, run_id: str
-) -> ModelVersion:
-    if not client.search_registered_models(f"name = '{name}'"):
-        try:
-            client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another driver was faster
-                raise
-    tags = _tags(artifact) | {tag: model.tags[tag] for tag in (FILES, FILES_DIGEST) if tag in model.tags}
-    source = f"{REGISTRY}{model.model_id}"
-    version = client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=model.model_id)
-    first = find_version(client, name, key=artifact.key)
-    if first is not None and int(first.version) < int(version.version):  # another driver was faster
-        client.delete_model_version(name, version.version)
-        return first
-    return version
-
-
 def _tags(artifact: Artifact) -> dict[str, str]:
     return {
         STAGE: artifact.stage,
@@ -280,6 +269,35 @@ def _tags(artifact: Artifact) -> dict[str, str]:
     }
 
 
-def _facts(artifact: Artifact) -> dict[str, str]:
-    """Plain values of the artifact's metadata: resolution, parameters, last losses."""
-    return {name: str(value) for name, value in artifact.metadata.items() if isinstance(value, str | int | float)}
+def save_model(
+    path: Path, model: Path, *, mlflow_model: Model | None = None, digests: Mapping[str, str] | None = None
+) -> str:
+    """Write the folder `model` as an MLflow model at `path`, with code and requirements.
+    `digests`: sha256 of files in `model` that are known, by path. Returns the list of all files, which lies there
+    too."""
+    with tempfile.TemporaryDirectory() as scratch:
+        package = pack_code(Path(scratch))
+        mlflow.pyfunc.save_model(
+            str(path),
+            python_model=str(MODEL_CODE),  # run here with the code that is here, which is the same
+            artifacts={ARTIFACT: str(model)},
+            code_paths=[str(package)],
+            pip_requirements=pip_requirements(model),
+            input_example=input_example(model),
+            mlflow_model=mlflow_model or Model(),
+        )
+    (path / MODEL_CODE.name).write_text(model_code(package.name))
+    place = trained_model(path).relative_to(path).as_posix()
+    return write_list(path, {f"{place}/{name}": digest for name, digest in (digests or {}).items()})
+
+
+def pip_requirements(model: Path) -> list[str]:
+    """Requirements of the packed model, pinned to versions installed here, without builds such as +cpu."""
+    pretrained = ("transformers",) if any(model.rglob(LENGTH)) else ()  # the text encoder that it is, or that it holds
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in (*REQUIREMENTS, *pretrained)]
+
+
+def input_example(model: Path) -> list[dict[str, Any]] | None:
+    """An example row for the model; None for a model without rows of its own."""
+    example = example_of(model)
+    return None if example is None else [example.model_dump(exclude_none=True)]
