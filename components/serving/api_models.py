@@ -1,4 +1,4 @@
-"""Requests of clients: OpenAI's image API, with this project's options as further fields, and jobs of them."""
+"""Requests of clients: OpenAI's image API, with this project's options as further fields."""
 
 import base64
 import json
@@ -273,8 +273,8 @@ def size_of(asked: Generation) -> tuple[int, int] | None:
 
 
 def generator_of(asked: Generation, card: Card, *, on_images: bool) -> GeneratorCard:
-    """Returns the requested generator, else the first suitable generator. Raises ServiceError if none is suitable.
-    `on_images`: whether it has an image to work on."""
+    """Returns the requested generator, else the first suitable generator.
+    `on_images`: whether it has an image to work on. Raises ServiceError if none is suitable."""
     able = {each.name: each for each in card.generators if not on_images or each.tasks}
     if not able:
         raise invalid("model", f"model {card.name} works on no images: ask /v1/images/generations")

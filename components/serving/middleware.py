@@ -125,7 +125,7 @@ def key_error(headers: Headers, digests: Iterable[bytes], *, is_open: bool) -> S
 
 
 def visitor_error(headers: Headers, *, is_open: bool) -> ServiceError | None:
-    """Returns the error for a visitor who is no program of this machine, at a service without keys; else None.
+    """Returns the error for a visitor of a service without keys who is no program of this machine.
     Such a visitor comes by a name that an attacker made point here (DNS rebinding), or from the page of another site in
     the browser of this machine."""
     hosts = headers.getlist("host")

@@ -1,4 +1,4 @@
-"""Trained models and composed cascades: opened wherever they lie, registered with the code for running.
+"""Trained models and composed cascades, opened wherever they lie, and registered with their code.
 
 A version in MLflow's registry is known by its stage key (tag `cascade.stage_key`) and registered once. `candidate`
 names the version made or used last, `champion` the best (`components.runtime.tracking.promotion`). The stage key of an

@@ -154,7 +154,7 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def machine_monitors() -> list[BaseMetricsMonitor]:
-    """MLflow's monitors of CPU, memory, disk, network, and GPUs where GPUs and their library are installed."""
+    """MLflow's monitors of CPU, memory, disk, network, and GPUs where their library is installed."""
     monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
     with suppress(ImportError, MlflowException, RuntimeError):  # no NVML here, so nothing to measure
         monitors.append(GPUMonitor())
