@@ -240,6 +240,7 @@ def always_answered(app: ASGIApp) -> ASGIApp:
     """Answers 503 in the API's form where the proxy has no answer, or an error of the proxy's own."""
 
     async def proxied(scope: Scope, receive: Receive, send: Send) -> None:
+        """Calls the app, and answers where it does not."""
         if scope["type"] != "http" or scope["path"].startswith("/-/"):  # Ray Serve's own health and routes
             await app(scope, receive, send)
             return
