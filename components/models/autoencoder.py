@@ -236,6 +236,9 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(sizes, latent_channels=latent_channels, out_channels=out_channels)
         self.bottleneck = make_bottleneck(**bottleneck, latent_channels=latent_channels)
         self.is_gaussian = isinstance(self.bottleneck, GaussianBottleneck)
+        self.latent_shape = (self.bottleneck.channels, *self.grid)  # of z
+        diffused = self.bottleneck.channels if self.is_gaussian else self.bottleneck.in_channels
+        self.diffused_shape = (diffused, *self.grid)  # of `to_latents`
         self.project_in = nn.Conv2d(width, self.bottleneck.in_channels, 1)
         self.project_out = nn.Conv2d(self.bottleneck.channels, latent_channels, 1)
 
@@ -243,11 +246,6 @@ class Autoencoder(nn.Module):
     def codebook_size(self) -> int:
         """Number of codes. Raises ValueError for a Gaussian bottleneck, a kind without codes."""
         return self._codes().codebook_size
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of z."""
-        return (self.bottleneck.channels, *self.grid)
 
     @property
     def last_layer(self) -> Tensor:
@@ -273,11 +271,6 @@ class Autoencoder(nn.Module):
         """Image (B, 3, H, W) in [-1, 1] -> raw output (B, O, H, W) and the bottleneck's result."""
         encoded = self.encode(image, **draws)
         return self.decode_raw(encoded.z), encoded
-
-    @property
-    def diffused_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of `to_latents`."""
-        return (self.bottleneck.channels if self.is_gaussian else self.bottleneck.in_channels, *self.grid)
 
     @torch.no_grad()
     def to_latents(self, image: Tensor) -> Tensor:

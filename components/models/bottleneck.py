@@ -118,8 +118,15 @@ class ScalarQuantizer(nn.Module):
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
 
     def forward(self, z_e: Tensor) -> Encoded:
-        """Round `z_e` (B, C, h, w), straight-through: the code's value, the gradient of the bound."""
-        bounded = self._bound(rearrange(z_e, "b c h w -> b h w c").float())
+        """Round `z_e` (B, C, h, w), straight-through: the code's value, the gradient of the bound.
+
+        The bound has as many integers in each channel as the channel has levels. An even number of levels is off center
+        by half a step; the shift keeps zero at zero.
+        """
+        reach = (self.levels - 1) * (1 + 1e-3) / 2
+        offset = (self.levels % 2 == 0) * 0.5
+        z = rearrange(z_e, "b c h w -> b h w c").float()
+        bounded = (z + (offset / reach).atanh()).tanh() * reach - offset
         half = self.levels // 2
         rounded = bounded.detach().round()
         digits = rounded.long() + half
@@ -131,12 +138,3 @@ class ScalarQuantizer(nn.Module):
         half = self.levels // 2
         digits = indices[..., None] // self.basis % self.levels
         return rearrange((digits - half) / half, "b h w c -> b c h w").contiguous()
-
-    def _bound(self, z: Tensor) -> Tensor:
-        """Bound (..., C) to ranges with as many integers in each channel as the channel has levels.
-
-        An even number of levels is off center by half a step; the shift keeps zero at zero.
-        """
-        half = (self.levels - 1) * (1 + 1e-3) / 2
-        offset = (self.levels % 2 == 0) * 0.5
-        return (z + (offset / half).atanh()).tanh() * half - offset

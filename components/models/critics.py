@@ -19,9 +19,6 @@ class PatchDiscriminator(nn.Module):
 
     Group normalization in place of batch normalization: no statistics over a batch, so none that depend on its split
     over ranks, and real and generated images may share a batch.
-
-    Args:
-        norm_groups: of every group norm; see `groups_of`.
     """
 
     def __init__(self, *, channels: int = 64, num_layers: int = 3, norm_groups: int | None = None) -> None:

@@ -33,25 +33,14 @@ class DiT(ConditionedNetwork):
     positions: Tensor  # (N, D)
 
     def __init__(
-        self,
-        *,
-        resolution: int,
-        patch_size: int,
-        model_dim: int,
-        num_layers: int,
-        num_heads: int,
-        **conditions: Any,
+        self, *, resolution: int, patch_size: int, model_dim: int, num_layers: int, num_heads: int, **conditions: Any
     ) -> None:
         if resolution % patch_size:
             raise ValueError(f"resolution {resolution} is not a multiple of patch_size {patch_size}")
         if model_dim % num_heads or model_dim % 4:
             raise ValueError(f"model_dim {model_dim} is not a multiple of num_heads {num_heads} and of 4")
         super().__init__(
-            embedding_dim=model_dim,
-            frequency_dim=FREQUENCY_DIM,
-            pool_text=True,
-            class_token_dim=None,
-            **conditions,
+            embedding_dim=model_dim, frequency_dim=FREQUENCY_DIM, pool_text=True, class_token_dim=None, **conditions
         )
         self.resolution, self.patch_size = resolution, patch_size
         for parameter in self.time_mlp.parameters():

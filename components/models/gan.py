@@ -249,10 +249,8 @@ class ProjectionDiscriminator(nn.Module):
     Equation 3 of Miyato & Koyama (2018), with phi the sum over positions of the last features. No statistics over a
     batch, so real and generated images may share one.
 
-    Args:
-        resolution, channel_mult, attention_resolutions: as those of the generator; each level halves the sides, and one
-            block without halving follows.
-        num_classes: None leaves the projection out.
+    Arguments are those of the generator: each level halves the sides, and one block without halving follows;
+    `num_classes` None leaves the projection out.
     """
 
     def __init__(

@@ -77,10 +77,9 @@ def shift_down(x: Tensor) -> Tensor:
 class ValueEmbedding(nn.Module):
     """Values of an image as channels, each for a single color.
 
-    Args:
-        channels: of a table's vectors for all colors together.
-        kind: "intensity" scales values to [-1, 1] and adds a channel of ones, which tells mid-gray from the zeros
-            outside the image (Salimans et al. 2017, "PixelCNN++"); "table" learns a vector for each value.
+    Kind "intensity" scales values to [-1, 1] and adds a channel of ones, which tells mid-gray from the zeros outside
+    the image (Salimans et al. 2017, "PixelCNN++"); "table" learns a vector for each value, in `channels` for all colors
+    together.
     """
 
     weight: Tensor  # (K, I / C)
@@ -290,11 +289,8 @@ class PixelNetwork(nn.Module):
     def forward(self, values: Tensor, *, label: Tensor | None = None) -> Tensor:
         """Teacher-forced logits.
 
-        Args:
-            values: (B, C, H, W) int64 in [0, K); any height and width.
-            label: (B,) int64 in [0, num_classes], num_classes being the null label; None stands for the null label.
-
-        Returns (B, C, H, W, K), each from the label and the values before it.
+        `values` are (B, C, H, W) int64 in [0, K), of any height and width, `label` (B,) int64 in [0, num_classes], the
+        last or None being the null label. Returns (B, C, H, W, K), each from the label and the values before it.
         """
         return self.head(self.features(self.embedding(values), label=self._label(len(values), label)))
 

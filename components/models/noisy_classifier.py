@@ -22,14 +22,8 @@ from components.models.unet_blocks import Paths, TimedResBlock, heads_of, levels
 class NoisyClassifier(nn.Module):
     """Class of the image behind x_t, given the time.
 
-    Args:
-        resolution: H = W of x_t; divisible by 2 ** (len(channel_mult) - 1).
-        num_classes: K.
-        head_dim: channels of one attention head, in the pool too; give either this or num_heads.
-        model_channels, channel_mult, num_res_blocks, attention_resolutions, dropout, scale_shift_norm,
-            resample_in_blocks, norm_groups: as those of `UNet`.
-
-    Raises ValueError for sizes that do not fit each other.
+    Arguments are those of `UNet`; `head_dim` or `num_heads` are of the pool too. Raises ValueError for sizes that do
+    not fit each other.
     """
 
     def __init__(
@@ -96,9 +90,7 @@ class NoisyClassifier(nn.Module):
 class AttentionPool2d(nn.Module):
     """Attention of the mean of all positions to mean and positions, with learned position vectors.
 
-    Args:
-        channels: C, a multiple of num_heads.
-        size: H = W.
+    Channels are a multiple of num_heads; the feature map has H = W = `size`.
     """
 
     def __init__(self, channels: int, *, size: int, num_heads: int, out_features: int) -> None:

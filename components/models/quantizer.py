@@ -125,13 +125,9 @@ class EMAQuantizer(nn.Module):
         which codes are dead, but where k-means waits for its first call. Sums are in fp64 and rounded once, so that
         neither the split over ranks nor the order of additions shows.
 
-        Args:
-            latents: (N, C) fp32, `Encoded.latents`; the same N on every rank. Micro-batches are concatenated.
-            indices: N integers in any shape, `Encoded.indices` of the same latents.
-            generator: CPU generator in the same state on every rank, derived from (seed, step).
-            taken: () bool; where it is false nothing moves.
-
-        Returns the number of codes that were restarted, () int64.
+        `latents` (N, C) fp32 and N `indices` in any shape are those of an `Encoded`, the same N on every rank, with
+        micro-batches concatenated. The CPU generator is in the same state on every rank, derived from (seed, step).
+        Where `taken` () bool is false nothing moves. Returns the number of codes that were restarted, () int64.
         """
         taken = torch.ones_like(self.initialized) if taken is None else taken
         totals = _totals_by_code(latents, indices.flatten(), codebook_size=self.codebook_size)

@@ -26,12 +26,9 @@ class EncodedText(NamedTuple):
 class TextTransformer(nn.Module):
     """Encode token ids; padding is never attended to, so the amount of padding changes nothing.
 
-    Args:
-        vocab_size: number of BPE ids.
-        context_length: largest L.
-        model_dim: D, a multiple of num_heads.
-        learned_padding: every text is padded to N tokens, each pad has a learned vector of its position, all are
-            attended to and the last is pooled (as in the code of Nichol et al., 2022). Then L of the encoded text is N.
+    With `learned_padding` every text is padded to N tokens, each pad has a learned vector of its position, all are
+    attended to and the last is pooled (as in the code of Nichol et al., 2022): then L of the encoded text is N. The
+    model_dim is a multiple of num_heads.
     """
 
     def __init__(

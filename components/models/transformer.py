@@ -101,7 +101,13 @@ class Transformer(TokenNetwork):
         """
         x = self._embed_conditions(batch_size, label=label, text=text, condition=condition)  # (B, P, D)
         visible = self._visible(text)
-        cache = self._allocate(x, visible=visible) if cache is None else replace(cache, visible=visible)
+        if cache is None:
+            length = self.num_conditions + self.num_tokens - 1
+            shape = (len(self.blocks), batch_size, self.num_heads, length, x.shape[2] // self.num_heads)
+            dtype = autocast_dtype(x.device) or x.dtype
+            keys, values = (torch.zeros(shape, dtype=dtype, device=x.device).unbind() for _ in range(2))
+            cache = KVCache(keys=keys, values=values, visible=visible, length=0)
+        cache = replace(cache, visible=visible)
         if tokens is not None:
             x = torch.cat([x, self._place(self.token_embedding(tokens), 1)], dim=1)  # (B, P + n, D)
         cache.length = x.shape[1]
@@ -139,14 +145,6 @@ class Transformer(TokenNetwork):
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
             x = block(x, mask=mask, rotation=rotation, cache=(keys, values), start=start)
         return self.head(self.norm_out(x[:, -1]))
-
-    def _allocate(self, x: Tensor, *, visible: Tensor | None) -> KVCache:
-        batch_size, num_conditions, model_dim = x.shape
-        length = num_conditions + self.num_tokens - 1
-        shape = (len(self.blocks), batch_size, self.num_heads, length, model_dim // self.num_heads)
-        dtype = autocast_dtype(x.device) or x.dtype
-        keys, values = (torch.zeros(shape, dtype=dtype, device=x.device).unbind() for _ in range(2))
-        return KVCache(keys=keys, values=values, visible=visible, length=0)
 
     def _rotation(self, start: int | Tensor, length: int) -> Tensor | None:
         return None if self.rotation is None else part_of(self.rotation, start, length)

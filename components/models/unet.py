@@ -144,10 +144,7 @@ class UNet(ConditionedNetwork):
 
 
 def context_dim_of(
-    text_conditioning: TextConditioning,
-    text_dim: int | None,
-    class_token_dim: int | None,
-    image_token_dim: int | None,
+    text_conditioning: TextConditioning, text_dim: int | None, class_token_dim: int | None, image_token_dim: int | None
 ) -> int | None:
     """Features of the tokens seen by attention; None for attention without tokens.
 

@@ -116,12 +116,7 @@ def test_decoder_equals_the_oracle_under_random_weights(
 
 @torch.no_grad()
 def test_a_gaussian_autoencoder_equals_the_oracle_in_moments_divergence_and_image():
-    ours = make_autoencoder(
-        channels=128,
-        attention_resolutions=(),
-        latent_channels=4,
-        bottleneck={"kind": "gaussian"},
-    )
+    ours = make_autoencoder(channels=128, attention_resolutions=(), latent_channels=4, bottleneck={"kind": "gaussian"})
     peer = AutoencoderKL(
         block_out_channels=(128, 256),
         down_block_types=("DownEncoderBlock2D",) * 2,

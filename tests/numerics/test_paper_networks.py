@@ -67,8 +67,7 @@ def test_every_published_network_is_in_the_list():
 
 
 @pytest.mark.parametrize(
-    ("name", "published"),
-    zip(PAPER_CLASSIFIERS, (65_438_568, 42_568_040, 54_096_360, 54_448_360), strict=True),
+    ("name", "published"), zip(PAPER_CLASSIFIERS, (65_438_568, 42_568_040, 54_096_360, 54_448_360), strict=True)
 )
 def test_a_published_classifier_has_its_published_size(name: str, published: int):
     with torch.device("meta"):
@@ -148,11 +147,7 @@ def build_prior(name: str, *, classes: int) -> Transformer:
 
 @pytest.mark.parametrize(
     ("name", "billions", "digits", "classes"),
-    [
-        ("imagenet_class_prior", 1.4, 1, 1000),
-        ("mindalle_text_prior", 1.3, 1, 1),
-        ("dalle_text_prior", 12, 0, 1),
-    ],
+    [("imagenet_class_prior", 1.4, 1, 1000), ("mindalle_text_prior", 1.3, 1, 1), ("dalle_text_prior", 12, 0, 1)],
 )
 def test_a_published_prior_has_its_published_size(name: str, billions: float, digits: int, classes: int):
     assert round(count(build_prior(name, classes=classes)) / 1e9, digits) == billions

@@ -210,12 +210,7 @@ def test_a_trained_model_reaches_the_entropy_of_a_known_distribution(
 ):
     torch.manual_seed(0)
     model = KINDS[kind](
-        num_values=num_values,
-        num_channels=num_channels,
-        channels=24,
-        num_layers=1,
-        kernel_size=3,
-        embedding=embedding,
+        num_values=num_values, num_channels=num_channels, channels=24, num_layers=1, kernel_size=3, embedding=embedding
     )
     train, held_out = known_images(20_000, num_values=num_values, num_channels=num_channels).split([16_000, 4_000])
     steps = 250

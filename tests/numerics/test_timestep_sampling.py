@@ -3,13 +3,7 @@
 import pytest
 import torch
 
-from components.models.diffusion.timestep_sampling import (
-    KEPT,
-    draw_timesteps,
-    empty_history,
-    probabilities,
-    record,
-)
+from components.models.diffusion.timestep_sampling import KEPT, draw_timesteps, empty_history, probabilities, record
 
 T = 5
 

@@ -167,10 +167,10 @@ class DiscreteObjective:
         """
         predicted = self.predict_x_0(output, x_t=x_t, time=time)
         predicted = predicted.clamp(-1, 1) if clip else predicted
-        true = self.schedule.posterior(x_0, x_t, time)
-        mean = self.schedule.posterior(predicted, x_t, time).mean
+        true_mean, true_log_variance = self.schedule.posterior(x_0, x_t, time)
+        mean, _ = self.schedule.posterior(predicted, x_t, time)
         log_variance = self.log_variance_at(output, like=x_t, time=time)
-        divergence = normal_kl(true.mean, true.log_variance, mean, log_variance)
+        divergence = normal_kl(true_mean, true_log_variance, mean, log_variance)
         nll = discretized_gaussian_nll(x_0, mean=mean, log_variance=log_variance)
         first = (time == 0).reshape(-1, *[1] * (x_0.ndim - 1))
         return torch.where(first, nll, divergence).mean(dim=tuple(range(1, x_0.ndim))) / math.log(2)

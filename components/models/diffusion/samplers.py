@@ -62,7 +62,6 @@ def sample(
 
     Args:
         denoise: the network with its conditions bound and guidance applied.
-        sampler: a name of `SAMPLERS`.
         noise: standard normal noise like x_T for each step from 0; requested in order, and only for steps that use
             noise.
         eta: of samplers with such an option (DDIM), in [0, 1]: 0 is deterministic, 1 has the small variance of "ddpm".

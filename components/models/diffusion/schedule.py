@@ -19,13 +19,6 @@ from components.models.diffusion.betas import SCHEDULES, ScheduleName, check_end
 from components.models.diffusion.steps import Spacing, Step
 
 
-class Posterior(NamedTuple):
-    """The Gaussian q(x_{t-1} | x_t, x_0) of the reverse process, Ho et al. (2020), equations 6 and 7."""
-
-    mean: Tensor  # (B, ...)
-    log_variance: Tensor  # (B, 1, ...)  clipped: index 0 holds the value of index 1
-
-
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """Tables of a forward process.
@@ -101,10 +94,13 @@ class Schedule:
         """Factors sqrt(alphas_cumprod) and sqrt(1 - alphas_cumprod), (B, 1, ...) in the dtype of `like`."""
         return self.at("signal", timesteps, like), self.at("sigma", timesteps, like)
 
-    def posterior(self, x_0: Tensor, x_t: Tensor, timesteps: Tensor) -> Posterior:
-        """The posterior of x_0 and x_t (B, ...) at timesteps (B,) int64."""
+    def posterior(self, x_0: Tensor, x_t: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """The Gaussian q(x_{t-1} | x_t, x_0), Ho et al. (2020), equations 6 and 7, at timesteps (B,) int64.
+
+        Returns the mean (B, ...) and the log variance (B, 1, ...), clipped: index 0 holds the value of index 1.
+        """
         mean = self.at("posterior_of_x_0", timesteps, x_t) * x_0 + self.at("posterior_of_x_t", timesteps, x_t) * x_t
-        return Posterior(mean, self.at("posterior_log_variance_clipped", timesteps, x_t))
+        return mean, self.at("posterior_log_variance_clipped", timesteps, x_t)
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:

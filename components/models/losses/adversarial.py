@@ -40,12 +40,7 @@ class GeneratorLoss(NamedTuple):
 
 
 def balanced_generator_loss(
-    reconstruction: Tensor,
-    *,
-    nll_loss: Tensor,
-    adversarial_loss: Tensor,
-    last_layer: Tensor,
-    adversarial_weight: float,
+    reconstruction: Tensor, *, nll_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor, adversarial_weight: float
 ) -> GeneratorLoss:
     """`nll_loss` plus the adversarial loss times the adaptive weight, one backward pass of each network.
 
@@ -54,12 +49,10 @@ def balanced_generator_loss(
     would have to zero, and the discriminator's graph stays for the discriminator's own loss:
     `hinge.backward(inputs=list(discriminator.parameters()))`.
 
-    Args:
-        reconstruction: the decoder's output, or any value on the way from there to the losses.
-        nll_loss: () reconstruction plus weighted perceptual loss, a function of the reconstruction only.
-        adversarial_loss: () `generator_loss` of the reconstruction.
-        last_layer: the raw weight of the decoder's last layer, not the weight of a DDP wrapper.
-        adversarial_weight: factor on top of the adaptive weight (0.8 as published).
+    `nll_loss` () is reconstruction plus weighted perceptual loss, a function of the reconstruction only, and
+    `adversarial_loss` () the `generator_loss` of the reconstruction, any value on the way from the decoder's output to
+    the losses; `last_layer` is the raw weight of the decoder's last layer, not the weight of a DDP wrapper, and
+    `adversarial_weight` a factor on top of the adaptive weight (0.8 as published).
     """
     (nll_pixels,) = torch.autograd.grad(nll_loss, reconstruction)
     (adversarial_pixels,) = torch.autograd.grad(adversarial_loss, reconstruction, retain_graph=True)

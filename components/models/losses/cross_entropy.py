@@ -60,9 +60,8 @@ def token_loss(logits: Tensor, *, tokens: Tensor) -> Tensor:
 def text_nats(logits: Tensor, *, text: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log likelihood of each text in nats, and the number of tokens, both (B,) in fp32.
 
-    Args:
-        logits: (B, L - 1, V), logits[:, i] of text token i + 1, from the text tokens up to i.
-        text: (B, L) int64 in [0, V). The first token is given; pads (0) do not count, in nats or in number.
+    `logits` are (B, L - 1, V), logits[:, i] of text token i + 1, from the text tokens up to i; `text` is (B, L) int64
+    in [0, V). The first token is given; pads (0) do not count, in nats or in number.
     """
     targets = text[:, 1:]
     nats = F.cross_entropy(rearrange(logits, "b l v -> b v l").float(), targets, ignore_index=0, reduction="none")
@@ -84,12 +83,8 @@ def masked_token_loss(logits: Tensor, *, tokens: Tensor, masked: Tensor, label_s
     Each image is averaged over its own masked tokens. Without smoothing, and with the number of masked tokens drawn
     evenly from 1..N, the loss is an upper bound of the nats a token when tokens are drawn one by one in random order
     (Hoogeboom et al. 2022, "Autoregressive Diffusion Models", section 3).
-
-    Args:
-        logits: (B, N, K), from the tokens that are not masked.
-        tokens: (B, N) int64 in [0, K), the true ones.
-        masked: (B, N) bool, at least one in each row.
-        label_smoothing: share of the target that is spread evenly over all K.
+    `logits` are (B, N, K), from the tokens that are not masked; `tokens` (B, N) int64 in [0, K), the true ones;
+    `masked` (B, N) bool, at least one in each row; `label_smoothing` is the share of the target spread over all K.
     """
     nats = F.cross_entropy(
         rearrange(logits, "b n k -> b k n").float(), tokens, label_smoothing=label_smoothing, reduction="none"
