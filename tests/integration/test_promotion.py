@@ -14,11 +14,8 @@ from typer.testing import CliRunner
 
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact
+from components.runtime.tracking.names import BEFORE, DECISION, FIGURES, REASON
 from components.runtime.tracking.promotion import (
-    BEFORE,
-    DECISION,
-    FIGURES,
-    REASON,
     Promotion,
     champion_of,
     compared,

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from components.configuration.usage import UsageError
 from components.runtime import events
-from components.runtime.tracking.names import registered_name
-from components.runtime.tracking.promotion import DATA, take
+from components.runtime.tracking.names import DATA, registered_name
+from components.runtime.tracking.promotion import take
 from components.runtime.tracking.tracker import Tracker
 from pipelines.command.cli import app
 from pipelines.engine.driver import RunOptions, check_name, prepare

@@ -145,9 +145,9 @@ def _delete(root: Store, garbage: Garbage, lost: threading.Event) -> bool:
         if not lost.is_set():
             store.delete(path)
 
-    files = _files(store)
-    in_parallel(delete, [info.path for info in files if info.path.endswith(".json")])
-    in_parallel(delete, [info.path for info in files if not info.path.endswith(".json")])
+    paths = [info.path for info in _files(store)]
+    for lists in (True, False):  # of other files first
+        in_parallel(delete, [path for path in paths if path.endswith(".json") == lists])
     if not lost.is_set():  # folders of a disk, empty now
         for name in store.folders() if garbage.path == garbage.stage else [""]:
             store.delete_folder(name) if name != LEASE else None

@@ -17,24 +17,13 @@ from mlflow.tracking import MlflowClient
 from components.configuration.config import Config
 from components.runtime.events import Promote
 from components.runtime.storage.artifact import Artifact
-from components.runtime.tracking.names import (
-    BEFORE,
-    CHAMPION,
-    CHOSEN,
-    DATA,
-    DECISION,
-    FIGURES,
-    MODEL_TAG,
-    REASON,
-    REGISTRY,
-    registered_name,
-)
+from components.runtime.tracking import names
 from components.runtime.tracking.registry import create_name
 from components.runtime.tracking.runs import is_new
 
 KEPT = 8  # measurements of a version, each in its own way
 RECONSTRUCTIONS = "reconstructions of held-out images"  # by the tokenizer, which counts where nothing else is made
-VERSION = re.compile(rf"(?:{REGISTRY})?([^/@:]+)[/@]([0-9]+)")
+VERSION = re.compile(rf"(?:{names.REGISTRY})?([^/@:]+)[/@]([0-9]+)")
 
 
 class MadeFigure(Config):
@@ -87,9 +76,9 @@ class Promotion(NamedTuple):
     def lines(self) -> list[str]:
         """For the user."""
         if self.promoted:
-            return [f"model: {REGISTRY}{self.model}@{CHAMPION} (version {self.version}: {self.reason})"]
+            return [f"model: {names.REGISTRY}{self.model}@{names.CHAMPION} (version {self.version}: {self.reason})"]
         by_hand = f"to make it the champion: cascade promote {self.model}@{self.version}"
-        return [f"model: {REGISTRY}{self.model}/{self.version}", f"not the champion: {self.reason}; {by_hand}"]
+        return [f"model: {names.REGISTRY}{self.model}/{self.version}", f"not the champion: {self.reason}; {by_hand}"]
 
 
 def figures_of(evaluation: Artifact) -> Figures | None:
@@ -140,20 +129,20 @@ def promote_run(client: MlflowClient, run_id: str, *, models: str, how: Promote,
     """Decide on the models of a run finished at `ended` (ms), and move the aliases.
     Returns None for a run without models."""
     tags = client.get_run(run_id).data.tags
-    versions = {tag.removeprefix(MODEL_TAG): tags[tag] for tag in sorted(tags) if tag.startswith(MODEL_TAG)}
+    versions = {tag.removeprefix(names.MODEL_TAG): tags[tag] for tag in sorted(tags) if tag.startswith(names.MODEL_TAG)}
     if not versions:
         return None
-    decision = json.loads(tags.get(DECISION, "{}"))
+    decision = json.loads(tags.get(names.DECISION, "{}"))
     if decision.get("ended") != ended:
-        figures = _listed(tags.get(FIGURES))
+        figures = _listed(tags.get(names.FIGURES))
         decision = _decide(client, versions, models=models, how=how, figures=figures) | {"ended": ended}
-        client.set_tag(run_id, DECISION, json.dumps(decision))
+        client.set_tag(run_id, names.DECISION, json.dumps(decision))
     for name, (before, promoted, reason) in {} if decision.get("done") else decision["models"].items():
         if promoted and champion_of(client, name) == before != versions[name]:
             make_champion(client, name, versions[name], reason=reason)
         elif not promoted:
-            client.set_model_version_tag(name, versions[name], REASON, reason)
-    client.set_tag(run_id, DECISION, json.dumps(decision | {"done": True}))
+            client.set_model_version_tag(name, versions[name], names.REASON, reason)
+    client.set_tag(run_id, names.DECISION, json.dumps(decision | {"done": True}))
     main = decision["main"]
     _, promoted, reason = decision["models"][main]
     return Promotion(main, versions[main], promoted, reason)
@@ -163,14 +152,14 @@ def _decide(
     client: MlflowClient, versions: dict[str, str], *, models: str, how: Promote, figures: list[Figures]
 ) -> dict[str, Any]:
     """Name -> the champion until now, if the run's version follows, and the reason."""
-    main = registered_name(models) if registered_name(models) in versions else min(versions)
-    follows = len(versions) == 1 or main == registered_name(models)  # else nothing says what the figures are of
+    main = names.registered_name(models) if names.registered_name(models) in versions else min(versions)
+    follows = len(versions) == 1 or main == names.registered_name(models)  # else nothing says what the figures are of
     measured = figures[-1] if figures and follows else None
     if measured is not None:  # beside figures of the same version from other methods
-        earlier = _listed(client.get_model_version(main, versions[main]).tags.get(FIGURES))
+        earlier = _listed(client.get_model_version(main, versions[main]).tags.get(names.FIGURES))
         kept = [*(each for each in earlier if each.way() != measured.way()), measured][-KEPT:]
         text = json.dumps([each.model_dump() for each in kept])
-        client.set_model_version_tag(main, versions[main], FIGURES, text)
+        client.set_model_version_tag(main, versions[main], names.FIGURES, text)
     champions = {name: champion_of(client, name) for name in versions}
     verdict = _verdict(client, main, versions[main], champions[main], measured, how)
     decided = {}
@@ -191,7 +180,7 @@ def _verdict(
         return Verdict(True, "it is the champion already")
     if how != "better" or champion is None:
         return Verdict(how != "never", "the first of its name" if how == "better" else f"--promote {how}")
-    measurements = _listed(client.get_model_version(name, champion).tags.get(FIGURES))
+    measurements = _listed(client.get_model_version(name, champion).tags.get(names.FIGURES))
     alike = [each for each in measurements if measured is not None and each.way() == measured.way()]
     return compared(measured, (alike or measurements or [None])[-1])
 
@@ -202,7 +191,7 @@ def _listed(text: str | None) -> list[Figures]:
 
 def champion_of(client: MlflowClient, name: str) -> str | None:
     """The number of the champion now; None if there is none."""
-    version = client.get_registered_model(name).aliases.get(CHAMPION)
+    version = client.get_registered_model(name).aliases.get(names.CHAMPION)
     return None if version is None else str(version)
 
 
@@ -210,9 +199,9 @@ def make_champion(client: MlflowClient, name: str, version: str, *, reason: str)
     """Move the alias, and remember the former version."""
     before = champion_of(client, name)
     if before not in (None, version):
-        client.set_model_version_tag(name, version, BEFORE, before)
-    client.set_model_version_tag(name, version, REASON, reason)
-    client.set_registered_model_alias(name, CHAMPION, version)
+        client.set_model_version_tag(name, version, names.BEFORE, before)
+    client.set_model_version_tag(name, version, names.REASON, reason)
+    client.set_registered_model_alias(name, names.CHAMPION, version)
 
 
 def promote_by_hand(model: str, *, tracking_uri: str, back: bool = False) -> tuple[str, str, str | None]:
@@ -222,14 +211,14 @@ def promote_by_hand(model: str, *, tracking_uri: str, back: bool = False) -> tup
     client = MlflowClient(tracking_uri)
     try:
         if back:
-            name = model.removeprefix(REGISTRY).removesuffix(f"@{CHAMPION}")
+            name = model.removeprefix(names.REGISTRY).removesuffix(f"@{names.CHAMPION}")
             before = champion_of(client, name)
-            version = None if before is None else client.get_model_version(name, before).tags.get(BEFORE)
+            version = None if before is None else client.get_model_version(name, before).tags.get(names.BEFORE)
             if version is None:
                 raise ValueError(f"{name} had no champion before this one: write NAME@VERSION")
             client.get_model_version(name, version)
-            client.set_model_version_tag(name, version, REASON, f"by hand: back from {before}")
-            client.set_registered_model_alias(name, CHAMPION, version)
+            client.set_model_version_tag(name, version, names.REASON, f"by hand: back from {before}")
+            client.set_registered_model_alias(name, names.CHAMPION, version)
         elif parts := VERSION.fullmatch(model):
             name, version = parts.groups()
             client.get_model_version(name, version)
@@ -253,11 +242,11 @@ def find_clash(models: str, stages: Collection[str], data: str, *, tracking_uri:
     Raises any exception of MLflow while MLflow is away."""
     if is_new(tracking_uri):
         return None
-    own, client = registered_name(models), MlflowClient(tracking_uri)
-    names = {own, *(registered_name(models, stage=stage) for stage in stages)}
+    own, client = names.registered_name(models), MlflowClient(tracking_uri)
+    ours = {own, *(names.registered_name(models, stage=stage) for stage in stages)}
     for model in client.search_registered_models(f"name LIKE '{own}%'", max_results=1000, order_by=["name"]):
-        theirs = model.tags.get(DATA)
-        if model.name in names and theirs and theirs != data:
+        theirs = model.tags.get(names.DATA)
+        if model.name in ours and theirs and theirs != data:
             return clash(model.name, data, theirs)
     return None
 
@@ -265,15 +254,15 @@ def find_clash(models: str, stages: Collection[str], data: str, *, tracking_uri:
 def take(client: MlflowClient, name: str, tags: Mapping[str, str]) -> str | None:
     """Note the images of a registered name, from the tags of a run that registers a model.
     Returns the `clash` if the name stands for other images and the user has not chosen it."""
-    data = tags.get(DATA)
+    data = tags.get(names.DATA)
     if data is None:
         return None
     existing = client.search_registered_models(f"name = '{name}'")
-    theirs = existing[0].tags.get(DATA, "") if existing else None  # empty: nothing is known of its images
-    if theirs and theirs != data and CHOSEN not in tags:
+    theirs = existing[0].tags.get(names.DATA, "") if existing else None  # empty: nothing is known of its images
+    if theirs and theirs != data and names.CHOSEN not in tags:
         return clash(name, data, theirs)
     if theirs is None:
-        create_name(client, name, tags={DATA: data})
+        create_name(client, name, tags={names.DATA: data})
     elif theirs != data:
-        client.set_registered_model_tag(name, DATA, data)
+        client.set_registered_model_tag(name, names.DATA, data)
     return None
