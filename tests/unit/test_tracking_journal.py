@@ -142,8 +142,7 @@ def test_a_process_that_is_killed_loses_nothing_that_it_had_said(tmp_path: Path)
     program = f"""
         import os, signal
         from pathlib import Path
-        from components.runtime.tracking.runs import TrackedRun, what_is_missing
-from components.runtime.tracking.event_log import new_journal
+        from components.runtime.tracking.event_log import new_journal
         from tests.unit.test_tracking_journal import line
         journal = new_journal(Path("{tmp_path}"), destination={HERE})
         for step in range(100):
