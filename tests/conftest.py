@@ -29,8 +29,11 @@ SHARE_RAY = (  # beside tests/distributed
     *("test_data_command", "test_data_ingest", "test_data_stream", "test_evaluation_generated", "test_execute"),
     *("test_measures", "test_serving", "test_survives"),
 )
-ONE_RUN = ("test_installed", "test_rows", "test_secrets")  # look at one run, and share the suite's Ray too
-LONG = ("test_share_nothing", "test_cluster_checks", "test_serve_deploy", "test_serve_command", "test_packed_models")
+ONE_RUN = ("test_rows", "test_secrets")  # look at one run, and share the suite's Ray too
+LONG = (
+    *("test_submitted_job", "test_share_nothing", "test_installed", "test_cluster_checks", "test_serve_deploy"),
+    *("test_serve_command", "test_packed_models"),
+)
 RAY = "the suite's Ray"
 FIRST, LAST = (RAY, *LONG), len(LONG) + 1
 FORKED = (  # imported once, by the process that is forked for ranks of gloo and for racing writers

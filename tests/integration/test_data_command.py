@@ -14,23 +14,18 @@ from components.data.held_out import read_whole_shard
 from components.data.shards import load_index
 from tests.hub_server import hub
 from tests.image_sets import number_of, write_parquet
-from tests.integration.conftest import FEW, settings
+from tests.in_process import Done, in_process
+from tests.integration.conftest import FEW, SHOWN, settings
 from tests.stored_files import flip
 
 CASCADE = str(Path(sys.executable).with_name("cascade"))
 REPO = "someone/pets"
-TRAINED = ("tokenizer", "prior", "base", "upsamplers.0")
-
-
-def cascade(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    variables = {**os.environ, **environment}
-    return subprocess.run([CASCADE, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, timeout=500)
 
 
 class Finished(NamedTuple):
     folder: Path
-    settings: list[str]
-    done: subprocess.CompletedProcess
+    command: list[str]
+    done: Done
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +48,10 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_set_of_the_hub_becomes_shards_and_nothing_but_our_lines_is_printed(pets: Path, tmp_path: Path) -> None:
     address = f"hf://datasets/{REPO}"
     options = ["--out", str(tmp_path / "set"), "--resolution", "8", "--samples-per-shard", "64"]
+    command = [CASCADE, "data", "parquet", address, *options]
     with hub(pets, REPO) as served:
-        done = cascade("data", "parquet", address, *options, cwd=tmp_path, HF_ENDPOINT=served.endpoint)
+        variables = {**os.environ, "HF_ENDPOINT": served.endpoint}
+        done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     index = load_index(str(tmp_path / "set"))
     found = [
@@ -84,7 +81,7 @@ def test_a_set_of_the_hub_becomes_shards_and_nothing_but_our_lines_is_printed(pe
 
 def test_columns_that_do_not_fit_are_one_line_and_exit_code_2(pets: Path, tmp_path: Path) -> None:
     options = ["--out", str(tmp_path / "set")]
-    done = cascade("data", "parquet", str(pets), "--label-column", "lable", *options, cwd=tmp_path)
+    done = in_process("data", "parquet", str(pets), "--label-column", "lable", *options, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "column 'lable' is not there, did you mean 'label'?" in done.stderr
@@ -93,48 +90,46 @@ def test_columns_that_do_not_fit_are_one_line_and_exit_code_2(pets: Path, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def finished(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(pets: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A run of all stages, small."""
-    few = [setting for part in TRAINED for setting in settings(part, **FEW)]
-    few += settings("images", source=pets, samples_per_shard=64)
-    few += settings("samples", measured_samples=8, images_per_class=1, num_prompts=1, images_per_prompt=1)
-    few += settings("evaluation", reference_samples=32, held_out_samples=8)
+    command = ["run", "--recipe", "vqgan_transformer_32", "--tracking", "none", *SHOWN]
+    command += [setting for part in ("tokenizer", "prior") for setting in settings(part, **FEW)]
+    command += settings("images", source=pets, samples_per_shard=64)
     folder = tmp_path_factory.mktemp("finished")
-    done = cascade("run", "--recipe", "smoke", *few, cwd=folder)
+    done = in_process(*command, cwd=folder, on_ray=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return Finished(folder, few, done)
+    return Finished(folder, command, done)
 
 
-def test_a_parquet_set_goes_to_the_end_of_smoke(finished: Finished) -> None:
-    tmp_path, _, done = finished
-    ours = re.compile(r"\d\d:\d\d:\d\d ")  # Ray's own lines begin with a date
-    assert [line for line in done.stderr.splitlines() if not ours.match(line)] == []
-    assert sum("train is read" in line or "not read: blip" in line for line in done.stderr.splitlines()) == 2
-    assert not re.search(r"^\d{4}-\d\d-\d\d ", done.stdout, re.MULTILINE), done.stdout
-    (images,) = tmp_path.glob("runs/stages/images/*/manifest.json")
+def test_a_parquet_set_goes_to_the_end_of_a_run(finished: Finished) -> None:
+    folder, _, done = finished
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if not re.match(r"\d\d:\d\d:\d\d ", line)] == []
+    assert sum("train is read" in line or "not read: blip" in line for line in lines) == 2
+    (images,) = folder.glob("runs/stages/images/*/manifest.json")
     metadata = json.loads(images.read_text())["metadata"]
     assert (metadata["source"], metadata["samples"]) == ("parquet", 298)
     assert len(metadata["quarantined"]) == 2
     assert metadata["classes"] == ["red", "green", "blue"]
-    assert list(tmp_path.glob("runs/runs/smoke_on_pets-*/report.html"))
+    assert list(folder.glob("runs/runs/vqgan_transformer_32_on_pets-*/report.html"))
 
 
 def test_force_mends_what_verify_finds(finished: Finished) -> None:
     """One bit in a file of three stages, and nothing that is told of the files."""
-    folder, few, _ = finished
+    folder, command, _ = finished
     stages = {name: Path(*folder.glob(f"runs/stages/{name}/*")) for name in ("images", "tokens", "samples")}
     parts = (".tar", ".parquet", ".npz")
     damaged = {name: min(f for f in stage.glob("files/*") if f.suffix in parts) for name, stage in stages.items()}
     whole = {name: file.read_bytes() for name, file in damaged.items()}
     for file in damaged.values():
         flip(file)
-    found = cascade("verify", cwd=folder)
+    found = in_process("verify", cwd=folder)
     assert found.returncode == 1
     assert all(f"{file} differs" in found.stdout for file in damaged.values()), found.stdout
     only = [option for name in stages for option in ("--only", name)]
-    done = cascade("run", "--recipe", "smoke", *few, *only, "--force", cwd=folder)
+    done = in_process(*command, *only, "--force", cwd=folder, on_ray=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert cascade("verify", cwd=folder).returncode == 0
+    assert in_process("verify", cwd=folder).returncode == 0
     for name, stage in stages.items():
         (mended,) = stage.glob(f"files-*/{damaged[name].name}")
         assert mended.read_bytes() == whole[name]

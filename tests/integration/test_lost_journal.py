@@ -23,8 +23,9 @@ from components.runtime.tracking.event_log import stage_points
 from components.runtime.tracking.names import environment
 from pipelines.engine import recorder
 from pipelines.engine.recorder import EXPERIMENT, RunRecorder
+from tests.waiting import eventually
 
-TOTAL, LOST = 30, 20  # steps of the training, and of the driver that is lost
+TOTAL, LOST, FIRST = 30, 20, 5  # steps of the training, of the driver that is lost, and of its first second
 OPTIMIZATION = OptimizationConfig(
     total_steps=TOTAL, global_batch_size=8, learning_rate=1e-3, warmup_steps=0, log_every=1, sample_every=10
 )
@@ -70,21 +71,22 @@ def log(recorder: RunRecorder, first: int, last: int) -> None:
 
 
 def lose_a_driver(place: Path, tracking: str, run: str, *, steps: int, kept: int, mlflow: str = "there") -> None:
-    """A driver trains so many steps, of which `kept` are in storage, and is gone with its machine before any but those
-    of its first second have been sent."""
+    """A driver trains so many steps, of which `kept` are in storage, and is gone with its machine before any but the
+    first have been sent: it sends every ten seconds."""
     address = tracking if mlflow == "there" else "http://127.0.0.1:9"
     program = f"""
-        import os, signal, time
+        import os, signal
         from pathlib import Path
         from components.runtime.events import StageStarted
         from pipelines.engine import recorder
-        from tests.integration.test_lost_journal import log, stage_folder, start_recorder
+        from tests.integration.test_lost_journal import FIRST, log, stage_folder, start_recorder, wait_for_first
         recorder.STORE_SECONDS = 0.0
         lost = start_recorder(Path("{place}"), "lost", "{address}", "{run}")
         lost.emit(StageStarted("base", "{run}", {{}}, {{}}, stage_folder(Path("{place}"))))
-        log(lost, 1, 5)
-        time.sleep(4)
-        log(lost, 6, {kept})
+        log(lost, 1, FIRST)
+        if "{mlflow}" == "there":
+            wait_for_first("{address}", "{run}")
+        log(lost, FIRST + 1, {kept})
         lost.log.store = lambda stage, older_than=0.0: None
         log(lost, {kept + 1}, {steps})
         os.kill(os.getpid(), signal.SIGKILL)
@@ -109,6 +111,18 @@ def history(tracking: str, run: str) -> tuple[Run, list[Metric]]:
     return child, client.get_metric_history(child.info.run_id, "loss")
 
 
+def wait_for_first(tracking: str, run: str) -> None:
+    """Until MLflow has what a driver sent at once."""
+
+    def is_there() -> bool:
+        try:
+            return steps(history(tracking, run)[1]) == list(range(1, FIRST + 1))
+        except (AssertionError, ValueError):  # no experiment or no run yet
+            return False
+
+    assert eventually(is_there, 60, pause=0.2)
+
+
 def steps(points: list[Metric]) -> list[int]:
     return sorted(point.step for point in points)
 
@@ -118,7 +132,7 @@ def test_what_storage_has_is_sent_again_and_what_mlflow_had_stays(
 ):
     lose_a_driver(tmp_path, mlflow_server, run, steps=LOST, kept=LOST)
     _, acknowledged = history(mlflow_server, run)
-    assert steps(acknowledged) == list(range(1, 6)), "the rest was in the journal"
+    assert steps(acknowledged) == list(range(1, FIRST + 1)), "the rest was in the journal"
     found = start("new")
     found.emit(events.StageStarted("base", run, {}, {}, stage_folder(tmp_path)))
     log(found, 16, TOTAL)  # from the checkpoint of step 15
@@ -160,9 +174,9 @@ def test_a_point_that_a_driver_sends_late_is_not_doubled(start: Callable, mlflow
     """Not lost after all: another driver finds the stage finished before the one that trained has sent its last."""
     late = start("late")
     late.emit(events.StageStarted("base", run, {}, {}, stage_folder(tmp_path)))
-    log(late, 1, 5)
-    time.sleep(4)  # sends every ten seconds from here on
-    log(late, 6, TOTAL)
+    log(late, 1, FIRST)
+    wait_for_first(mlflow_server, run)
+    log(late, FIRST + 1, TOTAL)
     found = start("new")
     found.emit(events.StageCached("base", artifact(run, tmp_path)))
     assert found.close("FINISHED") == []

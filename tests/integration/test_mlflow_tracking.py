@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -260,15 +259,18 @@ def test_a_killed_process_is_shown_as_killed_by_the_next_and_all_of_it_arrives(
         tracker.emit(events.RunStarted("killed", "", {{}}, {{"name": "tiny"}}))
         tracker.emit(events.StageStarted("base", "k1", {{}}, {{}}))
         tracker.emit(events.Metrics("base", 1, {{"loss": 1.0}}))
-        time.sleep(4)
+        while not Path("{tmp_path}/arrived").exists():
+            time.sleep(0.01)
         tracker.emit(events.Metrics("base", 2, {{"loss": 0.5}}))
         tracker.emit(events.Image("base", 2, "samples/grid", Path("{tmp_path}/grid.png").read_bytes()))
         tracker.emit(events.Text("base", "notes.md", "all well"))
         os.kill(os.getpid(), signal.SIGKILL)
     """
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "grid.png")
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env=os.environ, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    killed = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
+    _wait_until(lambda: seen().steps("loss", stage="base") == [1])
+    (tmp_path / "arrived").touch()
+    assert killed.wait(60) == -signal.SIGKILL
     assert seen().run(stage="base").info.status == "RUNNING"
     track("next").close("FINISHED")
     assert seen().steps("loss", stage="base") == [1, 2]

@@ -11,15 +11,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import psutil
 import pytest
 
+from pipelines.command import serve
 from tests.conftest import free_port
+from tests.in_process import in_process
 from tests.served_models import CHAMPION, Registry
 from tests.tiny_cascade import write_cascade
 
@@ -143,15 +145,6 @@ def is_api(process: psutil.Process) -> bool:
     return "Api" in " ".join(process.cmdline())
 
 
-def test_a_taken_port_is_one_line_before_anything_starts(served: Served, registry: Registry):
-    port = served.address.rpartition(":")[2]
-    check_wrong_use(
-        served.environment,
-        ["--model", CHAMPION, "--tracking", registry.uri, "--port", port],
-        f"can't listen at 127.0.0.1:{port}, another program listens there: choose another with --port",
-    )
-
-
 WRONG = {
     "can't get models:/image-cascade-none@champion from the registry": [
         "--model",
@@ -166,27 +159,21 @@ WRONG = {
 }
 
 
-def test_wrong_use_is_one_line_and_exit_code_2(environment, registry):
+def test_wrong_use_is_one_line_and_exit_code_2_before_anything_starts(
+    served: Served, registry: Registry, tmp_path: Path
+):
+    port = served.address.rpartition(":")[2]
+    taken = f"can't listen at 127.0.0.1:{port}, another program listens there: choose another with --port"
     wrong = WRONG | {"tokenizer makes no image": ["--model", str(registry.home / "cascade/cascade/tokenizer")]}
-
-    def check(words: str) -> None:
-        check_wrong_use(environment, [*wrong[words], "--tracking", registry.uri], words)
-
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(check, wrong))
-
-
-def check_wrong_use(environment: dict[str, str], options: list[str], words: str) -> None:
-    sessions = list(Path(environment["RAY_TMPDIR"]).rglob("session_2*"))
-    with tempfile.TemporaryDirectory() as folder:
-        command = [CASCADE, "serve", *options]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
-        assert list(Path(folder).iterdir()) == []
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert words in line
-    assert list(Path(environment["RAY_TMPDIR"]).rglob("session_2*")) == sessions, "a Ray was started"
+    wrong[taken] = ["--model", CHAMPION, "--port", port]
+    with mock.patch.object(serve, "start_ray", side_effect=AssertionError("a Ray is started")):
+        for words, options in wrong.items():
+            done = in_process("serve", *options, "--tracking", registry.uri, cwd=tmp_path)
+            assert (done.returncode, done.stdout) == (2, ""), done.stderr
+            (line,) = done.stderr.splitlines()
+            assert line.startswith("error: ")
+            assert words in line
+            assert list(tmp_path.iterdir()) == []
 
 
 def test_sigterm_ends_it_with_exit_code_0_and_leaves_no_process(served: Served):

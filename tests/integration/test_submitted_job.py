@@ -11,12 +11,20 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.integration.conftest import FEW, settings
 from tests.local_cluster import ROOT, local_cluster
 
 STAGES = ("images", "tokenizer", "tokens", "prior", "base", "upsampler_32", "cascade", "samples", "evaluation")
 MODELS = ("tokenizer", "prior", "base", "upsampler_32")
 SUBMIT = [str(Path(sys.executable).with_name("ray")), "job", "submit"]
-PROGRAM = ["--", "python", "pipelines/full_cascade.py", "--recipe", "smoke"]
+TRAINED = ("tokenizer", "prior", "base", "upsamplers.0")
+SMALL = [
+    *settings("images", limit=128, samples_per_shard=32),
+    *[setting for part in TRAINED for setting in settings(part, **FEW, log_every=1)],
+    *settings("samples", measured_samples=8, images_per_class=1, num_prompts=1, images_per_prompt=1),
+    *settings("evaluation", reference_samples=32, held_out_samples=8),
+]
+PROGRAM = ["--", "python", "pipelines/full_cascade.py", "--recipe", "smoke", *SMALL]
 
 
 @pytest.fixture(scope="module")
