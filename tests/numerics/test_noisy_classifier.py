@@ -1,10 +1,16 @@
-"""Laws of ADM's classifier of noisy images: published sizes, its pool by the formula, and what it depends on."""
+"""Laws of the classifier of noisy images, and of guidance by it."""
 
 import pytest
 import torch
 
+from components.configuration.sampling import ClassifierSampling
+from components.models.diffusion.objective import make_objective
 from components.models.noisy_classifier import AttentionPool2d, NoisyClassifier
+from components.sampling.guides import check_guides, class_log_probabilities, classifier_score
+from components.sampling.model import SamplingModel
 from tests.peer_unets import randomized
+from tests.tiny_text_image import classifier_config
+from tests.tiny_training import DATASET_INFO
 
 SMALL = {
     "resolution": 8,
@@ -76,3 +82,79 @@ def test_sizes_that_do_not_fit_are_refused(change):
 def test_a_image_of_another_size_is_refused():
     with pytest.raises(ValueError, match="x_t is 4 x 4, this network takes 8 squared"):
         NoisyClassifier(**SMALL)(torch.zeros(1, 3, 4, 4), torch.tensor([0]))
+
+
+def classifier(**changes: object) -> SamplingModel:
+    config = classifier_config(**changes)
+    arguments = config.network_arguments(DATASET_INFO)
+    settings = {"noisy": config.noisy, "objective": config.process.objective()}
+    module = NoisyClassifier(**arguments).double().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))  # residual branches start at zero
+    return SamplingModel("classifier", "classifier", arguments, settings, module, None, ClassifierSampling())
+
+
+def test_the_score_is_the_gradient_of_the_log_probability() -> None:
+    model, x_t = classifier(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    time, labels = torch.tensor([3, 30]), torch.tensor([2, 0])
+    with torch.no_grad():  # as a sampler calls it
+        score = classifier_score(model, labels, 2.0)(x_t, time)
+    direction = torch.randn_like(x_t)
+
+    def log_p(x: torch.Tensor) -> torch.Tensor:
+        return model.module(x, time).log_softmax(1).gather(1, labels[:, None])[:, 0]
+
+    with torch.no_grad():
+        slope = (log_p(x_t + 1e-5 * direction) - log_p(x_t - 1e-5 * direction)) / 2e-5
+    torch.testing.assert_close((score * direction).sum(dim=(1, 2, 3)), 2.0 * slope, rtol=1e-3, atol=1e-6)
+    assert all(parameter.grad is None for parameter in model.module.parameters())
+
+
+def test_a_images_score_does_not_depend_on_its_batch_and_the_null_label_pulls_nowhere() -> None:
+    model, x_t = classifier(), torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    time, labels = torch.tensor([3, 30, 10]), torch.tensor([2, 0, DATASET_INFO.num_classes])
+    together = classifier_score(model, labels, 1.0)(x_t, time)
+    alone = classifier_score(model, labels[1:2], 1.0)(x_t[1:2], time[1:2])
+    torch.testing.assert_close(together[1:2], alone)
+    assert bool((together[2] == 0).all())
+    assert not bool((together[:2] == 0).all())
+
+
+def test_a_classifier_of_clean_images_guides_nothing_but_judges() -> None:
+    model = classifier(noisy=False)
+    with pytest.raises(ValueError, match="clean images only"):
+        classifier_score(model, torch.tensor([0]), 1.0)
+    images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(class_log_probabilities(model, images).exp().sum(dim=1), torch.ones(4))
+
+
+@pytest.mark.parametrize("objective", ["discrete", "edm", "flow"])
+def test_it_guides_models_of_its_own_process_only(objective: str) -> None:
+    about = {"resolution": 8, "classes": ["a", "b", "c"]}
+    model = classifier(process=objective)
+    model = model._replace(settings=model.settings | about)
+    process = model.settings["objective"] | {"prediction_type": "epsilon", "time_density": "logit_normal"}
+    base = model._replace(name="base", settings={"objective": process, **about})
+    check_guides(model, base)
+    with pytest.raises(ValueError, match="can't guide base: they differ in classes"):
+        check_guides(model, base._replace(settings=base.settings | {"classes": ["a", "b", "d"]}))
+    other = {"discrete": {"schedule": "linear"}, "edm": {"sigma_data": 1.0}, "flow": {"kind": "edm"}}[objective]
+    with pytest.raises(ValueError, match=f"differ in {next(iter(other))}"):
+        check_guides(model, base._replace(settings={"objective": process | other, **about}))
+
+
+@pytest.mark.parametrize("objective", ["discrete", "edm", "flow"])
+def test_guidance_raises_the_probability_of_the_class(objective: str) -> None:
+    """One small step along the score, at a time of each process."""
+    model, label = classifier(process=objective), torch.tensor([1, 1])
+    process = make_objective(model.settings["objective"])
+    time = process.times(torch.tensor([0.3, 0.6], dtype=torch.float64))
+    x_t = process.add_noise(torch.zeros(2, 3, 8, 8).double(), torch.randn(2, 3, 8, 8).double(), time)
+    score = classifier_score(model, label, 1.0)(x_t, time)
+
+    def log_p(x: torch.Tensor) -> torch.Tensor:
+        return process.apply(model.module, x, time).log_softmax(1)[:, 1]
+
+    with torch.no_grad():
+        assert bool((log_p(x_t + 1e-3 * score) > log_p(x_t)).all())

@@ -1,4 +1,4 @@
-"""Laws of exact models of images and of drawing from them, held by gated PixelCNN and Row LSTM alike."""
+"""Laws of exact models of images and of drawing from them, and of what PixelCNN and Row LSTM can see."""
 
 import itertools
 import math
@@ -7,10 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
+from components.models.masked import color_groups
+from components.models.row_lstm import lstm
 from components.sampling.pixelwise import PixelNetwork, generate_grid
-from tests.pixel_models import KINDS, make_model, random_values
+from tests.pixel_models import KINDS, Place, make_model, places, random_values, seen_places
 
 LABEL = torch.tensor([0, 3, 4])  # 4 is the null label
 BOTH = pytest.mark.parametrize("kind", KINDS)
@@ -225,3 +227,99 @@ def test_a_trained_model_reaches_the_entropy_of_a_known_distribution(
     with torch.no_grad():
         reached = float(F.cross_entropy(model(held_out).movedim(-1, 1), held_out))
     assert reached == pytest.approx(known_entropy(num_values), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("num_channels", "embedding"), [(3, "intensity"), (1, "table"), (1, "intensity"), (2, "table")]
+)
+def test_every_value_sees_all_that_come_before_it_and_nothing_else(num_channels: int, embedding: str):
+    """No leak and no blind spot, for every color of every position."""
+    model = make_model("pixelcnn", num_channels=num_channels, embedding=embedding)
+    seen = seen_places(model, height=5, width=6)
+    order = places(model, height=5, width=6)
+    for index, place in enumerate(order):
+        assert seen[place] == set(order[:index]), place
+
+
+def test_a_single_layer_sees_its_kernel_only():
+    """The first layer alone: four rows above by 7 columns, and three positions to the left. Nothing reaches further,
+    so what the law above finds complete is not a constant leak."""
+    model = make_model("pixelcnn", num_channels=1, num_layers=0)
+    seen = seen_places(model, height=7, width=9)
+    for row, column, _ in places(model, height=7, width=9):
+        expected = {(i, j, 0) for i in range(max(0, row - 4), row) for j in range(9) if abs(j - column) <= 3}
+        expected |= {(row, j, 0) for j in range(max(0, column - 3), column)}
+        assert seen[row, column, 0] == expected
+
+
+@torch.no_grad()
+def test_the_network_takes_grids_of_any_size():
+    model = make_model("pixelcnn")
+    values = random_values(model, batch_size=1, height=9, width=7)
+    torch.testing.assert_close(model(values)[:, :, :4], model(values[:, :, :4]))
+
+
+@torch.no_grad()
+def test_mid_gray_is_not_the_outside_of_the_image():
+    """Intensity 0 is mid-gray and also what pads the convolutions; the channel of ones tells them apart."""
+    model = make_model("pixelcnn", num_values=3, num_channels=1, num_layers=0)
+    narrow, wide = (model(torch.ones(1, 1, 3, width, dtype=torch.int64)) for width in (4, 5))
+    assert not torch.allclose(narrow[..., -1, :], wide[..., -2, :])  # here one ends and the other goes on
+
+
+def test_colors_share_channels_in_every_part_of_a_gate():
+    assert color_groups(6, num_channels=3, parts=2) == (0, 0, 1, 1, 2, 2) * 2
+
+
+ENTRY_REACH = 3  # to each side of the first layer's kernel of 7, and rows above
+
+
+def in_reach(place: Place, other: Place, *, left: int) -> bool:
+    """Whether `other` comes before `place` and lies in its triangle.
+
+    Each row up, the state reaches one column further to each side. To the right the first layer adds its own reach in
+    the last of these rows, so d rows above it is d + 2 columns. To the left it adds that in any row, and each recurrent
+    layer kernel_size // 2: `left` columns in all, and d more.
+    """
+    (row, column, _), (i, j, _) = place, other
+    rows = row - i
+    if rows == 0:
+        return other < place and column - j <= left
+    return rows > 0 and column - j <= left + rows and j - column <= rows - 1 + ENTRY_REACH
+
+
+@pytest.mark.parametrize(("num_channels", "embedding"), [(3, "intensity"), (1, "table")])
+def test_every_value_sees_the_triangle_above_it_and_nothing_else(num_channels: int, embedding: str):
+    """No leak. Out of reach, as the paper says of the triangular context: what is far to the right in near rows."""
+    model = make_model("row_lstm", num_channels=num_channels, embedding=embedding)
+    seen = seen_places(model, height=4, width=8)
+    order = places(model, height=4, width=8)
+    left = ENTRY_REACH + 2 * (3 // 2)  # two recurrent layers with a kernel of 3
+    for place in order:
+        assert seen[place] == {other for other in order if in_reach(place, other, left=left)}, place
+
+
+def test_what_is_out_of_reach_is_far_to_the_right_or_left():
+    """The earlier positions that position (2, 0) of an 8 columns wide grid can't see, and those that (2, 7) can't."""
+    model = make_model("row_lstm", num_channels=1)
+    seen = seen_places(model, height=3, width=8)
+    order = places(model, height=3, width=8)
+
+    def missing(row: int, column: int) -> list[tuple[int, int]]:
+        place = (row, column, 0)
+        return [other[:2] for other in order if other < place and other not in seen[place]]
+
+    assert missing(1, 0) == [(0, 4), (0, 5), (0, 6), (0, 7)]
+    assert missing(2, 0) == [(0, 5), (0, 6), (0, 7), (1, 4), (1, 5), (1, 6), (1, 7)]
+    assert missing(2, 7) == [(1, 0), (2, 0), (2, 1)]
+
+
+def test_one_step_equals_the_lstm_cell_of_torch():
+    """With gates in torch's order: input, forget, content, output."""
+    torch.manual_seed(0)
+    cell = nn.LSTMCell(3, 5).double()
+    x, state, memory = torch.randn(2, 3).double(), torch.randn(2, 5).double(), torch.randn(2, 5).double()
+    gates = x @ cell.weight_ih.T + cell.bias_ih + state @ cell.weight_hh.T + cell.bias_hh
+    let_in, keep, content, let_out = gates.chunk(4, dim=1)
+    ours = lstm(torch.cat([let_out, keep, let_in, content], dim=1), memory)
+    torch.testing.assert_close(ours, cell(x, (state, memory)))
