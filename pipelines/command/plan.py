@@ -9,12 +9,12 @@ from components.configuration.usage import UsageError
 from components.stages.images import ImagesConfig
 from pipelines.engine import driver
 from pipelines.engine.code_seen import changes_of_code
-from pipelines.engine.display import plan_table
+from pipelines.engine.display import plan_table, say
 from pipelines.engine.provenance import code_line
 from pipelines.engine.session import on_cluster
-from pipelines.planning.cost import UTILIZATION, rate_of, stage_costs
-from pipelines.planning.cost_table import cost_notes, cost_overview, cost_table
-from pipelines.planning.preflight import check_batches, check_sharding
+from pipelines.planning.cost import UTILIZATION, Rate, rate_of, stage_costs
+from pipelines.planning.cost_table import cost_notes, cost_overview, cost_table, heading, markdown
+from pipelines.planning.preflight import check_shares
 from pipelines.planning.profiles import Cluster, Profile, load_profile, parse_cluster, this_machine
 from pipelines.planning.shares import gpu_count, resource_rows, resource_table, share_cluster, trainings
 from pipelines.planning.tar_reads import reads_table, reads_title, reads_warning, tar_reads, tars_in_place
@@ -35,6 +35,18 @@ class Payment(NamedTuple):
     mfu: float | None = None  # share of its peak that is used
     images: int | None = None  # of the set
 
+    def check(self, clusters: Sequence[str]) -> None:
+        """Raise UsageError for an option without the options that give the option a sense.
+
+        `--price` needs `--gpu`, and `--gpu` a single `--cluster`.
+        """
+        if self.gpu is None and (given := [f"--{name}" for name, own in self._asdict().items() if own is not None]):
+            raise UsageError(f"{given[0]} needs --gpu, as --gpu h100")
+        if self.gpu is not None and len(clusters) != 1:
+            raise UsageError("--gpu needs one --cluster, as --cluster gpus=64")
+        if self.images is not None and self.images < 1:
+            raise UsageError(f"--images must be at least 1, not {self.images}")
+
 
 UNPAID = Payment()
 
@@ -45,106 +57,71 @@ def show_plan(options: driver.RunOptions, clusters: Sequence[str], console: Cons
     For such clusters neither the source nor storage is asked, so keys and what is cached take no part. Raises
     UsageError, in one line, for whatever is written wrongly.
     """
-    check_payment(pay, clusters)
+    pay.check(clusters)
     if not clusters:
         show_keys(options, console)
         return
-    parsed = [parse_cluster(text) for text in clusters]
-    profile = load_profile(options.profile)
-    if options.recipe == PUBLISHED:
-        if options.set or options.only or options.from_ or options.until:
-            raise UsageError(f"--recipe {PUBLISHED} is all of them: --set, --only, --from and --until need one")
-        workflows = [build_workflow(recipe()) for recipe in paper_recipes().values()]
-    else:
-        workflows = [build_workflow(load_recipe(options.recipe, options.set))]
+    parsed, profile = [parse_cluster(text) for text in clusters], load_profile(options.profile)
+    whole = options.recipe == PUBLISHED
+    if whole and (options.set or options.only or options.from_ or options.until):
+        raise UsageError(f"--recipe {PUBLISHED} is all of them: --set, --only, --from and --until need one")
+    recipes = [make() for make in paper_recipes().values()] if whole else [load_recipe(options.recipe, options.set)]
+    workflows = [build_workflow(recipe) for recipe in recipes]
+    rate = None
     if pay.gpu is not None:
-        show_costs(workflows, profile, parsed[0], options, pay, console)
-    elif len(workflows) == len(parsed) == 1:
-        show_shares(workflows[0], profile, parsed[0], options, console)
+        rate = rate_of(pay.gpu, utilization=UTILIZATION if pay.mfu is None else pay.mfu, price=pay.price)
+        if parsed[0].gpus == 0:
+            raise UsageError("--gpu needs a cluster with GPUs, as --cluster gpus=64")
+    if not whole and len(parsed) == 1:
+        show_shares(workflows[0], profile, parsed[0], options, rate, pay, console)
     else:
-        console.print("\n".join(overview(workflows, profile, parsed)), soft_wrap=True, markup=False, highlight=False)
-
-
-def check_payment(pay: Payment, clusters: Sequence[str]) -> None:
-    """Raise UsageError for a payment option without the options that give the option a sense.
-
-    `--price` needs `--gpu`, and `--gpu` a single `--cluster`.
-    """
-    if pay.gpu is None and (given := [f"--{name}" for name, value in pay._asdict().items() if value is not None]):
-        raise UsageError(f"{given[0]} needs --gpu, as --gpu h100")
-    if pay.gpu is not None and len(clusters) != 1:
-        raise UsageError("--gpu needs one --cluster, as --cluster gpus=64")
-    if pay.images is not None and pay.images < 1:
-        raise UsageError(f"--images must be at least 1, not {pay.images}")
-
-
-def show_costs(
-    workflows: Sequence[Workflow],
-    profile: Profile,
-    cluster: Cluster,
-    options: driver.RunOptions,
-    pay: Payment,
-    console: Console,
-) -> None:
-    """Print costs of the selected stages on a cluster; of several recipes the trainings, as Markdown."""
-    assert pay.gpu is not None
-    rate = rate_of(pay.gpu, utilization=UTILIZATION if pay.mfu is None else pay.mfu, price=pay.price)
-    if cluster.gpus == 0:
-        raise UsageError("--gpu needs a cluster with GPUs, as --cluster gpus=64")
-    if options.recipe == PUBLISHED:
-        lines = cost_overview(workflows, profile, cluster, rate)
-        console.print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
-        return
-    (workflow,) = workflows
-    shares = share_cluster(workflow, profile, cluster, running=workflow.selected(driver.selection_of(options)))
-    check_batches(workflow, shares)
-    check_sharding(workflow, shares)
-    costs = stage_costs(workflow, shares, rate, images=pay.images)
-    table = cost_table(costs, rate, gpu=pay.gpu, gpus=cluster.gpus)
-    console.width = max(console.width, WIDEST)
-    console.print(table, crop=False)
-    for line in cost_notes(workflow, shares, costs, rate, gpus=cluster.gpus):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-
-
-def show_keys(options: driver.RunOptions, console: Console) -> None:
-    """Print each stage with key and cache state, and the shares of this machine's GPUs."""
-    prepared = driver.prepare(options)
-    console.print(plan_table(prepared.planned))
-    for line in changes_of_code(prepared.planned):
-        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    machine = this_machine()
-    running = [entry.stage.name for entry in prepared.planned if entry.wanted]
-    if machine.gpus and running and not on_cluster():
-        shares = share_cluster(prepared.workflow, prepared.profile, machine, running=running)
-        console.print()
-        console.print(resource_table(prepared.workflow, prepared.profile, machine, shares))
-    show_reads(prepared, console)
-    console.print(f"code: {code_line(prepared.commit)}", highlight=False, soft_wrap=True)
-
-
-def show_reads(prepared: driver.Prepared, console: Console) -> None:
-    """Print the read amplification of tars that stay in the user's place, with a warning."""
-    index = tars_in_place(prepared.planned)
-    rows = [] if index is None else tar_reads(prepared.planned, prepared.profile, index)
-    if index is None or not rows:
-        return
-    console.print(f"\n{reads_title(index)}", soft_wrap=True, highlight=False)
-    console.print(reads_table(rows))
-    config = next(stage.config for stage in prepared.workflow.stages if isinstance(stage.config, ImagesConfig))
-    for line in reads_warning(rows, index, config):
-        console.print(line, style="yellow", soft_wrap=True, markup=False, highlight=False)
+        lines = (
+            overview(workflows, profile, parsed) if rate is None else cost_overview(workflows, profile, parsed[0], rate)
+        )
+        say(console, "\n".join(lines))
 
 
 def show_shares(
-    workflow: Workflow, profile: Profile, cluster: Cluster, options: driver.RunOptions, console: Console
+    workflow: Workflow,
+    profile: Profile,
+    cluster: Cluster,
+    options: driver.RunOptions,
+    rate: Rate | None,
+    pay: Payment,
+    console: Console,
 ) -> None:
-    """Print the shares of a cluster for the selected stages."""
-    running = workflow.selected(driver.selection_of(options))
-    shares = share_cluster(workflow, profile, cluster, running=running)
-    check_batches(workflow, shares)
-    check_sharding(workflow, shares)
-    console.print(resource_table(workflow, profile, cluster, shares))
+    """Print the shares of a cluster for the selected stages; with a rate the stages' costs."""
+    shares = share_cluster(workflow, profile, cluster, running=workflow.selected(options.selection))
+    check_shares(workflow, shares)
+    if rate is None or pay.gpu is None:
+        console.print(resource_table(workflow, profile, cluster, shares))
+        return
+    costs = stage_costs(workflow, shares, rate, images=pay.images)
+    console.width = max(console.width, WIDEST)
+    console.print(cost_table(costs, rate, gpu=pay.gpu, gpus=cluster.gpus), crop=False)
+    for line in cost_notes(workflow, shares, costs, rate, gpus=cluster.gpus):
+        say(console, line)
+
+
+def show_keys(options: driver.RunOptions, console: Console) -> None:
+    """Print each stage with key and cache state, shares of this machine's GPUs, and reads of tars in their place."""
+    prepared = driver.prepare(options)
+    console.print(plan_table(prepared.planned))
+    for line in changes_of_code(prepared.planned):
+        say(console, line, "yellow")
+    machine = this_machine()
+    if machine.gpus and prepared.running and not on_cluster():
+        shares = share_cluster(prepared.workflow, prepared.profile, machine, running=prepared.running)
+        console.print()
+        console.print(resource_table(prepared.workflow, prepared.profile, machine, shares))
+    index = tars_in_place(prepared.planned)
+    if index is not None and (rows := tar_reads(prepared.planned, prepared.profile, index)):
+        say(console, f"\n{reads_title(index)}")
+        console.print(reads_table(rows))
+        config = next(stage.config for stage in prepared.workflow.stages if isinstance(stage.config, ImagesConfig))
+        for line in reads_warning(rows, index, config):
+            say(console, line, "yellow")
+    say(console, f"code: {code_line(prepared.commit)}")
 
 
 def overview(workflows: Sequence[Workflow], profile: Profile, clusters: Sequence[Cluster]) -> list[str]:
@@ -153,21 +130,20 @@ def overview(workflows: Sequence[Workflow], profile: Profile, clusters: Sequence
     A cell is "workers x samples of a step for each", "in n parts" where the profile says how large one may be, and the
     GPUs that idle meanwhile.
     """
-    heads = ["recipe", "training", "batch", *(gpu_count(cluster.gpus) for cluster in clusters)]
-    lines = [heads, ["---", "---", *["---:" for _ in heads[2:]]]]
+    lines = heading(["recipe", "training", "batch", *(gpu_count(cluster.gpus) for cluster in clusters)])
     for workflow in workflows:
         cells: dict[str, list[str]] = {name: [] for name in trainings(workflow)}
         for cluster in clusters:
             shares = share_cluster(workflow, profile, cluster)
-            check_batches(workflow, shares)
-            check_sharding(workflow, shares)
+            check_shares(workflow, shares)
             for row in resource_rows(workflow, profile, cluster, shares):
                 if row.stage in cells:
-                    cells[row.stage].append(
-                        f"{row.workers} × {row.share}"
-                        + (f" in {row.parts} parts" if row.parts else "")
-                        + (f", {row.idle:g} idle" if row.idle else "")
+                    parts, idle = (
+                        f" in {row.parts} parts" if row.parts else "",
+                        f", {row.idle:g} idle" if row.idle else "",
                     )
+                    cells[row.stage].append(f"{row.workers} × {row.share}{parts}{idle}")
         for name, config in trainings(workflow).items():
-            lines.append([f"`{workflow.name}`", name, str(config.optimization.global_batch_size), *cells[name]])
-    return [f"| {' | '.join(line)} |" for line in lines]
+            batch = str(config.optimization.global_batch_size)
+            lines.append(markdown([f"`{workflow.name}`", name, batch, *cells[name]]))
+    return lines

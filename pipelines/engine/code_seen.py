@@ -11,7 +11,7 @@ import importlib.metadata
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,28 @@ class Import(NamedTuple):
     name: str  # of what is taken of it; empty: nothing
 
 
+class Source:
+    """A module's file with the checkout's names of modules: imports and digests."""
+
+    def __init__(self, path: Path) -> None:
+        self.text = _as_in_the_checkout(path.read_text())
+
+    @cached_property
+    def imports(self) -> list[Import]:
+        nodes = [*ast.walk(ast.parse(self.text))]
+        names = [Import(n.module, a.name) for n in nodes if isinstance(n, ast.ImportFrom) and n.module for a in n.names]
+        names += [Import(alias.name, "") for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        return [one for one in names if one.module.split(".")[0] in PACKAGES]
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()[:DIGITS]
+
+    @cached_property
+    def tree_digest(self) -> str:
+        return tree_digest(self.text)
+
+
 def code_of(stage: Stage, root: Path = ROOT) -> dict[str, Any]:
     """Versions, and digests (text, syntax tree) of each module behind the stage's numbers, by path.
 
@@ -55,14 +77,12 @@ def code_of(stage: Stage, root: Path = ROOT) -> dict[str, Any]:
         if path is None or path in reached:
             continue
         reached.add(path)
-        todo += [
-            _file(f"{each.module}.{each.name}", root) or _file(each.module, root)
-            for each in _imports(*_state(path))
-            if each.name not in foreign
-        ]
+        imports = [each for each in _source(path).imports if each.name not in foreign]
+        todo += [_file(f"{each.module}.{each.name}", root) or _file(each.module, root) for each in imports]
     names = sorted(path.relative_to(root).as_posix() for path in reached)
-    states = {name: _state(root / name) for name in names if _decides(name)}
-    return _versions() | {"modules": {n: [_text_digest(*state), _tree_digest(*state)] for n, state in states.items()}}
+    rooms = tuple(f"components/{room}/" for room in DECIDING)
+    sources = {name: _source(root / name) for name in names if name.startswith(rooms) and name not in LEFT_OUT}
+    return _versions() | {"modules": {name: [own.digest, own.tree_digest] for name, own in sources.items()}}
 
 
 def changes_of_code(planned: Sequence[PlannedStage], root: Path = ROOT) -> list[str]:
@@ -79,10 +99,7 @@ def changes_of_code(planned: Sequence[PlannedStage], root: Path = ROOT) -> list[
 
 
 def made_by(provenance: Mapping[str, Any]) -> str:
-    """Commit and versions of the code that made an artifact, in one line, from the manifest.
-
-    Empty where the manifest has none.
-    """
+    """Commit and versions of the code that made an artifact, in one line, from the manifest; empty without any."""
     versions = {name: value for name, value in provenance.get("code", {}).items() if name != "modules"}
     commits = [short(provenance["git_commit"])] if "git_commit" in provenance else []
     return ", ".join([*commits, *(f"{name} {value}" for name, value in versions.items())])
@@ -92,15 +109,12 @@ def _changes(record: Mapping[str, Any] | None, root: Path) -> Iterator[str]:
     if record is None:
         yield "which code made it is not known"
         return
-    changed, unlike = [], []
+    changed, unlike, same_python = [], [], record["python"] == _versions()["python"]
     for name, (text, tree) in record["modules"].items():
-        path = root / name
-        if path.is_file() and _text_digest(*_state(path)) == text:
-            continue
-        same_python = record["python"] == _versions()["python"]
-        if not path.is_file() or (same_python and _tree_digest(*_state(path)) != tree):
+        own = _source(root / name) if (root / name).is_file() else None
+        if own is None or (own.digest != text and same_python and own.tree_digest != tree):
             changed.append(name)
-        elif not same_python:
+        elif own.digest != text and not same_python:
             unlike.append(name)
     if changed:
         yield f"{_some(changed)} {'has' if len(changed) == 1 else 'have'} changed"
@@ -118,20 +132,10 @@ def _versions() -> dict[str, str]:
     return {PROJECT: version(), "python": ".".join(platform.python_version_tuple()[:2]), "torch": torch}
 
 
-def _decides(name: str) -> bool:
-    return name not in LEFT_OUT and name.startswith(tuple(f"components/{room}/" for room in DECIDING))
-
-
 def _kinds(stage: Stage) -> set[str]:
     """Every `kind` in the configurations of a stage and the stage's ancestors."""
-    kinds = _kinds_in(stage.config.model_dump(mode="json"))
-    return kinds.union(*(_kinds(parent) for parent in stage.parents()))
-
-
-def _kinds_in(value: Any) -> set[str]:
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    own = {str(value["kind"])} if isinstance(value, dict) and "kind" in value else set()
-    return own.union(*(_kinds_in(part) for part in parts))
+    own = re.findall(r'"kind":"(\w+)"', stage.config.model_dump_json())
+    return {*own}.union(*map(_kinds, stage.parents()))
 
 
 def _names(root: Path, place: tuple[str, str], *, without: set[str]) -> set[str]:
@@ -140,8 +144,9 @@ def _names(root: Path, place: tuple[str, str], *, without: set[str]) -> set[str]
     tree = ast.parse((root / file).read_text())
     (table,) = [n.value for n in tree.body if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == title]
     assert isinstance(table, ast.Dict)
-    keys = [key.value for key in table.keys if isinstance(key, ast.Constant)]
-    rows = [*zip(keys, map(ast.unparse, table.values), strict=True)]
+    rows = [
+        (ast.literal_eval(key), ast.unparse(value)) for key, value in zip(table.keys, table.values, strict=True) if key
+    ]
     return {name for _, name in rows} - {name for key, name in rows if key in without}
 
 
@@ -150,31 +155,14 @@ def _file(module: str, root: Path) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-def _state(path: Path) -> tuple[Path, int, int]:
-    """Path, time and size of a file: the cache key of its text."""
+def _source(path: Path) -> Source:
     stat = path.stat()
-    return path, stat.st_mtime_ns, stat.st_size
+    return _read(path, stat.st_mtime_ns, stat.st_size)
 
 
 @cache
-def _imports(path: Path, changed: int, size: int) -> tuple[Import, ...]:
-    imports = []
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            imports += [Import(INSTALLED.sub("", node.module), alias.name) for alias in node.names]
-        elif isinstance(node, ast.Import):
-            imports += [Import(INSTALLED.sub("", alias.name), "") for alias in node.names]
-    return tuple(one for one in imports if one.module.split(".")[0] in PACKAGES)
-
-
-@cache
-def _text_digest(path: Path, changed: int, size: int) -> str:
-    return _digest(_as_in_the_checkout(path.read_text()))
-
-
-@cache
-def _tree_digest(path: Path, changed: int, size: int) -> str:
-    return tree_digest(path.read_text())
+def _read(path: Path, changed: int, size: int) -> Source:  # once for each state of the file
+    return Source(path)
 
 
 def tree_digest(text: str) -> str:
@@ -182,21 +170,16 @@ def tree_digest(text: str) -> str:
     tree = ast.parse(_as_in_the_checkout(text))
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
-            body[:] = [part for part in body if not _is_text(part)]
-    return _digest(ast.dump(tree))
+            body[:] = [part for part in body if not (isinstance(part, ast.Expr) and _is_text(part.value))]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:DIGITS]
 
 
 def _as_in_the_checkout(text: str) -> str:
     return SAME_NAME.sub(r"\1", INSTALLED.sub("", text))
 
 
-def _is_text(statement: ast.stmt) -> bool:
-    value = statement.value if isinstance(statement, ast.Expr) else None
+def _is_text(value: ast.expr) -> bool:
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
 def _some(files: Sequence[str]) -> str:

@@ -12,20 +12,14 @@ from rich.text import Text
 
 from components.runtime.events import MEASURES
 from pipelines.engine.recorder import StageStatus
+from pipelines.planning.shares import table_of
 from pipelines.workflow import PlannedStage
 
 logger = logging.getLogger("cascade")
 LINE_SECONDS = 15.0
 BAR = 10  # columns
 IN_A_LINE = ("samples_per_second", "mfu", "achieved_gflops", "data_wait_fraction")
-COLORS = {
-    "done": "green",
-    "cached": "cyan",
-    "failed": "red",
-    "running": "yellow",
-    "skipped": "dim",
-    "queued": "magenta",
-}
+COLORS = dict(done="green", cached="cyan", failed="red", running="yellow", skipped="dim", queued="magenta")
 
 
 class Display:
@@ -59,7 +53,7 @@ class Display:
         for status in statuses:
             for line in status.warnings[self.warned.get(status.name, 0) :]:
                 if self.live is not None:
-                    self.console.print(f"{status.name}: {line}", style="yellow", highlight=False, soft_wrap=True)
+                    say(self.console, f"{status.name}: {line}", "yellow")
                 else:
                     logger.warning("%s: %s", status.name, line)
             self.warned[status.name] = len(status.warnings)
@@ -75,6 +69,11 @@ class Display:
             self.last = time.monotonic()
 
 
+def say(console: Console, line: str, style: str = "") -> None:
+    """Print a line as it is, however long; square brackets and numbers in it have no meaning."""
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def run_tables(statuses: list[StageStatus]) -> Group:
     """The stages' progress and, below, the trainings' use of the machine; 100 columns hold both."""
     measured = [status for status in statuses if status.measures]
@@ -83,8 +82,8 @@ def run_tables(statuses: list[StageStatus]) -> Group:
 
 def stage_table(statuses: list[StageStatus]) -> Table:
     """A table of stages: state, bar, step, speed, time to go, last loss."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("stage", "state", ""):
+    table = table_of("stage", ())
+    for title in ("state", ""):
         table.add_column(title, no_wrap=True)
     for title in ("step", "speed", "ETA", "time", "loss"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -107,11 +106,8 @@ def stage_table(statuses: list[StageStatus]) -> Table:
 
 def measures_table(statuses: list[StageStatus]) -> Table:
     """A table of trainings; columns that no training fills are left out."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("training", no_wrap=True)
     shown = {name: measure for name, measure in MEASURES.items() if any(name in s.measures for s in statuses)}
-    for measure in shown.values():
-        table.add_column(measure.title, justify="right", no_wrap=True)
+    table = table_of("training", [measure.title for measure in shown.values()])
     for status in statuses:
         texts = (m.text(status.measures[name]) if name in status.measures else "" for name, m in shown.items())
         table.add_row(status.name, *texts)
@@ -123,7 +119,7 @@ def status_line(status: StageStatus) -> str:
     parts = [f"{status.name}: {status.state}"]
     if status.state == "running" and status.total:
         parts.append(f"{status.unit} {status.step}/{status.total}")
-        parts += [f"{_speed(status)}" if status.rate else "", f"ETA {duration(status.eta)}" if status.eta else ""]
+        parts += [_speed(status), f"ETA {duration(status.eta)}" if status.eta else ""]
         parts.append(f"loss {status.loss:.4f}" if status.loss is not None else "")
         measures = [(MEASURES[name], status.measures[name]) for name in IN_A_LINE if name in status.measures]
         parts += [f"{measure.title} {measure.text(value)}" for measure, value in measures]
@@ -150,8 +146,8 @@ def _speed(status: StageStatus) -> str:
 
 def plan_table(planned: list[PlannedStage]) -> Table:
     """A table of the plan: key, cached or to run, and inputs of each stage."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("stage", "key", "state", "needs"):
+    table = table_of("stage", ())
+    for title in ("key", "state", "needs"):
         table.add_column(title)
     for entry in planned:
         state = "run" if entry.wanted else "cached" if entry.cached else "not selected"

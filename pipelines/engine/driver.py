@@ -7,8 +7,7 @@ import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import ray
 from rich.console import Console
@@ -19,22 +18,14 @@ from components.runtime.execution import Profiling, Resources
 from components.runtime.storage.store import Store, StoreError, absolute
 from components.runtime.tracking.names import environment, registered_name
 from pipelines.engine.code_seen import changes_of_code
-from pipelines.engine.display import Display, duration, run_tables
+from pipelines.engine.display import Display, duration, run_tables, say
 from pipelines.engine.execute import Outcome, execute
 from pipelines.engine.naming import cascade_name, data_identity, model_card
 from pipelines.engine.provenance import code_line, commit
 from pipelines.engine.recorder import RunRecorder, StageStatus
 from pipelines.engine.run_report import REPORT, TRACES, announced, link_pages, render_run, save_run, traces_of
-from pipelines.engine.session import on_cluster, set_environment, start_ray
-from pipelines.planning.preflight import (
-    Needs,
-    check_batches,
-    check_needs,
-    check_nodes,
-    check_sharding,
-    needs_of,
-    space_of,
-)
+from pipelines.engine.session import on_cluster, set_environment, start_ray, this_node
+from pipelines.planning.preflight import Needs, check_needs, check_nodes, check_shares, needs_of, space_of
 from pipelines.planning.profiles import Profile, load_profile, parse_cluster, storage_uri, tracking_uri
 from pipelines.planning.shares import resource_table, share_cluster, trainings
 from pipelines.recipes.catalog import DEMO, load_recipe, resolved_yaml
@@ -67,11 +58,16 @@ class RunOptions:
     cluster: str | None = None  # what a cluster will have that has less now, as gpus=8,cpus=64
     promote: events.Promote = "better"
 
+    @property
+    def selection(self) -> Selection:
+        return Selection(tuple(self.only), self.from_, self.until, self.force)
+
 
 @dataclass(frozen=True)
 class Prepared:
     """All facts of a run before anything starts."""
 
+    options: RunOptions
     recipe: Recipe
     workflow: Workflow
     profile: Profile
@@ -84,64 +80,55 @@ class Prepared:
     commit: str  # of the code, as `provenance.commit` has it
     profiling: Profiling | None = None
 
+    @property
+    def running(self) -> list[str]:
+        """Names of the stages to run."""
+        return [entry.stage.name for entry in self.planned if entry.wanted]
+
+    def url(self, file: str) -> str:
+        """Address of a file of the run."""
+        return self.root.url(f"runs/{self.run}/{file}")
+
 
 def prepare(options: RunOptions) -> Prepared:
     """Load and check recipe, profile, storage and source, and plan.
 
     Raises UsageError, StoreError or SourceError, each one line, before anything starts.
     """
-    recipe = load_recipe(options.recipe, options.set)
-    name = cascade_name(recipe, options.name)
-    profile = load_profile(options.profile)
-    root = Store(storage_uri(options.storage))
+    recipe, profile = load_recipe(options.recipe, options.set), load_profile(options.profile)
+    name, root = cascade_name(recipe, options.name), Store(storage_uri(options.storage))
     workflow = build_workflow(recipe)
     root.check_writable()
-    planned = workflow.plan(root, selection_of(options))
+    planned = workflow.plan(root, options.selection)
     needs = needs_of(workflow, planned)
     check_needs(needs)
     run = options.run or f"{name}-{planned[-1].key[:6]}"
-    asked, traces = options.profile_steps, root.join("runs", run, TRACES).uri
-    profiling = None if asked is None else parse_steps(asked, workflow=workflow, folder=traces)
-    return Prepared(
-        recipe,
-        workflow,
-        profile,
-        root,
-        tracking_uri(options.tracking),
-        name,
-        run,
-        planned,
-        needs,
-        commit(),
-        profiling,
-    )
-
-
-def selection_of(options: RunOptions) -> Selection:
-    return Selection(tuple(options.only), options.from_, options.until, options.force)
+    profiling, tracking = None, tracking_uri(options.tracking)
+    if options.profile_steps is not None:
+        folder = root.join("runs", run, TRACES).uri
+        profiling = parse_steps(options.profile_steps, workflow=workflow, folder=folder)
+    return Prepared(options, recipe, workflow, profile, root, tracking, name, run, planned, needs, commit(), profiling)
 
 
 def run(options: RunOptions, console: Console) -> int:
     """Run a recipe to the end; returns the exit code: 0 done, 1 failed, 130 interrupted."""
-    prepared = prepare(options)
-    started = time.time()
+    prepared, started = prepare(options), time.time()
     with announced(prepared.root, prepared.run, prepared.planned):
         if options.name is None:
             check_name(prepared, console)
         for line in changes_of_code(prepared.planned):
-            console.print(line, style="yellow", highlight=False, soft_wrap=True)
-        shares = _share(prepared, options, console)
-    signal.signal(signal.SIGTERM, _interrupt)  # `kill` is Ctrl-C to a run that a shell started with `&`
-    actor = _start_recorder(prepared, chosen_name=options.name is not None)
+            say(console, line, "yellow")
+        shares = _share(prepared, console)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` is Ctrl-C to a run that a shell started with `&`
+    actor = _start_recorder(prepared)
     if not prepared.root.exists(f"runs/{prepared.run}/plan.json"):  # for `cascade report`, and whoever looks for it
-        _save(
-            prepared, Outcome(), [StageStatus(entry.stage.name, entry.key) for entry in prepared.planned], seconds=0.0
-        )
+        statuses = [StageStatus(entry.stage.name, entry.key) for entry in prepared.planned]
+        _save(prepared, Outcome(), statuses, seconds=0.0)
     try:
-        outcome = _execute(prepared, options, actor, shares, console)
+        outcome = _execute(prepared, actor, shares, console)
         statuses = ray.get(actor.snapshot.remote())
         report = _report(prepared, outcome, statuses, actor, seconds=time.time() - started)
-        ray.get(actor.emit.remote(_describe_models(prepared, options, outcome)))
+        ray.get(actor.emit.remote(_describe_models(prepared, outcome)))
         warnings = ray.get(actor.close.remote("FAILED" if outcome.failures else "FINISHED", options.promote))
         promotion, pages = ray.get([actor.promotion.remote(), actor.pages.remote()])
         if pages and report != "none":
@@ -149,15 +136,16 @@ def run(options: RunOptions, console: Console) -> int:
                 link_pages(prepared.root, prepared.run, pages)
     except KeyboardInterrupt:
         ray.get(actor.close.remote("KILLED"))
-        console.print(
-            f"interrupted; nothing that was finished is lost. Run the same command again to go on ({prepared.run})",
-            soft_wrap=True,
-        )
+        again = f"Run the same command again to go on ({prepared.run})"
+        say(console, f"interrupted; nothing that was finished is lost. {again}")
         return INTERRUPTED
     finally:
         ray.shutdown()
     console.print(run_tables(statuses))
-    return _conclude(prepared, outcome, warnings, promotion, report, time.time() - started, console)
+    for warning in warnings:
+        say(console, f"warning: {warning}", "yellow")
+    report = f"{report} ({duration(time.time() - started)})"
+    return _conclude(prepared, outcome, promotion, report, console)
 
 
 def parse_steps(text: str, *, workflow: Workflow, folder: str) -> Profiling:
@@ -191,77 +179,65 @@ def check_name(prepared: Prepared, console: Console) -> None:
         clash = find_clash(prepared.name, stages, data, tracking_uri=prepared.tracking)
     except Exception:  # a database or a network may raise anything
         line = f"MLflow is away: when it is back it is seen whether {prepared.name} names models of other images"
-        console.print(f"warning: {line}", style="yellow", highlight=False, soft_wrap=True)
+        say(console, f"warning: {line}", "yellow")
         return
     if clash is not None:
         raise UsageError(clash)
 
 
-def _share(prepared: Prepared, options: RunOptions, console: Console) -> dict[str, Resources]:
+def _share(prepared: Prepared, console: Console) -> dict[str, Resources]:
     """Start or join Ray, and share its resources among the stages to run. Raises UsageError."""
+    options, workflow, profile = prepared.options, prepared.workflow, prepared.profile
     future = None if options.cluster is None else parse_cluster(options.cluster)
     if future is not None and not on_cluster():
         raise UsageError(
             "--cluster says what a cluster will have, and none is joined here; `cascade plan` takes it too"
         )
-    space = space_of(prepared.workflow, prepared.planned)
+    space = space_of(workflow, prepared.planned)
     space.check(root=prepared.root, works=not on_cluster())
-    present = start_ray(worker_start_timeout=prepared.profile.start_timeout, verbose=options.verbose)
-    cluster, running = future or present, [entry.stage.name for entry in prepared.planned if entry.wanted]
-    shares = share_cluster(prepared.workflow, prepared.profile, cluster, running=running)
-    check_batches(prepared.workflow, shares)
-    check_sharding(prepared.workflow, shares)
+    present = start_ray(worker_start_timeout=profile.start_timeout, verbose=options.verbose)
+    cluster = future or present
+    shares = share_cluster(workflow, profile, cluster, running=prepared.running)
+    check_shares(workflow, shares)
     if on_cluster():
         check_nodes(prepared.needs, prepared.root, space)
     if cluster.gpus and shares:
-        console.print(resource_table(prepared.workflow, prepared.profile, cluster, shares))
+        console.print(resource_table(workflow, profile, cluster, shares))
     return shares
 
 
-def _start_recorder(prepared: Prepared, *, chosen_name: bool) -> Any:
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
+def _start_recorder(prepared: Prepared) -> Any:
+    actor = ray.remote(num_cpus=0, scheduling_strategy=this_node())(RunRecorder).remote(
+        tracking=prepared.tracking, spool=absolute("runs/spool")
     )
-    remote = ray.remote(num_cpus=0, scheduling_strategy=here)(RunRecorder)
-    actor = remote.remote(tracking=prepared.tracking, spool=absolute("runs/spool"))
     tags = {
         "name": prepared.name,
         "recipe": prepared.recipe.name,
         "git_commit": prepared.commit,
         "storage": prepared.root.uri,
-        "report": prepared.root.url(f"runs/{prepared.run}/{REPORT}"),
+        "report": prepared.url(REPORT),
         "data": data_identity(prepared.recipe.images.source),
-        **({"chosen_name": "true"} if chosen_name else {}),
     }
+    tags |= {} if prepared.options.name is None else {"chosen_name": "true"}
     parameters = prepared.recipe.model_dump(mode="json")
-    started = events.RunStarted(prepared.run, resolved_yaml(prepared.recipe), parameters, tags)
-    ray.get(actor.emit.remote(started))
+    ray.get(actor.emit.remote(events.RunStarted(prepared.run, resolved_yaml(prepared.recipe), parameters, tags)))
     return actor
 
 
-def _execute(
-    prepared: Prepared, options: RunOptions, actor: Any, shares: dict[str, Resources], console: Console
-) -> Outcome:
+def _execute(prepared: Prepared, actor: Any, shares: dict[str, Resources], console: Console) -> Outcome:
     def resources(stage: str) -> Resources:
         share = shares.get(stage, Resources())  # of what is cached nobody asks more
         return share.model_copy(update={"profiling": prepared.profiling})
 
+    provenance, force = {"git_commit": prepared.commit, "run": prepared.run}, prepared.options.force
     with Display(console) as show:
         return execute(
-            prepared.planned,
-            actor=actor,
-            resources=resources,
-            provenance={"git_commit": prepared.commit, "run": prepared.run},
-            force=options.force,
-            show=show,
+            prepared.planned, actor=actor, resources=resources, provenance=provenance, force=force, show=show
         )
 
 
 def _report(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], actor: Any, *, seconds: float) -> str:
-    """Save the run and draw the report; returns the URL.
-
-    A full storage is a failure of the run, beside failures of its stages.
-    """
+    """Save the run and draw the report; returns the URL. A full storage is a failure of the run, as one of a stage."""
     try:
         _save(prepared, outcome, statuses, seconds=seconds)
         url, html = render_run(prepared.root, prepared.run)
@@ -272,18 +248,13 @@ def _report(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], a
     return url
 
 
-def _describe_models(prepared: Prepared, options: RunOptions, outcome: Outcome) -> events.ModelsDescribed:
+def _describe_models(prepared: Prepared, outcome: Outcome) -> events.ModelsDescribed:
+    options = prepared.options
     command = ["cascade", "run", "--recipe", options.recipe]
     command += [part for assignment in options.set for part in ("--set", assignment)]
     command += ["--name", options.name] if options.name else []
-    about, details = model_card(
-        outcome.artifacts,
-        recipe=prepared.recipe.name,
-        run=prepared.run,
-        report=prepared.root.url(f"runs/{prepared.run}/{REPORT}"),
-        command=command,
-        commit=prepared.commit,
-    )
+    facts = {"recipe": prepared.recipe.name, "run": prepared.run, "report": prepared.url(REPORT)}
+    about, details = model_card(outcome.artifacts, **facts, command=command, commit=prepared.commit)
     return events.ModelsDescribed(about, details)
 
 
@@ -310,34 +281,20 @@ def _save(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], *, 
     )
 
 
-def _conclude(
-    prepared: Prepared,
-    outcome: Outcome,
-    warnings: list[str],
-    promotion: list[str] | None,
-    report: str,
-    seconds: float,
-    console: Console,
-) -> int:
-    for warning in warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
+def _conclude(prepared: Prepared, outcome: Outcome, promotion: list[str] | None, report: str, console: Console) -> int:
+    """Print failures, traces, code, report and promotion; returns the exit code."""
     for stage, message in outcome.failures.items():
-        console.print(f"failed: {stage}: {message}", style="red", highlight=False, soft_wrap=True)
+        say(console, f"failed: {stage}: {message}", "red")
     if outcome.failures:
-        console.print(
-            f"details: {prepared.root.url(f'runs/{prepared.run}/errors.txt')}; the same command goes on from here"
-        )
+        say(console, f"details: {prepared.url('errors.txt')}; the same command goes on from here")
     if prepared.profiling is not None:
-        for line in traces_of(prepared.root, prepared.run) or ["none, no training that ran took these steps"]:
-            console.print(f"trace: {line}", highlight=False, soft_wrap=True)
-    console.print(f"code: {code_line(prepared.commit)}", highlight=False, soft_wrap=True)
-    console.print(f"report: {report} ({duration(seconds)})", highlight=False, soft_wrap=True)
+        traces = traces_of(prepared.root, prepared.run) or ["none, no training that ran took these steps"]
+        for line in traces:
+            say(console, f"trace: {line}")
+    say(console, f"code: {code_line(prepared.commit)}")
+    say(console, f"report: {report}")
     if prepared.tracking and "cascade" in outcome.artifacts and not outcome.failures and promotion is None:
         promotion = [f"model: {registered_name(prepared.name)}, which becomes champion or not when MLflow is back"]
     for line in promotion or []:
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
     return FAILED if outcome.failures else DONE
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.configuration.config import Config
 from components.runtime import events
@@ -31,6 +30,7 @@ from components.runtime.storage.store import SCRATCH, Store
 from components.stages.context import StageContext
 from pipelines.engine.code_seen import code_of
 from pipelines.engine.recorder import ActorRecorder, StageStatus
+from pipelines.engine.session import this_node
 from pipelines.workflow import PlannedStage
 
 logger = logging.getLogger(__name__)
@@ -78,26 +78,35 @@ def execute(
     """
     references: dict[str, Any] = {}
     jobs: dict[Any, PlannedStage] = {}
-    forced = uuid.uuid4().hex[:12] if force else ""
-    outcome = Outcome()
+    forced, outcome = uuid.uuid4().hex[:12] if force else "", Outcome()
     # A task stays on the driver's node (Train's controller lives there) and holds no CPU while it waits.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    remote_stage = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy=here)(run_stage)
+    remote_stage = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy=this_node())(run_stage)
     for entry in planned:
-        ray.get(actor.emit.remote(events.StagePlanned(entry.stage.name, entry.key)))
-        if not entry.wanted:
-            if entry.cached is None:
-                ray.get(actor.emit.remote(events.StageHeld(entry.stage.name, "skipped", "not selected")))
-                continue
-            outcome.artifacts[entry.stage.name] = entry.cached
-            references[entry.stage.name] = ray.put(entry.cached)
-            actor.emit.remote(events.StageCached(entry.stage.name, entry.cached))
-            continue
-        job = _job(entry, resources(entry.stage.name), provenance, forced)
-        arguments = [references[parent.name] for parent in entry.stage.parents()]
-        reference = remote_stage.remote(job, ActorRecorder(actor), *arguments)
-        references[entry.stage.name] = reference
-        jobs[reference] = entry
+        stage, name = entry.stage, entry.stage.name
+        ray.get(actor.emit.remote(events.StagePlanned(name, entry.key)))
+        if entry.wanted:
+            config = stage.config.model_dump(mode="json")
+            counts = {part: len(own) if isinstance(own, list) else None for part, own in stage.inputs.items()}
+            job = StageJob(
+                name=name,
+                key=entry.key,
+                run=stage.run,
+                config=stage.config,
+                inputs=counts,
+                input_keys=entry.input_keys,
+                store=entry.store,
+                resources=resources(name),
+                provenance={**provenance, "config": config, "code": code_of(stage)},
+                forced=forced,
+            )
+            inputs = [references[parent.name] for parent in stage.parents()]
+            references[name] = remote_stage.remote(job, ActorRecorder(actor), *inputs)
+            jobs[references[name]] = entry
+        elif entry.cached is None:
+            ray.get(actor.emit.remote(events.StageHeld(name, "skipped", "not selected")))
+        else:
+            outcome.artifacts[name], references[name] = entry.cached, ray.put(entry.cached)
+            actor.emit.remote(events.StageCached(name, entry.cached))
     show(ray.get(actor.snapshot.remote()))
     try:
         _wait(jobs, outcome, actor, resources, show)
@@ -108,26 +117,11 @@ def execute(
     return outcome
 
 
-def _job(entry: PlannedStage, resources: Resources, provenance: dict[str, Any], forced: str) -> StageJob:
-    stage = entry.stage
-    counts = {name: len(upstream) if isinstance(upstream, list) else None for name, upstream in stage.inputs.items()}
-    return StageJob(
-        name=stage.name,
-        key=entry.key,
-        run=stage.run,
-        config=stage.config,
-        inputs=counts,
-        input_keys=entry.input_keys,
-        store=entry.store,
-        resources=resources,
-        provenance={**provenance, "config": stage.config.model_dump(mode="json"), "code": code_of(stage)},
-        forced=forced,
-    )
-
-
 def run_stage(job: StageJob, recorder: ActorRecorder, *artifacts: Artifact) -> Artifact:
     """Body of a stage's task: hold the lease, run, commit; or adopt the artifact of another driver."""
-    inputs = _group(job.inputs, list(artifacts))
+    left, inputs = [*artifacts], dict[str, Artifact | list[Artifact]]()
+    for name, count in job.inputs.items():
+        inputs[name] = left.pop(0) if count is None else [left.pop(0) for _ in range(count)]
     lease = Lease(job.store.join("lease"), on_lost=_die)
 
     def is_done() -> bool:
@@ -143,11 +137,12 @@ def run_stage(job: StageJob, recorder: ActorRecorder, *artifacts: Artifact) -> A
             return _adopt(job, recorder)
         if job.forced:
             begin_forced_try(job.store, job.forced)
-        flat = {f"{name}{'' if count is None else f'.{i}'}": a for name, count, i, a in _flat(job.inputs, artifacts)}
+        flat: dict[str, Artifact] = {}
+        for name, own in inputs.items():
+            flat |= {f"{name}.{i}": each for i, each in enumerate(own)} if isinstance(own, list) else {name: own}
         config = job.config.model_dump(mode="json")
         ray.get(recorder.actor.emit.remote(events.StageStarted(job.name, job.key, config, flat, job.store.uri)))
-        started = time.time()
-        provenance = {**job.provenance, "started": started, **({FORCED: job.forced} if job.forced else {})}
+        provenance = {**job.provenance, "started": time.time(), **({FORCED: job.forced} if job.forced else {})}
         with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{job.name}-") as scratch:
             context = StageContext(
                 stage=job.name,
@@ -178,28 +173,9 @@ def _adopt(job: StageJob, recorder: ActorRecorder) -> Artifact:
 
 
 def _die() -> None:
-    """End this process at once, because another process holds the lease; Ray starts the task again.
-
-    Two must not write.
-    """
+    """End this process at once, because another holds the lease and two must not write; Ray starts the task again."""
     logger.error("another driver took over this stage; giving way")
     os._exit(1)
-
-
-def _group(counts: dict[str, int | None], artifacts: list[Artifact]) -> dict[str, Artifact | list[Artifact]]:
-    grouped: dict[str, Artifact | list[Artifact]] = {}
-    for name, count in counts.items():
-        grouped[name] = artifacts.pop(0) if count is None else [artifacts.pop(0) for _ in range(count)]
-    return grouped
-
-
-def _flat(
-    counts: dict[str, int | None], artifacts: tuple[Artifact, ...]
-) -> list[tuple[str, int | None, int, Artifact]]:
-    rows, rest = [], iter(artifacts)
-    for name, count in counts.items():
-        rows += [(name, count, i, next(rest)) for i in range(1 if count is None else count)]
-    return rows
 
 
 def _wait(
@@ -225,8 +201,7 @@ def _collect(entry: PlannedStage, reference: Any, outcome: Outcome, actor: Any) 
     try:
         outcome.artifacts[name] = ray.get(reference)
     except Exception as error:
-        failed = [parent.name for parent in entry.stage.parents() if parent.name in outcome.failures]
-        if failed:
+        if failed := [parent.name for parent in entry.stage.parents() if parent.name in outcome.failures]:
             outcome.failures[name] = f"not run: {', '.join(failed)} failed"
             ray.get(actor.emit.remote(events.StageHeld(name, "skipped", outcome.failures[name])))
         else:
@@ -236,8 +211,7 @@ def _collect(entry: PlannedStage, reference: Any, outcome: Outcome, actor: Any) 
 
 def _starved(status: StageStatus, resources: Resources) -> str:
     """Names the missing resources of a stage whose first step is late; empty if the step is not late."""
-    slow = status.state == "running" and status.step == 0 and (status.seconds or 0) > WAIT_WARNING_SECONDS
-    if not slow:
+    if status.state != "running" or status.step > 0 or (status.seconds or 0) <= WAIT_WARNING_SECONDS:
         return ""
     free, total = ray.available_resources(), ray.cluster_resources()
     needs, workers = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}, resources.num_workers

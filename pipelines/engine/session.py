@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
 from components.configuration.usage import UsageError
@@ -71,20 +72,23 @@ def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None 
 
 @retry(retry=retry_if_exception_message(match=".*timed out during startup"), stop=stop_after_attempt(3), reraise=True)
 def _init(**settings: Any) -> None:
-    """Call `ray.init`, again after a start that took over 30 seconds on a busy laptop.
+    """Call `ray.init`, again after a start that took over 30 seconds (the limit of Ray's processes) on a busy laptop.
 
-    30 seconds is the limit of Ray's own processes. Ends the processes of a late start, which Ray would keep until this
-    program exits.
+    Ends the processes of a late start, which Ray would keep until this program exits.
     """
     before = psutil.Process().children()
     try:
         ray.init(**settings)
     except Exception:
-        started = [child for child in psutil.Process().children() if child not in before]
-        for child in started:
+        for child in (started := [child for child in psutil.Process().children() if child not in before]):
             child.kill()
         psutil.wait_procs(started, timeout=10)
         raise
+
+
+def this_node() -> NodeAffinitySchedulingStrategy:
+    """Strategy of tasks and actors that stay on the node of the calling process."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def set_environment(settings: dict[str, str]) -> None:
@@ -100,16 +104,11 @@ def on_cluster() -> bool:
 
 
 def _protect_token() -> None:
-    """Write Ray's access token (256 random bits) with the user's permissions only, before Ray does.
-
-    Ray would write the token readable for all.
-    """
+    """Write Ray's access token (256 random bits) with the user's permissions only; Ray's own is readable for all."""
     token = Path.home() / ".ray" / "auth_token"
     token.parent.mkdir(mode=0o700, exist_ok=True)
     try:
-        descriptor = os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with open(os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
     except FileExistsError:
         token.chmod(0o600)
-        return
-    with open(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))

@@ -9,21 +9,20 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from components.configuration.config import Config
 from components.configuration.optimization import OptimizationConfig, Training
 from components.configuration.trainings import AutoencoderTraining
 from components.configuration.usage import UsageError, nearest
 from components.runtime.execution import Resources
-from components.stages.images import ImagesConfig
 from components.stages.precompute import PrecomputeConfig
 from components.stages.tokens import TokensConfig
 from components.training.loop import is_scheduled
 from components.training.speed import PEAK_TFLOPS
-from components.training.step_model import StepModel, TrainingFlops
+from components.training.step_model import StepModel
 from pipelines.planning.memory import (
     StepMemory,
     assumed_dataset_info,
     checkpoint_bytes,
+    images_of,
     model_bytes,
     model_of,
     step_memory,
@@ -81,10 +80,7 @@ class StageCost(NamedTuple):
 
 
 def rate_of(gpu: str, *, utilization: float = UTILIZATION, price: float | None = None) -> Rate:
-    """The rate of a GPU by name.
-
-    Raises UsageError, in one line, for a GPU that is unknown, or for numbers that can't be.
-    """
+    """The rate of a GPU by name. Raises UsageError for a GPU that is unknown, or for numbers that can't be."""
     if gpu not in GPUS:
         raise UsageError(f"--gpu: unknown {gpu!r}{nearest(gpu, GPUS)}")
     if not 0 < utilization <= 1:
@@ -103,10 +99,10 @@ def stage_costs(
         images: of the set; None: unknown, and then the stages that go through it once are left out.
     """
     costs, stages = [], workflow.stages
-    for stage in stages:
-        if stage.name in shares and isinstance(stage.config, Training):
+    for stage in (stage for stage in stages if stage.name in shares):
+        if isinstance(stage.config, Training):
             costs.append(training_cost(stage, stages, shares[stage.name], rate, images=images))
-        elif stage.name in shares and isinstance(stage.config, TokensConfig | PrecomputeConfig) and images:
+        elif isinstance(stage.config, TokensConfig | PrecomputeConfig) and images:
             costs.append(encoding_cost(stage, stages, shares[stage.name], rate, images=images))
     return costs
 
@@ -153,26 +149,17 @@ def encoding_cost(stage: Stage, stages: Sequence[Stage], resources: Resources, r
     else:
         makers = {"tokens": source_of(stage, "tokenizer")}
         config = makers["tokens"].config
-        assert isinstance(config, Training)
-        grid = config.token_grid
+        grid = config.token_grid if isinstance(config, Training) else None
         assert grid is not None  # the stage makes tokens
         width = grid.height * grid.width * TOKEN_BYTES
     flops = sum(encoding_flops(model_of(maker, stages), name) for name, maker in makers.items()) * images
-    gpu_hours, read = rate.gpu_hours(flops), images * pixels(images_of(stages).resolution)
+    gpu_hours, read = rate.gpu_hours(flops), images * PIXEL_BYTES * images_of(stages).resolution ** 2
     written, gpus = images * width, gpus_of(resources)
     return StageCost(stage.name, gpus, None, 0, images, flops, read, written, None, gpu_hours, gpu_hours / gpus)
 
 
-@cache
-def counted_flops(model: StepModel) -> TrainingFlops:
-    """Count the operations of a training, once."""
-    return model.training_flops()
-
-
-@cache
-def encoding_flops(maker: StepModel, column: str) -> int:
-    """Counts the operations of a frozen network for a column of a sample."""
-    return maker.encoding_flops(column)
+counted_flops = cache(StepModel.training_flops)  # of a training, counted once
+encoding_flops = cache(StepModel.encoding_flops)  # of a frozen network for a column of a sample
 
 
 def columns_of(stage: Stage) -> dict[str, Stage]:
@@ -182,8 +169,7 @@ def columns_of(stage: Stage) -> dict[str, Stage]:
     """
     conditioning = getattr(stage.config, "conditioning", None)
     names = ["latents", *(conditioning.conditions if conditioning else ())]
-    if stage.name == "diffusion_prior":
-        names.append("image_embedding")
+    names += ["image_embedding"] if stage.name == "diffusion_prior" else []
     source = stage.inputs.get("images")
     stored = source.config.columns if isinstance(source, Stage) and isinstance(source.config, PrecomputeConfig) else ()
     columns = {name: maker for name in names if name not in stored and (maker := maker_of(stage, name)) is not None}
@@ -228,26 +214,15 @@ def training_reads(stage: Stage, stages: Sequence[Stage], *, images: int | None,
     the set keeps, before compression.
     """
     assert isinstance(stage.config, Training)
-    grid, image_set = tokens_of(stage, "tokens"), images_of(stages)
+    grid, image_set, optimization = tokens_of(stage, "tokens"), images_of(stages), stage.config.optimization
     if grid is not None:
         row = (grid.height * grid.width + image_set.text_length) * TOKEN_BYTES
         return None if images is None else images * row * workers
-    samples = stage.config.optimization.total_steps * stage.config.optimization.global_batch_size
-    source = stage.inputs.get("images")
-    if not isinstance(source, Stage) or not isinstance(source.config, PrecomputeConfig):
-        return samples * pixels(image_set.resolution)
-    names = source.config.columns
-    arrays = sum(column_bytes(source, name, stages) for name in names)
-    return samples * (arrays + (0 if "latents" in names else pixels(source.config.kept)))
-
-
-def images_of(stages: Sequence[Stage]) -> ImagesConfig:
-    configs: list[Config] = [stage.config for stage in stages]
-    return next(config for config in configs if isinstance(config, ImagesConfig))
-
-
-def pixels(side: int) -> int:
-    return PIXEL_BYTES * side**2
+    source, arrays, side = stage.inputs.get("images"), 0, image_set.resolution
+    if isinstance(source, Stage) and isinstance(once := source.config, PrecomputeConfig):
+        arrays = sum(column_bytes(source, name, stages) for name in once.columns)
+        side = 0 if "latents" in once.columns else once.kept
+    return optimization.total_steps * optimization.global_batch_size * (arrays + PIXEL_BYTES * side**2)
 
 
 def longest_path(workflow: Workflow, costs: Sequence[StageCost]) -> tuple[list[str], float]:

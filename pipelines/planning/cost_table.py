@@ -1,64 +1,80 @@
-"""Tables of costs and memory: of a recipe for the terminal, of several as Markdown."""
+"""Tables of costs and memory: of a recipe for the terminal, of several as Markdown, beside published compute.
+
+Sources of the published numbers: Dhariwal and Nichol (2021), "Diffusion Models Beat GANs on Image Synthesis", tables 7
+and 10; Peebles and Xie (2023), "Scalable Diffusion Models with Transformers", tables 4 and 6; Rombach et al. (2022),
+"High-Resolution Image Synthesis with Latent Diffusion Models", table 18. GLIDE states no compute, LDM none of its first
+stages' steps, so that there is nothing to compare.
+"""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
 
 from rich.table import Table
 
+from components.configuration.dataset_info import DatasetInfo
 from components.configuration.optimization import Training
 from components.runtime.execution import Resources
 from components.runtime.storage.connection import readable_bytes
 from components.training.sharding import why_whole
-from pipelines.planning.cost import Rate, StageCost, longest_path, stage_costs
-from pipelines.planning.memory import device_bytes, memory_warning, model_of
+from pipelines.planning.cost import GPUS, Rate, StageCost, counted_flops, encoding_flops, longest_path, stage_costs
+from pipelines.planning.memory import device_bytes, memory_warning, model_of, step_model
 from pipelines.planning.profiles import Cluster, Profile
-from pipelines.planning.publications import compute_lines, published_flops
-from pipelines.planning.shares import gpu_count, share_cluster
+from pipelines.planning.shares import gpu_count, share_cluster, table_of, trainings
+from pipelines.recipes.published_networks import AUTOENCODERS, PAPER_DIFFUSION
 from pipelines.workflow import Stage, Workflow
 
-HOURS_A_DAY = 24
+HOURS_A_DAY, SECONDS_A_DAY = 24, 24 * 3600
+COLUMNS = ("GPUs", "FLOP/step", "GPU-hours", "time", "read", "written", "memory", "activations", "a GPU", "price")
 HEADS = (
     *("recipe", "training", "TFLOP/image", "published", "EFLOP", "GPU-hours", "hours"),
     *("memory", "a sample", "samples", "activations", "a GPU", "price"),
-)
-COLUMNS = (
-    *("GPUs", "FLOP/step", "GPU-hours", "time", "read", "written"),
-    *("memory", "activations", "a GPU", "price"),
 )
 MEMORY_HEADS = (
     *("recipe", "training", "weights", "gradients", "optimizer", "averages", "a GPU"),
     *("shards", "parts", "gathered", "a GPU, sharded"),
 )
 UNKNOWN = "–"
+V100 = 120e12  # FLOP/s that ADM takes for the peak of one, in table 7
+A100_IN_V100S = 2.2  # LDM's factor, below table 18
+IMAGENET = DatasetInfo(num_classes=1000)
+BACKWARD = 3  # forward and backward cost as much as three times forward, but for the first layer
+OPERATIONS = 2  # of a multiply-add
+
+# Multiply-adds of a network for one image, forward, in billions, by recipe and stage: table 6 of Peebles and Xie, who
+# call them Gflops. Its counts are of the denoising network alone.
+GMACS = {
+    ("adm_imagenet_64_256", "base"): 110,
+    ("adm_imagenet_64_256", "upsampler_256"): 632,
+    ("adm_imagenet_128_512", "base"): 307,
+    ("adm_imagenet_128_512", "upsampler_512"): 2506,
+    ("adm_imagenet_256", "base"): 1120,
+    ("adm_imagenet_512", "base"): 1983,
+    ("ldm_imagenet_f4", "base"): 104,
+    ("ldm_imagenet_f8", "base"): 57,
+}
 
 
 def cost_table(costs: Sequence[StageCost], rate: Rate, *, gpu: str, gpus: float) -> Table:
     """A table of costs with a row for each stage, and the sum."""
     peak = f"{100 * rate.utilization:g} % of {rate.gpu.peak / 1e12:,.0f} TFLOP/s in bf16"
-    title = f"{gpu_count(gpus)}: {gpu} at {peak}"
-    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
-    table.add_column("stage", no_wrap=True)
-    for column in COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
+    table = table_of("stage", COLUMNS, title=f"{gpu_count(gpus)}: {gpu} at {peak}")
     for cost in costs:
-        table.add_row(*cost_cells(cost, rate))
+        step = cost.step
+        table.add_row(
+            cost.stage,
+            f"{cost.gpus:g}",
+            "" if cost.step_flops is None else f"{cost.step_flops:.3g}",
+            readable(cost.gpu_hours),
+            span(cost.hours),
+            UNKNOWN if cost.read is None else readable_bytes(cost.read),
+            readable_bytes(cost.written),
+            *(("", "", "") if step is None else map(readable_bytes, (step.held, step.activations, step.total))),
+            money(cost.gpu_hours, rate),
+        )
     total = sum(cost.gpu_hours for cost in costs)
     table.add_row("sum", "", "", readable(total), "", "", "", "", "", "", money(total, rate), style="bold")
     return table
-
-
-def cost_cells(cost: StageCost, rate: Rate) -> tuple[str, ...]:
-    step = cost.step
-    return (
-        cost.stage,
-        f"{cost.gpus:g}",
-        "" if cost.step_flops is None else f"{cost.step_flops:.3g}",
-        readable(cost.gpu_hours),
-        span(cost.hours),
-        UNKNOWN if cost.read is None else readable_bytes(cost.read),
-        readable_bytes(cost.written),
-        *(("", "", "") if step is None else map(readable_bytes, (step.held, step.activations, step.total))),
-        money(cost.gpu_hours, rate),
-    )
 
 
 def cost_notes(
@@ -66,24 +82,15 @@ def cost_notes(
 ) -> list[str]:
     """Lines below the table: hours and price of the longest path, stages left out, memory, precision."""
     stages, hours = longest_path(workflow, costs)
-    held = money(hours * gpus, rate)
-    lines = [
-        f"Longest path: {' → '.join(stages)}, {span(hours)}; {gpu_count(gpus)} for that time: {readable(hours * gpus)} "
-    ]
-    lines[0] += f"GPU-hours{f', {held}' if held else ''}."
+    held, path = money(hours * gpus, rate), f"{' → '.join(stages)}, {span(hours)}"
+    whole = f"{readable(hours * gpus)} GPU-hours{f', {held}' if held else ''}"
+    lines = [f"Longest path: {path}; {gpu_count(gpus)} for that time: {whole}."]
     counted = {cost.stage for cost in costs}
-    left_out = [stage.name for stage in workflow.stages if stage.name in shares and stage.name not in counted]
-    if left_out:
+    if left_out := [stage.name for stage in workflow.stages if stage.name in shares and stage.name not in counted]:
         lines.append(f"Not counted: {', '.join(left_out)}.")
     lines += memory_notes(workflow, shares, rate)
-    slow = [
-        stage.name
-        for stage in workflow.stages
-        if stage.name in counted
-        and isinstance(stage.config, Training)
-        and stage.config.optimization.precision == "fp32"
-    ]
-    if slow:
+    trained = trainings(workflow).items()
+    if slow := [name for name, own in trained if name in counted and own.optimization.precision == "fp32"]:
         lines.append(f"In fp32 by their recipe, so slower than a share of bf16 says: {', '.join(slow)}.")
     lines.append(
         "Memory is that of weights, gradients, optimizer and averages, and of what shards are gathered to. Activations "
@@ -111,11 +118,8 @@ def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Clus
         shares = share_cluster(workflow, profile, cluster)
         lines += [markdown(overview_cells(workflow.name, c, rate)) for c in stage_costs(workflow, shares, rate)]
         notes += [f"- `{workflow.name}`: {line}" for line in memory_notes(workflow, shares, rate)]
-        memory += [
-            markdown(memory_cells(workflow, stage, shards=shares[stage.name].num_workers))
-            for stage in workflow.stages
-            if isinstance(stage.config, Training)
-        ]
+        for name in trainings(workflow):
+            memory.append(markdown(memory_cells(workflow, workflow.by_name[name], shards=shares[name].num_workers)))
     return [*lines, "", *notes, "", *compute_lines(), "", *memory]
 
 
@@ -150,9 +154,9 @@ def memory_cells(workflow: Workflow, stage: Stage, *, shards: int) -> list[str]:
     return [*cells, str(shards), *map(readable_bytes, (sum(cut[:4]), cut.gathered, sum(cut)))]
 
 
-def heading(names: Sequence[str]) -> list[str]:
-    """The first lines of a Markdown table with two columns of words in front."""
-    return [markdown(names), markdown(["---", "---", *["---:"] * (len(names) - 2)])]
+def heading(names: Sequence[str], *, words: int = 2) -> list[str]:
+    """The first lines of a Markdown table with some columns of words in front."""
+    return [markdown(names), markdown([*["---"] * words, *["---:"] * (len(names) - words)])]
 
 
 def markdown(cells: Sequence[str]) -> str:
@@ -171,3 +175,74 @@ def span(hours: float) -> str:
 
 def money(gpu_hours: float, rate: Rate) -> str:
     return "" if rate.price is None else f"{gpu_hours * rate.price:,.2f}"
+
+
+def published_flops(recipe: str, stage: str) -> float | None:
+    """Published operations of an image in a step; None where the paper states none."""
+    gmacs = GMACS.get((recipe, stage))
+    return None if gmacs is None else BACKWARD * OPERATIONS * 1e9 * gmacs
+
+
+class PublishedModel(NamedTuple):
+    """A trained model of a published system."""
+
+    model: str  # in the table of published diffusion models
+    steps: int  # published
+    samples: int  # of a step, published
+    utilization: float | None  # published; None: it is not
+    autoencoder: str | None = None  # that encodes its images at each step
+
+
+class Published(NamedTuple):
+    """The compute of a system."""
+
+    name: str
+    v100_days: float
+    parts: tuple[PublishedModel, ...]
+
+    @property
+    def estimated_days(self) -> float | None:
+        """Days of V100s from counted operations at the published utilization; None without a published one."""
+        shares = [(part_flops(part), part.utilization) for part in self.parts]
+        if any(share is None for _, share in shares):
+            return None
+        return sum(flops / (V100 * (share or 0)) / SECONDS_A_DAY for flops, share in shares)
+
+    @property
+    def utilization(self) -> float:
+        """Utilization by the published days: share of the peak of V100s for ADM, of A100s for LDM."""
+        peak = V100 if all(part.utilization for part in self.parts) else GPUS["a100"].peak / A100_IN_V100S
+        return sum(map(part_flops, self.parts)) / (peak * self.v100_days * SECONDS_A_DAY)
+
+
+ADM_128 = PublishedModel("adm_imagenet_128", 4_360_000, 256, 0.38)
+ADM_64 = PublishedModel("adm_imagenet_64", 540_000, 2048, 0.41)
+COMPUTE = (
+    Published("ADM, 128²", 521, (ADM_128,)),
+    Published("ADM, 256²", 916, (PublishedModel("adm_imagenet_256", 1_980_000, 256, 0.36),)),
+    Published("ADM, 64² to 256²", 329, (ADM_64, PublishedModel("adm_upsampler_64_256", 500_000, 256, 0.30))),
+    Published("ADM, 128² to 512²", 1878, (ADM_128, PublishedModel("adm_upsampler_128_512", 1_050_000, 256, 0.29))),
+    Published("LDM-4, FFHQ", 26, (PublishedModel("ldm_ffhq_f4", 635_000, 42, None, "ldm_vq_f4"),)),
+    Published("LDM-4, ImageNet", 271, (PublishedModel("ldm_imagenet_f4", 178_000, 1200, None, "ldm_vq_f4"),)),
+    Published("LDM-8, ImageNet", 79, (PublishedModel("ldm_imagenet_f8", 2_900_000, 64, None, "ldm_vq_f8"),)),
+)
+
+
+@cache
+def part_flops(part: PublishedModel) -> float:
+    """Operations of a whole training, from the counted operations of a step."""
+    model = step_model(PAPER_DIFFUSION[part.model], IMAGENET)
+    image = counted_flops(model).step / model.training.optimization.global_batch_size
+    if part.autoencoder is not None:
+        image += encoding_flops(step_model(AUTOENCODERS[part.autoencoder].training), "latents")
+    return image * part.samples * part.steps
+
+
+def compute_lines() -> list[str]:
+    """Published systems in Markdown rows: counted operations, with counted and published days."""
+    lines = heading(("system", "EFLOP", "V100-days, estimate", "published", "utilization"), words=1)
+    for system in COMPUTE:
+        days, flops = system.estimated_days, sum(map(part_flops, system.parts)) / 1e18
+        shown, share = UNKNOWN if days is None else f"{days:.0f}", f"{100 * system.utilization:.0f} %"
+        lines.append(markdown([system.name, f"{flops:,.0f}", shown, f"{system.v100_days:g}", share]))
+    return lines

@@ -16,7 +16,7 @@ from components.models.layers import blocks_of
 from components.runtime.execution import Resources
 from components.runtime.storage.connection import readable_bytes
 from components.stages.images import ImagesConfig
-from components.training.activations import Activations, Linear, activations
+from components.training.activations import Linear, activations
 from components.training.loop import is_scheduled
 from components.training.memory import RESERVE
 from components.training.sharding import why_whole
@@ -51,9 +51,14 @@ def tokens_of(stage: Stage, name: str) -> TokenGrid | None:
     return config.token_grid if isinstance(config, Training) else None
 
 
+def images_of(stages: Sequence[Stage]) -> ImagesConfig:
+    """Configuration of the images that the stages share."""
+    return next(stage.config for stage in stages if isinstance(stage.config, ImagesConfig))
+
+
 def assumed_dataset_info(stage: Stage, stages: Sequence[Stage], *, classes: int = MANY_CLASSES) -> DatasetInfo:
     """The conditions of the set as far as the recipe decides; an upper bound for other conditions."""
-    images = next(other.config for other in stages if isinstance(other.config, ImagesConfig))
+    images = images_of(stages)
     trainings = [other.config for other in stages if isinstance(other.config, Training)]
     sizes = next((training.encoded_sizes for training in trainings if training.encoded_sizes), None)
     return DatasetInfo(
@@ -128,14 +133,11 @@ def model_bytes(model: StepModel) -> int:
     return network_bytes(model.network) * (1 + 2 * snapshots)
 
 
-@cache
-def counted_activations(model: StepModel) -> Activations:
-    """Count the activations of a step, once."""
-    return activations(model)
+counted_activations = cache(activations)  # of a step, counted once
 
 
 class Setting(NamedTuple):
-    """Settings of a training that save memory."""
+    """Settings of a training that save memory: activations recomputed, weights sharded."""
 
     recompute: bool
     sharded: bool
@@ -150,22 +152,17 @@ class StepMemory(NamedTuple):
 
     @property
     def activations(self) -> int:
-        """Bytes for all samples."""
         return self.needed.of(self.samples)
 
     @property
     def total(self) -> int:
-        """Total bytes on a GPU."""
         return self.held + self.activations
 
 
 def step_memory(
     stage: Stage, stages: Sequence[Stage], resources: Resources, *, setting: Setting | None = None
 ) -> StepMemory:
-    """Memory of a training on the training's workers, under a setting.
-
-    With None the setting is that of recipe and profile.
-    """
+    """Memory of a training on the training's workers, under a setting; None: that of recipe and profile."""
     model, own = model_of(stage, stages), setting or own_setting(stage, resources)
     share = model.training.optimization.global_batch_size // resources.num_workers
     held = sum(device_bytes(model, shards=resources.num_workers if own.sharded else 1))

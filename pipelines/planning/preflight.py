@@ -60,20 +60,15 @@ def needs_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Needs:
     running = {entry.stage.name for entry in planned if entry.wanted}
     read = running.union(*(workflow.before(name) for name in running))
     used = [entry for entry in planned if entry.stage.name in read]
-    return _source_needs(used)._replace(
-        configs=tuple(entry.stage.config for entry in planned if entry.wanted),
-        pretrained_text=any(isinstance(entry.stage.config, TextEncoderConfig) for entry in used),
-    )
-
-
-def _source_needs(used: Sequence[PlannedStage]) -> Needs:
-    """Need of the images: the source, or, after ingestion, the tars in the user's place."""
-    for entry in used:
-        if isinstance(entry.stage.config, ImagesConfig):
-            if entry.wanted:
-                return needs_of_source(*detect_source(entry.stage.config.source))
-            return Needs() if entry.cached is None else Needs(source=shard_in_place(entry.cached))
-    return Needs()
+    source = Needs()
+    for entry in used:  # the source of the images or, after ingestion, the tars in the user's place
+        if isinstance(entry.stage.config, ImagesConfig) and entry.wanted:
+            source = needs_of_source(*detect_source(entry.stage.config.source))
+        elif isinstance(entry.stage.config, ImagesConfig) and entry.cached is not None:
+            source = Needs(source=shard_in_place(entry.cached))
+    configs = tuple(entry.stage.config for entry in planned if entry.wanted)
+    pretrained_text = any(isinstance(entry.stage.config, TextEncoderConfig) for entry in used)
+    return source._replace(configs=configs, pretrained_text=pretrained_text)
 
 
 def needs_of_source(source: str, path: str | None) -> Needs:
@@ -102,25 +97,21 @@ def check_needs(needs: Needs) -> None:
         raise UsageError(str(error)) from error
 
 
-def check_batches(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
-    """Raise UsageError if a training's workers can't share the global batch equally."""
+def check_shares(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
+    """Raise UsageError for workers that can't share a batch equally, or shards of a network that has to stay whole."""
     for name, config in trainings(workflow).items():
-        resources = shares.get(name)
-        if resources is not None and not resources.worker_counts(config.optimization.global_batch_size):
-            least, most, size = resources.min_workers, resources.num_workers, config.optimization.global_batch_size
+        if (resources := shares.get(name)) is None:
+            continue
+        kind, size = config.network.kind, config.optimization.global_batch_size
+        if not resources.worker_counts(size):
+            least, most = resources.min_workers, resources.num_workers
             workers = most if least is None else f"{least} to {most}"
             raise UsageError(
                 f"{name}.global_batch_size {size} can't be shared by {workers} workers; change one of them"
             )
-
-
-def check_sharding(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
-    """Raise UsageError if the profile shards a network that has to stay whole."""
-    for name, config in trainings(workflow).items():
-        assert isinstance(config, Training)
-        if name in shares and shares[name].sharding == "full" and (why := why_whole(config.network.kind)):
+        if resources.sharding == "full" and (why := why_whole(kind)):
             raise UsageError(
-                f"{name}: sharding full is not for its {config.network.kind} ({why}); "
+                f"{name}: sharding full is not for its {kind} ({why}); "
                 f"add to the profile: stages: {{{name}: {{sharding: none}}}}"
             )
 
@@ -195,12 +186,9 @@ def check_nodes(needs: Needs, root: Store, space: Space) -> None:
 
 def working_nodes() -> dict[str, str]:
     """Id -> address of the nodes with logical CPUs or GPUs."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    return {
-        node["NodeID"]: node["NodeManagerAddress"]
-        for node in alive
-        if node["Resources"].get("CPU", 0) > 0 or node["Resources"].get("GPU", 0) > 0
-    }
+    amounts = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    working = {node for node, own in amounts.items() if own.get("CPU", 0) > 0 or own.get("GPU", 0) > 0}
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] in working}
 
 
 def try_node(needs: Needs, root: Store, probe: str, space: Space) -> str:

@@ -56,15 +56,9 @@ class Profile(Config):
 
         Raises ValidationError for a field that there is not, or a value that does not fit.
         """
-        said = {
-            "min_workers": self.min_workers,
-            "threads": self.threads,
-            "reader_cpus": self.reader_cpus,
-            "max_failures": self.max_failures,
-            "max_batch_per_device": self.max_batch_per_device,
-            "sharding": self.sharding,
-        }
-        share: dict[str, Any] = {"num_workers": 1} | found | said | self.stages.get(stage, {})
+        own = ("min_workers", "threads", "reader_cpus", "max_failures", "max_batch_per_device", "sharding")
+        said = {name: getattr(self, name) for name in own} | self.stages.get(stage, {})
+        share: dict[str, Any] = {"num_workers": 1} | found | said
         return Resources.model_validate({"readers": self.readers or 2 * share["num_workers"]} | share)
 
     def given(self, stage: str, name: str) -> Any:

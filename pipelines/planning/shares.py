@@ -6,7 +6,7 @@ a profile asks for more, stages take turns; a gang that waits holds nothing.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from rich.table import Table
@@ -67,11 +67,12 @@ def share_cluster(
 
 def stage_demand(stage: Stage, profile: Profile, cluster: Cluster) -> Demand:
     """Demand of a stage. Raises UsageError if the profile gives more GPUs than the cluster has."""
-    number, config = profile.given(stage.name, "num_workers"), stage.config
-    gpus = profile.given(stage.name, "gpus_per_worker")
-    gpus = float(cluster.gpus > 0) if gpus is None else float(gpus)
+    config = stage.config
     if isinstance(config, WITHOUT_NETWORK):
         return Demand((1,), 0)
+    names = ("num_workers", "gpus_per_worker", "min_workers")
+    number, given, least = (profile.given(stage.name, name) for name in names)
+    gpus = float(cluster.gpus > 0 if given is None else given)
     if isinstance(config, Training) and number is not None:
         return Demand((number,), gpus)  # though there are fewer GPUs: more may come
     most = int(cluster.gpus / gpus) if gpus else 1
@@ -82,7 +83,7 @@ def stage_demand(stage: Stage, profile: Profile, cluster: Cluster) -> Demand:
         )
     if not isinstance(config, Training):
         return Demand(tuple(range(1, min(most, number or most) + 1)), gpus)
-    least, size = profile.given(stage.name, "min_workers") or 1, config.optimization.global_batch_size
+    least, size = least or 1, config.optimization.global_batch_size
     counts = tuple(count for count in range(least, most + 1) if size % count == 0)
     return Demand(counts or (max(least, most),), gpus, size * config.optimization.total_steps)
 
@@ -100,7 +101,11 @@ def share_gpus(
     counts = {name: demand.counts[0] for name, demand in demands.items()}
     fixed = dict(taken or {}) | {name: d.counts[0] * d.gpus for name, d in demands.items() if len(d.counts) == 1}
     flexible = {name: demand for name, demand in demands.items() if name not in fixed}
-    shared = shared_rooms(workflow, flexible, fixed, gpus)
+    shared = []  # stages that may run at once, and the GPUs for them; all, where stages have to take turns
+    for group in concurrent_stages(workflow, [*flexible, *fixed]):
+        left = gpus - sum(fixed.get(name, 0) for name in group)
+        if members := [name for name in group if name not in fixed]:
+            shared.append((members, left if left > 0 else gpus))
 
     for name, demand in flexible.items():
         equal = min(room / len(group) for group, room in shared if name in group)
@@ -109,31 +114,14 @@ def share_gpus(
     def grown(name: str) -> int | None:
         """The next number of a stage's workers or GPUs; None without room for more."""
         count = next((count for count in demands[name].counts if count > counts[name]), None)
-        sums = [
-            (sum((count if other == name else counts[other]) * demands[other].gpus for other in group), room)
-            for group, room in shared
-            if count is not None and name in group
-        ]
-        return count if all(total <= room for total, room in sums) else None
+        wanted = {other: number * demands[other].gpus for other, number in (counts | {name: count or 0}).items()}
+        rooms = [(sum(wanted[other] for other in group), room) for group, room in shared if name in group]
+        return count if all(total <= room for total, room in rooms) else None
 
     while growing := {name: count for name in flexible if (count := grown(name)) is not None}:
         busiest = max(growing, key=lambda name: demands[name].load / counts[name])
         counts[busiest] = growing[busiest]
     return counts
-
-
-def shared_rooms(
-    workflow: Workflow, names: Collection[str], fixed: Mapping[str, float], gpus: float
-) -> list[tuple[list[str], float]]:
-    """Groups of the stages `names` for concurrent runs, each with the GPUs that `fixed` stages leave.
-
-    Where those leave none, stages take turns, and there are all.
-    """
-    shared = []
-    for group in concurrent_stages(workflow, [*names, *fixed]):
-        left = gpus - sum(fixed.get(name, 0) for name in group)
-        shared.append(([name for name in group if name not in fixed], left if left > 0 else gpus))
-    return [(group, room) for group, room in shared if group]
 
 
 def concurrent_stages(workflow: Workflow, names: Collection[str]) -> list[list[str]]:
@@ -168,26 +156,21 @@ def stage_resources(
     """
     is_training = isinstance(stage.config, Training)
     sharing = min(2, concurrent_trainings(workflow, stage.name))  # stages that work on the cores of one node
+    cores = max(1, int(cluster.cpus / cluster.nodes) // cluster.cpus_per_core)  # of a node
+    on_cpus = cluster.nodes * max(1, cores // (profile.threads or max(1, cores // sharing)))  # as large as a training
     cpus = min(profile.cpus_per_worker, cluster.cpus / 2 / crowd)
     if gpus and cluster.cpus_per_gpu is not None:  # where its GPU is
         cpus = min(cpus, cluster.cpus_per_gpu * gpus)
     return profile.resources(
         stage.name,
         num_workers=count if is_training else 1,
-        num_actors=count if gpus or is_training else cpu_actors(profile, cluster, sharing=sharing),
+        num_actors=count if gpus or is_training else on_cpus,
         gpus_per_worker=gpus,
         cpus_per_worker=max(0.01, math.floor(100 * cpus) / 100),
         workers_per_node=sharing * (count if is_training else 1),
         cpus_per_core=cluster.cpus_per_core,
         low_priority=cluster.here and stands_alone(workflow, stage.name),
     )
-
-
-def cpu_actors(profile: Profile, cluster: Cluster, *, sharing: int) -> int:
-    """Processes of a stage without GPUs, each as large as a training that shares a node."""
-    cores = max(1, int(cluster.cpus / cluster.nodes) // cluster.cpus_per_core)  # of a node
-    threads = profile.threads or max(1, cores // sharing)
-    return cluster.nodes * max(1, cores // threads)
 
 
 def branches(workflow: Workflow) -> int:
@@ -245,21 +228,11 @@ def resource_rows(
     for name, config in configs.items():
         others = {other: gpus[other] for other in largest_crowd(groups, gpus, name) if other != name}
         resources, size = shares[name], config.optimization.global_batch_size if isinstance(config, Training) else None
-        workers = resources.num_workers if size else resources.num_actors
-        share = size // workers if size else None
-        most = resources.max_batch_per_device
-        rows.append(
-            ResourceRow(
-                name,
-                resources,
-                workers,
-                gpus[name],
-                max(0, cluster.gpus - gpus[name] - sum(others.values())),
-                share,
-                math.ceil(share / most) if share and most else None,
-                reason(resources, size, others, cluster, given=profile.given(name, "num_workers") is not None),
-            )
-        )
+        workers, most = resources.num_workers if size else resources.num_actors, resources.max_batch_per_device
+        share, idle = size // workers if size else None, max(0, cluster.gpus - gpus[name] - sum(others.values()))
+        parts = math.ceil(share / most) if share and most else None
+        why = reason(resources, size, others, cluster, given=profile.given(name, "num_workers") is not None)
+        rows.append(ResourceRow(name, resources, workers, gpus[name], idle, share, parts, why))
     return rows
 
 
@@ -300,13 +273,19 @@ def gpus_of(resources: Resources) -> float:
     return resources.gpus_per_worker * max(resources.num_workers, resources.num_actors)
 
 
+def table_of(first: str, numbers: Sequence[str], *, title: str | None = None) -> Table:
+    """An empty table for the console: a column of names, then columns of numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+    table.add_column(first, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
 def resource_table(workflow: Workflow, profile: Profile, cluster: Cluster, shares: Mapping[str, Resources]) -> Table:
     """A table of workers, GPUs, batch, CPUs and reasons, with a row for each stage."""
     title = f"{gpu_count(cluster.gpus)}, {cluster.cpus:g} logical CPUs, profile {profile.name}"
-    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
-    table.add_column("stage", no_wrap=True)
-    for column in ("workers", "GPUs", "idle", "batch", "parts", "CPUs"):
-        table.add_column(column, justify="right")
+    table = table_of("stage", ("workers", "GPUs", "idle", "batch", "parts", "CPUs"), title=title)
     table.add_column("why")
     for row in resource_rows(workflow, profile, cluster, shares):
         parts = row.parts or ("found" if row.share and row.gpus else "–")

@@ -1,7 +1,7 @@
 """Read amplification of tars in the user's place, and the command that writes smaller tars."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.table import Table
@@ -16,6 +16,7 @@ from components.data.stream import Layout
 from components.runtime.storage.connection import readable_bytes
 from components.stages.images import ImagesConfig, shard_in_place
 from pipelines.planning.profiles import Profile
+from pipelines.planning.shares import table_of
 from pipelines.workflow import PlannedStage, Stage
 
 WORKERS = {2: 1, 16: 8, 128: 64}  # readers -> workers: two for each, where a profile says nothing
@@ -50,32 +51,21 @@ def tars_in_place(planned: Sequence[PlannedStage]) -> ShardIndex | None:
 
 
 def tar_reads(planned: Sequence[PlannedStage], profile: Profile, index: ShardIndex) -> list[TarReads]:
-    """Reads of each training to run that reads the set directly."""
+    """Reads of each training to run that reads the set directly; numbers of workers above the batch are left out."""
     rows = []
     for entry in planned:
-        stage = entry.stage
-        if entry.wanted and isinstance(stage.config, Training) and (side := resolution_read(stage)) is not None:
+        stage, config = entry.stage, entry.stage.config
+        if entry.wanted and isinstance(config, Training) and (side := resolution_read(stage)) is not None:
             own = profile.resources(stage.name, num_workers=profile.given(stage.name, "num_workers") or 1)
-            workers = WORKERS | {own.readers: own.num_workers}
-            rows.append(reads_of(stage.name, stage.config, index, resolution=side, workers=workers))
+            workers, most = WORKERS | {own.readers: own.num_workers}, config.optimization.global_batch_size
+            layouts = {
+                readers: layout_of(config, index, resolution=side, workers=count)
+                for readers, count in sorted(workers.items())
+                if count <= most
+            }
+            counted = {n: planned_reads(index, layout, readers=n).amplification for n, layout in layouts.items()}
+            rows.append(TarReads(stage.name, layouts, counted))
     return rows
-
-
-def reads_of(
-    stage: str, config: Training, index: ShardIndex, *, resolution: int, workers: Mapping[int, int]
-) -> TarReads:
-    """Reads of a training; numbers of workers above the batch are left out.
-
-    Args:
-        workers: by the number of readers.
-    """
-    layouts = {
-        readers: layout_of(config, index, resolution=resolution, workers=count)
-        for readers, count in sorted(workers.items())
-        if count <= config.optimization.global_batch_size
-    }
-    counted = {readers: planned_reads(index, layout, readers=readers) for readers, layout in layouts.items()}
-    return TarReads(stage, layouts, {readers: reads.amplification for readers, reads in counted.items()})
 
 
 def resolution_read(stage: Stage) -> int | None:
@@ -92,15 +82,9 @@ def layout_of(config: Training, index: ShardIndex, *, resolution: int, workers: 
     """Layout of a training's stream."""
     optimization, needs = config.optimization, config.needs()
     degradation = Degradation(optimization.seed, needs.degradations) if needs.degradations else None
-    return Layout(
-        resolution,
-        optimization.global_batch_size,
-        workers,
-        optimization.seed,
-        index.text.text_length,
-        condition_member=needs.condition_member,
-        degradation=degradation,
-    )
+    size, seed, text_length = optimization.global_batch_size, optimization.seed, index.text.text_length
+    member = needs.condition_member
+    return Layout(resolution, size, workers, seed, text_length, condition_member=member, degradation=degradation)
 
 
 def reads_title(index: ShardIndex) -> str:
@@ -111,11 +95,8 @@ def reads_title(index: ShardIndex) -> str:
 
 def reads_table(rows: Sequence[TarReads]) -> Table:
     """A table with a row for each training, and a column for each number of readers."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("training", no_wrap=True)
     counts = sorted({count for row in rows for count in row.amplification})
-    for name in ("side", "batch", *(f"{count} readers" for count in counts)):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = table_of("training", ("side", "batch", *(f"{count} readers" for count in counts)))
     for row in rows:
         layout = next(iter(row.layouts.values()))
         cells = [f"{row.amplification[count]:.1f}" if count in row.amplification else "" for count in counts]
@@ -124,7 +105,10 @@ def reads_table(rows: Sequence[TarReads]) -> Table:
 
 
 def reads_warning(rows: Sequence[TarReads], index: ShardIndex, config: ImagesConfig) -> list[str]:
-    """Warnings of tars that are read too often, with the remedy; [] otherwise."""
+    """Warnings of tars that are read too often, and the command that writes smaller ones; [] otherwise.
+
+    That command has the recipe's hold-out and tokenizer.
+    """
     often, readers, stage = max((often, n, row.stage) for row in rows for n, often in row.amplification.items())
     if often < TOO_OFTEN:
         return []
@@ -134,19 +118,12 @@ def reads_warning(rows: Sequence[TarReads], index: ShardIndex, config: ImagesCon
         for count, layout in row.layouts.items()
         if row.amplification[count] >= TOO_OFTEN
     )
+    source, path = detect_source(config.source)
+    tars = config.source if source == "webdataset" else f"{path}/*.tar"
     return [
         f"warning: {readers} readers of {stage} fetch these tars {often:.1f} times an epoch. Write smaller ones once, "
         "and read those:",
-        f"  {reshard_command(config, samples_per_shard=samples)}",
-    ]
-
-
-def reshard_command(config: ImagesConfig, *, samples_per_shard: int) -> str:
-    """The command that writes the tars of a recipe again, with the recipe's hold-out and tokenizer."""
-    source, path = detect_source(config.source)
-    tars = config.source if source == "webdataset" else f"{path}/*.tar"
-    return (
-        f"cascade data webdataset {shlex.quote(tars)} --out FOLDER --samples-per-shard {samples_per_shard} "
+        f"  cascade data webdataset {shlex.quote(tars)} --out FOLDER --samples-per-shard {samples} "
         f"--holdout-fraction {config.holdout_fraction:g} --vocab-size {config.vocab_size} "
-        f"--text-length {config.text_length}"
-    )
+        f"--text-length {config.text_length}",
+    ]

@@ -10,11 +10,11 @@ from pydantic import BaseModel, ValidationError
 
 from components.configuration.config import KIND, PlaceError, find, kind_of, members, parts_of, put
 from components.configuration.usage import UsageError, explain, nearest
-from pipelines.recipes.demo import openmoji, smoke
 from pipelines.recipes.diffusion_rows import DIFFUSION_ROWS, FASHION
 from pipelines.recipes.published import paper_recipes
 from pipelines.recipes.rows import DISCRETE_ROWS
 from pipelines.recipes.shapes import SHAPES, Recipe
+from pipelines.recipes.systems import openmoji, smoke
 from pipelines.recipes.taxonomy import TAXONOMY
 
 ROWS = {  # recipe -> row of the lecture, the first word of its summary

@@ -27,42 +27,25 @@ from components.stages.likelihood import LikelihoodConfig
 from components.stages.precompute import PrecomputeConfig
 from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
-from pipelines.recipes.demo import openmoji
+from pipelines.recipes import systems
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, DiffusionStudiesRecipe, ImageToImageRecipe
 from pipelines.recipes.rows import EMOJI, EVALUATION, SCENES
 from pipelines.recipes.shapes import OneModelRecipe, SharedParts
-from pipelines.recipes.systems import (
-    as_ddpm,
-    as_improved_ddpm,
-    classifier,
-    contrastive,
-    diffusion,
-    diffusion_prior,
-    emoji,
-    pixelcnn,
-    sketching,
-    unet,
-    vae_gan,
-)
+from pipelines.recipes.systems import SKETCH, as_ddpm, as_improved_ddpm, diffusion, emoji, sketching, unet
 
 ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=15)  # its noise cures the grain of brief training
 ANCESTRAL_250 = DiffusionSampling(sampler="ddpm", num_inference_steps=250)
-SKETCH = DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=15)  # where x_0 is predicted
 ENLARGED = SKETCH.replace(num_inference_steps=11, strength=0.55, noise_level=50)  # the last six, from the low-res image
 RESTORED = DiffusionSampling(sampler="ddpm", num_inference_steps=10)
 REFERENCE = 5000  # training images of Fashion-MNIST that distances are measured to
+# fmt: off
 FASHION_MNIST = SharedParts(
     ImagesConfig(
-        source="fashion_mnist",
-        resolution=28,
-        samples_per_shard=2000,
-        holdout_fraction=0.05,
-        vocab_size=300,
-        text_length=8,
-    ),
+        source="fashion_mnist", resolution=28, samples_per_shard=2000, holdout_fraction=0.05,
+        vocab_size=300, text_length=8),
     SamplesConfig(measured_samples=256, images_per_class=8, num_prompts=0),
-    EvaluationConfig(reference_samples=REFERENCE),
-)
+    EvaluationConfig(reference_samples=REFERENCE))
+# fmt: on
 FASHION_BOUND = LikelihoodConfig(samples=256, timesteps_per_image=125)  # all 1,000: eight times the minutes
 
 
@@ -80,7 +63,7 @@ def dit() -> DiffusionBranchRecipe:
 
 def classifier_guided() -> DiffusionBranchRecipe:
     """D6: a conditional model at 16², guided by the gradient of a classifier of noisy images."""
-    guide = classifier(16, 32, (1, 2), 8, noisy=True, steps=300)
+    guide = systems.classifier(16, 32, (1, 2), 8, noisy=True, steps=300)
     return EMOJI.branch("classifier_guided", sketching().replace(total_steps=1000), SKETCH, classifier=guide)
 
 
@@ -149,12 +132,14 @@ def imagen() -> DiffusionBranchRecipe:
     enlarging = dynamic.replace(guidance_scale=1.5, num_inference_steps=14, strength=0.57, noise_level=50)
     sampling = DiffusionBranchSampling(base=dynamic.replace(guidance_scale=4.0), upsamplers=(enlarging,))
     once = PrecomputeConfig(columns=("text_states",), resolution=16)
-    return EMOJI.branch("imagen", base, sampling, contrastive=contrastive(), upsamplers=(upsampler,), precompute=once)
+    return EMOJI.branch(
+        "imagen", base, sampling, contrastive=systems.contrastive(), upsamplers=(upsampler,), precompute=once
+    )
 
 
 def dalle2() -> DiffusionBranchRecipe:
     """D14: DALL-E 2 at 16², contrastive encoder, diffusion prior from text to image embedding, decoder."""
-    encoder, prior = contrastive(), diffusion_prior()
+    encoder, prior = systems.contrastive(), systems.diffusion_prior()
     dim = encoder.network.embedding_dim
     base = sketching().replace(conditions=("image_embedding",), image_embedding_dim=dim, total_steps=1000)
     embeddings = DiffusionPriorSampling(sampler="dpm_solver_pp", num_inference_steps=16, guidance_scale=1.5)
@@ -215,25 +200,18 @@ def fashion_steps() -> DiffusionStudiesRecipe:
 
 def fashion_guidance() -> DiffusionStudiesRecipe:
     """D6: guidance by a classifier, classifier-free, inside an interval, and by a weaker model."""
-    return FASHION_MNIST.studies(
-        "fashion_guidance",
-        fashion_sketching(),
-        weaker=fashion_sketching().replace(total_steps=300, checkpoint_every=300, sample_every=300),
-        classifier=classifier(28, 16, (1, 2, 4), 7, noisy=True, steps=500),
-        judge=classifier(28, 16, (1, 2, 4), 7, noisy=False, steps=500),
-        guidance_study=GuidanceStudyConfig(
-            methods=("classifier", "classifier_free", "interval", "autoguidance"),
-            sampler="sde_dpm_solver_pp",
-            num_inference_steps=15,
-            samples=512,
-            reference_samples=REFERENCE,
-        ),
-    )
+    base, methods = fashion_sketching(), ("classifier", "classifier_free", "interval", "autoguidance")
+    guide, judge = (systems.classifier(28, 16, (1, 2, 4), 7, noisy=noisy, steps=500) for noisy in (True, False))
+    weaker = base.replace(total_steps=300, checkpoint_every=300, sample_every=300)
+    sampling = {"sampler": "sde_dpm_solver_pp", "num_inference_steps": 15, "samples": 512}
+    study = GuidanceStudyConfig.of(methods=methods, reference_samples=REFERENCE, **sampling)
+    models = {"weaker": weaker, "classifier": guide, "judge": judge}
+    return FASHION_MNIST.studies("fashion_guidance", base, **models, guidance_study=study)
 
 
 def fashion_pixelcnn() -> OneModelRecipe:
     """P1: gated PixelCNN over gray pixels at 28², exact bits/dim."""
-    model = pixelcnn().replace(resolution=28, in_channels=1, conditions=(), channels=32, total_steps=600)
+    model = systems.pixelcnn().replace(resolution=28, in_channels=1, conditions=(), channels=32, total_steps=600)
     return FASHION_MNIST.one_model("fashion_pixelcnn", model)
 
 
@@ -257,8 +235,8 @@ def fashion_likelihood_hybrid() -> DiffusionStudiesRecipe:
 def fashion_likelihood_loss_aware() -> DiffusionStudiesRecipe:
     """D3: Improved DDPM trained on the bound itself, its timesteps drawn by their losses from step 490 on."""
     # Of 1,000 timesteps some would be drawn less than ten times in half of the training.
-    changes = as_improved_ddpm(fashion_gray()).replace(loss="vlb", num_train_timesteps=500)
-    base = changes.replace(timestep_sampling="loss_aware")
+    base = as_improved_ddpm(fashion_gray())
+    base = base.replace(loss="vlb", num_train_timesteps=500, timestep_sampling="loss_aware")
     return FASHION_MNIST.studies("fashion_likelihood_loss_aware", base, ANCESTRAL_250, likelihood=FASHION_BOUND)
 
 
@@ -275,14 +253,14 @@ DIFFUSION_ROWS = (
 
 def in_latents(name: str, base: DiffusionTraining, *, guidance_scale: float) -> DiffusionBranchRecipe:
     """A recipe in the latents of row T1's VAE-GAN, made once."""
-    autoencoder, sampling = vae_gan(), ANCESTRAL.replace(threshold="none", guidance_scale=guidance_scale)
+    autoencoder, sampling = systems.vae_gan(), ANCESTRAL.replace(threshold="none", guidance_scale=guidance_scale)
     once = PrecomputeConfig(columns=("latents",), resolution=autoencoder.data.resolution, kept_resolution=16)
     return EMOJI.branch(name, base.replace(in_channels=4), sampling, autoencoder=autoencoder, precompute=once)
 
 
 def by_text_states(training: DiffusionTraining) -> DiffusionTraining:
     """The training by caption, as states of the rows' contrastive encoder."""
-    dim = contrastive().text.text_dim
+    dim = systems.contrastive().text.text_dim
     return training.replace(conditions=("text_states",), text_conditioning="cross_attention", text_states_dim=dim)
 
 
@@ -293,15 +271,16 @@ def restoring() -> DiffusionTraining:
 
 def restored(name: str, model: DiffusionTraining, sampling: DiffusionSampling) -> ImageToImageRecipe:
     """A recipe of restoring the demo's images."""
-    restoration = RestorationConfig(samples=48, reference_samples=1024)
-    return ImageToImageRecipe(
-        name=name, images=emoji(), model=model, sampling=RestorationSampling(model=sampling), restoration=restoration
-    )
+    parts = {
+        "sampling": RestorationSampling(model=sampling),
+        "restoration": RestorationConfig(samples=48, reference_samples=1024),
+    }
+    return ImageToImageRecipe.of(name=name, images=emoji(), model=model, **parts)
 
 
 def beyond_the_demo(name: str, resolutions: Sequence[int], shared: SharedParts) -> DiffusionBranchRecipe:
     """A recipe of the demo's stages and an upsampler to each further resolution, trained on windows."""
-    demo, sides = openmoji(), (64, *resolutions)
+    demo, sides = systems.openmoji(), (64, *resolutions)
     sampling = DiffusionBranchSampling(
         base=demo.sampling.base, upsamplers=(*demo.sampling.upsamplers, *[ENLARGED] * len(resolutions))
     )
@@ -311,21 +290,15 @@ def beyond_the_demo(name: str, resolutions: Sequence[int], shared: SharedParts) 
 
 def enlarger(low_res: int, resolution: int) -> DiffusionTraining:
     """Four times as large; trained on windows of 64² without attention, and then run on whole images."""
-    return unet(resolution, 16, (1, 2, 4), (), steps=300, batch=8, saves=2).replace(
-        low_res_resolution=low_res,
-        crop_size=64,
-        max_noise_level=300,
-        prediction_type="sample",
-        conditions=(),
-        cond_drop_prob=0.0,
-    )
+    base = unet(resolution, 16, (1, 2, 4), (), steps=300, batch=8, saves=2)
+    base = base.replace(prediction_type="sample", conditions=(), cond_drop_prob=0.0)
+    return base.replace(low_res_resolution=low_res, crop_size=64, max_noise_level=300)
 
 
 def fashion_sketching() -> DiffusionTraining:
     """28² by class; x_0 predicted has half the distance of v-prediction after 15 steps."""
     # Width 32 costs twice the time, in training and in each of the studies' evaluations.
-    base = unet(28, 16, (1, 2, 4), (7,), steps=2300, batch=24, rate=1.5e-3)
-    return base.replace(prediction_type="sample")
+    return unet(28, 16, (1, 2, 4), (7,), steps=2300, batch=24, rate=1.5e-3).replace(prediction_type="sample")
 
 
 def fashion_gray() -> DiffusionTraining:

@@ -4,7 +4,7 @@ A check raises ValueError and names the field.
 """
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -35,7 +35,26 @@ from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
 
 
-class DiffusionBranchRecipe(Config):
+def refuse(wrong: bool, message: str) -> None:
+    """Raise ValueError with the message if something is wrong."""
+    if wrong:
+        raise ValueError(message)
+
+
+class RecipeOfImages(Config):
+    """Parts of every recipe: workflow, name and images."""
+
+    workflow: str
+    name: str
+    images: ImagesConfig
+
+    def check_images(self, side: int, name: str) -> None:
+        """Raise ValueError for images smaller than `side` pixels, the resolution that `name` says."""
+        own = self.images.resolution
+        refuse(own < side, f"images.resolution {own} must be at least {side}, {name}")
+
+
+class DiffusionBranchRecipe(RecipeOfImages):
     """A base, any number of upsamplers, and optional networks from earlier trainings.
 
     With `autoencoder` the base makes latents (Stable Diffusion). With `text_encoder` or `contrastive` its condition is
@@ -44,8 +63,6 @@ class DiffusionBranchRecipe(Config):
     """
 
     workflow: Literal["diffusion_branch"] = "diffusion_branch"
-    name: str
-    images: ImagesConfig
     autoencoder: AutoencoderTraining | None = None
     contrastive: ContrastiveTraining | None = None
     text_encoder: TextEncoderConfig | None = None
@@ -59,12 +76,15 @@ class DiffusionBranchRecipe(Config):
     samples: SamplesConfig
     evaluation: EvaluationConfig
 
+    @property
+    def learned(self) -> int:
+        """Resolution of the images that the base learns from, in pixels."""
+        return (self.autoencoder or self.base).data.resolution
+
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
-        first = (self.autoencoder or self.base).data.resolution
-        side = check_cascade(self.base, self.upsamplers, self.sampling, first=first)
-        if self.images.resolution < side:
-            raise ValueError(f"images.resolution {self.images.resolution} is below {side}, which a model makes")
+        side = check_cascade(self.base, self.upsamplers, self.sampling, first=self.learned)
+        self.check_images(side, "the largest that a model makes")
         if self.classifier is not None and self.autoencoder is None:
             check_guide(self.classifier, self.base)
         if self.weaker is not None:
@@ -78,102 +98,85 @@ class DiffusionBranchRecipe(Config):
         if self.autoencoder is None:
             check_channels(self.base, self.upsamplers)
             return self
-        side = self.autoencoder.data.resolution // self.autoencoder.network.factor
-        if self.base.data.resolution != side:
-            raise ValueError(f"base.data.resolution must be {side}, the side of the autoencoder's latents")
-        if self.base.data.in_channels != (channels := self.autoencoder.network.diffused_channels):
-            raise ValueError(f"base.data.in_channels must be {channels}, those of the autoencoder's latents")
-        if self.sampling.base.threshold != "none":
-            raise ValueError("sampling.base.threshold must be none: latents have no range to be clipped to")
-        if self.classifier is not None:
-            raise ValueError("classifier knows images, the base makes latents: leave one of them out")
+        data, latent, threshold = self.base.data, self.autoencoder.network, self.sampling.base.threshold
+        side, channels, of = self.learned // latent.factor, latent.diffused_channels, "the autoencoder's latents"
+        refuse(data.resolution != side, f"base.data.resolution must be {side}, the side of {of}")
+        refuse(data.in_channels != channels, f"base.data.in_channels must be {channels}, those of {of}")
+        refuse(threshold != "none", "sampling.base.threshold must be none: latents have no range to be clipped to")
+        refuse(self.classifier is not None, "classifier knows images, the base makes latents: leave one of them out")
         return self
 
     @model_validator(mode="after")
     def _encoders_are_there(self) -> Self:
-        models = (self.base, *self.upsamplers)
-        conditions = {name for model in models for name in model.conditioning.conditions}
-        if "text_states" in conditions and self.contrastive is None and self.text_encoder is None:
-            raise ValueError("text_states among the conditions need contrastive or text_encoder")
-        if "image_embedding" in conditions and (self.contrastive is None or self.diffusion_prior is None):
+        contrastive, text, prior = (p is not None for p in (self.contrastive, self.text_encoder, self.diffusion_prior))
+        conditions = {name for model in (self.base, *self.upsamplers) for name in model.conditioning.conditions}
+        states, embedding = ("text_states" in conditions and not contrastive), "image_embedding" in conditions
+        refuse(states and not text, "text_states among the conditions need contrastive or text_encoder")
+        if embedding and not (contrastive and prior):
             raise ValueError("image_embedding among the conditions needs contrastive and diffusion_prior")
-        if self.diffusion_prior is not None and "image_embedding" not in conditions:
-            raise ValueError("diffusion_prior makes image_embedding, which is among no model's conditions")
-        if self.diffusion_prior is not None and self.text_encoder is not None:
-            raise ValueError("contrastive reads the prompts of a diffusion_prior: leave text_encoder out")
+        refuse(prior and not embedding, "diffusion_prior makes image_embedding, which is among no model's conditions")
+        refuse(prior and text, "contrastive reads the prompts of a diffusion_prior: leave text_encoder out")
         return self
 
     @model_validator(mode="after")
     def _encoders_fit(self) -> Self:
-        encoder, prior = self.contrastive, self.diffusion_prior
-        if encoder is None:
+        if (encoder := self.contrastive) is None:
             return self
         dims = {"image_embedding": encoder.network.embedding_dim}
         if self.text_encoder is None:
             dims["text_states"] = encoder.text.text_dim
         models = {"base": self.base} | {f"upsamplers.{n}": upsampler for n, upsampler in enumerate(self.upsamplers)}
         for where, model in models.items():
-            for condition in dims.keys() & {*model.conditioning.conditions}:
-                if getattr(model.conditioning, f"{condition}_dim") not in (None, dims[condition]):
-                    raise ValueError(f"{where}.{condition}_dim must be {dims[condition]}, as contrastive makes it")
-        seen = encoder.data.resolution
+            for name in dims.keys() & {*model.conditioning.conditions}:
+                wrong = getattr(model.conditioning, f"{name}_dim") not in (None, dims[name])
+                refuse(wrong, f"{where}.{name}_dim must be {dims[name]}, as contrastive makes it")
+        seen, prior, used = encoder.data.resolution, self.diffusion_prior, self.base.conditioning.conditions
+        too_large = "image_embedding" in used and self.learned < seen
         if prior is not None and prior.data.resolution < seen:
             raise ValueError(f"diffusion_prior.resolution must be at least contrastive.resolution {seen}")
-        learned = (self.autoencoder or self.base).data.resolution
-        if "image_embedding" in self.base.conditioning.conditions and learned < seen:
-            raise ValueError(f"contrastive.resolution must be at most {learned}, that of the images base learns from")
+        refuse(too_large, f"contrastive.resolution must be at most {self.learned}, that of the images base learns from")
         return self
 
     @model_validator(mode="after")
     def _precompute_fits(self) -> Self:
-        once, autoencoder = self.precompute, self.autoencoder
-        if once is None:
+        if (once := self.precompute) is None:
             return self
-        text = self.contrastive or self.text_encoder
-        makers = {"latents": autoencoder, "image_embedding": self.contrastive, "text_states": text}
+        makers = {"latents": self.autoencoder, "text_states": self.contrastive or self.text_encoder}
         for column in once.columns:
-            if makers.get(column, self.contrastive) is None:
-                raise ValueError(f"{column} among precompute.columns has no model that makes it in this recipe")
-        if self.images.resolution < once.resolution:
-            raise ValueError(f"images.resolution {self.images.resolution} is below precompute.resolution")
-        if "latents" in once.columns and autoencoder is not None and once.resolution != autoencoder.data.resolution:
-            raise ValueError(f"precompute.resolution must be {autoencoder.data.resolution}, that of the autoencoder")
-        least = 0 if "latents" in once.columns else (autoencoder or self.base).data.resolution
+            fault = f"{column} among precompute.columns has no model that makes it in this recipe"
+            refuse(makers.get(column, self.contrastive) is None, fault)
+        self.check_images(once.resolution, "precompute.resolution")
+        encoded, side = "latents" in once.columns, self.learned
+        least = 0 if encoded else side
         if self.diffusion_prior is not None and "image_embedding" not in once.columns:
             least = max(least, self.diffusion_prior.data.resolution)
-        if once.kept < least:
-            raise ValueError(f"precompute.kept_resolution must be at least {least}, what is read of its images")
+        refuse(encoded and once.resolution != side, f"precompute.resolution must be {side}, that of the autoencoder")
+        refuse(once.kept < least, f"precompute.kept_resolution must be at least {least}, what is read of its images")
         return self
 
 
-class ImageToImageRecipe(Config):
+class ImageToImageRecipe(RecipeOfImages):
     """A model, and held-out images that the model restores."""
 
     workflow: Literal["image_to_image"] = "image_to_image"
-    name: str
-    images: ImagesConfig
     model: DiffusionTraining
     sampling: RestorationSampling = RestorationSampling()
     restoration: RestorationConfig
 
     @model_validator(mode="after")
     def _images_are_large_enough(self) -> Self:
-        if self.images.resolution < self.model.data.resolution:
-            raise ValueError(f"images.resolution must be at least model.resolution {self.model.data.resolution}")
-        if self.model.degradation is None:
-            raise ValueError("model.degradation is missing: what it restores")
+        self.check_images(self.model.data.resolution, "model.resolution")
         check_steps("sampling.model", self.sampling.model, self.model)
+        refuse(self.model.degradation is None, "model.degradation is missing: what it restores")
         if self.images.holdout_fraction == 0:
             raise ValueError("images.holdout_fraction must be above 0: held-out images are restored")
         return self
 
 
-class DiffusionStudiesRecipe(Config):
+class DiffusionStudiesRecipe(RecipeOfImages):
     """A diffusion model with studies: noising, likelihood, distance by steps, guidance by scale."""
 
     workflow: Literal["diffusion_studies"] = "diffusion_studies"
-    name: str
-    images: ImagesConfig
     base: DiffusionTraining
     weaker: DiffusionTraining | None = None  # guides the base: smaller, or trained for fewer steps
     classifier: ClassifierTraining | None = None  # of noisy images, guides the base
@@ -189,21 +192,18 @@ class DiffusionStudiesRecipe(Config):
     @model_validator(mode="after")
     def _models_fit(self) -> Self:
         check_channels(self.base)
-        side = check_cascade(self.base, (), self.sampling)
-        for name in ("classifier", "judge"):
-            model = getattr(self, name)
-            if model is not None and model.data.resolution != side:
-                raise ValueError(f"{name}.resolution must be base.resolution {side}")
-        if self.images.resolution < side:
-            raise ValueError(f"images.resolution must be at least base.resolution {side}")
-        if self.noising_study is not None and self.images.resolution < (self.noising_study.resolution or side):
-            raise ValueError(f"noising_study.resolution must be at most images.resolution {self.images.resolution}")
+        side, own = check_cascade(self.base, (), self.sampling), self.images.resolution
+        for name, model in {"classifier": self.classifier, "judge": self.judge}.items():
+            refuse(side != (model or self.base).data.resolution, f"{name}.resolution must be base.resolution {side}")
+        self.check_images(side, "base.resolution")
         if self.weaker is not None:
             check_weaker(self.weaker, self.base)
         if self.classifier is not None:
             check_guide(self.classifier, self.base)
-        if self.judge is not None and self.judge.noisy:
-            raise ValueError("judge.noisy must be false: it judges finished images")
+        noised = 0 if self.noising_study is None else self.noising_study.resolution or side
+        noisy = self.judge is not None and self.judge.noisy
+        refuse(own < noised, f"noising_study.resolution must be at most images.resolution {own}")
+        refuse(noisy, "judge.noisy must be false: it judges finished images")
         return self
 
     @model_validator(mode="after")
@@ -211,23 +211,18 @@ class DiffusionStudiesRecipe(Config):
         process = self.base.process
         if not isinstance(process, DiscreteProcess):
             for name in ("likelihood", "noising_study"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{name} needs base.process discrete, not {process.kind}")
+                refuse(getattr(self, name) is not None, f"{name} needs base.process discrete, not {process.kind}")
             return self
-        most = process.num_train_timesteps
+        most, counts = process.num_train_timesteps, dict[str, int]()
         if self.likelihood is not None:
             count = self.likelihood.timesteps_per_image or most
-            if not 2 <= count <= most:
-                raise ValueError(f"likelihood.timesteps_per_image must be in [2, {most}], not {count}")
-        counts: dict[str, int] = {}
-        if self.steps_study is not None:
-            counts["steps_study.steps"] = max(self.steps_study.steps)
-            counts["steps_study.reference_steps"] = self.steps_study.reference_steps
+            refuse(not 2 <= count <= most, f"likelihood.timesteps_per_image must be in [2, {most}], not {count}")
+        if (study := self.steps_study) is not None:
+            counts = {"steps_study.steps": max(study.steps), "steps_study.reference_steps": study.reference_steps}
         if self.guidance_study is not None:
             counts["guidance_study.num_inference_steps"] = self.guidance_study.num_inference_steps
         for name, steps in counts.items():
-            if steps > most:
-                raise ValueError(f"{name} must be at most base.num_train_timesteps {most}, not {steps}")
+            refuse(steps > most, f"{name} must be at most base.num_train_timesteps {most}, not {steps}")
         return self
 
     @model_validator(mode="after")
@@ -235,16 +230,13 @@ class DiffusionStudiesRecipe(Config):
         if self.guidance_study is None:
             return self
         methods = self.guidance_study.methods
-        needs = {
-            "judge": True,
-            "weaker": "autoguidance" in methods,
-            "classifier": "classifier" in methods or "classifier_unconditional" in methods,
-        }
+        by_classifier = bool({"classifier", "classifier_unconditional"} & {*methods})
+        needs = {"judge": True, "weaker": "autoguidance" in methods, "classifier": by_classifier}
         for name, needed in needs.items():
-            if needed and getattr(self, name) is None:
-                raise ValueError(f"{name} is missing: guidance_study.methods {list(methods)} need it")
-        if "label" not in self.base.conditioning.conditions:
-            raise ValueError("base.conditions must hold label: guidance_study asks for classes")
+            missing = needed and getattr(self, name) is None
+            refuse(missing, f"{name} is missing: guidance_study.methods {list(methods)} need it")
+        labels = "label" in self.base.conditioning.conditions
+        refuse(not labels, "base.conditions must hold label: guidance_study asks for classes")
         return self
 
 
@@ -265,51 +257,46 @@ def check_cascade(
     if base.low_res is not None or base.degradation is not None:
         raise ValueError("base.low_res and base.degradation must be empty: the base model starts from noise alone")
     check_steps("sampling.base", sampling.base, base)
-    if len(sampling.upsamplers) != len(upsamplers):
-        raise ValueError(f"sampling.upsamplers must be as many as upsamplers, {len(upsamplers)}")
-    side = base.data.resolution if first is None else first
+    count, side = len(upsamplers), base.data.resolution if first is None else first
+    refuse(len(sampling.upsamplers) != count, f"sampling.upsamplers must be as many as upsamplers, {count}")
     for number, (upsampler, own) in enumerate(zip(upsamplers, sampling.upsamplers, strict=True)):
-        low_res = upsampler.low_res
+        low_res, where = upsampler.low_res, f"sampling.upsamplers.{number}"
         if low_res is None or low_res.low_res_resolution != side:
             raise ValueError(f"upsamplers.{number}.low_res_resolution must be {side}, what the stage before it makes")
-        check_steps(f"sampling.upsamplers.{number}", own, upsampler)
-        if own.noise_level is not None and own.noise_level > low_res.max_noise_level:
-            raise ValueError(f"sampling.upsamplers.{number}.noise_level must be at most {low_res.max_noise_level}")
+        check_steps(where, own, upsampler)
+        most = low_res.max_noise_level
+        refuse((own.noise_level or 0) > most, f"{where}.noise_level must be at most {most}")
         side = upsampler.data.resolution
     return side
 
 
 def check_channels(base: DiffusionTraining, upsamplers: Sequence[DiffusionTraining] = ()) -> None:
     """Raise ValueError for a base of images, not latents, with other channels than images have."""
-    channels = base.data.in_channels
-    if channels not in (1, 3):
-        raise ValueError(
-            f"base.data.in_channels must be 3, or 1 for gray images, not {channels}: others are of latents"
-        )
-    if channels == 1 and upsamplers:
-        raise ValueError("base.data.in_channels must be 3: upsamplers enlarge images in color")
+    channels, place = base.data.in_channels, "base.data.in_channels must be 3"
+    gray = f"{place}, or 1 for gray images, not {channels}: others are of latents"
+    color = f"{place}: upsamplers enlarge images in color"
+    refuse(channels not in (1, 3), gray)
+    refuse(channels == 1 and bool(upsamplers), color)
 
 
 def check_weaker(weaker: DiffusionTraining, base: DiffusionTraining) -> None:
     """Raise ValueError for a weaker model of other images, conditions or outputs than the base."""
-    pairs = {
-        "weaker.resolution": (weaker.data.resolution, "base.resolution", base.data.resolution),
-        "weaker.in_channels": (weaker.data.in_channels, "base.in_channels", base.data.in_channels),
-        "weaker.conditions": ([*weaker.conditioning.conditions], "base.conditions", [*base.conditioning.conditions]),
-        "weaker.process": (weaker.process, "base.process", base.process),
-    }
-    for name, (value, other, needed) in pairs.items():
-        if value != needed:
-            raise ValueError(f"{name} must be {other} {needed}")
+
+    def facts(model: DiffusionTraining) -> dict[str, Any]:
+        conditions, own = [*model.conditioning.conditions], model.data
+        sizes = {"resolution": own.resolution, "in_channels": own.in_channels}
+        return {**sizes, "conditions": conditions, "process": model.process}
+
+    needed = facts(base)
+    for name, own in facts(weaker).items():
+        refuse(own != needed[name], f"weaker.{name} must be base.{name} {needed[name]}")
 
 
 def check_steps(where: str, sampling: DiffusionSampling, model: DiffusionTraining) -> None:
     """Raise ValueError for more steps than the model's, or a spacing without the last step."""
-    process = model.process
-    if not isinstance(process, DiscreteProcess):
+    if not isinstance(process := model.process, DiscreteProcess):
         return
-    if sampling.num_inference_steps > process.num_train_timesteps:
-        most = process.num_train_timesteps
+    most, skips = process.num_train_timesteps, process.zero_terminal_snr and sampling.spacing == "leading"
+    if sampling.num_inference_steps > most:
         raise ValueError(f"{where}.num_inference_steps must be at most num_train_timesteps {most}")
-    if process.zero_terminal_snr and sampling.spacing == "leading":
-        raise ValueError(f"{where}.spacing must not be leading: it skips the last step of zero_terminal_snr")
+    refuse(skips, f"{where}.spacing must not be leading: it skips the last step of zero_terminal_snr")

@@ -20,31 +20,13 @@ al. (2022). A label is dropped where guidance needs it, and its table then has o
 ImageNet has 1,000 classes; GLIDE's vocabulary 50,257 words, of which a text has 128.
 """
 
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from components.configuration.conditions import DiffusionConditions, PaddedTextConfig
-from components.configuration.diffusion import DegradationConfig, DiffusionData, DiffusionTraining, LowResConfig
-from components.configuration.networks import (
-    AutoencoderNetworkConfig,
-    ClassifierNetworkConfig,
-    GaussianConfig,
-    GradientCodesConfig,
-    GumbelCodesConfig,
-    UNetConfig,
-)
-from components.configuration.optimization import (
-    AdversarialOptimization,
-    ClassifierOptimization,
-    OptimizationConfig,
-)
+from components.configuration.diffusion import DegradationConfig, DiffusionTraining, LowResConfig
+from components.configuration.networks import GaussianConfig, GradientCodesConfig, GumbelCodesConfig
 from components.configuration.processes import DiscreteNoise, DiscreteProcess
-from components.configuration.trainings import (
-    AugmentedData,
-    AutoencoderData,
-    AutoencoderLosses,
-    AutoencoderTraining,
-    ClassifierTraining,
-)
+from components.configuration.trainings import AutoencoderTraining, ClassifierTraining
 
 ADM_64, ADM_128, ADM_256, ADM_512 = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
 NORM_GROUPS = 32  # everywhere: `normalization` of OpenAI's and LDM's code, the default of DDPM's group norm
@@ -54,7 +36,6 @@ CHECKPOINT_MINUTES = 20.0
 GPUS = 8
 RATE_PER_IMAGE = 4.5e-6
 F4, F8, F8_VQ, F16 = (1, 2, 4), (1, 2, 4, 4), (1, 2, 2, 4), (1, 1, 2, 2, 4)
-Optimization = TypeVar("Optimization", bound=OptimizationConfig)
 
 # Of DDPM and Palette: noise is predicted, the variance is fixed. LDM has a schedule of its own.
 SIMPLE = DiscreteProcess(schedule="linear", prediction_type="epsilon", variance="fixed_large", min_snr_gamma=None)
@@ -74,37 +55,12 @@ GLIDE_TEXT = DiffusionConditions(
 FROM_64, FROM_128 = (LowResConfig(low_res_resolution=side, max_noise_level=0) for side in (64, 128))
 
 
-def published(
-    kind: type[Optimization],
-    steps: int,
-    batch: int,
-    rate: float,
-    *,
-    final_lr_fraction: float = 1.0,
-    lr_decay: Literal["linear", "cosine"] = "linear",
-    warmup_steps: int = 0,
-    betas: tuple[float, float] = (0.9, 0.999),
-    weight_decay: float = 0.0,
-    ema_decay: float = 0.0,
-) -> Optimization:
-    """Steps, batch and rate of a row; Adam at a constant rate unless a row says otherwise."""
-    return kind(
-        total_steps=steps,
-        global_batch_size=batch,
-        learning_rate=rate,
-        final_lr_fraction=final_lr_fraction,
-        lr_decay=lr_decay,
-        warmup_steps=warmup_steps,
-        betas=betas,
-        weight_decay=weight_decay,
-        ema_decay=ema_decay,
-        precision="bf16",
-        compile_network=True,
-        log_every=100,
-        checkpoint_every=5000,
-        checkpoint_minutes=CHECKPOINT_MINUTES,
-        sample_every=5000,
-    )
+def published(steps: int, batch: int, rate: float, **changes: Any) -> dict[str, Any]:
+    """Steps, batch and rate of a row, by name; Adam at a constant rate unless a row says otherwise."""
+    numbers = {"total_steps": steps, "global_batch_size": batch, "learning_rate": rate, "final_lr_fraction": 1.0}
+    numbers |= {"warmup_steps": 0, "betas": (0.9, 0.999), "weight_decay": 0.0, "ema_decay": 0.0, "precision": "bf16"}
+    numbers |= {"log_every": 100, "checkpoint_every": 5000, "sample_every": 5000}
+    return numbers | {"compile_network": True, "checkpoint_minutes": CHECKPOINT_MINUTES} | changes
 
 
 class PaperAutoencoder(NamedTuple):
@@ -126,29 +82,27 @@ def first_stage(
     discriminator_layers: int,
 ) -> PaperAutoencoder:
     """A row of VQ-GAN or LDM; `Normalize` of both is in modules/diffusionmodules/model.py."""
-    network = AutoencoderNetworkConfig(
+    batch, bottleneck = GPUS * batch_per_gpu, GaussianConfig()
+    if codes is not None:
+        bottleneck = GradientCodesConfig(codebook_size=codes, l2_normalize=False)
+    training = AutoencoderTraining.of(
+        resolution=256,
         channels=128,
         channel_mult=channel_mult,
         num_res_blocks=2,
         attention_resolutions=attention_resolutions,
         latent_channels=latent_channels,
         norm_groups=NORM_GROUPS,
-        bottleneck=GaussianConfig() if codes is None else GradientCodesConfig(codebook_size=codes, l2_normalize=False),
-    )
-    losses = AutoencoderLosses(
+        bottleneck=bottleneck,
         kl_weight=1e-6 if codes is None else 1.0,
         perceptual_network="vgg16_lpips",
         perceptual_weights_uri="vgg16_lpips.safetensors",
         adversarial_weight=adversarial_weight,
         discriminator_start=discriminator_start,
         discriminator_layers=discriminator_layers,
+        **published(500_000, batch, batch * RATE_PER_IMAGE, betas=(0.5, 0.9)),
     )
-    batch = GPUS * batch_per_gpu
-    optimization = published(AdversarialOptimization, 500_000, batch, batch * RATE_PER_IMAGE, betas=(0.5, 0.9))
-    data = AutoencoderData(resolution=256)
-    return PaperAutoencoder(
-        summary, AutoencoderTraining(network=network, losses=losses, data=data, optimization=optimization)
-    )
+    return PaperAutoencoder(summary, training)
 
 
 # fmt: off
@@ -184,28 +138,22 @@ AUTOENCODERS: dict[str, PaperAutoencoder] = {
     # 1/16 in 150,000, rate 1e-4 to 1.25e-6 along a cosine of 1,200,000 updates. Ours has that cosine over all updates.
     "dalle_dvae_f8_8192": PaperAutoencoder(
         "DALL-E's dVAE, 256² to 32² tokens of 8,192 codes, trained as in appendix A.2 of Ramesh et al. (2021).",
-        AutoencoderTraining(
-            network=AutoencoderNetworkConfig(
-                channels=128, channel_mult=F8, num_res_blocks=2, latent_channels=128, reconstruction="logit_laplace",
-                bottleneck=GumbelCodesConfig(codebook_size=8192, codebook_init="random")),
-            losses=AutoencoderLosses(
-                kl_weight=6.6, kl_warmup_steps=5000, temperature_steps=150_000,
-                perceptual_network="none", adversarial_weight=0.0),
-            data=AutoencoderData(resolution=256),
-            optimization=published(
-                AdversarialOptimization, 3_000_000, 512, 1e-4, lr_decay="cosine", final_lr_fraction=0.0125,
-                weight_decay=1e-4, ema_decay=0.999))),
+        AutoencoderTraining.of(
+            resolution=256, channels=128, channel_mult=F8, num_res_blocks=2, latent_channels=128,
+            reconstruction="logit_laplace",
+            bottleneck=GumbelCodesConfig(codebook_size=8192, codebook_init="random"), kl_weight=6.6,
+            kl_warmup_steps=5000, temperature_steps=150_000, perceptual_network="none", adversarial_weight=0.0,
+            **published(
+                3_000_000, 512, 1e-4, lr_decay="cosine", final_lr_fraction=0.0125, weight_decay=1e-4,
+                ema_decay=0.999))),
     # Published: Adam, rate 2e-4, 250,000 steps of 128 images, two strided convolutions and two residual blocks 256 wide
     # on each side. Ours halves as often and has residual blocks at every resolution, so there is no count to reach.
     "vqvae_imagenet_128": PaperAutoencoder(
         "VQ-VAE, 128² to 32² tokens of 512 codes, trained as in section 4.1 of van den Oord et al. (2017).",
-        AutoencoderTraining(
-            network=AutoencoderNetworkConfig(
-                channels=64, channel_mult=(1, 2, 4), num_res_blocks=1, latent_channels=64, reconstruction="mse",
-                bottleneck=GradientCodesConfig(codebook_size=512, l2_normalize=False)),
-            losses=AutoencoderLosses(perceptual_network="none", adversarial_weight=0.0),
-            data=AutoencoderData(resolution=128),
-            optimization=published(AdversarialOptimization, 250_000, 128, 2e-4))),
+        AutoencoderTraining.of(
+            resolution=128, channels=64, channel_mult=(1, 2, 4), num_res_blocks=1, latent_channels=64,
+            reconstruction="mse", bottleneck=GradientCodesConfig(codebook_size=512, l2_normalize=False),
+            perceptual_network="none", adversarial_weight=0.0, **published(250_000, 128, 2e-4))),
 }
 # fmt: on
 
@@ -217,19 +165,18 @@ def classifier(
     schedule: Literal["linear", "cosine"],
 ) -> ClassifierTraining:
     """A row of the table: levels, blocks and schedule differ, all else is shared."""
-    network = ClassifierNetworkConfig(
+    return ClassifierTraining.of(
+        resolution=resolution,
         model_channels=128,
         channel_mult=channel_mult,
         num_res_blocks=num_res_blocks,
         attention_resolutions=(32, 16, 8),
         head_dim=64,
         norm_groups=NORM_GROUPS,
-    )
-    return ClassifierTraining(
-        network=network,
         process=DiscreteNoise(schedule=schedule),
-        data=AugmentedData(resolution=resolution, max_shift=resolution // 8, mirror=True),
-        optimization=published(ClassifierOptimization, 300_000, 256, 3e-4, final_lr_fraction=0.0, weight_decay=0.05),
+        max_shift=resolution // 8,
+        mirror=True,
+        **published(300_000, 256, 3e-4, final_lr_fraction=0.0, weight_decay=0.05),
     )
 
 
@@ -255,43 +202,23 @@ def unet(
     total_steps: int,
     global_batch_size: int,
     learning_rate: float,
-    *,
-    in_channels: int = 3,
-    dropout: float = 0.0,
-    scale_shift_norm: bool = True,
-    resample_in_blocks: bool = True,
-    text_conditioning: Literal["pooled", "cross_attention", "spatial_transformer"] = "pooled",
-    class_token_dim: int | None = None,
-    low_res: LowResConfig | None = None,
-    degradation: DegradationConfig | None = None,
-    warmup_steps: int = 0,
+    **changes: Any,
 ) -> DiffusionTraining:
     """A row of the table; all rows have 32 groups a norm, Adam at a constant rate, a slow average."""
-    network = UNetConfig(
+    return DiffusionTraining.of(
+        resolution=resolution,
         model_channels=model_channels,
         channel_mult=channel_mult,
         num_res_blocks=num_res_blocks,
         attention_resolutions=attention_resolutions,
         head_dim=head_dim,
         num_heads=num_heads,
-        dropout=dropout,
-        text_conditioning=text_conditioning,
-        class_token_dim=class_token_dim,
-        scale_shift_norm=scale_shift_norm,
-        resample_in_blocks=resample_in_blocks,
         norm_groups=NORM_GROUPS,
-    )
-    optimization = published(
-        OptimizationConfig, total_steps, global_batch_size, learning_rate, warmup_steps=warmup_steps, ema_decay=0.9999
-    )
-    return DiffusionTraining(
-        network=network,
         process=process,
         conditioning=conditioning,
-        low_res=low_res,
-        degradation=degradation,
-        data=DiffusionData(resolution=resolution, in_channels=in_channels),
-        optimization=optimization,
+        **{"dropout": 0.0, "scale_shift_norm": True, "resample_in_blocks": True, "text_conditioning": "pooled"}
+        | published(total_steps, global_batch_size, learning_rate, ema_decay=0.9999)
+        | changes,
     )
 
 

@@ -39,8 +39,10 @@ from pipelines.recipes.diffusion_shapes import (
     DiffusionBranchRecipe,
     DiffusionStudiesRecipe,
     ImageToImageRecipe,
+    RecipeOfImages,
     check_cascade,
     check_channels,
+    refuse,
 )
 
 
@@ -53,26 +55,17 @@ class AgreementRecipe(Config):
 
     @model_validator(mode="after")
     def _somebody_judges_finished_images(self) -> Self:
-        if self.judge is None and self.matcher is None:
-            raise ValueError("judge and matcher are missing: agreement needs one of them")
-        if self.judge is not None and self.judge.noisy:
-            raise ValueError("judge.noisy must be false: it judges finished images")
+        nobody = self.judge is None and self.matcher is None
+        refuse(nobody, "judge and matcher are missing: agreement needs one of them")
+        noisy = self.judge is not None and self.judge.noisy
+        refuse(noisy, "judge.noisy must be false: it judges finished images")
         return self
 
-    def check_size(self, side: int) -> None:
-        """Raise ValueError for a network of images larger than the finished images, `side` pixels wide."""
-        for name in ("judge", "matcher"):
-            model = getattr(self, name)
-            if model is not None and model.data.resolution > side:
-                raise ValueError(f"agreement.{name}.data.resolution must be at most {side}, what is made")
 
-
-class CascadeRecipe(Config):
+class CascadeRecipe(RecipeOfImages):
     """The whole cascade; `cascade show NAME` prints a recipe, `--recipe my.yaml` runs an edited copy."""
 
     workflow: Literal["full_cascade"] = "full_cascade"
-    name: str
-    images: ImagesConfig
     tokenizer: AutoencoderTraining
     tokens: TokensConfig = TokensConfig()
     prior: PriorTraining
@@ -86,12 +79,13 @@ class CascadeRecipe(Config):
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
         check_channels(self.base, self.upsamplers)
-        side = check_cascade(self.base, self.upsamplers, self.sampling)
-        largest = max(side, self.tokenizer.data.resolution)
-        if self.images.resolution < largest:
-            raise ValueError(f"images.resolution {self.images.resolution} is below {largest}, which a model makes")
-        if self.agreement is not None:
-            self.agreement.check_size(min(side, self.tokenizer.data.resolution))
+        side, tokenized = check_cascade(self.base, self.upsamplers, self.sampling), self.tokenizer.data.resolution
+        self.check_images(max(side, tokenized), "the largest that a model makes")
+        made = min(side, tokenized)
+        for name in ("judge", "matcher"):  # of images no larger than finished ones
+            model = getattr(self.agreement, name, None)
+            too_large = model is not None and model.data.resolution > made
+            refuse(too_large, f"agreement.{name}.data.resolution must be at most {made}, what is made")
         return self
 
 
@@ -103,17 +97,15 @@ class ConditionRecipe(Config):
 
     @model_validator(mode="after")
     def _same_member(self) -> Self:
-        if self.tokens.member != (member := self.tokenizer.data.member):
-            raise ValueError(f"tokens.member {self.tokens.member} must be tokenizer.member {member}")
+        own, member = self.tokens.member, self.tokenizer.data.member
+        refuse(own != member, f"tokens.member {own} must be tokenizer.member {member}")
         return self
 
 
-class TokenBranchRecipe(Config):
+class TokenBranchRecipe(RecipeOfImages):
     """A tokenizer, and a prior of any kind over the tokens."""
 
     workflow: Literal["token_branch"] = "token_branch"
-    name: str
-    images: ImagesConfig
     tokenizer: AutoencoderTraining
     tokens: TokensConfig = TokensConfig()
     condition: ConditionRecipe | None = None
@@ -125,39 +117,42 @@ class TokenBranchRecipe(Config):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
-        if not self.tokenizer.has_codes:
-            raise ValueError("tokenizer.bottleneck gaussian makes no tokens; choose vq_ema, vq, gumbel or fsq")
+        codes = self.tokenizer.has_codes
+        refuse(not codes, "tokenizer.bottleneck gaussian makes no tokens; choose vq_ema, vq, gumbel or fsq")
         resolution, conditions = self.tokenizer.data.resolution, self.prior.conditioning.conditions
-        if self.reranker is not None and self.reranker.data.resolution > resolution:
-            raise ValueError(f"reranker.resolution must be at most tokenizer.resolution {resolution}")
-        if self.reranker is None and self.sampling.reranker is not None:
-            raise ValueError("sampling.reranker is given, reranker is missing: there is nothing to choose by")
-        if self.images.resolution < resolution:
-            raise ValueError(f"images.resolution must be at least tokenizer.resolution {resolution}")
+        too_large = self.reranker is not None and self.reranker.data.resolution > resolution
+        refuse(too_large, f"reranker.resolution must be at most tokenizer.resolution {resolution}")
+        without = self.reranker is None and self.sampling.reranker is not None
+        refuse(without, "sampling.reranker is given, reranker is missing: there is nothing to choose by")
+        self.check_images(resolution, "tokenizer.resolution")
         if (self.condition is None) == ("condition" in conditions):
-            asks = "asks for one" if self.condition is None else f"is only {list(conditions)}"
-            raise ValueError(
-                f"condition is {'missing' if self.condition is None else 'given'}, prior.conditions {asks}"
+            state, asks = (
+                ("missing", "asks for one") if self.condition is None else ("given", f"is only {[*conditions]}")
             )
-        side, sampling = resolution // self.tokenizer.network.factor, self.sampling.prior
-        own = family_of(self.prior.network.kind).sampling
-        if isinstance(sampling, MaskedTokenSampling) and own is not MaskedTokenSampling:
-            raise ValueError("sampling.prior takes no num_inference_steps: only a masked_transformer draws in steps")
-        if isinstance(sampling, TransformerSampling) and own is not TransformerSampling:
-            raise ValueError("sampling.prior takes no compile_decoding: only a transformer is decoded so")
-        if isinstance(sampling, MaskedTokenSampling) and sampling.num_inference_steps > side**2:
-            raise ValueError(f"sampling.prior.num_inference_steps must be at most {side**2}, the tokens of an image")
-        if self.prior.needs().resolution is not None:
-            raise ValueError("prior.resolution must be empty: the grid of the tokens decides")
+            raise ValueError(f"condition is {state}, prior.conditions {asks}")
+        grid = self.prior.needs().resolution
+        refuse(grid is not None, "prior.resolution must be empty: the grid of the tokens decides")
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_is_the_prior_s(self) -> Self:
+        sampling, own = self.sampling.prior, family_of(self.prior.network.kind).sampling
+        tokens = (self.tokenizer.data.resolution // self.tokenizer.network.factor) ** 2
+        if isinstance(sampling, MaskedTokenSampling):
+            masked, steps = own is MaskedTokenSampling, sampling.num_inference_steps
+            refuse(not masked, "sampling.prior takes no num_inference_steps: only a masked_transformer draws in steps")
+            refuse(
+                steps > tokens, f"sampling.prior.num_inference_steps must be at most {tokens}, the tokens of an image"
+            )
+        wrong = isinstance(sampling, TransformerSampling) and own is not TransformerSampling
+        refuse(wrong, "sampling.prior takes no compile_decoding: only a transformer is decoded so")
         return self
 
 
-class OneModelRecipe(Config):
+class OneModelRecipe(RecipeOfImages):
     """An autoencoder, a PixelCNN, a PixelRNN or a GAN."""
 
     workflow: Literal["one_model"] = "one_model"
-    name: str
-    images: ImagesConfig
     model: AnyLoneModel
     sampling: OneModelSampling = OneModelSampling()
     samples: SamplesConfig | None = None  # None: an autoencoder of which nothing is drawn
@@ -170,39 +165,23 @@ class OneModelRecipe(Config):
         return None if self.model.has_codes else self.samples
 
     @model_validator(mode="after")
-    def _images_are_large_enough(self) -> Self:
-        side = self.model.data.resolution
-        if side is None:
+    def _model_is_drawn_and_measured_as_its_kind(self) -> Self:
+        if (side := self.model.data.resolution) is None:
             raise ValueError("model.resolution is missing: a model of images needs it")
-        if self.images.resolution < side:
-            raise ValueError(f"images.resolution must be at least model.resolution {side}")
+        self.check_images(side, "model.resolution")
+        kind, sampling = self.model.network.kind, self.sampling.model
+        family = family_of(kind)
+        unknown = self.samples is None and not family.reconstructs
+        refuse(unknown, f"samples is missing: a {kind} is known by the images that it makes")
+        if self.likelihood is not None:
+            self.model.check_likelihood()
+            steps = self.likelihood.timesteps_per_image
+            refuse(steps is not None, "likelihood.timesteps_per_image must be empty: only diffusion has timesteps")
+        if sampling is not None and type(sampling) is not family.sampling:
+            if family.sampling is None:
+                raise ValueError(f"sampling.model must be empty: a {kind} leaves nothing to choose")
+            raise ValueError(f"sampling.model: a {kind} takes {', '.join(family.sampling.model_fields)}")
         return self
-
-    @model_validator(mode="after")
-    def _a_generator_is_sampled(self) -> Self:
-        kind = self.model.network.kind
-        if self.samples is None and not family_of(kind).reconstructs:
-            raise ValueError(f"samples is missing: a {kind} is known by the images that it makes")
-        return self
-
-    @model_validator(mode="after")
-    def _the_model_has_a_likelihood(self) -> Self:
-        if self.likelihood is None:
-            return self
-        self.model.check_likelihood()
-        if self.likelihood.timesteps_per_image is not None:
-            raise ValueError("likelihood.timesteps_per_image must be empty: only diffusion has timesteps")
-        return self
-
-    @model_validator(mode="after")
-    def _sampling_is_its_own(self) -> Self:
-        sampling, kind = self.sampling.model, self.model.network.kind
-        own = family_of(kind).sampling
-        if sampling is None or type(sampling) is own:
-            return self
-        if own is None:
-            raise ValueError(f"sampling.model must be empty: a {kind} leaves nothing to choose")
-        raise ValueError(f"sampling.model: a {kind} takes {', '.join(own.model_fields)}")
 
 
 Recipe = (
@@ -232,49 +211,25 @@ class SharedParts(NamedTuple):
 
     def one_model(self, name: str, model: Training, **parts: Any) -> OneModelRecipe:
         """A recipe of a single model of images."""
-        return OneModelRecipe(
-            name=name, images=self.images, model=model, samples=self.samples, evaluation=self.evaluation, **parts
-        )
+        return OneModelRecipe(name=name, model=model, **self._asdict() | parts)
 
     def token_branch(
         self, name: str, tokenizer: AutoencoderTraining, prior: Training, sampling: TokenSampling, **parts: Any
     ) -> TokenBranchRecipe:
         """A recipe of a tokenizer and a prior over the tokens."""
-        return TokenBranchRecipe(
-            name=name,
-            images=self.images,
-            tokenizer=tokenizer,
-            prior=prior,
-            sampling=TokenBranchSampling(prior=sampling),
-            samples=self.samples,
-            evaluation=self.evaluation,
-            **parts,
-        )
+        parts |= {"tokenizer": tokenizer, "prior": prior, "sampling": TokenBranchSampling(prior=sampling)}
+        return TokenBranchRecipe(name=name, **self._asdict() | parts)
 
     def branch(
         self, name: str, base: DiffusionTraining, sampling: DiffusionSampling | DiffusionBranchSampling, **parts: Any
     ) -> DiffusionBranchRecipe:
         """A recipe of a diffusion model and models around the base; `sampling` is of the base, or of all."""
-        return DiffusionBranchRecipe(
-            name=name,
-            images=self.images,
-            base=base,
-            sampling=DiffusionBranchSampling(base=sampling) if isinstance(sampling, DiffusionSampling) else sampling,
-            samples=self.samples,
-            evaluation=self.evaluation,
-            **parts,
-        )
+        own = DiffusionBranchSampling(base=sampling) if isinstance(sampling, DiffusionSampling) else sampling
+        return DiffusionBranchRecipe(name=name, base=base, sampling=own, **self._asdict() | parts)
 
     def studies(
         self, name: str, base: DiffusionTraining, sampling: DiffusionSampling | None = None, **parts: Any
     ) -> DiffusionStudiesRecipe:
         """A recipe of a diffusion model and studies."""
-        return DiffusionStudiesRecipe(
-            name=name,
-            images=self.images,
-            base=base,
-            sampling=DiffusionBranchSampling(base=sampling or DiffusionSampling()),
-            samples=self.samples,
-            evaluation=self.evaluation,
-            **parts,
-        )
+        own = DiffusionBranchSampling(base=sampling or DiffusionSampling())
+        return DiffusionStudiesRecipe(name=name, base=base, sampling=own, **self._asdict() | parts)

@@ -1,13 +1,14 @@
-"""Systems of the lecture at the size of minutes on two cores: a function for each system.
+"""Systems of the lecture at the size of minutes on two cores, a function each; the demo and `smoke`, made of them.
 
 Arguments are what several recipes differ in; a number that a single recipe changes stands there, by `replace`.
 """
 
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.networks import EMACodesConfig, GumbelCodesConfig, MaskedTransformerConfig
 from components.configuration.optimization import Training
+from components.configuration.sampling import CascadeSampling, DiffusionSampling, TransformerSampling
 from components.configuration.trainings import (
     AutoencoderTraining,
     ClassifierTraining,
@@ -18,83 +19,61 @@ from components.configuration.trainings import (
     PixelTraining,
     PriorTraining,
 )
+from components.evaluation.agreement import AgreementConfig
+from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
+from components.stages.samples import SamplesConfig
+from pipelines.recipes.shapes import AgreementRecipe, CascadeRecipe
 
 Trained = TypeVar("Trained", bound=Training)
+SKETCH = DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=15)  # where x_0 is predicted
+# From the base's image at a noise of 4.7 times its signal: 98 in place of 116 from noise alone in eight steps.
+LAST_TWELVE = SKETCH.replace(num_inference_steps=21, strength=0.57)
 
 
+def optimized(
+    steps: int, batch: int, rate: float, *, saves: int = 3, previews: int = 2, ema_decay: float = 0.99
+) -> dict[str, Any]:
+    """Optimization by name: steps, images a step, peak of the learning rate; checkpoints and previews on the way."""
+    numbers = {"total_steps": steps, "global_batch_size": batch, "learning_rate": rate, "ema_decay": ema_decay}
+    return numbers | {"checkpoint_every": steps // saves, "sample_every": steps // previews}
+
+
+# fmt: off
 def emoji(resolution: int = 64) -> ImagesConfig:
     """OpenMoji's 3,773 images, `resolution` pixels wide; equal numbers are ingested once."""
     return ImagesConfig(
-        source="openmoji",
-        resolution=resolution,
-        samples_per_shard=256,
-        holdout_fraction=0.1,
-        vocab_size=1024,
-        text_length=16,
-    )
+        source="openmoji", resolution=resolution, samples_per_shard=256, holdout_fraction=0.1,
+        vocab_size=1024, text_length=16)
 
 
 def scenes() -> ImagesConfig:
     """Colored solids of 32² pixels with exact depth maps."""
-    return ImagesConfig(
-        source="scenes",
-        resolution=32,
-        samples_per_shard=256,
-        holdout_fraction=0.1,
-        vocab_size=300,
-        text_length=16,
-        limit=3072,
-    )
+    return emoji(32).replace(source="scenes", vocab_size=300, limit=3072)
 
 
 def autoencoder() -> AutoencoderTraining:
     """64² pixels to 8² tokens of 512 codes by mean squared difference alone."""
     return AutoencoderTraining.of(
-        resolution=64,
-        channels=16,
-        channel_mult=(1, 2, 4, 4),
-        num_res_blocks=1,
-        latent_channels=64,
-        patch_shortcut=True,
-        bottleneck=EMACodesConfig(codebook_size=512, codebook_dim=8, codebook_decay=0.97),
+        resolution=64, channels=16, channel_mult=(1, 2, 4, 4), num_res_blocks=1, latent_channels=64,
+        patch_shortcut=True, bottleneck=EMACodesConfig(codebook_size=512, codebook_dim=8, codebook_decay=0.97),
         reconstruction="mse",  # a mean keeps more color than l1's median
-        perceptual_network="none",
-        perceptual_weight=0.0,
-        adversarial_weight=0.0,
-        total_steps=650,
-        global_batch_size=8,
-        learning_rate=2e-3,
-        ema_decay=0.99,
-        checkpoint_every=150,
-        sample_every=325,
-    )
+        perceptual_network="none", perceptual_weight=0.0, adversarial_weight=0.0,
+        **optimized(650, 8, 2e-3) | {"checkpoint_every": 150})
 
 
 def autoencoder_32() -> AutoencoderTraining:
     """32² pixels to 8² tokens of 128 codes, by the same loss."""
     return autoencoder().replace(
-        resolution=32,
-        channels=32,
-        channel_mult=(1, 2, 2),
-        latent_channels=32,
-        codebook_size=128,
-        total_steps=300,
-        global_batch_size=16,
-        sample_every=150,
-    )
+        resolution=32, channels=32, channel_mult=(1, 2, 2), latent_channels=32, codebook_size=128,
+        **optimized(300, 16, 2e-3, saves=2))
 
 
 def adversarial(training: AutoencoderTraining, *, start: int) -> AutoencoderTraining:
     """The same with a perceptual loss and, from step `start` on, a patch discriminator's."""
     return training.replace(
-        perceptual_network="efficientnet_lite1",
-        perceptual_weight=0.1,
-        adversarial_weight=0.4,
-        discriminator_channels=16,
-        discriminator_layers=2,
-        discriminator_start=start,
-    )
+        perceptual_network="efficientnet_lite1", perceptual_weight=0.1, adversarial_weight=0.4,
+        discriminator_channels=16, discriminator_layers=2, discriminator_start=start)
 
 
 def vqgan() -> AutoencoderTraining:
@@ -105,18 +84,9 @@ def vqgan() -> AutoencoderTraining:
 def vae() -> AutoencoderTraining:
     """32² pixels to Gaussian latents of 4² x 16, trained on the bound of 8-bit images."""
     return autoencoder().replace(
-        resolution=32,
-        channels=32,
-        channel_mult=(1, 2, 2, 2),
-        latent_channels=16,
-        bottleneck="gaussian",
-        reconstruction="discretized_logistic",
-        kl_warmup_steps=200,
-        total_steps=700,
-        global_batch_size=16,
-        learning_rate=1e-3,
-        betas=(0.9, 0.99),
-    )
+        resolution=32, channels=32, channel_mult=(1, 2, 2, 2), latent_channels=16, bottleneck="gaussian",
+        reconstruction="discretized_logistic", kl_warmup_steps=200, total_steps=700, global_batch_size=16,
+        learning_rate=1e-3, betas=(0.9, 0.99))
 
 
 def vae_gan() -> AutoencoderTraining:
@@ -126,8 +96,7 @@ def vae_gan() -> AutoencoderTraining:
     reconstruction decides what they hold.
     """
     return adversarial(autoencoder(), start=300).replace(
-        channel_mult=(1, 2, 4), latent_channels=4, bottleneck="gaussian", kl_weight=1e-6
-    )
+        channel_mult=(1, 2, 4), latent_channels=4, bottleneck="gaussian", kl_weight=1e-6)
 
 
 def dvae() -> AutoencoderTraining:
@@ -137,57 +106,29 @@ def dvae() -> AutoencoderTraining:
         patch_shortcut=False,  # with it 8 % of the codes are in use in place of 73 %
         reconstruction="logit_laplace",
         kl_weight=6.6,  # as published; after 150 steps 98 codes' worth are in use, and 51 with 1
-        kl_warmup_steps=300,
-        temperature_steps=600,
-    )
+        kl_warmup_steps=300, temperature_steps=600)
 
 
 def transformer() -> PriorTraining:
     """Transformer by class over the 64 tokens of an image."""
     return PriorTraining.of(
-        model_dim=192,
-        num_layers=4,
-        num_heads=6,
-        dropout=0.1,
-        conditions=("label",),
-        cond_drop_prob=0.1,
-        total_steps=450,
-        global_batch_size=32,
-        learning_rate=1e-3,
-        weight_decay=0.05,
-        ema_decay=0.99,
-        precision="bf16",
-        checkpoint_every=150,
-        sample_every=225,
-    )
+        model_dim=192, num_layers=4, num_heads=6, dropout=0.1, conditions=("label",), cond_drop_prob=0.1,
+        weight_decay=0.05, precision="bf16", **optimized(450, 32, 1e-3))
 
 
 def masked_transformer() -> MaskedPriorTraining:
     """MaskGIT's transformer of the same size, batch and steps."""
     causal = transformer()
+    network = MaskedTransformerConfig(model_dim=192, num_layers=4, num_heads=6, dropout=0.1)
     return MaskedPriorTraining(
-        network=MaskedTransformerConfig(model_dim=192, num_layers=4, num_heads=6, dropout=0.1),
-        conditioning=causal.conditioning,
-        optimization=causal.optimization,
-    )
+        network=network, conditioning=causal.conditioning, optimization=causal.optimization)
 
 
 def pixelcnn() -> PixelTraining:
     """PixelCNN by class over the sub-pixels of 16² images."""
     return PixelTraining.of(
-        network="pixelcnn",
-        resolution=16,
-        channels=48,
-        num_layers=7,
-        dropout=0.1,
-        conditions=("label",),
-        total_steps=450,
-        global_batch_size=16,
-        learning_rate=2e-3,
-        ema_decay=0.99,
-        checkpoint_every=150,
-        sample_every=225,
-    )
+        network="pixelcnn", resolution=16, channels=48, num_layers=7, dropout=0.1, conditions=("label",),
+        **optimized(450, 16, 2e-3))
 
 
 def as_row_lstm(training: PixelTraining) -> PixelTraining:
@@ -198,98 +139,40 @@ def as_row_lstm(training: PixelTraining) -> PixelTraining:
 def gan() -> GANTraining:
     """Residual GAN by class at 32²."""
     return GANTraining.of(
-        resolution=32,
-        channels=24,
-        channel_mult=(1, 2, 4),
-        noise_dim=64,
-        discriminator_channels=24,
-        discriminator_channel_mult=(1, 2, 4),
-        augment=True,
+        resolution=32, channels=24, channel_mult=(1, 2, 4), noise_dim=64,
+        discriminator_channels=24, discriminator_channel_mult=(1, 2, 4), augment=True,
         max_grad_norm=10.0,  # gradients of a hinge loss under spectral norm have norms of 3 to 5
-        total_steps=700,
-        global_batch_size=32,
-        learning_rate=5e-4,
-        discriminator_learning_rate=1e-3,
-        ema_decay=0.99,
-        checkpoint_every=200,
-        sample_every=350,
-    )
+        discriminator_learning_rate=1e-3, **optimized(700, 32, 5e-4) | {"checkpoint_every": 200})
 
 
 def contrastive(resolution: int = 16, *, steps: int = 300) -> ContrastiveTraining:
     """Captions and images in a common space; an image of any resolution in pixels is 16² patches."""
     return ContrastiveTraining.of(
-        resolution=resolution,
-        channels=32,
-        channel_mult=(1, 2),
-        num_res_blocks=1,
-        patch_size=resolution // 16,
-        embedding_dim=64,
-        text_dim=64,
-        max_shift=resolution // 16,
-        total_steps=steps,
-        global_batch_size=128,
-        learning_rate=1e-3,
-        weight_decay=0.05,
-        ema_decay=0.99,
-        checkpoint_every=steps // 2,
-        sample_every=steps,
-    )
+        resolution=resolution, channels=32, channel_mult=(1, 2), num_res_blocks=1, patch_size=resolution // 16,
+        embedding_dim=64, text_dim=64, max_shift=resolution // 16,
+        weight_decay=0.05, **optimized(steps, 128, 1e-3, saves=2, previews=1))
 
 
 def classifier(
-    resolution: int,
-    model_channels: int,
-    channel_mult: tuple[int, ...],
-    attention_resolution: int,
-    *,
-    noisy: bool,
-    steps: int,
+    resolution: int, model_channels: int, channel_mult: tuple[int, ...], attention_resolution: int,
+    *, noisy: bool, steps: int,
 ) -> ClassifierTraining:
     """Classifier of noisy images, for guidance, or of clean images, for judgment."""
     return ClassifierTraining.of(
-        resolution=resolution,
-        model_channels=model_channels,
-        channel_mult=channel_mult,
-        num_res_blocks=1,
-        attention_resolutions=(attention_resolution,),
-        noisy=noisy,
-        total_steps=steps,
-        global_batch_size=64,
-        learning_rate=1e-3,
-        ema_decay=0.99,
-        precision="bf16",
-        checkpoint_every=steps // 2,
-        sample_every=steps,
-    )
+        resolution=resolution, model_channels=model_channels, channel_mult=channel_mult, num_res_blocks=1,
+        attention_resolutions=(attention_resolution,), noisy=noisy,
+        precision="bf16", **optimized(steps, 64, 1e-3, saves=2, previews=1))
 
 
 def diffusion_prior() -> DiffusionPriorTraining:
     """DALL-E 2's prior from a caption to the embedding of an image of 16²."""
     return DiffusionPriorTraining.of(
-        resolution=16,
-        model_dim=128,
-        num_layers=4,
-        num_heads=4,
-        total_steps=300,
-        global_batch_size=64,
-        learning_rate=1e-3,
-        ema_decay=0.99,
-        checkpoint_every=150,
-        sample_every=300,
-    )
+        resolution=16, model_dim=128, num_layers=4, num_heads=4, **optimized(300, 64, 1e-3, saves=2, previews=1))
 
 
 def unet(
-    resolution: int,
-    model_channels: int,
-    channel_mult: tuple[int, ...],
-    attention_resolutions: tuple[int, ...],
-    *,
-    steps: int,
-    batch: int,
-    rate: float = 1e-3,
-    saves: int = 4,
+    resolution: int, model_channels: int, channel_mult: tuple[int, ...], attention_resolutions: tuple[int, ...],
+    *, steps: int, batch: int, rate: float = 1e-3, saves: int = 4,
 ) -> DiffusionTraining:
     """U-Net by class: v-prediction, min-SNR, cosine schedule.
 
@@ -300,18 +183,9 @@ def unet(
         saves: checkpoints on the way.
     """
     return DiffusionTraining.of(
-        resolution=resolution,
-        model_channels=model_channels,
-        channel_mult=channel_mult,
+        resolution=resolution, model_channels=model_channels, channel_mult=channel_mult,
         attention_resolutions=attention_resolutions,
-        total_steps=steps,
-        global_batch_size=batch,
-        learning_rate=rate,
-        ema_decay=0.995,
-        precision="bf16",
-        checkpoint_every=steps // saves,
-        sample_every=steps // 2,
-    )
+        precision="bf16", **optimized(steps, batch, rate, saves=saves, ema_decay=0.995))
 
 
 def diffusion(resolution: Literal[16, 32] = 16) -> DiffusionTraining:
@@ -330,10 +204,65 @@ def sketching(resolution: Literal[16, 32] = 16) -> DiffusionTraining:
 def as_ddpm(training: DiffusionTraining) -> DiffusionTraining:
     """DDPM (Ho et al., 2020): no class, linear schedule, noise prediction, fixed large variance."""
     return training.replace(
-        conditions=(), schedule="linear", prediction_type="epsilon", min_snr_gamma=None, variance="fixed_large"
-    )
+        conditions=(), schedule="linear", prediction_type="epsilon", min_snr_gamma=None, variance="fixed_large")
 
 
 def as_improved_ddpm(training: DiffusionTraining) -> DiffusionTraining:
     """Improved DDPM (Nichol and Dhariwal, 2021): cosine schedule, learned variance, hybrid loss."""
     return as_ddpm(training).replace(schedule="cosine", variance="learned_range", loss="hybrid")
+
+
+def openmoji() -> CascadeRecipe:
+    """OpenMoji images: tokenizer at 64², base at 16², upsampler 16² -> 64²; the demo."""
+    tokenizer = adversarial(autoencoder(), start=600)
+    base = unet(16, 32, (1, 2, 4), (8, 4), steps=1300, batch=24)
+    upsampler = unet(64, 16, (1, 2, 4, 4), (), steps=1150, batch=6, saves=5)
+    upsampler = upsampler.replace(low_res_resolution=16, max_noise_level=400, prediction_type="sample", ema_decay=0.99)
+    judge = classifier(32, 16, (1, 2, 4), 8, noisy=False, steps=250)
+    agreement = AgreementRecipe(
+        # The class of 72 % of held-out images is seen after half a minute of one core.
+        judge=judge.replace(
+            max_shift=2, mirror=True, global_batch_size=32, learning_rate=2e-3, ema_decay=0.98, precision="fp32"),
+        # The caption of 41 % of held-out images is found among 128, after as long.
+        matcher=contrastive(32, steps=150).replace(ema_decay=0.98), measure=AgreementConfig(samples=64))
+    sampling = CascadeSampling(
+        prior=TransformerSampling(guidance_scale=1.5, temperature=0.8, top_k=100),  # 79 in place of 98 at 1
+        base=SKETCH.replace(num_inference_steps=14, guidance_scale=1.5),
+        upsamplers=(LAST_TWELVE.replace(noise_level=80),))
+    return CascadeRecipe(
+        name="openmoji", images=emoji(),
+        tokenizer=tokenizer.replace(total_steps=1200, checkpoint_every=300, sample_every=600),
+        prior=by_class_and_caption(transformer()).replace(global_batch_size=24),
+        # x_0 gives flat colors after minutes, where v_prediction leaves grain: 177 in place of 192, and 120 of 187.
+        base=by_class_and_caption(base).replace(prediction_type="sample"), upsamplers=(upsampler,),
+        sampling=sampling, samples=SamplesConfig(), evaluation=EvaluationConfig(precision="bf16"), agreement=agreement)
+
+
+def smoke() -> CascadeRecipe:
+    """Colored solids: the whole cascade in about four minutes on two cores, most of it start-up."""
+    tokenizer = autoencoder_32().replace(
+        channels=16, patch_shortcut=False, codebook_decay=0.99, reconstruction="l1", perceptual_weight=1.0,
+        adversarial_weight=0.8, discriminator_channels=16, discriminator_layers=2)
+    prior = transformer().replace(model_dim=64, num_layers=2, num_heads=4, dropout=0.0, weight_decay=0.0)
+    base = unet(16, 16, (1, 2), (8,), steps=80, batch=32)
+    upsampler = unet(32, 16, (1, 2), (), steps=60, batch=16).replace(low_res_resolution=16)
+    return CascadeRecipe(
+        name="smoke", images=scenes().replace(samples_per_shard=128, text_length=12, limit=512),
+        tokenizer=brief(tokenizer, batch=16, rate=1e-3), prior=brief(by_class_and_caption(prior), batch=32),
+        base=brief(by_class_and_caption(base), batch=32, steps=80), upsamplers=(brief(upsampler, batch=16),),
+        sampling=CascadeSampling(
+            base=DiffusionSampling(num_inference_steps=20), upsamplers=(DiffusionSampling(num_inference_steps=10),)),
+        samples=SamplesConfig(measured_samples=64, images_per_class=3, num_prompts=3, images_per_prompt=3),
+        evaluation=EvaluationConfig(reference_samples=256, held_out_samples=48))
+
+
+def by_class_and_caption(training: Trained) -> Trained:
+    """The training with class and caption, each dropped independently: a prompt has class, caption, or both."""
+    return training.replace(conditions=("label", "text"), cond_drop="independent", cond_drop_prob=0.2)
+
+
+def brief(training: Trained, *, batch: int, steps: int = 60, rate: float = 2e-3) -> Trained:
+    """A training of seconds, with checkpoints on the way for tests that kill the training."""
+    numbers = optimized(steps, batch, rate, previews=1, ema_decay=0.9) | {"checkpoint_every": 25, "log_every": 10}
+    return training.replace(warmup_steps=10, precision="fp32", **numbers)
+# fmt: on

@@ -21,7 +21,14 @@ from pipelines.planning.cost import (
     longest_path,
     stage_costs,
 )
-from pipelines.planning.cost_table import cost_notes
+from pipelines.planning.cost_table import (
+    COMPUTE,
+    GMACS,
+    IMAGENET,
+    V100,
+    cost_notes,
+    published_flops,
+)
 from pipelines.planning.memory import (
     ROOM,
     checkpoint_bytes,
@@ -33,14 +40,6 @@ from pipelines.planning.memory import (
     step_model,
 )
 from pipelines.planning.profiles import Profile, parse_cluster
-from pipelines.planning.publications import (
-    COMPUTE,
-    GMACS,
-    IMAGENET,
-    V100,
-    estimated_v100_days,
-    published_flops,
-)
 from pipelines.planning.shares import share_cluster, trainings
 from pipelines.recipes.catalog import RECIPES
 from pipelines.recipes.published import paper_recipes
@@ -120,7 +119,7 @@ def test_operations_of_a_dit_are_within_two_percent_of_those_published(size: str
 
 @pytest.mark.parametrize("system", [system for system in COMPUTE if system.parts[0].utilization], ids=lambda s: s.name)
 def test_v100_days_at_the_published_utilization_are_within_two_percent_of_those_published(system):
-    assert near(estimated_v100_days(system) or 0, system.v100_days)
+    assert near(system.estimated_days or 0, system.v100_days)
 
 
 def test_hours_and_price_follow_from_operations_peak_utilization_and_gpus():

@@ -7,11 +7,11 @@ import pytest
 from components.configuration.usage import UsageError
 from components.models.bundle import NETWORKS
 from components.training.sharding import why_whole
-from pipelines.planning.preflight import check_batches, check_sharding
+from pipelines.planning.preflight import check_shares
 from pipelines.planning.profiles import Cluster, Profile, load_profile
 from pipelines.planning.shares import share_cluster
 from pipelines.recipes.catalog import RECIPES
-from pipelines.recipes.demo import smoke
+from pipelines.recipes.systems import smoke
 from pipelines.workflows import build_workflow
 
 EIGHT_CPUS = Cluster(cpus=8)
@@ -55,16 +55,16 @@ def test_workers_that_cannot_share_a_batch_are_refused_before_anything_starts(cl
     shares = share_cluster(workflow, Profile(num_workers=3), cluster)
     assert {shares[name].num_workers for name in ("tokenizer", "prior", "base")} == {3}  # as the profile says
     with pytest.raises(UsageError, match=r"tokenizer.global_batch_size 16 can't be shared by 3 workers"):
-        check_batches(workflow, shares)
+        check_shares(workflow, shares)
 
 
 def test_an_elastic_gang_has_only_numbers_of_workers_that_share_the_batch():
     workflow, elastic = build_workflow(smoke()), Profile(num_workers=6, min_workers=2)
     shares = share_cluster(workflow, elastic, EIGHT_CPUS)
     assert shares["tokenizer"].worker_counts(16) == [2, 4]
-    check_batches(workflow, shares)
+    check_shares(workflow, shares)
     with pytest.raises(UsageError, match=r"tokenizer.global_batch_size 16 can't be shared by 5 to 7 workers"):
-        check_batches(workflow, share_cluster(workflow, Profile(num_workers=7, min_workers=5), EIGHT_CPUS))
+        check_shares(workflow, share_cluster(workflow, Profile(num_workers=7, min_workers=5), EIGHT_CPUS))
 
 
 def test_an_elastic_gang_grows_no_further_than_its_share_of_the_gpus():
@@ -91,10 +91,10 @@ def test_a_network_that_can_only_be_whole_is_refused_with_what_to_write(recipe: 
     with pytest.raises(
         UsageError, match=rf"^{stage}: sharding full .* stages: \{{{stage}: \{{sharding: none\}}\}}$"
     ) as caught:
-        check_sharding(workflow, shares)
+        check_shares(workflow, shares)
     assert "\n" not in str(caught.value)
     whole = Profile(sharding="full", stages={stage: {"sharding": "none"}})
-    check_sharding(workflow, share_cluster(workflow, whole, EIGHT_CPUS))
+    check_shares(workflow, share_cluster(workflow, whole, EIGHT_CPUS))
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -10,7 +10,6 @@ from components.configuration.usage import UsageError
 from components.runtime.storage.store import Store
 from pipelines.planning.shares import branches, concurrent_trainings, stands_alone, trainings
 from pipelines.recipes.catalog import RECIPES, ROWS, load_recipe, resolved_yaml
-from pipelines.recipes.demo import openmoji
 from pipelines.recipes.diffusion_rows import (
     FASHION,
     cascade_256,
@@ -36,6 +35,7 @@ from pipelines.recipes.rows import (
     vqvae,
     vqvae_pixelcnn,
 )
+from pipelines.recipes.systems import openmoji
 from pipelines.recipes.taxonomy import TAXONOMY
 from pipelines.suites.lecture import chosen_rows
 from pipelines.workflow import Workflow

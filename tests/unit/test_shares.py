@@ -14,14 +14,14 @@ from components.runtime.storage.store import Store
 from components.stages import images
 from components.stages.context import StageContext
 from pipelines.command.plan import overview
-from pipelines.planning.preflight import check_batches
+from pipelines.planning.preflight import check_shares
 from pipelines.planning.profiles import CPUS_PER_CORE, Cluster, Profile, load_profile, local_cpus, parse_cluster
 from pipelines.planning.shares import concurrent_stages, concurrent_trainings, resource_rows, share_cluster, trainings
 from pipelines.recipes.catalog import RECIPES
-from pipelines.recipes.demo import openmoji
 from pipelines.recipes.diffusion_rows import dalle2, fashion_guidance
 from pipelines.recipes.published import paper_recipes
 from pipelines.recipes.rows import depth_transformer
+from pipelines.recipes.systems import openmoji
 from pipelines.workflow import Workflow
 from pipelines.workflows import build_workflow
 
@@ -51,7 +51,7 @@ def test_a_training_takes_the_most_workers_that_share_its_batch_on_the_gpus_it_m
     at_once = sets_at_once(workflow)
     for gpus in GPUS:
         shares = share_cluster(workflow, load_profile(profile), Cluster(cpus=8 * gpus, gpus=gpus))
-        check_batches(workflow, shares)  # none is refused
+        check_shares(workflow, shares)  # none is refused
         workers = {training: shares[training].num_workers for training in trainings(workflow)}
         for training, config in trainings(workflow).items():
             others = max(sum(map(workers.get, found)) for found in at_once if training in found) - workers[training]
@@ -69,7 +69,7 @@ def test_no_recipe_is_refused_and_none_has_less_than_an_equal_share_holds(name: 
     at_once = sets_at_once(workflow)
     for gpus in GPUS:
         shares = share_cluster(workflow, Profile(), Cluster(cpus=8 * gpus, gpus=gpus))
-        check_batches(workflow, shares)
+        check_shares(workflow, shares)
         for training, config in trainings(workflow).items():
             equal = max(1, gpus // max(len(found) for found in at_once if training in found))
             held = max(count for count in range(1, equal + 1) if config.optimization.global_batch_size % count == 0)
@@ -131,7 +131,7 @@ def test_workers_that_a_profile_names_stay_though_there_are_fewer_gpus():
     shares = shares_of(RECIPES["imagenet_class_prior"], gpus=8, profile=Profile(num_workers=12))
     assert shares["tokenizer"].num_workers == 12
     with pytest.raises(UsageError, match=r"prior.global_batch_size 64 can't be shared by 12 workers"):
-        check_batches(build_workflow(RECIPES["imagenet_class_prior"]()), shares)
+        check_shares(build_workflow(RECIPES["imagenet_class_prior"]()), shares)
 
 
 def test_a_cluster_without_the_gpus_of_a_profile_is_refused_with_the_remedy():

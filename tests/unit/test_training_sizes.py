@@ -116,7 +116,7 @@ def test_the_demo_s_sizes_are_told_without_loading_what_draws_and_proves():
     """torch imports sympy, a second's worth, for the first normal number without memory."""
     program = """
 import sys
-from pipelines.recipes.demo import openmoji
+from pipelines.recipes.systems import openmoji
 from components.configuration.conditions import DatasetInfo
 from pipelines.planning.memory import checkpoint_bytes, step_model
 before = "sympy" in sys.modules
