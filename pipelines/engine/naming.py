@@ -62,8 +62,10 @@ def source_name(source: str) -> str:
     images_9c3250.
     """
     parts = [part for part in absolute(source).rpartition("://")[2].split("/") if part and not GLOB & set(part)]
-    named = [name for part in parts if (name := _plain(_without_suffix(part)))]
-    telling = [part for part in named if part.lower() not in COMMON]
+    suffixes = (*TARS, SUFFIX)
+    bare = [next((part.removesuffix(end) for end in suffixes if part.endswith(end)), part) for part in parts]
+    named = [name for part in bare if (name := _plain(part))]
+    telling = [name for name in named if name.lower() not in COMMON]
     return (telling or named or ["images"])[-1]
 
 
@@ -83,10 +85,6 @@ def _plain(part: str) -> str:
     return f"{plain or 'images'}_{hashlib.sha256(composed.encode()).hexdigest()[:6]}" if lost else plain
 
 
-def _without_suffix(part: str) -> str:
-    return next((part.removesuffix(suffix) for suffix in (*TARS, SUFFIX) if part.endswith(suffix)), part)
-
-
 def model_card(
     artifacts: Mapping[str, Artifact], *, recipe: str, run: str, report: str, command: Sequence[str], commit: str
 ) -> tuple[str, str]:
@@ -100,22 +98,24 @@ def model_card(
         command: as it was typed, without places.
         commit: of the code that runs.
     """
-    about = f"Recipe `{recipe}`.{_data(artifacts)}"
-    again = f"    {shlex.join(command)}"
+    about, again = f"Recipe `{recipe}`.", f"    {shlex.join(command)}"
+    if "images" in artifacts:
+        facts = artifacts["images"].metadata
+        license_ = "unknown, the source states none" if facts["license"] == UNSPECIFIED else facts["license"]
+        page = f", {PAGES[facts['source']]}" if facts["source"] in PAGES else ""
+        about += (
+            f" Trained on {facts['train_samples']:,} images of `{facts['source']}`{page}; their license: {license_}."
+        )
     if COMMIT.fullmatch(commit):
         again = f"    git checkout {commit}\n{again}"
     again = f"Run `{run}`, report `{report}`; its `recipe.yaml` has every number. To make it again:\n\n{again}"
-    details = "\n\n".join(part for part in (again, _code(artifacts), _figures(artifacts)) if part)
+    makers: dict[str, list[str]] = {}  # code version -> models
+    for stage, artifact in artifacts.items():
+        if artifact.kind == "model":
+            makers.setdefault(made_by(artifact.provenance) or "code that is not known", []).append(stage)
+    code = "\n".join(f"- {', '.join(stages)}: made by {maker}" for maker, stages in makers.items())
+    details = "\n\n".join(part for part in (again, code, _figures(artifacts)) if part)
     return about, details[: LONGEST - len(about) - 2]
-
-
-def _data(artifacts: Mapping[str, Artifact]) -> str:
-    if "images" not in artifacts:
-        return ""
-    facts = artifacts["images"].metadata
-    license_ = "unknown, the source states none" if facts["license"] == UNSPECIFIED else facts["license"]
-    page = f", {PAGES[facts['source']]}" if facts["source"] in PAGES else ""
-    return f" Trained on {facts['train_samples']:,} images of `{facts['source']}`{page}; their license: {license_}."
 
 
 def _figures(artifacts: Mapping[str, Artifact]) -> str:
@@ -134,12 +134,3 @@ def _figures(artifacts: Mapping[str, Artifact]) -> str:
         error = "" if row.standard_error is None else f" ± {row.standard_error:.1f}"
         lines.append(f"| {row.name} | {row.samples:,} | {row.distance:.1f}{error} |")
     return "\n".join(lines)
-
-
-def _code(artifacts: Mapping[str, Artifact]) -> str:
-    """A line for each code version that made some of the models."""
-    makers: dict[str, list[str]] = {}
-    for stage, artifact in artifacts.items():
-        if artifact.kind == "model":
-            makers.setdefault(made_by(artifact.provenance) or "code that is not known", []).append(stage)
-    return "\n".join(f"- {', '.join(stages)}: made by {maker}" for maker, stages in makers.items())

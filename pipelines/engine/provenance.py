@@ -25,7 +25,9 @@ def commit(root: Path = ROOT, *, of: Sequence[str] = PACKAGES) -> str:
     Without a repository of its own (a venv may lie within somebody else's), what CASCADE_COMMIT or the file COMMIT
     says; else the digest of the source, as `source:1a2b3c4d5e6f`.
     """
-    return _asked_of_git(root, of) or os.environ.get(VARIABLE, "").strip() or _written(root) or _source_digest(root)
+    path = root / COMMIT
+    written = path.read_text().strip() if path.is_file() else ""
+    return _asked_of_git(root, of) or os.environ.get(VARIABLE, "").strip() or written or _source_digest(root)
 
 
 def short(commit: str) -> str:
@@ -56,10 +58,8 @@ def _asked_of_git(root: Path, of: Sequence[str]) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # as in a hook
 
     def git(*arguments: str) -> list[str]:
-        command = ["git", *arguments]
-        return subprocess.run(
-            command, cwd=root, env=environment, check=True, capture_output=True, text=True
-        ).stdout.splitlines()
+        told = {"cwd": root, "env": environment, "check": True, "capture_output": True, "text": True}
+        return subprocess.run(["git", *arguments], **told).stdout.splitlines()
 
     try:
         folder, head = git("rev-parse", "--show-toplevel", "HEAD")
@@ -68,11 +68,6 @@ def _asked_of_git(root: Path, of: Sequence[str]) -> str:
         return head + ("+changes" if git("status", "--porcelain", "--", *of) else "")
     except (OSError, subprocess.CalledProcessError):  # no git, no repository, or one of another user
         return ""
-
-
-def _written(root: Path) -> str:
-    path = root / COMMIT
-    return path.read_text().strip() if path.is_file() else ""
 
 
 def _source_digest(root: Path) -> str:

@@ -44,9 +44,7 @@ class StageStatus:
 
     @property
     def seconds(self) -> float | None:
-        if self.started is None:
-            return None
-        return (self.finished or time.time()) - self.started
+        return None if self.started is None else (self.finished or time.time()) - self.started
 
     @property
     def eta(self) -> float | None:
@@ -125,9 +123,7 @@ class RunRecorder:
         """
         for stage in self.stages:
             self._store(stage)
-        if self.tracker is None:
-            return self.warnings
-        return self.warnings + self.tracker.close(status, promote=promote)
+        return self.warnings + ([] if self.tracker is None else self.tracker.close(status, promote=promote))
 
     def promotion(self) -> list[str] | None:
         """Lines about the champions of a finished run; None until MLflow has received the run's end."""
@@ -139,10 +135,7 @@ class RunRecorder:
         return {} if self.tracker is None else self.tracker.pages
 
     def _store(self, stage: str, *, older_than: float = 0.0) -> None:
-        """Copy a stage's log to storage.
-
-        A full storage costs the next report its curves, and nothing else.
-        """
+        """Copy a stage's log to storage; a full one costs the next report its curves, and nothing else."""
         try:
             self.log.store(stage, older_than=older_than)
         except StoreError as error:

@@ -60,16 +60,11 @@ def save_run(
         facts: what else the report names: commit, machine, storage.
         seconds: of the whole run.
     """
-    folder = root.join("runs", run)
-    by_name = {status.name: status for status in statuses}
-    stages = [
-        {
-            "key": entry.key,
-            "inputs": [parent.name for parent in entry.stage.parents()],
-            **{name: value for name, value in asdict(by_name[entry.stage.name]).items() if name != "key"},
-        }
-        for entry in planned
-    ]
+    folder, states = root.join("runs", run), {status.name: asdict(status) for status in statuses}
+    stages = []
+    for entry in planned:
+        inputs = [parent.name for parent in entry.stage.parents()]
+        stages.append({"key": entry.key, "inputs": inputs} | states[entry.stage.name])
     folder.write("recipe.yaml", recipe_yaml.encode())
     changes = changes_of_code(planned)
     plan = {"saved": time.time(), "seconds": seconds, "facts": dict(facts), "code_changes": changes, "stages": stages}
@@ -105,21 +100,17 @@ def _plan_of(root: Store, run: str) -> RunPlan:
 def render_run(root: Store, run: str) -> tuple[str, str]:
     """Draw the report of a saved run again; returns URL and text."""
     folder, plan = root.join("runs", run), load_plan(root, run)
-    artifacts = {
-        stage["name"]: artifact
-        for stage in plan["stages"]
-        if (artifact := load_artifact(root.join("stages", stage["name"], stage["key"]))) is not None
+    stored = {
+        stage["name"]: load_artifact(root.join("stages", stage["name"], stage["key"])) for stage in plan["stages"]
     }
+    artifacts = {name: artifact for name, artifact in stored.items() if artifact is not None}
     html = render_report(_report_data(root, run, plan, artifacts))
     folder.write(REPORT, html.encode())
     return folder.url(REPORT), html
 
 
 def link_pages(root: Store, run: str, pages: Mapping[str, str]) -> None:
-    """Draw the report of a saved run again, with links to the run's pages in MLflow.
-
-    Raises StoreError.
-    """
+    """Draw the report of a saved run again, with links to the run's pages in MLflow. Raises StoreError."""
     plan = load_plan(root, run)
     plan["facts"] |= pages
     root.write(f"runs/{run}/{PLAN}", json.dumps(plan, indent=1).encode())
@@ -128,10 +119,16 @@ def link_pages(root: Store, run: str, pages: Mapping[str, str]) -> None:
 
 def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[str, Artifact]) -> ReportData:
     recipe_yaml = root.read(f"runs/{run}/recipe.yaml").decode()
-    evaluation = artifacts["evaluation"].metadata if "evaluation" in artifacts else {}
-    tokens = artifacts["tokens"].metadata if "tokens" in artifacts else {}
-    corrupt = len(artifacts["images"].metadata["quarantined"]) if "images" in artifacts else 0
-    left_out = [f"{corrupt} corrupt images were left out, see {INDEX}"] if corrupt else []
+    metadata = {name: artifact.metadata for name, artifact in artifacts.items()}
+    evaluation, tokens, images = (metadata.get(name, {}) for name in ("evaluation", "tokens", "images"))
+    corrupt, data, codebook = images.get("quarantined", []), None, evaluation.get("held_out_codebook", {})
+    left_out = [f"{len(corrupt)} corrupt images were left out, see {INDEX}"] if corrupt else []
+    if images:
+        names = ("source", "license", "samples", "train_samples", "resolution", "classes")
+        lines = tuple(f"{entry['key']} in {entry['shard']}: {entry['reason']}" for entry in corrupt)
+        data = DataFacts(quarantined=lines, **{name: images[name] for name in names})
+    if tokens:
+        codebook = {"codebook_size": tokens["codebook_size"], **tokens["summary"]}
     return ReportData(
         run=run,
         recipe=plan["facts"]["recipe"],
@@ -145,10 +142,9 @@ def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[st
         words=run_words(artifacts),
         feature_network=evaluation.get("feature_network"),
         distances=tuple(DistanceRow(**row) for row in evaluation.get("distances", [])),
-        codebook=({"codebook_size": tokens["codebook_size"], **tokens["summary"]} if tokens else {})
-        or evaluation.get("held_out_codebook", {}),
+        codebook=codebook,
         studies=tuple(study_of(artifact) for artifact in artifacts.values() if "plots" in artifact.metadata),
-        data=_data_facts(artifacts["images"]) if "images" in artifacts else None,
+        data=data,
         warnings=(*left_out, *plan["code_changes"]),
         traces=tuple(traces_of(root, run)),
     )
@@ -156,9 +152,9 @@ def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[st
 
 def _stage_row(stage: dict[str, Any], artifact: Artifact | None) -> StageRow:
     started, finished = stage["started"], stage["finished"]
-    ran = started is not None and finished is not None
-    once = artifact.provenance.get("seconds") if artifact is not None and stage["state"] == "cached" else None
-    summary = artifact.metadata.get("summary", {}) if artifact is not None else {}
+    ran, provenance = started is not None and finished is not None, {} if artifact is None else artifact.provenance
+    once = provenance.get("seconds") if stage["state"] == "cached" else None
+    known = artifact is not None and stage["name"] != "evaluation"
     return StageRow(
         name=stage["name"],
         key=stage["key"],
@@ -166,10 +162,10 @@ def _stage_row(stage: dict[str, Any], artifact: Artifact | None) -> StageRow:
         seconds=finished - started if ran else once,
         started=started if ran else None,
         inputs=tuple(stage["inputs"]),
-        uri=artifact.root if artifact is not None else "",
+        uri="" if artifact is None else artifact.root,
         note=stage["note"] if stage["state"] in ("failed", "skipped") else "",
-        summary={} if stage["name"] == "evaluation" else summary,
-        code=made_by(artifact.provenance) if artifact is not None else "",
+        summary=artifact.metadata.get("summary", {}) if known else {},
+        code=made_by(provenance),
     )
 
 
@@ -182,12 +178,8 @@ def stage_curve(root: Store, name: str, key: str) -> tuple[tuple[int, dict[str, 
 def run_images(artifacts: dict[str, Artifact]) -> dict[str, bytes]:
     """The grids of the samples, the evaluation and all studies, by name."""
     shown = [artifact for kind in ("samples", "report") for artifact in artifacts.values() if artifact.kind == kind]
-    return {
-        name.removesuffix(".png"): artifact.read(name)
-        for artifact in shown
-        for name in artifact.names()
-        if name.endswith(".png")
-    }
+    grids = [(artifact, name) for artifact in shown for name in artifact.names() if name.endswith(".png")]
+    return {name.removesuffix(".png"): artifact.read(name) for artifact, name in grids}
 
 
 def run_words(artifacts: dict[str, Artifact]) -> dict[str, tuple[str, ...]]:
@@ -199,16 +191,8 @@ def run_words(artifacts: dict[str, Artifact]) -> dict[str, tuple[str, ...]]:
 def study_of(artifact: Artifact) -> Study:
     """Plots (title -> file) and tables from a stage's metadata."""
     plots = {title: artifact.read(file).decode() for title, file in artifact.metadata["plots"].items()}
-    return Study.model_validate(
-        {"stage": artifact.stage, "plots": plots, "tables": artifact.metadata.get("tables", {})}
-    )
-
-
-def _data_facts(images: Artifact) -> DataFacts:
-    facts = images.metadata
-    left_out = tuple(f"{entry['key']} in {entry['shard']}: {entry['reason']}" for entry in facts["quarantined"])
-    names = ("source", "license", "samples", "train_samples", "resolution", "classes")
-    return DataFacts(quarantined=left_out, **{name: facts[name] for name in names})
+    tables = artifact.metadata.get("tables", {})
+    return Study.model_validate({"stage": artifact.stage, "plots": plots, "tables": tables})
 
 
 def _runs(root: Store) -> list[str]:

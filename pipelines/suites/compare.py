@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
 from markupsafe import Markup
@@ -13,6 +14,7 @@ from components.evaluation.image_sets import HELD_OUT
 from components.evaluation.measure import DistanceRow
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.report import Figure, Table, duration, figure, number, page_environment, shrunk
+from pipelines.engine.display import say
 from pipelines.engine.run_report import run_images
 from pipelines.recipes.taxonomy import SIDE, TAXONOMY, TRACTABLE, System
 from pipelines.suites.runner import Key, Result, Stages, Suite, shown_table
@@ -24,18 +26,10 @@ LIKELIHOODS = {  # names in the study's summary -> what they are; an exact one i
     "estimated_held_out_bits_per_dim": "estimated bound",
 }
 COLUMNS = (
-    "system",
-    "density",
-    "bits/dim",
-    "distance",
-    "N",
-    "precision",
-    "recall",
-    "trained",
-    "s/image",
-    "parameters",
-    "seed",
+    *("system", "density", "bits/dim", "distance", "N", "precision", "recall"),
+    *("trained", "s/image", "parameters", "seed"),
 )
+UNKNOWN = "–"
 WIDEST = 560  # pixels of a grid of samples
 
 
@@ -91,9 +85,8 @@ def run_compare(
     console.print(shown_table(comparison_table(comparison.ordered()), title="The taxonomy, measured"))
     for result in (comparison.results[key] for key in chosen):
         if result.missing:
-            missing = ", ".join(result.missing)
-            console.print(f"not finished: {result.title}: {missing}; {result.command}", highlight=False, soft_wrap=True)
-    console.print(f"page: {comparison.root.url(comparison.page)}", highlight=False, soft_wrap=True)
+            say(console, f"not finished: {result.title}: {', '.join(result.missing)}; {result.command}")
+    say(console, f"page: {comparison.root.url(comparison.page)}")
     return code
 
 
@@ -128,14 +121,12 @@ class Comparison(Suite[SystemResult]):
         """Figures and samples in the finished stages of a system."""
         recipe, seed = key
         system, metadata = SYSTEMS[recipe], {name: artifact.metadata for name, artifact in stages.artifacts.items()}
-        likelihood = metadata.get("likelihood", {}).get("summary", {})
+        likelihood, samples = (metadata.get(name, {}).get("summary", {}) for name in ("likelihood", "samples"))
         name = next((name for name in LIKELIHOODS if name in likelihood), "")
-        exact = system.branch == TRACTABLE
-        evaluation = metadata.get("evaluation", {})
+        exact, evaluation = system.branch == TRACTABLE, metadata.get("evaluation", {})
         distances = [DistanceRow(**row) for row in evaluation.get("distances", [])]
-        made = [row for row in distances if row.purpose == "model"]
+        made = [row for row in distances if row.purpose == "model" and "samples" in metadata]
         images = run_images(stages.artifacts) if not stages.missing else {}
-        seconds = [*metadata.get("samples", {}).get("summary", {}).values()]
         return SystemResult(
             recipe=recipe,
             title=system.title,
@@ -144,10 +135,10 @@ class Comparison(Suite[SystemResult]):
             bits=likelihood.get(name),
             bits_error=likelihood.get(f"{name}_standard_error"),
             likelihood="exact" if name and exact else LIKELIHOODS.get(name, ""),
-            made=made[-1] if made and "samples" in metadata else None,  # the last is the finished image
+            made=made[-1] if made else None,  # the last is the finished image
             samples=next((png for name, png in images.items() if name.endswith("_unconditional")), b""),
             train_seconds=stages.train_seconds,
-            seconds_per_image=seconds[0] if seconds else None,
+            seconds_per_image=next(iter(samples.values()), None),
             parameters=sum(int(each.metadata["summary"]["parameters"]) for each in stages.trained.values()) or None,
             feature_network=evaluation.get("feature_network", ""),
             scale=next((row for row in distances if row.name == HELD_OUT), None),
@@ -166,35 +157,30 @@ class Comparison(Suite[SystemResult]):
 
 
 def comparison_table(systems: Iterable[SystemResult]) -> Table:
-    """A row for each finished system and seed, then held-out images, and PNGs of the same images.
-
-    ± is a standard error.
-    """
+    """A row for each finished system and seed, then held-out images, and PNGs of the same; ± is a standard error."""
     systems = list(systems)
     rows = [system_cells(system) for system in systems if not system.missing]
     for row in [system.scale for system in systems if system.scale is not None][:1]:
-        rows.append((row.name, "–", "–", *distance_cells(row), "–", "–", "–", "–"))
+        rows.append((row.name, UNKNOWN, UNKNOWN, *distance_cells(row), *[UNKNOWN] * 4))
     for bits in [system.png_bits for system in systems if system.png_bits is not None][:1]:
-        rows.append(("held-out images as PNG", "–", f"{bits:.2f}", *["–"] * 8))
+        rows.append(("held-out images as PNG", UNKNOWN, f"{bits:.2f}", *[UNKNOWN] * 8))
     return Table(columns=COLUMNS, rows=tuple(rows))
 
 
 def system_cells(system: SystemResult) -> tuple[str, ...]:
     """A row of the table, a cell for each of COLUMNS."""
-    bits = (
-        "–" if system.bits is None else f"{with_error(system.bits, system.bits_error, digits=2)}, {system.likelihood}"
-    )
-    made = distance_cells(system.made) if system.made is not None else ("–",) * 4
-    parameters = "–" if system.parameters is None else f"{system.parameters / 1e6:.2f} M"
-    seconds = number(system.seconds_per_image)
-    trained = duration(system.train_seconds)
-    return (system.title, system.branch, bits, *made, trained, seconds, parameters, str(system.seed))
+    bits = UNKNOWN if system.bits is None else with_error(system.bits, system.bits_error, digits=2)
+    bits += f", {system.likelihood}" if system.bits is not None else ""
+    made = distance_cells(system.made) if system.made is not None else (UNKNOWN,) * 4
+    parameters = UNKNOWN if system.parameters is None else f"{system.parameters / 1e6:.2f} M"
+    took = (duration(system.train_seconds), number(system.seconds_per_image))
+    return (system.title, system.branch, bits, *made, *took, parameters, str(system.seed))
 
 
 def distance_cells(row: DistanceRow) -> tuple[str, ...]:
     """Distance, N, precision, recall."""
     shares = (
-        "–" if share is None else with_error(share, share_error(share, row.samples), digits=2)
+        UNKNOWN if share is None else with_error(share, share_error(share, row.samples), digits=2)
         for share in (row.precision, row.recall)
     )
     return (with_error(row.distance, row.standard_error, digits=1), f"{row.samples:,}", *shares)
@@ -214,14 +200,14 @@ def draw_comparison(systems: Sequence[SystemResult]) -> str:
     """Distance against the seconds of a sample, as SVG: a point for each seed; empty without points."""
     points: dict[str, list[tuple[float, float, float]]] = {}
     for system in systems:
-        if not system.missing and system.made is not None and system.seconds_per_image:
-            point = (system.seconds_per_image, system.made.distance, system.made.standard_error or 0.0)
+        if not system.missing and (made := system.made) is not None and system.seconds_per_image:
+            point = (system.seconds_per_image, made.distance, made.standard_error or 0.0)
             points.setdefault(system.title, []).append(point)
     if not points:
         return ""
     series = [Series(title, *zip(*each, strict=True)) for title, each in points.items()]
-    scale = next((system.scale for system in systems if system.scale is not None), None)
-    levels = {} if scale is None else {f"{scale.name}, N {scale.samples}": scale.distance}
+    scales = (system.scale for system in systems if system.scale is not None)
+    levels = {f"{scale.name}, N {scale.samples}": scale.distance for scale in islice(scales, 1)}
     label = f"Fréchet distance ({feature_network(systems)})"
     return plot_svg([Panel("seconds for an image", label, series, levels=levels, log_x=True)], salt="comparison")
 

@@ -20,7 +20,7 @@ from components.evaluation.plots import with_own_ids
 from components.evaluation.report import Figure, Table, described_image, figure, page_environment, shrunk, stage_curves
 from components.runtime.storage.artifact import Artifact
 from pipelines.engine import driver
-from pipelines.engine.display import duration
+from pipelines.engine.display import duration, say
 from pipelines.engine.run_report import run_images, run_words, stage_curve, study_of
 from pipelines.recipes.catalog import RECIPES, ROWS
 from pipelines.suites.runner import Key, Result, Stages, Suite, shown_table
@@ -78,14 +78,14 @@ def run_lecture(
         if obstacle and names:
             raise SourceError(obstacle)
         if obstacle:
-            console.print(f"left out: {recipe}: {obstacle}", style="yellow", highlight=False, soft_wrap=True)
+            say(console, f"left out: {recipe}: {obstacle}", "yellow")
             del chosen[recipe]
     titles = {(recipe, 0): f"row {row}, {recipe}" for recipe, row in chosen.items()}
     code = lecture.run(titles, noun="recipes", console=console)
     if code != driver.INTERRUPTED:
         finished = [lecture.results[key] for key in titles if not lecture.results[key].missing]
         console.print(shown_table(rows_table(finished), title="The rows"))
-        console.print(f"page: {lecture.root.url(lecture.page)}", highlight=False, soft_wrap=True)
+        say(console, f"page: {lecture.root.url(lecture.page)}")
     return code
 
 

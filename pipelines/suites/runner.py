@@ -21,6 +21,7 @@ from components.runtime.storage.garbage import PLAN
 from components.runtime.storage.store import Store
 from components.runtime.tracking.names import environment
 from pipelines.engine import driver
+from pipelines.engine.display import say
 from pipelines.engine.provenance import short
 from pipelines.engine.recorder import EXPERIMENT
 from pipelines.engine.session import set_environment
@@ -142,11 +143,10 @@ class Suite(ABC, Generic[R]):
         unknown = unknown_runs({self.runs[key] for key in finished}, tracking=self.tracking)
         again = [key for key in finished if self.runs[key] in unknown]
         if finished:
-            console.print(f"{len(finished)} of {len(titles)} {noun} are finished", highlight=False)
+            say(console, f"{len(finished)} of {len(titles)} {noun} are finished")
         if again:
-            console.print(f"{len(again)} of them are not in MLflow, and are sent again", highlight=False)
-        left = [key for key in titles if key not in finished or key in again]
-        failed = []
+            say(console, f"{len(again)} of them are not in MLflow, and are sent again")
+        left, failed = [key for key in titles if key not in finished or key in again], []
         for number, key in enumerate(left, start=1):
             console.rule(f"{number} of {len(left)}: {titles[key]}")
             code = driver.run(self.options(key), console)
@@ -155,28 +155,24 @@ class Suite(ABC, Generic[R]):
                 return code
             failed += [key[0]] if code != driver.DONE else []
         if failed:
-            console.print(f"failed: {', '.join(failed)}; the same command goes on from here", style="red")
+            say(console, f"failed: {', '.join(failed)}; the same command goes on from here", "red")
         return driver.FAILED if failed else driver.DONE
 
 
 def seed_assignments(recipe: Recipe, seed: int) -> list[str]:
     """`--set` assignments of another seed for all trainings and samples, not for data and measures."""
     parts = {name: getattr(recipe, name) for name in type(recipe).model_fields}
-    for name, value in [*parts.items()]:
-        if isinstance(value, tuple):
-            parts |= {f"{name}.{number}": each for number, each in enumerate(value)}
-    trained = [name for name, value in parts.items() if isinstance(value, Training)]
+    lists = {name: own for name, own in parts.items() if isinstance(own, tuple)}
+    parts |= {f"{name}.{number}": each for name, own in lists.items() for number, each in enumerate(own)}
+    trained = [name for name, own in parts.items() if isinstance(own, Training)]
     return [*(f"{name}.optimization.seed={seed}" for name in trained), f"samples.seed={seed}"]
 
 
 def finished_stages(prepared: driver.Prepared) -> Stages:
     """The finished stages of a prepared run, and names of the unfinished."""
     artifacts = {entry.stage.name: entry.cached for entry in prepared.planned if entry.cached is not None}
-    trained = {
-        entry.stage.name: artifacts[entry.stage.name]
-        for entry in prepared.planned
-        if isinstance(entry.stage.config, Training) and entry.stage.name in artifacts
-    }
+    trainings = [entry.stage.name for entry in prepared.planned if isinstance(entry.stage.config, Training)]
+    trained = {name: artifacts[name] for name in trainings if name in artifacts}
     return Stages(artifacts, trained, tuple(entry.stage.name for entry in prepared.planned if entry.cached is None))
 
 

@@ -61,10 +61,8 @@ def read_slides(text: str) -> tuple[Slide, ...]:
     for section in re.split(r"^(?=##? )", text, flags=re.MULTILINE)[1:]:
         heading, _, body = section.partition("\n")
         marks, _, title = heading.partition(" ")
-        if marks == "#":
-            chapter = title
-        else:
-            slides.append(read_slide(chapter, title, body))
+        chapter = title if marks == "#" else chapter
+        slides += [] if marks == "#" else [read_slide(chapter, title, body)]
     return tuple(slides)
 
 
@@ -121,15 +119,14 @@ def read_code(reference: CodeReference) -> list[CodeLine]:
 
 def find_definition(tree: ast.Module, reference: CodeReference) -> Definition:
     """The function or class called so, methods as `Class.method`."""
-    scope: list[ast.stmt] = tree.body
-    definition = None
+    node: ast.Module | Definition = tree
     for part in reference.name.split("."):
-        definition = next((node for node in scope if isinstance(node, Definition) and node.name == part), None)
-        if definition is None:
+        inside = [each for each in node.body if isinstance(each, Definition) and each.name == part]
+        if not inside:
             raise LookupError(f"no {reference.name} in {reference.file}")
-        scope = definition.body
-    assert definition is not None  # `split` gives a part at least
-    return definition
+        node = inside[0]
+    assert isinstance(node, Definition)  # `split` gives a part at least
+    return node
 
 
 def find_statement(definition: Definition, lines: list[str], reference: CodeReference) -> range:
