@@ -9,7 +9,20 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from pipelines.command import in_turn, model
-from pipelines.command.options import Name, ProfileName, Promote, Recipe, RunName, Set, Storage, Tracking
+from pipelines.command.options import (
+    Force,
+    From,
+    Name,
+    Only,
+    ProfileName,
+    Promote,
+    Recipe,
+    RunName,
+    Set,
+    Storage,
+    Tracking,
+    Until,
+)
 
 app = typer.Typer(
     help="Train, sample and report the systems of the lecture as one resumable workflow.",
@@ -47,10 +60,10 @@ def run(
     run_name: RunName = None,
     promote: Promote = "better",
     plan: Annotated[bool, typer.Option("--plan", help="Show what would run, and run nothing.")] = False,
-    only: Annotated[list[str], typer.Option(help="Run only this stage. Repeatable.")] = [],  # noqa: B006
-    from_: Annotated[str | None, typer.Option("--from", help="Run this stage and what follows it.")] = None,
-    until: Annotated[str | None, typer.Option(help="Run this stage and what it needs.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Run the selected stages even where they are cached.")] = False,
+    only: Only = [],  # noqa: B006
+    from_: From = None,
+    until: Until = None,
+    force: Force = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the log lines of all workers.")] = False,
     profile_steps: Annotated[
         str | None,
@@ -80,23 +93,12 @@ def run(
     from pipelines.command.plan import show_plan
     from pipelines.engine import driver
 
+    # fmt: off
     options = driver.RunOptions(
-        recipe=recipe,
-        set=set_,
-        storage=storage,
-        tracking=tracking,
-        profile=profile,
-        name=name,
-        run=run_name,
-        only=only,
-        from_=from_,
-        until=until,
-        force=force,
-        verbose=verbose,
-        profile_steps=profile_steps,
-        cluster=cluster,
-        promote=promote,
-    )
+        recipe=recipe, set=set_, storage=storage, tracking=tracking, profile=profile, name=name, run=run_name,
+        only=only, from_=from_, until=until, force=force, verbose=verbose, profile_steps=profile_steps,
+        cluster=cluster, promote=promote)
+    # fmt: on
     if plan:
         show_plan(options, [], Console())
         return
@@ -121,10 +123,10 @@ def plan_command(
     images: Annotated[
         int | None, typer.Option(help="How many the set has, for stages that go through it once.")
     ] = None,
-    only: Annotated[list[str], typer.Option(help="Only this stage. Repeatable.")] = [],  # noqa: B006
-    from_: Annotated[str | None, typer.Option("--from", help="This stage and what follows it.")] = None,
-    until: Annotated[str | None, typer.Option(help="This stage and what it needs.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="As if nothing were cached.")] = False,
+    only: Only = [],  # noqa: B006
+    from_: From = None,
+    until: Until = None,
+    force: Force = False,
 ) -> None:
     """Show each stage, its key, and whether it is cached; run nothing.
 
@@ -305,29 +307,21 @@ def main(command: typer.Typer = app) -> None:
 
     Errors of other kinds are raised with their traceback.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", datefmt="%X", handlers=[_handler()], force=True)
+    handler: logging.Handler = RichHandler(show_path=False, show_level=False)
+    if not sys.stderr.isatty():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", datefmt="%X", handlers=[handler], force=True)
     logging.getLogger("cascade").setLevel(logging.INFO)
     try:
         command()
     except Exception as error:
-        if not _is_wrong_use(error):
+        from components.configuration.usage import UsageError
+        from components.data.listing import DataError, ShardError, SourceError
+        from components.runtime.storage.artifact import ArtifactError
+        from components.runtime.storage.store import StoreError
+
+        if not isinstance(error, UsageError | StoreError | ArtifactError | SourceError | ShardError | DataError):
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(WRONG_USE)
-
-
-def _handler() -> logging.Handler:
-    if sys.stderr.isatty():
-        return RichHandler(show_path=False, show_level=False)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    return handler
-
-
-def _is_wrong_use(error: Exception) -> bool:
-    from components.configuration.usage import UsageError
-    from components.data.listing import DataError, ShardError, SourceError
-    from components.runtime.storage.artifact import ArtifactError
-    from components.runtime.storage.store import StoreError
-
-    return isinstance(error, UsageError | StoreError | ArtifactError | SourceError | ShardError | DataError)

@@ -31,18 +31,18 @@ Promote = Annotated[
         "than its error, measured on the same images in the same way."
     ),
 ]
+Only = Annotated[list[str], typer.Option(help="Run only this stage. Repeatable.")]
+From = Annotated[str | None, typer.Option("--from", help="Run this stage and what follows it.")]
+Until = Annotated[str | None, typer.Option(help="Run this stage and what it needs.")]
+Force = Annotated[bool, typer.Option("--force", help="Run the selected stages even where they are cached.")]
+RunName = Annotated[str | None, typer.Option("--run", help="Name of the run; the same name goes on with the same run.")]
 Command = Callable[..., None]
 
 
 def takes_options(
-    options: Mapping[str, Option],
-    *,
-    before: str,
-    help_texts: Mapping[str, str] | None = None,
+    options: Mapping[str, Option], *, before: str, help_texts: Mapping[str, str] | None = None
 ) -> Callable[[Command], Command]:
-    """Returns a decorator that adds a parameter for each option of a request to a command.
-
-    The parameters take the place of the command's `**options`.
+    """Returns a decorator that puts a parameter for each option of a request in the place of a command's `**options`.
 
     Args:
         options: fields of the request, by name.
@@ -69,8 +69,6 @@ def takes_options(
 
     return decorate
 
-
-RunName = Annotated[str | None, typer.Option("--run", help="Name of the run; the same name goes on with the same run.")]
 
 # Between two operations torch's threads wait for each other. By default they spin, up to 300,000 times; where another
 # program has one of their cores, that keeps the thread that is waited for from it. Measured with two threads of tiny

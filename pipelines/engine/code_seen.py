@@ -10,7 +10,7 @@ import hashlib
 import importlib.metadata
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,8 +25,6 @@ LEFT_OUT = {  # what draws and reports, in rooms that decide
     *(f"components/evaluation/{name}.py" for name in ("gallery", "grids", "plots")),
     "components/stages/context.py",
 }
-NETWORKS = "components/models/bundle.py", "NETWORKS"  # file and name of a table: kind -> class
-TASKS = "components/training/families.py", "TASKS"  # the same: model family -> class or function
 DIGITS = 12  # hexadecimal, of a digest
 MOST_FILES = 8  # in a line
 INSTALLED = re.compile(rf"\bimage_cascade(?:_[0-9a-f]+)?\.(?=(?:{'|'.join(PACKAGES)})\b)")  # before a module's name
@@ -51,7 +49,7 @@ class Source:
         nodes = [*ast.walk(ast.parse(self.text))]
         names = [Import(n.module, a.name) for n in nodes if isinstance(n, ast.ImportFrom) and n.module for a in n.names]
         names += [Import(alias.name, "") for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-        return [one for one in names if one.module.split(".")[0] in PACKAGES]
+        return [each for each in names if each.module.split(".")[0] in PACKAGES]
 
     @cached_property
     def digest(self) -> str:
@@ -68,8 +66,11 @@ def code_of(stage: Stage, root: Path = ROOT) -> dict[str, Any]:
     These are the modules that its function and its configuration import, inside functions too, and so on. A network is
     one of them if the stage or one that it needs has its kind, a training's task if it is that of the stage's family.
     """
+    from components.models.bundle import NETWORKS  # torch takes seconds to import
+    from components.training.families import TASKS
+
     families = {family_name(stage.config.network.kind)} if isinstance(stage.config, Training) else set[str]()
-    foreign = _names(root, NETWORKS, without=_kinds(stage)) | _names(root, TASKS, without=families)
+    foreign = _names_of_others(NETWORKS, _kinds(stage)) | _names_of_others(TASKS, families)
     todo = [_file(INSTALLED.sub("", part.__module__), root) for part in (stage.run, type(stage.config))]
     reached: set[Path] = set()
     while todo:
@@ -92,10 +93,8 @@ def changes_of_code(planned: Sequence[PlannedStage], root: Path = ROOT) -> list[
         if entry.cached is not None and not entry.wanted:
             for change in _changes(entry.cached.provenance.get("code"), root):
                 lines.setdefault(change, []).append(entry.stage.name)
-    return [
-        f"{', '.join(names)}: cached, but {change}; `--force` makes {'it' if len(names) == 1 else 'them'} anew"
-        for change, names in lines.items()
-    ]
+    again = {change: "it" if len(names) == 1 else "them" for change, names in lines.items()}
+    return [f"{', '.join(names)}: cached, but {c}; `--force` makes {again[c]} anew" for c, names in lines.items()]
 
 
 def made_by(provenance: Mapping[str, Any]) -> str:
@@ -138,16 +137,9 @@ def _kinds(stage: Stage) -> set[str]:
     return {*own}.union(*map(_kinds, stage.parents()))
 
 
-def _names(root: Path, place: tuple[str, str], *, without: set[str]) -> set[str]:
-    """Names of the values of a table, without the values of the keys in `without`."""
-    file, title = place
-    tree = ast.parse((root / file).read_text())
-    (table,) = [n.value for n in tree.body if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == title]
-    assert isinstance(table, ast.Dict)
-    rows = [
-        (ast.literal_eval(key), ast.unparse(value)) for key, value in zip(table.keys, table.values, strict=True) if key
-    ]
-    return {name for _, name in rows} - {name for key, name in rows if key in without}
+def _names_of_others(table: Mapping[str, Callable[..., Any]], own: set[str]) -> set[str]:
+    """Names of the values of a table, without the values of the keys in `own`."""
+    return {made.__name__ for made in table.values()} - {table[key].__name__ for key in own & table.keys()}
 
 
 def _file(module: str, root: Path) -> Path | None:

@@ -90,8 +90,7 @@ def set_value(tree: dict[str, Any], shape: type[BaseModel], path: str, value: An
     first, _, rest = path.partition(".")
     *parents, leaf = find(shape, tree, first)
     for parent in parents:  # of a part that is named short
-        tree.setdefault(parent, {})
-        shape, tree = members(shape, tree, parent)[0], tree[parent]
+        shape, tree = members(shape, tree, parent)[0], tree.setdefault(parent, {})
     if not rest or (rest == KIND and parts_of(shape, leaf)):
         put(tree, shape, (leaf,), value)
     elif isinstance(tree.get(leaf), list):
@@ -110,16 +109,14 @@ def set_value(tree: dict[str, Any], shape: type[BaseModel], path: str, value: An
 def set_item(tree: dict[str, Any], shape: type[BaseModel], name: str, path: str, value: Any) -> None:
     """Set a value of an item of a list, or the item. Raises PlaceError."""
     number, _, rest = path.partition(".")
-    items = list(tree[name])
+    items, model = list(tree[name]), get_args(shape.model_fields[name].annotation)[0]
     if not number.isdigit() or int(number) >= len(items):
         raise PlaceError(f"item {number!r} of {len(items)}; they count from 0")
-    place = int(number)
-    model = get_args(shape.model_fields[name].annotation)[0]
     if not rest:
-        items[place] = value
+        items[int(number)] = value
     elif isinstance(model, type) and issubclass(model, BaseModel):
-        items[place] = dict(items[place])
-        set_value(items[place], model, rest, value)
+        items[int(number)] = dict(items[int(number)])
+        set_value(items[int(number)], model, rest, value)
     else:
         raise PlaceError(f"item {number} is a plain value: it has no {rest!r}")
     tree[name] = items

@@ -145,9 +145,6 @@ PAPER_BRANCHES: dict[str, PaperBranch] = {
         256, "ldm_text_to_image", LATENT.replace(guidance_scale=5.0), autoencoder="ldm_kl_f8",
         text_encoder=TextEncoderConfig(uri="s3://your-bucket/text-encoder", length=77)),
 }
-# fmt: on
-
-
 def paper_recipes() -> dict[str, PaperRecipe]:
     """Name -> recipe, described by `__doc__` like all recipes."""
     recipes: dict[str, PaperRecipe] = {}
@@ -175,16 +172,12 @@ def diffusion_branch(name: str, row: PaperBranch) -> DiffusionBranchRecipe:
     """The recipe of a row of diffusion."""
     guide = None if row.classifier is None else ClassifierSampling(guidance_scale=row.scale)
     enlarging = () if row.enlarging is None else (row.enlarging,)
+    sampling = DiffusionBranchSampling(base=row.sampling, classifier=guide, upsamplers=enlarging)
     return own_images(row.resolution, vocab_size=row.vocab_size, text_length=row.text_length).branch(
-        name,
-        PAPER_DIFFUSION[row.base],
-        DiffusionBranchSampling(base=row.sampling, classifier=guide, upsamplers=enlarging),
+        name, PAPER_DIFFUSION[row.base], sampling, text_encoder=row.text_encoder, precompute=frozen_work(row),
         autoencoder=None if row.autoencoder is None else AUTOENCODERS[row.autoencoder].training,
-        text_encoder=row.text_encoder,
-        precompute=frozen_work(row),
         classifier=None if row.classifier is None else PAPER_CLASSIFIERS[row.classifier],
-        upsamplers=() if row.upsampler is None else (PAPER_DIFFUSION[row.upsampler],),
-    )
+        upsamplers=() if row.upsampler is None else (PAPER_DIFFUSION[row.upsampler],))
 
 
 def frozen_work(row: PaperBranch) -> PrecomputeConfig | None:
@@ -203,23 +196,15 @@ def frozen_work(row: PaperBranch) -> PrecomputeConfig | None:
 def palette_256() -> ImageToImageRecipe:
     """Palette at 256², one model for inpainting, uncropping, colorization, JPEG and super-resolution."""
     return ImageToImageRecipe(
-        name="palette_256",
-        images=own_images().images,
-        model=PAPER_DIFFUSION["palette"],
-        sampling=RestorationSampling(model=ANCESTRAL_1000),
-        restoration=RestorationConfig(samples=1000),
-    )
+        name="palette_256", images=own_images().images, model=PAPER_DIFFUSION["palette"],
+        sampling=RestorationSampling(model=ANCESTRAL_1000), restoration=RestorationConfig(samples=1000))
 
 
 def own_images(resolution: int = 256, *, vocab_size: int = 1024, text_length: int = 16) -> SharedParts:
     """Images of the user's own, 1 % held out; samples and measures of all systems with a distance."""
     images = ImagesConfig(
-        source="s3://your-bucket/images/*.tar",
-        resolution=resolution,
-        samples_per_shard=1024,
-        holdout_fraction=0.01,
-        vocab_size=vocab_size,
-        text_length=text_length,
-    )
+        source="s3://your-bucket/images/*.tar", resolution=resolution, samples_per_shard=1024, holdout_fraction=0.01,
+        vocab_size=vocab_size, text_length=text_length)
     samples = SamplesConfig(measured_samples=50_000)
     return SharedParts(images, samples, EvaluationConfig(reference_samples=50_000, held_out_samples=10_000))
+# fmt: on

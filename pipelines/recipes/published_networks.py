@@ -70,42 +70,27 @@ class PaperAutoencoder(NamedTuple):
     training: AutoencoderTraining
 
 
+# fmt: off
 def first_stage(
     summary: str,
     codes: int | None,  # moved by gradient; None: a Gaussian
-    latent_channels: int,
-    channel_mult: tuple[int, ...],
-    attention_resolutions: tuple[int, ...],
-    batch_per_gpu: int,
-    adversarial_weight: float,
-    discriminator_start: int,
-    discriminator_layers: int,
+    latent_channels: int, channel_mult: tuple[int, ...], attention_resolutions: tuple[int, ...],
+    batch_per_gpu: int, adversarial_weight: float, discriminator_start: int, discriminator_layers: int,
 ) -> PaperAutoencoder:
     """A row of VQ-GAN or LDM; `Normalize` of both is in modules/diffusionmodules/model.py."""
     batch, bottleneck = GPUS * batch_per_gpu, GaussianConfig()
     if codes is not None:
         bottleneck = GradientCodesConfig(codebook_size=codes, l2_normalize=False)
-    training = AutoencoderTraining.of(
-        resolution=256,
-        channels=128,
-        channel_mult=channel_mult,
-        num_res_blocks=2,
-        attention_resolutions=attention_resolutions,
-        latent_channels=latent_channels,
-        norm_groups=NORM_GROUPS,
-        bottleneck=bottleneck,
-        kl_weight=1e-6 if codes is None else 1.0,
-        perceptual_network="vgg16_lpips",
-        perceptual_weights_uri="vgg16_lpips.safetensors",
-        adversarial_weight=adversarial_weight,
-        discriminator_start=discriminator_start,
+    return PaperAutoencoder(summary, AutoencoderTraining.of(
+        resolution=256, channels=128, channel_mult=channel_mult, num_res_blocks=2,
+        attention_resolutions=attention_resolutions, latent_channels=latent_channels, norm_groups=NORM_GROUPS,
+        bottleneck=bottleneck, kl_weight=1e-6 if codes is None else 1.0,
+        perceptual_network="vgg16_lpips", perceptual_weights_uri="vgg16_lpips.safetensors",
+        adversarial_weight=adversarial_weight, discriminator_start=discriminator_start,
         discriminator_layers=discriminator_layers,
-        **published(500_000, batch, batch * RATE_PER_IMAGE, betas=(0.5, 0.9)),
-    )
-    return PaperAutoencoder(summary, training)
+        **published(500_000, batch, batch * RATE_PER_IMAGE, betas=(0.5, 0.9))))
 
 
-# fmt: off
 AUTOENCODERS: dict[str, PaperAutoencoder] = {
     # codes, latent channels, levels, attention, batch of a GPU; adversarial weight, start and layers
     "vqgan_imagenet_f16_1024": first_stage(
@@ -155,29 +140,18 @@ AUTOENCODERS: dict[str, PaperAutoencoder] = {
             reconstruction="mse", bottleneck=GradientCodesConfig(codebook_size=512, l2_normalize=False),
             perceptual_network="none", adversarial_weight=0.0, **published(250_000, 128, 2e-4))),
 }
-# fmt: on
 
 
 def classifier(
     resolution: int,  # pixels
-    channel_mult: tuple[int | float, ...],
-    num_res_blocks: int,
-    schedule: Literal["linear", "cosine"],
+    channel_mult: tuple[int | float, ...], num_res_blocks: int, schedule: Literal["linear", "cosine"],
 ) -> ClassifierTraining:
     """A row of the table: levels, blocks and schedule differ, all else is shared."""
     return ClassifierTraining.of(
-        resolution=resolution,
-        model_channels=128,
-        channel_mult=channel_mult,
-        num_res_blocks=num_res_blocks,
-        attention_resolutions=(32, 16, 8),
-        head_dim=64,
-        norm_groups=NORM_GROUPS,
-        process=DiscreteNoise(schedule=schedule),
-        max_shift=resolution // 8,
-        mirror=True,
-        **published(300_000, 256, 3e-4, final_lr_fraction=0.0, weight_decay=0.05),
-    )
+        resolution=resolution, model_channels=128, channel_mult=channel_mult, num_res_blocks=num_res_blocks,
+        attention_resolutions=(32, 16, 8), head_dim=64, norm_groups=NORM_GROUPS,
+        process=DiscreteNoise(schedule=schedule), max_shift=resolution // 8, mirror=True,
+        **published(300_000, 256, 3e-4, final_lr_fraction=0.0, weight_decay=0.05))
 
 
 PAPER_CLASSIFIERS: dict[str, ClassifierTraining] = {
@@ -191,38 +165,20 @@ PAPER_CLASSIFIERS: dict[str, ClassifierTraining] = {
 
 def unet(
     resolution: int,  # pixels, or sides of latents
-    model_channels: int,
-    channel_mult: tuple[int | float, ...],
-    num_res_blocks: int,
-    attention_resolutions: tuple[int, ...],
-    head_dim: int | None,
-    num_heads: int | None,
-    process: DiscreteProcess,
-    conditioning: DiffusionConditions,
-    total_steps: int,
-    global_batch_size: int,
-    learning_rate: float,
-    **changes: Any,
+    model_channels: int, channel_mult: tuple[int | float, ...], num_res_blocks: int,
+    attention_resolutions: tuple[int, ...], head_dim: int | None, num_heads: int | None,
+    process: DiscreteProcess, conditioning: DiffusionConditions,
+    total_steps: int, global_batch_size: int, learning_rate: float, **changes: Any,
 ) -> DiffusionTraining:
     """A row of the table; all rows have 32 groups a norm, Adam at a constant rate, a slow average."""
+    own = {"dropout": 0.0, "scale_shift_norm": True, "resample_in_blocks": True, "text_conditioning": "pooled"}
+    own |= published(total_steps, global_batch_size, learning_rate, ema_decay=0.9999)
     return DiffusionTraining.of(
-        resolution=resolution,
-        model_channels=model_channels,
-        channel_mult=channel_mult,
-        num_res_blocks=num_res_blocks,
-        attention_resolutions=attention_resolutions,
-        head_dim=head_dim,
-        num_heads=num_heads,
-        norm_groups=NORM_GROUPS,
-        process=process,
-        conditioning=conditioning,
-        **{"dropout": 0.0, "scale_shift_norm": True, "resample_in_blocks": True, "text_conditioning": "pooled"}
-        | published(total_steps, global_batch_size, learning_rate, ema_decay=0.9999)
-        | changes,
-    )
+        resolution=resolution, model_channels=model_channels, channel_mult=channel_mult,
+        num_res_blocks=num_res_blocks, attention_resolutions=attention_resolutions, head_dim=head_dim,
+        num_heads=num_heads, norm_groups=NORM_GROUPS, process=process, conditioning=conditioning, **own | changes)
 
 
-# fmt: off
 PAPER_DIFFUSION: dict[str, DiffusionTraining] = {
     # side, width, levels, blocks, attention, head_dim, num_heads, process, conditions, steps, batch, rate
 
