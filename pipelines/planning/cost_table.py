@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from components.configuration.dataset_info import DatasetInfo
+from components.configuration.conditions import DatasetInfo
 from components.configuration.optimization import Training
 from components.runtime.execution import Resources
 from components.runtime.storage.connection import readable_bytes
