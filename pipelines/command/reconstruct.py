@@ -53,7 +53,9 @@ def reconstruct_images(
         raise UsageError(str(error)) from error
     for image, each in zip(images, found, strict=True):
         console.print(f"{image}: {figures(loaded, each)}", highlight=False, soft_wrap=True)
-    return write(out, names_of(images), found)
+    taken = Counter(image.stem for image in images)  # equal stems get a number
+    names = [f"{image.stem}-{n}" if taken[image.stem] > 1 else image.stem for n, image in enumerate(images)]
+    return write(out, names, found)
 
 
 def load_autoencoder(model: str, folder: Path) -> SamplingModel:
@@ -62,8 +64,7 @@ def load_autoencoder(model: str, folder: Path) -> SamplingModel:
     Raises UsageError, naming the model, where the folder has no autoencoder.
     """
     if not (folder / CASCADE).is_file():
-        kind = kind_of(folder)
-        if kind != "autoencoder":
+        if (kind := kind_of(folder)) != "autoencoder":
             raise UsageError(f"{model} is no autoencoder but a {kind}; give a vae, vqvae, vqgan, dvae or fsq")
         return load_model("autoencoder", folder, device=best_device())
     stages = read_description(folder)["stages"]
@@ -103,17 +104,8 @@ def figures(model: SamplingModel, found: Reconstruction) -> str:
     return f"{kept}, {height} x {width} codes of {size}: {bits:,.0f} bits for {8 * found.seen.size:,}"
 
 
-def names_of(images: Sequence[Path]) -> list[str]:
-    """Returns a name for each image's files: the stem, with a number where stems are equal."""
-    taken = Counter(image.stem for image in images)
-    return [f"{image.stem}-{number}" if taken[image.stem] > 1 else image.stem for number, image in enumerate(images)]
-
-
 def write(out: Path, names: Sequence[str], found: Sequence[Reconstruction]) -> Path:
-    """Writes input, codes and reconstruction of each image as PNG; returns the path of the overview.
-
-    The overview shows all images side by side.
-    """
+    """Writes input, codes and reconstruction of each image as PNG, and an overview of all; returns its path."""
     out.mkdir(parents=True, exist_ok=True)
     columns: dict[str, list[np.ndarray]] = {}
     for name, each in zip(names, found, strict=True):
@@ -125,6 +117,5 @@ def write(out: Path, names: Sequence[str], found: Sequence[Reconstruction]) -> P
             (out / f"{name}-{kind}.png").write_bytes(encode_png(pixels))
             columns.setdefault(kind, []).append(pixels)
     blocks = [GridBlock(kind, columns[kind]) for kind in ("input", "codes", "reconstruction") if kind in columns]
-    together = out / "side_by_side.png"
-    together.write_bytes(render_blocks(blocks, columns=len(found)))
+    (together := out / "side_by_side.png").write_bytes(render_blocks(blocks, columns=len(found)))
     return together

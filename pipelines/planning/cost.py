@@ -15,7 +15,6 @@ from components.configuration.usage import UsageError, nearest
 from components.runtime.execution import Resources
 from components.stages.precompute import PrecomputeConfig
 from components.stages.tokens import TokensConfig
-from components.training.loop import is_scheduled
 from components.training.speed import PEAK_TFLOPS
 from components.training.step_model import StepModel
 from pipelines.planning.memory import (
@@ -25,6 +24,7 @@ from pipelines.planning.memory import (
     images_of,
     model_bytes,
     model_of,
+    scheduled,
     step_memory,
     tokens_of,
 )
@@ -111,7 +111,7 @@ def checkpoints_of(optimization: OptimizationConfig, *, hours: float) -> int:
     """Count the checkpoints of a training of so many hours, by the clock or by steps, and the last."""
     if optimization.checkpoint_minutes is not None:
         return 1 + int(60 * hours / optimization.checkpoint_minutes)
-    return sum(is_scheduled(step, optimization) for step in range(1, optimization.total_steps + 1))
+    return scheduled(optimization)
 
 
 def training_cost(

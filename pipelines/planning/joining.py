@@ -43,7 +43,8 @@ def check_cluster(address: str) -> None:
             f"the cluster at {address} is Ray {version}, this program runs on Ray {own}; run it in the cluster's own "
             f"image, or start a cluster of Ray {own}"
         )
-    if not any(_is_here(node) for node in nodes):
+    alive = gcs_pb2.GcsNodeInfo.ALIVE  # programs join by the socket of their own node
+    if not any(node.state == alive and Path(node.raylet_socket_name).exists() for node in nodes):
         raise UsageError(
             f"this machine is no node of the cluster at {address}; submit the program to it (`ray job submit -- python "
             "pipelines/full_cascade.py`), or run it on one of its nodes"
@@ -60,15 +61,13 @@ def _token() -> tuple[str, str]:
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token, "RAY_AUTH_TOKEN"
     chosen = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(chosen or TOKEN_FILE).expanduser()
+    path, place = Path(chosen or TOKEN_FILE).expanduser(), f"RAY_AUTH_TOKEN_PATH {chosen}" if chosen else TOKEN_FILE
     if not chosen and not path.is_file():
         return "", ""
     try:
-        return path.read_text().strip(), f"RAY_AUTH_TOKEN_PATH {chosen}" if chosen else TOKEN_FILE
+        return path.read_text().strip(), place
     except OSError as error:
-        raise UsageError(
-            f"RAY_AUTH_TOKEN_PATH {chosen} can't be read ({error.strerror}); set RAY_AUTH_TOKEN"
-        ) from error
+        raise UsageError(f"{place} can't be read ({error.strerror}); set RAY_AUTH_TOKEN") from error
 
 
 def _ask(head: str, token: str) -> tuple[str, Sequence[Any]]:
@@ -119,8 +118,3 @@ def _refusal(address: str, error: Any, token_place: str | None) -> str:
     if token_place:
         return f"the cluster at {address} refuses the token of {token_place}; set RAY_AUTH_TOKEN to the cluster's own"
     return f"the cluster at {address} asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's own"
-
-
-def _is_here(node: Any) -> bool:
-    """Tell if a living node is this machine: programs join by the socket of their own node."""
-    return node.state == gcs_pb2.GcsNodeInfo.ALIVE and Path(node.raylet_socket_name).exists()

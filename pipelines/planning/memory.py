@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from components.configuration.conditions import IMAGES, DatasetInfo, TokenGrid
-from components.configuration.optimization import Training
+from components.configuration.optimization import OptimizationConfig, Training
 from components.models.layers import blocks_of
 from components.runtime.execution import Resources
 from components.runtime.storage.connection import readable_bytes
@@ -129,8 +129,12 @@ def model_bytes(model: StepModel) -> int:
     """Bytes of the finished model, with the snapshots of a power EMA."""
     config = model.training.optimization
     has_snapshots = config.ema_decay > 0 and config.ema == "power"
-    snapshots = sum(is_scheduled(step, config) for step in range(1, config.total_steps + 1)) if has_snapshots else 0
-    return network_bytes(model.network) * (1 + 2 * snapshots)
+    return network_bytes(model.network) * (1 + 2 * has_snapshots * scheduled(config))
+
+
+def scheduled(config: OptimizationConfig) -> int:
+    """Number of steps of a training after which a checkpoint is scheduled."""
+    return sum(is_scheduled(step, config) for step in range(1, config.total_steps + 1))
 
 
 counted_activations = cache(activations)  # of a step, counted once
@@ -172,15 +176,13 @@ def step_memory(
 
 def memory_warning(stage: Stage, stages: Sequence[Stage], resources: Resources, *, memory: float) -> str | None:
     """A warning where a step needs more than `memory` bytes of a GPU, with settings; None otherwise."""
-    step = step_memory(stage, stages, resources)
+    step, limit = step_memory(stage, stages, resources), f"{100 * ROOM:g} % of its {readable_bytes(memory)}"
     if step.total <= ROOM * memory:
         return None
+    total, held, kept = map(readable_bytes, (step.total, step.held, step.activations))
     samples = "1 sample" if step.samples == 1 else f"{step.samples} samples at a time"
-    return (
-        f"{stage.name} needs {readable_bytes(step.total)} of each GPU ({readable_bytes(step.held)} and "
-        f"{readable_bytes(step.activations)} for activations of {samples}), more than {100 * ROOM:g} % of its "
-        f"{readable_bytes(memory)}: {remedy(stage, stages, resources, room=ROOM * memory)}."
-    )
+    needs = f"{total} of each GPU ({held} and {kept} for activations of {samples})"
+    return f"{stage.name} needs {needs}, more than {limit}: {remedy(stage, stages, resources, room=ROOM * memory)}."
 
 
 def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, room: float) -> str:

@@ -147,11 +147,11 @@ def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
     classes = MANY_CLASSES if images is None else len(images.metadata["classes"])
     for entry in planned:
         if entry.wanted and isinstance(entry.stage.config, Training):
-            model = model_of(entry.stage, stages, classes=classes)
+            model, store = model_of(entry.stage, stages, classes=classes), entry.store
             checkpoint, finished = checkpoint_bytes(model), model_bytes(model)
-            here = is_local(entry.store.uri)
-            tries = [name for name in entry.store.folders() if name.partition("-")[0] == "train"] if here else []
-            there = sum(info.bytes for name in tries for info in entry.store.list(name))
+            folders = store.folders() if is_local(store.uri) else []
+            tries = [name for name in folders if name.partition("-")[0] == "train"]
+            there = sum(info.bytes for name in tries for info in store.list(name))
             storage += max(0, (CHECKPOINTS_KEPT + IN_FLIGHT) * checkpoint + finished - there)
             temporary[entry.stage.name] = max(checkpoint, finished)
     largest = sorted(temporary.values(), reverse=True)[: branches(workflow)]
@@ -163,8 +163,7 @@ def check_nodes(needs: Needs, root: Store, space: Space) -> None:
 
     Raises UsageError or StoreError, in one line, for the first node that lacks one.
     """
-    nodes = working_nodes()
-    if not nodes:
+    if not (nodes := working_nodes()):
         logger.warning("no node is there yet that works: what nodes need is not asked")
     own = ray.get_runtime_context().get_node_id()
     others = {node: address for node, address in nodes.items() if node != own}
@@ -174,7 +173,11 @@ def check_nodes(needs: Needs, root: Store, space: Space) -> None:
     probe = f".probe-{uuid.uuid4().hex[:8]}"
     root.write(probe, probe.encode())
     try:
-        answers = {node: _ask(node, needs, root, probe, space) for node in others}
+        answers = {}
+        for node in others:
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(try_node)
+            answers[node] = task.remote(*portable((needs, root, probe, space), what="what a node is asked"))
         ray.wait(list(answers.values()), num_returns=len(answers), timeout=ANSWER_SECONDS)
         lines = {node: _line(node, answer) for node, answer in answers.items()}
     finally:
@@ -202,12 +205,6 @@ def try_node(needs: Needs, root: Store, probe: str, space: Space) -> str:
     except (UsageError, SourceError, StoreError) as error:
         return str(error)
     return ""
-
-
-def _ask(node: str, *arguments: Any) -> Any:
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(try_node)
-    return task.remote(*portable(arguments, what="what a node is asked"))
 
 
 def _line(node: str, answer: Any) -> str:

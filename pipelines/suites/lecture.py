@@ -93,9 +93,8 @@ def chosen_rows(names: list[str]) -> dict[str, str]:
     """Recipe -> row, of the rows or recipes named."""
     rows = {recipe.__name__: row for recipe, row in ROWS.items()}
     choices = {*rows, *rows.values()}
-    for name in names:
-        if name not in choices:
-            raise UsageError(f"no row or recipe {name!r}{nearest(name, sorted(choices))}")
+    if unknown := [name for name in names if name not in choices]:
+        raise UsageError(f"no row or recipe {unknown[0]!r}{nearest(unknown[0], sorted(choices))}")
     return {recipe: row for recipe, row in rows.items() if not names or recipe in names or row in names}
 
 
@@ -143,12 +142,8 @@ def catalog_entry(recipe: str) -> dict[str, str]:
 
 def figures_of(artifacts: Mapping[str, Artifact], trained: Mapping[str, Artifact]) -> dict[str, float]:
     """Likelihoods of models, headlines of studies, distances of images made, and use of codes, by name."""
-    figures = {
-        name.removeprefix(HELD_OUT): value
-        for artifact in trained.values()
-        for name, value in artifact.metadata["summary"].items()
-        if "bits_per" in name
-    }
+    summaries = [item for artifact in trained.values() for item in artifact.metadata["summary"].items()]
+    figures = {name.removeprefix(HELD_OUT): value for name, value in summaries if "bits_per" in name}
     for metadata in (artifact.metadata for artifact in artifacts.values()):
         figures |= metadata.get("headline", {})
         rows = [row for row in metadata.get("distances", []) if row["purpose"] == "model"]

@@ -107,12 +107,10 @@ def read_code(reference: CodeReference) -> list[CodeLine]:
     if not path.is_file():
         raise LookupError(f"no file {reference.file}")
     text = path.read_text()
-    definition = find_definition(ast.parse(text), reference)
-    formula = find_statement(definition, text.splitlines(), reference)
-    margin = definition.col_offset
-    shown = []
+    definition, source = find_definition(ast.parse(text), reference), text.splitlines()
+    formula, margin, shown = find_statement(definition, source, reference), definition.col_offset, []
     for part in shown_parts(definition, formula):
-        lines = [CodeLine(number, text.splitlines()[number - 1][margin:], number in formula) for number in part]
+        lines = [CodeLine(number, source[number - 1][margin:], number in formula) for number in part]
         shown += [line for line in lines if line.text.strip()] or [CodeLine(0, "    …", False)]
     return shown
 
