@@ -6,7 +6,7 @@ A slide shows formulas, the code of the formulas, and images, figures and traini
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from markupsafe import Markup
 from pydantic import Field
@@ -17,14 +17,14 @@ from components.data.listing import SourceError
 from components.evaluation.gallery import INDEX_GRIDS, ORIGINALS
 from components.evaluation.grids import readable
 from components.evaluation.plots import with_own_ids
-from components.evaluation.report import Figure, Table, described_image, figure, page_environment, shrunk, stage_curves
+from components.evaluation.report import Table, described_image, figure, page_environment, shrunk, stage_curves
 from components.runtime.storage.artifact import Artifact
 from pipelines.engine import driver
 from pipelines.engine.display import duration, say
 from pipelines.engine.run_report import run_images, run_words, stage_curve, study_of
 from pipelines.recipes.catalog import RECIPES, ROWS
 from pipelines.suites.runner import Key, Result, Stages, Suite, shown_table
-from pipelines.suites.slides import LECTURE, CodeLine, Slide, read_code, read_slides
+from pipelines.suites.slides import LECTURE, Slide, read_code, read_slides
 
 HELD_OUT = "held_out_"
 WIDEST = 2400  # pixels of an image on the page; reports have them whole
@@ -162,29 +162,6 @@ def rows_table(results: Sequence[RecipeResult]) -> Table:
     return Table(columns=("row", "recipe", "trained", "figures on held-out images"), rows=tuple(rows))
 
 
-class ShownCode(NamedTuple):
-    place: str  # file:line
-    name: str
-    lines: list[CodeLine]
-
-
-class ShownResult(NamedTuple):
-    result: RecipeResult
-    images: list[Figure]
-    plots: dict[str, Markup]
-    tables: dict[str, Table]
-    curves: dict[str, Markup]
-    whole: bool  # with figures, curves and minutes: the slide is that of the recipe
-
-
-class ShownSlide(NamedTuple):
-    anchor: str
-    slide: Slide
-    formulas: list[Markup]
-    code: list[ShownCode]
-    results: list[ShownResult]
-
-
 def render_lecture(slides: Sequence[Slide], results: Mapping[str, RecipeResult]) -> str:
     """The page as self-contained HTML without script.
 
@@ -195,25 +172,25 @@ def render_lecture(slides: Sequence[Slide], results: Mapping[str, RecipeResult])
     """
     from latex2mathml.converter import convert  # of the extra `lecture`
 
-    chapters: dict[str, list[ShownSlide]] = {}
+    chapters: dict[str, list[dict[str, Any]]] = {}
     homes: dict[str, str] = {}  # recipe -> anchor of its own slide, or of the first that shows something of it
     for number, slide in enumerate(slides, start=1):
-        anchor = f"slide-{number}"
-        formulas = [Markup(convert(formula, display="block")) for formula in slide.formulas]
-        code = []
+        anchor, code = f"slide-{number}", []
         for reference in slide.code:
             lines = read_code(reference)
             first = next(line.number for line in lines if line.is_formula)
-            code.append(ShownCode(f"{reference.file}:{first}", reference.name, lines))
-        shown = [shown_result(results[recipe], slide, slides, anchor=f"{anchor}-{recipe}") for recipe in slide.recipes]
-        chapters.setdefault(slide.chapter, []).append(ShownSlide(anchor, slide, formulas, code, shown))
+            code.append({"place": f"{reference.file}:{first}", "name": reference.name, "lines": lines})
+        formulas = [Markup(convert(formula, display="block")) for formula in slide.formulas]
+        made = [shown_result(results[recipe], slide, slides, anchor=f"{anchor}-{recipe}") for recipe in slide.recipes]
+        shown = {"anchor": anchor, "slide": slide, "formulas": formulas, "code": code, "results": made}
+        chapters.setdefault(slide.chapter, []).append(shown)
         homes |= {recipe: anchor for recipe in slide.recipes if recipe not in homes or not slide.shows}
     ordered = {recipe: results[recipe] for slide in slides for recipe in slide.recipes}
     page = page_environment(__name__).get_template("lecture.html.j2")
     return page.render(chapters=chapters, results=ordered, homes=homes)
 
 
-def shown_result(result: RecipeResult, slide: Slide, slides: Sequence[Slide], *, anchor: str) -> ShownResult:
+def shown_result(result: RecipeResult, slide: Slide, slides: Sequence[Slide], *, anchor: str) -> dict[str, Any]:
     """Images, plots and tables of a recipe by the names in `shows`; without names, the rest of the recipe.
 
     Names of elements start with the anchor, as each may stand once on a page.
@@ -227,13 +204,14 @@ def shown_result(result: RecipeResult, slide: Slide, slides: Sequence[Slide], *,
     images, figures = of_slide(result.images), []
     for name, png in (own_images(images) if whole else images).items():
         caption, alt = described_image(name)
-        words = result.words.get(name, ())
-        figures.append(figure(f"{anchor}-{name}", png, caption, f"{readable(result.recipe)}: {alt}", words))
+        alt, words = f"{readable(result.recipe)}: {alt}", result.words.get(name, ())
+        figures.append(figure(f"{anchor}-{name}", png, caption, alt, words))
     plots, curves = (
         {title: Markup(with_own_ids(svg, anchor)) for title, svg in drawings.items()}
         for drawings in (of_slide(result.plots), result.curves if whole else {})
     )
-    return ShownResult(result, figures, plots, of_slide(result.tables), curves, whole)
+    shown = {"result": result, "images": figures, "plots": plots, "tables": of_slide(result.tables), "curves": curves}
+    return shown | {"whole": whole}  # with figures, curves and minutes: the slide is that of the recipe
 
 
 def own_images(images: Mapping[str, bytes]) -> Mapping[str, bytes]:
