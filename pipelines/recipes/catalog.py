@@ -12,10 +12,9 @@ from components.configuration.config import KIND, PlaceError, find, kind_of, mem
 from components.configuration.usage import UsageError, explain, nearest
 from pipelines.recipes.diffusion_rows import DIFFUSION_ROWS, FASHION
 from pipelines.recipes.published import paper_recipes
-from pipelines.recipes.rows import DISCRETE_ROWS
+from pipelines.recipes.rows import DISCRETE_ROWS, TAXONOMY
 from pipelines.recipes.shapes import SHAPES, Recipe
 from pipelines.recipes.systems import openmoji, smoke
-from pipelines.recipes.taxonomy import TAXONOMY
 
 ROWS = {  # recipe -> row of the lecture, the first word of its summary
     recipe: (recipe.__doc__ or "").partition(":")[0] for recipe in (*DISCRETE_ROWS, *DIFFUSION_ROWS, *FASHION)

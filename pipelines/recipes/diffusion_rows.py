@@ -31,10 +31,8 @@ from pipelines.recipes import systems
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, DiffusionStudiesRecipe, ImageToImageRecipe
 from pipelines.recipes.rows import EMOJI, EVALUATION, SCENES
 from pipelines.recipes.shapes import OneModelRecipe, SharedParts
-from pipelines.recipes.systems import SKETCH, as_ddpm, as_improved_ddpm, diffusion, emoji, sketching, unet
+from pipelines.recipes.systems import ANCESTRAL, ANCESTRAL_250, SKETCH, diffusion, sketching
 
-ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=15)  # its noise cures the grain of brief training
-ANCESTRAL_250 = DiffusionSampling(sampler="ddpm", num_inference_steps=250)
 ENLARGED = SKETCH.replace(num_inference_steps=11, strength=0.55, noise_level=50)  # the last six, from the low-res image
 RESTORED = DiffusionSampling(sampler="ddpm", num_inference_steps=10)
 REFERENCE = 5000  # training images of Fashion-MNIST that distances are measured to
@@ -52,7 +50,7 @@ FASHION_BOUND = LikelihoodConfig(samples=256, timesteps_per_image=125)  # all 1,
 def ddpm() -> DiffusionStudiesRecipe:
     """D1: DDPM at 16², linear schedule, noise prediction, L_simple; 100 steps; forward process at 64²."""
     sampling, noising = ANCESTRAL.replace(num_inference_steps=100), NoisingStudyConfig(resolution=64)
-    return EMOJI.studies("ddpm", as_ddpm(diffusion()), sampling, noising_study=noising)
+    return EMOJI.studies("ddpm", systems.as_ddpm(diffusion()), sampling, noising_study=noising)
 
 
 def dit() -> DiffusionBranchRecipe:
@@ -180,7 +178,7 @@ def palette() -> ImageToImageRecipe:
 
 def cascade_1024() -> DiffusionBranchRecipe:
     """D11: 1024² by four trained stages: the demo's 16² and 64², then upsamplers to 256² and 1024²."""
-    images = emoji(1024).replace(limit=1024, samples_per_shard=64)
+    images = systems.emoji(1024).replace(limit=1024, samples_per_shard=64)
     samples = SamplesConfig(measured_samples=0, images_per_class=1, num_prompts=0)
     shared = SharedParts(images, samples, EVALUATION.replace(feature_network="none"))
     return beyond_the_demo("cascade_1024", (256, 1024), shared)
@@ -189,7 +187,9 @@ def cascade_1024() -> DiffusionBranchRecipe:
 def cascade_256() -> DiffusionBranchRecipe:
     """D11: the demo's stages and a third to 256²; distances at each size and of windows of 64²."""
     samples = SamplesConfig(measured_samples=256, images_per_class=1, num_prompts=0)
-    return beyond_the_demo("cascade_256", (256,), SharedParts(emoji(256), samples, EVALUATION.replace(window=64)))
+    return beyond_the_demo(
+        "cascade_256", (256,), SharedParts(systems.emoji(256), samples, EVALUATION.replace(window=64))
+    )
 
 
 def fashion_steps() -> DiffusionStudiesRecipe:
@@ -217,25 +217,25 @@ def fashion_pixelcnn() -> OneModelRecipe:
 
 def fashion_likelihood_ddpm() -> DiffusionStudiesRecipe:
     """D2: variational bound of DDPM, linear schedule, fixed large variance, in three terms."""
-    return FASHION_MNIST.studies("fashion_likelihood_ddpm", as_ddpm(fashion_gray()), likelihood=FASHION_BOUND)
+    return FASHION_MNIST.studies("fashion_likelihood_ddpm", systems.as_ddpm(fashion_gray()), likelihood=FASHION_BOUND)
 
 
 def fashion_likelihood_bound() -> DiffusionStudiesRecipe:
     """D2: the same model trained on the bound itself, the objective of 2015."""
-    base = as_ddpm(fashion_gray()).replace(loss="vlb")
+    base = systems.as_ddpm(fashion_gray()).replace(loss="vlb")
     return FASHION_MNIST.studies("fashion_likelihood_bound", base, likelihood=FASHION_BOUND)
 
 
 def fashion_likelihood_hybrid() -> DiffusionStudiesRecipe:
     """D3: variational bound of Improved DDPM, cosine schedule, learned variance, in three terms."""
-    base = as_improved_ddpm(fashion_gray())
+    base = systems.as_improved_ddpm(fashion_gray())
     return FASHION_MNIST.studies("fashion_likelihood_hybrid", base, ANCESTRAL_250, likelihood=FASHION_BOUND)
 
 
 def fashion_likelihood_loss_aware() -> DiffusionStudiesRecipe:
     """D3: Improved DDPM trained on the bound itself, its timesteps drawn by their losses from step 490 on."""
     # Of 1,000 timesteps some would be drawn less than ten times in half of the training.
-    base = as_improved_ddpm(fashion_gray())
+    base = systems.as_improved_ddpm(fashion_gray())
     base = base.replace(loss="vlb", num_train_timesteps=500, timestep_sampling="loss_aware")
     return FASHION_MNIST.studies("fashion_likelihood_loss_aware", base, ANCESTRAL_250, likelihood=FASHION_BOUND)
 
@@ -275,7 +275,7 @@ def restored(name: str, model: DiffusionTraining, sampling: DiffusionSampling) -
         "sampling": RestorationSampling(model=sampling),
         "restoration": RestorationConfig(samples=48, reference_samples=1024),
     }
-    return ImageToImageRecipe.of(name=name, images=emoji(), model=model, **parts)
+    return ImageToImageRecipe.of(name=name, images=systems.emoji(), model=model, **parts)
 
 
 def beyond_the_demo(name: str, resolutions: Sequence[int], shared: SharedParts) -> DiffusionBranchRecipe:
@@ -290,7 +290,7 @@ def beyond_the_demo(name: str, resolutions: Sequence[int], shared: SharedParts) 
 
 def enlarger(low_res: int, resolution: int) -> DiffusionTraining:
     """Four times as large; trained on windows of 64² without attention, and then run on whole images."""
-    base = unet(resolution, 16, (1, 2, 4), (), steps=300, batch=8, saves=2)
+    base = systems.unet(resolution, 16, (1, 2, 4), (), steps=300, batch=8, saves=2)
     base = base.replace(prediction_type="sample", conditions=(), cond_drop_prob=0.0)
     return base.replace(low_res_resolution=low_res, crop_size=64, max_noise_level=300)
 
@@ -298,9 +298,9 @@ def enlarger(low_res: int, resolution: int) -> DiffusionTraining:
 def fashion_sketching() -> DiffusionTraining:
     """28² by class; x_0 predicted has half the distance of v-prediction after 15 steps."""
     # Width 32 costs twice the time, in training and in each of the studies' evaluations.
-    return unet(28, 16, (1, 2, 4), (7,), steps=2300, batch=24, rate=1.5e-3).replace(prediction_type="sample")
+    return systems.unet(28, 16, (1, 2, 4), (7,), steps=2300, batch=24, rate=1.5e-3).replace(prediction_type="sample")
 
 
 def fashion_gray() -> DiffusionTraining:
     """The training with one channel and fewer steps, for likelihoods."""
-    return unet(28, 16, (1, 2, 4), (7,), steps=1200, batch=24, rate=1.5e-3, saves=3).replace(in_channels=1)
+    return systems.unet(28, 16, (1, 2, 4), (7,), steps=1200, batch=24, rate=1.5e-3, saves=3).replace(in_channels=1)

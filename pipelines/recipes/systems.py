@@ -26,6 +26,8 @@ from components.stages.samples import SamplesConfig
 from pipelines.recipes.shapes import AgreementRecipe, CascadeRecipe
 
 Trained = TypeVar("Trained", bound=Training)
+ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=15)  # its noise cures the grain of brief training
+ANCESTRAL_250 = DiffusionSampling(sampler="ddpm", num_inference_steps=250)
 SKETCH = DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=15)  # where x_0 is predicted
 # From the base's image at a noise of 4.7 times its signal: 98 in place of 116 from noise alone in eight steps.
 LAST_TWELVE = SKETCH.replace(num_inference_steps=21, strength=0.57)

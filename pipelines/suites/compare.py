@@ -16,7 +16,7 @@ from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.report import Figure, Table, duration, figure, number, page_environment, shrunk
 from pipelines.engine.display import say
 from pipelines.engine.run_report import run_images
-from pipelines.recipes.taxonomy import SIDE, TAXONOMY, TRACTABLE, System
+from pipelines.recipes.rows import SIDE, TAXONOMY, TRACTABLE, System
 from pipelines.suites.runner import Key, Result, Stages, Suite, shown_table
 
 SEEDS = "compare.json"

@@ -9,7 +9,7 @@ import typer.main
 
 from pipelines.command.cli import app
 from pipelines.recipes.catalog import RECIPES, ROWS
-from pipelines.recipes.taxonomy import TAXONOMY
+from pipelines.recipes.rows import TAXONOMY
 from pipelines.suites.lecture import SLIDES
 from pipelines.suites.runner import read_figures
 from pipelines.suites.slides import LECTURE, read_slides

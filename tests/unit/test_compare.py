@@ -18,7 +18,7 @@ from components.runtime.storage.store import Store
 from components.sampling.image_files import encode_png
 from pipelines.engine import driver
 from pipelines.recipes.catalog import RECIPES, load_recipe
-from pipelines.recipes.taxonomy import APPROXIMATE, TAXONOMY
+from pipelines.recipes.rows import APPROXIMATE, TAXONOMY
 from pipelines.suites import compare
 from pipelines.suites.compare import (
     COLUMNS,

@@ -25,6 +25,7 @@ from pipelines.recipes.diffusion_rows import (
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe
 from pipelines.recipes.published import paper_recipes
 from pipelines.recipes.rows import (
+    TAXONOMY,
     depth_transformer,
     maskgit,
     pixelcnn,
@@ -36,7 +37,6 @@ from pipelines.recipes.rows import (
     vqvae_pixelcnn,
 )
 from pipelines.recipes.systems import openmoji
-from pipelines.recipes.taxonomy import TAXONOMY
 from pipelines.suites.lecture import chosen_rows
 from pipelines.workflow import Workflow
 from pipelines.workflows import build_workflow
