@@ -42,7 +42,7 @@ Command = Callable[..., None]
 def takes_options(
     options: Mapping[str, Option], *, before: str, help_texts: Mapping[str, str] | None = None
 ) -> Callable[[Command], Command]:
-    """Returns a decorator that puts a parameter for each option of a request in the place of a command's `**options`.
+    """Returns a decorator that replaces `**options` of a command by the options of a request.
 
     Args:
         options: fields of the request, by name.

@@ -104,7 +104,7 @@ def show_shares(
 
 
 def show_keys(options: driver.RunOptions, console: Console) -> None:
-    """Print each stage with key and cache state, shares of this machine's GPUs, and reads of tars in their place."""
+    """Print stages with keys and cache states, shares of this machine's GPUs, reads of tars."""
     prepared = driver.prepare(options)
     console.print(plan_table(prepared.planned))
     for line in changes_of_code(prepared.planned):

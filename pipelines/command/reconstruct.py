@@ -105,7 +105,7 @@ def figures(model: SamplingModel, found: Reconstruction) -> str:
 
 
 def write(out: Path, names: Sequence[str], found: Sequence[Reconstruction]) -> Path:
-    """Writes input, codes and reconstruction of each image as PNG, and an overview of all; returns its path."""
+    """Writes input, codes and reconstruction of each image; returns the path of an overview."""
     out.mkdir(parents=True, exist_ok=True)
     columns: dict[str, list[np.ndarray]] = {}
     for name, each in zip(names, found, strict=True):

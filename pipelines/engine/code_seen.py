@@ -98,7 +98,7 @@ def changes_of_code(planned: Sequence[PlannedStage], root: Path = ROOT) -> list[
 
 
 def made_by(provenance: Mapping[str, Any]) -> str:
-    """Commit and versions of the code that made an artifact, in one line, from the manifest; empty without any."""
+    """Commit and versions of an artifact's code, in one line, from the manifest; empty without any."""
     versions = {name: value for name, value in provenance.get("code", {}).items() if name != "modules"}
     commits = [short(provenance["git_commit"])] if "git_commit" in provenance else []
     return ", ".join([*commits, *(f"{name} {value}" for name, value in versions.items())])

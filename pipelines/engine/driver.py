@@ -237,7 +237,7 @@ def _execute(prepared: Prepared, actor: Any, shares: dict[str, Resources], conso
 
 
 def _report(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], actor: Any, *, seconds: float) -> str:
-    """Save the run and draw the report; returns the URL. A full storage is a failure of the run, as one of a stage."""
+    """Save the run and draw the report; returns the URL. A full storage is a failure of the run."""
     try:
         _save(prepared, outcome, statuses, seconds=seconds)
         url, html = render_run(prepared.root, prepared.run)

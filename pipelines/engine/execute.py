@@ -173,7 +173,7 @@ def _adopt(job: StageJob, recorder: ActorRecorder) -> Artifact:
 
 
 def _die() -> None:
-    """End this process at once, because another holds the lease and two must not write; Ray starts the task again."""
+    """End this process at once: two must not write, and Ray starts the task again."""
     logger.error("another driver took over this stage; giving way")
     os._exit(1)
 

@@ -72,9 +72,9 @@ def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None 
 
 @retry(retry=retry_if_exception_message(match=".*timed out during startup"), stop=stop_after_attempt(3), reraise=True)
 def _init(**settings: Any) -> None:
-    """Call `ray.init`, again after a start that took over 30 seconds (the limit of Ray's processes) on a busy laptop.
+    """Call `ray.init`, again after a start that took over 30 seconds on a busy laptop.
 
-    Ends the processes of a late start, which Ray would keep until this program exits.
+    30 seconds is the limit of Ray's own processes. Ends the processes of a late start, which Ray would keep until this program exits.
     """
     before = psutil.Process().children()
     try:
@@ -104,7 +104,7 @@ def on_cluster() -> bool:
 
 
 def _protect_token() -> None:
-    """Write Ray's access token (256 random bits) with the user's permissions only; Ray's own is readable for all."""
+    """Write Ray's access token (256 random bits) for this user alone; Ray's own is readable for all."""
     token = Path.home() / ".ray" / "auth_token"
     token.parent.mkdir(mode=0o700, exist_ok=True)
     try:

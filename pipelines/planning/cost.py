@@ -80,7 +80,7 @@ class StageCost(NamedTuple):
 
 
 def rate_of(gpu: str, *, utilization: float = UTILIZATION, price: float | None = None) -> Rate:
-    """The rate of a GPU by name. Raises UsageError for a GPU that is unknown, or for numbers that can't be."""
+    """The rate of a GPU by name. Raises UsageError for an unknown GPU and numbers that can't be."""
     if gpu not in GPUS:
         raise UsageError(f"--gpu: unknown {gpu!r}{nearest(gpu, GPUS)}")
     if not 0 < utilization <= 1:

@@ -1,4 +1,4 @@
-"""Tables of costs and memory: of a recipe for the terminal, of several as Markdown, beside published compute.
+"""Tables of costs and memory, of a recipe for the terminal, of several as Markdown.
 
 Sources of the published numbers: Dhariwal and Nichol (2021), "Diffusion Models Beat GANs on Image Synthesis", tables 7
 and 10; Peebles and Xie (2023), "Scalable Diffusion Models with Transformers", tables 4 and 6; Rombach et al. (2022),

@@ -98,7 +98,7 @@ def check_needs(needs: Needs) -> None:
 
 
 def check_shares(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
-    """Raise UsageError for workers that can't share a batch equally, or shards of a network that has to stay whole."""
+    """Raise UsageError for workers that can't share a batch, or shards of what has to stay whole."""
     for name, config in trainings(workflow).items():
         if (resources := shares.get(name)) is None:
             continue

@@ -51,7 +51,7 @@ def tars_in_place(planned: Sequence[PlannedStage]) -> ShardIndex | None:
 
 
 def tar_reads(planned: Sequence[PlannedStage], profile: Profile, index: ShardIndex) -> list[TarReads]:
-    """Reads of each training to run that reads the set directly; numbers of workers above the batch are left out."""
+    """Reads of each training to run on the set itself, with no more workers than its batch has images."""
     rows = []
     for entry in planned:
         stage, config = entry.stage, entry.stage.config

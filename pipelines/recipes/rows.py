@@ -1,4 +1,4 @@
-"""Rows of the lecture before diffusion, minutes on two cores each, and the taxonomy of all systems at a common size.
+"""Rows of the lecture before diffusion, minutes each, and the taxonomy at a common size.
 
 Rows share what has equal numbers: the images, and the VQ-GAN that three priors are trained on.
 

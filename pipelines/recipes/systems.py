@@ -1,4 +1,4 @@
-"""Systems of the lecture at the size of minutes on two cores, a function each; the demo and `smoke`, made of them.
+"""Systems of the lecture at the size of minutes on two cores; the demo and `smoke`.
 
 Arguments are what several recipes differ in; a number that a single recipe changes stands there, by `replace`.
 """
@@ -36,7 +36,7 @@ LAST_TWELVE = SKETCH.replace(num_inference_steps=21, strength=0.57)
 def optimized(
     steps: int, batch: int, rate: float, *, saves: int = 3, previews: int = 2, ema_decay: float = 0.99
 ) -> dict[str, Any]:
-    """Optimization by name: steps, images a step, peak of the learning rate; checkpoints and previews on the way."""
+    """Optimization by name: steps, images a step, peak rate; checkpoints and previews on the way."""
     numbers = {"total_steps": steps, "global_batch_size": batch, "learning_rate": rate, "ema_decay": ema_decay}
     return numbers | {"checkpoint_every": steps // saves, "sample_every": steps // previews}
 
@@ -259,7 +259,7 @@ def smoke() -> CascadeRecipe:
 
 
 def by_class_and_caption(training: Trained) -> Trained:
-    """The training with class and caption, each dropped independently: a prompt has class, caption, or both."""
+    """The training with class and caption, dropped independently: a prompt has either or both."""
     return training.replace(conditions=("label", "text"), cond_drop="independent", cond_drop_prob=0.2)
 
 

@@ -157,7 +157,7 @@ class Comparison(Suite[SystemResult]):
 
 
 def comparison_table(systems: Iterable[SystemResult]) -> Table:
-    """A row for each finished system and seed, then held-out images, and PNGs of the same; ± is a standard error."""
+    """A row for each finished system and seed, held-out images, their PNGs; ± is a standard error."""
     systems = list(systems)
     rows = [system_cells(system) for system in systems if not system.missing]
     for row in [system.scale for system in systems if system.scale is not None][:1]:
