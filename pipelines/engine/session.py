@@ -74,7 +74,8 @@ def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None 
 def _init(**settings: Any) -> None:
     """Call `ray.init`, again after a start that took over 30 seconds on a busy laptop.
 
-    30 seconds is the limit of Ray's own processes. Ends the processes of a late start, which Ray would keep until this program exits.
+    30 seconds is the limit of Ray's own processes. Ends the processes of a late start, which Ray would keep until this
+    program exits.
     """
     before = psutil.Process().children()
     try:
