@@ -38,7 +38,7 @@ class Import(NamedTuple):
     name: str  # of what is taken of it; empty: nothing
 
 
-class Source:
+class ModuleFile:
     """A module's file with the checkout's names of modules: imports and digests."""
 
     def __init__(self, path: Path) -> None:
@@ -147,14 +147,14 @@ def _file(module: str, root: Path) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-def _source(path: Path) -> Source:
+def _source(path: Path) -> ModuleFile:
     stat = path.stat()
     return _read(path, stat.st_mtime_ns, stat.st_size)
 
 
 @cache
-def _read(path: Path, changed: int, size: int) -> Source:  # once for each state of the file
-    return Source(path)
+def _read(path: Path, changed: int, size: int) -> ModuleFile:  # once for each state of the file
+    return ModuleFile(path)
 
 
 def tree_digest(text: str) -> str:
