@@ -107,12 +107,6 @@ def test_models_are_listed_with_what_they_can_do(client: openai.OpenAI, backends
         client.models.retrieve("gpt")
 
 
-def test_the_only_model_needs_no_name(backends: dict[str, SmallBackend]) -> None:
-    with serving(backends["tiny"]) as url:
-        answer = HTTP.post(url + GENERATIONS, json={"label": "food"})
-    assert answer.json()["model"] == "tiny"
-
-
 @pytest.mark.parametrize(
     ("told", "status", "retry_after", "message"),
     [

@@ -26,6 +26,7 @@ from components.serving.settings import ServedModel
 from components.serving.versions import Versions
 from pipelines.command.cli import app
 from tests.served_models import CHAMPION, NAME, Registry, write_other_cascade
+from tests.stored_files import flip
 from tests.tiny_cascade import commit_model, write_cascade
 from tests.waiting import eventually
 
@@ -69,13 +70,6 @@ def copy_of(registry: Registry, version: str) -> Path:
 
 def location(registry: Registry, model_id: str) -> Path:
     return Path(str(registry.client.get_logged_model(model_id).artifact_location).removeprefix("file://"))
-
-
-def flip(path: Path) -> None:
-    """Change one bit in the middle of a file."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 def command(*arguments: str, registry: Registry, out: Path) -> str:
