@@ -20,13 +20,10 @@ from components.training.frozen import Encoder, image_encoder, text_encoder
 from components.training.loop import Arrays, Task
 from components.training.parallel import Worker
 from components.training.reporting import Reporter
-from components.training.tasks.diffusion_prior import DiffusionPriorTask
 from tests.tiny_text_image import (
     PRIOR_DATASET_INFO,
     classifier_config,
-    classifier_task,
     contrastive_config,
-    contrastive_task,
     frozen_contrastive,
     prior_config,
 )
@@ -38,11 +35,8 @@ SAMPLES = 8  # of a batch
 
 
 def task_on(worker: Worker, kind: str, config: Any) -> Task:
-    if kind == "diffusion_prior":
-        loaders = (load_image_encoder, load_text_encoder)
-        return DiffusionPriorTask(config, dataset_info=PRIOR_DATASET_INFO, load_encoders=loaders, worker=worker)
-    make = {"contrastive": contrastive_task, "classifier": classifier_task}.get(kind, make_task)
-    return make(config, worker=worker)
+    frozen = {"dataset_info": PRIOR_DATASET_INFO, "load_encoders": (load_image_encoder, load_text_encoder)}
+    return make_task(config, worker=worker, **(frozen if kind == "diffusion_prior" else {}))
 
 
 def load_image_encoder(device: torch.device) -> Encoder:

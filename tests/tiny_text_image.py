@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer
 
 from components.configuration.conditions import DatasetInfo
+from components.configuration.diffusion import DiffusionTraining
 from components.configuration.trainings import ClassifierTraining, ContrastiveTraining, DiffusionPriorTraining
 from components.data.ingest import train_bpe
 from components.models.contrastive import ContrastiveEncoder
@@ -14,11 +15,7 @@ from components.sampling.frozen_text import ContrastiveText
 from components.sampling.model import TextCondition
 from components.sampling.text_encoding import parse_bpe
 from components.training.frozen import Encoder, image_encoder, text_encoder
-from components.training.parallel import ALONE, Worker
-from components.training.tasks.classifier import ClassifierTask
-from components.training.tasks.contrastive import ContrastiveTask
-from components.training.tasks.diffusion_prior import DiffusionPriorTask
-from tests.tiny_training import DATASET_INFO, SHARED
+from tests.tiny_training import SHARED, diffusion_config, make_task
 
 CAPTIONS = ("a red circle", "a blue square", "two green circles", "a red square")
 
@@ -37,14 +34,6 @@ def contrastive_config(**changes: Any) -> ContrastiveTraining:
         "max_shift": 1,
     }
     return ContrastiveTraining.of(**(SHARED | numbers | changes))
-
-
-def contrastive_task(
-    config: ContrastiveTraining, *, worker: Worker = ALONE, max_batch_per_device: int | None = None
-) -> ContrastiveTask:
-    task = ContrastiveTask(config, dataset_info=DATASET_INFO, worker=worker)
-    task.max_batch = max_batch_per_device
-    return task
 
 
 def tiny_bpe() -> Tokenizer:
@@ -83,13 +72,16 @@ def prior_config(**changes: Any) -> DiffusionPriorTraining:
 PRIOR_DATASET_INFO = DatasetInfo(num_classes=1, image_embedding_dim=6, text_states_dim=8, text_states_length=6)
 
 
-def prior_task(
-    config: DiffusionPriorTraining, *, worker: Worker = ALONE, max_batch_per_device: int | None = None
-) -> DiffusionPriorTask:
+def prior_task(config: Any, **options: Any) -> Any:
+    """A task whose conditions come from frozen networks."""
     loaders = (load_frozen_image, load_frozen_text_tower)
-    task = DiffusionPriorTask(config, dataset_info=PRIOR_DATASET_INFO, load_encoders=loaders, worker=worker)
-    task.max_batch = max_batch_per_device
-    return task
+    return make_task(config, dataset_info=PRIOR_DATASET_INFO, load_encoders=loaders, **options)
+
+
+def decoder_config(**changes: Any) -> DiffusionTraining:
+    """DALL-E 2's decoder, and with a single condition Imagen's base; `prior_task` makes its task too."""
+    conditions = {"conditions": ("text_states", "image_embedding"), "text_conditioning": "cross_attention"}
+    return diffusion_config(**(conditions | changes))
 
 
 def classifier_config(**changes: Any) -> ClassifierTraining:
@@ -107,16 +99,8 @@ def classifier_config(**changes: Any) -> ClassifierTraining:
     return ClassifierTraining.of(**(SHARED | numbers | changes))
 
 
-def classifier_task(
-    config: ClassifierTraining, *, worker: Worker = ALONE, max_batch_per_device: int | None = None
-) -> ClassifierTask:
-    task = ClassifierTask(config, dataset_info=DATASET_INFO, worker=worker)
-    task.max_batch = max_batch_per_device
-    return task
-
-
 TEXT_IMAGE: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {  # its configuration, and its task
-    "contrastive": (contrastive_config, contrastive_task),
-    "classifier": (classifier_config, classifier_task),
+    "contrastive": (contrastive_config, make_task),
+    "classifier": (classifier_config, make_task),
     "diffusion_prior": (prior_config, prior_task),
 }

@@ -16,15 +16,9 @@ from components.configuration.trainings import (
     PixelTraining,
     PriorTraining,
 )
+from components.training.families import task_maker
 from components.training.loop import Arrays, Batch, Task
 from components.training.parallel import ALONE, Worker
-from components.training.tasks.autoencoder import AutoencoderTask
-from components.training.tasks.diffusion import DiffusionTask
-from components.training.tasks.gan import GANTask
-from components.training.tasks.image_to_image import ImageToImageTask
-from components.training.tasks.masked_prior import MaskedPriorTask
-from components.training.tasks.pixels import PixelTask
-from components.training.tasks.prior import PriorTask
 
 CONDITION = TokenGrid(codebook_size=6, height=1, width=2)
 DATASET_INFO = DatasetInfo(num_classes=3, vocab_size=20, text_length=6, condition=CONDITION)
@@ -161,29 +155,13 @@ def config_of(kind: str, **changes: Any) -> Any:
     return diffusion_config(**DIFFUSIONS.get(kind, {}) | changes)
 
 
-def make_task(config: Any, *, worker: Worker = ALONE, max_batch_per_device: int | None = None) -> Task:
+def make_task(config: Any, *, worker: Worker = ALONE, max_batch_per_device: int | None = None, **options: Any) -> Any:
     """The real task of a configuration."""
-    task = task_of(config, worker=worker)
+    grid = GRID if config.needs().resolution is None else None
+    options = {"dataset_info": DATASET_INFO, "grid": grid, **options}
+    task: Any = task_maker(config, **options)(worker=worker)
     task.max_batch = max_batch_per_device
     return task
-
-
-def task_of(config: Any, **placed: Any) -> Any:
-    if isinstance(config, AutoencoderTraining):
-        return AutoencoderTask(config, **placed)
-    if isinstance(config, PriorTraining):
-        return PriorTask(config, dataset_info=DATASET_INFO, grid=GRID, **placed)
-    if isinstance(config, PixelTraining):
-        return PixelTask(
-            config, dataset_info=DATASET_INFO, grid=GRID if config.data.resolution is None else None, **placed
-        )
-    if isinstance(config, MaskedPriorTraining):
-        return MaskedPriorTask(config, dataset_info=DATASET_INFO, grid=GRID, **placed)
-    if isinstance(config, GANTraining):
-        return GANTask(config, dataset_info=DATASET_INFO, **placed)
-    if config.degradation is not None:
-        return ImageToImageTask(config, dataset_info=DATASET_INFO, **placed)
-    return DiffusionTask(config, dataset_info=DATASET_INFO, **placed)
 
 
 def rows_at(config: Any, positions: range) -> Arrays:

@@ -62,7 +62,7 @@ def trained(name: str, prepare: Callable[[nn.Module], None] | None = None, **cha
     return {name: tensor.detach().clone() for name, tensor in task.state_dict()["weights"].items()}
 
 
-def learners_of(task: Any) -> list[Learner[Any]]:
+def learners_of(task: Any) -> list[Learner]:
     return [learner for learner in vars(task).values() if isinstance(learner, Learner)]
 
 

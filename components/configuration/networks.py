@@ -1,7 +1,7 @@
 """Networks by kind; fields are arguments of the constructor in `components.models.bundle.NETWORKS`.
 
 What the data set and the other parts of a training decide is added where the network is built
-(`components.training.building`).
+(`components.training.learner`).
 """
 
 import math

@@ -11,11 +11,12 @@ both processes below STEP_SECONDS. Growing blocks alone would not do: at 512 ran
 import math
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import ray
+import ray.train
 from ray.data import DataIterator, Dataset
 from ray.data.block import BlockAccessor
 
@@ -135,3 +136,22 @@ def crew_rows(column: np.ndarray, *, crew: int, world_size: int, steps: int) -> 
     crews = count_crews(world_size)
     ranks = column.reshape(steps, crews, world_size // crews, -1, *column.shape[1:])[:, crew]
     return ranks.swapaxes(0, 1).reshape(-1, *column.shape[1:])
+
+
+MakeDataset = Callable[..., Dataset]  # called with world_size=
+
+
+class OrderedShards(ray.train.DataConfig):
+    """Hands block i to crew i mod the number of crews, the order of a global batch. Without torch."""
+
+    def configure(
+        self, datasets: dict[str, MakeDataset], world_size: int, *unused: Any, **also_unused: Any
+    ) -> list[dict[str, DataIterator]]:
+        """The iterators of each rank, with order preserved."""
+        shards: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
+        for name, make in datasets.items():
+            dataset = make(world_size=world_size)
+            dataset.context.execution_options.preserve_order = True
+            for shard, split in zip(shards, split_stream(dataset, world_size=world_size), strict=True):
+                shard[name] = split
+        return shards

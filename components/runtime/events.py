@@ -202,7 +202,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-MEASURES = {  # by the name under which a training logs them (`components.training.speed`)
+MEASURES = {  # by the name under which a training logs them (`components.training.reporting`)
     "samples_per_second": Measure("samples/s", plain, median),  # of all devices
     "samples_per_second_per_gpu": Measure("per GPU", plain, median),
     "mfu": Measure("MFU", percent, median),  # model FLOPs utilization: FLOP/s of the recipe over the GPUs' peak in bf16

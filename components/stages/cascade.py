@@ -33,9 +33,7 @@ def copy_parts(
     parts: dict[str, Artifact], upsamplers: dict[str, Artifact], sampling: SamplingConfig, store: Store
 ) -> list[FileEntry]:
     """Composes the models in a folder with sampling settings, and uploads the folder to the store.
-
-    Runs in a worker.
-    """
+    Runs in a worker."""
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}cascade-") as place:
         folders = {
             name: artifact.download(Path(place) / "parts" / name) for name, artifact in {**parts, **upsamplers}.items()

@@ -33,9 +33,7 @@ class Pace:
 
     def rate(self, done: int, now: float) -> float | None:
         """Images/s after `done` images at time `now` in seconds; None as long as the rate is unknown.
-
-        What comes at once in the beginning says nothing: so comes all that an earlier try left.
-        """
+        What comes at once in the beginning says nothing: so comes all that an earlier try left."""
         other_work = self.reports and done < self.reports[-1][1]
         if other_work or (len(self.reports) == 1 and now - self.reports[0][0] < AT_ONCE):
             self.reports.clear()
@@ -47,9 +45,7 @@ class Pace:
 @dataclass(frozen=True)
 class StageContext:
     """Stores, workers and reports of a stage's run.
-
-    Nothing here is part of its identity.
-    """
+    Nothing here is part of its identity."""
 
     stage: str
     key: str
@@ -75,9 +71,7 @@ class StageContext:
     @property
     def work_store(self) -> Store:
         """Store of unfinished work, left for the next try; useless after the commit of the stage.
-
-        A killed try leaves its files here.
-        """
+        A killed try leaves its files here."""
         return self.store.join(self._folder("work"))
 
     def _folder(self, name: str) -> str:

@@ -20,12 +20,12 @@ from components.data.tokens import (
 from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
 from components.training.families import task_maker
-from components.training.inputs import image_inputs
+from components.training.frozen import image_inputs
 from components.training.launch import train
 from components.training.perceptual_weights import check_perceptual_network
 from components.training.results import ModelDescription
 from components.training.step_model import step_flops
-from components.training.worker import RankStream, RayStream
+from components.training.worker import RankStream, RayStream, TrainingJob
 
 HELD_OUT = 256  # images for previews and the final evaluation
 
@@ -120,7 +120,7 @@ def train_on_images(
         arrays=inputs.arrays,
         limit=HELD_OUT,
     )
-    trained = train(
+    job = TrainingJob(
         task_maker(config, inputs.dataset_info, load_encoders=inputs.load_encoders),
         config=optimization,
         stage=context.stage,
@@ -140,6 +140,7 @@ def train_on_images(
         ),
         step_flops=partial(step_flops, config, inputs.dataset_info),
     )
+    trained = train(job)
     return context.commit("model", entries=trained.entries, metadata={"summary": trained.summary})
 
 
@@ -170,7 +171,7 @@ def train_on_tokens(
         seed=optimization.seed,
         total_steps=optimization.total_steps,
     )
-    trained = train(
+    job = TrainingJob(
         task_maker(config, dataset_info, grid=grid, load_tokenizer=load_tokenizer),
         config=optimization,
         stage=context.stage,
@@ -190,6 +191,7 @@ def train_on_tokens(
         ),
         step_flops=partial(step_flops, config, dataset_info, grid=grid),
     )
+    trained = train(job)
     return context.commit("model", entries=trained.entries, metadata={"summary": trained.summary})
 
 

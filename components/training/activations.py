@@ -62,9 +62,7 @@ class Activations(NamedTuple):
 
 def activations(model: StepModel) -> Activations:
     """Count the activations of the last step of a training, when every loss has begun.
-
-    Raises PerceptualWeightsError where the package of its perceptual network is missing.
-    """
+    Raises PerceptualWeightsError where the package of its perceptual network is missing."""
     training = model.training
     unit = training.optimization.equal_parts
     with GPUKernels():
@@ -178,9 +176,7 @@ def as_it_is(tensor: Tensor) -> Tensor:
 
 class GPUKernels(WithoutNumbers):
     """Gives meta tensors the kernels of a GPU.
-
-    Attention keeps no matrix of all weights, and dropout a byte an element.
-    """
+    Attention keeps no matrix of all weights, and dropout a byte an element."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, options = getattr(func, "__name__", ""), kwargs or {}

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,58 +33,35 @@ def to_batch(rows: Arrays, device: torch.device | str = "cpu") -> Batch:
     batch = {}
     for name in TENSORS:
         if name in rows:
-            tensor = to_device(tensor_of(rows[name]), "cpu" if name in ON_HOST else device)
+            column = rows[name]  # of objects, arrays of rows, from some readers; else the tensor shares its memory
+            column = np.stack(list(column)) if column.dtype == object else np.ascontiguousarray(column)
+            with warnings.catch_warnings():  # readers give memory that must not be written to: no task does
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                tensor = to_device(torch.from_numpy(column), "cpu" if name in ON_HOST else device)
             batch[name] = from_uint8(tensor) if name in IMAGES else tensor.float() if name in ARRAYS else tensor.long()
     return batch
-
-
-def tensor_of(column: np.ndarray) -> Tensor:
-    """A column as a tensor, without a copy unless it holds objects (arrays of rows, from some readers).
-
-    Readers give memory that must not be written to: no task writes to its batch.
-    """
-    stacked = np.stack(list(column)) if column.dtype == object else np.ascontiguousarray(column)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(stacked)
-
-
-class OnItsWay(NamedTuple):
-    """A batch in transfer to a GPU, on a CUDA stream of its own."""
-
-    batch: Batch
-    arrival: torch.cuda.Event
-
-    def taken(self) -> Batch:
-        """The batch, for use on the current stream: the GPU waits for the transfer, the host doesn't.
-
-        Calls `record_stream` so that the allocator does not reuse the memory too early.
-        """
-        stream = torch.cuda.current_stream(self.batch[next(iter(self.batch))].device)
-        stream.wait_event(self.arrival)
-        for tensor in self.batch.values():
-            if tensor.device.type == "cuda":
-                tensor.record_stream(stream)
-        return self.batch
 
 
 def batches_ahead(rows: Iterator[Arrays], device: torch.device) -> Iterator[Batch]:
     """`to_batch` of all rows; on a GPU each batch is sent while the earlier batch is trained on."""
     if device.type != "cuda":
-        for arrays in rows:
-            yield to_batch(arrays, device)
+        yield from (to_batch(arrays, device) for arrays in rows)
         return
-    stream = torch.cuda.Stream(device)
-    for sent in one_ahead(send(arrays, device, stream) for arrays in rows):
-        yield sent.taken()
+    sending = torch.cuda.Stream(device)
 
+    def send(arrays: Arrays) -> tuple[Batch, torch.cuda.Event]:
+        with torch.cuda.stream(sending):
+            batch, arrival = to_batch(arrays, device), torch.cuda.Event()
+            arrival.record(sending)
+        return batch, arrival
 
-def send(arrays: Arrays, device: torch.device, stream: torch.cuda.Stream) -> OnItsWay:
-    """Starts the transfer of a batch to a GPU."""
-    with torch.cuda.stream(stream):
-        batch, arrival = to_batch(arrays, device), torch.cuda.Event()
-        arrival.record(stream)
-    return OnItsWay(batch, arrival)
+    for batch, arrival in one_ahead(map(send, rows)):
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(arrival)  # the GPU waits for the transfer, the host doesn't
+        for tensor in batch.values():
+            if tensor.device.type == "cuda":
+                tensor.record_stream(stream)  # so that the allocator does not reuse the memory too early
+        yield batch
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from components.configuration.config import first_fault
 from components.configuration.file_names import FileName
@@ -47,16 +48,13 @@ def copy_to_host(state: dict[str, Any], *, step: int, worker: Worker = ALONE) ->
     is the step itself: the stream is a function of (seed, step). Training draws nothing from the global generators but
     dropout, which is seeded at each step; the generators are copied all the same.
     """
-    if not worker.shards:
-        return HostCopy(step, on_host(state), generator_states())
-    return HostCopy(step, gathered_on_host(state, copies=worker.rank == 0) or {}, generator_states())
+    whole = gathered_on_host(state, copies=worker.rank == 0) if worker.shards else on_host(state)
+    return HostCopy(step, whole or {}, generator_states())
 
 
 def write_host_copy(folder: Path, copy: HostCopy) -> None:
     """Write a checkpoint of finite weights. The folder appears whole or not at all.
-
-    Called behind training: computes nothing, and leaves Python's lock free during writes.
-    """
+    Called behind training: computes nothing, and leaves Python's lock free during writes."""
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -70,9 +68,7 @@ def write_host_copy(folder: Path, copy: HostCopy) -> None:
 
 def read_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:
     """Reads (step, state), and restores the global generators. No code in the files is run.
-
-    Tensors are read from the disk where they are used, so a rank that takes a shard of each needs no memory for all.
-    """
+    Tensors are read from the disk where they are used, so a rank that takes a shard of each needs no memory for all."""
     step = json.loads((folder / POSITION).read_text())["step"]
     state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
     restore_generators(state["generators"])
@@ -95,9 +91,7 @@ def read_digests(text: bytes) -> dict[str, Digest]:
 
 def refuse_non_finite(weights: dict[str, Tensor], *, step: int, worker: Worker = ALONE) -> None:
     """Raises NonFiniteError naming the first tensor with NaN or infinity. Waits for the device once.
-
-    Called by all ranks where networks are in shards; then all raise for a tensor that is not finite on any rank.
-    """
+    Called by all ranks where networks are in shards; then all raise for a tensor that is not finite on any rank."""
     checks = {name: local(tensor).isfinite().all() for name, tensor in weights.items() if tensor.is_floating_point()}
     finite = torch.stack([*checks.values()]).int() if checks else torch.ones(1)
     if worker.shards:
@@ -140,37 +134,26 @@ def on_host(state: Any) -> Any:
     A state is dictionaries and lists of tensors and plain values. From a GPU all tensors go at once into pinned memory,
     which torch reuses for the next copy, with a single wait.
     """
-    return _waited_for(_mapped(state, lambda tensor: _copied(local(tensor.detach()))))
+    return _mapped(state, lambda tensor: _copied(local(tensor.detach())))
 
 
 def gathered_on_host(state: Any, *, copies: bool) -> Any:
     """Like `on_host`, with tensors in shards gathered whole; None on a rank that does not copy.
-
-    Called by all ranks, which gather one tensor at a time: no device holds more than one whole.
-    """
+    Called by all ranks, which gather one tensor at a time: no device holds more than one whole."""
 
     def copied(tensor: Tensor) -> Tensor | None:
         whole = gathered(tensor.detach())
         return _copied(whole) if copies else None
 
-    copy = _waited_for(_mapped(state, copied))
+    copy = _mapped(state, copied)
     return copy if copies else None
 
 
-def _waited_for(copied: Any) -> Any:
+def _mapped(state: Any, change: Callable[[Tensor], Any]) -> Any:
+    mapped = tree_map_only(Tensor, change, state)
     if torch.cuda.is_initialized():
         torch.cuda.current_stream().synchronize()
-    return copied
-
-
-def _mapped(state: Any, change: Callable[[Tensor], Any]) -> Any:
-    if isinstance(state, Tensor):
-        return change(state)
-    if isinstance(state, dict):
-        return {name: _mapped(value, change) for name, value in state.items()}
-    if isinstance(state, list):
-        return [_mapped(value, change) for value in state]
-    return state
+    return mapped
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -10,14 +10,10 @@ from components.models.autoencoder import Autoencoder
 from components.training.frozen import LoadEncoder
 from components.training.loop import Task
 from components.training.tasks.autoencoder import AutoencoderTask
-from components.training.tasks.classifier import ClassifierTask
-from components.training.tasks.contrastive import ContrastiveTask
-from components.training.tasks.diffusion_prior import DiffusionPriorTask
+from components.training.tasks.diffusion import DiffusionPriorTask, diffusion_task
 from components.training.tasks.gan import GANTask
-from components.training.tasks.image_to_image import diffusion_task
-from components.training.tasks.masked_prior import MaskedPriorTask
-from components.training.tasks.pixels import PixelTask
-from components.training.tasks.prior import PriorTask
+from components.training.tasks.prior import MaskedPriorTask, PixelTask, PriorTask
+from components.training.tasks.recognition import ClassifierTask, ContrastiveTask
 
 TASKS: dict[str, Callable[..., Task]] = {
     "autoencoder": AutoencoderTask,
@@ -48,7 +44,5 @@ def task_maker(
         load_encoders: loaders of frozen networks that add columns to batches.
         load_tokenizer: loads the network from tokens to images, for previews; None: no previews.
     """
-    make = partial(TASKS[family_name(training.network.kind)], training, dataset_info=dataset_info)
-    if load_encoders:
-        make = partial(make, load_encoders=load_encoders)
-    return make if grid is None else partial(make, grid=grid, load_tokenizer=load_tokenizer)
+    make = partial(TASKS[family_name(training.network.kind)], training, dataset_info=dataset_info, grid=grid)
+    return partial(make, load_encoders=load_encoders, load_tokenizer=load_tokenizer)

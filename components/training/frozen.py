@@ -2,7 +2,7 @@
 
 The contrastive encoder adds the columns of DALL-E 2's prior and decoder, a text encoder the condition of Imagen. Each
 is loaded in every worker, from an artifact, and changes no more. Columns may have been made before, and then come with
-the images (`components.stages.precompute`).
+the images: the stage that encodes a set (`components.stages.precompute`) names each array's model in the index.
 
 Shapes: B batch, E embedding_dim, L text length, D features of a text's state.
 """
@@ -10,18 +10,23 @@ Shapes: B batch, E embedding_dim, L text length, D features of a text's state.
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from components.data.encoding import open_autoencoder
+from components.configuration.conditions import DatasetInfo
+from components.configuration.optimization import Training, TrainingNeeds
+from components.data.encoding import describe_autoencoder, open_autoencoder
+from components.data.held_out import random_part, read_split
+from components.data.shards import ShardIndex, parse_arrays, read_bpe
 from components.models.autoencoder import Autoencoder
 from components.models.bundle import DESCRIPTION
 from components.models.contrastive import ContrastiveEncoder, unit_variance
 from components.models.diffusion.corruption import downsample
+from components.runtime.pool import Pool
 from components.runtime.storage.artifact import Artifact
 from components.sampling.device import best_device
 from components.sampling.frozen_text import (
@@ -31,13 +36,16 @@ from components.sampling.frozen_text import (
     contrastive_text,
     load_frozen_text,
 )
-from components.sampling.images import one_channel
+from components.sampling.images import from_uint8, one_channel
+from components.sampling.model import most_at_once
 from components.sampling.text_encoding import parse_bpe
 from components.training.batches import to_batch, with_positions
 from components.training.loop import Arrays, Batch
 
 Encoder = Callable[[Batch], Batch]  # a batch -> the columns that a frozen network adds or replaces
 LoadEncoder = Callable[[torch.device], Encoder]  # picklable: called in every worker
+TEXTS = ("text_states", "text_embedding")
+MEASURED = 256  # training images, to measure the deviation of latents
 
 
 class Frozen(NamedTuple):
@@ -47,11 +55,21 @@ class Frozen(NamedTuple):
     sizes: dict[str, int]  # fields of `components.configuration.conditions.DatasetInfo`
 
 
+class ImageInputs(NamedTuple):
+    """Columns of a training on images, and the facts of the data set that depend on them."""
+
+    resolution: int  # of the images to read
+    arrays: tuple[str, ...]  # of the set, read next to the images
+    load_encoders: tuple[LoadEncoder, ...]  # of the frozen networks that make the other columns
+    dataset_info: DatasetInfo
+    settings: dict[str, float]  # for samplers, such as the scale of latents; stored with the model
+
+
 @torch.no_grad()
 def encoded(batch: Batch, encoders: Iterable[Encoder]) -> Batch:
     """The batch with the columns of all encoders; each encoder sees the columns of earlier ones.
 
-    A column called `null_text_states` is the null of `text_states`, and so on; see `components.training.conditioning`.
+    A column called `null_text_states` is the null of `text_states`, and so on; see `components.training.augmentation`.
     """
     for encoder in encoders:
         batch = {**batch, **encoder(batch)}
@@ -60,9 +78,7 @@ def encoded(batch: Batch, encoders: Iterable[Encoder]) -> Batch:
 
 def image_encoder(network: ContrastiveEncoder) -> Encoder:
     """Adds `image_embedding` (B, E) of `image`, with components of unit variance.
-
-    Larger images are reduced to the encoder's resolution.
-    """
+    Larger images are reduced to the encoder's resolution."""
 
     def encode(batch: Batch) -> Batch:
         image = batch["image"]
@@ -74,9 +90,7 @@ def image_encoder(network: ContrastiveEncoder) -> Encoder:
 
 class Latents:
     """Replaces `image` by latents (B, C, h, w) times `scale`, for unit variance, and decodes latents.
-
-    Rombach et al. (2022), appendix G.
-    """
+    Rombach et al. (2022), appendix G."""
 
     def __init__(self, network: Autoencoder, scale: float) -> None:
         self.network, self.scale = network, scale
@@ -92,9 +106,7 @@ class Latents:
 
 def gray_images(device: torch.device) -> Encoder:
     """Replaces `image`, gray in three equal channels, by a single channel, (B, 1, H, W).
-
-    The encoder raises ColorError for an image in color.
-    """
+    The encoder raises ColorError for an image in color."""
     del device
     return lambda batch: {"image": one_channel(batch["image"])}
 
@@ -151,17 +163,20 @@ def frozen_encoders(
     """
     loaders: list[LoadEncoder] = []
     sizes: dict[str, int] = {}
-    if contrastive is not None and {"image_embedding", "text_embedding"} & {*columns}:
-        network = contrastive_arguments_of(contrastive, resolution=resolution, bpe=bpe)
-        sizes["image_embedding_dim"] = network["embedding_dim"]
+    if {"image_embedding", "text_embedding"} & {*columns}:
+        if contrastive is None:
+            raise ValueError("image_embedding and text_embedding need a contrastive model")
+        sizes["image_embedding_dim"] = embedding_dim_of(contrastive, resolution=resolution, bpe=bpe)
         loaders.append(partial(load_image_encoder, contrastive=contrastive))
-    elif {"image_embedding", "text_embedding"} & {*columns}:
-        raise ValueError("image_embedding and text_embedding need a contrastive model")
-    if {"text_states", "text_embedding"} & {*columns}:
+    if {*TEXTS} & {*columns}:
         encoder = text_encoder or contrastive
         if encoder is None:
             raise ValueError("text_states need a contrastive model or a pretrained text encoder")
-        sizes |= text_sizes(encoder)
+        if DESCRIPTION in encoder.names():
+            text = json.loads(encoder.read(DESCRIPTION))["network"]["text"]
+            sizes |= {"text_states_length": text["context_length"], "text_states_dim": text["model_dim"]}
+        else:
+            sizes |= {name: encoder.metadata[name] for name in ("text_states_length", "text_states_dim")}
         loaders.append(partial(load_text_encoder, encoder=encoder, bpe=bpe))
     return Frozen(tuple(loaders), sizes)
 
@@ -179,29 +194,18 @@ def maker_of(
     return contrastive if column == "image_embedding" else text_encoder or contrastive
 
 
-def contrastive_arguments_of(contrastive: Artifact, *, resolution: int, bpe: str) -> dict[str, Any]:
-    """Arguments of a contrastive encoder's network.
-
-    Raises ValueError for another kind of model, for smaller images than the encoder's, or another text tokenizer.
-    """
+def embedding_dim_of(contrastive: Artifact, *, resolution: int, bpe: str) -> int:
+    """Size of a contrastive encoder's embeddings.
+    Raises ValueError for another kind of model, for smaller images than the encoder's, or another text tokenizer."""
     description = json.loads(contrastive.read(DESCRIPTION))
-    if description["kind"] != "contrastive":
-        raise ValueError(f"image_embedding needs a contrastive model, not one of kind {description['kind']}")
-    if description["network"]["resolution"] > resolution:
-        raise ValueError(
-            f"the contrastive encoder sees images of {description['network']['resolution']} pixels, not of {resolution}"
-        )
+    kind, network = description["kind"], description["network"]
+    if kind != "contrastive":
+        raise ValueError(f"image_embedding needs a contrastive model, not one of kind {kind}")
+    if network["resolution"] > resolution:
+        raise ValueError(f"the contrastive encoder sees images of {network['resolution']} pixels, not of {resolution}")
     if contrastive.read(BPE).decode() != bpe:
         raise ValueError("the contrastive encoder has the text tokenizer of another set; train it on this one")
-    return description["network"]
-
-
-def text_sizes(encoder: Artifact) -> dict[str, int]:
-    """Length and width of an encoder's text states, as fields of DatasetInfo."""
-    if DESCRIPTION not in encoder.names():
-        return {name: encoder.metadata[name] for name in ("text_states_length", "text_states_dim")}
-    text = json.loads(encoder.read(DESCRIPTION))["network"]["text"]
-    return {"text_states_length": text["context_length"], "text_states_dim": text["model_dim"]}
+    return network["embedding_dim"]
 
 
 def load_latents(device: torch.device, *, autoencoder: Artifact, scale: float) -> Latents:
@@ -250,3 +254,125 @@ def load_text_encoder(device: torch.device, *, encoder: Artifact, bpe: str) -> E
         text = load_frozen_text(folder, device=device)
         own = (folder / BPE).is_file() and (folder / BPE).read_text() == bpe
     return text_encoder(text) if own and isinstance(text, ContrastiveText) else caption_encoder(text, parse_bpe(bpe))
+
+
+def image_inputs(
+    config: Training,
+    open_pool: Callable[[], Pool],
+    images: Artifact,
+    index: ShardIndex,
+    *,
+    autoencoder: Artifact | None,
+    contrastive: Artifact | None,
+    text_encoder: Artifact | None,
+) -> ImageInputs:
+    """Match the needs of a training with the arrays of the set and the frozen networks.
+    Raises ValueError, in a line, for networks that are missing, do not fit, or did not make the set's arrays."""
+    needs = config.needs()
+    resolution = needs.resolution
+    if autoencoder is not None and "latents" not in index.array_names:
+        resolution = describe_autoencoder(autoencoder).resolution
+    elif autoencoder is not None:
+        check_maker(index, "latents", autoencoder)
+        resolution = index.resolution  # precompute decided it
+    assert resolution is not None  # the training is one on images
+    frozen, arrays = frozen_networks(
+        needs.columns, images, index, resolution=resolution, contrastive=contrastive, text_encoder=text_encoder
+    )
+    check_sizes(config, frozen.sizes)
+    load_encoders, settings = frozen.load_encoders, dict[str, float]()
+    if autoencoder is not None:
+        load, scale = latents_of(needs, open_pool, index, autoencoder, seed=config.optimization.seed)
+        load_encoders, settings = (*load_encoders, load), {"latent_scale": scale}
+        arrays = (*arrays, *({"latents"} & {*index.array_names}))
+    elif needs.channels == 1:
+        load_encoders = (*load_encoders, gray_images)
+    dataset_info = DatasetInfo(
+        num_classes=len(index.classes),
+        vocab_size=index.text.vocab_size,
+        text_length=index.text.text_length,
+        **frozen.sizes,
+    )
+    return ImageInputs(resolution, arrays, load_encoders, dataset_info, settings)
+
+
+def frozen_networks(
+    columns: Sequence[str],
+    images: Artifact,
+    index: ShardIndex,
+    *,
+    resolution: int,
+    contrastive: Artifact | None = None,
+    text_encoder: Artifact | None = None,
+) -> tuple[Frozen, tuple[str, ...]]:
+    """The encoders of `columns` that the set lacks, and the names of columns in the set.
+    Raises ValueError, in a line, for encoders that are missing, do not fit, or did not make the set's arrays."""
+    if not columns:
+        return Frozen((), {}), ()
+    stored = tuple(name for name in columns if name in index.array_names)
+    for name in stored:
+        check_maker(index, name, maker_of(name, contrastive=contrastive, text_encoder=text_encoder))
+    frozen = frozen_encoders(
+        [name for name in columns if name not in stored],
+        resolution=resolution,
+        bpe=read_bpe(index),
+        contrastive=contrastive,
+        text_encoder=text_encoder,
+    )
+    nulls, sizes = {}, dict(frozen.sizes)
+    for name in stored:
+        info, file = index.array(name), f"null_{name}.npy"
+        if name in TEXTS:  # the null is for no text: float16 of the array's shape
+            nulls[f"null_{name}"] = parse_arrays([("", images.read(file))], info, file)[0]
+        if name == "image_embedding":
+            (sizes["image_embedding_dim"],) = info.shape
+        if name == "text_states":
+            sizes["text_states_length"], sizes["text_states_dim"] = info.shape
+    loaders: tuple[LoadEncoder, ...] = (partial(load_nulls, nulls=nulls),) if nulls else ()
+    return Frozen((*frozen.load_encoders, *loaders), sizes), stored
+
+
+def check_maker(index: ShardIndex, name: str, maker: Artifact | None) -> None:
+    """Raise ValueError if the set's array was made by another model than `maker`."""
+    model, made_by = None if maker is None else maker.identity, index.array(name).made_by
+    if model != made_by:
+        raise ValueError(f"{name} of the set are by {made_by}, not by {model}: precompute them with this model")
+
+
+def latents_of(
+    needs: TrainingNeeds, open_pool: Callable[[], Pool], index: ShardIndex, autoencoder: Artifact, *, seed: int
+) -> tuple[LoadEncoder, float]:
+    """The encoder of latents, and the scale for unit variance (Rombach et al., 2022, appendix G).
+
+    The scale is one over the deviation of the latents of MEASURED training images. Raises ValueError if the recipe's
+    sizes are not the autoencoder's.
+    """
+    shape = describe_autoencoder(autoencoder).diffused_shape
+    sizes = (needs.channels, needs.resolution, needs.resolution)
+    if shape != sizes:
+        raise ValueError(f"latents are {shape} (channels, height, width), the recipe's in_channels and sides {sizes}")
+    part = random_part(index, samples=MEASURED, seed=seed)
+    with open_pool() as pool:
+        scale = 1 / pool.call(partial(deviation_of_latents, part, autoencoder, samples=MEASURED))
+    return partial(load_latents, autoencoder=autoencoder, scale=scale), scale
+
+
+def deviation_of_latents(index: ShardIndex, autoencoder: Artifact, *, samples: int) -> float:
+    """Standard deviation of the latents of the first training images. Runs in a worker.
+    Latents are read from an encoded set, and otherwise made."""
+    network, device = open_autoencoder(autoencoder), best_device()
+    if "latents" in index.array_names:
+        images = read_split(index, "train", resolution=network.grid[0], limit=samples, arrays=["latents"])
+        return float(torch.from_numpy(images.arrays["latents"]).float().std())
+    image = from_uint8(read_split(index, "train", resolution=network.resolution, limit=samples).image)
+    network = network.to(device)
+    batches = image.split(most_at_once(network.resolution))
+    return float(torch.cat([network.to_latents(batch.to(device)).cpu() for batch in batches]).std())
+
+
+def check_sizes(config: Training, sizes: dict[str, int]) -> None:
+    """Raise ValueError if the recipe's size of a condition differs from the encoder's."""
+    conditioning = getattr(config, "conditioning", None)
+    for name, size in sizes.items():
+        if getattr(conditioning, name, None) not in (None, size):
+            raise ValueError(f"{name} is {getattr(conditioning, name)} in the recipe, but its encoder makes {size}")

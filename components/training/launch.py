@@ -6,7 +6,6 @@ folder, restarted workers load the last one, and the data stream is rebuilt from
 
 import logging
 import re
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,9 +14,8 @@ import ray.train.torch
 from ray.exceptions import ActorDiedError
 
 import components
-from components.configuration.optimization import OptimizationConfig
+from components.data.crews import MakeDataset, OrderedShards
 from components.runtime import events
-from components.runtime.execution import Resources
 from components.runtime.pool import portable
 from components.runtime.ray_internals import (
     ElasticScalingPolicy,
@@ -25,12 +23,9 @@ from components.runtime.ray_internals import (
     get_webui_url_from_internal_kv,
 )
 from components.runtime.storage.artifact import verify_files
-from components.runtime.storage.store import Store
-from components.training.loop import Arrays, Task
-from components.training.ordered_shards import MakeDataset, OrderedShards, nothing
-from components.training.results import FINISHED, ModelDescription, Trained, read_finished
+from components.training.results import FINISHED, Trained, read_finished
 from components.training.run_folder import forget_checkpoint, last_checkpoint, storage_of
-from components.training.worker import RayStream, Stream, TrainingJob, train_worker
+from components.training.worker import RayStream, TrainingJob, train_worker
 
 logger = logging.getLogger(__name__)
 CHECKPOINTS_KEPT = 2
@@ -42,34 +37,8 @@ class TrainingError(RuntimeError):
     """A training stopped for good; the message is a line with the reason and a remedy."""
 
 
-def train(
-    make_task: Callable[..., Task],
-    *,
-    config: OptimizationConfig,
-    stage: str,
-    key: str,
-    folder: Store,
-    stream: Stream,
-    held_out: Callable[[], Arrays],
-    recorder: events.Recorder,
-    resources: Resources,
-    store: Store,
-    model: ModelDescription,
-    tries_memory: bool | None = None,
-    step_flops: Callable[[], float] | None = None,
-) -> Trained:
-    """Train until config.total_steps, resuming a run in `folder`, and leave the model's files in `store`.
-
-    Args:
-        make_task: called in each worker as make_task(worker=...).
-        key: the run's name below `folder`; equal keys resume each other.
-        stream: the ordered data of the whole run, from any step on.
-        held_out: called in rank 0; data of previews and the final evaluation.
-        store: the stage's folder.
-        model: description of the model, next to its weights.
-        tries_memory: workers measure how many samples they have room for at a time, where the resources have no
-            max_batch_per_device; None: on GPUs.
-        step_flops: counts the FLOPs of one step of all ranks, in rank 0; None: no MFU is reported.
+def train(job: TrainingJob) -> Trained:
+    """Train to the end, resuming a run in the run folder, and leave the model's files in `job.store`.
 
     Returns the entries of the model's files (bundle, metrics, preview, snapshots of a power EMA) and the summary; the
     weights never pass through the driver.
@@ -79,58 +48,39 @@ def train(
         TrainingError: the batch does not divide by the workers, losses stopped being finite, data can't be read, a
             device has too little memory, or workers failed more than resources.max_failures times.
     """
-    if not resources.worker_counts(config.global_batch_size):
+    stage, config, run = job.stage, job.config, job.run
+    if not job.resources.worker_counts(config.global_batch_size):
         raise TrainingError(
-            f"{stage}: global_batch_size {config.global_batch_size} is no multiple of {resources.num_workers} workers; "
-            "set num_workers in the profile, or another global_batch_size"
+            f"{stage}: global_batch_size {config.global_batch_size} is no multiple of {job.resources.num_workers} "
+            "workers; set num_workers in the profile, or another global_batch_size"
         )
-    run = folder.join(key)
-    tries = resources.gpus_per_worker > 0 if tries_memory is None else tries_memory
-    tries = tries and resources.max_batch_per_device is None
-    job = TrainingJob(
-        make_task, config, stage, run, stream, held_out, recorder, resources, store, model, tries, step_flops
-    )
-    check_finished(job)
+    finished = read_finished(run)
+    damage = [] if finished is None else verify_files(job.store, finished.entries)
+    if damage:  # of an earlier try
+        warn(job, f"{damage[0]}; the model's files are made again from the last checkpoint")
+        run.delete(FINISHED)
     while (trained := read_finished(run)) is None:
-        again = run_trainer(portable(job, what=f"the job of stage {stage}"), key=key, folder=folder)
+        again = run_trainer(portable(job, what=f"the job of stage {stage}"))
         if not again and read_finished(run) is None:
             done = last_checkpoint(run)
             raise TrainingError(f"{stage} ended at step {done.step if done else 0} of {config.total_steps}; run again")
     return trained
 
 
-def check_finished(job: TrainingJob) -> None:
-    """Forget the end of an earlier try whose files are damaged, with a warning.
-
-    The files are then made again from the last checkpoint.
-    """
-    trained = read_finished(job.run)
-    damage = [] if trained is None else verify_files(job.store, trained.entries)
-    if damage:
-        line = f"{damage[0]}; the model's files are made again from the last checkpoint"
-        logger.warning("%s: %s", job.stage, line)
-        job.recorder.emit(events.Warning(job.stage, line))
-        job.run.delete(FINISHED)
-
-
-def fall_back(job: TrainingJob, name: str, why: str) -> None:
-    """Strike a damaged checkpoint off the list, so that the one before is the last, with a warning."""
-    before = forget_checkpoint(job.run, name)
-    place = f"the checkpoint of step {before.step}" if before else "the start: there is no other checkpoint"
-    line = f"a checkpoint is damaged ({why}); going on from {place}"
+def warn(job: TrainingJob, line: str) -> None:
+    """Tell the user a line, now and in the report."""
     logger.warning("%s: %s", job.stage, line)
     job.recorder.emit(events.Warning(job.stage, line))
 
 
-def run_trainer(job: TrainingJob, *, key: str, folder: Store) -> bool:
-    """Run Ray Train in the run folder `folder/key`.
+def run_trainer(job: TrainingJob) -> bool:
+    """Run Ray Train in the job's run folder.
 
     Returns True to run again: a checkpoint was damaged, or training left a node in time that is taken away. Raises
     TrainingError with the worker's own last line.
     """
-    path, filesystem = storage_of(folder)
-    resources = job.resources
-    counts = resources.worker_counts(job.config.global_batch_size)
+    path, filesystem = storage_of(job.folder)
+    resources, counts = job.resources, job.resources.worker_counts(job.config.global_batch_size)
     trainer = Trainer(
         train_worker,
         worker_counts=counts,
@@ -139,12 +89,11 @@ def run_trainer(job: TrainingJob, *, key: str, folder: Store) -> bool:
             num_workers=counts[-1] if len(counts) == 1 else (counts[0], counts[-1]),
             use_gpu=resources.gpus_per_worker > 0,
             # The budget leaves CPUs for the tasks that read data.
-            resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-            if resources.gpus_per_worker
-            else {"CPU": resources.cpus_per_worker},
+            resources_per_worker={"CPU": resources.cpus_per_worker}
+            | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
         ),
         run_config=ray.train.RunConfig(
-            name=key,
+            name=job.key,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
@@ -156,18 +105,20 @@ def run_trainer(job: TrainingJob, *, key: str, folder: Store) -> bool:
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise TrainingError(f"{job.stage} failed: {last_line(error)}") from error
+        failures = getattr(error, "worker_failures", None) or {0: error}
+        lines = str(next(iter(failures.values()))).strip().splitlines() or [type(error).__name__]
+        raise TrainingError(f"{job.stage} failed: {OWN_ERROR.sub('', lines[-1].strip())}") from error
     except ActorDiedError as error:
         raise TrainingError(f"{job.stage}: Ray Train's controller died; run again to go on from here") from error
     ended = result.return_value or {}
     if "stopped" in ended:
         raise TrainingError(f"{job.stage} stopped: {ended['stopped']}")
     if "damaged" in ended:
-        fall_back(job, ended["damaged"], ended["why"])
+        before = forget_checkpoint(job.run, ended["damaged"])  # so that the one before is the last
+        place = f"the checkpoint of step {before.step}" if before else "the start: there is no other checkpoint"
+        warn(job, f"a checkpoint is damaged ({ended['why']}); going on from {place}")
     if "preempted" in ended:
-        line = f"a node is being taken away: saved at step {ended['preempted']}, going on elsewhere"
-        logger.warning("%s: %s", job.stage, line)
-        job.recorder.emit(events.Warning(job.stage, line))
+        warn(job, f"a node is being taken away: saved at step {ended['preempted']}, going on elsewhere")
     return bool(ended)
 
 
@@ -209,17 +160,8 @@ class EqualShares(ElasticScalingPolicy):
 def resumed(job: TrainingJob) -> MakeDataset:
     """Makes the stream from the checkpoint that workers are about to load; called whenever workers start.
 
-    The result goes to `OrderedShards` in the place of a dataset: only there the number of workers is known. There is no
-    stream where all steps are taken and only the evaluation is missing.
+    The result goes to `OrderedShards` in the place of a dataset: only there the number of workers is known. Workers ask
+    for no stream where all steps are taken and only the evaluation is missing.
     """
     done = last_checkpoint(job.run)
-    if done is not None and done.step == job.config.total_steps:
-        return nothing
     return partial(job.stream.make, start_step=done.step if done else 0)
-
-
-def last_line(error: Exception) -> str:
-    """The last line of a worker's traceback, without the prefix of our own errors."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    lines = str(next(iter(failures.values()))).strip().splitlines() or [type(error).__name__]
-    return OWN_ERROR.sub("", lines[-1].strip())

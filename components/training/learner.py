@@ -1,55 +1,67 @@
-"""Learners: a network with optimizer, EMA and guard, the common part of all tasks, by composition."""
+"""Learners, networks with optimizer, EMA and guard, and the common part of all tasks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
-from functools import cached_property
-from typing import Any, Generic
+from functools import cached_property, partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from components.configuration.optimization import OptimizationConfig
+from components.configuration.conditions import IMAGES, DatasetInfo, TokenGrid
+from components.configuration.optimization import OptimizationConfig, Training
+from components.models.autoencoder import Autoencoder
+from components.models.bundle import NETWORKS
+from components.models.critics import PatchDiscriminator
 from components.models.devices import autocast
+from components.models.diffusion.objective import Objective, make_objective
+from components.models.gan import ProjectionDiscriminator
 from components.models.layers import compile_blocks, recompute_blocks
 from components.sampling.device import computes_bf16
-from components.training.loop import Arrays, Batch
-from components.training.optim import EMA, Network, NonFiniteGuard, clip_gradients, learning_rate, make_optimizer
-from components.training.parallel import Worker, data_parallel, synchronized
-from components.training.power_ema import PowerEMA
+from components.training.augmentation import dropped_conditions
+from components.training.batches import png_grid, to_batch, with_positions
+from components.training.frozen import LoadEncoder, encoded
+from components.training.loop import Arrays, Batch, Metrics
+from components.training.optim import EMA, NonFiniteGuard, decay_at, learning_rate, make_optimizer
+from components.training.parallel import ALONE, Worker, data_parallel, synchronized
+from components.training.power_ema import power_decays
 from components.training.randomness import derive_seed
 from components.training.sharding import clip_shards, load_weights, placed_optimizer, shard
 
-EVALUATION_BATCH = 64
+PREVIEW_SAMPLES = 8
+DISCRIMINATORS: dict[str, type[nn.Module]] = {  # by the kind of the network trained against it
+    "autoencoder": PatchDiscriminator,
+    "gan": ProjectionDiscriminator,
+}
 
 
-class Learner(Generic[Network]):
+def make_network(training: Training, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> Any:
+    """The network to be stored, with initial weights. Errors as in `Training.network_arguments`."""
+    return NETWORKS[training.network.kind](**training.network_arguments(dataset_info, grid))
+
+
+class Learner:
     """A network in training.
 
     `self.forward` is the data-parallel network, `self.network` the plain one; where the worker shards, both are the
     network in shards.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        *,
-        config: OptimizationConfig,
-        worker: Worker,
-        averaged: bool = True,
-    ) -> None:
+    def __init__(self, network: Any, *, config: OptimizationConfig, worker: Worker, averaged: bool = True) -> None:
         """Builds the optimizer and, if `averaged`, the configuration's EMA; discriminators have none."""
-        self.config = config
-        self.worker = worker
+        self.config, self.worker = config, worker
         self.network = network if worker.shards else network.to(worker.device)
         if config.compile_network:
             compile_blocks(self.network)
         if config.gradient_checkpointing:
             recompute_blocks(self.network)
-        self.copied: Callable[[Network], Network] = shard(self.network, worker) if worker.shards else deepcopy
+        self.copied: Callable[[Any], Any] = shard(self.network, worker) if worker.shards else deepcopy
         self.forward = data_parallel(self.network, worker)
-        self.ema = make_ema(self.network, config, copied=self.copied) if averaged else None
+        power = power_decays(config.ema_sigma_rel) if config.ema == "power" else None
+        decays = power or {"ema": partial(decay_at, decay=config.ema_decay)}
+        self.ema = EMA(self.network, decays, copied=self.copied) if averaged and config.ema_decay > 0 else None
         self.guard = NonFiniteGuard(worker.device, every=config.log_every)
         self.computes_bf16 = computes_bf16(config.precision, worker.device)
 
@@ -58,17 +70,14 @@ class Learner(Generic[Network]):
         """The optimizer, built at its first use: networks on the meta device, only counted, have none."""
         return make_optimizer(self.network, self.config)
 
-    def snapshot(self) -> Network:
+    def snapshot(self) -> Any:
         """The network for samples and for the artifact, in evaluation mode: the EMA, or else a copy."""
         return self.ema.network if self.ema else self.copied(self.network).eval()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 where recipe and device have it; networks keep softmax, norms and losses in fp32.
-
-        Copies in bf16 of weights in shards are not cached for the pass: they would be copies of all blocks.
-        """
-        device, shards = self.worker.device, self.worker.shards
-        return autocast(device, enabled=self.computes_bf16, cache_enabled=not shards)
+        Copies in bf16 of weights in shards are not cached for the pass: they would be copies of all blocks."""
+        return autocast(self.worker.device, enabled=self.computes_bf16, cache_enabled=not self.worker.shards)
 
     def backward(self, loss: Tensor, *, retain_graph: bool = False) -> None:
         """Add the gradient of `loss` to the network's parameters, and to no other network's in the graph.
@@ -89,7 +98,10 @@ class Learner(Generic[Network]):
         taken: the fused optimizer learns it from `found_inf`, as from a gradient scaler, and leaves weights, moments
         and its count of steps unchanged after a refusal.
         """
-        norm = self.clip()
+        if self.worker.shards:
+            norm = clip_shards(self.network, self.worker, max_norm=self.config.max_grad_norm)
+        else:
+            norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
         taken = self.guard.admits(norm, step=step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
@@ -97,12 +109,6 @@ class Learner(Generic[Network]):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return taken, norm
-
-    def clip(self) -> Tensor:
-        """Scale gradients to the recipe's max_grad_norm at most. Returns the joint norm before, ()."""
-        if self.worker.shards:
-            return clip_shards(self.network, self.worker, max_norm=self.config.max_grad_norm)
-        return clip_gradients(self.network, max_norm=self.config.max_grad_norm)
 
     def average(self, taken: Tensor | None = None) -> None:
         """Update the EMA where the step was taken; called at the end of a step."""
@@ -133,9 +139,7 @@ class Learner(Generic[Network]):
 
     def restore(self, weights: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Restore the results of `weights()` and `progress()`; gradients of a broken-off step are cleared.
-
-        Tensors are whole or the calling rank's shards.
-        """
+        Tensors are whole or the calling rank's shards."""
         self.optimizer.zero_grad(set_to_none=True)
         load_weights(self.network, below("network.", weights))
         self.optimizer.load_state_dict(placed_optimizer(self.optimizer, progress["optimizer"]))
@@ -146,12 +150,125 @@ class Learner(Generic[Network]):
                 load_weights(network, below(f"{average}.", weights))
 
 
-class LearnerTask(Generic[Network]):
-    """The common part of all tasks with a single network; see `components.training.loop.Task`."""
+class LearnerTask:
+    """The common part of all tasks; see `components.training.loop.Task`.
 
-    learner: Learner[Network]
+    A task of one network says in `part_losses` what a part of a batch costs, and in `measures` how good the average is.
+    """
+
+    config: Any
+    grid: Any  # TokenGrid, or None for a training on images
     max_batch: int | None = None
     parts_matter: bool = False
+    evaluation_batch = 64  # most held-out samples at a time
+    previews = "samples"  # name of the images by `shown`
+
+    def __init__(
+        self,
+        config: Training,
+        *,
+        dataset_info: DatasetInfo = IMAGES,
+        grid: TokenGrid | None = None,
+        load_encoders: Sequence[LoadEncoder] = (),
+        load_tokenizer: Callable[[], Autoencoder] | None = None,
+        worker: Worker = ALONE,
+    ) -> None:
+        """Builds the networks of a training.
+
+        Args:
+            dataset_info: the data set's facts, such as the number of classes.
+            grid: of the tokens to learn; None for a training on images.
+            load_encoders: loaders of frozen networks that add columns to batches.
+            load_tokenizer: loads the network from tokens to images, for previews; None: tokens have no previews.
+        """
+        self.config, self.dataset_info, self.grid, self.worker = config, dataset_info, grid, worker
+        self.seed, self.load_tokenizer = config.optimization.seed, load_tokenizer
+        self.parts_matter = self.parts_matter or getattr(config.network, "dropout", 0.0) > 0
+        self.encoders = [load(worker.device) for load in load_encoders]
+        self.make_learners()
+
+    def make_learners(self) -> None:
+        """Build the network and its learner."""
+        with initialized(self.seed, self.worker):
+            network = make_network(self.config, self.dataset_info, self.grid)
+        self.learner = Learner(network, config=self.config.optimization, worker=self.worker)
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The objective of a diffusion process; its tables stay on the device."""
+        return make_objective(self.config.process.objective())
+
+    def train_step(self, batch: Batch, step: int) -> Metrics:
+        """Take a step along the mean of `part_losses`."""
+        totals: Metrics = {}
+        for part, share in self.accumulated(batch, self.learner, step=step):
+            metrics = self.part_losses(encoded(part, self.encoders))
+            self.learner.backward(metrics["loss"] * share)
+            add(totals, metrics, share)
+        return {**totals, "grad_norm": self.learner.step(step)}
+
+    def part_losses(self, part: Batch) -> Metrics:
+        """Means over a part of a batch: `loss`, to go backward, and further metrics, all ()."""
+        raise NotImplementedError
+
+    def measures(self, network: Any, part: Batch) -> Metrics:
+        """Means of the averaged `network` over a part of the held-out samples, for `evaluate`."""
+        raise NotImplementedError
+
+    def shown(self, parts: Iterator[Batch]) -> Iterator[list[Tensor]]:
+        """Yields the rows of a preview for each part, each (B, 3, H, W); nothing for a task without images."""
+        return iter(())
+
+    def conditions(self, part: Batch) -> dict[str, Tensor]:
+        """The model's conditions: label (B,), text (B, L), condition (B, M), image_embedding (B, E)…"""
+        return {name: part[name] for name in self.config.conditioning.conditions}
+
+    def dropped(self, part: Batch) -> dict[str, Tensor]:
+        """The conditions, some of them replaced by nulls as the recipe has it."""
+        return dropped_conditions(part, self.config.conditioning, self.dataset_info, seed=self.seed)
+
+    def accumulated(self, batch: Batch, *learners: Learner, step: int) -> Iterator[tuple[Batch, float]]:
+        """Yields parts of at most `max_batch` samples, each with its loss factor, the share of the batch.
+
+        Gradients are averaged over the ranks with the last part only. Dropout alone draws from a global generator,
+        which is seeded by (seed, step, rank, part), so a resumed run drops the same units.
+        """
+        parts = list(split(batch, self.max_batch))
+        for index, part in enumerate(parts):
+            with ExitStack() as stack:
+                for learner in learners:
+                    stack.enter_context(synchronized(learner.forward, last=index == len(parts) - 1))
+                stack.enter_context(seeded(self.seed, step, self.worker.rank, index))
+                yield part, len(part["position"]) / len(batch["position"])
+
+    @property
+    def samples_at_once(self) -> int:
+        """Most samples of an evaluation or preview at a time, at most as in training: what trains evaluates."""
+        share = self.worker.share(self.config.optimization.global_batch_size)
+        return min(self.max_batch or share, share, self.evaluation_batch)
+
+    def held_out_parts(self, held_out: Arrays) -> Iterator[tuple[Batch, float]]:
+        """Yields held-out samples in parts, with columns of frozen networks, each with its share."""
+        batch = with_positions(to_batch(held_out, self.worker.device))
+        for part in split(batch, self.samples_at_once):
+            yield encoded(part, self.encoders), len(part["position"]) / len(batch["position"])
+
+    @torch.no_grad()
+    def evaluate(self, held_out: Arrays) -> dict[str, float]:
+        """Means of `measures` over held-out samples, by the averaged weights, with draws that never change."""
+        network, totals = self.learner.snapshot(), dict[str, float]()
+        for part, share in self.held_out_parts(held_out):
+            add(totals, {name: float(value) for name, value in self.measures(network, part).items()}, share)
+        return totals
+
+    @torch.no_grad()
+    def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
+        """Images of the first held-out samples, by `shown`."""
+        del step
+        first = {name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}
+        parts = self.shown(part for part, _ in self.held_out_parts(first))
+        rows = [torch.cat(row) for row in zip(*parts, strict=True)]
+        return {self.previews: png_grid(torch.cat(rows), columns=len(rows[0]))} if rows else {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": self.learner.weights(), "learner": self.learner.progress()}
@@ -159,21 +276,44 @@ class LearnerTask(Generic[Network]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.learner.restore(state["weights"], state["learner"])
 
-    def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """No images, for tasks without any."""
-        del held_out, step
-        return {}
 
+class AdversarialTask(LearnerTask):
+    """A task of a generator, which alone is stored, and a discriminator; None for a recipe without any."""
 
-def make_ema(
-    network: Network, config: OptimizationConfig, *, copied: Callable[[Network], Network] = deepcopy
-) -> EMA[Network] | PowerEMA[Network] | None:
-    """The average of the recipe's kind; None where `ema_decay` is 0. `copied` copies a network."""
-    if config.ema_decay == 0:
-        return None
-    if config.ema == "power":
-        return PowerEMA(network, sigma_rel=config.ema_sigma_rel, copied=copied)
-    return EMA(network, decay=config.ema_decay, copied=copied)
+    discriminator: Any = None  # Learner
+
+    @property
+    def generator(self) -> Learner:
+        """The learner of the stored network."""
+        return self.learner
+
+    def make_learners(self) -> None:
+        config: OptimizationConfig = self.config.optimization
+        with initialized(self.seed, self.worker):
+            generator = make_network(self.config, self.dataset_info)
+            arguments = self.config.discriminator_arguments(self.dataset_info)
+            discriminator = None if arguments is None else DISCRIMINATORS[self.config.network.kind](**arguments)
+        generator.to(memory_format=torch.channels_last)
+        self.learner = Learner(generator, config=config, worker=self.worker)
+        if discriminator is not None:
+            discriminator.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+            rate = getattr(config, "discriminator_learning_rate", config.learning_rate)
+            own = config.replace(learning_rate=rate)
+            self.discriminator = Learner(discriminator, config=own, worker=self.worker, averaged=False)
+
+    @property
+    def learners(self) -> dict[str, Learner]:
+        """Both learners by their names in checkpoints."""
+        return {"generator": self.learner} | ({"discriminator": self.discriminator} if self.discriminator else {})
+
+    def state_dict(self) -> dict[str, Any]:
+        named = {name: learner.weights() for name, learner in self.learners.items()}
+        weights = {f"{name}.{key}": tensor for name, own in named.items() for key, tensor in own.items()}
+        return {"weights": weights} | {name: learner.progress() for name, learner in self.learners.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, learner in self.learners.items():
+            learner.restore(below(f"{name}.", state["weights"]), state[name])
 
 
 @contextmanager
@@ -186,9 +326,7 @@ def seeded(seed: int, *place: int | str) -> Iterator[None]:
 
 class Undrawn(TorchFunctionMode):
     """Leaves initial weights undrawn and not normalized, for networks without memory.
-
-    For such networks torch would first import sympy, which takes a second.
-    """
+    For such networks torch would first import sympy, which takes a second."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
@@ -211,33 +349,11 @@ def initialized(seed: int, worker: Worker) -> Iterator[None]:
         yield
 
 
-def accumulated(
-    batch: Batch, *learners: Learner[Any], max_batch: int | None, step: int
-) -> Iterator[tuple[Batch, float]]:
-    """Yields parts of at most `max_batch` samples, each with its loss factor, the share of the batch.
-
-    Gradients are averaged over the ranks with the last part only. Dropout alone draws from a global generator, which is
-    seeded by (seed, step, rank, part), so a resumed run drops the same units.
-    """
-    config, worker = learners[0].config, learners[0].worker
-    parts = list(split(batch, max_batch))
-    for index, part in enumerate(parts):
-        with ExitStack() as stack:
-            for learner in learners:
-                stack.enter_context(synchronized(learner.forward, last=index == len(parts) - 1))
-            stack.enter_context(seeded(config.seed, step, worker.rank, index))
-            yield part, len(part["position"]) / len(batch["position"])
-
-
-def held_out_parts(
-    batch: Batch, learner: Learner[Any], *, max_batch: int | None, most: int = EVALUATION_BATCH
-) -> Iterator[Batch]:
-    """Yields an evaluation's or preview's samples in parts of at most `most`.
-
-    A part is never more than a training step takes at a time: a model that trains also evaluates.
-    """
-    share = learner.worker.share(learner.config.global_batch_size)
-    return split(batch, min(max_batch or share, share, most))
+def add(totals: dict[str, Any], metrics: dict[str, Any], share: float) -> None:
+    """Add metrics of a share of the samples to `totals`, without a gradient."""
+    for name, value in metrics.items():
+        own = value.detach() if isinstance(value, Tensor) else value
+        totals[name] = totals.get(name, 0.0) + own * share
 
 
 def split(batch: Batch, max_batch: int | None) -> Iterator[Batch]:

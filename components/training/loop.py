@@ -25,9 +25,7 @@ class Task(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state for the next step.
-
-        {"weights": flat name -> tensor, ...plain values and optimizer states}.
-        """
+        {"weights": flat name -> tensor, ...plain values and optimizer states}."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a `state_dict`, bit for bit, also after a step that broke off halfway."""

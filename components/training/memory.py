@@ -39,11 +39,13 @@ class NoRoomError(RuntimeError):
 
 def with_room(task: Task, batches: Iterator[Batch], reporter: Reporter, run: Store) -> Iterator[Batch]:
     """Set `task.max_batch` to the room of all ranks' devices. Returns the same batches.
-
-    Called by every rank. Raises NoRoomError on all of them where there is no such number.
-    """
+    Called by every rank. Raises NoRoomError on all of them where there is no such number."""
     worker, steps = reporter.worker, reporter.config.total_steps
-    most = lowest(kept_max_batch(run), worker)
+    try:
+        stored = json.loads(run.read(KEPT))["max_batch_per_device"]
+    except FileNotFoundError:
+        stored = 0
+    most = lowest(stored, worker)
     if reporter.start_step == steps:  # nothing is left but to evaluate, and no batch either
         task.max_batch = most or None
         return batches
@@ -51,28 +53,35 @@ def with_room(task: Task, batches: Iterator[Batch], reporter: Reporter, run: Sto
     share = len(first["position"])
     if most == 0 or (task.parts_matter and most < share):
         most = lowest(most_that_fits(task, first, step=steps, worker=worker), worker)
-        refuse_none(most, task, share=share, worker=worker)
+        if most == 0 and task.parts_matter:
+            raise NoRoomError(
+                f"the {share} samples of a worker do not fit into the memory of {worker.device}, and parts of it would "
+                "train another model (batch norm and dropout see one at a time): set max_batch_per_device in the "
+                "profile if you want that, or more num_workers"
+            )
+        if most == 0:
+            raise NoRoomError(
+                f"not even one sample at a time fits into the memory of {worker.device}: "
+                "take a smaller model, or a device with more memory"
+            )
         if worker.rank == 0:
             run.write(KEPT, json.dumps({"max_batch_per_device": most}).encode())
-            tell(most, share, reporter)
+            line = f"memory for {min(most, share)} of a worker's {share} samples at a time"
+            logger.info("%s: %s", reporter.stage, line)
+            values = {"max_batch_per_device": float(most)}
+            reporter.recorder.emit(events.Metrics(reporter.stage, reporter.start_step, values))
+            if most < share:
+                line += f": each step takes them in {-(-share // most)} parts"
+                reporter.recorder.emit(events.Warning(reporter.stage, line))
     task.max_batch = even_part(share, most=most)
     return chain([first], batches)
-
-
-def kept_max_batch(run: Store) -> int:
-    """The number stored by an earlier start; 0 if there is none."""
-    try:
-        return json.loads(run.read(KEPT))["max_batch_per_device"]
-    except FileNotFoundError:
-        return 0
 
 
 def most_that_fits(task: Task, batch: Batch, *, step: int, worker: Worker) -> int:
     """The most samples at a time with which the calling rank trains within its memory; 0 if none fits.
 
-    Tries the rank's share of the batch and, where parts do not matter, its halves.
-
-    No other rank takes part. The task and all generators are afterwards as they were, bit for bit.
+    Tries the rank's share of the batch and, where parts do not matter, its halves. No other rank takes part. The task
+    and all generators are afterwards as they were, bit for bit.
     """
     before, generators = on_host(task.state_dict()), generator_states()
     share = len(batch["position"])
@@ -89,13 +98,14 @@ def most_that_fits(task: Task, batch: Batch, *, step: int, worker: Worker) -> in
 
 
 def fits(task: Task, batch: Batch, *, step: int, device: torch.device) -> bool:
-    """Try if two steps leave RESERVE of the device free.
+    """Try if two steps leave RESERVE of a GPU free.
 
     The second has the optimizer's state in memory from its beginning; `step` is the run's last, when every loss has
     begun.
     """
+    total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
     try:
-        reserve = torch.empty(reserved_bytes(device), dtype=torch.uint8, device=device)
+        reserve = torch.empty(int(RESERVE * total), dtype=torch.uint8, device=device)
         for _ in range(2):
             task.train_step(batch, step)
         del reserve
@@ -106,44 +116,10 @@ def fits(task: Task, batch: Batch, *, step: int, device: torch.device) -> bool:
     return True
 
 
-def reserved_bytes(device: torch.device) -> int:
-    """Bytes of a device that a try leaves free; 0 on a CPU."""
-    if device.type != "cuda":
-        return 0
-    return int(RESERVE * torch.cuda.get_device_properties(device).total_memory)
-
-
 def even_part(share: int, *, most: int) -> int:
     """Size of parts of a `share`: the fewest parts of at most `most` samples, as equal as can be."""
     parts = -(-share // most)
     return -(-share // parts)
-
-
-def refuse_none(samples: int, task: Task, *, share: int, worker: Worker) -> None:
-    """Raise NoRoomError if no size fits."""
-    if samples > 0:
-        return
-    if task.parts_matter:
-        raise NoRoomError(
-            f"the {share} samples of a worker do not fit into the memory of {worker.device}, and parts of it would "
-            "train another model (batch norm and dropout see one at a time): set max_batch_per_device in the profile "
-            "if you want that, or more num_workers"
-        )
-    raise NoRoomError(
-        f"not even one sample at a time fits into the memory of {worker.device}: "
-        "take a smaller model, or a device with more memory"
-    )
-
-
-def tell(samples: int, share: int, reporter: Reporter) -> None:
-    """Report the number; warn the user where a step is taken in parts."""
-    line = f"memory for {min(samples, share)} of a worker's {share} samples at a time"
-    logger.info("%s: %s", reporter.stage, line)
-    values = {"max_batch_per_device": float(samples)}
-    reporter.recorder.emit(events.Metrics(reporter.stage, reporter.start_step, values))
-    if samples < share:
-        line += f": each step takes them in {-(-share // samples)} parts"
-        reporter.recorder.emit(events.Warning(reporter.stage, line))
 
 
 def out_of_memory(error: RuntimeError, task: Task, config: OptimizationConfig, worker: Worker) -> str:

@@ -1,9 +1,9 @@
 """Optimization: AdamW with warm-up and decay, scheduled loss weights, EMA, a guard against NaN."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from typing import Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from components.models.devices import ToldLater, to_device
 from components.training.parallel import local
 
 PATIENCE = 5  # consecutive steps
-Network = TypeVar("Network", bound=nn.Module)
+Decays = Mapping[str, Callable[[Tensor], Tensor]]
 
 
 def make_optimizer(network: nn.Module, config: OptimizationConfig) -> torch.optim.AdamW:
@@ -29,10 +29,7 @@ def make_optimizer(network: nn.Module, config: OptimizationConfig) -> torch.opti
 
 
 def learning_rate(config: OptimizationConfig, step: int) -> float:
-    """The learning rate of step `step` (1-based).
-
-    Linear warm-up to the peak, then linear or cosine decay to final_lr_fraction of the peak.
-    """
+    """The rate of `step` (1-based): linear warm-up, then linear or cosine decay to final_lr_fraction."""
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
     progress = (step - config.warmup_steps) / (config.total_steps - config.warmup_steps)  # (0, 1]
@@ -40,25 +37,13 @@ def learning_rate(config: OptimizationConfig, step: int) -> float:
     return config.learning_rate * (config.final_lr_fraction + (1 - config.final_lr_fraction) * left)
 
 
-def clip_gradients(network: nn.Module, *, max_norm: float) -> Tensor:
-    """Scale all gradients to a joint norm of at most `max_norm`. Returns the norm before, a scalar."""
-    gradients = [parameter for parameter in network.parameters() if parameter.grad is not None]
-    return nn.utils.clip_grad_norm_(gradients, max_norm)
-
-
 def kl_weight_at(losses: AutoencoderLosses, step: int) -> float:
-    """Weight of the KL divergence in step `step` (1-based), from 0 to kl_weight.
-
-    Ramesh et al. (2021), appendix A.2.
-    """
+    """Weight of the KL divergence in `step`, from 0 to kl_weight (Ramesh et al., 2021, appendix A.2)."""
     return along_cosine(0.0, losses.kl_weight, step=step, num_steps=losses.kl_warmup_steps)
 
 
 def temperature_at(losses: AutoencoderLosses, step: int) -> float:
-    """Temperature of the relaxation in step `step` (1-based), from 1 to final_temperature.
-
-    Ramesh et al. (2021), appendix A.2.
-    """
+    """Temperature of the relaxation in `step`, from 1 to final_temperature; see `kl_weight_at`."""
     return along_cosine(1.0, losses.final_temperature, step=step, num_steps=losses.temperature_steps)
 
 
@@ -69,44 +54,39 @@ def along_cosine(start: float, end: float, *, step: int, num_steps: int) -> floa
     return end + (start - end) * (1 + math.cos(math.pi * step / num_steps)) / 2
 
 
-class EMA(Generic[Network]):
-    """The exponential moving average of a network's weights, for samples and for the bundle.
+class EMA:
+    """Averages of a network's weights, for samples and for the bundle: networks in evaluation mode.
 
-    After update n the decay is min(decay, (1 + n) / (10 + n)): without that warm-up a short run's average is mostly the
-    random initialization (improved-diffusion issue 59). Buffers are copied. The average is a network of its own, in
-    evaluation mode.
+    Args:
+        decays: name in checkpoints -> the decay of update number n, () float64, 1-based.
+        copied: copies a network.
+
+    Averages start from the weights of `network`; the first is for samples. Buffers are copied.
     """
 
-    def __init__(self, network: Network, *, decay: float, copied: Callable[[Network], Network] = deepcopy) -> None:
-        """Starts from the weights of `network`; `copied` copies a network."""
-        self.decay = decay
-        self.network = copied(network).float().eval().requires_grad_(False)
-        self.updates = no_updates(network)
-
-    @property
-    def averages(self) -> dict[str, Network]:
-        """The average under its name in checkpoints."""
-        return {"ema": self.network}
+    def __init__(self, network: Any, decays: Decays, *, copied: Callable[[Any], Any] = deepcopy) -> None:
+        self.decays = decays
+        self.averages = {name: copied(network).float().eval().requires_grad_(False) for name in decays}
+        self.network = next(iter(self.averages.values()))
+        # On the device, where alone it is known which steps were taken.
+        self.updates = torch.zeros((), dtype=torch.float64, device=next(network.parameters()).device)
 
     def update(self, network: nn.Module, taken: Tensor | None = None) -> None:
-        """Move the average towards `network`; called after an optimizer step.
-
-        Nothing moves where `taken`, () bool on the network's device, is false.
-        """
+        """Move the averages towards `network`; called after an optimizer step.
+        Nothing moves where `taken`, () bool on the network's device, is false."""
         taken = torch.ones_like(self.updates, dtype=torch.bool) if taken is None else taken
         self.updates += taken
-        weight = 1 - decay_at(self.updates, decay=self.decay)
-        move_average(self.network, network, weight=weight, taken=taken)
+        for name, average in self.averages.items():
+            move_average(average, network, weight=1 - self.decays[name](self.updates), taken=taken)
 
 
 def decay_at(update: Tensor, *, decay: float) -> Tensor:
-    """The decay of update number `update`, () float64, 1-based."""
+    """The decay of update number `update` of an exponential average, () float64, 1-based.
+
+    At most (1 + n) / (10 + n): without that warm-up a short run's average is mostly the random initialization
+    (improved-diffusion issue 59).
+    """
     return ((1 + update) / (10 + update)).clamp(max=decay)
-
-
-def no_updates(network: nn.Module) -> Tensor:
-    """A count of updates, 0, () float64 on the device, where alone it is known which steps were taken."""
-    return torch.zeros((), dtype=torch.float64, device=next(network.parameters()).device)
 
 
 @torch.no_grad()
@@ -160,9 +140,7 @@ class NonFiniteGuard:
 
     def admits(self, norm: Tensor, *, step: int) -> Tensor:
         """True, () bool on the device, where the update of `step` may be taken.
-
-        Raises NonFiniteError once the host reads PATIENCE refusals in a row.
-        """
+        Raises NonFiniteError once the host reads PATIENCE refusals in a row."""
         taken, self.step = norm.isfinite(), step
         present = torch.where(taken, 0, self.runs[0] + 1)
         self.runs = torch.stack([present, torch.maximum(present, self.runs[1])])

@@ -33,9 +33,7 @@ ALONE = Worker()
 
 def data_parallel(network: nn.Module, worker: Worker) -> nn.Module:
     """Wraps a network so that gradients are averaged over ranks; no change for a single rank or shards.
-
-    Buffers are not broadcast: training moves buffers (the codebook) equally on all ranks.
-    """
+    Buffers are not broadcast: training moves buffers (the codebook) equally on all ranks."""
     if worker.world_size == 1 or worker.shards:
         return network
     device_ids = [worker.device] if worker.device.type == "cuda" else None
@@ -47,9 +45,7 @@ def data_parallel(network: nn.Module, worker: Worker) -> nn.Module:
 @contextmanager
 def synchronized(network: nn.Module, *, last: bool) -> Iterator[None]:
     """Average gradients only in the last part of an accumulated step; never in a rank by itself.
-
-    Gradients of a network in shards are averaged in each part: until then they would be whole on every rank.
-    """
+    Gradients of a network in shards are averaged in each part: until then they would be whole on every rank."""
     if isinstance(network, DistributedDataParallel) and (not last or dist.get_world_size() == 1):
         with network.no_sync():
             yield
@@ -60,9 +56,7 @@ def synchronized(network: nn.Module, *, last: bool) -> Iterator[None]:
 @contextmanager
 def by_itself(worker: Worker) -> Iterator[None]:
     """Restricts every collective inside, also of networks and losses, to the calling rank alone.
-
-    The rank waits for no other rank and none waits for it, so it may fail at any place.
-    """
+    The rank waits for no other rank and none waits for it, so it may fail at any place."""
     if worker.world_size == 1:
         yield
         return
@@ -102,9 +96,7 @@ def average(tensor: Tensor, worker: Worker) -> Tensor:
 
 def gather(tensor: Tensor, worker: Worker) -> Tensor:
     """Gathers (B, ...) of every rank, equal shapes, as (world_size * B, ...); without gradient.
-
-    A rank by itself takes its own tensor in the place of the others': shapes and memory stay.
-    """
+    A rank by itself takes its own tensor in the place of the others': shapes and memory stay."""
     if worker.world_size == 1:
         return tensor
     if dist.get_world_size() == 1:
@@ -114,42 +106,26 @@ def gather(tensor: Tensor, worker: Worker) -> Tensor:
     return torch.cat(parts)
 
 
-def average_metrics(metrics: dict[str, Tensor], worker: Worker) -> dict[str, float]:
-    """Means of scalar tensors over all ranks, as Python numbers; training waits for metrics only here."""
-    if not metrics:
-        return {}
-    values = torch.stack([value.detach().float() for value in metrics.values()])
-    return dict(zip(metrics, average(values, worker).tolist(), strict=True))
-
-
 def lowest(number: int, worker: Worker) -> int:
-    """The smallest of all ranks' numbers; all ranks get the same answer."""
+    """The smallest of all ranks' numbers; all ranks get the same answer, without a wait for devices."""
     if worker.world_size == 1:
         return number
+    world = dist.group.WORLD
+    assert world is not None
     answer = torch.tensor(number)
-    dist.all_reduce(answer, op=dist.ReduceOp.MIN, group=between_hosts())
+    group = world if dist.get_backend(world) == "gloo" else host_group(world)
+    dist.all_reduce(answer, op=dist.ReduceOp.MIN, group=group)
     return int(answer)
 
 
 def any_rank(flag: bool, worker: Worker) -> bool:
     """True if `flag` is set on any rank; all ranks get the same answer."""
-    if worker.world_size == 1:
-        return flag
-    answer = torch.tensor(float(flag))
-    dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=between_hosts())
-    return bool(answer)
-
-
-def between_hosts() -> dist.ProcessGroup:
-    """A group of all ranks on the CPU, without a wait for devices; all ranks make the first call."""
-    world = dist.group.WORLD
-    assert world is not None
-    return world if dist.get_backend(world) == "gloo" else host_group(world)
+    return lowest(int(not flag), worker) == 0
 
 
 @cache
 def host_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
-    """The ranks of `world` over gloo, made once."""
+    """The ranks of `world` over gloo, on the CPU, made once: all ranks make the first call."""
     del world
     group = dist.new_group(backend="gloo")
     assert isinstance(group, dist.ProcessGroup)  # ranks outside the group get a number

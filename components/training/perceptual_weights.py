@@ -44,9 +44,7 @@ def load_perceptual_loss(network: PerceptualNetwork, *, weights_uri: str | None)
 
 def check_perceptual_network(network: PerceptualNetwork, *, weights_uri: str | None) -> None:
     """Cheap check before any work: of packages, or of the first bytes of weights.
-
-    Raises PerceptualWeightsError, in a line.
-    """
+    Raises PerceptualWeightsError, in a line."""
     if network == "vgg16_lpips":
         _check_header(str(weights_uri))
     if network != "efficientnet_lite1":
@@ -62,9 +60,7 @@ def check_perceptual_network(network: PerceptualNetwork, *, weights_uri: str | N
 
 class EfficientNetFeatures(nn.Module):
     """ImageNet-pretrained EfficientNet-Lite1 (Tan & Le, 2019).
-
-    (B, 3, H, W) in [-1, 1] -> features (B, C_l, H_l, W_l) at five strides.
-    """
+    (B, 3, H, W) in [-1, 1] -> features (B, C_l, H_l, W_l) at five strides."""
 
     def __init__(self) -> None:
         super().__init__()

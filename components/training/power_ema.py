@@ -8,15 +8,14 @@ linear combination of snapshots is the average of any width, to be chosen after 
 Shapes: N snapshots.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
-from typing import Generic, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from components.training.optim import Network, move_average, no_updates
+from components.training.optim import Decays
 
 WIDTHS = (0.05, 0.10)  # sigma_rel of the tracked averages, as published
 CUTOFF = 1e-13  # relative size of singular values that are nothing but rounding
@@ -29,38 +28,10 @@ class EMAProfile(NamedTuple):
     sigma_rel: float  # standard deviation of the profile over `updates`, in (0, 0.28)
 
 
-class PowerEMA(Generic[Network]):
-    """The two averages of a network's weights, as separate networks in evaluation mode.
-
-    Buffers are copied.
-
-    Args:
-        sigma_rel: the final width. The nearest tracked average is `network`, for previews and evaluations.
-        copied: copies a network.
-    """
-
-    def __init__(self, network: Network, *, sigma_rel: float, copied: Callable[[Network], Network] = deepcopy) -> None:
-        self.updates = no_updates(network)
-        self.widths = nearest_first(sigma_rel)
-        self.gammas = [gamma_of(width) for width in self.widths]
-        self.networks = [copied(network).float().eval().requires_grad_(False) for _ in self.widths]
-        self.network = self.networks[0]
-
-    @property
-    def averages(self) -> dict[str, Network]:
-        """The averages under their names in checkpoints."""
-        return {"ema": self.networks[0], "second_ema": self.networks[1]}
-
-    def update(self, network: nn.Module, taken: Tensor | None = None) -> None:
-        """Move the averages towards `network`; called after an optimizer step.
-
-        Nothing moves where `taken`, () bool on the network's device, is false.
-        """
-        taken = torch.ones_like(self.updates, dtype=torch.bool) if taken is None else taken
-        self.updates += taken
-        for average, gamma in zip(self.networks, self.gammas, strict=True):
-            weight = 1 - decay_at(self.updates, gamma=gamma)
-            move_average(average, network, weight=weight, taken=taken)
+def power_decays(sigma_rel: float) -> Decays:
+    """Decays of both averages under their names in checkpoints; the first is nearest to `sigma_rel`."""
+    named = zip(("ema", "second_ema"), nearest_first(sigma_rel), strict=True)
+    return {name: partial(decay_at, gamma=gamma_of(width)) for name, width in named}
 
 
 def nearest_first(sigma_rel: float) -> list[float]:
@@ -70,9 +41,7 @@ def nearest_first(sigma_rel: float) -> list[float]:
 
 def gamma_of(sigma_rel: float) -> float:
     """The exponent of a profile by width (equation 126): 16.97 for 0.05, 6.94 for 0.10.
-
-    Raises ValueError outside (0, 0.28), where no profile exists.
-    """
+    Raises ValueError outside (0, 0.28), where no profile exists."""
     if not 0 < sigma_rel < 0.28:
         raise ValueError(f"the width of an average, sigma_rel, must be in (0, 0.28), not {sigma_rel}")
     inverse = sigma_rel**-2
@@ -81,9 +50,7 @@ def gamma_of(sigma_rel: float) -> float:
 
 def decay_at(update: Tensor, *, gamma: float) -> Tensor:
     """The decay of update number `update`, () float64, 1-based (equation 127).
-
-    0 for the first, so that nothing stays of the initialization.
-    """
+    0 for the first, so that nothing stays of the initialization."""
     return (1 - 1 / update) ** (gamma + 1)
 
 
@@ -98,9 +65,7 @@ def correlations(rows: Sequence[EMAProfile], columns: Sequence[EMAProfile]) -> n
 
 def coefficients(snapshots: Sequence[EMAProfile], target: EMAProfile) -> np.ndarray:
     """Factors of snapshots, (N,) float64 with sum 1, for a target profile by least squares (algorithm 3).
-
-    Snapshots later than the target get 0: they hold updates that it must not. Raises ValueError where none is left.
-    """
+    Snapshots later than the target get 0: they hold updates that it must not. Raises ValueError where none is left."""
     usable = [index for index, profile in enumerate(snapshots) if profile.updates <= target.updates]
     if not usable:
         raise ValueError(f"there is no snapshot up to update {target.updates}")
@@ -114,9 +79,7 @@ def coefficients(snapshots: Sequence[EMAProfile], target: EMAProfile) -> np.ndar
 
 def combine(snapshots: Iterable[Mapping[str, Tensor]], weights: np.ndarray) -> dict[str, Tensor]:
     """The linear combination of snapshots, read in turn and added in float64, as fp32.
-
-    Tensors without floating-point numbers are those of the last snapshot.
-    """
+    Tensors without floating-point numbers are those of the last snapshot."""
     total: dict[str, Tensor] = {}
     for snapshot, weight in zip(snapshots, weights.tolist(), strict=True):
         for name, tensor in snapshot.items():

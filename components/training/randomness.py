@@ -9,6 +9,7 @@ Shapes: B batch.
 """
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -44,9 +45,7 @@ def sample_integers(
     seed: int, position: Tensor, *, stream: str, high: int, device: torch.device | str = "cpu"
 ) -> Tensor:
     """An integer in [0, high) for each sample: (B,) on the host -> (B,) int64 on `device`.
-
-    The bias is below high / 2^63.
-    """
+    The bias is below high / 2^63."""
     numbers = [derive_seed(seed, stream, place) % high for place in position.tolist()]
     return to_device(torch.tensor(numbers), device)
 
@@ -55,21 +54,14 @@ def sample_normal(
     seed: int, position: Tensor, *, stream: str, shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> Tensor:
     """Gaussian noise for each sample: (B,) on the host -> (B, *shape) float32 on `device`."""
-    noise = torch.empty(len(position), *shape, device=device)
-    generator = generator_on(device)
-    for row, place in zip(noise, position.tolist(), strict=True):
-        row.normal_(generator=generator.manual_seed(derive_seed(seed, stream, place)))
-    return noise
+    return filled(Tensor.normal_, torch.empty(len(position), *shape, device=device), seed, stream, position)
 
 
 def sample_gumbel(
     seed: int, position: Tensor, *, stream: str, shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> Tensor:
     """Gumbel noise -log(-log u) for each sample: (B,) on the host -> (B, *shape) float32 on `device`."""
-    noise = torch.empty(len(position), *shape, device=device)
-    generator = generator_on(device)
-    for row, place in zip(noise, position.tolist(), strict=True):
-        row.exponential_(generator=generator.manual_seed(derive_seed(seed, stream, place)))
+    noise = filled(Tensor.exponential_, torch.empty(len(position), *shape, device=device), seed, stream, position)
     return -noise.clamp_(min=torch.finfo(torch.float32).tiny).log_()
 
 
@@ -77,8 +69,12 @@ def sample_uniforms(
     seed: int, position: Tensor, *, stream: str, shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> Tensor:
     """Numbers in [0, 1) for each sample: (B,) on the host -> (B, *shape) float32 on `device`."""
-    numbers = torch.empty(len(position), *shape, device=device)
-    generator = generator_on(device)
+    return filled(Tensor.uniform_, torch.empty(len(position), *shape, device=device), seed, stream, position)
+
+
+def filled(fill: Callable[..., Tensor], numbers: Tensor, seed: int, stream: str, position: Tensor) -> Tensor:
+    """The same tensor (B, ...), each row filled by a generator of its position."""
+    generator = generator_on(numbers.device)
     for row, place in zip(numbers, position.tolist(), strict=True):
-        row.uniform_(generator=generator.manual_seed(derive_seed(seed, stream, place)))
+        fill(row, generator=generator.manual_seed(derive_seed(seed, stream, place)))
     return numbers

@@ -1,12 +1,18 @@
-"""Reports of a training worker: progress about once a second, metrics every log_every steps, images.
+"""Reports of a training worker: progress each second, metrics and speed every log_every steps, images.
 
-Training is saved by steps or by the clock of rank 0; votes of the clock travel with the metrics.
+Training is saved by steps or by the clock of rank 0; votes of the clock travel with the metrics. Names of figures:
+`runtime.events`.
 """
 
+import logging
 import math
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -15,11 +21,28 @@ from components.models.devices import ToldLater
 from components.runtime import events
 from components.training.loop import Arrays, Batch, Metrics, Task, is_scheduled
 from components.training.optim import learning_rate
-from components.training.parallel import Worker, average_metrics
-from components.training.speed import gpu_utilization, speed_measures, system_metrics
+from components.training.parallel import Worker, average
 
+logger = logging.getLogger(__name__)
 PROGRESS_INTERVAL = 1.0  # seconds
 DUE = "checkpoint_due"  # among the metrics that ranks average
+GIGABYTE = 1e9
+MEGABYTE = 1_000_000
+# Dense bf16 of tensor cores as NVIDIA's data sheets state it, TFLOP/s: words of a device's name -> peak. The first that
+# stands in a name counts.
+PEAK_TFLOPS: dict[tuple[str, ...], float] = {
+    ("B200",): 2250,
+    ("GH200",): 989,
+    ("H200",): 989,
+    ("H100", "NVL"): 835,
+    ("H100", "PCIE"): 756,
+    ("H100",): 989,
+    ("A100",): 312,
+    ("L40S",): 362,
+    ("L4",): 121,
+    ("A10G",): 70,
+    ("A10",): 125,
+}
 
 
 class CheckpointClock:
@@ -39,16 +62,15 @@ class CheckpointClock:
         """Count from now: training has begun, or was saved."""
         self.began, self.agreed = time.monotonic(), False
 
-    def vote(self) -> Metrics:
-        """The rank's addition to the metrics before averaging; empty where steps decide."""
-        if self.seconds is None:
-            return {}
-        passed = self.worker.rank == 0 and time.monotonic() - self.began >= self.seconds
-        return {DUE: torch.full((), float(passed), device=self.worker.device)}
-
-    def hear(self, averages: dict[str, float]) -> None:
-        """Take the votes of all ranks out of the averages."""
-        self.agreed = averages.pop(DUE, 0.0) > 0
+    def averaged(self, metrics: Metrics) -> dict[str, float]:
+        """Means of metrics over all ranks, as numbers; votes travel along. Only here training waits."""
+        if self.seconds is not None:
+            passed = self.worker.rank == 0 and time.monotonic() - self.began >= self.seconds
+            metrics = metrics | {DUE: torch.full((), float(passed), device=self.worker.device)}
+        stacked = torch.stack([value.detach().float() for value in metrics.values()])
+        values = dict(zip(metrics, average(stacked, self.worker).tolist(), strict=True))
+        self.agreed = values.pop(DUE, 0.0) > 0
+        return values
 
     def is_due(self, step: int) -> bool:
         """True if training is saved after `step`; the same on all ranks."""
@@ -70,17 +92,16 @@ class Reporter:
         start_step: int,
         step_flops: float | None = None,
     ) -> None:
-        """`step_flops`: FLOPs of a step of all ranks, forward and backward; None: unknown."""
         self.config, self.stage, self.worker, self.recorder = config, stage, worker, recorder
-        self.start_step, self.step_flops = start_step, step_flops
+        self.start_step = start_step
+        self.step_flops = step_flops  # FLOPs of a step of all ranks, forward and backward; None: unknown
         self.started = self.logged_at = self.progress_at = time.monotonic()
         self.logged_step = self.progress_step = start_step
         self.coming: ToldLater | None = None  # a loss in transfer from the device
         self.loss = math.nan  # the last one that arrived
-        self.waited = 0.0  # seconds spent waiting for data since the last log
         self.clock = CheckpointClock(config, worker)
-        self.held_seconds = 0.0  # seconds that checkpoints held training since the last log
-        self.copy_seconds = 0.0  # of these, to copy states to the host
+        # Seconds since the last log: spent waiting for data; held by checkpoints; of these, to copy states to the host.
+        self.waited = self.held_seconds = self.copy_seconds = 0.0
         self.held_before = 0.0  # seconds that checkpoints held training before the last log
         self.utilization: list[float] = []  # of the GPU since the last log
 
@@ -98,13 +119,17 @@ class Reporter:
         """Called at every step by every rank."""
         last = step == self.config.total_steps
         if step % self.config.log_every == 0 or last:
-            values = average_metrics(metrics | self.clock.vote(), self.worker)
-            self.clock.hear(values)
+            values = self.clock.averaged(metrics)
             if self.worker.rank == 0:
                 values |= self.speed(step) | system_metrics()
                 self.recorder.emit(events.Metrics(self.stage, step, values))
-        if self.worker.rank == 0 and (last or time.monotonic() - self.progress_at >= PROGRESS_INTERVAL):
-            self.progress(step, self.latest(metrics["loss"]))
+        now = time.monotonic()
+        if self.worker.rank == 0 and (last or now - self.progress_at >= PROGRESS_INTERVAL):
+            loss = self.latest(metrics["loss"])
+            rate = (step - self.progress_step) / max(now - self.progress_at, 1e-9)
+            self.recorder.emit(events.Progress(self.stage, step, self.config.total_steps, rate=rate, loss=loss))
+            self.progress_at, self.progress_step = now, step
+            self.utilization += gpu_utilization(self.worker.device)
 
     def latest(self, loss: Tensor) -> float:
         """The loss of the step on a CPU; elsewhere the last loss that arrived, without a wait for the device."""
@@ -116,23 +141,15 @@ class Reporter:
             self.coming = ToldLater(loss)
         return self.loss
 
-    def progress(self, step: int, loss: float) -> None:
-        """Report steps, steps/s and the loss, and sample the GPU's utilization."""
-        now = time.monotonic()
-        rate = (step - self.progress_step) / max(now - self.progress_at, 1e-9)
-        self.recorder.emit(events.Progress(self.stage, step, self.config.total_steps, rate=rate, loss=loss))
-        self.progress_at, self.progress_step = now, step
-        self.utilization += gpu_utilization(self.worker.device)
-
     def speed(self, step: int) -> dict[str, float]:
         """Learning rate, samples/s, waits, and holds by checkpoints since the last log; resets the counts."""
         now = time.monotonic()
         seconds, steps, size = max(now - self.logged_at, 1e-9), step - self.logged_step, self.config.global_batch_size
-        taken = {"samples": steps * size, "steps": steps, "seconds": seconds, "step_flops": self.step_flops}
+        taken = {"samples": steps * size, "steps": steps, "seconds": seconds}
         values = {
             "learning_rate": learning_rate(self.config, step),
             "samples_seen": float(step * size),
-            **speed_measures(self.worker, **taken, utilization=self.utilization),
+            **speed_measures(self.worker, **taken, step_flops=self.step_flops, utilization=self.utilization),
             "data_wait_fraction": self.waited / seconds,
         }
         if self.held_seconds:
@@ -144,9 +161,7 @@ class Reporter:
 
     def show(self, task: Task, held_out: Arrays, step: int) -> dict[str, bytes]:
         """Make and report previews: by rank 0, or by all ranks where weights are in shards.
-
-        Returns the images by name, as PNG.
-        """
+        Returns the images by name, as PNG."""
         images = task.preview(held_out, step)
         for name, png in images.items() if self.worker.rank == 0 else ():
             self.recorder.emit(events.Image(self.stage, step, name, png))
@@ -168,3 +183,96 @@ class Reporter:
             "samples_per_second": round(rate, 2),
             "checkpoint_hold_seconds": round(self.held_before + self.held_seconds, 2),
         }
+
+
+def speed_measures(
+    worker: Worker,
+    *,
+    samples: int,
+    steps: int,
+    seconds: float,
+    step_flops: float | None = None,
+    utilization: Sequence[float] = (),
+) -> dict[str, float]:
+    """Samples/s, MFU or GFLOP/s, GPU utilization and peak memory, for `seconds` of training.
+
+    Args:
+        samples, steps: of all ranks in these seconds.
+        step_flops: of one step of all ranks, forward and backward; None: unknown.
+        utilization: shares of the time, each in [0, 1], in which the GPU was busy.
+    """
+    values = {"samples_per_second": samples / seconds}
+    if worker.device.type == "cuda":
+        values["samples_per_second_per_gpu"] = samples / seconds / worker.world_size
+    if step_flops is not None:
+        values |= flops_measures(step_flops * steps / seconds, worker)
+    if utilization:
+        values["gpu_utilization"] = fmean(utilization)
+    return values | {"peak_memory_gb": peak_memory(worker.device) / GIGABYTE}
+
+
+def counted_flops(count: Callable[[], float] | None, worker: Worker) -> float | None:
+    """FLOPs of a step by `count`, in rank 0, the only one to report; None where the count fails.
+    Leaves the generators of training alone."""
+    if count is None or worker.rank > 0:
+        return None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return count()
+    except Exception as error:  # of networks on a device without memory: no reason to end a training
+        logger.warning("no FLOPs are counted: %s", error)
+        return None
+
+
+def flops_measures(flops_per_second: float, worker: Worker) -> dict[str, float]:
+    """MFU on GPUs with a known peak, GFLOP/s elsewhere.
+
+    MFU by PaLM (Chowdhery et al., 2022, appendix B): FLOPs that the model needs, without recomputed activations, over
+    the peak of the devices in all of the time, waits and checkpoints included.
+    """
+    peak = peak_flops(torch.cuda.get_device_name(worker.device)) if worker.device.type == "cuda" else None
+    if peak is None:
+        return {"achieved_gflops": flops_per_second / 1e9}
+    return {"mfu": flops_per_second / (peak * worker.world_size)}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Peak FLOP/s of a device in bf16, by name; None for an unknown device, or a part of one (MIG)."""
+    words = device_name.upper().replace("-", " ").split()
+    peaks = (peak for named, peak in PEAK_TFLOPS.items() if all(word in words for word in named))
+    return None if "MIG" in words or (peak := next(peaks, None)) is None else peak * 1e12
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak bytes of tensors on the GPU; without a GPU, peak memory of the process.
+    Where the system keeps no such mark (only Linux does), the process's memory at present."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status")
+    mark = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE) if status.exists() else None
+    return float(1024 * int(mark[1]) if mark else psutil.Process().memory_info().rss)
+
+
+def gpu_utilization(device: torch.device) -> list[float]:
+    """The share of the last 1/6 to 1 s in which a kernel ran on the GPU, by NVML; [] if unknown."""
+    if device.type != "cuda":
+        return []
+    try:
+        return [torch.cuda.utilization(device) / 100]
+    except Exception:  # no driver, no NVML, no right to ask, or a part of a GPU: never a reason to end a training
+        return []
+
+
+def system_metrics() -> dict[str, float]:
+    """CPU since the call before, memory and, if any, GPU of the node, under MLflow's own names."""
+    memory = psutil.virtual_memory()
+    values = {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_megabytes": memory.used / MEGABYTE,
+        "system/system_memory_usage_percentage": memory.percent,
+    }
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        values["system/gpu_0_memory_usage_megabytes"] = (total - free) / MEGABYTE
+        values["system/gpu_0_memory_usage_percentage"] = 100 * (total - free) / total
+    return values

@@ -38,9 +38,7 @@ def checkpoint_name(step: int) -> str:
 
 def last_checkpoint(run: Store) -> Checkpointed | None:
     """The last checkpoint in Ray Train's list, for restarted workers; None for an empty list.
-
-    Folders outside of the list are remains of killed uploads. Raises StoreError for a list with other names.
-    """
+    Folders outside of the list are remains of killed uploads. Raises StoreError for a list with other names."""
     try:
         snapshot = json.loads(run.read(SNAPSHOT))
     except FileNotFoundError:
@@ -84,9 +82,7 @@ def fetch_checkpoint(run: Store, name: str, local: Path) -> Path:
 
 def read_on_node(run: Store, name: str, worker: Worker) -> tuple[int, dict[str, Any]]:
     """Reads (step, state) of a checkpoint, on every rank; no copy stays on the node.
-
-    Called by every rank. Raises DamagedFileError on all ranks where any rank finds damage.
-    """
+    Called by every rank. Raises DamagedFileError on all ranks where any rank finds damage."""
     place, checkpoint, why = place_on_node(worker), None, ""
     try:
         checkpoint = read_checkpoint(fetch_once(run, name, place))
@@ -107,38 +103,29 @@ def place_on_node(worker: Worker) -> Path:
 
 def fetch_once(run: Store, name: str, place: Path) -> Path:
     """The folder of a checkpoint in `place`, fetched by the first rank; other ranks wait.
-
-    Raises DamagedFileError, also in ranks that only waited.
-    """
+    Raises DamagedFileError, also in ranks that only waited."""
     place.mkdir(mode=0o700, exist_ok=True)
     whole, refused = place / name, place / REFUSED
     with FileLock(place / "lock"):
         if refused.exists():
             raise DamagedFileError(refused.read_text())
-        if not whole.exists():
-            fetch_whole(run, name, whole, refused)
+        if whole.exists():
+            return whole
+        part = whole.with_name(f"{name}.part")
+        try:
+            os.replace(fetch_checkpoint(run, name, part), whole)
+        except BaseException as error:
+            shutil.rmtree(part, ignore_errors=True)
+            if isinstance(error, DamagedFileError):
+                refused.write_text(str(error))
+            raise
     return whole
-
-
-def fetch_whole(run: Store, name: str, whole: Path, refused: Path) -> None:
-    """Fetch a checkpoint to the folder `whole`, or write its damage into the file `refused` and raise."""
-    part = whole.with_name(f"{name}.part")
-    try:
-        os.replace(fetch_checkpoint(run, name, part), whole)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, DamagedFileError):
-            refused.write_text(str(error))
-        raise
 
 
 def upload_folder(local: Path, run: Store, name: str) -> None:
     """Copy the files of `local` to the run's folder `name`, whole, retried, several at a time."""
-
-    def send(file: Path) -> None:
-        run.upload(file, f"{name}/{file.relative_to(local).as_posix()}")
-
-    in_parallel(send, sorted(path for path in local.rglob("*") if path.is_file()))
+    files = sorted(path for path in local.rglob("*") if path.is_file())
+    in_parallel(lambda file: run.upload(file, f"{name}/{file.relative_to(local).as_posix()}"), files)
 
 
 def storage_of(folder: Store) -> tuple[str, pyarrow.fs.FileSystem]:

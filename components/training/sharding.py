@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from components.configuration.families import family_of
 from components.models.layers import blocks_of
-from components.training.optim import Network
 from components.training.parallel import Worker, average, is_cut, local
 
 
@@ -31,29 +30,22 @@ def why_whole(kind: str) -> str | None:
     return family_of(kind).whole
 
 
-def shard(network: Network, worker: Worker) -> Callable[[Network], Network]:
+def shard(network: nn.Module, worker: Worker) -> Callable[[nn.Module], nn.Module]:
     """Cut a network in the host's memory into shards on the workers' devices, in place.
 
     Block by block, so that no device ever holds the whole network. Weights are the calling rank's, equal on all ranks
     by equal seeds. Returns a function that copies the sharded network, as `deepcopy` copies a whole one.
     """
-    bare = without_numbers(network)
+    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in network.parameters()}
+    bare = deepcopy(network, empty)  # with parameters on the meta device, without memory
     cut(network, worker)
     return partial(sharded_copy, bare=bare, worker=worker)
-
-
-def without_numbers(network: Network) -> Network:
-    """A copy of a network with parameters on the meta device, without memory."""
-    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in network.parameters()}
-    return deepcopy(network, empty)
 
 
 def cut(network: nn.Module, worker: Worker) -> None:
     """Shard a network in place, except parameters without a dimension, such as a temperature."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
-
-    from components.training.shard_collectives import Gather, Scatter
 
     if worker.device.type == "cuda":
         torch.cuda.set_device(worker.device)  # the mesh takes the current one
@@ -65,23 +57,51 @@ def cut(network: nn.Module, worker: Worker) -> None:
     for module in (*blocks_of(network).values(), network):
         # The root frees its weights too: between two passes all parameters are shards.
         part = fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
-        part.set_custom_all_gather(Gather())
-        part.set_custom_reduce_scatter(Scatter())
+        gather, scatter = collectives()
+        part.set_custom_all_gather(gather)
+        part.set_custom_reduce_scatter(scatter)
 
 
-def sharded_copy(network: Network, *, bare: Network, worker: Worker) -> Network:
+def collectives() -> tuple[Any, Any]:
+    """FSDP2's own all-gather and reduce-scatter; in a rank by itself (`parallel.by_itself`) copies.
+
+    Such a rank takes its own shard in the place of the others', and its part of its own gradients: shapes and memory
+    stay, and no rank waits.
+    """
+    from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
+
+    class Gather(DefaultAllGather):
+        def __call__(
+            self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
+        ) -> dist.Work | None:
+            if dist.get_world_size() > 1:
+                return super().__call__(output_tensor, input_tensor, group, async_op)
+            output_tensor.view(group.size(), -1).copy_(input_tensor.view(1, -1).expand(group.size(), -1))
+            return None
+
+    class Scatter(DefaultReduceScatter):
+        def __call__(
+            self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, *how: Any, **more: Any
+        ) -> dist.Work:
+            if dist.get_world_size() > 1:
+                return super().__call__(output_tensor, input_tensor, group, *how, **more)
+            output_tensor.copy_(input_tensor.view(group.size(), -1)[group.rank()])
+            return dist.Work()
+
+    return Gather(), Scatter()
+
+
+def sharded_copy(network: nn.Module, *, bare: nn.Module, worker: Worker) -> nn.Module:
     """Copies a sharded network, by `bare`, a copy without numbers."""
     copy = deepcopy(bare)
     cut(copy, worker)
     copy.to_empty(device=worker.device)
     with torch.no_grad():
-        for new, old in zip(tensors_of(copy), tensors_of(network), strict=True):
+        for new, old in zip(copy.parameters(), network.parameters(), strict=True):
+            local(new).copy_(local(old))
+        for new, old in zip(copy.buffers(), network.buffers(), strict=True):
             local(new).copy_(local(old))
     return copy
-
-
-def tensors_of(network: nn.Module) -> chain[Tensor]:
-    return chain(network.parameters(), network.buffers())
 
 
 def placed(value: Tensor, like: Tensor) -> Tensor:
@@ -100,27 +120,20 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
 @torch.no_grad()
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Load weights, whole or the rank's shards; tensor by tensor into a sharded network.
-
-    Raises KeyError for weights of other names.
-    """
+    Raises KeyError for weights of other names."""
     own = network.state_dict()
     if not any(map(is_cut, own.values())):
         network.load_state_dict(weights)
         return
-    forget_pass(network)
+    from torch.distributed.fsdp import FSDPModule
+
+    assert isinstance(network, FSDPModule)
+    if network._get_fsdp_state()._is_root:  # FSDP2 refuses the call before the first pass
+        network.reset_iter_state()  # frees the remains of a pass that broke off
     if own.keys() != weights.keys():
         raise KeyError(f"weights of other names: {sorted(own.keys() ^ weights.keys())[:3]}")
     for name, tensor in own.items():
         local(tensor).copy_(local(placed(weights[name], tensor)))
-
-
-def forget_pass(network: nn.Module) -> None:
-    """Free the remains of a pass that broke off. FSDP2 refuses the call before the first pass."""
-    from torch.distributed.fsdp import FSDPModule
-
-    assert isinstance(network, FSDPModule)
-    if network._get_fsdp_state()._is_root:
-        network.reset_iter_state()
 
 
 def placed_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -134,10 +147,8 @@ def placed_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
 
 
 def clip_shards(network: nn.Module, worker: Worker, *, max_norm: float) -> Tensor:
-    """Clip gradients in shards by their joint norm over all ranks; see `optim.clip_gradients`.
-
-    Gradients of parameters that are whole on all ranks are averaged first: FSDP2 leaves them alone.
-    """
+    """Clip gradients in shards by their joint norm over all ranks; like torch's `clip_grad_norm_`.
+    Gradients of parameters that are whole on all ranks are averaged first: FSDP2 leaves them alone."""
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     parts = [local(gradient) for gradient in gradients if is_cut(gradient)]
     uncut = [gradient for gradient in gradients if not is_cut(gradient)]

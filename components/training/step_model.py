@@ -11,7 +11,7 @@ wants it so.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -69,11 +69,17 @@ class StepModel:
         Raises ValueError for a data set that the training can't learn from.
         """
         self.training, self.dataset_info, self.grid = training, dataset_info, grid
+        config: Any = training
+        config = config.replace(
+            optimization=config.optimization.replace(compile_network=False, gradient_checkpointing=False)
+        )
+        if config.needs().perceptual_network != "none":  # see `loaded_task`
+            config = config.replace(losses=config.losses.replace(perceptual_network="none"))
         with WithoutNumbers():
-            self.task = task_on_meta(training, dataset_info, grid)
+            self.task: Any = task_maker(config, dataset_info, grid=grid)(worker=META)
 
     @property
-    def learners(self) -> list[Learner[Any]]:
+    def learners(self) -> list[Learner]:
         """The learners of all networks that are trained."""
         return learners_of(self.task)
 
@@ -91,23 +97,18 @@ class StepModel:
         Raises PerceptualWeightsError where the package of its perceptual network is missing.
         """
         samples, step = self.training.optimization.global_batch_size, step or self.training.optimization.total_steps
-        if self.training.needs().degradations:  # made image by image, which takes minutes for many
-            return samples * self.counted(1, step=step)
-        return self.counted(samples, step=step)
-
-    def counted(self, samples: int, *, step: int) -> int:
-        """Operations of a step with so many samples. Raises as `flops`."""
+        once = (
+            1 if self.training.needs().degradations else samples
+        )  # these are made image by image, in minutes for many
         with WithoutNumbers(), counting() as counter:
-            take_gradients(self.loaded_task(), self.batch(samples), step=step)
+            take_gradients(self.loaded_task(), self.batch(once), step=step)
         for learner in self.learners:
             learner.network.zero_grad(set_to_none=True)
-        return counter.get_total_flops()
+        return samples // once * counter.get_total_flops()
 
     def training_flops(self) -> TrainingFlops:
         """Operations of the last step and of all; a VQ-GAN costs less until its discriminator is heard.
-
-        Raises as `flops`.
-        """
+        Raises as `flops`."""
         steps, quiet = self.training.optimization.total_steps, self.training.quiet_steps
         last = self.flops()
         first = self.flops(step=quiet) if 0 < quiet < steps else last
@@ -120,16 +121,10 @@ class StepModel:
             column: `latents` or `tokens` of an autoencoder; `image_embedding`, `text_states` or `text_embedding` of a
                 contrastive encoder.
         """
-        network, batch = self.network, self.batch(1)
+        methods = {"tokens": "tokenize", "latents": "to_latents", "image_embedding": "encode_image"}
+        encode = getattr(self.network, methods.get(column, "encode_text"))
         with counting() as counter, torch.no_grad():
-            if column == "tokens":
-                network.tokenize(batch["image"])
-            elif column == "latents":
-                network.to_latents(batch["image"])
-            elif column == "image_embedding":
-                network.encode_image(batch["image"])
-            else:
-                network.encode_text(batch["text"])
+            encode(self.batch(1)["image" if column in methods else "text"])
         return counter.get_total_flops()
 
     def loaded_task(self) -> Any:
@@ -184,20 +179,17 @@ def take_gradients(task: Any, batch: Batch, *, step: int, backward: Callable[...
     Args:
         backward: called in place of all its learners' own.
     """
-    *others, last = learners_of(task)
+    learners = learners_of(task)
 
-    def stop(step: int) -> None:
-        raise GradientsDone
-
-    def go_on(step: int) -> tuple[None, None]:
+    def update(step: int, *, last: bool) -> tuple[None, None]:
+        if last:
+            raise GradientsDone
         return None, None
 
     with ExitStack() as stack:
-        for learner in others:
-            stack.enter_context(acting(learner, update=go_on))
-        stack.enter_context(acting(last, update=stop))
-        for learner in (*others, last) if backward else ():
-            stack.enter_context(acting(learner, backward=backward))
+        for learner in learners:
+            methods = {"backward": backward} if backward else {}
+            stack.enter_context(acting(learner, update=partial(update, last=learner is learners[-1]), **methods))
         stack.enter_context(suppress(GradientsDone))
         task.train_step(batch, step)
 
@@ -213,27 +205,15 @@ def acting(actor: object, **methods: Any) -> Iterator[None]:
             del vars(actor)[name]
 
 
-def learners_of(task: Any) -> list[Learner[Any]]:
+def learners_of(task: Any) -> list[Learner]:
     """Learners of a task in the order of their last updates; the network of the last is stored."""
-    learners = (getattr(task, name, None) for name in ("discriminator", "generator", "learner"))
-    return [learner for learner in learners if learner is not None]
-
-
-def task_on_meta(training: Training, dataset_info: DatasetInfo, grid: TokenGrid | None) -> Any:
-    """The task of a training, whose perceptual network is left out: see `StepModel.loaded_task`."""
-    optimization = training.optimization.replace(compile_network=False, gradient_checkpointing=False)
-    config: Any = training.replace(optimization=optimization)
-    if config.needs().perceptual_network != "none":
-        config = config.replace(losses=config.losses.replace(perceptual_network="none"))
-    return task_maker(config, dataset_info, grid=grid)(worker=META)
+    return [learner for learner in (getattr(task, "discriminator", None), task.learner) if learner is not None]
 
 
 @cache
 def perceptual_on_meta(name: PerceptualNetwork) -> PerceptualLoss:
     """The frozen network of a perceptual loss, without numbers.
-
-    Raises PerceptualWeightsError where its package is missing.
-    """
+    Raises PerceptualWeightsError where its package is missing."""
     if name == "vgg16_lpips":
         with without_memory():
             return PerceptualLoss(VGG16Features(), layer_weights=[torch.empty(width) for width in VGG16_CHANNELS])

@@ -58,60 +58,48 @@ class Trace:
         self.failed = False
 
     def follow(self, batches: Iterator[Batch], *, start_step: int) -> Iterator[Batch]:
-        """The same batches; begins a step before each."""
+        """The same batches; before each ends the step before, and begins one that is to be recorded."""
         for step in count(start_step + 1):
-            self.begin(step)
+            self.step.close()
+            if not self.profiling.first_step <= step <= self.profiling.last_step:
+                self.end()
+            elif not self.failed:
+                with self.harmless():
+                    self.begin(step)
             batch = next(batches, None)
             if batch is None:
                 return
             yield batch
 
     def begin(self, step: int) -> None:
-        """End the step before, and begin `step` if it is to be recorded."""
-        self.step.close()
-        if not self.profiling.first_step <= step <= self.profiling.last_step:
-            self.end()
-            return
-        if self.failed:
-            return
-        try:
-            if self.profiler is None:
-                self.profiler = self.started()
-            self.step.enter_context(record_function(f"step {step}"))
-            self.steps.append(step)
-        except (RuntimeError, OSError) as error:
-            self.give_up(error)
-
-    def started(self) -> profile:
-        """A profiler that records, of the GPU too where the rank has one."""
-        on_gpu = [ProfilerActivity.CUDA] if self.worker.device.type == "cuda" else []
-        profiler = profile(activities=[ProfilerActivity.CPU, *on_gpu], record_shapes=True)
-        profiler.start()
-        return profiler
+        """Record a step, of the GPU too where the rank has one."""
+        if self.profiler is None:
+            on_gpu = [ProfilerActivity.CUDA] if self.worker.device.type == "cuda" else []
+            self.profiler = profile(activities=[ProfilerActivity.CPU, *on_gpu], record_shapes=True)
+            self.profiler.start()
+        self.step.enter_context(record_function(f"step {step}"))
+        self.steps.append(step)
 
     def end(self) -> None:
-        """Stop the profiler and store the trace, if any."""
+        """Stop the profiler, upload the trace, if any, and report its URL."""
         self.step.close()
         profiler, self.profiler = self.profiler, None
         if profiler is None:
             return
-        try:
+        with self.harmless(), tempfile.TemporaryDirectory(prefix=f"{SCRATCH}trace-") as scratch:
             profiler.stop()
-            self.keep(profiler)
-        except (RuntimeError, OSError, StoreError) as error:
-            self.give_up(error)
-
-    def keep(self, profiler: profile) -> None:
-        """Upload the trace, and report its URL."""
-        folder = Store(self.profiling.folder)
-        name = f"{self.stage}-steps-{self.steps[0]}-{self.steps[-1]}.json.gz"
-        with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}trace-") as scratch:
+            folder = Store(self.profiling.folder)
+            name = f"{self.stage}-steps-{self.steps[0]}-{self.steps[-1]}.json.gz"
             profiler.export_chrome_trace(str(Path(scratch) / name))
             folder.upload(Path(scratch) / name, name)
-        self.recorder.emit(events.Text(self.stage, "trace.txt", folder.url(name)))
+            self.recorder.emit(events.Text(self.stage, "trace.txt", folder.url(name)))
 
-    def give_up(self, error: Exception) -> None:
-        """Record no more, with a warning."""
-        self.profiler, self.failed = None, True
-        logger.warning("%s: no trace", self.stage, exc_info=error)
-        self.recorder.emit(events.Warning(self.stage, f"no trace: {str(error).partition(chr(10))[0]}"))
+    @contextmanager
+    def harmless(self) -> Iterator[None]:
+        """After a failure inside nothing more is recorded, with a warning."""
+        try:
+            yield
+        except (RuntimeError, OSError, StoreError) as error:
+            self.profiler, self.failed = None, True
+            logger.warning("%s: no trace", self.stage, exc_info=error)
+            self.recorder.emit(events.Warning(self.stage, f"no trace: {str(error).partition(chr(10))[0]}"))

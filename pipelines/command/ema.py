@@ -7,7 +7,7 @@ from components.configuration.usage import UsageError
 from components.models.bundle import DESCRIPTION
 from components.runtime.tracking.names import REGISTRY
 from components.runtime.tracking.registry import register_average
-from components.training.snapshots import choose_average
+from components.training.results import choose_average
 from pipelines.command.sample import local_model
 from pipelines.planning.profiles import tracking_uri
 

@@ -15,7 +15,7 @@ from components.configuration.usage import UsageError, nearest
 from components.runtime.execution import Resources
 from components.stages.precompute import PrecomputeConfig
 from components.stages.tokens import TokensConfig
-from components.training.speed import PEAK_TFLOPS
+from components.training.reporting import PEAK_TFLOPS
 from components.training.step_model import StepModel
 from pipelines.planning.memory import (
     StepMemory,

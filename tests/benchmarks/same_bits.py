@@ -33,7 +33,7 @@ from components.sampling.requests import Request
 from components.training.batches import to_batch
 from components.training.loop import Task
 from components.training.tasks.diffusion import DiffusionTask
-from components.training.tasks.pixels import PixelTask
+from components.training.tasks.prior import PixelTask
 from pipelines.recipes.catalog import load_recipe
 from tests import tiny_autoencoders, tiny_cascade, tiny_diffusion_branches, tiny_generators, tiny_text_image
 from tests.evidence import REPOSITORY, Row, commit, machine

@@ -15,7 +15,7 @@ TABLES = {
     "components/configuration/families.py",
     "components/models/bundle.py",
     "components/sampling/answers.py",
-    "components/training/building.py",
+    "components/training/learner.py",
     "components/training/families.py",
 }
 GENERATORS = "components/sampling/generators/"  # how families sample

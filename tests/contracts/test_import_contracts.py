@@ -47,8 +47,8 @@ def test_ray_train_enters_by_one_door_for_drivers_one_for_their_data_and_one_for
         return any(name == "ray.train" or name.startswith("ray.train.") for name in names)
 
     doors = [path.relative_to(repository).as_posix() for path in sources if uses_train(path)]
-    rooms = ("launch", "ordered_shards", "worker")
-    assert doors == [RAY_INTERNALS, *(f"components/training/{name}.py" for name in rooms)]
+    rooms = ("data/crews", "runtime/ray_internals", "training/launch", "training/worker")
+    assert doors == [f"components/{name}.py" for name in rooms]
 
 
 def test_ray_serve_enters_by_the_room_of_serving(repository, sources):
@@ -92,7 +92,7 @@ def test_nothing_is_imported_that_only_unix_has(sources):
 def test_where_models_work_is_decided_in_one_place(repository, sources):
     asks = {"torch.cuda.is_available"}
     found = [path.relative_to(repository).as_posix() for path in sources if asks & attributes(path)]
-    reports = ["components/training/checkpoint.py", "components/training/speed.py"]  # what a GPU's state is
+    reports = ["components/training/checkpoint.py", "components/training/reporting.py"]  # what a GPU's state is
     assert found == ["components/sampling/device.py", *reports]
 
 

@@ -17,7 +17,7 @@ for module in sys.argv[1:]:
 """
 MODULES = (
     "pipelines.command.data",
-    "components.training.ordered_shards",
+    "components.data.crews",
     "components.data.stream",
     "pipelines.engine.recorder",
     "components.serving.deployment",

@@ -251,7 +251,7 @@ def what_stands_for_a_dataset_is_called_whenever_workers_start() -> bool:
 
 
 def a_data_config_makes_the_shards_of_all_ranks() -> bool:
-    """DataConfig.configure(datasets, world_size, …) makes what each rank reads (training/ordered_shards.py)"""
+    """DataConfig.configure(datasets, world_size, …) makes what each rank reads (data/crews.py)"""
     return parameters(ray.train.DataConfig.configure)[:3] == ["self", "datasets", "world_size"]
 
 

@@ -23,7 +23,7 @@ from components.training.memory import KEPT
 from components.training.results import ModelDescription, Trained
 from components.training.run_folder import fetch_checkpoint, last_checkpoint
 from components.training.tasks.diffusion import DiffusionTask
-from components.training.worker import RankStream
+from components.training.worker import RankStream, TrainingJob
 from tests.distributed.recording import FileRecorder
 from tests.limited_memory import out_of_memory
 from tests.tiny_training import DATASET_INFO, assert_equal_bits, diffusion_config, rows_at
@@ -93,18 +93,20 @@ def run(
 ) -> Trained:
     """Train in `folder`, resuming what is there."""
     return train(
-        partial(make_task, CONFIG, dataset_info=DATASET_INFO, place=str(folder)),
-        config=CONFIG.optimization,
-        stage="base",
-        key="key",
-        folder=Store(str(folder / "train")),
-        stream=RankStream(rank_rows),
-        held_out=partial(rows_at, CONFIG, range(1000, 1008)),
-        recorder=FileRecorder(folder / "log.jsonl"),
-        resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=failures, **resources),
-        store=Store(str(folder)),
-        model=ModelDescription("unet", CONFIG.network_arguments(DATASET_INFO), settings={}),
-        tries_memory=tries,
+        TrainingJob(
+            partial(make_task, CONFIG, dataset_info=DATASET_INFO, place=str(folder)),
+            config=CONFIG.optimization,
+            stage="base",
+            key="key",
+            folder=Store(str(folder / "train")),
+            stream=RankStream(rank_rows),
+            held_out=partial(rows_at, CONFIG, range(1000, 1008)),
+            recorder=FileRecorder(folder / "log.jsonl"),
+            resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=failures, **resources),
+            store=Store(str(folder)),
+            model=ModelDescription("unet", CONFIG.network_arguments(DATASET_INFO), settings={}),
+            tries_memory=tries,
+        )
     )
 
 

@@ -17,7 +17,7 @@ from components.training.reporting import Reporter
 from tests.distributed.gloo import run_two_ranks
 from tests.distributed.recording import FileRecorder
 from tests.limited_memory import limit_memory, limit_memory_of_backward
-from tests.tiny_text_image import contrastive_config, contrastive_task
+from tests.tiny_text_image import contrastive_config
 from tests.tiny_training import assert_equal_bits, batches, config_of, make_task, weights_of
 
 STEPS, ROOM, SHARE = 6, 2, 4
@@ -29,7 +29,7 @@ CASES = [*(f"{kind}-forward" for kind in FORWARD), *(f"{kind}-backward" for kind
 def made(kind: str, worker: Worker) -> tuple[Any, Task]:
     if kind == "contrastive":
         config = contrastive_config(total_steps=STEPS)
-        return config, contrastive_task(config, worker=worker)
+        return config, make_task(config, worker=worker)
     config = config_of(kind, total_steps=STEPS)
     return config, make_task(config, worker=worker)
 

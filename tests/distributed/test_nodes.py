@@ -28,7 +28,7 @@ from components.training.loop import Arrays
 from components.training.parallel import Worker
 from components.training.results import ModelDescription
 from components.training.tasks.diffusion import DiffusionTask
-from components.training.worker import RankStream
+from components.training.worker import RankStream, TrainingJob
 from tests.image_sets import write_set
 from tests.tiny_training import DATASET_INFO, diffusion_config, rows_at
 from tests.warm_workers import warm_environment
@@ -63,17 +63,19 @@ def rows(*, rank: int, world_size: int, start_step: int) -> Iterator[Arrays]:
 
 def trained(place: Store) -> list[dict[str, int]]:
     train(
-        partial(TellingTask, CONFIG, dataset_info=DATASET_INFO, place=place.uri),
-        config=CONFIG.optimization,
-        stage="base",
-        key="key",
-        folder=place.join("train"),
-        stream=RankStream(rows),
-        held_out=partial(rows_at, CONFIG, range(1000, 1008)),
-        recorder=SilentRecorder(),
-        resources=RESOURCES,
-        store=place,
-        model=ModelDescription("unet", CONFIG.network_arguments(DATASET_INFO), settings={}),
+        TrainingJob(
+            partial(TellingTask, CONFIG, dataset_info=DATASET_INFO, place=place.uri),
+            config=CONFIG.optimization,
+            stage="base",
+            key="key",
+            folder=place.join("train"),
+            stream=RankStream(rows),
+            held_out=partial(rows_at, CONFIG, range(1000, 1008)),
+            recorder=SilentRecorder(),
+            resources=RESOURCES,
+            store=place,
+            model=ModelDescription("unet", CONFIG.network_arguments(DATASET_INFO), settings={}),
+        )
     )
     return [json.loads(place.read(f"rank-{rank}")) for rank in range(2)]
 

@@ -27,7 +27,7 @@ from components.training.parallel import Worker
 from components.training.results import ModelDescription, Trained, read_finished
 from components.training.run_folder import checkpoint_name, fetch_checkpoint, last_checkpoint, upload_folder
 from components.training.tasks.diffusion import DiffusionTask
-from components.training.worker import RayStream
+from components.training.worker import RayStream, TrainingJob
 from tests.distributed.recording import FileRecorder
 from tests.distributed.runs import images_artifact, run_stage
 from tests.tiny_training import DATASET_INFO, assert_equal_bits, diffusion_config, rows_at
@@ -134,17 +134,19 @@ def run(
     held_out = rows_at(config, range(1000, 1008))
     held_out["text"] = held_out["text"].repeat(2, axis=1)[:, : index.text.text_length]
     return train(
-        partial(make_task, config, dataset_info=dataset_info, **options),
-        config=config.optimization,
-        stage="base",
-        key="key",
-        folder=Store(str(folder / "train")),
-        stream=RayStream(make_stream),
-        held_out=partial(dict, held_out),
-        recorder=FileRecorder(folder / "log.jsonl"),
-        resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=2, sharding=sharding),
-        store=Store(str(folder)),
-        model=ModelDescription("unet", config.network_arguments(dataset_info), settings={}),
+        TrainingJob(
+            partial(make_task, config, dataset_info=dataset_info, **options),
+            config=config.optimization,
+            stage="base",
+            key="key",
+            folder=Store(str(folder / "train")),
+            stream=RayStream(make_stream),
+            held_out=partial(dict, held_out),
+            recorder=FileRecorder(folder / "log.jsonl"),
+            resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=2, sharding=sharding),
+            store=Store(str(folder)),
+            model=ModelDescription("unet", config.network_arguments(dataset_info), settings={}),
+        )
     )
 
 

@@ -129,7 +129,7 @@ def held(worker: Worker) -> dict[str, float]:
     config, task = made("dit", worker, ema_decay=0.9)
     learner = cast(Any, task).learner
     train(task, config, worker, stop=1)
-    learner.backward(cast(Any, task).loss(next(batches(config, to_batch, worker=worker))))
+    learner.backward(cast(Any, task).part_losses(next(batches(config, to_batch, worker=worker)))["loss"])
     parameters = [*learner.network.parameters()]
     moments = [value for state in learner.optimizer.state.values() for value in (state["exp_avg"], state["exp_avg_sq"])]
     kinds = {

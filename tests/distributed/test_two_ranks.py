@@ -15,7 +15,7 @@ from components.training.parallel import ALONE, Worker, gather
 from tests.distributed.gloo import run_two_ranks
 from tests.tiny_autoencoders import RECIPES
 from tests.tiny_autoencoders import config_of as autoencoder_of
-from tests.tiny_text_image import contrastive_config, contrastive_task
+from tests.tiny_text_image import contrastive_config
 from tests.tiny_training import (
     KINDS,
     assert_close,
@@ -38,7 +38,7 @@ CASES = (*IN_PARTS, "gan", *RECIPES)  # batch norm, codebooks and noise that bel
 def made(case: str, worker: Worker, parts: int | None) -> tuple[Any, Task]:
     if case == "contrastive":
         config = contrastive_config(**STEPS)
-        return config, contrastive_task(config, worker=worker, max_batch_per_device=parts)
+        return config, make_task(config, worker=worker, max_batch_per_device=parts)
     if case == "gan":
         config = gan_config(**GAN)
     elif case in RECIPES:

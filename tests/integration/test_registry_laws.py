@@ -26,7 +26,7 @@ from components.runtime.tracking.tracker import Tracker
 from components.sampling.cascade import Cascade, compose
 from components.sampling.request_forms import read_settings
 from components.sampling.requests import Request
-from components.training.snapshots import SNAPSHOTS, reconstruct
+from components.training.results import SNAPSHOTS, reconstruct
 from pipelines.command.cli import app
 from pipelines.command.ema import write_average
 from tests.tiny_cascade import commit_model, write_cascade, write_models

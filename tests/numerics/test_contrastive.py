@@ -9,7 +9,7 @@ from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from components.models.contrastive import MAX_SCALE, ContrastiveEncoder, unit_variance
 from components.models.losses.cross_entropy import along_gradient, contrastive_gradients, contrastive_loss
-from components.training.tasks.contrastive import retrieval_accuracy
+from components.training.tasks.recognition import retrieval_accuracy
 
 TEXT = {"vocab_size": 20, "context_length": 6, "model_dim": 8, "num_layers": 1, "num_heads": 2}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from components.models.losses.cross_entropy import masked_token_loss
 from components.models.transformer import MaskedTransformer
 from components.sampling.maskgit import gumbel, keep_surest, masked_counts, maskgit
-from components.training.tasks.masked_prior import evaluation_masks, random_masks, training_masks
+from components.training.tasks.prior import evaluation_masks, random_masks, training_masks
 
 N, K = 9, 11
 NULL_TEXT = torch.tensor([1, 2, 0, 0, 0])

@@ -14,8 +14,7 @@ from components.models.autoencoder import Autoencoder
 from components.models.bundle import NETWORKS
 from components.models.noisy_classifier import NoisyClassifier
 from components.models.transformer import Transformer
-from components.training.building import make_network
-from components.training.learner import without_memory
+from components.training.learner import make_network, without_memory
 from pipelines.recipes.published import PAPER_BRANCHES, PRIORS, diffusion_branch, token_branch
 from pipelines.recipes.published_networks import AUTOENCODERS, PAPER_CLASSIFIERS, PAPER_DIFFUSION
 

@@ -5,15 +5,17 @@ import pytest
 import torch
 from torch import nn
 
+from components.training.optim import EMA
 from components.training.power_ema import (
     WIDTHS,
     EMAProfile,
-    PowerEMA,
     coefficients,
     correlations,
     decay_at,
     gamma_of,
+    nearest_first,
     posthoc_ema,
+    power_decays,
 )
 
 UPDATES, EVERY = 400, 25
@@ -32,17 +34,15 @@ def walk() -> torch.Tensor:
     return steps.cumsum(0) * 0.05 + torch.linspace(0, 1, UPDATES, dtype=torch.float64)[:, None]
 
 
-def tracked(
-    weights: torch.Tensor, *, sigma_rel: float = 0.1
-) -> tuple[PowerEMA, dict[EMAProfile, dict[str, torch.Tensor]]]:
+def tracked(weights: torch.Tensor, *, sigma_rel: float = 0.1) -> tuple[EMA, dict[EMAProfile, dict[str, torch.Tensor]]]:
     network = nn.Linear(5, 1, bias=False).double()
-    ema, snapshots = PowerEMA(network, sigma_rel=sigma_rel), {}
+    ema, snapshots = EMA(network, power_decays(sigma_rel)), {}
     for update, row in enumerate(weights, 1):
         with torch.no_grad():
             network.weight.copy_(row[None])
         ema.update(network)
         if update % EVERY == 0:
-            for width, average in zip(ema.widths, ema.networks, strict=True):
+            for width, average in zip(nearest_first(sigma_rel), ema.averages.values(), strict=True):
                 kept = {name: tensor.clone() for name, tensor in average.state_dict().items()}
                 snapshots[EMAProfile(update, width)] = kept
     return ema, snapshots
@@ -61,7 +61,7 @@ def test_exponents_are_the_published_ones_and_give_their_widths() -> None:
 def test_a_tracked_average_has_the_shares_of_its_profile_and_nothing_of_the_initialization() -> None:
     weights = walk()
     ema, _ = tracked(weights)
-    for width, average in zip(ema.widths, ema.networks, strict=True):
+    for width, average in zip(nearest_first(0.1), ema.averages.values(), strict=True):
         wanted = torch.from_numpy(shares(UPDATES, width)) @ weights
         torch.testing.assert_close(average.weight[0].double(), wanted, rtol=0, atol=1e-5)
     assert decay_at(1, gamma=3.0) == 0
@@ -69,10 +69,11 @@ def test_a_tracked_average_has_the_shares_of_its_profile_and_nothing_of_the_init
 
 def test_the_average_nearest_to_the_wanted_width_is_the_one_that_previews_see() -> None:
     for sigma_rel, nearest in ((0.02, 0.05), (0.06, 0.05), (0.09, 0.10), (0.2, 0.10)):
-        ema = PowerEMA(nn.Linear(2, 2), sigma_rel=sigma_rel)
-        assert ema.widths[0] == nearest
+        ema = EMA(nn.Linear(2, 2), power_decays(sigma_rel))
+        assert nearest_first(sigma_rel)[0] == nearest
         assert ema.network is ema.averages["ema"]
-        assert sorted(ema.widths) == sorted(WIDTHS)
+        assert ema.decays["ema"](torch.tensor(9.0)) == decay_at(torch.tensor(9.0), gamma=gamma_of(nearest))
+        assert sorted(nearest_first(sigma_rel)) == sorted(WIDTHS)
 
 
 def test_correlations_are_inner_products_of_the_profiles() -> None:

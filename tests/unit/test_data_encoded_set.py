@@ -21,8 +21,14 @@ from components.runtime.storage.artifact import Artifact, describe, read_records
 from components.runtime.storage.store import Store
 from components.stages.precompute import PrecomputeConfig, encoders_of
 from components.training.batches import to_batch, with_positions
-from components.training.frozen import ColumnEncoder, encoded, load_latents
-from components.training.inputs import check_maker, deviation_of_latents, frozen_networks
+from components.training.frozen import (
+    ColumnEncoder,
+    check_maker,
+    deviation_of_latents,
+    encoded,
+    frozen_networks,
+    load_latents,
+)
 from tests.image_sets import number_of, write_set
 from tests.tiny_cascade import commit_model, write_model
 from tests.tiny_diffusion_branches import CONTRASTIVE

@@ -30,7 +30,7 @@ from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.stages.agreement import Wanted, asked_jobs, headline, known_parts, summary, wanted_of
 from components.training.batches import to_batch, with_positions
-from components.training.tasks.classifier import ClassifierTask
+from components.training.tasks.recognition import ClassifierTask
 from pipelines.recipes.catalog import load_recipe
 from tests.image_sets import CAPTIONS, number_of, write_scenes, write_set
 from tests.tiny_cascade import commit_model, write_cascade

@@ -9,7 +9,7 @@ from PIL import Image
 
 from components.evaluation.gallery import draw_index_grids
 from components.sampling.images import code_colors, index_grids, to_uint8
-from components.training.building import make_network
+from components.training.learner import make_network
 from tests.tiny_autoencoders import config_of
 
 

@@ -17,7 +17,7 @@ from components.models.row_lstm import RowLSTM
 from components.sampling.images import from_uint8
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.plan import random_stream
-from components.training.tasks.pixels import PixelTask
+from components.training.tasks.prior import PixelTask
 from pipelines.recipes.rows import gan, vae, vqgan
 from pipelines.recipes.systems import pixelcnn
 from tests.tiny_cascade import TOKENIZER

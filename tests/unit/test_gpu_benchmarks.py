@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from components.training.building import make_network
+from components.training.learner import make_network
 from pipelines.recipes.published_networks import AUTOENCODERS, PAPER_DIFFUSION
 from tests.benchmarks.gpu import diffusion, run, tokens, vqgan
 from tests.benchmarks.gpu.case import Case, Side, number_of_parameters

@@ -22,7 +22,7 @@ from components.training.frozen import encoded, gray_images
 from components.training.loop import Arrays
 from components.training.randomness import sample_normal, sample_uniform
 from components.training.tasks.diffusion import DiffusionTask
-from components.training.tasks.pixels import PixelTask
+from components.training.tasks.prior import PixelTask
 from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.diffusion_rows import fashion_likelihood_loss_aware
 from tests.tiny_training import DATASET_INFO, diffusion_config, pixel_config, rows_at

@@ -122,9 +122,8 @@ def read_pieces(work: Any, pieces: Sequence[str], *, num_cpus: float) -> Iterato
     yield from enumerate(made)
 
 
-def run_trainer(job: TrainingJob, *, key: str, folder: Store) -> bool:
+def run_trainer(job: TrainingJob) -> bool:
     """A training of no steps: the real task with its data, and the files of its model."""
-    del key, folder
     job = sent(job, "the job")
     with working():
         task = job.make_task(worker=ALONE)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from torch import Tensor, nn
 
-from components.configuration.conditions import DatasetInfo, TokenGrid
+from components.configuration.conditions import TokenGrid
 from components.configuration.families import FAMILIES, Family, family_name
 from components.configuration.networks import NetworkConfig
 from components.configuration.optimization import OptimizationConfig, Training, TrainingNeeds
@@ -16,16 +16,14 @@ from components.configuration.trainings import ImageData
 from components.models.bundle import NETWORKS, load_bundle
 from components.runtime.execution import Resources
 from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.store import Store
 from components.stages.images import ImagesConfig, ingest_images
 from components.stages.training import train_model
 from components.training import launch
 from components.training.batches import to_batch, with_positions
-from components.training.building import DISCRIMINATORS, make_network
 from components.training.families import TASKS
-from components.training.learner import Learner, LearnerTask, initialized
-from components.training.loop import Arrays, Batch, Metrics, fit
-from components.training.parallel import ALONE, Worker
+from components.training.learner import DISCRIMINATORS, LearnerTask
+from components.training.loop import Batch, Metrics, fit
+from components.training.parallel import ALONE
 from components.training.results import finish
 from components.training.sharding import why_whole
 from components.training.worker import TrainingJob
@@ -68,20 +66,12 @@ class Color(nn.Module):
         return color[:, :, None, None].expand_as(image)
 
 
-class ColorTask(LearnerTask[Any]):
-    def __init__(self, config: ColorTraining, *, dataset_info: DatasetInfo, worker: Worker = ALONE) -> None:
-        self.config = config
-        with initialized(config.optimization.seed, worker):
-            network = make_network(config, dataset_info)
-        self.learner = Learner(network, config=config.optimization, worker=worker)
+class ColorTask(LearnerTask):
+    def part_losses(self, part: Batch) -> Metrics:
+        return {"loss": (self.learner.forward(part["image"]) - part["image"]).square().mean()}
 
-    def train_step(self, batch: Batch, step: int) -> Metrics:
-        loss = (self.learner.forward(batch["image"]) - batch["image"]).square().mean()
-        self.learner.backward(loss)
-        return {"loss": loss, "grad_norm": self.learner.step(step)}
-
-    def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        return {"color": float(self.learner.snapshot().color.weight.mean())}
+    def measures(self, network: Color, part: Batch) -> Metrics:
+        return {"color": network.color.weight.mean()}
 
 
 @pytest.fixture
@@ -93,7 +83,7 @@ def family(monkeypatch: pytest.MonkeyPatch) -> Family:
     return family
 
 
-def train_here(job: TrainingJob, *, key: str, folder: Store) -> bool:
+def train_here(job: TrainingJob) -> bool:
     """Train in this process, on the held-out images again and again."""
     task, held_out = job.make_task(worker=ALONE), job.held_out()
     batch = with_positions(to_batch(held_out))
@@ -114,9 +104,9 @@ def trained(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """The model of the new family, and the mean of what it was trained on, in [-1, 1]."""
     means: list[float] = []
 
-    def watched(job: TrainingJob, **place: Any) -> bool:
+    def watched(job: TrainingJob) -> bool:
         means.append(float(np.mean(job.held_out()["image"]) / 127.5 - 1))
-        return train_here(job, **place)
+        return train_here(job)
 
     monkeypatch.setattr(launch, "run_trainer", watched)
     context = context_of(tmp_path, "color", workers=1)

@@ -6,10 +6,8 @@ import torch
 from components.configuration.conditions import DatasetInfo
 from components.training.augmentation import mirrored, shifted
 from components.training.batches import to_batch
-from components.training.loop import fit
-from components.training.tasks.contrastive import ContrastiveTask
-from tests.tiny_text_image import contrastive_config, contrastive_task
-from tests.tiny_training import assert_close, assert_equal_bits, batches, rows_at, weights_of
+from tests.tiny_text_image import contrastive_config
+from tests.tiny_training import assert_equal_bits, batches, make_task, rows_at, weights_of
 
 
 @pytest.fixture(autouse=True)
@@ -17,20 +15,9 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def trained(*, steps: int = 20, **options: int) -> ContrastiveTask:
-    config = contrastive_config(total_steps=steps)
-    task = contrastive_task(config, **options)
-    fit(task, batches(config, to_batch), config.optimization)
-    return task
-
-
-def test_accumulation_equals_no_accumulation() -> None:
-    assert_close(weights_of(trained(steps=6, max_batch_per_device=3)), weights_of(trained(steps=6)))
-
-
 def test_training_moves_every_weight_and_learns_pairs_by_heart() -> None:
     config = contrastive_config(total_steps=60, warmup_steps=2, max_shift=0, learning_rate=5e-3)
-    task = contrastive_task(config)
+    task = make_task(config)
     before, batch, losses = weights_of(task), next(batches(config, to_batch)), []
     for step in range(1, config.optimization.total_steps + 1):
         losses.append(float(task.train_step(batch, step)["loss"]))
@@ -44,7 +31,7 @@ def test_training_moves_every_weight_and_learns_pairs_by_heart() -> None:
 
 
 def test_a_non_finite_batch_changes_nothing() -> None:
-    task = contrastive_task(contrastive_config())
+    task = make_task(contrastive_config())
     batch = next(batches(task.config, to_batch))
     before = weights_of(task)
     task.train_step(batch | {"image": batch["image"] * float("nan")}, 1)

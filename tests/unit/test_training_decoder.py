@@ -1,7 +1,5 @@
 """Laws of diffusion models whose conditions come from frozen networks: DALL-E 2's decoder and Imagen's base."""
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -12,14 +10,8 @@ from components.sampling.generators.diffusion import sample_base
 from components.sampling.model import SamplingModel
 from components.sampling.plan import plan_of
 from components.sampling.requests import Request
-from components.training.batches import to_batch
-from components.training.inputs import check_sizes
-from components.training.loop import fit
-from components.training.tasks.diffusion import DiffusionTask
-from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, load_frozen_image, load_frozen_text_tower
-from tests.tiny_training import assert_close, batches, diffusion_config, weights_of
-
-BOTH = ("text_states", "image_embedding")
+from components.training.frozen import check_sizes
+from tests.tiny_text_image import PRIOR_DATASET_INFO, decoder_config, frozen_contrastive, prior_task
 
 
 @pytest.fixture(autouse=True)
@@ -27,41 +19,8 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def config_of(**changes: Any) -> DiffusionTraining:
-    numbers = {"conditions": BOTH, "text_conditioning": "cross_attention", "dropout": 0.0}
-    return diffusion_config(**(numbers | changes))
-
-
-def task_of(config: DiffusionTraining, *, max_batch_per_device: int | None = None) -> DiffusionTask:
-    loaders = (load_frozen_image, load_frozen_text_tower)
-    task = DiffusionTask(config, dataset_info=PRIOR_DATASET_INFO, load_encoders=loaders)
-    task.max_batch = max_batch_per_device
-    return task
-
-
-def trained(config: DiffusionTraining, **options: Any) -> DiffusionTask:
-    task = task_of(config, **options)
-    fit(task, batches(config, to_batch), config.optimization)
-    return task
-
-
-def test_accumulation_equals_no_accumulation() -> None:
-    config = config_of(total_steps=6)
-    assert_close(weights_of(trained(config, max_batch_per_device=3)), weights_of(trained(config)))
-
-
-def test_training_moves_every_weight_and_keeps_no_encoder() -> None:
-    config = config_of(total_steps=40, warmup_steps=2)
-    task = task_of(config)
-    before = weights_of(task)
-    fit(task, batches(config, to_batch), config.optimization)
-    after = weights_of(task)
-    assert not [name for name in before if "network." in name and torch.equal(before[name], after[name])]
-    assert not [name for name in before if "text_encoder" in name or "image_encoder" in name]
-
-
 def model_of(config: DiffusionTraining) -> SamplingModel:
-    network = task_of(config).learner.network.eval()
+    network = prior_task(config).learner.network.eval()
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -72,7 +31,7 @@ def model_of(config: DiffusionTraining) -> SamplingModel:
 
 
 def test_a_image_follows_its_prompt_through_the_frozen_text_and_not_its_batch() -> None:
-    config, text = config_of(conditions=("text_states",)), frozen_contrastive()
+    config, text = decoder_config(conditions=("text_states",)), frozen_contrastive()
     assert config.network_arguments(PRIOR_DATASET_INFO)["text_states_dim"] == 8
     model = model_of(config)
     red_and_blue = [Request(prompt=prompt, seed=1, guidance_scale=2.0) for prompt in ("a red circle", "a blue square")]
@@ -86,6 +45,6 @@ def test_a_image_follows_its_prompt_through_the_frozen_text_and_not_its_batch() 
 
 
 def test_another_size_than_the_encoders_is_refused() -> None:
-    check_sizes(config_of(), {"text_states_dim": 8, "text_states_length": 6, "image_embedding_dim": 6})
+    check_sizes(decoder_config(), {"text_states_dim": 8, "text_states_length": 6, "image_embedding_dim": 6})
     with pytest.raises(ValueError, match="text_states_dim is 512 in the recipe, but its encoder makes 8"):
-        check_sizes(config_of(text_states_dim=512), {"text_states_dim": 8})
+        check_sizes(decoder_config(text_states_dim=512), {"text_states_dim": 8})

@@ -12,15 +12,7 @@ from components.training.batches import to_batch
 from components.training.loop import Batch, Task
 from components.training.step_model import StepModel
 from tests import tiny_autoencoders
-from tests.tiny_text_image import (
-    PRIOR_DATASET_INFO,
-    classifier_config,
-    classifier_task,
-    contrastive_config,
-    contrastive_task,
-    prior_config,
-    prior_task,
-)
+from tests.tiny_text_image import PRIOR_DATASET_INFO, classifier_config, contrastive_config, prior_config, prior_task
 from tests.tiny_training import DATASET_INFO, GRID, KINDS, batches, config_of, make_task
 
 OTHERS = ("gan", "edm", "flow", "vlb")
@@ -60,13 +52,13 @@ def test_a_step_costs_what_is_told_for_each_kind_of_autoencoder(name):
 @pytest.mark.parametrize("noisy", [True, False])
 def test_a_step_of_a_classifier_costs_what_is_told(noisy):
     config = classifier_config(**({"noisy": noisy} | ({} if noisy else {"process": {"kind": "discrete"}})))
-    assert told(config) == counted(classifier_task(config), next(batches(config, to_batch)), step=20) > 0
+    assert told(config) == counted(make_task(config), next(batches(config, to_batch)), step=20) > 0
 
 
 def test_a_step_of_a_contrastive_encoder_costs_what_is_told_with_all_pairs_of_the_batch():
     for samples in (2, 8):
         config = contrastive_config(global_batch_size=samples)
-        assert told(config) == counted(contrastive_task(config), next(batches(config, to_batch)), step=20) > 0
+        assert told(config) == counted(make_task(config), next(batches(config, to_batch)), step=20) > 0
 
 
 def test_a_step_of_a_diffusion_prior_costs_what_is_told_and_what_its_frozen_encoders_make_at_each_step():

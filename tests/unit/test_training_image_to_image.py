@@ -8,10 +8,9 @@ from pydantic import ValidationError
 
 from components.configuration.diffusion import TASKS
 from components.models.diffusion.degradation import MASK_TASKS
-from components.training.augmentation import draw_windows
+from components.training.augmentation import draw_windows, dropped_conditions
 from components.training.batches import to_batch
-from components.training.conditioning import conditions_of, dropped_conditions
-from components.training.tasks.image_to_image import ImageToImageTask
+from components.training.tasks.diffusion import ImageToImageTask
 from tests.tiny_training import DATASET_INFO, diffusion_config, image_to_image_config, make_task, rows_at
 
 
@@ -120,7 +119,10 @@ def test_training_evaluation_and_previews_see_windows_and_the_trained_network_wh
     task.preview(rows, 1)
     assert set(sizes) == {(4, 4)}
     low_res, level = task.conditioning_images(batch)["low_res"], torch.zeros(6, dtype=torch.int64)
-    conditions = conditions_of(batch, config.conditioning.conditions) | {"low_res": low_res, "noise_level": level}
+    conditions = {name: batch[name] for name in config.conditioning.conditions} | {
+        "low_res": low_res,
+        "noise_level": level,
+    }
     whole = task.learner.snapshot()(batch["image"], level, **conditions)
     assert whole.shape == batch["image"].shape
     names = [type(module).__name__ for module in task.learner.network.modules()]
@@ -144,4 +146,4 @@ def test_a_condition_image_is_dropped_to_zeros_sample_by_sample() -> None:
     dropped = (given == 0).all(dim=(1, 2, 3))
     assert 0.15 < dropped.float().mean() < 0.45  # cond_drop_prob is 0.3
     assert torch.equal(given[~dropped], batch["condition_image"][~dropped])
-    assert torch.isfinite(task.loss(batch))
+    assert torch.isfinite(task.part_losses(batch)["loss"])

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def config(**changes: object) -> OptimizationConfig:
 def test_ema_after_n_updates_is_its_closed_form() -> None:
     network = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(network.weight)
-    ema = EMA(network, decay=0.9)
+    ema = EMA(network, {"ema": partial(decay_at, decay=0.9)})
     expected = torch.zeros(1, 1, dtype=torch.float64)
     for update in range(1, 200):
         network.weight.data.fill_(float(update))
@@ -43,7 +44,7 @@ def test_ema_with_constant_decay_is_the_geometric_sum() -> None:
     """After warm-up, started from rest at 0 with weights 1: average = 1 - product of the decays."""
     network = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(network.weight)
-    ema = EMA(network, decay=0.5)
+    ema = EMA(network, {"ema": partial(decay_at, decay=0.5)})
     nn.init.ones_(network.weight)
     product = 1.0
     for update in range(1, 21):
@@ -54,7 +55,7 @@ def test_ema_with_constant_decay_is_the_geometric_sum() -> None:
 
 def test_ema_keeps_fp32_and_copies_buffers() -> None:
     network = nn.BatchNorm1d(2).bfloat16()
-    ema = EMA(network, decay=0.9)
+    ema = EMA(network, {"ema": partial(decay_at, decay=0.9)})
     network.running_mean.fill_(3.0)
     ema.update(network)
     assert ema.network.weight.dtype == torch.float32

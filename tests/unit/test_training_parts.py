@@ -17,6 +17,7 @@ from components.configuration.diffusion import DiffusionTraining
 from components.configuration.sampling import DiffusionSampling
 from components.runtime.storage.store import DamagedFileError, Store
 from components.training import perceptual_weights
+from components.training.augmentation import dropped_conditions, null_conditions
 from components.training.batches import to_batch
 from components.training.checkpoint import (
     DIGESTS,
@@ -26,7 +27,6 @@ from components.training.checkpoint import (
     read_checkpoint,
     write_digests,
 )
-from components.training.conditioning import dropped_conditions, null_conditions
 from components.training.loop import Batch, fit
 from components.training.perceptual_weights import (
     VGG16_CHANNELS,

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
 from components.training.tasks.autoencoder import AutoencoderTask
-from components.training.tasks.pixels import PixelTask
+from components.training.tasks.prior import PixelTask
 from tests.tiny_training import (
     DATASET_INFO,
     GRID,

@@ -16,14 +16,15 @@ from components.training.checkpoint import WEIGHTS
 from components.training.learner import below
 from components.training.loop import Task, fit
 from components.training.power_ema import EMAProfile
-from components.training.results import ModelDescription, write_model
-from components.training.snapshots import (
+from components.training.results import (
     SNAPSHOTS,
+    ModelDescription,
     choose_average,
     fetch_snapshots,
     kept_profiles,
     reconstruct,
     send_snapshots,
+    write_model,
     write_snapshots,
 )
 from pipelines.command.ema import write_average

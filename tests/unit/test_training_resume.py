@@ -11,30 +11,20 @@ from components.sampling import device as devices
 from components.training.batches import to_batch
 from components.training.checkpoint import read_checkpoint
 from components.training.loop import Task, fit
-from components.training.tasks.autoencoder import AutoencoderTask
-from components.training.tasks.diffusion import DiffusionTask
-from components.training.tasks.pixels import PixelTask
 from tests import tiny_autoencoders
 from tests.checkpoints import write_checkpoint
 from tests.tiny_text_image import (
-    PRIOR_DATASET_INFO,
     classifier_config,
-    classifier_task,
     contrastive_config,
-    contrastive_task,
-    load_frozen_image,
-    load_frozen_text_tower,
+    decoder_config,
     prior_config,
     prior_task,
 )
 from tests.tiny_training import (
-    DATASET_INFO,
-    GRID,
     KINDS,
     assert_equal_bits,
     batches,
     config_of,
-    diffusion_config,
     gan_config,
     make_task,
     pixel_config,
@@ -46,36 +36,19 @@ from tests.tiny_training import prior_config as token_prior_config
 Case = tuple[Any, Callable[[Any], Task]]  # configuration, and what makes its task
 
 
-def decoder(config: Any) -> Task:
-    loaders = (load_frozen_image, load_frozen_text_tower)
-    return DiffusionTask(config, dataset_info=PRIOR_DATASET_INFO, load_encoders=loaders)
-
-
-def over_tokens(config: Any) -> Task:
-    return PixelTask(config, dataset_info=DATASET_INFO, grid=GRID)
-
-
 CASES: dict[str, Case] = {
     **{f"{kind} {p}": (config_of(kind, precision=p), make_task) for kind in KINDS for p in ("fp32", "bf16")},
     **{f"gan {p}": (gan_config(precision=p), make_task) for p in ("fp32", "bf16")},
-    **{name: (tiny_autoencoders.config_of(name), AutoencoderTask) for name in tiny_autoencoders.RECIPES},
+    **{name: (tiny_autoencoders.config_of(name), make_task) for name in tiny_autoencoders.RECIPES},
     **{
-        f"{kind} of tokens": (pixel_config(network=kind, resolution=None), over_tokens)
+        f"{kind} of tokens": (pixel_config(network=kind, resolution=None), make_task)
         for kind in ("pixelcnn", "row_lstm")
     },
     "power average": (token_prior_config(ema="power", ema_sigma_rel=0.07), make_task),
-    "contrastive": (contrastive_config(), contrastive_task),
+    "contrastive": (contrastive_config(), make_task),
     "diffusion prior": (prior_config(dropout=0.1), prior_task),
-    "classifier": (classifier_config(dropout=0.1), classifier_task),
-    "decoder of frozen encoders": (
-        diffusion_config(
-            conditions=("text_states", "image_embedding"),
-            text_conditioning="cross_attention",
-            cond_drop="independent",
-            dropout=0.0,
-        ),
-        decoder,
-    ),
+    "classifier": (classifier_config(dropout=0.1), make_task),
+    "decoder of frozen encoders": (decoder_config(cond_drop="independent", dropout=0.0), prior_task),
 }
 
 

@@ -76,8 +76,8 @@ class Training:
         monkeypatch.setattr(ray.train, "report", queue.report)
         monkeypatch.setattr(ray.train, "get_context", lambda: queue.context)
         description = ModelDescription("unet", {}, {})
-        parts = (RankStream(iter), dict, self.recorder, Resources(), self.run, description, False)
-        job = TrainingJob(make_task, CONFIG.optimization, "base", self.run, *parts)
+        parts = (RankStream(iter), dict, self.recorder, Resources(), self.run, description)
+        job = TrainingJob(make_task, CONFIG.optimization, "base", "run", Store(str(folder)), *parts)
         options = {"stage": "base", "worker": ALONE, "recorder": self.recorder, "start_step": 0}
         self.reporter = Reporter(CONFIG.optimization, **options)
         self.saver = Saver(job, self.reporter, {}, seconds_before=0.0)

@@ -11,16 +11,15 @@ from torch import Tensor
 from components.models.bundle import NETWORKS
 from components.runtime.storage.store import Store
 from components.training.batches import to_batch
-from components.training.building import make_network
-from components.training.results import ModelDescription, write_model
-from components.training.snapshots import write_snapshots
+from components.training.learner import make_network
+from components.training.results import ModelDescription, write_model, write_snapshots
 from pipelines.planning.memory import checkpoint_bytes, device_bytes, model_bytes, step_model
 from pipelines.planning.preflight import space_of
 from pipelines.recipes.catalog import RECIPES
 from pipelines.workflow import PlannedStage
 from pipelines.workflows import build_workflow
 from tests import tiny_autoencoders
-from tests.tiny_text_image import contrastive_config, contrastive_task
+from tests.tiny_text_image import contrastive_config
 from tests.tiny_training import (
     DATASET_INFO,
     GRID,
@@ -69,7 +68,7 @@ def test_an_autoencoder_without_adversary_has_none_in_its_checkpoint():
 
 def test_a_contrastive_encoder_counts_too():
     config = contrastive_config()
-    assert checkpoint_bytes(step_model(config, DATASET_INFO)) == written(contrastive_task(config), config)
+    assert checkpoint_bytes(step_model(config, DATASET_INFO)) == written(make_task(config), config)
 
 
 def test_a_power_average_leaves_snapshots_in_its_model(tmp_path):

@@ -14,8 +14,14 @@ from components.runtime.events import MEASURES, measures_of
 from components.training.batches import to_batch
 from components.training.loop import Batch, Task, fit
 from components.training.parallel import ALONE, Worker
-from components.training.reporting import Reporter
-from components.training.speed import counted_flops, flops_measures, gpu_utilization, peak_flops, speed_measures
+from components.training.reporting import (
+    Reporter,
+    counted_flops,
+    flops_measures,
+    gpu_utilization,
+    peak_flops,
+    speed_measures,
+)
 from tests.distributed.recording import FileRecorder
 from tests.tiny_training import batches, config_of, make_task
 

@@ -10,6 +10,9 @@ from PIL import Image
 from components.training.batches import to_batch
 from components.training.loop import Task, fit
 from components.training.optim import NonFiniteError
+from tests import tiny_autoencoders
+from tests.limited_memory import network_of
+from tests.tiny_text_image import TEXT_IMAGE, decoder_config, prior_task
 from tests.tiny_training import (
     KINDS,
     assert_close,
@@ -21,23 +24,33 @@ from tests.tiny_training import (
     weights_of,
 )
 
+UNDROPPED = ("tokenizer", "dit", "contrastive", *tiny_autoencoders.RECIPES)  # these have no dropout
+FROZEN = ("decoder", "diffusion_prior")  # conditions come from frozen networks
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def trained(config: Any, **options: Any) -> Task:
-    task = make_task(config, **options)
-    fit(task, batches(config, to_batch), config.optimization)
-    return task
+def config_without_dropout(kind: str, **changes: Any) -> Any:
+    changes |= {} if kind in UNDROPPED else {"dropout": 0.0}
+    if kind in tiny_autoencoders.RECIPES:
+        start = {"codebook_init": "data"} if kind == "vq_vae_ema" else {}
+        return tiny_autoencoders.config_of(kind, **start, **changes)
+    others = {"decoder": decoder_config} | {name: make for name, (make, _) in TEXT_IMAGE.items()}
+    return others[kind](**changes) if kind in others else config_of(kind, **changes)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def made(kind: str, config: Any, **options: Any) -> Any:
+    return (prior_task if kind in FROZEN else make_task)(config, **options)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "classifier", *FROZEN])
 def test_training_moves_every_weight_and_lowers_the_loss(kind: str) -> None:
-    plain = {} if kind == "dit" else {"dropout": 0.0}
-    config = config_of(kind) if kind == "tokenizer" else config_of(kind, total_steps=40, warmup_steps=2, **plain)
-    task = make_task(config)
+    steps = {"total_steps": 60 if kind in TEXT_IMAGE else 40, "warmup_steps": 2}
+    config = config_of(kind) if kind == "tokenizer" else config_without_dropout(kind, **steps)
+    task = made(kind, config)
     before, losses = weights_of(task), []
     batch = next(batches(config, to_batch))
     for step in range(1, config.optimization.total_steps + 1):
@@ -45,45 +58,33 @@ def test_training_moves_every_weight_and_lowers_the_loss(kind: str) -> None:
     after = weights_of(task)
     still = [name for name in before if torch.equal(before[name], after[name])]
     assert not [name for name in still if "network." in name], still
+    assert not [name for name in before if "text_encoder" in name or "image_encoder" in name], "a frozen network"
     if kind != "tokenizer":  # its loss has a moving adversary
         assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *TEXT_IMAGE, "decoder", *tiny_autoencoders.RECIPES])
 def test_accumulation_equals_no_accumulation(kind: str) -> None:
-    config = config_of(kind, total_steps=6, **({} if kind in ("tokenizer", "dit") else {"dropout": 0.0}))
-    whole, parts = trained(config), trained(config, max_batch_per_device=3)
+    """So noise belongs to the sample and not to its batch."""
+    config = config_without_dropout(kind, total_steps=6)
+    whole, parts = made(kind, config), made(kind, config, max_batch_per_device=3)
+    for task in (whole, parts):
+        fit(task, batches(config, to_batch), config.optimization)
     assert_close(weights_of(parts), weights_of(whole))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_previews_and_evaluation_leave_training_as_it_is(kind: str) -> None:
+def test_previews_are_images(kind: str, tmp_path: Path) -> None:
     config = config_of(kind)
-    undisturbed, task = trained(config), make_task(config)
-    held_out = rows_at(config, range(1000, 1012))
-
-    def show(step: int, shown: Task) -> None:
-        shown.preview(held_out, step)
-        shown.evaluate(held_out)
-
-    fit(task, batches(config, to_batch), config.optimization, show=show)
-    assert_equal_bits(weights_of(task), weights_of(undisturbed))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_evaluation_repeats_itself_and_previews_are_images(kind: str, tmp_path: Path) -> None:
-    config = config_of(kind)
-    task, held_out = make_task(config), rows_at(config, range(1000, 1012))
-    assert task.evaluate(held_out) == task.evaluate(held_out)
-    for name, png in task.preview(held_out, 1).items():
+    for name, png in make_task(config).preview(rows_at(config, range(1000, 1012)), 1).items():
         (tmp_path / f"{name}.png").write_bytes(png)
         assert Image.open(tmp_path / f"{name}.png").size[0] == 8 * 64
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "classifier", "diffusion_prior"])
 def test_a_single_non_finite_batch_changes_nothing_and_several_stop_the_run(kind: str) -> None:
-    config = config_of(kind)
-    task = make_task(config)
+    config = config_without_dropout(kind)
+    task = made(kind, config)
     batch = next(batches(config, to_batch))
     task.train_step(batch, 1)
     before = weights_of(task)
@@ -99,15 +100,11 @@ def test_a_single_non_finite_batch_changes_nothing_and_several_stop_the_run(kind
 def poison_weights(task: Task) -> None:
     """Make one tensor of the network infinite: the loss and all gradients are then NaN."""
     with torch.no_grad():
-        next(iter(learner(task).network.parameters())).fill_(float("inf"))
+        next(iter(network_of(task).parameters())).fill_(float("inf"))
 
 
 def heal_weights(task: Task, weights: dict[str, torch.Tensor]) -> None:
     prefix = "generator.network." if hasattr(task, "generator") else "network."
-    first = next(iter(learner(task).network.named_parameters()))
+    name, parameter = next(iter(network_of(task).named_parameters()))
     with torch.no_grad():
-        first[1].copy_(weights[prefix + first[0]])
-
-
-def learner(task: Task) -> Any:
-    return task.generator if hasattr(task, "generator") else task.learner
+        parameter.copy_(weights[prefix + name])

@@ -1,25 +1,13 @@
 """Laws of the trainings behind frozen encoders and of the classifier, without Ray."""
 
-from typing import Any
-
 import pytest
 import torch
 
+from components.training.augmentation import dropped_conditions
 from components.training.batches import to_batch
-from components.training.conditioning import dropped_conditions
 from components.training.frozen import encoded
-from components.training.loop import Task, fit
-from tests.tiny_text_image import (
-    PRIOR_DATASET_INFO,
-    classifier_config,
-    classifier_task,
-    frozen_contrastive,
-    prior_config,
-    prior_task,
-)
-from tests.tiny_training import assert_close, batches, rows_at, weights_of
-
-KINDS = {"prior": (prior_config, prior_task), "classifier": (classifier_config, classifier_task)}
+from tests.tiny_text_image import PRIOR_DATASET_INFO, classifier_config, frozen_contrastive, prior_config, prior_task
+from tests.tiny_training import batches, make_task, rows_at, weights_of
 
 
 @pytest.fixture(autouse=True)
@@ -27,36 +15,9 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def trained(kind: str, changes: dict[str, Any] | None = None, **options: Any) -> Task:
-    make_config, make_task = KINDS[kind]
-    config = make_config(**(changes or {}))
-    task = make_task(config, **options)
-    fit(task, batches(config, to_batch), config.optimization)
-    return task
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_accumulation_equals_no_accumulation(kind: str) -> None:
-    changes = {"total_steps": 6}
-    assert_close(weights_of(trained(kind, changes, max_batch_per_device=3)), weights_of(trained(kind, changes)))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_training_moves_every_weight_and_lowers_the_loss(kind: str) -> None:
-    make_config, make_task = KINDS[kind]
-    config = make_config(total_steps=60, warmup_steps=2, weight_decay=0.0)
-    task = make_task(config)
-    before, batch, losses = weights_of(task), next(batches(config, to_batch)), []
-    for step in range(1, config.optimization.total_steps + 1):
-        losses.append(float(task.train_step(batch, step)["loss"]))
-    after = weights_of(task)
-    assert not [name for name in before if "network." in name and torch.equal(before[name], after[name])]
-    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
-
-
 def test_a_classifier_of_clean_images_sees_no_noise() -> None:
     for noisy in (True, False):
-        task = classifier_task(classifier_config(noisy=noisy))
+        task = make_task(classifier_config(noisy=noisy))
         batch = next(batches(task.config, to_batch))
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -71,12 +32,12 @@ def test_a_classifier_of_clean_images_sees_no_noise() -> None:
 
 
 def test_accuracy_is_measured_at_several_levels_and_repeats_itself() -> None:
-    task = classifier_task(classifier_config())
+    task = make_task(classifier_config())
     rows = rows_at(task.config, range(1000, 1012))
     metrics = task.evaluate(rows)
     assert metrics == task.evaluate(rows)
     assert {"held_out_accuracy", "held_out_accuracy_25", "held_out_accuracy_75"} < {*metrics}
-    assert "held_out_accuracy_25" not in classifier_task(classifier_config(noisy=False)).evaluate(rows)
+    assert "held_out_accuracy_25" not in make_task(classifier_config(noisy=False)).evaluate(rows)
 
 
 def test_frozen_encoders_add_columns_and_their_nulls() -> None:

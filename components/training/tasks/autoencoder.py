@@ -7,15 +7,14 @@ Shapes: B batch, H W pixels, O channels of the decoder's output, h w latent grid
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from components.configuration.conditions import IMAGES, DatasetInfo
 from components.configuration.trainings import AutoencoderTraining
-from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import Encoded, GumbelQuantizer
 from components.models.losses.adversarial import (
     GeneratorLoss,
@@ -34,16 +33,12 @@ from components.models.quantizer import (
     draw_latents,
     gather_over_ranks,
 )
-from components.training.batches import png_grid, to_batch, with_positions
-from components.training.building import make_discriminator, make_network
-from components.training.learner import Learner, accumulated, below, held_out_parts, initialized, split
+from components.training.learner import AdversarialTask, add, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.optim import kl_weight_at, temperature_at
-from components.training.parallel import ALONE, Worker, average
+from components.training.parallel import average
 from components.training.perceptual_weights import load_perceptual_loss
 from components.training.randomness import sample_gumbel, sample_normal, step_generator
-
-PREVIEW_SAMPLES = 8
 
 
 class Losses(NamedTuple):
@@ -55,40 +50,21 @@ class Losses(NamedTuple):
     nll_loss: Tensor  # reconstruction + weighted perceptual
 
 
-class Judgement(NamedTuple):
-    """Losses by the discriminator over a part of a batch, each () and fp32."""
-
-    adversarial_loss: Tensor  # of the generator
-    discriminator_loss: Tensor
-
-
-class AutoencoderTask:
+class AutoencoderTask(AdversarialTask):
     """Autoencoder and, with an adversarial weight, discriminator. Only the autoencoder is stored.
+    An EMA codebook moves after each step taken."""
 
-    An EMA codebook moves after each step taken.
-    """
+    config: AutoencoderTraining
+    previews = "reconstructions"
 
-    max_batch: int | None = None
-    parts_matter: bool = False
-
-    def __init__(
-        self, config: AutoencoderTraining, *, dataset_info: DatasetInfo = IMAGES, worker: Worker = ALONE
-    ) -> None:
-        self.config, self.worker = config, worker
-        self.seed = config.optimization.seed
-        with initialized(config.optimization.seed, worker):
-            autoencoder = make_network(config, dataset_info)
-            discriminator = make_discriminator(config, dataset_info)
-        self.discriminator: Learner[Any] | None = None
-        if discriminator is not None:
-            discriminator.to(memory_format=torch.channels_last)
-            self.discriminator = Learner(discriminator, config=config.optimization, worker=worker, averaged=False)
-        autoencoder.to(memory_format=torch.channels_last)
-        self.generator = Learner(autoencoder, config=config.optimization, worker=worker)
-        network = config.losses.perceptual_network if config.losses.perceptual_weight > 0 else "none"
-        self.perceptual = load_perceptual_loss(network, weights_uri=config.losses.perceptual_weights_uri)
+    def make_learners(self) -> None:
+        super().make_learners()
+        losses = self.config.losses
+        network = losses.perceptual_network if losses.perceptual_weight > 0 else "none"
+        self.perceptual = load_perceptual_loss(network, weights_uri=losses.perceptual_weights_uri)
         if self.perceptual is not None:
-            self.perceptual.to(worker.device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+            device = self.worker.device
+            self.perceptual.to(device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """Train both networks on the same reconstructions.
@@ -96,16 +72,15 @@ class AutoencoderTask:
         The discriminator learns from step 1: an untrained discriminator would ruin reconstructions when the generator
         begins to use its gradients (taming-transformers issue 93).
         """
-        learners = [self.generator] if self.discriminator is None else [self.generator, self.discriminator]
         if step == 1:
             self.start_codes(batch)
         in_parts = self.max_batch is not None and self.max_batch < len(batch["position"])
         ratio = self.adaptive_weight_of(batch, step) if in_parts and self.is_heard(step) else None
         totals: Metrics = {}
         latents: list[Encoded] = []
-        for part, share in accumulated(batch, *learners, max_batch=self.max_batch, step=step):
+        for part, share in self.accumulated(batch, *self.learners.values(), step=step):
             metrics, encoded = self.backward(part, share, step=step, ratio=ratio)
-            totals = {name: totals.get(name, 0.0) + value.detach() * share for name, value in metrics.items()}
+            add(totals, metrics, share)
             latents.append(encoded)
         taken, norm = self.generator.update(step)
         if self.discriminator is not None:
@@ -116,20 +91,24 @@ class AutoencoderTask:
 
     def backward(self, part: Batch, share: float, *, step: int, ratio: Tensor | None) -> tuple[Metrics, Encoded]:
         """Add the gradients of a part to both networks.
-
-        `ratio` is the adaptive weight of the whole batch; None: of the part.
-        """
+        `ratio` is the adaptive weight of the whole batch; None: of the part."""
         with self.generator.autocast():
             losses = self.losses(part, self.generator.forward, self.draws(part, step=step))
         loss, metrics = losses.nll_loss, dict(losses.terms)
         if self.discriminator is not None:
             with self.generator.autocast():
-                judgement = self.judge(part["image"], losses.output, self.discriminator.forward, step=step)
-            balanced = self.balance(losses, judgement, step=step, ratio=ratio)
-            self.discriminator.backward(judgement.discriminator_loss * share, retain_graph=True)
+                judged = self.judge(part["image"], losses.output, self.discriminator.forward, step=step)
+            balanced = self.balance(losses, judged["adversarial_loss"], step=step, ratio=ratio)
+            self.discriminator.backward(judged["discriminator_loss"] * share, retain_graph=True)
             loss = balanced.loss
-            metrics |= {**judgement._asdict(), "adaptive_weight": balanced.adaptive_weight}
-        weights = self.weights_at(step)
+            metrics |= {**judged, "adaptive_weight": balanced.adaptive_weight}
+        # Reconstruction is a mean over the 3 H W values of an image, so the KL divergence, in nats an image, is divided
+        # by as many: with kl_weight 1 their sum is the bound a dimension.
+        weights = {
+            "codebook_loss": 1.0,
+            "commitment_loss": self.config.losses.commitment_cost,
+            "kl_loss": kl_weight_at(self.config.losses, step) / (3 * self.config.data.resolution**2),
+        }
         for name, value in losses.encoded.losses.items():
             loss = loss + weights[name] * value
         self.generator.backward(loss * share)
@@ -146,38 +125,32 @@ class AutoencoderTask:
             nll_loss = nll_loss + self.config.losses.perceptual_weight * terms["perceptual_loss"]
         return Losses(output, encoded, terms | encoded.losses, nll_loss)
 
-    def judge(self, image: Tensor, output: Tensor, discriminator: nn.Module, *, step: int) -> Judgement:
-        """Losses of both sides by a single pass of the discriminator over real and reconstructed images.
-
-        The discriminator's norms keep images apart, so the pass equals two.
-        """
+    def judge(self, image: Tensor, output: Tensor, discriminator: nn.Module, *, step: int) -> Metrics:
+        """Losses of both sides, () fp32, by a pass of the discriminator over real and reconstructed images.
+        The discriminator's norms keep images apart, so the pass equals two."""
         judged = self.decoded(output if self.is_heard(step) else output.detach())
         real_logits, fake_logits = discriminator(torch.cat([image.to(judged.dtype), judged])).chunk(2)
-        return Judgement(
-            adversarial_loss=generator_loss(fake_logits),
-            discriminator_loss=hinge_discriminator_loss(real_logits, fake_logits=fake_logits),
-        )
+        discriminator_loss = hinge_discriminator_loss(real_logits, fake_logits=fake_logits)
+        return {"adversarial_loss": generator_loss(fake_logits), "discriminator_loss": discriminator_loss}
 
-    def balance(self, losses: Losses, judgement: Judgement, *, step: int, ratio: Tensor | None) -> GeneratorLoss:
+    def balance(self, losses: Losses, adversarial: Tensor, *, step: int, ratio: Tensor | None) -> GeneratorLoss:
         """Reconstruction and perceptual loss, and from discriminator_start on the adversarial loss."""
         weight = self.config.losses.adversarial_weight
         if not self.is_heard(step):
             return GeneratorLoss(losses.nll_loss, torch.zeros_like(losses.nll_loss))
         if ratio is not None:
-            return GeneratorLoss(losses.nll_loss + weight * ratio * judgement.adversarial_loss, ratio)
+            return GeneratorLoss(losses.nll_loss + weight * ratio * adversarial, ratio)
         return balanced_generator_loss(
             losses.output,
             nll_loss=losses.nll_loss,
-            adversarial_loss=judgement.adversarial_loss,
+            adversarial_loss=adversarial,
             last_layer=self.generator.network.last_layer,
             adversarial_weight=weight,
         )
 
     def adaptive_weight_of(self, batch: Batch, step: int) -> Tensor:
         """The adaptive weight (Esser et al., 2021, equation 7) of a batch taken in parts.
-
-        A ratio of norms of the whole batch's gradients, so it takes a pass over all parts before the real one.
-        """
+        A ratio of norms of the whole batch's gradients, so it takes a pass over all parts before the real one."""
         assert self.discriminator is not None
         last_layer = self.generator.network.last_layer
         sums = [torch.zeros_like(last_layer), torch.zeros_like(last_layer)]
@@ -185,8 +158,8 @@ class AutoencoderTask:
             share = len(part["position"]) / len(batch["position"])
             with self.generator.autocast():
                 losses = self.losses(part, self.generator.network, self.draws(part, step=step))
-                judgement = self.judge(part["image"], losses.output, self.discriminator.network, step=step)
-            for total, loss in zip(sums, (losses.nll_loss, judgement.adversarial_loss), strict=True):
+                judged = self.judge(part["image"], losses.output, self.discriminator.network, step=step)
+            for total, loss in zip(sums, (losses.nll_loss, judged["adversarial_loss"]), strict=True):
                 total += torch.autograd.grad(loss, last_layer, retain_graph=True)[0] * share
         nll_gradient, adversarial_gradient = (average(total, self.worker) for total in sums)
         return adaptive_weight(nll_gradient, adversarial_gradient=adversarial_gradient)
@@ -194,18 +167,6 @@ class AutoencoderTask:
     def is_heard(self, step: int) -> bool:
         """True if the adversarial loss counts in `step`."""
         return self.discriminator is not None and step > self.config.losses.discriminator_start
-
-    def weights_at(self, step: int) -> dict[str, float]:
-        """Weights of the bottleneck's losses in `step`.
-
-        Reconstruction is a mean over the 3 H W values of an image, so the KL divergence, in nats an image, is divided
-        by as many: with kl_weight 1 their sum is the bound a dimension.
-        """
-        return {
-            "codebook_loss": 1.0,
-            "commitment_loss": self.config.losses.commitment_cost,
-            "kl_loss": kl_weight_at(self.config.losses, step) / (3 * self.config.data.resolution**2),
-        }
 
     def draws(self, part: Batch, *, step: int | None) -> dict[str, Tensor | float]:
         """Random arguments of the bottleneck for a part; step None: of an evaluation, with hard codes."""
@@ -240,9 +201,7 @@ class AutoencoderTask:
 
     def update_codebook(self, parts: list[Encoded], step: int, taken: Tensor) -> Metrics:
         """Move an EMA codebook by the latents of the whole batch, if the step was taken.
-
-        Other bottlenecks have no such codebook, and no metrics.
-        """
+        Other bottlenecks have no such codebook, and no metrics."""
         quantizer = self.generator.network.bottleneck
         if not isinstance(quantizer, EMAQuantizer):
             return {}
@@ -252,22 +211,8 @@ class AutoencoderTask:
             generator=step_generator(self.seed, step, stream="codebook"),
             taken=taken,
         )
-        # Of the codes' running counts: over the last 1 / (1 - codebook_decay) batches of all ranks.
-        perplexity = codebook_perplexity(quantizer.ema_count)
+        perplexity = codebook_perplexity(quantizer.ema_count)  # over 1 / (1 - codebook_decay) batches of all ranks
         return {"dead_codes": dead.float(), "codebook_perplexity": perplexity.float()}
-
-    def state_dict(self) -> dict[str, Any]:
-        weights = {f"generator.{name}": tensor for name, tensor in self.generator.weights().items()}
-        state: dict[str, Any] = {"weights": weights, "generator": self.generator.progress()}
-        if self.discriminator is not None:
-            weights |= {f"discriminator.{name}": tensor for name, tensor in self.discriminator.weights().items()}
-            state["discriminator"] = self.discriminator.progress()
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.generator.restore(below("generator.", state["weights"]), state["generator"])
-        if self.discriminator is not None:
-            self.discriminator.restore(below("discriminator.", state["weights"]), state["discriminator"])
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
@@ -276,17 +221,11 @@ class AutoencoderTask:
         With codes also usage and perplexity of the codebook; with a reconstruction that is a probability of 8-bit
         values also the bound in bits per dimension.
         """
-        batch = with_positions(to_batch(held_out, self.worker.device))
-        network = self.generator.snapshot()
-        totals: dict[str, float] = {}
-        indices = []
-        for part in held_out_parts(batch, self.generator, max_batch=self.max_batch):
+        network, indices, totals = self.generator.snapshot(), list[Tensor](), dict[str, float]()
+        for part, share in self.held_out_parts(held_out):
             losses = self.losses(part, network, self.draws(part, step=None))
-            share = len(part["position"]) / len(batch["position"])
-            for name, value in losses.terms.items():
-                totals[name] = totals.get(name, 0.0) + float(value) * share
-            if losses.encoded.indices is not None:
-                indices.append(losses.encoded.indices)
+            add(totals, {name: float(value) for name, value in losses.terms.items()}, share)
+            indices += [] if losses.encoded.indices is None else [losses.encoded.indices]
         metrics = {f"held_out_{name}": value for name, value in totals.items()}
         if indices:
             histogram = codebook_histogram(torch.cat(indices), codebook_size=network.codebook_size)
@@ -309,19 +248,13 @@ class AutoencoderTask:
             nats = math.prod(network.grid) * math.log(network.codebook_size)
         return (terms["reconstruction_loss"] + nats / (3 * self.config.data.resolution**2)) / math.log(2)
 
-    @torch.no_grad()
-    def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
+    def shown(self, parts: Iterator[Batch]) -> Iterator[list[Tensor]]:
         """Held-out images above their reconstructions; for a Gaussian, images of its prior below."""
-        batch = with_positions(to_batch({"image": held_out["image"][:PREVIEW_SAMPLES]}, self.worker.device))
-        network, parts = self.generator.snapshot(), held_out_parts(batch, self.generator, max_batch=self.max_batch)
-        rows = [torch.cat(row) for row in zip(*(self.shown(network, part) for part in parts), strict=True)]
-        return {"reconstructions": png_grid(torch.cat(rows), columns=len(batch["image"]))}
-
-    def shown(self, network: Autoencoder, part: Batch) -> list[Tensor]:
-        """The rows of a preview, each (B, 3, H, W)."""
-        rows = [part["image"], network.reconstruct(part["image"])]
-        if self.config.network.bottleneck.kind == "gaussian":
-            draws = {"shape": network.latent_shape, "device": self.worker.device}
-            z = sample_normal(self.seed, part["position"], stream="preview", **draws)
-            rows.append(network.decode(z))
-        return rows
+        network = self.generator.snapshot()
+        for part in parts:
+            rows = [part["image"], network.reconstruct(part["image"])]
+            if self.config.network.bottleneck.kind == "gaussian":
+                shape, device = network.latent_shape, self.worker.device
+                z = sample_normal(self.seed, part["position"], stream="preview", shape=shape, device=device)
+                rows.append(network.decode(z))
+            yield rows

@@ -1,100 +1,90 @@
-"""Training of diffusion models, base or upsampler (Ho et al., 2020, 2022; Hang et al., 2023).
+"""Training of diffusion models (Ho et al., 2020, 2022; Hang et al., 2023).
 
-Shapes: B batch, H W pixels of x_0.
+They are bases, upsamplers, or models from image to image: a single network for several degradations, Palette (Saharia
+et al., 2022). DALL-E 2's diffusion prior (Ramesh et al., 2022, section 2.2) predicts image embeddings, by a frozen
+encoder of the batch's images, from noised embeddings and a text, by mean squared error.
+
+Shapes: B batch, H W pixels of x_0, S resolution, E embedding_dim, L text length, T features of a text's state.
 """
 
-from collections.abc import Sequence
-from typing import Any, TypeGuard
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from components.configuration.conditions import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.processes import DiscreteProcess
 from components.configuration.sampling import NOISE_LEVEL
+from components.configuration.trainings import DiffusionPriorTraining
 from components.models.devices import to_device
 from components.models.diffusion.corruption import augment_low_res, downsample, quantize_8_bit, upsample
+from components.models.diffusion.degradation import (
+    NUMBERS,
+    Degraded,
+    add_noise_in_mask,
+    degrade,
+    denoise_in_mask,
+    loss_in_mask,
+)
 from components.models.diffusion.guidance import guide
-from components.models.diffusion.objective import Network, make_objective
+from components.models.diffusion.objective import Network
 from components.models.diffusion.samplers import Denoise, sample
 from components.models.diffusion.schedule import Schedule, make_schedule
 from components.models.diffusion.timestep_sampling import LossHistory, draw_timesteps, empty_history, record
-from components.training.augmentation import cropped, draw_windows
-from components.training.batches import png_grid, to_batch, with_positions
-from components.training.building import make_network
-from components.training.conditioning import conditions_of, dropped_conditions, null_conditions
-from components.training.frozen import Latents, LoadEncoder, encoded
-from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, initialized
-from components.training.loop import Arrays, Batch, Metrics
-from components.training.parallel import ALONE, Worker, gather
-from components.training.randomness import sample_integers, sample_normal, sample_uniform
+from components.training.augmentation import cropped, draw_windows, null_conditions
+from components.training.frozen import Latents
+from components.training.learner import LearnerTask
+from components.training.loop import Batch, Metrics
+from components.training.parallel import gather
+from components.training.randomness import sample_integers, sample_normal, sample_uniform, sample_uniforms
 
-PREVIEW_SAMPLES, PREVIEW_STEPS, PREVIEW_SCALE = 8, 20, 2.0
+PREVIEW_STEPS, PREVIEW_SCALE = 20, 2.0
 
 
-class DiffusionTask(LearnerTask[Any]):
+class DiffusionTask(LearnerTask):
     """Trains a network to undo noise.
+    Frozen networks add conditions, or put latents in the place of images."""
 
-    `load_encoders` add the conditions from frozen networks, or put latents in the place of images.
-    """
+    config: DiffusionTraining
 
-    def __init__(
-        self,
-        config: DiffusionTraining,
-        *,
-        dataset_info: DatasetInfo,
-        load_encoders: Sequence[LoadEncoder] = (),
-        worker: Worker = ALONE,
-    ) -> None:
-        self.config, self.dataset_info, self.worker = config, dataset_info, worker
-        self.seed, self.parts_matter = config.optimization.seed, getattr(config.network, "dropout", 0.0) > 0
-        self.encoders = [load(worker.device) for load in load_encoders]
-        self.objective = make_objective(config.process.objective())
+    def make_learners(self) -> None:
+        process, low_res = self.config.process, self.config.low_res
         self.augmentation: Schedule | None = None
-        if config.low_res is not None:
-            name, steps = config.low_res.augmentation_schedule, config.low_res.augmentation_steps
-            self.augmentation = make_schedule(name, num_train_timesteps=steps)  # once: tables then stay on the device
-        process = config.process
-        self.history = empty_history(process.num_train_timesteps, worker.device) if is_loss_aware(process) else None
+        if low_res is not None:  # once: tables then stay on the device
+            name, steps = low_res.augmentation_schedule, low_res.augmentation_steps
+            self.augmentation = make_schedule(name, num_train_timesteps=steps)
+        self.history: LossHistory | None = None
+        if isinstance(process, DiscreteProcess) and process.timestep_sampling == "loss_aware":
+            self.history = empty_history(process.num_train_timesteps, self.worker.device)
         self.drawn: list[Tensor] = []  # of this step's parts: timesteps and losses (2, B)
-        with initialized(config.optimization.seed, worker):
-            network = make_network(config, dataset_info)
-        self.learner = Learner(network, config=config.optimization, worker=worker)
+        super().make_learners()
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
-        total = torch.zeros((), device=self.worker.device)
-        for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
-            loss = self.loss(encoded(part, self.encoders)) * share
-            self.learner.backward(loss)
-            total += loss.detach()
-        norm = self.learner.step(step)
-        self.record_losses()
-        return {"loss": total, "grad_norm": norm}
+        """Take a step, and record the losses of all ranks, in the order of the stream, for equal histories."""
+        metrics = super().train_step(batch, step)
+        if self.history is not None:
+            drawn = gather(torch.cat(self.drawn, dim=1).T, self.worker)  # (B, 2) of the global batch
+            self.history = record(self.history, timesteps=drawn[:, 0].long(), losses=drawn[:, 1])
+            self.drawn = []
+        return metrics
 
-    def loss(self, batch: Batch) -> Tensor:
-        """The objective's loss (Ho et al., 2020, algorithm 1), a scalar; loss-aware times are reweighted."""
-        batch, cond = self.crop(batch)
-        conditions = dropped_conditions(batch, self.config.conditioning, self.dataset_info, seed=self.seed) | cond
+    def part_losses(self, part: Batch) -> Metrics:
+        """The objective's loss (Ho et al., 2020, algorithm 1); loss-aware times are reweighted."""
+        batch, cond = self.crop(part)
         time, weight = self.sample_timesteps(batch["position"])
-        losses = self.losses(self.learner.forward, batch, conditions, time)
+        losses = self.losses(self.learner.forward, batch, self.dropped(batch) | cond, time)
         if weight is None:
-            return losses.mean()
+            return {"loss": losses.mean()}
         self.drawn.append(torch.stack([time.double(), losses.detach().double()]))
-        return (weight * losses).mean()
+        return {"loss": (weight * losses).mean()}
 
     def sample_timesteps(self, position: Tensor) -> tuple[Tensor, Tensor | None]:
         """Times (B,) of a step, and None; for loss-aware recipes times by past losses, and weights (B,)."""
         if self.history is None:
             return self.uniform_timesteps(position), None
         return draw_timesteps(self.history, self.uniform(position))
-
-    def record_losses(self) -> None:
-        """Record the losses of all ranks, in the order of the stream, for equal histories on all ranks."""
-        if self.history is not None:
-            drawn = gather(torch.cat(self.drawn, dim=1).T, self.worker)  # (B, 2) of the global batch
-            self.history = record(self.history, timesteps=drawn[:, 0].long(), losses=drawn[:, 1])
-            self.drawn = []
 
     def uniform_timesteps(self, position: Tensor) -> Tensor:
         """Uniform times of training (B,), from (seed, position) alone."""
@@ -123,9 +113,7 @@ class DiffusionTask(LearnerTask[Any]):
 
     def crop(self, batch: Batch, noise_level: int | None = None) -> tuple[Batch, dict[str, Tensor]]:
         """The batch, and conditioning images for the network, with noise augmentation.
-
-        Both are cut to windows where the recipe has a crop_size, before any noise is drawn.
-        """
+        Both are cut to windows where the recipe has a crop_size, before any noise is drawn."""
         data, cond = self.config.data, self.conditioning_images(batch)
         if data.crop_size is not None:
             windows = draw_windows(self.seed, batch["position"], resolution=data.resolution, size=data.crop_size)
@@ -166,49 +154,34 @@ class DiffusionTask(LearnerTask[Any]):
             history = {name: to_device(tensor, self.worker.device) for name, tensor in state["history"].items()}
             self.history, self.drawn = LossHistory(**history), []
 
-    @torch.no_grad()
-    def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Loss of the averaged weights on held-out images with all conditions, at timesteps that never change."""
-        batch = with_positions(to_batch(held_out, self.worker.device))
-        network, total = self.learner.snapshot(), 0.0
-        for plain in held_out_parts(batch, self.learner, max_batch=self.max_batch):
-            part, cond = self.crop(encoded(plain, self.encoders))
-            conditions = conditions_of(part, self.config.conditioning.conditions) | cond
-            total += float(self.losses(network, part, conditions, self.uniform_timesteps(part["position"])).sum())
-        return {"held_out_loss": total / len(batch["position"])}
+    def measures(self, network: Network, part: Batch) -> Metrics:
+        """Loss with all conditions, at timesteps that never change."""
+        batch, cond = self.crop(part)
+        losses = self.losses(network, batch, self.conditions(batch) | cond, self.uniform_timesteps(batch["position"]))
+        return {"held_out_loss": losses.mean()}
 
-    @torch.no_grad()
-    def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Samples under the conditions of held-out images; an upsampler's below its low-res images."""
-        first = {name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}
-        batch = with_positions(to_batch(first, self.worker.device))
-        parts = held_out_parts(batch, self.learner, max_batch=self.max_batch)
-        rows = [torch.cat(row) for row in zip(*(self.shown(encoded(p, self.encoders)) for p in parts), strict=True)]
-        return {"samples": png_grid(torch.cat(rows), columns=len(rows[0]))}
-
-    def shown(self, batch: Batch) -> list[Tensor]:
-        """The rows of a preview, each (B, 3, H, W)."""
-        samples = self.sample(batch)
-        for encoder in self.encoders:
-            samples = encoder.images(samples) if isinstance(encoder, Latents) else samples
-        if self.config.low_res is None:
-            return [samples]
-        batch, cond = self.crop(batch, self.preview_noise_level)
-        return [cond["low_res"], samples, batch["image"]]
+    def shown(self, parts: Iterator[Batch]) -> Iterator[list[Tensor]]:
+        """Samples under held-out conditions; an upsampler's between its low-res images and originals."""
+        for part in parts:
+            samples = self.sample(part)
+            for encoder in self.encoders:
+                samples = encoder.images(samples) if isinstance(encoder, Latents) else samples
+            if self.config.low_res is None:
+                yield [samples]
+            else:
+                batch, cond = self.crop(part, self.preview_noise_level)
+                yield [cond["low_res"], samples, batch["image"]]
 
     def sample(self, batch: Batch) -> Tensor:
         """Samples (B, 3, H, W) in [-1, 1] by DDIM under the batch's conditions.
-
-        Noise is the same at each preview.
-        """
+        Noise is the same at each preview."""
         batch, cond = self.crop(batch, self.preview_noise_level)
         scale = PREVIEW_SCALE if self.config.low_res is None else 1.0
         return self.ddim(self.guided(batch, cond, scale), batch)
 
     def guided(self, batch: Batch, cond: dict[str, Tensor], scale: float) -> Denoise:
         """The averaged network under the batch's conditions, at a guidance scale."""
-        conditioning = self.config.conditioning
-        condition, null = conditions_of(batch, conditioning.conditions) | cond, {}
+        conditioning, condition, null = self.config.conditioning, self.conditions(batch) | cond, {}
         if conditioning.cond_drop_prob > 0:  # conditions that were never dropped have no null to guide away from
             null = null_conditions(batch, conditioning.conditions, num_classes=self.dataset_info.num_classes)
         return guide(self.objective, self.learner.snapshot(), condition, null, scale)
@@ -234,6 +207,92 @@ class DiffusionTask(LearnerTask[Any]):
         return 0 if self.config.low_res is None else min(NOISE_LEVEL, self.config.low_res.max_noise_level)
 
 
-def is_loss_aware(process: object) -> TypeGuard[DiscreteProcess]:
-    """True if times of training are drawn by their past losses."""
-    return isinstance(process, DiscreteProcess) and process.timestep_sampling == "loss_aware"
+class ImageToImageTask(DiffusionTask):
+    """A diffusion task conditioned on a degraded image, with a loss inside the mask alone.
+
+    Batches hold `task` (B,), places in the configuration's tasks, and `condition_image`, the images after JPEG where
+    JPEG is the task: see `components.data.images.degrade`. All else is made here, by (seed, position).
+    """
+
+    def degraded(self, batch: Batch) -> Degraded:
+        """The degraded images of a batch, with masks."""
+        degradation, image, position = self.config.degradation, batch["image"], batch["position"]
+        assert degradation is not None  # or `diffusion_task` makes another task
+        return degrade(
+            image,
+            batch["condition_image"],
+            tasks=[degradation.tasks[place] for place in batch["task"].tolist()],
+            numbers=sample_uniforms(self.seed, position, stream="degradation", shape=(NUMBERS,)),
+            noise=self.normal(position, stream="mask_noise", like=image),
+            mask_area=degradation.mask_area,
+            factors=degradation.super_resolution_factors,
+        )
+
+    def conditioning_images(self, batch: Batch) -> dict[str, Tensor]:
+        """`condition_image` (B, 4, S, S), never dropped: the model works on nothing else."""
+        return {"condition_image": self.degraded(batch).condition}
+
+    def losses(self, network: Network, batch: Batch, conditions: dict[str, Tensor], time: Tensor) -> Tensor:  # (B,)
+        """Losses of `DiffusionTask` (B,) over the mask, where alone x_t is noisy."""
+        x_0, mask = batch["image"], conditions["condition_image"][:, 3:]
+        noise = self.normal(batch["position"], stream="noise", like=x_0)
+        x_t = add_noise_in_mask(self.objective, x_0, noise, time, mask).contiguous(memory_format=torch.channels_last)
+        with self.learner.autocast():
+            output = self.objective.apply(network, x_t, time, **conditions)
+        return loss_in_mask(self.objective, output, x_0=x_0, noise=noise, x_t=x_t, time=time, mask=mask)
+
+    def shown(self, parts: Iterator[Batch]) -> Iterator[list[Tensor]]:
+        """Degraded images, restored images, originals."""
+        for part in parts:
+            yield [self.degraded(part).image, self.sample(part), part["image"]]
+
+    def sample(self, batch: Batch) -> Tensor:
+        """Restored images of the batch, (B, 3, S, S), from equal noise at each preview."""
+        image, cond = batch["image"], self.conditioning_images(batch)
+        mask = cond["condition_image"][:, 3:]
+        network = self.guided(batch, cond, PREVIEW_SCALE if self.config.conditioning.conditions else 1.0)
+        restored = self.ddim(denoise_in_mask(network, image, mask), batch)
+        return torch.where(mask > 0, restored, image)
+
+
+def diffusion_task(config: DiffusionTraining, **placed: Any) -> DiffusionTask:
+    """The task of a diffusion model: an `ImageToImageTask` for a recipe with degradations."""
+    return (DiffusionTask if config.degradation is None else ImageToImageTask)(config, **placed)
+
+
+class DiffusionPriorTask(LearnerTask):
+    """Trains a transformer to predict the image embedding under a text.
+    Frozen networks add the columns image_embedding, text_states and text_embedding, and the null of the last two."""
+
+    config: DiffusionPriorTraining
+
+    def part_losses(self, part: Batch) -> Metrics:
+        return {"loss": self.losses(self.learner.forward, part, self.dropped(part)).mean()}
+
+    def losses(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
+        """Mean squared error of each embedding, (B,), at times and with noise (B, E) of its position."""
+        seed, position, x_0 = self.seed, batch["position"], batch["image_embedding"]
+        time = self.objective.times(sample_uniform(seed, position, stream="timestep", device=x_0.device))
+        noise = sample_normal(seed, position, stream="noise", shape=tuple(x_0.shape[1:]), device=x_0.device)
+        x_t = self.objective.add_noise(x_0, noise, time)
+        with self.learner.autocast():
+            output = self.objective.apply(network, x_t, time, **conditions)
+        return self.objective.loss(output.float(), x_0=batch["image_embedding"], noise=noise, x_t=x_t, time=time)
+
+    def measures(self, network: nn.Module, part: Batch) -> Metrics:
+        """Loss, and two cosines with the image's embedding.
+        The cosines are those of the prior's guess from pure noise in one step, and of the text's embedding."""
+        conditions, x_0 = self.conditions(part), part["image_embedding"]
+        return {
+            "held_out_loss": self.losses(network, part, conditions).mean(),
+            "held_out_prior_cosine": F.cosine_similarity(self.guess(network, part, conditions), x_0).mean(),
+            "held_out_text_cosine": F.cosine_similarity(part["text_embedding"], x_0).mean(),
+        }
+
+    def guess(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
+        """The network's prediction from pure noise, near the mean embedding under the text, (B, E)."""
+        position, shape, device = batch["position"], batch["image_embedding"].shape[1:], self.worker.device
+        time = self.objective.times(torch.full(position.shape, 1 - 2**-24, device=device))
+        noise = sample_normal(self.seed, position, stream="guess", shape=tuple(shape), device=device)
+        output = self.objective.apply(network, noise, time, **conditions)
+        return self.objective.predict_x_0(output, x_t=noise, time=time)

@@ -12,22 +12,19 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
-from components.configuration.conditions import DatasetInfo
 from components.configuration.trainings import GANTraining
 from components.models.gan import GANGenerator, estimate_statistics, settle_spectral_norms
 from components.models.losses.adversarial import DRAWS, augment, generator_loss, hinge_discriminator_loss
-from components.training.batches import png_grid, to_batch, with_positions
-from components.training.building import make_discriminator, make_network
-from components.training.learner import Learner, accumulated, below, held_out_parts, initialized
+from components.training.batches import png_grid
+from components.training.learner import PREVIEW_SAMPLES, AdversarialTask, add, split
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.parallel import ALONE, Worker
 from components.training.randomness import sample_integers, sample_normal, sample_uniform
 
-PREVIEW_SAMPLES, PREVIEW_ROWS = 8, 10
+PREVIEW_ROWS = 10
 STATISTICS_BATCHES, STATISTICS_BATCH = 16, 64  # of noise, to estimate the statistics of batch norms
 
 
-class GANTask:
+class GANTask(AdversarialTask):
     """Generator against discriminator. Only the averaged generator is stored.
 
     Batch norm sees the batches of all ranks together, so two ranks equal one. A batch taken in parts is seen part by
@@ -35,34 +32,19 @@ class GANTask:
     equal none.
     """
 
-    max_batch: int | None = None
-    parts_matter: bool = True
+    config: GANTraining
+    parts_matter = True
+    finished: GANGenerator | None = None  # of the weights as they are; see `finish`
 
-    def __init__(
-        self,
-        config: GANTraining,
-        *,
-        dataset_info: DatasetInfo,
-        worker: Worker = ALONE,
-    ) -> None:
+    def make_learners(self) -> None:
         """Raises ValueError if a rank's share of the batch does not divide by discriminator_steps."""
-        self.config, self.dataset_info, self.worker = config, dataset_info, worker
-        self.seed = config.optimization.seed
-        if worker.share(config.optimization.global_batch_size) % config.optimization.discriminator_steps:
+        batch, steps = self.config.optimization.global_batch_size, self.config.optimization.discriminator_steps
+        if self.worker.share(batch) % steps:
             raise ValueError(
-                f"global_batch_size {config.optimization.global_batch_size} must be a multiple of discriminator_steps "
-                f"{config.optimization.discriminator_steps} times the {worker.world_size} workers"
+                f"global_batch_size {batch} must be a multiple of discriminator_steps {steps} times the "
+                f"{self.worker.world_size} workers"
             )
-        with initialized(config.optimization.seed, worker):
-            generator = make_network(config, dataset_info)
-            discriminator = make_discriminator(config, dataset_info)
-        for network in (generator, discriminator):
-            network.to(memory_format=torch.channels_last)
-        own = config.optimization
-        other = own.replace(learning_rate=own.discriminator_learning_rate)
-        self.generator = Learner(generator, config=own, worker=worker)
-        self.discriminator = Learner(discriminator, config=other, worker=worker, averaged=False)
-        self.finished: GANGenerator | None = None  # of the weights as they are; see `finish`
+        super().make_learners()
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """Train the discriminator on `discriminator_steps` equal parts of the batch, then the generator once.
@@ -73,11 +55,10 @@ class GANTask:
         """
         before = [buffer.clone() for buffer in self.buffers()]
         turns = self.config.optimization.discriminator_steps
-        taken, totals = [], {}
+        taken, totals = [], Metrics()
         for turn in range(turns):
             part = {name: value[turn::turns] for name, value in batch.items()}
-            metrics = self.train_discriminator(part, step)
-            totals = {name: totals.get(name, 0.0) + value / turns for name, value in metrics.items()}
+            add(totals, self.train_discriminator(part, step), 1 / turns)
             taken.append(self.discriminator.update(step)[0])
         totals["generator_loss"] = self.train_generator(batch, step)
         moved, norm = self.generator.update(step)
@@ -91,7 +72,7 @@ class GANTask:
     def train_discriminator(self, batch: Batch, step: int) -> Metrics:
         """Add the gradients of the hinge loss. Generated images have the labels of the real images."""
         totals: Metrics = {}
-        for part, share in accumulated(batch, self.discriminator, max_batch=self.max_batch, step=step):
+        for part, share in self.accumulated(batch, self.discriminator, step=step):
             with torch.no_grad(), self.generator.autocast():
                 fake = self.generate(self.generator.network, part, stream="discriminator_noise")
             seen = [self.augmented(part["image"], part, "real"), self.augmented(fake, part, "fake")]
@@ -105,13 +86,13 @@ class GANTask:
                 "real_logits": real_logits.mean(),
                 "fake_logits": fake_logits.mean(),
             }
-            totals = {name: totals.get(name, 0.0) + value.detach() * share for name, value in metrics.items()}
+            add(totals, metrics, share)
         return totals
 
     def train_generator(self, batch: Batch, step: int) -> Tensor:
         """Add the gradients of the generator's loss, and return the loss, ()."""
         total = torch.zeros((), device=self.worker.device)
-        for part, share in accumulated(batch, self.generator, max_batch=self.max_batch, step=step):
+        for part, share in self.accumulated(batch, self.generator, step=step):
             with self.generator.autocast():
                 fake = self.generate(self.generator.forward, part, stream="generator_noise")
                 seen = self.augmented(fake, part, "generated")
@@ -147,9 +128,7 @@ class GANTask:
 
     def finish(self) -> GANGenerator:
         """The averaged generator for sampling: a copy with its own singular vectors and batch statistics.
-
-        A function of the weights and the seed alone, made on each rank separately. Training never uses it.
-        """
+        A function of the weights and the seed alone, made on each rank separately. Training never uses it."""
         if self.finished is None:
             network = deepcopy(self.generator.snapshot())
             settle_spectral_norms(network)
@@ -168,19 +147,13 @@ class GANTask:
 
     def state_dict(self) -> dict[str, Any]:
         """State of both networks; the average in its sampling form, see `finish`."""
-        weights = {f"generator.{name}": tensor for name, tensor in self.generator.weights().items()}
-        weights |= {f"generator.ema.{name}": tensor for name, tensor in self.finish().state_dict().items()}
-        weights |= {f"discriminator.{name}": tensor for name, tensor in self.discriminator.weights().items()}
-        return {
-            "weights": weights,
-            "generator": self.generator.progress(),
-            "discriminator": self.discriminator.progress(),
-        }
+        state = super().state_dict()
+        state["weights"] |= {f"generator.ema.{name}": tensor for name, tensor in self.finish().state_dict().items()}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore both networks; buffers of the average become those of the network, as during training."""
-        self.generator.restore(below("generator.", state["weights"]), state["generator"])
-        self.discriminator.restore(below("discriminator.", state["weights"]), state["discriminator"])
+        super().load_state_dict(state)
         for average, own in zip(self.generator.snapshot().buffers(), self.generator.network.buffers(), strict=True):
             average.copy_(own)
         self.finished = None
@@ -188,12 +161,9 @@ class GANTask:
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
         """Losses and mean logits of held-out images against as many generated images, not augmented.
-
-        A discriminator that knows its training images by heart finds held-out images less real.
-        """
-        batch = with_positions(to_batch(held_out, self.worker.device))
+        A discriminator that knows its training images by heart finds held-out images less real."""
         generator, discriminator, logits = self.finish(), self.discriminator.snapshot(), []
-        for part in held_out_parts(batch, self.generator, max_batch=self.max_batch):
+        for part, _ in self.held_out_parts(held_out):
             fake = self.generate(generator, part, stream="evaluation_noise")
             logits.append(self.judge(discriminator, torch.cat([part["image"], fake]), part).chunk(2))
         real_logits, fake_logits = (torch.cat(side) for side in zip(*logits, strict=True))
@@ -216,6 +186,6 @@ class GANTask:
         batch = {"noise": noise.repeat(classes, 1), "label": label, "position": position.repeat(classes)}
         images = [
             self.finish()(part["noise"], part["label"] if config.conditioning.conditions else None)
-            for part in held_out_parts(batch, self.generator, max_batch=self.max_batch)
+            for part in split(batch, self.samples_at_once)
         ]
         return {"samples": png_grid(torch.cat(images), columns=PREVIEW_SAMPLES)}

@@ -1,33 +1,36 @@
-"""Training of priors: next-token prediction over images' tokens (Esser et al., 2021, section 3.2).
+"""Training of autoregressive and masked models of tokens or pixels.
 
-With a text_loss_weight, over the tokens of texts too (Ramesh et al., 2021, section 2.2).
+Priors: next-token prediction over images' tokens (Esser et al., 2021, section 3.2), with a text_loss_weight over those
+of texts too (Ramesh et al., 2021, section 2.2); or masked tokens from visible tokens: MaskGIT (Chang et al., 2022,
+section 3.1). Pixels: gated PixelCNN and Row LSTM (van den Oord et al., 2016), of an image's exact likelihood; values
+are 8-bit RGB or gray (dimensions of 256 values), or grids of tokens.
 
-Shapes: B batch, N tokens an image, L text length, M condition tokens.
+Shapes: B batch, C colors, H W height and width, K num_values, N tokens an image, L text length, M condition tokens.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from components.configuration.conditions import DatasetInfo, TokenGrid
-from components.configuration.trainings import PriorTraining
-from components.models.autoencoder import Autoencoder
-from components.models.losses.cross_entropy import text_loss, text_nats, token_loss
-from components.models.transformer import JointLogits, Transformer
+from components.configuration.conditions import TokenGrid
+from components.configuration.trainings import MaskedPriorTraining, PixelTraining, PriorTraining
+from components.models.devices import to_device
+from components.models.diffusion.corruption import from_levels, to_levels
+from components.models.losses.cross_entropy import masked_token_loss, text_loss, text_nats, token_loss
+from components.models.transformer import JointLogits, MaskedTransformer
 from components.sampling.autoregressive import generate
-from components.training.batches import png_grid, to_batch, with_positions
-from components.training.building import make_network
-from components.training.conditioning import conditions_of, dropped_conditions
-from components.training.learner import Learner, LearnerTask, accumulated, held_out_parts, initialized
+from components.sampling.images import one_channel
+from components.sampling.maskgit import STEPS, maskgit
+from components.sampling.pixelwise import generate_grid
+from components.training.learner import LearnerTask
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.parallel import ALONE, Worker
-from components.training.randomness import derive_seed, sample_uniforms
+from components.training.randomness import derive_seed, sample_integers, sample_uniform, sample_uniforms
 
-PREVIEW_SAMPLES = 8
+EVALUATION_DRAWS = 4  # masks for each held-out image
 
 
 class PriorLosses(NamedTuple):
@@ -38,41 +41,33 @@ class PriorLosses(NamedTuple):
     text: Tensor  # ()  nats a token of the text; 0 where it is a condition only
 
 
-class PriorTask(LearnerTask[Any]):
+class TokenTask(LearnerTask):
+    """Previews of tokens: samples under held-out conditions, decoded; none without a tokenizer."""
+
+    grid: TokenGrid
+    sampled: Callable[..., Tensor]  # tokens (B, N) of a network, by `generators` and conditions
+
+    def shown(self, parts: Iterator[Batch]) -> Iterator[list[Tensor]]:
+        if self.load_tokenizer is None:
+            return
+        tokenizer, network = self.load_tokenizer().to(self.worker.device), self.learner.snapshot()
+        for part in parts:
+            generators = preview_generators(self.seed, part["position"])
+            tokens = self.sampled(network, generators=generators, **self.conditions(part))
+            yield [tokenizer.detokenize(rearrange(tokens, "b (h w) -> b h w", h=self.grid.height))]
+
+
+class PriorTask(TokenTask):
     """Trains a transformer to predict the tokens of images under conditions."""
 
-    def __init__(
-        self,
-        config: PriorTraining,
-        *,
-        dataset_info: DatasetInfo,
-        grid: TokenGrid,
-        load_tokenizer: Callable[[], Autoencoder] | None = None,
-        worker: Worker = ALONE,
-    ) -> None:
-        """`load_tokenizer` loads the network from tokens to images, for previews; None: no previews."""
-        self.config, self.dataset_info, self.grid = config, dataset_info, grid
-        self.seed = config.optimization.seed
-        self.load_tokenizer, self.worker, self.parts_matter = load_tokenizer, worker, config.network.dropout > 0
-        with initialized(config.optimization.seed, worker):
-            network = make_network(config, dataset_info, grid)
-        self.learner = Learner(network, config=config.optimization, worker=worker)
+    config: PriorTraining
+    sampled = staticmethod(generate)
 
-    def train_step(self, batch: Batch, step: int) -> Metrics:
-        totals = torch.zeros(3, device=self.worker.device)
-        for part, share in accumulated(batch, self.learner, max_batch=self.max_batch, step=step):
-            losses = self.trained_losses(part)
-            self.learner.backward(losses.loss * share)
-            totals += torch.stack(losses).detach() * share
-        norm = self.learner.step(step)
-        loss, tokens, text = totals.unbind()
-        metrics = {"loss": loss, "bits_per_token": tokens / math.log(2), "grad_norm": norm}
-        return metrics | ({"text_bits_per_token": text / math.log(2)} if self.config.text_loss_weight else {})
-
-    def trained_losses(self, part: Batch) -> PriorLosses:
+    def part_losses(self, part: Batch) -> Metrics:
         """Losses of a part, with tokens corrupted and conditions dropped by the recipe."""
-        conditions = dropped_conditions(part, self.config.conditioning, self.dataset_info, seed=self.seed)
-        return self.losses(self.learner.forward, part, conditions, inputs=self.corrupted(part))
+        losses = self.losses(self.learner.forward, part, self.dropped(part), inputs=self.corrupted(part))
+        metrics = {"loss": losses.loss, "bits_per_token": losses.tokens / math.log(2)}
+        return metrics | ({"text_bits_per_token": losses.text / math.log(2)} if self.config.text_loss_weight else {})
 
     def losses(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor], *, inputs: Tensor) -> PriorLosses:
         """Mean negative log likelihoods of a batch's tokens and, with a text_loss_weight, of the texts.
@@ -105,46 +100,25 @@ class PriorTask(LearnerTask[Any]):
         random = (other.double() * self.grid.codebook_size).long()  # (B, N) in [0, K)
         return torch.where(replaced < config.token_corruption, random, tokens)
 
-    @torch.no_grad()
+    def measures(self, network: nn.Module, part: Batch) -> Metrics:
+        """Bits/token; with texts also their nats and tokens a sample, for a quotient of both means."""
+        with self.learner.autocast():
+            logits = network(part["tokens"], **self.conditions(part), **self.wanted_logits)
+        measured = {}
+        if isinstance(logits, JointLogits):
+            nats, count = text_nats(logits.text, text=part["text"])
+            measured, logits = {"nats": nats.mean(), "words": count.double().mean()}, logits.tokens
+        return measured | {"held_out_bits_per_token": token_loss(logits, tokens=part["tokens"]) / math.log(2)}
+
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
         """Bits/token of the averaged weights on held-out images with all conditions, and of their texts."""
-        batch = with_positions(to_batch(held_out, self.worker.device))
-        network, nats, of_texts, words = self.learner.snapshot(), 0.0, 0.0, 0.0
-        for part in held_out_parts(batch, self.learner, max_batch=self.max_batch):
-            with self.learner.autocast():
-                logits = network(
-                    part["tokens"], **conditions_of(part, self.config.conditioning.conditions), **self.wanted_logits
-                )
-            if isinstance(logits, JointLogits):
-                text, count = text_nats(logits.text, text=part["text"])
-                of_texts, words, logits = of_texts + float(text.sum()), words + float(count.sum()), logits.tokens
-            nats += float(token_loss(logits, tokens=part["tokens"])) * len(part["position"])
-        bits = {"held_out_bits_per_token": nats / len(batch["position"]) / math.log(2)}
-        return bits | ({"held_out_text_bits_per_token": of_texts / words / math.log(2)} if words else {})
+        measured = super().evaluate(held_out)
+        nats, words = measured.pop("nats", 0.0), measured.pop("words", 0.0)
+        return measured | ({"held_out_text_bits_per_token": nats / words / math.log(2)} if words else {})
 
-    @torch.no_grad()
     def preview(self, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Samples under the conditions of held-out images, decoded by the tokenizer.
-
-        None where weights are in shards: every single token would gather all of them.
-        """
-        if self.load_tokenizer is None or self.worker.shards:
-            return {}
-        batch, tokenizer = preview_batch(held_out, self.worker), self.load_tokenizer().to(self.worker.device)
-        network, parts = self.learner.snapshot(), held_out_parts(batch, self.learner, max_batch=self.max_batch)
-        images = [token_images(self.sampled(network, part), tokenizer, self.grid) for part in parts]
-        return {"samples": png_grid(torch.cat(images), columns=len(batch["position"]))}
-
-    def sampled(self, network: Transformer, part: Batch) -> Tensor:
-        """Tokens (B, N) under the part's conditions."""
-        conditions = conditions_of(part, self.config.conditioning.conditions)
-        return generate(
-            network,
-            generators=preview_generators(self.seed, part["position"]),
-            label=conditions.get("label"),
-            text=conditions.get("text"),
-            condition=conditions.get("condition"),
-        )
+        """Samples; none where weights are in shards: every single token would gather all of them."""
+        return {} if self.worker.shards else super().preview(held_out, step)
 
 
 def learned_text(text: Tensor, *, original: Tensor) -> Tensor:
@@ -152,17 +126,109 @@ def learned_text(text: Tensor, *, original: Tensor) -> Tensor:
     return original * (text == original).all(dim=1, keepdim=True)
 
 
-def preview_batch(held_out: Arrays, worker: Worker) -> Batch:
-    """The first held-out samples as a batch on the device."""
-    first = {name: column[:PREVIEW_SAMPLES] for name, column in held_out.items()}
-    return with_positions(to_batch(first, worker.device))
-
-
 def preview_generators(seed: int, position: Tensor) -> list[torch.Generator]:
     """A generator for each of the positions (B,), with equal random numbers at each preview."""
     return [torch.Generator().manual_seed(derive_seed(seed, "preview", place)) for place in position.tolist()]
 
 
-def token_images(tokens: Tensor, tokenizer: Autoencoder, grid: TokenGrid) -> Tensor:
-    """Decodes tokens (B, N) to images (B, 3, H, W)."""
-    return tokenizer.detokenize(rearrange(tokens, "b (h w) -> b h w", h=grid.height))
+class MaskedPriorTask(TokenTask):
+    """Trains a transformer to predict masked tokens, under the images' conditions."""
+
+    config: MaskedPriorTraining
+
+    @property
+    def masked_on(self) -> dict[str, Any]:
+        return {"num_tokens": self.grid.height * self.grid.width, "device": self.worker.device}
+
+    def part_losses(self, part: Batch) -> Metrics:
+        masked, smoothing = training_masks(self.seed, part["position"], **self.masked_on), self.config.label_smoothing
+        return {"loss": self.loss(self.learner.forward, part, self.dropped(part), masked=masked, smoothing=smoothing)}
+
+    def loss(
+        self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor], *, masked: Tensor, smoothing: float = 0.0
+    ) -> Tensor:
+        """Mean cross-entropy in nats a masked token, ()."""
+        inputs = batch["tokens"].masked_fill(masked, self.grid.codebook_size)  # the mask token follows the last code
+        with self.learner.autocast():
+            logits = network(inputs, **conditions)
+        return masked_token_loss(logits, tokens=batch["tokens"], masked=masked, label_smoothing=smoothing)
+
+    def measures(self, network: nn.Module, part: Batch) -> Metrics:
+        """Upper bound of the bits/token, for tokens drawn one by one in random order."""
+        losses = []
+        for draw in range(EVALUATION_DRAWS):
+            masked = evaluation_masks(self.seed, part["position"], draw=draw, **self.masked_on)
+            losses.append(self.loss(network, part, self.conditions(part), masked=masked))
+        return {"held_out_bits_per_token_bound": torch.stack(losses).mean() / math.log(2)}
+
+    def sampled(self, network: MaskedTransformer, **how: Any) -> Tensor:
+        return maskgit(network, steps=min(STEPS, self.grid.height * self.grid.width), **how)
+
+
+def training_masks(seed: int, position: Tensor, *, num_tokens: int, device: torch.device | str = "cpu") -> Tensor:
+    """Masked tokens of each sample, (B, N) bool: ⌈N cos(π/2 · r)⌉ at random places, r ~ U(0, 1).
+    Number and places depend on (seed, position) alone."""
+    ratio = torch.cos(math.pi / 2 * sample_uniform(seed, position, stream="mask_ratio").double())
+    counts = to_device((ratio * num_tokens).ceil().long(), device)
+    return random_masks(seed, position, counts=counts, num_tokens=num_tokens, stream="mask")
+
+
+def evaluation_masks(
+    seed: int, position: Tensor, *, num_tokens: int, draw: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Like `training_masks`, with numbers drawn uniformly from 1..N, for the bound on the likelihood."""
+    stream = f"evaluation_{draw}"
+    counts = 1 + sample_integers(seed, position, stream=f"{stream}_count", high=num_tokens, device=device)
+    return random_masks(seed, position, counts=counts, num_tokens=num_tokens, stream=stream)
+
+
+def random_masks(seed: int, position: Tensor, *, counts: Tensor, num_tokens: int, stream: str) -> Tensor:
+    """Masks (B, N) with `counts` (B,) tokens in each row, every set of places equally likely."""
+    draws = sample_uniforms(seed, position, stream=stream, shape=(num_tokens,), device=counts.device)
+    places = draws.argsort(dim=1, stable=True)
+    ranks = places.argsort(dim=1)  # (B, N), a random permutation of 0..N-1
+    return ranks < counts[:, None]
+
+
+class PixelTask(LearnerTask):
+    """Trains a network to predict each value of an image from earlier values, under a class or nothing.
+    Values are the tokens of a `grid`, or the pixels where there is none."""
+
+    config: PixelTraining
+    evaluation_batch = 16  # the logits of 32² RGB images take 3 MB each
+
+    @property
+    def bits_name(self) -> str:
+        return "bits_per_dim" if self.grid is None else "bits_per_token"
+
+    def part_losses(self, part: Batch) -> Metrics:
+        loss = self.loss(self.learner.forward, part, self.dropped(part))
+        return {"loss": loss, self.bits_name: loss / math.log(2)}
+
+    def measures(self, network: nn.Module, part: Batch) -> Metrics:
+        return {f"held_out_{self.bits_name}": self.loss(network, part, self.conditions(part)) / math.log(2)}
+
+    def loss(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
+        """Mean negative log likelihood in nats a value, ()."""
+        values = self.values(batch)
+        with self.learner.autocast():
+            logits = network(values, **conditions)  # (B, C, H, W, K)
+        return token_loss(rearrange(logits, "b c h w k -> b (c h w) k"), tokens=values.flatten(1))
+
+    def values(self, batch: Batch) -> Tensor:
+        """Values of a batch to learn, (B, C, H, W) int64. Raises ColorError for color, where gray is learned."""
+        if self.grid is not None:
+            return rearrange(batch["tokens"], "b (h w) -> b 1 h w", h=self.grid.height, w=self.grid.width)
+        image = batch["image"] if self.config.data.in_channels == 3 else one_channel(batch["image"])
+        return to_levels(image).round().long()  # exact: images of 8 bits
+
+    def shown(self, parts: Iterator[Batch]) -> Iterator[list[Tensor]]:
+        """Samples under the classes of held-out images; tokens need the tokenizer to be shown."""
+        if self.grid is not None and self.load_tokenizer is None:
+            return
+        tokenizer = None if self.load_tokenizer is None else self.load_tokenizer().to(self.worker.device)
+        for part in parts:
+            (height, width), generators = self.values(part).shape[2:], preview_generators(self.seed, part["position"])
+            size = {"height": height, "width": width, "label": self.conditions(part).get("label")}
+            values = generate_grid(self.learner.snapshot(), generators=generators, **size)  # (B, C, H, W)
+            yield [from_levels(values) if tokenizer is None else tokenizer.detokenize(values[:, 0])]

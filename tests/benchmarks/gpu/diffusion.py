@@ -17,7 +17,7 @@ from components.configuration.networks import DiTConfig
 from components.models.diffusion.objective import make_objective
 from components.models.diffusion.samplers import sample
 from components.sampling.device import sampling_in
-from components.training.building import make_network
+from components.training.learner import make_network
 from components.training.parallel import Worker
 from components.training.step_model import counting, step_flops
 from components.training.tasks.diffusion import DiffusionTask

@@ -2,7 +2,7 @@
 
 Both sides of a row take turns in one run: a few steps of each between two waits for the GPU, medians of rounds. MFU
 is of what a side's own network needs (`components.training.step_model`) and the card's dense peak in bf16
-(`components.training.speed`). Memory is the most that a side had at once, with its weights, while it warmed up.
+(`components.training.reporting`). Memory is the most that a side had at once, with its weights, while it warmed up.
 """
 
 import platform
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from components.sampling.device import state_products
-from components.training.speed import GIGABYTE, peak_flops, peak_memory
+from components.training.reporting import GIGABYTE, peak_flops, peak_memory
 from tests.benchmarks.gpu import diffusion, tokens, vqgan
 from tests.benchmarks.gpu.case import Case, Side
 from tests.benchmarks.interleaving import Step, interleaved

@@ -15,7 +15,7 @@ from components.configuration.trainings import PriorTraining
 from components.models.transformer import Transformer
 from components.sampling.autoregressive import generate
 from components.sampling.device import sampling_in
-from components.training.building import make_network
+from components.training.learner import make_network
 from components.training.parallel import Worker
 from components.training.step_model import counting, step_flops
 from components.training.tasks.prior import PriorTask
