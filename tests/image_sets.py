@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from components.data.ingest import train_bpe
-from components.data.parts import Part, PartWriter
+from components.data.parts import PartWriter, part_name
 from components.data.shards import (
     BPE,
     ShardEntry,
@@ -82,8 +82,7 @@ def write_scenes(store: Store, *, sizes: tuple[int, ...], resolution: int) -> Sh
     source, entries, first = list_scenes(sum(sizes)), [], 0
     write = PartWriter(source.reader, store, resolution, index.holdout_fraction)
     for number, size in enumerate(sizes):
-        part = Part.model_validate_json(write(number, json.dumps(source.items[first : first + size])))
-        entries.append(part.entry)
+        entries.append(write.write(part_name(number), json.dumps(source.items[first : first + size])).entry)
         first += size
     counts = {"samples": sum(sizes), "train_samples": sum(entry.train_samples for entry in entries)}
     index = index.model_copy(update={"shards": tuple(entries), "classes": source.classes, **counts})

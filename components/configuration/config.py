@@ -6,7 +6,10 @@ is left out is None or missing, and is created when one of its fields is set.
 """
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import reduce
+from itertools import chain
 from typing import Any, ClassVar, Self, get_args
 
 from pydantic import (
@@ -16,6 +19,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
+    model_validator,
 )
 
 KIND = "kind"
@@ -39,26 +43,23 @@ def assign(model: type[BaseModel], tree: Mapping[str, Any], values: Mapping[str,
 
     Raises PlaceError.
     """
-    result: dict[str, Any] = _copied(tree)
+    result: dict[str, Any] = deepcopy(dict(tree))
     parts = list(part_names(model))
-    kinds = [name for name in values if part_of(name) in parts]
-    first = sorted(
-        kinds, key=lambda name: parts.index(part_of(name))
-    )  # kinds first: they decide which fields there are
-    for name in first + [name for name in values if name not in first]:
+
+    def order(name: str) -> int:  # kinds first: they decide which fields there are
+        part = name.removesuffix(f".{KIND}").rpartition(".")[2]  # the bottleneck for "network.bottleneck.kind"
+        return parts.index(part) if part in parts else len(parts)
+
+    for name in sorted(values, key=order):
         value, place = values[name], find(model, result, name)
         if name in parts and isinstance(value, Mapping):
-            put(result, model, place, value.get(KIND, _at(result, place)))
+            present: Mapping[str, Any] = reduce(lambda subtree, part: subtree.get(part) or {}, place, result)
+            put(result, model, place, value.get(KIND, present))
             for field in value.keys() - {KIND}:
                 put(result, model, (*place, field), value[field])
         else:
             put(result, model, place, value)
     return result
-
-
-def part_of(name: str) -> str:
-    """The part that a name points to, if any: the bottleneck for "network.bottleneck.kind"."""
-    return name.removesuffix(f".{KIND}").rpartition(".")[2]
 
 
 def part_names(model: type[BaseModel]) -> dict[str, None]:
@@ -78,7 +79,12 @@ def put(tree: dict[str, Any], model: type[BaseModel], place: Place, value: Any) 
     if isinstance(value, BaseModel):
         value = value.model_dump()
     if (kinds := parts_of(model, leaf)) and isinstance(value, str):
-        tree[leaf] = _of_kind(kinds, tree.get(leaf) or started(model, leaf, kinds[0]), value)
+        part = next((part for part in kinds if kind_of(part) == value), None)
+        if part is None:
+            names = tuple(str(kind_of(part)) for part in kinds)
+            raise PlaceError(f"unknown kind {value!r}: choose {' or '.join(names)}", names)
+        present = tree.get(leaf) or started(model, leaf, kinds[0])
+        tree[leaf] = {name: present[name] for name in present if name in part.model_fields} | {KIND: value}
     elif leaf == KIND and tree.get(KIND) not in (None, value):
         raise PlaceError(f"a part of kind {tree[KIND]} stays one: give {value} in the place of the part")
     else:
@@ -108,15 +114,11 @@ def find(model: type[BaseModel], tree: Mapping[str, Any], name: str) -> Place:
 
 def below(model: type[BaseModel], tree: Mapping[str, Any]) -> Iterator[Place]:
     """All places of a model's tree, as far as the kinds of parts are known; lists are not looked into."""
-    found: dict[Place, None] = {}
     for name in model.model_fields:
-        found[name,] = None
+        yield (name,)
         subtree = tree.get(name)
-        for part in members(model, tree, name):
-            for place in below(part, subtree if isinstance(subtree, Mapping) else {}):
-                if place[-1] != KIND:
-                    found[name, *place] = None
-    yield from found
+        inner = (below(part, subtree if isinstance(subtree, Mapping) else {}) for part in members(model, tree, name))
+        yield from dict.fromkeys((name, *place) for place in chain.from_iterable(inner) if place[-1] != KIND)
 
 
 def members(model: type[BaseModel], tree: Mapping[str, Any], name: str) -> list[type[BaseModel]]:
@@ -135,10 +137,9 @@ def parts_of(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
 
 def fits(model: type[BaseModel], tree: Mapping[str, Any]) -> bool:
     """True if a tree has only fields and kinds of the model, inner parts included."""
-    if not model.model_fields.keys() >= tree.keys():
-        return False
     field = model.model_fields.get(KIND)
-    if field is not None and KIND in tree and tree[KIND] not in get_args(field.annotation):
+    other = field is not None and KIND in tree and tree[KIND] not in get_args(field.annotation)
+    if other or not model.model_fields.keys() >= tree.keys():
         return False
     named = {name: value for name, value in tree.items() if isinstance(value, Mapping)}
     return all(
@@ -152,31 +153,12 @@ def kind_of(model: type[BaseModel]) -> str | None:
     return next(iter(get_args(field.annotation)), None) if field is not None else None
 
 
-def _of_kind(kinds: list[type[BaseModel]], tree: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    for part in kinds:
-        if kind_of(part) == kind:
-            return {name: value for name, value in tree.items() if name in part.model_fields} | {KIND: kind}
-    names = tuple(str(kind_of(part)) for part in kinds)
-    raise PlaceError(f"unknown kind {kind!r}: choose {' or '.join(names)}", names)
-
-
 def _models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if getattr(annotation, "__origin__", None) in (tuple, list, dict):
         return []
-    return [found for item in get_args(annotation) for found in _models(item)]
-
-
-def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _copied(value) if isinstance(value, Mapping) else value for name, value in tree.items()}
-
-
-def _at(tree: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
-    """The tree of the part at a place; empty for a part that is left out."""
-    for name in place:
-        tree = tree.get(name) or {}
-    return tree
+    return [model for item in get_args(annotation) for model in _models(item)]
 
 
 IDENTITY = "identity"  # context of the dump that enters a stage's key: without what changes no result
@@ -222,6 +204,14 @@ class Config(BaseModel):
         own = {n: m for n, field in fields for m in field.metadata if isinstance(m, Since | Unkeyed)}
         cls._markers = inherited | own
 
+    def _check(self) -> None:
+        """Raises ValueError for values that do not fit together; calls the base's own where that has one."""
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        self._check()
+        return self
+
     @model_serializer(mode="wrap")
     def _dump(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         values = dump(self)
@@ -245,6 +235,12 @@ class Config(BaseModel):
     def replace(self, **values: Any) -> Self:
         """A copy with new values, named as in `of`, and validated again."""
         return self.model_validate(assign(type(self), self.model_dump(), values))
+
+
+def refuse(fault: object, message: str) -> None:
+    """Raises ValueError with the message if there is a fault."""
+    if fault:
+        raise ValueError(message)
 
 
 def first_fault(error: ValidationError) -> str:

@@ -1,11 +1,11 @@
 """Training of a diffusion model: base, upsampler (`low_res`), or image-to-image (`degradation`)."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from components.configuration.conditions import IMAGES, DatasetInfo, DiffusionConditions, TokenGrid
-from components.configuration.config import Config
+from components.configuration.config import Config, refuse
 from components.configuration.networks import DiffusionNetwork, ImageAttentionUNetConfig, UNetSizes
 from components.configuration.optimization import Training, TrainingNeeds
 from components.configuration.processes import DiscreteProcess, Process
@@ -31,11 +31,9 @@ class LowResConfig(Config):
     augmentation_schedule: ScheduleName = "cosine"
     augmentation_steps: int = Field(1000, ge=1)
 
-    @model_validator(mode="after")
-    def _level_exists(self) -> Self:
-        if self.max_noise_level >= self.augmentation_steps:
-            raise ValueError(f"max_noise_level must be below augmentation_steps {self.augmentation_steps}")
-        return self
+    def _check(self) -> None:
+        steps = self.augmentation_steps
+        refuse(self.max_noise_level >= steps, f"max_noise_level must be below augmentation_steps {steps}")
 
 
 class DegradationConfig(Config):
@@ -46,19 +44,16 @@ class DegradationConfig(Config):
     mask_area: tuple[float, float] = (0.1, 0.5)  # least and greatest share that rectangles and borders hide
     super_resolution_factors: tuple[int, ...] = (2, 4)  # one is drawn
 
-    @model_validator(mode="after")
-    def _degradations_exist(self) -> Self:
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"tasks must name at least one task, each once, not {self.tasks}")
-        lowest, highest = self.jpeg_qualities
-        if not 1 <= lowest <= highest <= 95:
-            raise ValueError(f"jpeg_qualities must be lowest and highest within [1, 95], not {self.jpeg_qualities}")
-        least, greatest = self.mask_area
-        if not 0 < least <= greatest < 1:
-            raise ValueError(f"mask_area must be least and greatest share inside (0, 1), not {self.mask_area}")
-        if "super_resolution" in self.tasks and not self.super_resolution_factors:
-            raise ValueError("super_resolution needs super_resolution_factors, as (2, 4)")
-        return self
+    def _check(self) -> None:
+        tasks, (lowest, highest), (least, most) = self.tasks, self.jpeg_qualities, self.mask_area
+        again = not tasks or len(set(tasks)) < len(tasks)
+        refuse(again, f"tasks must name at least one task, each once, not {tasks}")
+        wrong = not 1 <= lowest <= highest <= 95
+        refuse(wrong, f"jpeg_qualities must be lowest and highest within [1, 95], not {self.jpeg_qualities}")
+        wrong = not 0 < least <= most < 1
+        refuse(wrong, f"mask_area must be least and greatest share inside (0, 1), not {self.mask_area}")
+        lacking = "super_resolution" in tasks and not self.super_resolution_factors
+        refuse(lacking, "super_resolution needs super_resolution_factors, as (2, 4)")
 
 
 class DiffusionTraining(Training):
@@ -123,13 +118,8 @@ class DiffusionTraining(Training):
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
         """Role, resolution, objective and classes, with the settings of `low_res` or `degradation`."""
-        del grid
-        settings: dict[str, Any] = {
-            "role": "base",
-            "resolution": self.data.resolution,
-            "objective": self.process.objective(),
-            "classes": list(classes),
-        }
+        settings: dict[str, Any] = {"role": "base", "resolution": self.data.resolution}
+        settings |= {"objective": self.process.objective(), "classes": list(classes)}
         if self.conditioning.condition_member is not None:
             settings["condition_member"] = self.conditioning.condition_member
         if self.low_res is not None:
@@ -139,64 +129,37 @@ class DiffusionTraining(Training):
             settings |= {"role": "image_to_image", **degradation}
         return settings
 
-    @model_validator(mode="after")
-    def _condition_image_is_named(self) -> Self:
-        conditioning = self.conditioning
-        if ("condition_image" in conditioning.conditions) != (conditioning.condition_member is not None):
-            raise ValueError("condition_image among the conditions needs condition_member, image, depth or mask")
-        class_token_dim = self.network.class_token_dim if isinstance(self.network, UNetSizes) else None
-        if class_token_dim is not None and "label" not in conditioning.conditions:
-            raise ValueError("class_token_dim needs label among the conditions")
-        if isinstance(self.network, ImageAttentionUNetConfig):
-            if "condition_image" not in conditioning.conditions:
-                raise ValueError("network image_attention_unet needs condition_image among the conditions")
-            if self.data.resolution % self.network.image_patch_size:
-                raise ValueError(f"image_patch_size {self.network.image_patch_size} must divide {self.data.resolution}")
-        return self
-
-    @model_validator(mode="after")
-    def _windows_fit(self) -> Self:
-        size, network = self.data.crop_size, self.network
-        if size is None:
-            return self
-        if not isinstance(network, UNetSizes) or network.attention_resolutions:
-            raise ValueError("crop_size needs a unet with attention_resolutions (): attention sees the whole image")
-        halvings = len(network.channel_mult) - 1
-        if size >= self.data.resolution or size % 2**halvings:
-            raise ValueError(
-                f"crop_size {size} must be below resolution {self.data.resolution} and halve {halvings} times"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _low_res_is_smaller(self) -> Self:
-        if self.low_res is not None and self.low_res.low_res_resolution >= self.data.resolution:
-            raise ValueError(
-                f"low_res_resolution {self.low_res.low_res_resolution} must be below {self.data.resolution}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _given_images_have_colors(self) -> Self:
-        if self.data.in_channels != 3 and (self.low_res is not None or self.degradation is not None):
-            raise ValueError(
-                f"in_channels must be 3 for a model that enlarges or restores images, not {self.data.in_channels}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _one_image_is_given(self) -> Self:
+    def _check(self) -> None:
+        network, data, low_res, process = self.network, self.data, self.low_res, self.process
+        conditions, member, size = self.conditioning.conditions, self.conditioning.condition_member, data.crop_size
+        unnamed = ("condition_image" in conditions) != (member is not None)
+        refuse(unnamed, "condition_image among the conditions needs condition_member, image, depth or mask")
+        if isinstance(network, UNetSizes) and network.class_token_dim is not None:
+            refuse("label" not in conditions, "class_token_dim needs label among the conditions")
+        if isinstance(network, ImageAttentionUNetConfig):
+            alone, patch = "condition_image" not in conditions, network.image_patch_size
+            refuse(alone, "network image_attention_unet needs condition_image among the conditions")
+            refuse(data.resolution % patch, f"image_patch_size {patch} must divide {data.resolution}")
+        if size is not None:
+            if not isinstance(network, UNetSizes) or network.attention_resolutions:
+                raise ValueError("crop_size needs a unet with attention_resolutions (): attention sees the whole image")
+            halvings = len(network.channel_mult) - 1
+            fits = size < data.resolution and size % 2**halvings == 0
+            refuse(not fits, f"crop_size {size} must be below resolution {data.resolution} and halve {halvings} times")
+        if low_res is not None:
+            side = low_res.low_res_resolution
+            refuse(side >= data.resolution, f"low_res_resolution {side} must be below {data.resolution}")
+        if low_res is not None or self.degradation is not None:
+            wanted = f"in_channels must be 3 for a model that enlarges or restores images, not {data.in_channels}"
+            refuse(data.in_channels != 3, wanted)
         if self.degradation is None:
-            return self
-        if self.low_res is not None:
-            raise ValueError("an image-to-image model takes no low_res: super_resolution is one of its tasks")
-        if self.conditioning.condition_member is not None:
-            raise ValueError("an image-to-image model is given the degraded image and its mask, and no other image")
-        if getattr(self.process, "loss", "simple") != "simple" or self.data.crop_size is not None:
-            raise ValueError("an image-to-image model learns from masks: loss must be simple, and crop_size None")
+            return
+        given = low_res is not None
+        refuse(given, "an image-to-image model takes no low_res: super_resolution is one of its tasks")
+        given = member is not None
+        refuse(given, "an image-to-image model is given the degraded image and its mask, and no other image")
+        masked = getattr(process, "loss", "simple") == "simple" and size is None
+        refuse(not masked, "an image-to-image model learns from masks: loss must be simple, and crop_size None")
         for factor in self.degradation.super_resolution_factors:
-            if factor < 2 or self.data.resolution % factor:
-                raise ValueError(
-                    f"super_resolution_factors: {factor} must be at least 2 and divide {self.data.resolution}"
-                )
-        return self
+            fault = f"super_resolution_factors: {factor} must be at least 2 and divide {data.resolution}"
+            refuse(factor < 2 or data.resolution % factor, fault)

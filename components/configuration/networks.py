@@ -6,11 +6,11 @@ What the data set and the other parts of a training decide is added where the ne
 
 import math
 from collections.abc import Iterable
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from components.configuration.config import Config
+from components.configuration.config import Config, refuse
 
 
 class NetworkConfig(Config):
@@ -36,12 +36,10 @@ class UNetSizes(NetworkConfig):
     resample_in_blocks: bool = True  # or by convolutions
     norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
 
-    @model_validator(mode="after")
-    def _network_has_its_numbers(self) -> Self:
-        if (self.head_dim is None) == (self.num_heads is None):
-            raise ValueError("give either head_dim or num_heads; head_dim=None where num_heads is given")
+    def _check(self) -> None:
+        both = (self.head_dim is None) == (self.num_heads is None)
+        refuse(both, "give either head_dim or num_heads; head_dim=None where num_heads is given")
         check_norm_groups(self.norm_groups, self.model_channels, self.channel_mult)
-        return self
 
 
 class UNetConfig(UNetSizes):
@@ -70,10 +68,8 @@ class DiTConfig(NetworkConfig):
     num_layers: int = Field(12, ge=1)
     num_heads: int = Field(ge=1)
 
-    @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
+    def _check(self) -> None:
         check_heads(self.model_dim, self.num_heads)
-        return self
 
 
 DiffusionNetwork = Annotated[UNetConfig | ImageAttentionUNetConfig | DiTConfig, Field(discriminator="kind")]
@@ -148,18 +144,16 @@ class AutoencoderNetworkConfig(NetworkConfig):
     reconstruction: Literal["l1", "mse", "logit_laplace", "discretized_logistic"] = "l1"
     bottleneck: Bottleneck
 
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Self:
+    def _check(self) -> None:
         check_norm_groups(self.norm_groups, self.channels, self.channel_mult)
         codes = self.bottleneck
         if not isinstance(codes, GumbelCodesConfig) or codes.codebook_init == "random":
-            return self
+            return
         if codes.codebook_dim not in (None, self.latent_channels):
             raise ValueError(
                 f"codebook_init data of gumbel needs codebook_dim {self.latent_channels}, that of latent_channels, not "
                 f"{codes.codebook_dim}; or take codebook_init random"
             )
-        return self
 
     @property
     def factor(self) -> int:
@@ -189,13 +183,11 @@ class TokenNetworkConfig(NetworkConfig):
     dropout: float = Field(0.0, ge=0, lt=1)
     positions: Literal["learned", "learned_2d", "rotary_2d"] = "learned"  # one table, rows and columns, or rotations
 
-    @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
+    def _check(self) -> None:
         check_heads(self.model_dim, self.num_heads)
         head_dim = self.model_dim // self.num_heads
-        if self.positions == "rotary_2d" and head_dim % 4:
-            raise ValueError(f"positions rotary_2d needs model_dim / num_heads to be a multiple of 4, not {head_dim}")
-        return self
+        odd = self.positions == "rotary_2d" and head_dim % 4
+        refuse(odd, f"positions rotary_2d needs model_dim / num_heads to be a multiple of 4, not {head_dim}")
 
 
 class TransformerConfig(TokenNetworkConfig):
@@ -218,11 +210,8 @@ class PixelNetworkConfig(NetworkConfig):
     kernel_size: int = Field(5, ge=3)
     dropout: float = Field(0.0, ge=0, lt=1)
 
-    @model_validator(mode="after")
-    def _kernel_has_a_middle(self) -> Self:
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, not {self.kernel_size}")
-        return self
+    def _check(self) -> None:
+        refuse(self.kernel_size % 2 == 0, f"kernel_size must be odd, not {self.kernel_size}")
 
 
 class PixelCNNConfig(PixelNetworkConfig):
@@ -259,10 +248,8 @@ class ClassifierNetworkConfig(NetworkConfig):
     dropout: float = Field(0.0, ge=0, lt=1)
     norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
 
-    @model_validator(mode="after")
-    def _groups_fit(self) -> Self:
+    def _check(self) -> None:
         check_norm_groups(self.norm_groups, self.model_channels, self.channel_mult)
-        return self
 
 
 class ContrastiveNetworkConfig(NetworkConfig):
@@ -277,10 +264,8 @@ class ContrastiveNetworkConfig(NetworkConfig):
     embedding_dim: int = Field(ge=2)
     norm_groups: int | None = Field(None, ge=1)  # None: 32, or fewer so that each keeps four channels
 
-    @model_validator(mode="after")
-    def _groups_fit(self) -> Self:
+    def _check(self) -> None:
         check_norm_groups(self.norm_groups, self.channels, self.channel_mult)
-        return self
 
 
 class DiffusionPriorNetworkConfig(NetworkConfig):
@@ -292,23 +277,18 @@ class DiffusionPriorNetworkConfig(NetworkConfig):
     num_heads: int = Field(ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
 
-    @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
-        if self.model_dim % (2 * self.num_heads):
-            raise ValueError(f"model_dim {self.model_dim} must be a multiple of twice num_heads {self.num_heads}")
-        return self
+    def _check(self) -> None:
+        width, heads = self.model_dim, self.num_heads
+        refuse(width % (2 * heads), f"model_dim {width} must be a multiple of twice num_heads {heads}")
 
 
 def check_heads(model_dim: int, num_heads: int) -> None:
     """Raise ValueError unless the heads share the width equally."""
-    if model_dim % num_heads:
-        raise ValueError(f"model_dim {model_dim} must be a multiple of num_heads {num_heads}")
+    refuse(model_dim % num_heads, f"model_dim {model_dim} must be a multiple of num_heads {num_heads}")
 
 
 def check_norm_groups(norm_groups: int | None, channels: int, channel_mult: Iterable[float]) -> None:
     """Raises ValueError, naming the width, unless groups divide channels * mult at every level."""
     for mult in channel_mult:
-        if norm_groups is not None and int(channels * mult) % norm_groups:
-            raise ValueError(
-                f"norm_groups {norm_groups} must divide the channels of every level, not {mult}x{channels}"
-            )
+        uneven = norm_groups is not None and int(channels * mult) % norm_groups
+        refuse(uneven, f"norm_groups {norm_groups} must divide the channels of every level, not {mult}x{channels}")

@@ -7,12 +7,12 @@ another kind of device has other bits from that checkpoint on. The
 policy for all devices is `components.sampling.device`.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from components.configuration.conditions import IMAGES, DatasetInfo, Member, TokenGrid
-from components.configuration.config import Config, Unkeyed
+from components.configuration.config import Config, Unkeyed, refuse
 from components.configuration.networks import NetworkConfig
 
 Precision = Literal["fp32", "tf32", "bf16"]
@@ -49,11 +49,9 @@ class OptimizationConfig(Config):
         """Number of equal parts of a worker's samples in a step; divides the number of samples."""
         return 1
 
-    @model_validator(mode="after")
-    def _warm_up_ends_in_time(self) -> Self:
-        if self.warmup_steps >= self.total_steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} must be below total_steps {self.total_steps}")
-        return self
+    def _check(self) -> None:
+        warmup, total = self.warmup_steps, self.total_steps
+        refuse(warmup >= total, f"warmup_steps {warmup} must be below total_steps {total}")
 
 
 PerceptualNetwork = Literal["efficientnet_lite1", "vgg16_lpips", "none"]
@@ -122,12 +120,10 @@ class Training(Config):
 
         Raises ValueError for a data set that the training can't learn from.
         """
-        del dataset_info, grid
         return self.network.model_dump(mode="json", exclude={"kind"})
 
     def discriminator_arguments(self, dataset_info: DatasetInfo = IMAGES) -> dict[str, Any] | None:
         """Arguments of the network trained against the stored network; None without a discriminator."""
-        del dataset_info
         return None
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
@@ -158,14 +154,10 @@ class GANOptimization(OptimizationConfig):
         """Number of discriminator steps: each takes an equal part of the worker's samples."""
         return self.discriminator_steps
 
-    @model_validator(mode="after")
-    def _batch_has_equal_parts(self) -> Self:
-        if self.global_batch_size % self.discriminator_steps:
-            raise ValueError(
-                f"global_batch_size {self.global_batch_size} must be a multiple of discriminator_steps "
-                f"{self.discriminator_steps}"
-            )
-        return self
+    def _check(self) -> None:
+        super()._check()
+        batch, steps = self.global_batch_size, self.discriminator_steps
+        refuse(batch % steps, f"global_batch_size {batch} must be a multiple of discriminator_steps {steps}")
 
 
 class ClassifierOptimization(OptimizationConfig):

@@ -1,11 +1,11 @@
 """Trainings of models over single values: transformers over tokens, PixelCNN and Row LSTM."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from components.configuration.conditions import IMAGES, DatasetInfo, LabelConditions, TokenConditions, TokenGrid
-from components.configuration.config import Config
+from components.configuration.config import Config, refuse
 from components.configuration.networks import (
     MaskedTransformerConfig,
     PixelCNNConfig,
@@ -54,11 +54,9 @@ class PriorTraining(TokenTraining):
     token_corruption: float = Field(0.0, ge=0, lt=1)  # share of input tokens replaced by random ones in training
     text_loss_weight: float = Field(0.0, ge=0, lt=1)  # w text + (1 - w) image, DALL-E 1/8; 0: a condition only
 
-    @model_validator(mode="after")
-    def _there_is_a_text_to_learn(self) -> Self:
-        if self.text_loss_weight > 0 and "text" not in self.conditioning.conditions:
-            raise ValueError(f"text_loss_weight {self.text_loss_weight} needs text among the conditions")
-        return self
+    def _check(self) -> None:
+        wordless = self.text_loss_weight > 0 and "text" not in self.conditioning.conditions
+        refuse(wordless, f"text_loss_weight {self.text_loss_weight} needs text among the conditions")
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
         return super().network_arguments(dataset_info, grid) | {"predict_text": self.text_loss_weight > 0}
@@ -88,13 +86,11 @@ class PixelTraining(Training):
     conditioning: LabelConditions = LabelConditions()
     data: PixelData = PixelData()
 
-    @model_validator(mode="after")
-    def _colors_share_the_channels(self) -> Self:
+    def _check(self) -> None:
         network, colors = self.network, 1 if self.data.resolution is None else self.data.in_channels
         shares = colors * (2 if network.kind == "row_lstm" else 1)
-        if network.channels % shares:
-            raise ValueError(f"channels {network.channels} must be a multiple of {shares} for a {network.kind}")
-        return self
+        channels, kind = network.channels, network.kind
+        refuse(channels % shares, f"channels {channels} must be a multiple of {shares} for a {kind}")
 
     def check_likelihood(self) -> None:
         """Every model of pixels states an exact likelihood."""

@@ -5,9 +5,9 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from components.configuration.config import Config
+from components.configuration.config import Config, refuse
 from components.models.diffusion.betas import SCHEDULES, ScheduleName, check_ends
 
 
@@ -21,8 +21,7 @@ class DiscreteNoise(Config):
     num_train_timesteps: int = Field(1000, ge=1)
     zero_terminal_snr: bool = False
 
-    @model_validator(mode="after")
-    def _schedule_exists(self) -> Self:
+    def _check(self) -> None:
         check_ends(self.schedule, self.beta_start, self.beta_end)
         steps = SCHEDULES[self.schedule].too_few_steps
         if self.beta_end is None and steps >= self.num_train_timesteps:
@@ -30,9 +29,8 @@ class DiscreteNoise(Config):
                 f"schedule {self.schedule} needs num_train_timesteps above {steps:.0f}, not {self.num_train_timesteps}:"
                 " its last beta must be below 1"
             )
-        if self.zero_terminal_snr and self.num_train_timesteps < 2:
-            raise ValueError("zero_terminal_snr needs num_train_timesteps of at least 2")
-        return self
+        few = self.zero_terminal_snr and self.num_train_timesteps < 2
+        refuse(few, "zero_terminal_snr needs num_train_timesteps of at least 2")
 
     @property
     def noise(self) -> "DiscreteNoise":
@@ -56,47 +54,41 @@ class DiscreteProcess(DiscreteNoise):
     def objective(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude={"timestep_sampling"})
 
-    @model_validator(mode="after")
-    def _objective_fits(self) -> Self:
-        if self.zero_terminal_snr and self.prediction_type == "epsilon":
-            raise ValueError("zero_terminal_snr needs prediction_type v_prediction or sample, not epsilon")
-        if self.zero_terminal_snr and self.min_snr_gamma is not None:
-            raise ValueError("zero_terminal_snr needs min_snr_gamma None: the last step would weigh nothing")
-        if (self.variance == "learned_range") != (self.loss == "hybrid") and self.loss != "vlb":
-            raise ValueError("variance learned_range and loss hybrid need each other (or loss vlb)")
-        if self.loss == "vlb" and self.min_snr_gamma is not None:
-            raise ValueError("loss vlb has its own weights: it needs min_snr_gamma None")
+    def _check(self) -> None:
+        super()._check()
+        zero, weighted, bound = self.zero_terminal_snr, self.min_snr_gamma is not None, self.loss == "vlb"
+        noisy = zero and self.prediction_type == "epsilon"
+        refuse(noisy, "zero_terminal_snr needs prediction_type v_prediction or sample, not epsilon")
+        refuse(zero and weighted, "zero_terminal_snr needs min_snr_gamma None: the last step would weigh nothing")
+        single = (self.variance == "learned_range") != (self.loss == "hybrid")
+        refuse(single and not bound, "variance learned_range and loss hybrid need each other (or loss vlb)")
+        refuse(bound and weighted, "loss vlb has its own weights: it needs min_snr_gamma None")
+
+
+class ContinuousProcess(Config):
+    """Noise at any time, without steps: the noising and the target of a network are given together."""
+
+    @property
+    def noise(self) -> Self:
         return self
 
+    def objective(self) -> dict[str, Any]:
+        """Plain values for `make_objective`."""
+        return self.model_dump(mode="json")
 
-class EDMProcess(Config):
+
+class EDMProcess(ContinuousProcess):
     """Noise of any level with preconditioning (Karras et al., 2022)."""
 
     kind: Literal["edm"] = "edm"
     sigma_data: float = Field(0.5, gt=0)  # deviation of the images or latents
 
-    @property
-    def noise(self) -> Self:
-        return self
 
-    def objective(self) -> dict[str, Any]:
-        """Plain values for `make_objective`."""
-        return self.model_dump(mode="json")
-
-
-class FlowProcess(Config):
+class FlowProcess(ContinuousProcess):
     """A straight line from noise to image (rectified flow; Liu et al., 2023)."""
 
     kind: Literal["flow"] = "flow"
     time_density: Literal["uniform", "logit_normal"] = "uniform"
-
-    @property
-    def noise(self) -> Self:
-        return self
-
-    def objective(self) -> dict[str, Any]:
-        """Plain values for `make_objective`."""
-        return self.model_dump(mode="json")
 
 
 Process = Annotated[DiscreteProcess | EDMProcess | FlowProcess, Field(discriminator="kind")]

@@ -4,11 +4,11 @@ No part of a training: these numbers enter the keys of the cascade, its samples 
 composed cascade.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from components.configuration.config import Config, Since
+from components.configuration.config import Config, Since, refuse
 from components.configuration.optimization import Precision
 from components.models.diffusion.steps import SAMPLERS, SamplerName, Spacing
 
@@ -36,16 +36,14 @@ class DiffusionSampling(ModelSampling):
     guidance_interval: tuple[float, float] | None = None  # guide at these noise levels only, sigma / signal
     guidance_rescale: float = Field(0.0, ge=0, le=1)  # deviation of what is guided, back to that of what is not
 
-    @model_validator(mode="after")
-    def _options_fit(self) -> Self:
+    def _check(self) -> None:
         if self.eta > 0 and SAMPLERS[self.sampler].own_eta is not None:
             takers = " or ".join(name for name, kind in SAMPLERS.items() if kind.own_eta is None)
             raise ValueError(f"eta belongs to sampler {takers}, not {self.sampler}")
-        if self.autoguidance_scale != 1 and self.guidance_scale != 1:
-            raise ValueError("guidance_scale and autoguidance_scale don't go together: one of them must be 1")
-        if self.guidance_interval is not None and not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
-            raise ValueError(f"guidance_interval must rise from at least 0, not {self.guidance_interval}")
-        return self
+        both, interval = self.autoguidance_scale != 1 != self.guidance_scale, self.guidance_interval
+        refuse(both, "guidance_scale and autoguidance_scale don't go together: one of them must be 1")
+        falls = interval is not None and not 0 <= interval[0] < interval[1]
+        refuse(falls, f"guidance_interval must rise from at least 0, not {interval}")
 
     @property
     def steps_taken(self) -> int:

@@ -1,8 +1,8 @@
 """Trainings of autoencoders, GAN, classifier, CLIP and diffusion prior, and the unions for recipes."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag
 
 from components.configuration.conditions import (
     IMAGES,
@@ -13,7 +13,7 @@ from components.configuration.conditions import (
     TextConfig,
     TokenGrid,
 )
-from components.configuration.config import Config
+from components.configuration.config import Config, refuse
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.networks import (
     AutoencoderNetworkConfig,
@@ -57,11 +57,9 @@ class AutoencoderLosses(Config):
     discriminator_channels: int = Field(64, ge=4)
     discriminator_layers: int = Field(3, ge=1)
 
-    @model_validator(mode="after")
-    def _weights_have_a_source(self) -> Self:
-        if self.perceptual_network == "vgg16_lpips" and self.perceptual_weights_uri is None:
-            raise ValueError("perceptual_network vgg16_lpips needs perceptual_weights_uri (its weights are no package)")
-        return self
+    def _check(self) -> None:
+        lacking = self.perceptual_network == "vgg16_lpips" and self.perceptual_weights_uri is None
+        refuse(lacking, "perceptual_network vgg16_lpips needs perceptual_weights_uri (its weights are no package)")
 
 
 class AutoencoderTraining(Training):
@@ -94,8 +92,8 @@ class AutoencoderTraining(Training):
 
     def check_likelihood(self) -> None:
         """Raises ValueError unless the bottleneck is Gaussian and the reconstruction has a likelihood."""
-        if self.has_codes or self.network.reconstruction != "discretized_logistic":
-            raise ValueError("likelihood needs model.bottleneck gaussian and model.reconstruction discretized_logistic")
+        none = self.has_codes or self.network.reconstruction != "discretized_logistic"
+        refuse(none, "likelihood needs model.bottleneck gaussian and model.reconstruction discretized_logistic")
 
     def needs(self) -> TrainingNeeds:
         losses = self.losses
@@ -116,7 +114,6 @@ class AutoencoderTraining(Training):
         return {"channels": losses.discriminator_channels, "num_layers": losses.discriminator_layers}
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
-        del classes, grid
         return {"resolution": self.data.resolution, "member": self.data.member}
 
 
@@ -143,17 +140,15 @@ class GANTraining(Training):
     data: ImageData
     optimization: GANOptimization
 
-    @model_validator(mode="after")
-    def _levels_fit(self) -> Self:
+    def _check(self) -> None:
         resolution = self.data.resolution
         levels = {
             "channel_mult": self.network.channel_mult,
             "discriminator_channel_mult": self.adversary.discriminator_channel_mult,
         }
         for name, level in levels.items():
-            if resolution % 2 ** len(level):
-                raise ValueError(f"resolution {resolution} can't be halved once for each level of {name}")
-        return self
+            halves = resolution % 2 ** len(level) == 0
+            refuse(not halves, f"resolution {resolution} can't be halved once for each level of {name}")
 
     def needs(self) -> TrainingNeeds:
         return TrainingNeeds(self.data.resolution)
@@ -174,7 +169,6 @@ class GANTraining(Training):
         }
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
-        del grid
         return {"resolution": self.data.resolution, "classes": list(classes)}
 
 
@@ -195,11 +189,9 @@ class ClassifierTraining(Training):
     data: AugmentedData
     optimization: ClassifierOptimization
 
-    @model_validator(mode="after")
-    def _levels_fit(self) -> Self:
-        if self.data.resolution % 2 ** (len(self.network.channel_mult) - 1):
-            raise ValueError(f"resolution {self.data.resolution} can't be halved between the levels of channel_mult")
-        return self
+    def _check(self) -> None:
+        side, levels = self.data.resolution, len(self.network.channel_mult)
+        refuse(side % 2 ** (levels - 1), f"resolution {side} can't be halved between the levels of channel_mult")
 
     def needs(self) -> TrainingNeeds:
         return TrainingNeeds(self.data.resolution)
@@ -209,7 +201,6 @@ class ClassifierTraining(Training):
         return own | {"resolution": self.data.resolution, "num_classes": dataset_info.num_classes}
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
-        del grid
         return {
             "role": "classifier",
             "resolution": self.data.resolution,
@@ -233,16 +224,11 @@ class ContrastiveTraining(Training):
     text: TextConfig
     data: ShiftedData
 
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Self:
+    def _check(self) -> None:
         factor = self.network.patch_size * 2 ** (len(self.network.channel_mult) - 1)
-        if self.data.resolution % factor:
-            raise ValueError(
-                f"resolution {self.data.resolution} must be a multiple of {factor}, of its patches and levels"
-            )
-        if self.text.text_dim % self.text.text_heads:
-            raise ValueError(f"text_dim {self.text.text_dim} must be a multiple of text_heads {self.text.text_heads}")
-        return self
+        side, width, heads = self.data.resolution, self.text.text_dim, self.text.text_heads
+        refuse(side % factor, f"resolution {side} must be a multiple of {factor}, of its patches and levels")
+        refuse(width % heads, f"text_dim {width} must be a multiple of text_heads {heads}")
 
     @property
     def encoded_sizes(self) -> dict[str, int]:
@@ -254,13 +240,11 @@ class ContrastiveTraining(Training):
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
         """Arguments of both encoders. Raises ValueError for a data set without captions."""
-        if dataset_info.vocab_size == 0:
-            raise ValueError("a contrastive encoder needs images with captions, and this set has none")
+        refuse(dataset_info.vocab_size == 0, "a contrastive encoder needs images with captions, and this set has none")
         own = super().network_arguments(dataset_info, grid)
         return own | {"resolution": self.data.resolution, "text": self.text.arguments(dataset_info)}
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
-        del classes, grid
         return {"role": "contrastive", "resolution": self.data.resolution}
 
 
@@ -288,7 +272,6 @@ class DiffusionPriorTraining(Training):
         }
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
-        del classes, grid
         return {"role": "diffusion_prior", "objective": self.process.objective()}
 
 
@@ -316,13 +299,10 @@ AnyLoneModel = Annotated[
 
 def check_guide(classifier: ClassifierTraining, base: DiffusionTraining) -> None:
     """Raises ValueError, naming the field, if images or noise of a guide and the base differ."""
-    if not classifier.noisy:
-        raise ValueError("classifier.noisy must be true: it guides noisy images")
-    if classifier.data.resolution != base.data.resolution:
-        raise ValueError(f"classifier.data.resolution must be base.data.resolution {base.data.resolution}")
-    if base.data.in_channels != 3:
-        raise ValueError(f"base.data.in_channels must be 3, not {base.data.in_channels}: classifier sees colors")
+    refuse(not classifier.noisy, "classifier.noisy must be true: it guides noisy images")
+    side, channels = base.data.resolution, base.data.in_channels
+    refuse(classifier.data.resolution != side, f"classifier.data.resolution must be base.data.resolution {side}")
+    refuse(channels != 3, f"base.data.in_channels must be 3, not {channels}: classifier sees colors")
     own, wanted = classifier.process.model_dump(), base.process.noise.model_dump()
     for name, value in wanted.items():
-        if own.get(name) != value:
-            raise ValueError(f"classifier.process.{name} must be base.process.{name} {value!r}")
+        refuse(own.get(name) != value, f"classifier.process.{name} must be base.process.{name} {value!r}")

@@ -18,9 +18,9 @@ class UsageError(Exception):
 def nearest(name: str, names: Iterable[str]) -> str:
     """`; did you mean x?`, or the first 40 names if none is near."""
     choices = list(names)
-    close = get_close_matches(name, choices, n=1, cutoff=0.5)
-    shown = [*choices[:MOST_NAMES], *(["…"] if len(choices) > MOST_NAMES else [])]
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(shown)}"
+    for close in get_close_matches(name, choices, n=1, cutoff=0.5):
+        return f"; did you mean {close!r}?"
+    return f"; there are {', '.join(choices[:MOST_NAMES])}{', …' if len(choices) > MOST_NAMES else ''}"
 
 
 def explain(error: Exception, model: type[BaseModel]) -> str:
@@ -47,22 +47,19 @@ def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list
     path: list[str] = []
     owners, choices = [model], [model]
     for part in location:
-        tagged = [choice for choice in choices if len(choices) > 1 and _has_tag(choice, part)]
-        if tagged:
+        if tagged := [choice for choice in choices if len(choices) > 1 and _has_tag(choice, part)]:
             choices = tagged
             continue
         path.append(str(part))
         if not isinstance(part, int):
-            owners = choices
-            choices = [inner for choice in choices for inner in _models_in(choice, part)]
+            owners, choices = choices, [inner for choice in choices for inner in _models_in(choice, part)]
     return path, owners
 
 
 def _has_tag(model: type[BaseModel], tag: int | str) -> bool:
     """True if the tag is a model's kind, the network's kind, or the model's name."""
-    own = model.__name__ == tag or ("kind" in model.model_fields and fits(model, {"kind": tag}))
-    network = parts_of(model, "network")
-    return own or any("kind" in part.model_fields and fits(part, {"kind": tag}) for part in network)
+    models = [model, *parts_of(model, "network")]
+    return model.__name__ == tag or any("kind" in m.model_fields and fits(m, {"kind": tag}) for m in models)
 
 
 def _models_in(model: type[BaseModel], name: str) -> list[type[BaseModel]]:

@@ -4,7 +4,7 @@ Shapes: N samples, n of them requested, H = W = resolution, L text_length.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
 from typing import NamedTuple
@@ -33,13 +33,24 @@ CACHE_BYTES = 96 * 2**20  # of one reading process
 
 
 class Images:
-    """An image of each sample, decoded on request, and cached where `keep` is set."""
+    """An image of each sample of a shard, decoded on request, and cached where `keep` is set.
+
+    Raises ShardError naming shard and sample, here and below, for an image that can't be decoded.
+    """
 
     def __init__(
-        self, files: Sequence[bytes], decode: Callable[[np.ndarray, int, bytes], None], *, resolution: int, keep: bool
+        self,
+        files: Sequence[bytes],
+        keys: Sequence[str],
+        url: str,
+        *,
+        member: Member,
+        resolution: int,
+        mask_values: int,
+        keep: bool,
     ) -> None:
-        self.files, self.resolution = files, resolution
-        self._decode = decode  # (out uint8 (H, W, 3), number of the sample, file)
+        self.files, self.keys, self.url, self.member = files, keys, url, member
+        self.resolution, self.mask_values = resolution, mask_values
         self._kept: np.ndarray | None = None  # (N, H, W, 3)
         if keep:  # else each image is used once before its shard is dropped
             self._kept = np.empty((len(files), resolution, resolution, 3), np.uint8)
@@ -47,24 +58,37 @@ class Images:
         self.nbytes = sum(map(len, files)) + (0 if self._kept is None else self._kept.nbytes)  # held
 
     def fill(self, out: np.ndarray, where: np.ndarray, ordinals: np.ndarray) -> None:
-        """Set out[where], uint8 (n, H, W, 3), to the images of the samples `ordinals`, (n,).
-
-        Raises ShardError naming shard and sample if an image can't be decoded.
-        """
+        """Set out[where], uint8 (n, H, W, 3), to the images of the samples `ordinals`, (n,)."""
         if self._kept is None:
             for place, ordinal in zip(where, ordinals, strict=True):
-                self._decode(out[place], ordinal, self.files[ordinal])
+                self._decode(out[place], ordinal)
             return
         for ordinal in ordinals[~self._decoded[ordinals]]:
-            self._decode(self._kept[ordinal], ordinal, self.files[ordinal])
+            self._decode(self._kept[ordinal], ordinal)
             self._decoded[ordinal] = True
         out[where] = self._kept[ordinals]
 
     def first(self, count: int) -> np.ndarray:  # (count, H, W, 3) uint8
-        """The images of the first samples. Raises ShardError for an image that can't be decoded."""
+        """The images of the first samples."""
         out = np.empty((count, self.resolution, self.resolution, 3), np.uint8)
         self.fill(out, np.arange(count), np.arange(count))
         return out
+
+    def _decode(self, out: np.ndarray, ordinal: int) -> None:
+        """Set `out`, uint8 (H, W, 3), to the image of a sample."""
+        file = self.files[ordinal]
+        try:
+            match self.member:
+                case "image":
+                    load_into(out, file)
+                case "depth":
+                    out[...] = load_depth(file, resolution=self.resolution)
+                case "mask":
+                    out[...] = load_mask(file, resolution=self.resolution, mask_values=self.mask_values)
+        except Exception as error:
+            name = "image" if self.member == "image" else f"{self.member}.png"
+            where = f"shard {self.url}, sample {self.keys[ordinal]}"
+            raise ShardError(f"{where}: {name} can't be decoded: {error}") from error
 
 
 class DecodedShard:
@@ -100,24 +124,28 @@ class DecodedShard:
         self.samples: list[ShardSample] = [sample for sample, own in samples if split in (own, None)]
         self.splits: list[Split] = [own for _, own in samples if split in (own, None)]
         self.labels = np.array([sample.label for sample in self.samples], dtype=np.int64)  # (N,)
-        self.text = encode_text(  # (N, L)
-            tokenizer_of(index), [sample.caption for sample in self.samples], text_length=index.text.text_length
-        )
+        captions = [sample.caption for sample in self.samples]
+        self.text = encode_text(tokenizer_of(index), captions, text_length=index.text.text_length)  # (N, L)
         each = 3 * resolution**2 * (1 if condition_member is None else 2)
-        decoded = partial(Images, resolution=resolution, keep=index.samples * each <= CACHE_BYTES)
-        keys = [sample.key for sample in self.samples]
-        decoder = partial(_decoder, index, keys, url=index.url(entry.url), resolution=resolution)
-        self.image = decoded([sample.image for sample in self.samples], decoder(member=member))
+        images = partial(
+            Images,
+            keys=[sample.key for sample in self.samples],
+            url=self.url,
+            resolution=resolution,
+            mask_values=index.mask_values,
+            keep=index.samples * each <= CACHE_BYTES,
+        )
+        self.image = images([sample.image for sample in self.samples], member=member)
         self.condition: Images | None = None
         if condition_member is not None:
             files = [sample.condition or b"" for sample in self.samples]  # reading made sure that none lacks
-            self.condition = decoded(files, decoder(member=condition_member))
+            self.condition = images(files, member=condition_member)
 
     @property
     def nbytes(self) -> int:
         """Bytes held by the shard."""
         arrays = sum(len(file) for sample in self.samples for file in sample.arrays)
-        return self.image.nbytes + (0 if self.condition is None else self.condition.nbytes) + arrays
+        return arrays + self.image.nbytes + (0 if self.condition is None else self.condition.nbytes)
 
     def fill(self, rows: dict[str, np.ndarray], where: np.ndarray, ordinals: np.ndarray) -> None:
         """Set rows[column][where] to the samples `ordinals`, (n,), in every column of a shard.
@@ -144,30 +172,6 @@ class DecodedShard:
             )
             for number, (name, info) in enumerate(self.array_infos.items())
         }
-
-
-def _decoder(
-    index: ShardIndex, keys: Sequence[str], *, url: str, member: Member, resolution: int
-) -> Callable[[np.ndarray, int, bytes], None]:
-    """Makes the function that sets uint8 (H, W, 3) to a sample, from number and file.
-
-    No method: a shard must be in no cycle of references, which would keep its bytes until Python looks for cycles.
-    """
-
-    def decode(out: np.ndarray, ordinal: int, file: bytes) -> None:
-        try:
-            match member:
-                case "image":
-                    load_into(out, file)
-                case "depth":
-                    out[...] = load_depth(file, resolution=resolution)
-                case "mask":
-                    out[...] = load_mask(file, resolution=resolution, mask_values=index.mask_values)
-        except Exception as error:
-            name = "image" if member == "image" else f"{member}.png"
-            raise ShardError(f"shard {url}, sample {keys[ordinal]}: {name} can't be decoded: {error}") from error
-
-    return decode
 
 
 class View(NamedTuple):
@@ -233,29 +237,22 @@ class ShardCache:
 
     def _make_room(self, size: int, keep: set[Key]) -> bool:
         """Drop shards, except `keep`, longest unused first, to make room for `size` bytes; False if in vain."""
-        for key in [key for key in self._shards if key not in keep]:
-            if self._has_room(size):
-                break
-            del self._shards[key]
-        return self._has_room(size)
-
-    def _has_room(self, size: int) -> bool:
-        return self.count < WINDOW_SHARDS or self.nbytes + size <= self.capacity
+        spare = [key for key in reversed(self._shards) if key not in keep]
+        while not (room := self.count < WINDOW_SHARDS or self.nbytes + size <= self.capacity) and spare:
+            del self._shards[spare.pop()]
+        return room
 
 
 def _key(index: ShardIndex, entry: ShardEntry, view: View) -> Key:
     return index.url(entry.url), entry.sha256, view, index.mask_values
 
 
-@cache
-def shard_cache() -> ShardCache:
-    """The cache of the calling process."""
-    return ShardCache()
+shard_cache = cache(ShardCache)  # the cache of the calling process
 
 
 def tokenizer_of(index: ShardIndex) -> Tokenizer:
     """The set's caption tokenizer, verified; read once in a process. Raises ShardError if it was changed."""
-    return _tokenizer(index.model_copy(update={"shards": ()}))
+    return _tokenizer(index.header)
 
 
 @cache

@@ -20,7 +20,7 @@ from einops import rearrange
 from components.data.decoded import DecodedShard
 from components.data.held_out import read_whole_shard
 from components.data.images import load_image
-from components.data.parts import WARN, Warn, whole_parts
+from components.data.parts import WARN, Warn, part_name, whole_parts
 from components.data.shards import (
     ArrayInfo,
     Member,
@@ -33,7 +33,7 @@ from components.data.shards import (
     write_array,
 )
 from components.data.tars import IMAGE_SUFFIXES, Group, write_shard
-from components.data.tokens import TokenSet, token_name, write_tokens
+from components.data.tokens import TokenSet, write_tokens
 from components.models.autoencoder import Autoencoder
 from components.models.bundle import DESCRIPTION, ModelBundle, describe_bundle, load_bundle
 from components.runtime.execution import Resources, node_threads
@@ -76,15 +76,10 @@ def process_shards(
     Raises ShardError for a shard that differs from the index.
     """
     whole = whole_parts(dict.fromkeys(names, ""), files=files, num_cpus=resources.cpus_per_core, warn=warn)
-    jobs = [
-        ShardJob(number, name, shard)
-        for number, (name, shard) in enumerate(zip(names, index.shards, strict=True))
-        if name not in whole
-    ]
-    yield len(names) - len(jobs)
-    if jobs:
-        for done, _ in enumerate(_finished(make_worker, jobs, resources), start=1):
-            yield len(names) - len(jobs) + done
+    jobs = [ShardJob(*job) for job in zip(range(len(names)), names, index.shards, strict=True) if job[1] not in whole]
+    yield (done := len(names) - len(jobs))
+    for _ in _finished(make_worker, jobs, resources) if jobs else ():
+        yield (done := done + 1)
 
 
 class PoolActor:
@@ -99,9 +94,8 @@ class PoolActor:
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
         if self.work is None:  # not before the first shard: Ray Data kills actors that still start when all is done
             self.work = self.make_worker()
-        job = ShardJob(row["number"], row["name"], ShardEntry.model_validate_json(row["shard"]))
-        self.work(job)
-        return {"name": job.name}
+        self.work(ShardJob(row["number"], row["name"], ShardEntry.model_validate_json(row["shard"])))
+        return {"name": row["name"]}
 
 
 def _finished(
@@ -116,8 +110,7 @@ def _finished(
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker,
     )
-    dataset.context.enable_progress_bars = False
-    dataset.context.print_on_execution_start = False
+    dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
     return dataset.iter_rows()
 
 
@@ -157,14 +150,12 @@ class SetEncoder:
         files = []
         if job.number == self.first:
             files += [write_file(self.files, f"{name}.npy", write_array(null)) for name, null in nulls.items()]
-        groups = usable_groups(self.index, job.shard, data)
         tar = write_shard(
             self.sample(group, {name: column[number] for name, column in arrays.items()})
-            for number, group in enumerate(groups)
+            for number, group in enumerate(usable_groups(self.index, job.shard, data))
         )
         tar_file = write_file(self.files, f"{job.name}.tar", tar)
-        changes = {"url": tar_file.path, **tar_file.digest._asdict(), "quarantined": ()}
-        entry = job.shard.model_copy(update=changes)
+        entry = job.shard.model_copy(update={"url": tar_file.path, **tar_file.digest._asdict(), "quarantined": ()})
         shapes = {name: column.shape[1:] for name, column in arrays.items()}
         write_record(self.files, job.name, tar_file, *files, entry=entry.model_dump(), shapes=shapes)
 
@@ -206,8 +197,7 @@ def encode_set(
     For the arguments see `SetEncoder` and `process_shards`. Raises ShardError for a shard that differs from the index.
     """
     first = next((number for number, shard in enumerate(index.shards) if shard.samples), 0)
-    header = index.model_copy(update={"shards": ()})
-    make_encoder = partial(SetEncoder, header, load_encode, files, resolution, kept_resolution, first)
+    make_encoder = partial(SetEncoder, index.header, load_encode, files, resolution, kept_resolution, first)
     return process_shards(make_encoder, index, part_names(index), files=files, resources=resources, warn=warn)
 
 
@@ -233,7 +223,7 @@ def commit_set(
 
 def part_names(index: ShardIndex) -> list[str]:
     """Names of the parts, numbered in the order of the index."""
-    return [f"shard-{number:06d}" for number in range(len(index.shards))]
+    return list(map(part_name, range(len(index.shards))))
 
 
 def open_autoencoder(artifact: Artifact) -> Autoencoder:
@@ -268,20 +258,19 @@ class TokenEncoder:
     def __call__(self, job: ShardJob) -> None:
         samples = read_whole_shard(self.index, job.shard, resolution=self.network.resolution, member=self.member)
         size = most_at_once(self.network.resolution)
-        starts = range(0, len(samples.key), size)
-        tokens = np.concatenate([self.encode(samples.image[start : start + size]) for start in starts])
+        parts = []
+        for start in range(0, len(samples.key), size):
+            image = from_uint8(torch.from_numpy(samples.image[start : start + size]).to(self.device))
+            parts.append(rearrange(self.network.tokenize(image), "n h w -> n (h w)").cpu().numpy())
         split = np.array(samples.split, dtype=str)
-        data = write_tokens(TokenSet(samples.key, tokens, samples.label, samples.text, split))
+        data = write_tokens(TokenSet(samples.key, np.concatenate(parts), samples.label, samples.text, split))
         write_part(self.files, job.name, job.name, data)
-
-    def encode(self, pixels: np.ndarray) -> np.ndarray:  # (N, H, W, 3) uint8 -> (N, T) int64
-        image = from_uint8(torch.from_numpy(pixels).to(self.device))
-        return rearrange(self.network.tokenize(image), "n h w -> n (h w)").cpu().numpy()
 
 
 def token_names(index: ShardIndex) -> list[str]:
-    """File names in the order of the index, numbered: two folders may hold tars of the same name."""
-    return [f"{number:06d}-{token_name(shard.url)}" for number, shard in enumerate(index.shards)]
+    """File names with the stems of the shards, numbered: two folders may hold tars of the same name."""
+    stems = [shard.url.rpartition("/")[2].partition(".")[0] for shard in index.shards]
+    return [f"{number:06d}-{stem}.parquet" for number, stem in enumerate(stems)]
 
 
 def encode_shards(
@@ -301,5 +290,5 @@ def encode_shards(
 
     Raises ShardError for a shard that its index does not match.
     """
-    make_encoder = partial(TokenEncoder, index.model_copy(update={"shards": ()}), tokenizer, files, member)
+    make_encoder = partial(TokenEncoder, index.header, tokenizer, files, member)
     return process_shards(make_encoder, index, token_names(index), files=files, resources=resources, warn=warn)

@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import accumulate, chain
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -67,13 +68,14 @@ def read_split(
         if count == limit:
             break
     conditions = [part.condition_image for part in parts if part.condition_image is not None]
+    image, label, text, caption, key, own, *_ = zip(*parts, strict=True)
     return SplitArrays(
-        np.concatenate([part.image for part in parts]),
-        np.concatenate([part.label for part in parts]),
-        np.concatenate([part.text for part in parts]),
-        tuple(caption for part in parts for caption in part.caption),
-        tuple(key for part in parts for key in part.key),
-        tuple(name for part in parts for name in part.split),
+        np.concatenate(image),
+        np.concatenate(label),
+        np.concatenate(text),
+        tuple(chain.from_iterable(caption)),
+        tuple(chain.from_iterable(key)),
+        tuple(chain.from_iterable(own)),
         np.concatenate(conditions) if conditions else None,
         {name: np.concatenate([part.arrays[name] for part in parts]) for name in arrays},
     )
@@ -94,21 +96,15 @@ class WordReader:
 
     def __call__(self, entry: ShardEntry) -> Words:
         """The words of a shard's samples, in tar order. Raises ShardError."""
-        samples = [
-            sample
-            for sample in read_shard(self.index, entry)
-            if split_of(sample.key, self.index.holdout_fraction) == self.split
-        ]
-        return Words(
-            np.array([sample.label for sample in samples], dtype=np.int64), tuple(sample.caption for sample in samples)
-        )
+        share, samples = self.index.holdout_fraction, read_shard(self.index, entry)
+        words = [(sample.label, sample.caption) for sample in samples if split_of(sample.key, share) == self.split]
+        return Words(np.array([label for label, _ in words], dtype=np.int64), tuple(caption for _, caption in words))
 
 
 def joined_words(parts: Sequence[Words]) -> Words:
     """Joins the words of several shards, at least a single shard."""
-    return Words(
-        np.concatenate([part.label for part in parts]), tuple(caption for part in parts for caption in part.caption)
-    )
+    labels, captions = zip(*parts, strict=True)
+    return Words(np.concatenate(labels), tuple(chain.from_iterable(captions)))
 
 
 def read_whole_shard(index: ShardIndex, entry: ShardEntry, *, resolution: int, member: Member = "image") -> SplitArrays:
@@ -178,12 +174,8 @@ def random_part(index: ShardIndex, *, samples: int, seed: int) -> ShardIndex:
     """
     order = list(range(len(index.shards)))
     random.Random(seed).shuffle(order)
-    chosen, count = [], 0
-    for number in order:
-        if chosen and count >= samples:
-            break
-        chosen.append(number)
-        count += index.shards[number].train_samples
+    before = accumulate((index.shards[number].train_samples for number in order), initial=0)
+    chosen = [number for number, count in zip(order, before, strict=False) if number == order[0] or count < samples]
     return index.model_copy(update={"shards": tuple(index.shards[number] for number in sorted(chosen))})
 
 

@@ -8,9 +8,10 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, NamedTuple
+from functools import partial
+from typing import Annotated, Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -20,8 +21,8 @@ from components.data.parts import (
     WARN,
     Part,
     PartWriter,
-    TaskWriter,
     Warn,
+    Work,
     cut_tasks,
     part_name,
     run_pieces,
@@ -29,9 +30,8 @@ from components.data.parts import (
 )
 from components.data.shards import BPE, ShardEntry, ShardIndex, TextInfo, load_index, order_of, read_bpe, save_index
 from components.data.sources.columns import COMMON, Columns
-from components.data.sources.fashion_mnist import list_fashion_mnist
 from components.data.sources.folder import list_folder
-from components.data.sources.openmoji import list_openmoji
+from components.data.sources.packaged import list_fashion_mnist, list_openmoji
 from components.data.sources.parquet import list_parquet
 from components.data.sources.scenes import list_scenes
 from components.data.sources.source import Source
@@ -46,6 +46,8 @@ SOURCES = ("openmoji", "scenes", "folder", "parquet", "fashion_mnist", "webdatas
 PACKAGED = ("openmoji", "scenes")  # sources without a path
 Progress = Callable[[int, int], None]  # done, in all: images, or tars of a webdataset
 ClassCounts = Callable[[dict[str, int]], None]  # usable images by class
+Whole = Callable[[dict[str, str]], dict[str, Record]]  # `whole_parts` of the new set
+Run = Callable[[Work, Sequence[str]], Iterator[tuple[int, str]]]  # `run_pieces`
 
 
 class IngestConfig(Config):
@@ -59,18 +61,6 @@ class IngestConfig(Config):
     limit: int | None = None  # at most so many images, by hash of the key; for scenes their number
     max_corrupt_fraction: float = 0.01  # share of the images that may be corrupt: quarantined and counted
     columns: Annotated[Columns, Since(COMMON)] = COMMON  # of a table of the images: of Parquet or a captions file
-
-
-class Place(NamedTuple):
-    """The store of a new set, and settings of the tasks that read an earlier try's files there."""
-
-    out: Store
-    num_cpus: float  # of a task
-    warn: Warn
-
-    def whole(self, recipes: dict[str, str]) -> dict[str, Record]:
-        """Records of the whole parts of an earlier try, see `whole_parts`."""
-        return whole_parts(recipes, files=self.out, num_cpus=self.num_cpus, warn=self.warn)
 
 
 def ingest(
@@ -102,16 +92,20 @@ def ingest(
     """
     path = None if path is None else absolute(path)
     report = progress or (lambda done, total: None)
-    count = class_counts or (lambda counts: None)
+    whole = partial(whole_parts, files=out, num_cpus=num_cpus, warn=warn)
+    run = partial(run_pieces, num_cpus=num_cpus)
     if source == "shards":
-        return _adopt(_needed(source, path), out)
-    place = Place(out, num_cpus, warn)
+        return _adopt(needed_path(source, path), out)
     if source == "webdataset":
-        share, size = config.holdout_fraction, config.samples_per_shard
-        work = TarResharder(out, share, size) if reshard else TarSurvey(out, share)
-        return _index_tars(_needed(source, path), work, place, config, report, count)
-    listing = open_source(source, path, limit=config.limit, columns=config.columns)
-    return _write_shards(listing, place, config, report, count)
+        share = config.holdout_fraction
+        work = TarResharder(out, share, config.samples_per_shard) if reshard else TarSurvey(out, share)
+        index, counts = _index_tars(needed_path(source, path), work, out, config, whole, run, report)
+    else:
+        listing = open_source(source, path, limit=config.limit, columns=config.columns)
+        index, counts = _write_shards(listing, out, config, whole, run, report)
+    if class_counts is not None:
+        class_counts(counts)
+    return index
 
 
 def open_source(source: str, path: str | None, *, limit: int | None = None, columns: Columns = COMMON) -> Source:
@@ -128,9 +122,9 @@ def open_source(source: str, path: str | None, *, limit: int | None = None, colu
                 raise SourceError("scenes are endless: say how many with limit")
             return list_scenes(limit)
         case "folder":
-            listing = list_folder(_needed(source, path), columns=columns)
+            listing = list_folder(needed_path(source, path), columns=columns)
         case "parquet":
-            listing = list_parquet(_needed(source, path), columns)  # in the order of its row groups
+            listing = list_parquet(needed_path(source, path), columns)  # in the order of its row groups
             return replace(listing, items=listing.items[:limit])
         case "fashion_mnist":
             listing = list_fashion_mnist(path)
@@ -166,66 +160,54 @@ def train_bpe(captions: Iterable[str], *, vocab_size: int) -> str:
 
 
 def _write_shards(
-    listing: Source, place: Place, config: IngestConfig, report: Progress, count: ClassCounts
-) -> ShardIndex:
-    tasks: list[list[tuple[int, str]]] = [json.loads(task) for task in cut_tasks(listing, config.samples_per_shard)]
-    write = PartWriter(listing.reader, place.out, config.resolution, config.holdout_fraction)
-    whole = place.whole({part_name(number): write.recipe(content) for task in tasks for number, content in task})
-    parts = {
-        number: Part.model_validate(whole[part_name(number)].facts)
-        for task in tasks
-        for number, _ in task
-        if part_name(number) in whole
-    }
-    missing = [[(number, content) for number, content in task if number not in parts] for task in tasks]
-    pieces = [json.dumps(task) for task in missing if task]
+    listing: Source, out: Store, config: IngestConfig, whole: Whole, run: Run, report: Progress
+) -> tuple[ShardIndex, dict[str, int]]:
+    tasks = cut_tasks(listing, config.samples_per_shard)
+    write = PartWriter(listing.reader, out, config.resolution, config.holdout_fraction)
+    recipes = {part_name(number): write.recipe(content) for task in tasks for number, content in task}
+    parts = {name: Part.model_validate(record.facts) for name, record in whole(recipes).items()}
+    missing = [[(number, content) for number, content in task if part_name(number) not in parts] for task in tasks]
 
     def progress() -> None:
         report(sum(part.entry.samples + len(part.entry.quarantined) for part in parts.values()), len(listing.items))
 
     progress()
-    for _, content in run_pieces(TaskWriter(write), pieces, num_cpus=place.num_cpus):
-        parts |= {number: Part.model_validate_json(part) for number, part in json.loads(content)}
+    for _, content in run(write, [json.dumps(task) for task in missing if task]):
+        parts |= {name: Part.model_validate(part) for name, part in json.loads(content).items()}
         progress()
-    ordered = [parts[number] for number in range(len(parts))]
-    index = _index(listing.name, tuple(part.entry for part in ordered), config, classes=listing.classes)
-    index = index.model_copy(update={"license": listing.license, "resolution": config.resolution})
-    index = _commit(index, [caption for part in ordered for caption in part.captions], place.out, config)
+    ordered = [parts[name] for name in recipes]
+    captions = [caption for part in ordered for caption in part.captions]
+    own = {"license": listing.license, "resolution": config.resolution, "classes": listing.classes}
+    index = _commit(listing.name, [part.entry for part in ordered], captions, out, config, **own)
     corrupt = {entry.key for part in ordered for entry in part.entry.quarantined}
     counts = Counter(item.label for item in listing.items if item.key not in corrupt)
-    count({name: counts[label] for label, name in enumerate(listing.classes)})
-    return index
+    return index, {name: counts[label] for label, name in enumerate(listing.classes)}
 
 
 def _index_tars(
     path: str,
-    work: TarSurvey | TarResharder,
-    place: Place,
+    work: TarSurvey,
+    out: Store,
     config: IngestConfig,
+    whole: Whole,
+    run: Run,
     report: Progress,
-    count: ClassCounts,
-) -> ShardIndex:
+) -> tuple[ShardIndex, dict[str, int]]:
     if config.limit is not None:
         raise SourceError("limit can't cut tars that exist already; name fewer of them with a glob")
-    pieces = ["\n".join(map(str, version)) for version in list_tars(path)]
-    whole = place.whole({work.part_name(piece): "" for piece in pieces})
-    facts = {
-        number: TarFacts.model_validate(whole[name].facts)
-        for number, piece in enumerate(pieces)
-        if (name := work.part_name(piece)) in whole
-    }
-    missing = [number for number in range(len(pieces)) if number not in facts]
+    pieces = {work.part_name(piece): piece for piece in ("\n".join(map(str, tar)) for tar in list_tars(path))}
+    facts = {name: TarFacts.model_validate(record.facts) for name, record in whole(dict.fromkeys(pieces, "")).items()}
+    missing = [name for name in pieces if name not in facts]
     report(len(facts), len(pieces))
-    for done, content in run_pieces(work, [pieces[number] for number in missing], num_cpus=place.num_cpus):
-        facts[missing[done]] = TarFacts.model_validate_json(content)
+    for number, content in run(work, [pieces[name] for name in missing]):
+        facts[missing[number]] = TarFacts.model_validate_json(content)
         report(len(facts), len(pieces))
-    ordered = [facts[number] for number in range(len(pieces))]
-    entries = tuple(entry for fact in ordered for entry in fact.entries)
-    index = _index("webdataset", entries, config, classes=merge_classes(ordered, path))
-    index = index.model_copy(update={"labels": "name"})
-    index = _commit(index, [caption for fact in ordered for caption in fact.captions], place.out, config)
-    count(dict(sum((Counter(fact.counts) for fact in ordered), Counter())))
-    return index
+    ordered = [facts[name] for name in pieces]
+    entries = [entry for fact in ordered for entry in fact.entries]
+    captions = [caption for fact in ordered for caption in fact.captions]
+    own = {"license": LICENSE, "resolution": None, "classes": merge_classes(ordered, path), "labels": "name"}
+    index = _commit("webdataset", entries, captions, out, config, **own)
+    return index, dict(sum((Counter(fact.counts) for fact in ordered), Counter()))
 
 
 def _adopt(path: str, out: Store) -> ShardIndex:
@@ -238,55 +220,45 @@ def _adopt(path: str, out: Store) -> ShardIndex:
     return load_index(out.uri)
 
 
-def _index(
-    source: str, entries: tuple[ShardEntry, ...], config: IngestConfig, *, classes: tuple[str, ...]
+def _commit(
+    source: str, entries: Sequence[ShardEntry], captions: Sequence[str], out: Store, config: IngestConfig, **own: Any
 ) -> ShardIndex:
-    return ShardIndex(
-        source=source,
-        license=LICENSE,
-        resolution=None,
-        classes=classes,
-        holdout_fraction=config.holdout_fraction,
-        samples=sum(entry.samples for entry in entries),
-        train_samples=sum(entry.train_samples for entry in entries),
-        quarantined=sum(len(entry.quarantined) for entry in entries),
-        text=TextInfo(sha256="", vocab_size=config.vocab_size, text_length=config.text_length),
-        shards=entries,
-    )
-
-
-def _commit(index: ShardIndex, captions: Sequence[str], out: Store, config: IngestConfig) -> ShardIndex:
-    _check_corrupt(index, config.max_corrupt_fraction)
-    if not index.train_samples:
+    """Writes tokenizer and index. Raises DataError for too many corrupt images, or none to train on."""
+    samples, train_samples = sum(entry.samples for entry in entries), sum(entry.train_samples for entry in entries)
+    quarantined = [entry for shard in entries for entry in shard.quarantined]
+    if quarantined:
+        total, first = samples + len(quarantined), quarantined[0]
+        corrupt = (
+            f"{len(quarantined)} of {total} images ({len(quarantined) / total:.1%}) are corrupt, "
+            f"such as {first.key} in {first.shard} ({first.reason})"
+        )
+        if len(quarantined) > config.max_corrupt_fraction * total:
+            most = f"more than {config.max_corrupt_fraction:.1%}; repair them or raise max_corrupt_fraction"
+            raise DataError(f"{corrupt}: {most}")
+        logger.warning("%s; they are quarantined and listed in the index", corrupt)
+    if not train_samples:
         raise DataError(
-            f"{index.samples} images leave none to train on with holdout_fraction {index.holdout_fraction}; lower it"
+            f"{samples} images leave none to train on with holdout_fraction {config.holdout_fraction}; lower it"
         )
     bpe = train_bpe(captions, vocab_size=config.vocab_size)
     out.write(BPE, bpe.encode())
-    text = TextInfo(
-        sha256=hashlib.sha256(bpe.encode()).hexdigest(),
-        vocab_size=Tokenizer.from_str(bpe).get_vocab_size(),
-        text_length=config.text_length,
+    vocab_size, digest = Tokenizer.from_str(bpe).get_vocab_size(), hashlib.sha256(bpe.encode()).hexdigest()
+    index = ShardIndex(
+        source=source,
+        holdout_fraction=config.holdout_fraction,
+        samples=samples,
+        train_samples=train_samples,
+        quarantined=len(quarantined),
+        text=TextInfo(sha256=digest, vocab_size=vocab_size, text_length=config.text_length),
+        shards=tuple(entries),
+        **own,
     )
-    save_index(out, index.model_copy(update={"text": text}))
+    save_index(out, index)
     return load_index(out.uri)
 
 
-def _check_corrupt(index: ShardIndex, max_fraction: float) -> None:
-    quarantined = [entry for shard in index.shards for entry in shard.quarantined]
-    if not quarantined:
-        return
-    total, first = index.samples + len(quarantined), quarantined[0]
-    corrupt = (
-        f"{len(quarantined)} of {total} images ({len(quarantined) / total:.1%}) are corrupt, "
-        f"such as {first.key} in {first.shard} ({first.reason})"
-    )
-    if len(quarantined) > max_fraction * total:
-        raise DataError(f"{corrupt}: more than {max_fraction:.1%}; repair them or raise max_corrupt_fraction")
-    logger.warning("%s; they are quarantined and listed in the index", corrupt)
-
-
-def _needed(source: str, path: str | None) -> str:
+def needed_path(source: str, path: str | None) -> str:
+    """The path of a source that has one. Raises SourceError if it is left out."""
     if path is None:
         raise SourceError(f"source {source} needs a path: cascade data {source} PATH --out URI")
     return path

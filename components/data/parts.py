@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
@@ -25,10 +26,11 @@ OWN_ERRORS = {error.__name__: error for error in (DataError, ShardError, SourceE
 Warn = Callable[[str], None]  # shows a line to the user
 WARN: Warn = logging.getLogger(__name__).warning
 Work = Callable[[int, str], str]  # number of the piece, its description -> its result; picklable
+T = TypeVar("T")
 
 
 def run_pieces(work: Work, pieces: Sequence[str], *, num_cpus: float) -> Iterator[tuple[int, str]]:
-    """Yields (number, result) of each piece as tasks finish.
+    """Yields (number, result) of each piece as tasks finish, a Ray Data task for each.
 
     Raises this package's own errors as the task raised them, without a remote traceback around the line.
     """
@@ -41,27 +43,23 @@ def run_pieces(work: Work, pieces: Sequence[str], *, num_cpus: float) -> Iterato
 
     if not pieces:
         return
-    _keep_off_the_terminal()
+    for handler in logging.getLogger("ray.data").handlers:  # lines go to the session's `ray-data.log`; failures raise
+        if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):
+            handler.setLevel(logging.CRITICAL)
     portable(work, what="what reads the source")
     rows = [{"number": number, "content": piece} for number, piece in enumerate(pieces)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run_row, num_cpus=num_cpus)
-    dataset.context.enable_progress_bars = False
-    dataset.context.print_on_execution_start = False
+    dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
     for row in dataset.iter_rows():
         if row["error"]:
             raise OWN_ERRORS[row["error"]](row["content"])
         yield row["number"], row["content"]
 
 
-@dataclass(frozen=True)
-class PartReader:
+def read_part(files: Store, number: int, content: str) -> str:
     """Reads a part: name and recipe in, on two lines, the part's `Look` (JSON) out."""
-
-    files: Store
-
-    def __call__(self, number: int, content: str) -> str:
-        part, _, recipe = content.partition("\n")
-        return look_at(self.files, part, recipe=recipe).model_dump_json()
+    name, _, recipe = content.partition("\n")
+    return look_at(files, name, recipe=recipe).model_dump_json()
 
 
 def whole_parts(recipes: Mapping[str, str], *, files: Store, num_cpus: float, warn: Warn) -> dict[str, Record]:
@@ -73,9 +71,9 @@ def whole_parts(recipes: Mapping[str, str], *, files: Store, num_cpus: float, wa
         warn: receives a line for each damaged part, which has to be made again.
     """
     names = sorted(recorded_parts(files) & recipes.keys())
-    records = {}
     pieces = [f"{name}\n{recipes[name]}" for name in names]
-    for number, content in run_pieces(PartReader(files), pieces, num_cpus=num_cpus):
+    records = {}
+    for number, content in run_pieces(partial(read_part, files), pieces, num_cpus=num_cpus):
         look = Look.model_validate_json(content)
         if look.record is not None:
             records[names[number]] = look.record
@@ -84,27 +82,18 @@ def whole_parts(recipes: Mapping[str, str], *, files: Store, num_cpus: float, wa
     return records
 
 
-def _keep_off_the_terminal() -> None:
-    """Leaves Ray Data's log lines to the session's `ray-data.log`; failures are raised anyway."""
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):
-            handler.setLevel(logging.CRITICAL)
-
-
-T = TypeVar("T")
-
-
-def cut_tasks(listing: Source, samples_per_shard: int) -> list[str]:
+def cut_tasks(listing: Source, samples_per_shard: int) -> list[list[tuple[int, str]]]:
     """Cuts a source's items into shards of at most `samples_per_shard`, and the shards into tasks.
 
     A shard is a task, except where items come in runs that are best read in one go: then as many whole runs as fit into
-    a shard, or a larger run as several equal shards. Returns each task as JSON: numbers and items of its shards.
+    a shard, or a larger run as several equal shards. Returns numbers and items (JSON) of the shards of each task.
     """
-    tasks: list[list[str]] = []
-    for items in _bundles(listing, samples_per_shard):
-        tasks.append([json.dumps(part) for part in even_parts(items, samples_per_shard)])
+    tasks = [even_parts(items, samples_per_shard) for items in _bundles(listing, samples_per_shard)]
     firsts = accumulate(map(len, tasks), initial=0)
-    return [json.dumps(list(enumerate(shards, first))) for first, shards in zip(firsts, tasks, strict=False)]
+    return [
+        [(number, json.dumps(items)) for number, items in enumerate(shards, first)]
+        for first, shards in zip(firsts, tasks, strict=False)
+    ]
 
 
 def even_parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
@@ -130,10 +119,6 @@ def _bundles(listing: Source, most: int) -> Iterator[Sequence[Item]]:
     yield listing.items[first:stop]
 
 
-class CorruptImageError(Exception):
-    """An image can't be drawn: quarantined, not fatal."""
-
-
 class Part(Config):
     """The contribution of a shard to the index."""
 
@@ -143,67 +128,48 @@ class Part(Config):
 
 @dataclass(frozen=True)
 class PartWriter:
-    """Writes a shard: items (JSON) in, the shard's part (JSON) out."""
+    """Writes the shards of a task (JSON), shard after shard; their names and parts (JSON) out."""
 
     reader: Reader
     out: Store
     resolution: int
     holdout_fraction: float
 
+    def __call__(self, number: int, content: str) -> str:
+        parts = {part_name(shard): self.write(part_name(shard), items) for shard, items in json.loads(content)}
+        return json.dumps({name: part.model_dump(mode="json") for name, part in parts.items()})
+
     def recipe(self, content: str) -> str:
         """Digest of all that decides the bytes of a shard of the items `content`."""
         recipe = json.dumps([repr(self.reader), self.resolution, self.holdout_fraction, content])
         return hashlib.sha256(recipe.encode()).hexdigest()
 
-    def __call__(self, number: int, content: str) -> str:
-        part, samples, quarantined, captions = part_name(number), [], [], []
+    def write(self, name: str, content: str) -> Part:
+        """Writes a shard of the items `content` (JSON), and a record of it; quarantines what can't be drawn."""
+        samples: list[dict[str, bytes | str]] = []
+        quarantined, captions = [], []
         for item in (Item(*fields) for fields in json.loads(content)):
             try:
-                samples.append(self._sample(item))
-            except CorruptImageError as error:
-                quarantined.append(Quarantined(key=item.key, shard=f"{part}.tar", reason=str(error)))
+                data = self.reader.read(item)
+            except FileNotFoundError as error:
+                raise SourceError(f"{item.location} has vanished since the source was listed; start again") from error
+            try:
+                drawing = self.reader.draw(item, data, resolution=self.resolution)
+            except Exception as error:  # Pillow's decoders raise a dozen kinds for a corrupt file
+                quarantined.append(Quarantined(key=item.key, shard=f"{name}.tar", reason=reason_of(error)))
                 continue
+            own: dict[str, bytes | str] = {"png": encode_png(drawing.image), "cls": str(item.label).encode()}
+            details = json.dumps(drawing.details, sort_keys=True).encode()
+            samples.append(
+                {"__key__": item.key, **own, "txt": item.caption.encode(), "json": details, **drawing.members}
+            )
             if split_of(item.key, self.holdout_fraction) == "train":
                 captions.append(item.caption)
-        file = write_file(self.out, f"{part}.tar", write_shard(samples))
-        entry = ShardEntry(
-            url=file.path,
-            **file.digest._asdict(),
-            samples=len(samples),
-            train_samples=len(captions),
-            quarantined=tuple(quarantined),
-        )
-        contribution = Part(entry=entry, captions=tuple(captions))
-        write_record(self.out, part, file, recipe=self.recipe(content), **contribution.model_dump())
-        return contribution.model_dump_json()
-
-    def _sample(self, item: Item) -> dict[str, bytes | str]:
-        try:
-            data = self.reader.read(item)
-        except FileNotFoundError as error:
-            raise SourceError(f"{item.location} has vanished since the source was listed; start again") from error
-        try:
-            drawing = self.reader.draw(item, data, resolution=self.resolution)
-        except Exception as error:  # Pillow's decoders raise a dozen kinds for a corrupt file
-            raise CorruptImageError(reason_of(error)) from error
-        return {
-            "__key__": item.key,
-            "png": encode_png(drawing.image),
-            "cls": str(item.label).encode(),
-            "txt": item.caption.encode(),
-            "json": json.dumps(drawing.details, sort_keys=True).encode(),
-            **drawing.members,
-        }
-
-
-@dataclass(frozen=True)
-class TaskWriter:
-    """Writes the shards of a task (JSON), shard after shard; numbers and parts (JSON) out."""
-
-    write: PartWriter
-
-    def __call__(self, number: int, content: str) -> str:
-        return json.dumps([(shard, self.write(shard, items)) for shard, items in json.loads(content)])
+        file = write_file(self.out, f"{name}.tar", write_shard(samples))
+        counts = {"samples": len(samples), "train_samples": len(captions), "quarantined": tuple(quarantined)}
+        part = Part(entry=ShardEntry(url=file.path, **file.digest._asdict(), **counts), captions=tuple(captions))
+        write_record(self.out, name, file, recipe=self.recipe(content), **part.model_dump())
+        return part
 
 
 def part_name(number: int) -> str:

@@ -28,6 +28,9 @@ SIZES = (2048, 1024, 512, 256, 128, 64, 32, 16, 8)  # samples of a shard, candid
 GOOD = 1.25  # bytes read for each byte of the set, at most, with a recommended size
 
 
+HEAD_BYTES = 8 * 2**20  # bytes to read of the first tar
+
+
 class Reads(NamedTuple):
     """Bytes fetched and bytes used."""
 
@@ -78,7 +81,9 @@ def planned_reads(index: ShardIndex, layout: Layout, *, readers: int, capacity: 
     for number, chunk in enumerate(chunks):
         for _, entries in chunk.windows:
             read = [entry for entry in entries if entry.train_samples]
-            workers[number % readers].read([(entry, held_bytes(entry, cached)) for entry in read])
+            # in memory: files of the training samples, and a decoded image for each where images are cached
+            sizes = (round(e.bytes * e.train_samples / e.samples) + e.train_samples * cached for e in read)
+            workers[number % readers].read(list(zip(read, sizes, strict=True)))
     set_bytes = sum(entry.bytes for entry in index.shards if entry.train_samples)
     rows = chunks[-1].last - chunks[0].first
     return Reads(sum(worker.fetched for worker in workers), rows / index.train_samples * set_bytes)
@@ -109,25 +114,14 @@ def even_index(index: ShardIndex, *, samples_per_shard: int, sample_bytes: float
     Sizes differ a little, as those of real shards do, or windows and chunks of the same size would fall together.
     """
     share, some = index.train_samples / index.samples, max(2, samples_per_shard // 16)
-    shards = []
-    for number in range(-(-min(index.samples, most) // samples_per_shard)):
-        samples = samples_per_shard - number % some
-        size, train = round(samples * sample_bytes), max(1, round(samples * share))
-        shards.append(
-            ShardEntry.model_construct(
-                url=str(number), bytes=size, sha256="", samples=samples, train_samples=train, quarantined=()
-            )
-        )
-    total = sum(entry.train_samples for entry in shards)
-    return index.model_copy(update={"shards": tuple(shards), "train_samples": total})
+    counts = [samples_per_shard - n % some for n in range(-(-min(index.samples, most) // samples_per_shard))]
+    shards = tuple(_imagined(str(n), round(count * sample_bytes), count, share) for n, count in enumerate(counts))
+    return index.model_copy(update={"shards": shards, "train_samples": sum(entry.train_samples for entry in shards)})
 
 
-def held_bytes(entry: ShardEntry, cached: int) -> int:
-    """Memory of a shard's training samples: files, and `cached` bytes of decoded image for each."""
-    return round(entry.bytes * entry.train_samples / entry.samples) + entry.train_samples * cached
-
-
-HEAD_BYTES = 8 * 2**20  # bytes to read of the first tar
+def _imagined(url: str, size: int, samples: int, train_share: float) -> ShardEntry:
+    counts = {"samples": samples, "train_samples": max(1, round(samples * train_share))}
+    return ShardEntry.model_construct(url=url, bytes=size, sha256="", quarantined=(), **counts)
 
 
 def estimated_index(tars: Sequence[FileVersion], *, holdout_fraction: float, text_length: int) -> ShardIndex:
@@ -139,13 +133,8 @@ def estimated_index(tars: Sequence[FileVersion], *, holdout_fraction: float, tex
     Raises as `read_range`.
     """
     mean = sample_bytes(read_range(tars[0].path, 0, HEAD_BYTES))
-    entries = []
-    for tar in tars:
-        samples = max(1, round(tar.bytes / mean))
-        train = max(1, round(samples * (1 - holdout_fraction)))
-        entries.append(
-            ShardEntry(url=tar.path, bytes=tar.bytes, sha256="", samples=samples, train_samples=train, quarantined=())
-        )
+    share = 1 - holdout_fraction
+    entries = [_imagined(tar.path, tar.bytes, max(1, round(tar.bytes / mean)), share) for tar in tars]
     return ShardIndex(
         source="webdataset",
         license=LICENSE,

@@ -15,7 +15,8 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Annotated, Literal, NamedTuple
+from itertools import islice
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationError
@@ -66,9 +67,8 @@ def parse_arrays(files: Sequence[tuple[str, bytes]], info: ArrayInfo, where: str
 @cache
 def npy_header(shape: tuple[int, ...]) -> bytes:
     """The first bytes of numpy's file of a float16 array of `shape`."""
-    buffer = io.BytesIO()
     fields = {"descr": np.lib.format.dtype_to_descr(DTYPE), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, fields)
+    np.lib.format.write_array_header_1_0(buffer := io.BytesIO(), fields)
     return buffer.getvalue()
 
 
@@ -126,6 +126,11 @@ class ShardIndex(Config):
     arrays: tuple[ArrayInfo, ...] = ()  # of each sample, next to its image
     shards: tuple[ShardEntry, ...]
     root: str = Field(default="", exclude=True)  # URL of the index's folder: a place, never part of the identity
+
+    @property
+    def header(self) -> Self:
+        """The index without its shards: small, for other processes."""
+        return self.model_copy(update={"shards": ()})
 
     @property
     def array_names(self) -> list[str]:
@@ -228,11 +233,24 @@ def read_shard(
         arrays: names of the arrays to read.
         data: the tar, if `fetch_shard` was called already.
     """
-    url = index.url(entry.url)
-    samples = [
-        _sample(group, member, condition_member, arrays, index, url) for group in usable_groups(index, entry, data)
-    ]
-    train = sum(split_of(sample.key, index.holdout_fraction) == "train" for sample in samples)
+    url, train = index.url(entry.url), 0
+    samples: list[ShardSample] = []
+    for group in usable_groups(index, entry, data):
+        image = _image(group, member, url)
+        condition = None if condition_member is None else _image(group, condition_member, url)
+        where, count, raw = f"shard {url}, sample {group.key}", len(index.classes), group.text("cls")
+        try:
+            named = index.labels == "name" and "cls" in group.members
+            label = index.classes.index(raw) if named else int(raw if "cls" in group.members else 0)
+        except ValueError as error:
+            raise ShardError(f"{where}: class {raw!r} is not in the index") from error
+        if not 0 <= label < count:
+            raise ShardError(f"{where}: label {label} of {count} classes")
+        if missing := [name for name in arrays if f"{name}.npy" not in group.members]:
+            raise ShardError(f"{where}: no {missing[0]}.npy, which the index lists; make it again")
+        files = tuple(group.members[f"{name}.npy"] for name in arrays)
+        samples.append(ShardSample(group.key, image, label, group.text("txt"), condition, files))
+        train += split_of(group.key, index.holdout_fraction) == "train"
     if (len(samples), train) != (entry.samples, entry.train_samples):
         raise ShardError(
             f"shard {url} holds {len(samples)} samples ({train} to train on), its index says {entry.samples} "
@@ -251,11 +269,9 @@ def usable_groups(index: ShardIndex, entry: ShardEntry, data: bytes | None = Non
 
 def check_member(index: ShardIndex, member: Member) -> None:
     """Raise ShardError if the first sample of a set lacks `member`, before any work on the set."""
-    if member == "image":  # every sample has an image
-        return
-    for group in usable_groups(index, index.shards[0]):
-        _image(group, member, index.url(index.shards[0].url))
-        return
+    if member != "image":  # every sample has an image
+        for group in islice(usable_groups(index, index.shards[0]), 1):
+            _image(group, member, index.url(index.shards[0].url))
 
 
 def _image(group: Group, member: Member, url: str) -> bytes:
@@ -266,29 +282,6 @@ def _image(group: Group, member: Member, url: str) -> bytes:
             "one, such as scenes, or set member to image"
         )
     return image
-
-
-def _sample(
-    group: Group,
-    member: Member,
-    condition_member: Member | None,
-    arrays: Sequence[str],
-    index: ShardIndex,
-    url: str,
-) -> ShardSample:
-    image = _image(group, member, url)
-    condition = None if condition_member is None else _image(group, condition_member, url)
-    raw = group.text("cls") if "cls" in group.members else "0"
-    try:
-        label = int(raw) if index.labels == "index" or "cls" not in group.members else index.classes.index(raw)
-    except ValueError as error:
-        raise ShardError(f"shard {url}, sample {group.key}: class {raw!r} is not in the index") from error
-    if not 0 <= label < len(index.classes):
-        raise ShardError(f"shard {url}, sample {group.key}: label {label} of {len(index.classes)} classes")
-    if missing := [name for name in arrays if f"{name}.npy" not in group.members]:
-        raise ShardError(f"shard {url}, sample {group.key}: no {missing[0]}.npy, which the index lists; make it again")
-    files = tuple(group.members[f"{name}.npy"] for name in arrays)
-    return ShardSample(group.key, image, label, group.text("txt"), condition, files)
 
 
 def _fetch(url: str, expected: Digest | None = None) -> bytes:

@@ -6,23 +6,22 @@ import json
 import logging
 from collections.abc import Callable
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cache, partial
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from components.data.ingest import PACKAGED, SOURCES
+from components.data.ingest import PACKAGED, SOURCES, needed_path
 from components.data.listing import FileVersion, SourceError, first_file, list_versions
 from components.data.shards import INDEX, load_index
-from components.data.sources import openmoji, scenes
+from components.data.sources import packaged, scenes
 from components.data.sources.columns import COMMON, Columns
-from components.data.sources.fashion_mnist import IMAGES, idx_urls, installed_folder
 from components.data.sources.folder import IMAGE_SUFFIXES, list_folder
 from components.data.sources.parquet import SUFFIX, find_parquet, is_parquet
 from components.data.sources.webdataset import GLOB, TARS, list_tars, split_glob
 from components.runtime.storage.connection import StoreError, reason
 from components.runtime.storage.store import absolute, read_range
 
-logger = logging.getLogger(__name__)
+warn_once = cache(partial(logging.getLogger(__name__).warning, "%s"))
 
 
 class SourceName(NamedTuple):
@@ -40,7 +39,7 @@ def detect_source(uri: str) -> SourceName:
     if uri in PACKAGED:
         return SourceName(uri, None)
     if uri == "fashion_mnist":
-        return SourceName(uri, installed_folder())
+        return SourceName(uri, packaged.installed_folder())
     path = absolute(uri)
     if path.endswith(SUFFIX):
         return SourceName("parquet", path)
@@ -52,10 +51,10 @@ def detect_source(uri: str) -> SourceName:
         for near in get_close_matches(uri, (*PACKAGED, "fashion_mnist"), n=1):
             raise SourceError(f"no source {uri!r}, did you mean {near}? ({error})") from error
         raise
-    names = [version.path for version in versions]
+    names = {version.path for version in versions}
     if INDEX in names:
         return SourceName("shards", path)
-    if any(name in (IMAGES, f"{IMAGES}.gz") for name in names):
+    if names & {packaged.IMAGES, f"{packaged.IMAGES}.gz"}:
         return SourceName("fashion_mnist", path)
     if any(name.endswith(TARS) for name in names):
         return SourceName("webdataset", path)
@@ -65,14 +64,11 @@ def detect_source(uri: str) -> SourceName:
 
 
 class Listed(NamedTuple):
-    """The files of a source: tars by absolute URLs, other files by their paths.
+    """The contents of a source that can be used."""
 
-    Empty for a source without files, or with an index.
-    """
-
-    files: list[FileVersion]
-    reading: tuple[str, ...] = ()  # of `Source`, as the notes
-    notes: tuple[str, ...] = ()
+    facts: object  # all that tells the contents from others, never their place
+    files: tuple[FileVersion, ...] = ()  # tars by absolute URLs, other files by their paths; none with an index
+    notes: tuple[str, ...] = ()  # lines about files and columns that won't be read
 
 
 def check_source(source: str, path: str | None, columns: Columns = COMMON) -> Listed:
@@ -82,50 +78,55 @@ def check_source(source: str, path: str | None, columns: Columns = COMMON) -> Li
     """
     if source not in SOURCES:
         raise SourceError(f"no source {source!r}; there are {', '.join(SOURCES)}")
-    if source == "openmoji":
-        openmoji.package_versions()
-    if source in PACKAGED:
-        return Listed([])
-    if path is None and source == "fashion_mnist":
-        path = installed_folder()
-    if path is None:
-        raise SourceError(f"source {source} needs a path: cascade data {source} PATH --out URI")
-    listed = _list(source, absolute(path), columns)
+    if source == "fashion_mnist" and path is None:
+        path = packaged.installed_folder()
+    listed = _listed(source, path if source in PACKAGED else absolute(needed_path(source, path)), columns)
     for note in listed.notes:
-        _warn_once(note)
+        warn_once(note)
     return listed
 
 
-def _list(source: str, path: str, columns: Columns) -> Listed:
+def _listed(source: str, path: str | None, columns: Columns) -> Listed:
+    if source == "openmoji":
+        return Listed([packaged.OPENMOJI_VERSION, packaged.package_versions()])
+    if path is None:
+        return Listed(scenes.GENERATOR_VERSION)
     if source == "shards":
-        load_index(path)
-        return Listed([])
+        index = load_index(path)
+        return Listed([index.text.sha256, index.holdout_fraction, [entry.sha256 for entry in index.shards]])
     if source == "webdataset":
-        return Listed(list_tars(path))
+        tars = tuple(list_tars(path))
+        return Listed([(tar.path.rpartition("/")[2], *tar[1:]) for tar in tars], tars)
     if source == "parquet":
         parquet = find_parquet(path, columns)
-        return Listed(list(parquet.files), notes=parquet.notes)
-    versions = list_versions(path)
+        return Listed(parquet.files, parquet.files, parquet.notes)
+    versions = tuple(list_versions(path))
     if source == "fashion_mnist":
-        idx_urls(path)
-        return Listed(versions)
+        packaged.idx_urls(path)
+        return Listed(versions, versions)
     listing = list_folder(path, versions, columns)
-    return Listed(versions, listing.reading, listing.notes)
+    return Listed([versions, listing.reading] if listing.reading else versions, versions, listing.notes)
 
 
-@lru_cache
-def _warn_once(note: str) -> None:
-    logger.warning("%s", note)
+def source_digest(source: str, path: str | None, columns: Columns = COMMON) -> str:
+    """A digest of a source's contents, never of its place, for the key of the first stage.
+
+    Packaged sources: versions of packages and generator. A set with an index: the sha256 of its shards. Otherwise the
+    listing: relative names, sizes, and entity tags or modification times, and the way of reading where there are
+    several. Raises SourceError.
+    """
+    facts = check_source(source, path, columns).facts
+    return hashlib.sha256(json.dumps([source, facts], sort_keys=True).encode()).hexdigest()
 
 
 def file_to_try(source: str, path: str | None) -> FileVersion | None:
     """A file that every reader of the source must be able to read, by its absolute URL."""
-    location = absolute(path or installed_folder())
+    location = absolute(path or packaged.installed_folder())
     if source == "shards":
         index = load_index(location)
         return next((FileVersion(index.url(entry.url), entry.bytes, "") for entry in index.shards), None)
     if source == "fashion_mnist":
-        return first_file(idx_urls(location)[0], lambda path: True)
+        return first_file(packaged.idx_urls(location)[0], lambda path: True)
     folder, pattern = split_glob(location)
     if source == "parquet":
         return first_file(folder, _is_like(pattern, is_parquet))
@@ -169,27 +170,3 @@ def _is_tar(path: str) -> bool:
 
 def _is_image(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
-
-
-def source_digest(source: str, path: str | None, columns: Columns = COMMON) -> str:
-    """A digest of a source's contents, never of its place, for the key of the first stage.
-
-    Packaged sources: versions of packages and generator. A set with an index: the sha256 of its shards. Otherwise the
-    listing: relative names, sizes, and entity tags or modification times, and the way of reading where there are
-    several. Raises SourceError.
-    """
-    facts = _facts(source, path, check_source(source, path, columns))
-    return hashlib.sha256(json.dumps([source, facts], sort_keys=True).encode()).hexdigest()
-
-
-def _facts(source: str, path: str | None, listed: Listed) -> object:
-    if source == "openmoji":
-        return [openmoji.GENERATOR_VERSION, openmoji.package_versions()]
-    if source == "scenes":
-        return scenes.GENERATOR_VERSION
-    if source == "shards":
-        index = load_index(absolute(str(path)))
-        return [index.text.sha256, index.holdout_fraction, [entry.sha256 for entry in index.shards]]
-    if source == "webdataset":
-        return [(version.path.rpartition("/")[2], *version[1:]) for version in listed.files]
-    return [listed.files, listed.reading] if listed.reading else listed.files

@@ -15,11 +15,11 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
 from ray.data import DataIterator, Dataset, Datasource, ExecutionOptions, ExecutionResources, ReadTask
@@ -38,22 +38,8 @@ LONGEST_REST = 0.2  # seconds; once no rank has waited for a while: a block hold
 KEPT = 256  # read tasks that Ray may have to run again, for blocks that were lost before they were taken
 
 
-class LazySource(Datasource):
-    """A data source with an iterator of read tasks; to be used with the callback `Feeder`."""
-
-    ahead: int  # read tasks that wait to be run
-
-    def tasks(self) -> Iterator[ReadTask]:
-        """The read tasks in order, each made on demand."""
-        raise NotImplementedError
-
-    def get_read_tasks(self, *unused: object, **also_unused: object) -> list[ReadTask]:
-        """The first task alone: the feeder adds all further ones."""
-        return list(islice(self.tasks(), 1))
-
-
 class Feeder(ExecutionCallback):
-    """Feeds the read operator of a LazySource task by task, and rests between the steps of the loop.
+    """Feeds the read operator of a StreamDatasource task by task, and rests between the steps of the loop.
 
     The loop waits for tasks and not for consumers: it would spin for as long as training is slower than reading (ray
     2.60, streaming_executor.py). So rests grow while no rank waits, and a waiting rank makes them short again. Ray's
@@ -64,7 +50,7 @@ class Feeder(ExecutionCallback):
         topology = executor._topology or {}
         self.input = next(op for op in topology if isinstance(op, InputDataBuffer))
         source = self.input._logical_operators[0].datasource
-        assert isinstance(source, LazySource)
+        assert isinstance(source, StreamDatasource)
         self.ahead, self.tasks, self.rest = source.ahead, islice(source.tasks(), 1, None), SHORTEST_REST
         self.input._is_execution_marked_finished = self.input._inputs_complete = False
         topology[self.input].inputs_done_called = True
@@ -117,10 +103,9 @@ class Layout:
 
     @property
     def row_bytes(self) -> int:
-        images = 2 if self.has_condition else 1
-        task = 8 if self.degradation is not None else 0
+        images = 3 * self.resolution**2 * (2 if self.has_condition else 1)
         arrays = sum(2 * math.prod(shape) for _, shape in self.arrays)
-        return images * 3 * self.resolution**2 + 8 * self.text_length + 16 + task + arrays
+        return images + 8 * self.text_length + 16 + (0 if self.degradation is None else 8) + arrays
 
     @property
     def has_condition(self) -> bool:
@@ -246,18 +231,17 @@ def read_chunk(header: ShardIndex, layout: Layout, chunk: Chunk) -> Iterator[Blo
     """Yields the blocks of a chunk: for each group, a block for each crew. Raises ShardError."""
     for first in range(chunk.first, chunk.last, layout.group_rows):
         rows = _read_rows(header, layout, chunk, first)
-        world_size, steps = layout.world_size, layout.steps_per_group
+        size = {"world_size": layout.world_size, "steps": layout.steps_per_group}
         for crew in range(count_crews(layout.world_size)):
-            own = {name: crew_rows(x, crew=crew, world_size=world_size, steps=steps) for name, x in rows.items()}
-            yield BlockAccessor.batch_to_block(own)
+            yield BlockAccessor.batch_to_block({name: crew_rows(x, crew=crew, **size) for name, x in rows.items()})
 
 
-class StreamDatasource(LazySource):
-    """Ray Data's view of the stream: a read task for each chunk, planned on demand."""
+class StreamDatasource(Datasource):
+    """Ray Data's view of the stream: a read task for each chunk, planned on demand for the callback `Feeder`."""
 
     def __init__(self, index: ShardIndex, layout: Layout, *, start_step: int, total_steps: int, ahead: int) -> None:
         super().__init__()
-        self.ahead = ahead
+        self.ahead = ahead  # read tasks that wait to be run
         self._index, self._layout, self._start_step, self._total_steps = index, layout, start_step, total_steps
 
     def get_name(self) -> str:
@@ -266,17 +250,19 @@ class StreamDatasource(LazySource):
     def estimate_inmemory_data_size(self) -> int:
         return (self._total_steps - self._start_step) * self._layout.global_batch_size * self._layout.row_bytes
 
+    def get_read_tasks(self, *unused: object, **also_unused: object) -> list[ReadTask]:
+        """The first task alone: the feeder adds all further ones."""
+        return list(islice(self.tasks(), 1))
+
     def tasks(self) -> Iterator[ReadTask]:
-        header, layout = self._index.model_copy(update={"shards": ()}), self._layout
-        schema = _empty_block(layout, 1).schema
+        """The read tasks in order, each made on demand."""
+        header, layout = self._index.header, self._layout
+        schema = BlockAccessor.batch_to_block(_empty_rows(layout, 1)).schema
         for chunk in plan_chunks(self._index, layout, start_step=self._start_step, total_steps=self._total_steps):
-            yield _read_task(header, layout, chunk, schema)
-
-
-def _read_task(header: ShardIndex, layout: Layout, chunk: Chunk, schema: pa.Schema) -> ReadTask:
-    rows = chunk.last - chunk.first
-    metadata = BlockMetadata(num_rows=rows, size_bytes=rows * layout.row_bytes, exec_stats=None, input_files=None)
-    return ReadTask(lambda: read_chunk(header, layout, chunk), metadata, schema=schema)
+            rows = chunk.last - chunk.first
+            size = rows * layout.row_bytes
+            metadata = BlockMetadata(num_rows=rows, size_bytes=size, exec_stats=None, input_files=None)
+            yield ReadTask(partial(read_chunk, header, layout, chunk), metadata, schema=schema)
 
 
 def _configure(context: DataContext, layout: Layout, readers: int) -> None:
@@ -288,14 +274,9 @@ def _configure(context: DataContext, layout: Layout, readers: int) -> None:
     crews = count_crews(layout.world_size)
     # A reading task waits while so many of its blocks are not taken, and each look at the task costs more than a block.
     context._max_num_blocks_in_streaming_gen_buffer = max(2, crews)
-    rows = layout.group_rows // crews
-    context.target_max_block_size = int(0.8 * BlockAccessor.for_block(_empty_block(layout, rows)).size_bytes())
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-
-
-def _empty_block(layout: Layout, rows: int) -> Block:
-    return BlockAccessor.batch_to_block(_empty_rows(layout, rows))
+    block = BlockAccessor.batch_to_block(_empty_rows(layout, layout.group_rows // crews))
+    context.target_max_block_size = int(0.8 * BlockAccessor.for_block(block).size_bytes())
+    context.enable_progress_bars = context.print_on_execution_start = False
 
 
 def _empty_rows(layout: Layout, rows: int) -> dict[str, np.ndarray]:

@@ -50,11 +50,9 @@ def write_shard(samples: Iterable[dict[str, bytes | str]]) -> bytes:
     """Packs samples (`__key__` and members as bytes) as a tar; equal samples give equal bytes."""
     from webdataset import TarWriter
 
-    buffer = io.BytesIO()
-    writer = TarWriter(buffer, mtime=0, encoder=False)
-    for sample in samples:
-        writer.write(sample)
-    writer.close()
+    with TarWriter(buffer := io.BytesIO(), mtime=0, encoder=False) as writer:
+        for sample in samples:
+            writer.write(sample)
     return buffer.getvalue()
 
 
@@ -96,12 +94,6 @@ def iterate_shard(data: bytes, url: str) -> Iterator[Group]:
             yield Group(key, {name: member for name, member in group.items() if not name.startswith("__")})
     except (tarfile.TarError, ValueError, EOFError, OSError, OverflowError) as error:
         raise ShardError(f"shard {url} can't be read as a tar: {error.args[0] if error.args else error}") from error
-
-
-def check_end(data: bytes, url: str) -> None:
-    """Raise ShardError for a tar without its end: a tar cut between two members reads without any error."""
-    if not data.endswith(END):
-        raise ShardError(f"shard {url} has no end mark: truncated, or still being written; restore it")
 
 
 def _members(data: bytes, url: str) -> Iterator[dict[str, Any]]:

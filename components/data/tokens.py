@@ -33,11 +33,6 @@ class TokenSet(NamedTuple):
     split: np.ndarray  # (N,) str
 
 
-def token_name(shard_url: str) -> str:
-    """Name of the token shard of a shard of images: the same stem."""
-    return f"{shard_url.rpartition('/')[2].partition('.')[0]}.parquet"
-
-
 def write_tokens(samples: TokenSet) -> bytes:
     """Encodes samples as Parquet; equal samples give equal bytes."""
     columns = [
@@ -67,12 +62,6 @@ def parse_tokens(data: bytes, name: str) -> TokenSet:
     )
 
 
-def join_tokens(parts: Sequence[TokenSet]) -> TokenSet:
-    """Joins token shards, in order, to a single set; the order is that of the index of images."""
-    keys = tuple(key for part in parts for key in part.key)
-    return TokenSet(keys, *(np.concatenate([part[field] for part in parts]) for field in range(1, 5)))
-
-
 def select_split(samples: TokenSet, split: Split) -> TokenSet:
     """The samples of a split, in canonical order."""
     (chosen,) = np.nonzero(samples.split == split)
@@ -96,7 +85,9 @@ def aligned_tokens(samples: TokenSet, other: TokenSet) -> np.ndarray:
 
 def read_tokens(tokens: Artifact) -> TokenSet:
     """All samples of a tokens artifact, in canonical order. Raises ShardError or ArtifactError for damage."""
-    return join_tokens([parse_tokens(tokens.read(name), name) for name in tokens.metadata["names"]])
+    parts = [parse_tokens(tokens.read(name), name) for name in tokens.metadata["names"]]
+    keys = tuple(key for part in parts for key in part.key)
+    return TokenSet(keys, *(np.concatenate([part[field] for part in parts]) for field in range(1, 5)))
 
 
 def check_tokenizer(tokens: Artifact, *, codebook_size: int, grid: Sequence[int]) -> None:
@@ -107,11 +98,10 @@ def check_tokenizer(tokens: Artifact, *, codebook_size: int, grid: Sequence[int]
             f"the tokens have a codebook of {metadata['codebook_size']}, the tokenizer one of {codebook_size}: make "
             "the tokens with this tokenizer"
         )
-    (height, width), (h, w) = metadata["grid"], grid
-    if (height, width) != (h, w):
+    if (own := tuple(metadata["grid"])) != tuple(grid):
+        of, one = ("×".join(map(str, size)) for size in (own, grid))
         raise TokensError(
-            f"the tokens have a grid of {height}×{width}, the tokenizer one of {h}×{w}: make the tokens with this "
-            "tokenizer"
+            f"the tokens have a grid of {of}, the tokenizer one of {one}: make the tokens with this tokenizer"
         )
 
 

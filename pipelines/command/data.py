@@ -1,5 +1,7 @@
 """`cascade data`: images into shards, with a progress bar."""
 
+from collections.abc import Sequence
+
 import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -45,7 +47,7 @@ def check_workers(source: str, path: str | None, store: Store) -> None:
     check_nodes(needs_of_source(source, path), store, Space())
 
 
-def check_space(tars: list[FileVersion], store: Store) -> None:
+def check_space(tars: Sequence[FileVersion], store: Store) -> None:
     """Raise StoreError if a disk has no room for the samples of these tars.
 
     Samples that earlier tries left on the disk count as room.

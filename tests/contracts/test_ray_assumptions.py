@@ -19,7 +19,7 @@ import pytest
 import ray
 import ray.train
 import ray.train.torch
-from ray.data import DataContext, ExecutionOptions, ReadTask
+from ray.data import DataContext, Datasource, ExecutionOptions, ReadTask
 from ray.data.block import BlockMetadata
 
 DOOR = Path(__file__).parents[2] / "components" / "runtime" / "ray_internals.py"
@@ -32,8 +32,10 @@ def context() -> DataContext:
 
 
 def source_of_three_tasks() -> Any:
-    class Source(part("components.data.stream:LazySource")):
-        ahead = 2
+    class Source(part("components.data.stream:StreamDatasource")):
+        def __init__(self) -> None:
+            Datasource.__init__(self)
+            self.ahead = 2
 
         def get_name(self) -> str:
             return "Assumed"
@@ -138,7 +140,7 @@ def a_read_has_one_input_that_knows_its_source() -> bool:
 
 def a_source_is_asked_for_its_tasks_when_reading_starts() -> bool:
     """Datasource.get_read_tasks is called, with arguments of any names, when the input operator starts
-    (data/stream.py: LazySource)"""
+    (data/stream.py: StreamDatasource)"""
     plan = inspect.getsource(part("ray.data._internal.planner.plan_read_op:plan_read_op"))
     first = source_of_three_tasks().get_read_tasks(1, per_task_row_limit=None, data_context=context())
     return ".get_read_tasks(" in plan and "input_data_factory=get_input_data" in plan and len(first) == 1

@@ -13,7 +13,7 @@ import pytest
 
 from components.data.read_amplification import estimated_index, planned_reads
 from components.data.shards import ShardEntry, ShardIndex, load_index
-from components.data.sources.webdataset import TarFacts, TarResharder, list_tars, survey_tar
+from components.data.sources.webdataset import TarFacts, TarResharder, TarSurvey, list_tars
 from components.data.stream import Layout
 from components.runtime.storage.store import Store
 from pipelines.command.data import default_samples
@@ -108,9 +108,12 @@ def test_sixteen_readers_are_sent_what_the_plan_says_before_tars_are_written_aga
     """To the byte where there is an index, and within 2 % where a plan has only seen the head of a tar."""
     store = Store(server.bucket("small"))
     header, listed = write_set(store, sizes=(2,)), list_tars(tars)
-    surveyed = [survey_tar(tar.path, holdout_fraction=header.holdout_fraction) for tar in listed]
-    work = TarResharder(store, header.holdout_fraction, default_samples("webdataset"))
-    written = [TarFacts.model_validate_json(work(0, "\n".join(map(str, tar)))) for tar in listed]
+    survey = TarSurvey(store, header.holdout_fraction)
+    reshard = TarResharder(store, header.holdout_fraction, default_samples("webdataset"))
+    surveyed, written = (
+        [TarFacts.model_validate_json(work(0, "\n".join(map(str, tar)))) for tar in listed]
+        for work in (survey, reshard)
+    )
     estimate = estimated_index(listed, holdout_fraction=header.holdout_fraction, text_length=header.text.text_length)
     told = planned_reads(estimate, LAYOUT, readers=READERS).amplification
     found = []

@@ -16,8 +16,9 @@ from components.data import tars
 from components.data.images import decode_image, load_depth
 from components.data.listing import ShardError
 from components.data.shards import Quarantined
-from components.data.sources.webdataset import survey_tar
+from components.data.sources.webdataset import TarFacts, TarSurvey
 from components.data.tars import MAX_MEMBER_BYTES, iterate_shard
+from components.runtime.storage.store import Store
 from components.sampling.image_files import MAX_PIXELS
 from tests.image_sets import image, png, write_tar
 
@@ -161,11 +162,15 @@ def test_no_program_is_started_to_draw_a_image() -> None:
         decode_image(buffer.getvalue())
 
 
+def survey(tar: Path) -> TarFacts:
+    return TarFacts.model_validate_json(TarSurvey(Store(str(tar.parent / "out")), 0)(0, f"{tar}\n1\nmark"))
+
+
 def test_hostile_images_in_tars_of_the_user_are_quarantined_when_they_are_indexed(tmp_path: Path) -> None:
     bomb = {"000003.png": png_of(2**16, 2**16, b""), "000003.cls": b"red", "000003.txt": b"x"}
     spoiled = {"000001.depth.png": PNG[:40]}
     write_tar(tmp_path / "x.tar", range(3), side=8, extra=bomb | spoiled)
-    facts = survey_tar(str(tmp_path / "x.tar"), holdout_fraction=0)
+    facts = survey(tmp_path / "x.tar")
     found = {entry.key: entry.reason for entry in facts.entries[0].quarantined}
     assert set(found) == {"000001", "000003"}
     assert "DecompressionBomb" in found["000003"]
@@ -179,11 +184,11 @@ def test_labels_and_captions_of_any_bytes_stop_nothing(tmp_path: Path) -> None:
     write_tar(
         tmp_path / "x.tar", range(2), side=8, extra={"000009.png": PNG, "000009.cls": b"\xff", "000009.txt": b"\xfe"}
     )
-    assert "\ufffd" in survey_tar(str(tmp_path / "x.tar"), holdout_fraction=0).classes
+    assert "\ufffd" in survey(tmp_path / "x.tar").classes
 
 
 def test_a_tar_that_was_cut_between_two_members_is_not_indexed(tmp_path: Path) -> None:
     """Its index would bear witness to half a tar."""
     (tmp_path / "x.tar").write_bytes(tar_of(("a.png", PNG), ("a.cls", b"1"), end=False))
     with pytest.raises(ShardError, match="no end mark"):
-        survey_tar(str(tmp_path / "x.tar"), holdout_fraction=0)
+        survey(tmp_path / "x.tar")

@@ -109,7 +109,7 @@ def test_shards_hold_each_row_once_and_no_row_group_is_read_by_two_tasks(
     pets: Path, limit: int | None, size: int
 ) -> None:
     source = open_source("parquet", str(pets), limit=limit)
-    tasks = [json.loads(task) for task in cut_tasks(source, size)]
+    tasks = cut_tasks(source, size)
     shards = [(number, json.loads(items)) for task in tasks for number, items in task]
     assert [number for number, _ in shards] == list(range(len(shards)))
     assert [tuple(item) for _, items in shards for item in items] == list(map(tuple, source.items))
@@ -128,7 +128,7 @@ def test_a_row_group_is_fetched_once_and_a_few_rows_at_a_time(tmp_path: Path, mo
         monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": served.endpoint})
         source = list_parquet(HUB_SET)
         for task in cut_tasks(source, 20):
-            for _, items in json.loads(task):
+            for _, items in task:
                 for item in json.loads(items):
                     source.reader.read(Item(*item))
     assert file.stat().st_size < sum(served.sent) < 1.3 * file.stat().st_size

@@ -14,10 +14,9 @@ from PIL import Image
 from components.data.ingest import open_source
 from components.data.listing import SourceError
 from components.data.source_check import check_file, check_source, detect_source, file_to_try, source_digest
-from components.data.sources import fashion_mnist
-from components.data.sources.fashion_mnist import list_fashion_mnist
+from components.data.sources import packaged
 from components.data.sources.folder import list_folder
-from components.data.sources.openmoji import CLASSES, list_openmoji
+from components.data.sources.packaged import OPENMOJI_CLASSES, list_fashion_mnist, list_openmoji
 from components.data.sources.scenes import DEPTH_UNIT, SHAPES, list_scenes, render, scene
 from components.data.sources.source import safe_keys
 from components.data.sources.webdataset import list_tars, split_glob
@@ -46,7 +45,7 @@ def test_openmoji_has_thousands_of_named_images_in_nine_classes() -> None:
     assert source.license == "CC BY-SA 4.0"
     assert all(item.caption for item in source.items)
     grinning = next(item for item in source.items if item.key == "1F600")
-    assert (grinning.caption, CLASSES[grinning.label]) == ("grinning face", "Smileys & Emotion")
+    assert (grinning.caption, OPENMOJI_CLASSES[grinning.label]) == ("grinning face", "Smileys & Emotion")
 
 
 @pytest.mark.parametrize("resolution", [16, 64, 200])
@@ -158,7 +157,7 @@ def test_idx_files_are_read_plain_and_gzipped(tmp_path: Path) -> None:
 
 
 def test_fashion_mnist_is_found_by_name_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fashion_mnist, "INSTALLED", str(tmp_path / "set"))
+    monkeypatch.setattr(packaged, "INSTALLED", str(tmp_path / "set"))
     for ask in (lambda: detect_source("fashion_mnist"), lambda: check_source("fashion_mnist", None)):
         with pytest.raises(SourceError, match="dataset-fashion-mnist"):
             ask()

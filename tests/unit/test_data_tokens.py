@@ -1,17 +1,19 @@
 """Laws of token shards: one file a shard, and the same law of order as for images."""
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
 import pytest
 
+from components.data.encoding import token_names
 from components.data.listing import ShardError
 from components.data.order import permutation
 from components.data.tokens import (
     TokenSet,
-    join_tokens,
     parse_tokens,
     select_split,
     token_batches,
-    token_name,
     write_tokens,
 )
 
@@ -66,12 +68,13 @@ def test_a_truncated_token_shard_raises_naming_it() -> None:
 
 
 def test_one_shard_of_images_gives_one_file_of_a_fixed_name() -> None:
-    assert token_name("shard-000003.tar") == "shard-000003.parquet"
-    assert token_name("s3://bucket/set/part.tar.gz") == "part.parquet"
+    shards = [SimpleNamespace(url=url) for url in ("shard-000003.tar", "s3://bucket/set/part.tar.gz")]
+    names = token_names(cast(Any, SimpleNamespace(shards=shards)))
+    assert names == ["000000-shard-000003.parquet", "000001-part.parquet"]
 
 
 def test_the_global_batches_are_the_same_for_any_number_of_ranks_and_any_start() -> None:
-    samples = select_split(join_tokens([token_set(0, 25), token_set(25, 12)]), "train")
+    samples = select_split(token_set(0, 37), "train")
     whole = batches(samples, world_size=1)
     for world_size in (2, 4):
         np.testing.assert_array_equal(whole, batches(samples, world_size=world_size))

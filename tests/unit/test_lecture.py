@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from components.data.listing import SourceError
-from components.data.sources import fashion_mnist
+from components.data.sources import packaged
 from components.runtime.storage.artifact import Artifact
 from pipelines import suites
 from pipelines.engine import driver
@@ -83,7 +83,7 @@ def test_a_row_with_a_stage_to_run_says_which_and_keeps_what_the_others_state(le
 def test_rows_without_their_images_are_known_before_anything_runs_and_the_page_is_there_by_then(
     lecture: Lecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fashion_mnist, "INSTALLED", str(tmp_path / "nothing"))
+    monkeypatch.setattr(packaged, "INSTALLED", str(tmp_path / "nothing"))
     lecture.write()
     away = {recipe: result.obstacle for (recipe, _), result in lecture.results.items() if result.obstacle}
     assert set(away) == {recipe.__name__ for recipe in FASHION}
@@ -96,7 +96,7 @@ def test_rows_without_their_images_are_known_before_anything_runs_and_the_page_i
 
 
 def test_what_is_finished_is_read_once(lecture: Lecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fashion_mnist, "INSTALLED", str(tmp_path / "set"))  # on any machine
+    monkeypatch.setattr(packaged, "INSTALLED", str(tmp_path / "set"))  # on any machine
     write_idx(tmp_path / "set", np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.uint8), compress=True)
     lecture.results = {(recipe, 0): finished(lecture, recipe) for recipe in chosen_rows([])}
     before = dict(lecture.results)

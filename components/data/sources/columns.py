@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import pyarrow as pa
 
@@ -33,22 +33,16 @@ NAMES: dict[Meaning, tuple[str, ...]] = {  # the first that is there is read
 }
 
 
-def features(schema: pa.Schema) -> dict[str, Any]:
-    """Features of columns, such as {"_type": "ClassLabel", "names": […]}, from a schema's metadata."""
+def class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
+    """The names of a column of class numbers, from the schema's metadata; empty for any other column."""
     try:
         note = json.loads((schema.metadata or {}).get(HUGGINGFACE, b"{}"))
-        columns = note.get("info", {}).get("features", {})
+        feature = note.get("info", {}).get("features", {}).get(column)  # {"_type": "ClassLabel", "names": […]}
     except (ValueError, AttributeError):  # another program's note
-        return {}
-    return columns if isinstance(columns, dict) else {}
-
-
-def class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
-    """The names of a column of class numbers; empty for any other column."""
-    feature = features(schema).get(column)
+        return ()
     if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
         return ()
-    return tuple(str(name) for name in feature.get("names") or ())
+    return tuple(map(str, feature.get("names") or ()))
 
 
 class Columns(Config):
@@ -68,15 +62,12 @@ class TableColumns:
 
     place: str
     names: tuple[str, ...]
-    image: tuple[str, ...]
-    caption: tuple[str, ...]
-    label: tuple[str, ...]
+    columns: Mapping[Meaning, Sequence[str]]
     several: bool = False  # several captions a row; the first is read
 
     def first(self, meaning: Meaning) -> str | None:
         """The first column with a meaning, or None."""
-        columns: tuple[str, ...] = getattr(self, meaning)
-        return columns[0] if columns else None
+        return next(iter(self.columns[meaning]), None)
 
     def note(self, read: Collection[str]) -> str | None:
         """A line that names the unread columns and their probable meanings; None if all were read.
@@ -84,7 +75,7 @@ class TableColumns:
         Args:
             read: columns with a value for at least one row.
         """
-        taken = {meaning: [name for name in getattr(self, meaning) if name in read] for meaning in NAMES}
+        taken = {meaning: [name for name in names if name in read] for meaning, names in self.columns.items()}
         unread = [_guess(name, taken) for name in self.names if name not in read]
         unread += ["an image's captions but the first"] if self.several else []
         if not unread:
@@ -107,17 +98,21 @@ def find_columns(
     Raises SourceError for a chosen column that is missing or of another type.
     """
     names = tuple(names)
-    columns: dict[Meaning, tuple[str, ...]] = {}
-    for meaning in get_args(Meaning):
-        fitting = names if admitted is None else tuple(admitted[meaning])
+    columns: dict[Meaning, Sequence[str]] = {}
+    for meaning, common in NAMES.items():
+        fitting = names if admitted is None else admitted[meaning]
         choice: str | None = getattr(chosen, meaning)
         if choice is None:
-            columns[meaning] = tuple(name for common in NAMES[meaning] for name in fitting if _is(name, common))
+            columns[meaning] = [name for other in common for name in fitting if _plain(name) == other]
         elif choice in fitting:
-            columns[meaning] = (choice,)
+            columns[meaning] = [choice]
+        elif choice in names:
+            trouble = f"can't be read as {meaning}: its type does not fit; choose another of {', '.join(names)}"
+            raise SourceError(f"{place}: column {choice!r} {trouble}")
         else:
-            raise SourceError(f"{place}: column {choice!r} {_trouble(choice, meaning, names)}")
-    return TableColumns(place, names, columns["image"], columns["caption"], columns["label"])
+            near = "".join(f", did you mean {name!r}?" for name in get_close_matches(choice, names, n=1))
+            raise SourceError(f"{place}: column {choice!r} is not there{near or ';'} it has {', '.join(names)}")
+    return TableColumns(place, names, columns)
 
 
 def first_caption(value: object) -> str:
@@ -127,23 +122,14 @@ def first_caption(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _is(name: str, common: str) -> bool:
-    return name.strip().lower().replace(" ", "_").replace("-", "_") == common
+def _plain(name: str) -> str:
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
 
 
-def _trouble(choice: str, meaning: Meaning, names: Sequence[str]) -> str:
-    if choice in names:
-        return f"can't be read as {meaning}: its type does not fit; choose another of {', '.join(names)}"
-    near = "".join(f", did you mean {name!r}?" for name in get_close_matches(choice, names, n=1))
-    return f"is not there{near or ';'} it has {', '.join(names)}"
-
-
-def _guess(name: str, taken: dict[Meaning, list[str]]) -> str:
+def _guess(name: str, taken: Mapping[Meaning, Sequence[str]]) -> str:
     """An unread column with its probable meaning."""
-    for meaning, common in NAMES.items():
-        if any(_is(name, other) for other in common):
-            return f"{name} (another {meaning})" if taken[meaning] else f"{name} (of a type that is no {meaning})"
     meanings = {other: meaning for meaning, common in NAMES.items() for other in common}
-    for near in get_close_matches(name.lower(), meanings, n=1):
-        return f"{name} (near {near}: {meanings[near]}?)"
-    return name
+    if meaning := meanings.get(_plain(name)):
+        return f"{name} (another {meaning})" if taken[meaning] else f"{name} (of a type that is no {meaning})"
+    near = next(iter(get_close_matches(name.lower(), meanings, n=1)), None)
+    return name if near is None else f"{name} (near {near}: {meanings[near]}?)"

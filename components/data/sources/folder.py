@@ -19,8 +19,19 @@ import pyarrow.parquet as pq
 from components.data.images import decode_image, fit_square
 from components.data.listing import FileVersion, SourceError, list_versions
 from components.data.sources.columns import COMMON, Columns, TableColumns, class_names, find_columns, first_caption
-from components.data.sources.source import Drawing, Item, Source, ordered_classes, safe_keys, split_word, splits_note
+from components.data.sources.source import Drawing, Item, Source, ordered_classes, safe_keys, split_word, training_files
 from components.runtime.storage.store import Store, read_url
+
+LICENSE = "unspecified"
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+CAPTIONS = ("captions.jsonl", "captions.csv")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+OLD_COLUMNS = {"file", "file_name", "caption", "text", "class"}  # of sets whose keys depend on the listing alone
+NO_CLASS = "image"
+FORMS = (
+    "give it class sub-folders (PATH/cat/1.png), or captions.jsonl / captions.csv (metadata.csv too) at its top with "
+    "the columns file, caption and, if you like, class"
+)
 
 
 class Row(NamedTuple):
@@ -45,21 +56,36 @@ def read_rows(url: str, columns: Columns) -> Described:
     Each row is read from the first of its own columns with a meaning, so that JSON lines may name columns differently.
     Raises SourceError, in a line, for a file that can't be read or has no file names.
     """
+    lacking = "each line needs a file and a caption"
     try:
         raw = _raw_rows(url)
     except (ValueError, AttributeError, csv.Error, pa.ArrowException) as error:
-        raise SourceError(f"{url} can't be read ({error}); each line needs a file and a caption") from error
+        raise SourceError(f"{url} can't be read ({error}); {lacking}") from error
     table = find_columns(dict.fromkeys(name for row in raw for name in row), columns, url)
+    rows: list[Row] = []
     read: set[str] = set()
-    rows = [_row(number, row, table, read) for number, row in enumerate(raw, 1)]
-    several = any(isinstance(row.get(name), list) for row in raw for name in table.caption)
+    for number, row in enumerate(raw, 1):
+        image, caption, label = (next((n for n in names if n in row), None) for names in table.columns.values())
+        wordless = caption is None and label is None and (table.columns["caption"] or table.columns["label"])
+        if image is None or not row[image] or wordless:
+            raise SourceError(f"{url} can't be read (row {number} has {', '.join(row) or 'nothing'}); {lacking}")
+        read.update(filter(None, (image, caption, label)))
+        named = None if label is None or row[label] in (None, "") else str(row[label])
+        rows.append(Row(str(row[image]), None if caption is None else first_caption(row[caption]), named))
+    several = any(isinstance(row.get(name), list) for row in raw for name in table.columns["caption"])
     return Described(rows, replace(table, several=several), read)
 
 
 def _raw_rows(url: str) -> list[dict[str, Any]]:
     data = read_url(url)
     if url.endswith(".parquet"):
-        return _parquet_rows(data)
+        table = pq.read_table(io.BytesIO(data))
+        rows = table.to_pylist()
+        for column in table.column_names:
+            names = class_names(table.schema, column)
+            for row in rows if names else ():
+                row[column] = names[row[column]] if row[column] in range(len(names)) else None
+        return rows
     content = data.decode("utf-8-sig")
     if not url.endswith(".csv"):
         rows = [json.loads(line) for line in content.splitlines() if line.strip()]
@@ -72,45 +98,6 @@ def _raw_rows(url: str) -> list[dict[str, Any]]:
             raise ValueError(f"line {reader.line_num} has more fields than there are columns: quote those with commas")
         rows.append(row)
     return rows
-
-
-def _parquet_rows(data: bytes) -> list[dict[str, Any]]:
-    table = pq.read_table(io.BytesIO(data))
-    rows = table.to_pylist()
-    for column in table.column_names:
-        if names := class_names(table.schema, column):
-            for row in rows:
-                row[column] = names[row[column]] if row[column] in range(len(names)) else None
-    return rows
-
-
-def _row(number: int, row: dict[str, Any], table: TableColumns, read: set[str]) -> Row:
-    image, caption, label = (
-        next((name for name in names if name in row), None) for names in (table.image, table.caption, table.label)
-    )
-    if image is None or not row[image] or (caption is None and label is None and (table.caption or table.label)):
-        raise SourceError(
-            f"{table.place} can't be read (row {number} has {', '.join(row) or 'nothing'}); "
-            "each line needs a file and a caption"
-        )
-    read.update(name for name in (image, caption, label) if name is not None)
-    return Row(
-        str(row[image]),
-        None if caption is None else first_caption(row[caption]),
-        None if label is None or row[label] in (None, "") else str(row[label]),
-    )
-
-
-LICENSE = "unspecified"
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-CAPTIONS = ("captions.jsonl", "captions.csv")
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-OLD_COLUMNS = {"file", "file_name", "caption", "text", "class"}  # of sets whose keys depend on the listing alone
-NO_CLASS = "image"
-FORMS = (
-    "give it class sub-folders (PATH/cat/1.png), or captions.jsonl / captions.csv (metadata.csv too) at its top with "
-    "the columns file, caption and, if you like, class"
-)
 
 
 @dataclass(frozen=True)
@@ -131,8 +118,8 @@ class Names(NamedTuple):
 
     all: list[str]
     used: list[str]  # images to train on
-    root: str  # the folder of the split to read, such as `train/`; "" for the whole folder
-    note: str | None  # a line about the splits read and left out
+    root: str = ""  # the folder of the split to read, such as `train/`; "" for the whole folder
+    note: str | None = None  # a line about the splits read and left out
 
 
 def list_folder(path: str, versions: Sequence[FileVersion] | None = None, columns: Columns = COMMON) -> Source:
@@ -151,33 +138,23 @@ def list_folder(path: str, versions: Sequence[FileVersion] | None = None, column
         raise SourceError(f"no images below {path}{kind}; {FORMS}")
     for captions in CAPTIONS:
         if captions in files:
-            return _described(path, Names(images, images, "", None), [captions], columns)
+            return _described(path, Names(images, images), [captions], columns)
     names = _training_images(images)
-    if described := _metadata(files, names.root):
-        return _described(path, names, described, columns)
-    return _sub_folders(path, names)
+    near = {name for name in files if name.startswith(names.root) or "/" not in name}
+    folders = sorted({name.rpartition("/")[0] for name in near if name.rpartition("/")[2] in METADATA})
+    paths = [[f"{folder}/{name}" if folder else name for name in METADATA] for folder in folders]
+    best = [next(path for path in candidates if path in near) for candidates in paths]  # of each folder, and of the top
+    return _described(path, names, best, columns) if best else _sub_folders(path, names)
 
 
 def _training_images(images: list[str]) -> Names:
     """The images below `train/`, if all images lie in folders of splits; otherwise all images."""
-    by_split: dict[str | None, list[str]] = {}
-    tops = {name.partition("/")[0] if "/" in name else "" for name in images}
-    if any(split_word(top) is None for top in tops):
-        return Names(images, images, "", None)
-    for name in images:
-        by_split.setdefault(split_word(name.partition("/")[0]), []).append(name)
-    training = [top for top in tops if split_word(top) == "train"]
-    if len(training) != 1:
-        return Names(images, images, "", None)
-    return Names(images, by_split["train"], f"{training[0]}/", splits_note(by_split) if len(by_split) > 1 else None)
-
-
-def _metadata(files: Sequence[str], root: str) -> list[str]:
-    """The description files of the images below `root`: the best of each folder, and of the top."""
-    near = {name for name in files if name.startswith(root) or "/" not in name}
-    folders = sorted({name.rpartition("/")[0] for name in near if name.rpartition("/")[2] in METADATA})
-    paths = [[f"{folder}/{name}" if folder else name for name in METADATA] for folder in folders]
-    return [next(path for path in candidates if path in near) for candidates in paths]
+    splits = {top: split_word(top) for top in (name.partition("/")[0] if "/" in name else "" for name in images)}
+    training = [top for top, split in splits.items() if split == "train"]
+    if None in splits.values() or len(training) != 1:
+        return Names(images, images)
+    used, note = training_files(images, lambda name: splits[name.partition("/")[0]])
+    return Names(images, used, f"{training[0]}/", note)
 
 
 def _sub_folders(path: str, names: Names) -> Source:
@@ -190,19 +167,23 @@ def _sub_folders(path: str, names: Names) -> Source:
         for key, (name, folder) in zip(safe_keys(list(folder_of)), folder_of.items(), strict=True)
     ]
     left = len(names.used) - len(folder_of)
-    at_top = f"{path}: {left} images lie outside of the class folders and are left out" if left else None
-    reading = (names.root,) if names.root else ()
-    notes = _notes(path, names.note, at_top)
-    return Source("folder", LICENSE, classes, tuple(items), FolderReader(path), notes=notes, reading=reading)
+    notes = [f"{path}: {left} images lie outside of the class folders and are left out"] if left else []
+    return _source(path, names, classes, items, notes, reading=(names.root,) if names.root else ())
 
 
 def _described(path: str, names: Names, captions: Sequence[str], columns: Columns) -> Source:
     files = {name: read_rows(Store(path).url(name), columns) for name in captions}
-    rows = {}
+    rows: dict[str, Row] = {}
+    images = set(names.all)
     for name, described in files.items():
-        for row in _checked(path, name, described, set(names.all)):
+        folder, place = name.rpartition("/")[0], described.table.place
+        own = [row._replace(file=f"{folder}/{row.file}" if folder else row.file) for row in described.rows]
+        missing = next((row.file for row in own if row.file not in images), None)
+        if missing is not None or not own:
+            raise SourceError(f"{place} names {missing or 'no image'}, which is not below {path}; correct the file")
+        for row in own:
             if row.file in rows:
-                raise SourceError(f"{described.table.place} names {row.file} twice; keep one line for each image")
+                raise SourceError(f"{place} names {row.file} twice; keep one line for each image")
             rows[row.file] = row
     used = set(names.used)
     training = [row for row in rows.values() if row.file in used]
@@ -218,22 +199,9 @@ def _described(path: str, names: Names, captions: Sequence[str], columns: Column
         for key, row, label in zip(safe_keys([row.file for row in training]), training, labels, strict=True)
     ]
     left = len(used - rows.keys())
-    unnamed = f"{path}: {left} images are not named in {', '.join(captions)} and are left out" if left else None
-    unread = [described.table.note(described.read) for described in files.values()]
-    reading = () if old else (names.root, *captions, *sorted(read))
-    notes = _notes(path, names.note, unnamed, *unread)
-    return Source("folder", LICENSE, classes, tuple(items), FolderReader(path), notes=notes, reading=reading)
-
-
-def _checked(path: str, captions: str, described: Described, images: set[str]) -> list[Row]:
-    """Rows with file names relative to `path`. Raises SourceError if a row names no image."""
-    folder = captions.rpartition("/")[0]
-    rows = [row._replace(file=f"{folder}/{row.file}" if folder else row.file) for row in described.rows]
-    missing = next((row.file for row in rows if row.file not in images), None)
-    if missing is not None or not rows:
-        place = described.table.place
-        raise SourceError(f"{place} names {missing or 'no image'}, which is not below {path}; correct the file")
-    return rows
+    notes = [f"{path}: {left} images are not named in {', '.join(captions)} and are left out"] if left else []
+    notes += filter(None, (described.table.note(described.read) for described in files.values()))
+    return _source(path, names, classes, items, notes, reading=() if old else (names.root, *captions, *sorted(read)))
 
 
 def _class(row: Row, root: str, captions: Sequence[str]) -> str:
@@ -244,5 +212,9 @@ def _class(row: Row, root: str, captions: Sequence[str]) -> str:
     return folder if separator and captions[0] not in CAPTIONS else NO_CLASS
 
 
-def _notes(path: str, split: str | None, *others: str | None) -> tuple[str, ...]:
-    return tuple(note for note in (f"{path}: {split}" if split else None, *others) if note)
+def _source(
+    path: str, names: Names, classes: tuple[str, ...], items: list[Item], notes: list[str], reading: tuple[str, ...]
+) -> Source:
+    splits = [f"{path}: {names.note}"] if names.note else []
+    reader = FolderReader(path)
+    return Source("folder", LICENSE, classes, tuple(items), reader, notes=(*splits, *notes), reading=reading)

@@ -8,10 +8,11 @@ import fnmatch
 import logging
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -57,7 +58,7 @@ class ParquetReader:
     def read(self, item: Item) -> bytes:
         file, group, row = item.location.rsplit(":", 2)
         url = Store(self.path).url(file)
-        rows = _open_rows(url, int(group), self.column)
+        rows = open_rows(url, int(group), self.column)
         return retried(lambda: rows.at(int(row)), url)
 
     def draw(self, item: Item, data: bytes, *, resolution: int) -> Drawing:
@@ -82,19 +83,10 @@ class RowGroup:
         """The bytes of a row, b"" of an empty cell. Raises SourceError for damage in the file."""
         if not 0 <= self.next <= row:
             self.cells, self.next = self._open(), 0
-        try:
-            while self.next < row:
-                next(self.cells)
-                self.next += 1
-            cell = next(self.cells)
-        except BaseException as error:
-            self.next = -1
-            if not is_damage(error):
-                raise
-            raise SourceError(
-                f"{self.url}, row group {self.group}: can't be read ({reason(error)}); copy the file again"
-            ) from error
-        self.next += 1
+        ahead, self.next = row - self.next, -1  # not open any more where reading fails
+        with damage_named(f"{self.url}, row group {self.group}: can't be read"):
+            cell = next(islice(self.cells, ahead, None))
+        self.next = row + 1
         return cell
 
     def _open(self) -> Iterator[bytes]:
@@ -105,28 +97,28 @@ class RowGroup:
                 yield cell.as_py() or b""
 
 
+open_rows = lru_cache(maxsize=1)(RowGroup)
+
+
+@contextmanager
+def damage_named(fault: str) -> Iterator[None]:
+    """Raises SourceError for Parquet's own error about a damaged file, not for one of the network or the disk."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):
+            raise SourceError(f"{fault} ({reason(error)}); copy the file again") from error
+        raise
+
+
 def open_parquet(url: str, *, buffer_size: int = 0) -> pq.ParquetFile:
     """Opens the Parquet file at `url` and reads the footer.
 
     Raises SourceError for another kind of file, FileNotFoundError for a missing one.
     """
     filesystem, path = connect(url)
-    try:
+    with damage_named(f"{url} can't be read as Parquet"):
         return pq.ParquetFile(filesystem.open(path, "rb", cache_type="none"), buffer_size=buffer_size)
-    except Exception as error:
-        if not is_damage(error):
-            raise
-        raise SourceError(f"{url} can't be read as Parquet ({reason(error)}); copy it again") from error
-
-
-def is_damage(error: BaseException) -> bool:
-    """True for Parquet's own error about a damaged file, not an error of the network or the disk."""
-    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
-
-
-@lru_cache(maxsize=1)
-def _open_rows(url: str, group: int, column: str) -> RowGroup:
-    return RowGroup(url, group, column)
 
 
 class ParquetSet(NamedTuple):
@@ -173,9 +165,8 @@ def find_parquet(path: str, columns: Columns = COMMON) -> ParquetSet:
     root = Store(folder).url(below)
     files = tuple(tables[name]._replace(path=posixpath.relpath(name, below or ".")) for name in names)
     table = _columns(Store(root).url(files[0].path), columns)
-    read = {name for name in (table.first("image"), table.first("caption"), table.first("label")) if name}
-    notes = (f"{path}: {split}" if split else None, table.note(read))
-    return ParquetSet(root, files, table, tuple(note for note in notes if note))
+    notes = (f"{path}: {split}" if split else None, table.note(set(filter(None, map(table.first, NAMES)))))
+    return ParquetSet(root, files, table, tuple(filter(None, notes)))
 
 
 def list_parquet(path: str, columns: Columns = COMMON) -> Source:
@@ -193,24 +184,18 @@ def list_parquet(path: str, columns: Columns = COMMON) -> Source:
         )
     names = {str(label) for file in files if not file.names for label in file.labels or () if label is not None}
     classes = files[0].names or ordered_classes(names) or (NO_CLASS,)
-    paths = [version.path for version in chosen.files]
-    runs = [run for name, file in zip(paths, files, strict=True) for run in _runs(name, file, classes)]
+    runs = [run for v, file in zip(chosen.files, files, strict=True) for run in _runs(v.path, file, classes)]
     if not runs:
         raise SourceError(f"the Parquet files at {path} have no rows; give others")
-    if _is_sorted([item.label for run in runs for item in run]):
+    labels = [item.label for run in runs for item in run]
+    expected = len(labels) * (1 - sum((count / len(labels)) ** 2 for count in Counter(labels).values()))
+    if sum(one != other for one, other in pairwise(labels)) < expected / 10:  # a tenth of a shuffled set's changes
         logger.warning("%s: rows lie sorted by class, so that batches mix few of them; write them shuffled", path)
     runs.sort(key=lambda run: order_of(run[0].key))
     items = [item for run in runs for item in run]
     keyed = (item._replace(key=key) for item, key in zip(items, safe_keys([item.key for item in items]), strict=True))
     reader = ParquetReader(chosen.folder, str(chosen.table.first("image")))
     return Source("parquet", LICENSE, classes, tuple(keyed), reader, runs=tuple(map(len, runs)), notes=chosen.notes)
-
-
-def _is_sorted(labels: Sequence[int]) -> bool:
-    """True if the class changes from row to row at most a tenth as often as in a shuffled set."""
-    shares = [count / len(labels) for count in Counter(labels).values()]
-    expected = len(labels) * (1 - sum(share * share for share in shares))
-    return sum(one != other for one, other in pairwise(labels)) < expected / 10
 
 
 def _columns(url: str, columns: Columns) -> TableColumns:
@@ -224,17 +209,17 @@ def _columns(url: str, columns: Columns) -> TableColumns:
     table = find_columns(schema.names, columns, url, admitted)
     types = {field.name: "struct" if pa.types.is_struct(field.type) else str(field.type) for field in schema}
     there = ", ".join(f"{name} ({kind})" for name, kind in types.items())
-    if not table.image and len(admitted["image"]) == 1:
-        table = replace(table, image=tuple(admitted["image"]))
-    if not table.image:
+    if not table.first("image") and len(admitted["image"]) == 1:
+        table = replace(table, columns={**table.columns, "image": admitted["image"]})
+    if not table.first("image"):
         which = "which column holds the images" if admitted["image"] else "no column of images, {bytes, path} or bytes,"
         raise SourceError(f"{url}: {which} among {there}? name it by --image-column, or images.columns.image")
-    if not table.label and not table.caption:
+    caption = table.first("caption")
+    if caption is None and table.first("label") is None:
         raise SourceError(
             f"{url}: neither a class nor a caption among {there}; name one by --label-column or --caption-column, or "
             "images.columns.label or .caption"
         )
-    caption = table.first("caption")
     return replace(table, several=caption is not None and pa.types.is_nested(schema.field(caption).type))
 
 
@@ -257,18 +242,14 @@ def _is_class(kind: pa.DataType) -> bool:
 
 
 def _labels_and_captions(url: str, table: TableColumns) -> FileRows:
-    image, caption, label = (table.first(meaning) for meaning in NAMES)
+    image, caption, label = map(table.first, NAMES)
     file = open_parquet(url)
     schema, metadata = file.schema_arrow, file.metadata
     for name in filter(None, (image, label, caption)):
         if name not in schema.names:
             raise SourceError(f"{url} has no column {name!r}, which {table.place} has; write them alike")
-    try:
+    with damage_named(f"{url} can't be read as Parquet"):
         read = file.read(columns=[name for name in (label, caption) if name])
-    except Exception as error:
-        if not is_damage(error):
-            raise
-        raise SourceError(f"{url} can't be read as Parquet ({reason(error)}); copy it again") from error
     return FileRows(
         tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)),
         class_names(schema, label) if label else (),
@@ -279,23 +260,18 @@ def _labels_and_captions(url: str, table: TableColumns) -> FileRows:
 
 def _runs(path: str, file: FileRows, classes: tuple[str, ...]) -> Iterator[list[Item]]:
     """Yields the rows of each row group as items, in order; keys are not safe yet."""
-    number = {name: place for place, name in enumerate(classes)}
-    starts = accumulate(file.groups, initial=0)
-    for group, (start, stop) in enumerate(pairwise(starts)):
-        run = []
-        for row in range(start, stop):
-            label = _label(file, row, number)
-            named = "" if label == NO_LABEL else classes[label].replace("_", " ")
-            caption = named if file.captions is None else first_caption(file.captions[row])
-            run.append(Item(f"{path.removesuffix(SUFFIX)}/{row:06d}", label, caption, f"{path}:{group}:{row - start}"))
-        if run:
-            yield run
+    numbers = {name: place for place, name in enumerate(classes)}
 
+    def item(group: int, start: int, row: int) -> Item:
+        cell = None if file.labels is None else file.labels[row]
+        if file.names:
+            label = cell if isinstance(cell, int) and 0 <= cell < len(file.names) else NO_LABEL
+        else:
+            label = 0 if file.labels is None else NO_LABEL if cell is None else numbers.get(str(cell), NO_LABEL)
+        named = "" if label == NO_LABEL else classes[label].replace("_", " ")
+        caption = named if file.captions is None else first_caption(file.captions[row])
+        return Item(f"{path.removesuffix(SUFFIX)}/{row:06d}", label, caption, f"{path}:{group}:{row - start}")
 
-def _label(file: FileRows, row: int, number: dict[str, int]) -> int:
-    if file.labels is None:
-        return 0
-    label = file.labels[row]
-    if file.names:
-        return label if isinstance(label, int) and 0 <= label < len(file.names) else NO_LABEL
-    return number.get(str(label), NO_LABEL) if label is not None else NO_LABEL
+    for group, (start, stop) in enumerate(pairwise(accumulate(file.groups, initial=0))):
+        if stop > start:
+            yield [item(group, start, row) for row in range(start, stop)]

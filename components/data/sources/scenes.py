@@ -15,17 +15,10 @@ from components.data.sources.source import Drawing, Item, Source
 from components.sampling.image_files import encode_png
 
 GENERATOR_VERSION = 1
-LICENSE = "CC0-1.0"
 SHAPES = ("sphere", "cube", "cylinder")
 COLORS = {
-    "red": (214, 40, 40),
-    "green": (46, 160, 67),
-    "blue": (45, 90, 220),
-    "yellow": (240, 196, 25),
-    "purple": (140, 60, 190),
-    "orange": (243, 124, 32),
-    "white": (244, 244, 244),
-    "black": (35, 35, 40),
+    **{"red": (214, 40, 40), "green": (46, 160, 67), "blue": (45, 90, 220), "yellow": (240, 196, 25)},
+    **{"purple": (140, 60, 190), "orange": (243, 124, 32), "white": (244, 244, 244), "black": (35, 35, 40)},
 }
 SUPERSAMPLING = 3  # rays a pixel and axis; odd, so that one of them is the pixel's center
 DEPTH_UNIT = 1000  # depth.png holds thousandths of a unit along the viewing axis
@@ -56,31 +49,23 @@ class SceneReader:
     def draw(self, item: Item, data: bytes, *, resolution: int) -> Drawing:
         solids = scene(int(item.location))
         color, depth, mask = render(solids, resolution=resolution)
-        members = {
-            "depth.png": encode_png(np.rint(depth * DEPTH_UNIT).astype(np.uint16)),
-            "mask.png": encode_png(mask),
-        }
-        return Drawing(Image.fromarray(color), members, {"solids": [solid._asdict() for solid in solids]})
+        depth_file = encode_png(np.rint(depth * DEPTH_UNIT).astype(np.uint16))
+        details: dict[str, object] = {"solids": [solid._asdict() for solid in solids]}
+        return Drawing(Image.fromarray(color), {"depth.png": depth_file, "mask.png": encode_png(mask)}, details)
 
 
 def list_scenes(count: int) -> Source:
     """Lists the first `count` scenes; the class of a scene is the first solid's shape."""
-    items = []
-    for number in range(count):
-        solids = scene(number)
-        items.append(Item(f"scene-{number:07d}", SHAPES.index(solids[0].shape), caption(solids), str(number)))
-    return Source("scenes", LICENSE, SHAPES, tuple(items), SceneReader())
+    numbered = ((number, scene(number)) for number in range(count))
+    items = (Item(f"scene-{n:07d}", SHAPES.index(solids[0].shape), caption(solids), str(n)) for n, solids in numbered)
+    return Source("scenes", "CC0-1.0", SHAPES, tuple(items), SceneReader())
 
 
 def scene(number: int) -> list[Solid]:
     """A single solid, or two without contact, as a function of the scene's number."""
     draws = np.random.Philox(np.random.SeedSequence((GENERATOR_VERSION, number))).random_raw(12) / 2**64
-    shape, color, other_shape, other_color = (
-        SHAPES[int(draws[0] * len(SHAPES))],
-        list(COLORS)[int(draws[1] * len(COLORS))],
-        SHAPES[int(draws[2] * len(SHAPES))],
-        list(COLORS)[int(draws[3] * len(COLORS))],
-    )
+    shape, other_shape = (SHAPES[int(draws[place] * len(SHAPES))] for place in (0, 2))
+    color, other_color = (list(COLORS)[int(draws[place] * len(COLORS))] for place in (1, 3))
     if draws[4] < 0.5:
         size = 0.45 + 0.5 * draws[5]
         return [Solid(shape, color, 1.2 * draws[6] - 0.6, 3.4 + draws[7], size)]
@@ -105,7 +90,10 @@ def render(solids: list[Solid], *, resolution: int) -> tuple[np.ndarray, np.ndar
     Returns color uint8 (H, W, 3), depth float64 (H, W) in units, and mask uint8 (H, W): 0 background, i for solid i
     from 1.
     """
-    rays = _rays(resolution * SUPERSAMPLING)  # (P, 3), z component 1: distance along a ray is depth
+    samples = resolution * SUPERSAMPLING
+    across = HALF_SIDE * (2 * (np.arange(samples) + 0.5) / samples - 1)  # half a side is HALF_SIDE at depth 1
+    x, y = np.meshgrid(across, -across - 0.1)  # slightly down
+    rays = np.stack([x.ravel(), y.ravel(), np.ones(samples**2)], axis=1)  # (P, 3): distance along a ray is depth
     depth, color, mask = _background(rays)
     for number, solid in enumerate(solids, start=1):
         distance, normal = _intersect(solid, rays)
@@ -121,13 +109,6 @@ def render(solids: list[Solid], *, resolution: int) -> tuple[np.ndarray, np.ndar
     return np.rint(pixels).astype(np.uint8), depth, np.ascontiguousarray(mask)
 
 
-def _rays(samples: int) -> np.ndarray:  # (P, 3)
-    """Ray directions through the samples of an image, half a side HALF_SIDE at depth 1, slightly down."""
-    across = HALF_SIDE * (2 * (np.arange(samples) + 0.5) / samples - 1)
-    x, y = np.meshgrid(across, -across - 0.1)
-    return np.stack([x.ravel(), y.ravel(), np.ones(samples**2)], axis=1)
-
-
 def _background(rays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Floor and back wall: depth (P,), color (P, 3), mask (P,)."""
     down = np.minimum(rays[:, 1], -1e-9)
@@ -140,14 +121,10 @@ def _background(rays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _intersect(solid: Solid, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Depth of the first hit (P,), infinite without a hit, and the normal there (P, 3)."""
     center = np.array([solid.x, FLOOR + solid.size, solid.z])
-    if solid.shape == "sphere":
-        return _sphere(center, solid.size, rays)
-    return _box(center, solid.size, rays) if solid.shape == "cube" else _cylinder(center, solid.size, rays)
-
-
-def _sphere(center: np.ndarray, radius: float, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    distance = _quadratic((rays**2).sum(1), -2 * rays @ center, float(center @ center - radius**2))
-    return distance, (_points(rays, distance) - center) / radius
+    if solid.shape != "sphere":
+        return (_box if solid.shape == "cube" else _cylinder)(center, solid.size, rays)
+    distance = _quadratic((rays**2).sum(1), -2 * rays @ center, float(center @ center - solid.size**2))
+    return distance, (_points(rays, distance) - center) / solid.size
 
 
 def _box(center: np.ndarray, half: float, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ splits only the training files are read; the splits left out are named, and a gl
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import NamedTuple, Protocol
@@ -15,18 +15,12 @@ from typing import NamedTuple, Protocol
 from PIL import Image
 
 MAX_KEY = 90  # the tar format's name field holds 100 characters
-WORDS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
+WORDS = {word: split for split, words in SPLITS.items() for word in words}
 
 
 class Item(NamedTuple):
@@ -85,42 +79,35 @@ def safe_keys(names: Sequence[str]) -> list[str]:
     plain = [re.sub(r"[^A-Za-z0-9_/-]+", "_", str(PurePosixPath(name).with_suffix(""))).strip("_/") for name in names]
     taken = Counter(key.lower() for key in plain)
     return [
-        key if taken[key.lower()] == 1 and 0 < len(key) <= MAX_KEY else f"{key[: MAX_KEY - 9]}-{_digest(name)}"
+        key
+        if taken[key.lower()] == 1 and 0 < len(key) <= MAX_KEY
+        else f"{key[: MAX_KEY - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         for key, name in zip(plain, names, strict=True)
     ]
 
 
-def _digest(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:8]
-
-
 def split_word(path: str) -> str | None:
     """The split named in a path, such as `data/test-00000-of-00002.parquet`; the last name counts."""
-    for part in reversed(path.split("/")):
-        for word in re.split(r"[^A-Za-z]+", part.rpartition(".")[0] or part):
-            if word.lower() in WORDS:
-                return WORDS[word.lower()]
-    return None
+    parts = [part.rpartition(".")[0] or part for part in reversed(path.split("/"))]
+    words = (word.lower() for part in parts for word in re.split(r"[^A-Za-z]+", part))
+    return next((WORDS[word] for word in words if word in WORDS), None)
 
 
-def training_files(paths: Sequence[str]) -> tuple[list[str], str | None]:
+def training_files(
+    paths: Sequence[str], split_of: Callable[[str], str | None] = split_word
+) -> tuple[list[str], str | None]:
     """The files to read, and a line about the splits read and left out; no line if all are read.
 
     All files are read where none is named as training.
     """
     by_split: dict[str | None, list[str]] = {}
     for path in paths:
-        by_split.setdefault(split_word(path), []).append(path)
+        by_split.setdefault(split_of(path), []).append(path)
     if "train" not in by_split or len(by_split) == 1:
         return list(paths), None
-    return by_split["train"], splits_note(by_split)
-
-
-def splits_note(by_split: Mapping[str | None, Sequence[str]]) -> str:
-    """A line with the number of files of each split, of which the training files are read."""
-    counts = {name or "the rest": f"{len(paths):,} file{'s' * (len(paths) > 1)}" for name, paths in by_split.items()}
+    counts = {name or "the rest": f"{len(files):,} file{'s' * (len(files) > 1)}" for name, files in by_split.items()}
     others = " and ".join(f"{name} ({count})" for name, count in counts.items() if name != "train")
-    return (
+    return by_split["train"], (
         f"train is read ({counts['train']}) and {others} is not: holdout_fraction of train is held out of training; "
         "to read others, name their folder or a glob"
     )

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from pydantic import Field
 
@@ -24,7 +24,7 @@ from components.data.listing import FileVersion, ShardError, SourceError, list_v
 from components.data.parts import even_parts
 from components.data.shards import Quarantined, ShardEntry, order_of, split_of
 from components.data.sources.source import ordered_classes
-from components.data.tars import Group, Member, check_end, iterate_shard, unpack, write_shard
+from components.data.tars import END, Group, Member, iterate_shard, unpack, write_shard
 from components.runtime.storage.artifact import FileEntry, write_record
 from components.runtime.storage.store import Store, read_url
 
@@ -51,10 +51,19 @@ class Surveyed(NamedTuple):
     label: str | None
     caption: str
 
+    @classmethod
+    def of(cls, group: Group) -> Self:
+        """Key, label and caption of a group."""
+        return cls(group.key, group.text("cls") if "cls" in group.members else None, group.text("txt"))
+
 
 @dataclass(frozen=True)
 class TarSurvey:
-    """Surveys a tar: URL and mark of the version in, the tar's facts (JSON) out."""
+    """Surveys a tar: URL and mark of the version in, the tar's facts (JSON) out.
+
+    Images that can't be decoded are quarantined here, so that the order of training depends on the index alone. Raises
+    ShardError if the tar can't be read, has no end, or holds no images.
+    """
 
     out: Store
     holdout_fraction: float
@@ -64,9 +73,76 @@ class TarSurvey:
         return hashlib.sha256(f"index {self.holdout_fraction}\n{content}".encode()).hexdigest()[:32]
 
     def __call__(self, number: int, content: str) -> str:
-        facts = survey_tar(content.partition("\n")[0], holdout_fraction=self.holdout_fraction)
-        write_record(self.out, self.part_name(content), **facts.model_dump())
+        url = content.partition("\n")[0]
+        data, samples, quarantined = read_url(url), [], []
+        for group, reason in checked_groups(data, url):
+            if reason is None:
+                samples.append(Surveyed.of(group))
+            else:
+                quarantined.append(Quarantined(key=group.key, shard=url, reason=reason))
+        return self.record(content, samples, [self.entry(url, data, samples, quarantined)], [])
+
+    def entry(
+        self, url: str, data: bytes, samples: Sequence[Surveyed], quarantined: Sequence[Quarantined]
+    ) -> ShardEntry:
+        """The entry, in an index, of a tar with the bytes `data` and the usable `samples`."""
+        return ShardEntry(
+            url=url,
+            bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            samples=len(samples),
+            train_samples=len(self.training(samples)),
+            quarantined=tuple(quarantined),
+        )
+
+    def training(self, samples: Sequence[Surveyed]) -> list[Surveyed]:
+        """The samples of the training split."""
+        return [sample for sample in samples if split_of(sample.key, self.holdout_fraction) == "train"]
+
+    def record(
+        self, content: str, samples: Sequence[Surveyed], entries: Sequence[ShardEntry], files: Sequence[FileEntry]
+    ) -> str:
+        """Writes the part's record; returns the contribution of the tar's usable samples to the set (JSON)."""
+        labels = Counter(sample.label for sample in samples if sample.label is not None)
+        facts = TarFacts(
+            entries=tuple(entries),
+            classes=tuple(sorted(labels)),
+            captions=tuple(sample.caption for sample in self.training(samples)),
+            unlabeled=len(samples) - labels.total(),
+            counts=labels,
+        )
+        write_record(self.out, self.part_name(content), *files, **facts.model_dump())
         return facts.model_dump_json()
+
+
+@dataclass(frozen=True)
+class TarResharder(TarSurvey):
+    """Reshards a tar into `out`: URL and mark of the version in, the tar's facts (JSON) out."""
+
+    samples_per_shard: int
+
+    def part_name(self, content: str) -> str:
+        """Name of the tar's part: a digest of all that decides the shards."""
+        recipe = f"shards of {self.samples_per_shard}, {self.holdout_fraction}\n{content}"
+        return hashlib.sha256(recipe.encode()).hexdigest()[:32]
+
+    def __call__(self, number: int, content: str) -> str:
+        url, part = content.partition("\n")[0], self.part_name(content)
+        checked = list(checked_groups(read_url(url), url))
+        groups = sorted((group for group, reason in checked if reason is None), key=lambda group: order_of(group.key))
+        refused = [Quarantined(key=group.key, shard=url, reason=said) for group, said in checked if said is not None]
+        entries: list[ShardEntry] = []
+        for place, shard in enumerate(even_parts(groups, self.samples_per_shard)):
+            name, samples = f"shard-{part[:12]}-{place:05d}.tar", [Surveyed.of(group) for group in shard]
+            data = write_shard({"__key__": group.key, **group.members} for group in shard)
+            if list(iterate_shard(data, name)) != shard:
+                raise ShardError(
+                    f"shard {name} does not read as it was written: its keys or members have unusual names"
+                )
+            self.out.write(name, data)
+            entries.append(self.entry(name, data, samples, [] if entries else refused))
+        files = [FileEntry(path=entry.url, bytes=entry.bytes, sha256=entry.sha256) for entry in entries]
+        return self.record(content, [Surveyed.of(group) for group in groups], entries, files)
 
 
 def list_tars(path: str) -> list[FileVersion]:
@@ -94,73 +170,27 @@ def split_glob(path: str) -> tuple[str, str | None]:
     return f"{scheme}{separator}{PurePosixPath(*parts[:place])}", "/".join(parts[place:])
 
 
-def survey_tar(url: str, *, holdout_fraction: float) -> TarFacts:
-    """Fetch a tar, decode each image once, and collect the facts.
-
-    Images that can't be decoded are quarantined here, so that the order of training depends on the index alone. Raises
-    ShardError if the tar can't be read, has no end, or holds no images.
-    """
-    data = read_url(url)
-    quarantined, samples = [], []
-    for group, reason in checked_groups(data, url):
-        if reason is None:
-            samples.append(surveyed(group))
-        else:
-            quarantined.append(Quarantined(key=group.key, shard=url, reason=reason))
-    return tar_facts(samples, [shard_entry(url, data, samples, quarantined, holdout_fraction)], holdout_fraction)
-
-
 def checked_groups(data: bytes, url: str) -> Iterator[tuple[Group, str | None]]:
     """Yields the groups of a tar with an image, each with the reason why images can't be decoded, or None.
 
     Raises ShardError if the tar can't be read, has no end, or holds no images.
     """
     unpacked, empty = unpack(data, url), True
-    check_end(unpacked, url)
+    if not unpacked.endswith(END):  # a tar cut between two members reads without any error
+        raise ShardError(f"shard {url} has no end mark: truncated, or still being written; restore it")
     for group in iterate_shard(unpacked, url):
-        if group.image is not None:
-            empty = False
-            yield group, _decoding_error(group)
+        if group.image is None:
+            continue
+        empty, reason = False, None
+        try:
+            for member in MEMBERS:
+                if (image := group.member(member)) is not None:
+                    decode_image(image)
+        except Exception as error:  # Pillow's decoders raise a dozen kinds for a corrupt file
+            reason = reason_of(error)
+        yield group, reason
     if empty:
         raise ShardError(f"shard {url} holds no images (png, jpg, webp, ... members); leave it out of the source")
-
-
-def surveyed(group: Group) -> Surveyed:
-    """Key, label and caption of a group."""
-    return Surveyed(group.key, group.text("cls") if "cls" in group.members else None, group.text("txt"))
-
-
-def shard_entry(
-    url: str,
-    data: bytes,
-    samples: Sequence[Surveyed],
-    quarantined: Sequence[Quarantined],
-    holdout_fraction: float,
-) -> ShardEntry:
-    """The entry, in an index, of a tar with the bytes `data` and the usable `samples`."""
-    return ShardEntry(
-        url=url,
-        bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        samples=len(samples),
-        train_samples=len(_train(samples, holdout_fraction)),
-        quarantined=tuple(quarantined),
-    )
-
-
-def tar_facts(samples: Sequence[Surveyed], entries: Sequence[ShardEntry], holdout_fraction: float) -> TarFacts:
-    """The contribution of a tar's usable samples to the set."""
-    return TarFacts(
-        entries=tuple(entries),
-        classes=tuple(sorted({sample.label for sample in samples if sample.label is not None})),
-        captions=tuple(sample.caption for sample in _train(samples, holdout_fraction)),
-        unlabeled=sum(sample.label is None for sample in samples),
-        counts=Counter(sample.label for sample in samples if sample.label is not None),
-    )
-
-
-def _train(samples: Sequence[Surveyed], holdout_fraction: float) -> list[Surveyed]:
-    return [sample for sample in samples if split_of(sample.key, holdout_fraction) == "train"]
 
 
 def merge_classes(facts: Sequence[TarFacts], path: str) -> tuple[str, ...]:
@@ -175,50 +205,3 @@ def merge_classes(facts: Sequence[TarFacts], path: str) -> tuple[str, ...]:
     if not classes and not any(caption for fact in facts for caption in fact.captions):
         raise SourceError(f"no classes in {path}: its samples have neither cls nor txt members; add one of them")
     return ordered_classes(classes) or ("image",)
-
-
-def _decoding_error(group: Group) -> str | None:
-    """The reason why the image, depth map or mask of a group can't be decoded; None if all can."""
-    try:
-        for member in MEMBERS:
-            image = group.member(member)
-            if image is not None:
-                decode_image(image)
-    except Exception as error:  # Pillow's decoders raise a dozen kinds for a corrupt file
-        return reason_of(error)
-    return None
-
-
-@dataclass(frozen=True)
-class TarResharder:
-    """Reshards a tar into `out`: URL and mark of the version in, the tar's facts (JSON) out."""
-
-    out: Store
-    holdout_fraction: float
-    samples_per_shard: int
-
-    def part_name(self, content: str) -> str:
-        """Name of the tar's part: a digest of all that decides the shards."""
-        recipe = f"shards of {self.samples_per_shard}, {self.holdout_fraction}\n{content}"
-        return hashlib.sha256(recipe.encode()).hexdigest()[:32]
-
-    def __call__(self, number: int, content: str) -> str:
-        url, part = content.partition("\n")[0], self.part_name(content)
-        checked = list(checked_groups(read_url(url), url))
-        groups = sorted((group for group, reason in checked if reason is None), key=lambda group: order_of(group.key))
-        refused = [Quarantined(key=group.key, shard=url, reason=said) for group, said in checked if said is not None]
-        entries: list[ShardEntry] = []
-        for place, shard in enumerate(even_parts(groups, self.samples_per_shard)):
-            quarantined = [] if entries else refused
-            entries.append(self._write_shard(f"shard-{part[:12]}-{place:05d}.tar", shard, quarantined))
-        facts = tar_facts([surveyed(group) for group in groups], entries, self.holdout_fraction)
-        files = [FileEntry(path=entry.url, bytes=entry.bytes, sha256=entry.sha256) for entry in entries]
-        write_record(self.out, part, *files, **facts.model_dump())
-        return facts.model_dump_json()
-
-    def _write_shard(self, name: str, groups: Sequence[Group], quarantined: Sequence[Quarantined]) -> ShardEntry:
-        data = write_shard({"__key__": group.key, **group.members} for group in groups)
-        if list(iterate_shard(data, name)) != list(groups):
-            raise ShardError(f"shard {name} does not read as it was written: its keys or members have unusual names")
-        self.out.write(name, data)
-        return shard_entry(name, data, [surveyed(group) for group in groups], quarantined, self.holdout_fraction)
