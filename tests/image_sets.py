@@ -5,13 +5,14 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from ray.data.block import BlockAccessor
 
 from components.data.ingest import train_bpe
 from components.data.parts import PartWriter, part_name
@@ -25,7 +26,8 @@ from components.data.shards import (
     split_of,
 )
 from components.data.sources.scenes import list_scenes
-from components.data.tars import write_shard
+from components.data.stream import Layout, plan_chunks, read_chunk
+from components.data.tars import Group, write_shard
 from components.runtime.storage.store import Store
 
 CLASSES = ("red", "green", "blue")
@@ -107,6 +109,20 @@ def _write(store: Store, name: str, numbers: range, holdout_fraction: float, res
     return ShardEntry(
         url=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), samples=len(numbers), train_samples=train
     )
+
+
+def rewrite(store: Store, entry: ShardEntry, groups: Iterable[Group]) -> ShardEntry:
+    """A shard of the set with other members, and the entry that an index has for it."""
+    data = write_shard({"__key__": group.key, **group.members} for group in groups)
+    store.write(entry.url, data)
+    return entry.model_copy(update={"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+
+
+def streamed(index: ShardIndex, layout: Layout, *, first: int = 0, last: int = 12) -> list[dict[str, np.ndarray]]:
+    """The blocks of some steps of the training stream, as arrays, read in this process."""
+    chunks = plan_chunks(index, layout, start_step=first, total_steps=last)
+    blocks = [block for chunk in chunks for block in read_chunk(index, layout, chunk)]
+    return [BlockAccessor.for_block(block).to_batch_format("numpy") for block in blocks]
 
 
 def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray, *, compress: bool) -> None:

@@ -6,16 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ray.data.block import BlockAccessor
 
 from components.data.held_out import held_out_arrays, read_split
 from components.data.images import Degradation, degrade, jpeg_compressed
 from components.data.listing import ShardError
 from components.data.shards import ShardIndex
-from components.data.stream import Layout, plan_chunks, read_chunk, training_stream
+from components.data.stream import Layout, training_stream
 from components.runtime.storage.store import Store
 from components.training.batches import to_batch
-from tests.image_sets import write_scenes, write_set
+from tests.image_sets import streamed, write_scenes, write_set
 
 SIZES, RESOLUTION = (7, 6, 5), 8
 PLAIN = {"image", "label", "text", "position"}
@@ -31,11 +30,7 @@ def scenes(tmp_path: Path) -> ShardIndex:
 def rows_of(index: ShardIndex, *, world_size: int = 2, start_step: int = 0, **how: Any) -> dict[str, np.ndarray]:
     """The first two epochs and more of the training stream, in the order of their positions."""
     layout = Layout(RESOLUTION, 4, world_size, 3, index.text.text_length, **how)
-    blocks = [
-        BlockAccessor.for_block(block).to_batch_format("numpy")
-        for chunk in plan_chunks(index, layout, start_step=start_step, total_steps=12)
-        for block in read_chunk(index, layout, chunk)
-    ]
+    blocks = streamed(index, layout, first=start_step)
     rows = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
     order = np.argsort(rows["position"])
     return {name: column[order] for name, column in rows.items()}
@@ -85,18 +80,9 @@ def test_a_set_without_the_condition_member_is_refused(tmp_path: Path) -> None:
     index = write_set(Store(str(tmp_path)), sizes=(3, 2))
     with pytest.raises(ShardError, match=r"sample 000000: no depth\.png next to the image"):
         read_split(index, "train", resolution=8, condition_member="depth")
+    steps = {"global_batch_size": 2, "world_size": 1, "seed": 0, "start_step": 0, "total_steps": 1}
     with pytest.raises(ValueError, match="either depth or a degraded image, not both"):
-        training_stream(
-            index,
-            resolution=8,
-            global_batch_size=2,
-            world_size=1,
-            seed=0,
-            start_step=0,
-            total_steps=1,
-            condition_member="depth",
-            degradation=HOW,
-        )
+        training_stream(index, resolution=8, condition_member="depth", degradation=HOW, **steps)
 
 
 def test_held_out_arrays_serve_the_condition_and_batches_make_floats_of_it(scenes: ShardIndex) -> None:

@@ -1,6 +1,5 @@
 """Laws of what is made beforehand: the same samples in the same order, and what a training would make of them."""
 
-import hashlib
 import io
 from collections.abc import Callable
 from functools import partial
@@ -9,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ray.data.block import BlockAccessor
 
 from components.data.encoding import Encode, Rows, SetEncoder, ShardJob, commit_set, part_names
 from components.data.held_out import read_split
 from components.data.listing import ShardError
 from components.data.shards import BPE, ArrayInfo, ShardIndex, parse_arrays, read_bpe, write_array
-from components.data.stream import Layout, plan_chunks, read_chunk
-from components.data.tars import iterate_shard, write_shard
+from components.data.stream import Layout
+from components.data.tars import iterate_shard
 from components.runtime.storage.artifact import Artifact, describe, read_records
 from components.runtime.storage.store import Store
 from components.stages.precompute import PrecomputeConfig, encoders_of
@@ -29,7 +27,7 @@ from components.training.frozen import (
     frozen_networks,
     load_latents,
 )
-from tests.image_sets import number_of, write_set
+from tests.image_sets import number_of, rewrite, streamed, write_set
 from tests.tiny_cascade import commit_model, write_model
 from tests.tiny_diffusion_branches import CONTRASTIVE
 from tests.tiny_generators import LONE
@@ -65,10 +63,8 @@ def stream(index: ShardIndex, *, resolution: int) -> dict[str, np.ndarray]:
     """Two epochs and more of what rank 1 of 2 reads."""
     columns = tuple((info.name, info.shape) for info in index.arrays)
     layout = Layout(resolution, 4, 2, 3, index.text.text_length, arrays=columns)
-    chunks = plan_chunks(index, layout, start_step=1, total_steps=15)
-    made = [block for chunk in chunks for block in read_chunk(index, layout, chunk)]
-    blocks = [BlockAccessor.for_block(block).to_numpy() for block in made]
-    return {name: np.concatenate([np.stack(list(block[name])) for block in blocks[1::2]]) for name in blocks[0]}
+    blocks = streamed(index, layout, first=1, last=15)
+    return {name: np.concatenate([block[name] for block in blocks[1::2]]) for name in blocks[0]}
 
 
 def brightness() -> Encode:
@@ -148,10 +144,7 @@ def test_a_sample_without_its_array_is_named(index: ShardIndex, tmp_path: Path) 
     entry, store = made.shards[2], Store(str(tmp_path / "made"))
     groups = list(iterate_shard(store.read(entry.url), entry.url))
     del groups[1].members["latents.npy"]
-    data = write_shard({"__key__": group.key, **group.members} for group in groups)
-    store.write(entry.url, data)
-    changed = entry.model_copy(update={"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
-    damaged = made.model_copy(update={"shards": (changed,)})
+    damaged = made.model_copy(update={"shards": (rewrite(store, entry, groups),)})
     with pytest.raises(ShardError, match=rf"shard-000002\.tar, sample {groups[1].key}: no latents\.npy"):
         read_split(damaged, "train", resolution=8, arrays=["latents"])
     assert read_split(damaged, "train", resolution=8).key  # who asks for no array needs none

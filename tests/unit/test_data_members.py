@@ -1,12 +1,10 @@
 """Laws of condition members: depth maps and masks are read by the laws of images, and nothing else changes."""
 
-import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ray.data.block import BlockAccessor
 
 from components.data.encoding import ShardJob, TokenEncoder
 from components.data.held_out import held_out_arrays, read_split, read_whole_shard
@@ -19,15 +17,15 @@ from components.data.shards import (
     check_member,
     load_index,
 )
-from components.data.stream import Layout, plan_chunks, read_chunk
-from components.data.tars import iterate_shard, write_shard
+from components.data.stream import Layout
+from components.data.tars import iterate_shard
 from components.data.tokens import parse_tokens
 from components.models.bundle import load_bundle
 from components.runtime.storage.store import Store
 from components.sampling.images import from_uint8
 from components.stages.training import train_model
 from tests.distributed.runs import context_of, images_artifact
-from tests.image_sets import write_scenes, write_set
+from tests.image_sets import rewrite, streamed, write_scenes, write_set
 from tests.tiny_cascade import commit_model, write_models
 from tests.tiny_training import autoencoder_config
 
@@ -69,15 +67,8 @@ def test_keys_labels_captions_and_splits_do_not_depend_on_the_member(scenes: Sha
 
 def rows_of(index: ShardIndex, member: Member) -> dict[str, np.ndarray]:
     """The first two epochs and more of the training stream, read in this process."""
-    layout = Layout(8, 4, 2, 3, index.text.text_length, member)
-    blocks = [
-        block
-        for chunk in plan_chunks(index, layout, start_step=0, total_steps=12)
-        for block in read_chunk(index, layout, chunk)
-    ]
-    names = ("image", "label", "text", "position")
-    batches = [BlockAccessor.for_block(block).to_batch_format("numpy") for block in blocks]
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+    blocks = streamed(index, Layout(8, 4, 2, 3, index.text.text_length, member))
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def test_the_training_stream_serves_the_member_of_the_samples_that_it_would_serve_anyway(scenes: ShardIndex) -> None:
@@ -143,9 +134,7 @@ def test_one_sample_that_lacks_the_member_is_named(scenes: ShardIndex) -> None:
     entry = scenes.shards[1]
     groups = list(iterate_shard(Store(scenes.root).read(entry.url), entry.url))
     del groups[2].members["depth.png"]
-    data = write_shard({"__key__": group.key, **group.members} for group in groups)
-    Store(scenes.root).write(entry.url, data)
-    changed = entry.model_copy(update={"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+    changed = rewrite(Store(scenes.root), entry, groups)
     index = scenes.model_copy(update={"shards": (scenes.shards[0], changed)})
     check_member(index, "depth")
     with pytest.raises(ShardError, match=rf"shard-000001\.tar, sample {groups[2].key}: no depth\.png"):

@@ -1,6 +1,5 @@
 """Laws of what a reader holds: three shards at most, whatever their size, and small ones before they are asked for."""
 
-import hashlib
 import tracemalloc
 from collections.abc import Iterator
 from itertools import pairwise
@@ -12,10 +11,10 @@ import pytest
 from components.data.decoded import ShardCache, View
 from components.data.listing import ShardError
 from components.data.order import WINDOW_SHARDS, windows
-from components.data.shards import ShardEntry, ShardIndex
-from components.data.tars import iterate_shard, write_shard
+from components.data.shards import ShardIndex
+from components.data.tars import iterate_shard
 from components.runtime.storage.store import Store
-from tests.image_sets import number_of, write_set
+from tests.image_sets import number_of, rewrite, write_set
 
 VIEW = View(resolution=8)
 SHARDS, SIDE = 9, 512
@@ -72,23 +71,23 @@ def test_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path) -> None:
 def write_large(store: Store) -> ShardIndex:
     """Shards of 2 MB: images with half a megabyte behind their end, cheap to make and to decode."""
     index = write_set(store, sizes=(4,) * SHARDS, holdout_fraction=0)
-    entries = [pad(store, entry) for entry in index.shards]
+    entries = []
+    for entry in index.shards:
+        groups = list(iterate_shard(store.read(entry.url), entry.url))
+        for group in groups:
+            group.members["png"] += bytes(2**19)
+        entries.append(rewrite(store, entry, groups))
     return index.model_copy(update={"shards": tuple(entries), "samples": 10**9})
 
 
-def pad(store: Store, entry: ShardEntry) -> ShardEntry:
-    padded = [
-        {"__key__": group.key, **group.members, "png": group.members["png"] + bytes(2**19)}
-        for group in iterate_shard(store.read(entry.url), entry.url)
-    ]
-    data = write_shard(padded)
-    store.write(entry.url, data)
-    return entry.model_copy(update={"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+@pytest.fixture
+def six(tmp_path: Path) -> ShardIndex:
+    """Six shards of five numbered images."""
+    return write_set(Store(str(tmp_path)), sizes=(5,) * 6, holdout_fraction=0)
 
 
-def test_the_next_window_is_fetched_while_this_one_is_read(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    index = write_set(store, sizes=(5,) * 6, holdout_fraction=0)
+def test_the_next_window_is_fetched_while_this_one_is_read(six: ShardIndex) -> None:
+    index, store = six, Store(six.root)
     cache, now, soon = ShardCache(), index.shards[:3], index.shards[3:]
     cache.fetch_ahead(index, now, soon, view=VIEW)
     for _, tar in cache._coming.values():
@@ -108,9 +107,8 @@ def test_what_was_fetched_for_nothing_is_dropped(noise: ShardIndex) -> None:
     assert cache.count == 3
 
 
-def test_what_is_held_and_needed_soon_is_not_dropped_to_fetch_what_is_needed_with_it(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    index = write_set(store, sizes=(5,) * 6, holdout_fraction=0)
+def test_what_is_held_and_needed_soon_is_not_dropped_to_fetch_what_is_needed_with_it(six: ShardIndex) -> None:
+    index, store = six, Store(six.root)
     cache, shards = ShardCache(capacity=0), index.shards
     windows_of = (shards[:3], shards[3:4], (shards[2], *shards[4:]))
     numbers = []
@@ -121,9 +119,8 @@ def test_what_is_held_and_needed_soon_is_not_dropped_to_fetch_what_is_needed_wit
     np.testing.assert_array_equal(np.concatenate(numbers), [*range(20), *range(10, 15), *range(20, 30)])
 
 
-def test_a_shard_that_is_spoiled_stops_the_reader_when_it_is_its_turn(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
-    index = write_set(store, sizes=(5,) * 6, holdout_fraction=0)
+def test_a_shard_that_is_spoiled_stops_the_reader_when_it_is_its_turn(six: ShardIndex) -> None:
+    index, store = six, Store(six.root)
     store.write("shard-000004.tar", store.read("shard-000004.tar")[:-512])
     cache, now, soon = ShardCache(), index.shards[:3], index.shards[3:]
     cache.fetch_ahead(index, now, soon, view=VIEW)

@@ -3,12 +3,15 @@
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from components.data import stream
 from components.data.order import WINDOW_SHARDS, ShuffleWindow, permutation, windows
 from components.data.shards import ShardEntry, ShardIndex, TextInfo
 from components.data.stream import Chunk, Layout, StreamDatasource, plan_chunks, read_chunk
@@ -134,3 +137,22 @@ def test_a_resumed_stream_reads_no_shard_of_what_came_before(tmp_path_factory: p
     }
     assert len(set(found)) == len(found) == 512
     assert set(found) <= expected
+
+
+@pytest.mark.parametrize("ahead", [4, 2000])  # of two readers, and of a thousand
+def test_no_task_is_forgotten_before_it_is_taken_and_memory_is_bounded(
+    monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    monkeypatch.setattr(stream.ray, "put", lambda task: task)
+    monkeypatch.setattr(stream, "BlockEntry", lambda task, metadata: task)
+    monkeypatch.setattr(stream, "RefBundle", lambda blocks, **_: blocks[0])
+    metrics, handed = SimpleNamespace(num_inputs_received=0), ["task 0"]
+    feeder: Any = stream.Feeder()
+    feeder.input = SimpleNamespace(_input_data=handed, output_dependencies=[SimpleNamespace(metrics=metrics)])
+    feeder.ahead, feeder.tasks = ahead, (f"task {number}" for number in range(1, 10_000))
+    for number in range(5000):
+        while feeder.waiting() < ahead:
+            feeder.feed()
+        assert handed[number] == f"task {number}"
+        metrics.num_inputs_received += 1
+    assert sum(task is not None for task in handed) <= stream.KEPT + ahead
