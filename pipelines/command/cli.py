@@ -276,7 +276,7 @@ def verify(
     - `cascade verify openmoji-1a2b3c` — by sizes and sha256 of the stages' manifests
     - `cascade verify --model models:/image-cascade-openmoji@champion` — by the list that the version carries
     """
-    from pipelines.command.verify import verify_model, verify_run
+    from pipelines.command.upkeep import verify_model, verify_run
 
     if model is not None:
         raise typer.Exit(verify_model(model, tracking=tracking, console=Console()))
@@ -290,7 +290,7 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only the plan is shown.")] = False,
 ) -> None:
     """Find what no manifest lists (old tries, finished training state) and delete it with --yes."""
-    from pipelines.command.gc import collect_garbage
+    from pipelines.command.upkeep import collect_garbage
 
     collect_garbage(storage, unused=unused, delete=yes)
 

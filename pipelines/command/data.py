@@ -1,14 +1,11 @@
 """`cascade data`: images into shards, with a progress bar."""
 
-from collections.abc import Sequence
-
 import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from components.configuration.usage import UsageError
 from components.data.ingest import PACKAGED, IngestConfig, ingest
-from components.data.listing import FileVersion
 from components.data.shards import INDEX
 from components.data.source_check import check_file, check_outside, check_source, file_to_try
 from components.runtime.storage.connection import check_room
@@ -17,6 +14,7 @@ from pipelines.engine.session import on_cluster, start_ray
 
 DEFAULT_RESOLUTION = 64
 DRAWN_SAMPLES = 512  # of one shard, drawn at DEFAULT_RESOLUTION
+MOST_CLASSES = 10  # that the summary names
 TAR_SAMPLES = 64  # of one shard, images as they are: `recommended_samples` for 256², a batch of 256 and 128 readers
 
 
@@ -33,48 +31,28 @@ def default_samples(source: str) -> int:
     return TAR_SAMPLES if source == "webdataset" else DRAWN_SAMPLES
 
 
-MOST_CLASSES = 10  # that the summary names
-
-
-def check_workers(source: str, path: str | None, store: Store) -> None:
-    """Raise UsageError or SourceError, in one line, if workers can't read the source or write shards.
-
-    Every node that works is asked.
-    """
-    # With torch, which `cascade data` does without on one machine.
-    from pipelines.planning.preflight import Space, check_nodes, needs_of_source
-
-    check_nodes(needs_of_source(source, path), store, Space())
-
-
-def check_space(tars: Sequence[FileVersion], store: Store) -> None:
-    """Raise StoreError if a disk has no room for the samples of these tars.
-
-    Samples that earlier tries left on the disk count as room.
-    """
-    needed = sum(tar.bytes for tar in tars) - sum(info.bytes for info in store.list())
-    check_room({store.uri: max(0, needed)}, purpose="the shards")
-
-
 def write_shards(source: str, path: str | None, *, out: str, config: IngestConfig, console: Console) -> None:
     """Write shards and index to `out`. Raises SourceError or StoreError before anything is written.
 
-    What is wrong with a tar is found when it is its turn: ShardError, or DataError for too many corrupt images. What
-    was written until then is used by the next try.
+    Every node that works is asked to read the source and to write. What is wrong with a tar is found when it is its
+    turn: ShardError, or DataError for too many corrupt images. What was written until then is used by the next try.
     """
     listed = check_source(source, path, config.columns)
     store = Store(absolute(out))
     if source == "webdataset" and path is not None:
         check_outside(store.uri, path)
     store.check_writable()
-    if source == "webdataset":
-        check_space(listed.files, store)
+    if source == "webdataset":  # as many bytes as the tars have, less what an earlier try left on the disk
+        needed = sum(tar.bytes for tar in listed.files) - sum(info.bytes for info in store.list())
+        check_room({store.uri: max(0, needed)}, purpose="the shards")
     file = None if source in PACKAGED else file_to_try(source, path)
     if file is not None:
         check_file(file)
     cluster = start_ray(worker_start_timeout=600, verbose=False, num_gpus=0)
-    if on_cluster():
-        check_workers(source, path, store)
+    if on_cluster():  # with torch, which `cascade data` does without on one machine
+        from pipelines.planning.preflight import Space, check_nodes, needs_of_source
+
+        check_nodes(needs_of_source(source, path), store, Space())
     classes: dict[str, int] = {}
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     try:
@@ -98,15 +76,7 @@ def write_shards(source: str, path: str | None, *, out: str, config: IngestConfi
         highlight=False,
         soft_wrap=True,
     )
-    print_classes(classes, console)
-
-
-def print_classes(counts: dict[str, int], console: Console) -> None:
-    """Prints a line for each class with the number of images; of many classes the first ten.
-
-    The largest class comes first.
-    """
-    largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    largest = sorted(classes.items(), key=lambda item: (-item[1], item[0]))
     width = max((len(f"{count:,}") for _, count in largest), default=0)
     for name, count in largest[:MOST_CLASSES]:
         console.print(f"  {count:{width},}  {name}", highlight=False, markup=False, soft_wrap=True)

@@ -159,7 +159,7 @@ def ema(
     - `cascade ema --model models:/image-cascade-edm-base@champion --length 0.15 --out edm-0.15`
     - `cascade ema --model runs/stages/base/1a2b3c --length 0.05 --out edm-0.05`
     """
-    from pipelines.command.ema import write_average
+    from pipelines.command.versions import write_average
 
     made = write_average(model, length=length, tracking=tracking, out=out)
     typer.echo(f"model: {made.folder}")
@@ -182,7 +182,7 @@ def promote(
     - `cascade promote models:/image-cascade-openmoji/7`
     - `cascade promote image-cascade-openmoji --back`
     """
-    from pipelines.command.promote import promote_version
+    from pipelines.command.versions import promote_version
 
     typer.echo(promote_version(model, back=back, tracking=tracking))
 

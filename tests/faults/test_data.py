@@ -11,7 +11,7 @@ from rich.console import Console
 from components.runtime.storage.store import Store
 from components.training.checkpoint import WEIGHTS
 from components.training.run_folder import last_checkpoint
-from pipelines.command.verify import verify_run
+from pipelines.command.upkeep import verify_run
 from tests.faults.conftest import Record, Undisturbed
 from tests.faults.runs import INTERVAL, Run, kill_group, wait_until
 

@@ -28,7 +28,7 @@ from components.sampling.request_forms import read_settings
 from components.sampling.requests import Request
 from components.training.results import SNAPSHOTS, reconstruct
 from pipelines.command.cli import app
-from pipelines.command.ema import write_average
+from pipelines.command.versions import write_average
 from tests.tiny_cascade import commit_model, write_cascade, write_models
 from tests.tiny_generators import LONE, lone, write
 from tests.tiny_training import assert_equal_bits

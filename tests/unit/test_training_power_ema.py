@@ -27,7 +27,7 @@ from components.training.results import (
     write_model,
     write_snapshots,
 )
-from pipelines.command.ema import write_average
+from pipelines.command.versions import write_average
 from tests.checkpoints import write_checkpoint
 from tests.tiny_training import (
     DATASET_INFO,

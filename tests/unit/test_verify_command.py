@@ -10,7 +10,7 @@ from rich.console import Console
 from components.configuration.usage import UsageError
 from components.runtime.storage.artifact import Artifact, commit_artifact, describe
 from components.runtime.storage.store import Store
-from pipelines.command.verify import verify_run
+from pipelines.command.upkeep import verify_run
 
 
 @pytest.fixture

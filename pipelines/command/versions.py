@@ -1,14 +1,16 @@
-"""`cascade ema`: an average of a trained model's weights with another length."""
+"""Other versions of a registered model: `cascade ema`, an average of another length, and `cascade promote`."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 from components.configuration.usage import UsageError
 from components.models.bundle import DESCRIPTION
-from components.runtime.tracking.names import REGISTRY
+from components.runtime.tracking.names import REGISTRY, environment
+from components.runtime.tracking.promotion import promote_by_hand
 from components.runtime.tracking.registry import register_average
 from components.training.results import choose_average
 from pipelines.command.sample import local_model
+from pipelines.engine.session import set_environment
 from pipelines.planning.profiles import tracking_uri
 
 
@@ -44,3 +46,20 @@ def write_average(model: str, *, length: float, tracking: str | None, out: Path)
     except ValueError as error:
         raise UsageError(str(error)) from error
     return Average(out, f"{REGISTRY}{made.name}/{made.version}")
+
+
+def promote_version(model: str, *, back: bool, tracking: str | None) -> str:
+    """Move the champion's alias to another version by hand; returns lines about it and the way back.
+
+    Raises UsageError if there is no such version.
+    """
+    set_environment(environment())
+    registry = tracking_uri(tracking)
+    if registry is None:
+        raise UsageError(f"{model} is in a registry: name it with --tracking")
+    try:
+        name, version, before = promote_by_hand(model, tracking_uri=registry, back=back)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    again = "" if before in (None, version) else f"; to take it back: cascade promote {name}@{before}"
+    return f"{REGISTRY}{name}@champion is version {version}{again}"

@@ -1,17 +1,19 @@
-"""`cascade verify`: checks artifacts of a run, or files of a model, against their manifests.
+"""`cascade verify`: checks artifacts of a run, or files of a model, against their manifests; `cascade gc`.
 
-A registered model carries the list of its files with it.
+A registered model carries the list of its files with it. Garbage are folders that no manifest lists.
 """
 
 import tempfile
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from components.configuration.usage import UsageError
 from components.models.file_list import LIST, differences
 from components.runtime.storage.artifact import Artifact, ArtifactError, load_artifact, verify_files
+from components.runtime.storage.garbage import collect, find_garbage
 from components.runtime.storage.store import Store
 from components.runtime.tracking.names import REGISTRY, environment
 from pipelines.engine.run_report import load_plan, newest_run
@@ -37,12 +39,9 @@ def verify_run(run: str | None, *, storage: str | None, console: Console) -> int
         for artifact in artifacts:
             bar.update(task, description=artifact.stage)
             bad += verify_files(artifact.store, artifact.files, on_file=lambda entry: bar.advance(task, entry.bytes))
-    for line in bad:
-        console.print(line, style="red", highlight=False, soft_wrap=True)
     files = sum(len(artifact.files) for artifact in artifacts)
-    verdict = f"{len(bad)} damaged" if bad else "all as their manifests say"
-    console.print(f"{run}: {len(artifacts)} artifacts, {files} files, {total / 1e6:.1f} MB: {verdict}", highlight=False)
-    return DAMAGED if bad else SOUND
+    what = f"{run}: {len(artifacts)} artifacts, {files} files, {total / 1e6:.1f} MB"
+    return _verdict(what, bad, "all as their manifests say", console)
 
 
 def verify_model(model: str, *, tracking: str | None, console: Console) -> int:
@@ -56,10 +55,13 @@ def verify_model(model: str, *, tracking: str | None, console: Console) -> int:
         bad = model_differences(model, tracking_uri(tracking))
     except ValueError as error:
         raise UsageError(str(error)) from error
+    return _verdict(model, bad, "all files as they were registered", console)
+
+
+def _verdict(what: str, bad: list[str], sound: str, console: Console) -> int:
     for line in bad:
         console.print(line, style="red", highlight=False, soft_wrap=True)
-    verdict = f"{len(bad)} damaged" if bad else "all files as they were registered"
-    console.print(f"{model}: {verdict}", highlight=False, soft_wrap=True)
+    console.print(f"{what}: {f'{len(bad)} damaged' if bad else sound}", highlight=False, soft_wrap=True)
     return DAMAGED if bad else SOUND
 
 
@@ -98,3 +100,17 @@ def committed(root: Store, run: str) -> tuple[list[Artifact], list[str]]:
         elif stage["state"] in ("done", "cached"):
             bad.append(f"{store.url('manifest.json')} is missing")
     return artifacts, bad
+
+
+def collect_garbage(storage: str | None, *, unused: bool, delete: bool) -> None:
+    """Print each unneeded folder with size and reason; with `delete`, delete the folders."""
+    root = Store(storage_uri(storage))
+    garbage = find_garbage(root, unused=unused, on_wait=lambda line: typer.echo(line, err=True))
+    for folder in garbage:
+        typer.echo(f"{folder.bytes / 1e6:10.1f} MB  {folder.path}  ({folder.reason})")
+    gone = collect(root, garbage, unused=unused) if delete else garbage
+    total = sum(folder.bytes for folder in gone) / 1e6
+    typer.echo(f"{len(gone)} folders, {total:.1f} MB {'deleted' if delete else '(delete them with --yes)'}")
+    for folder in garbage:
+        if folder not in gone:
+            typer.echo(f"left alone, it is needed again: {folder.path}")
