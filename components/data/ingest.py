@@ -29,12 +29,11 @@ from components.data.parts import (
     whole_parts,
 )
 from components.data.shards import BPE, ShardEntry, ShardIndex, TextInfo, load_index, order_of, read_bpe, save_index
-from components.data.sources.columns import COMMON, Columns
 from components.data.sources.folder import list_folder
 from components.data.sources.packaged import list_fashion_mnist, list_openmoji
 from components.data.sources.parquet import list_parquet
 from components.data.sources.scenes import list_scenes
-from components.data.sources.source import Source
+from components.data.sources.source import COMMON, Columns, Source
 from components.data.sources.webdataset import LICENSE, TarFacts, TarResharder, TarSurvey, list_tars, merge_classes
 from components.runtime.storage.artifact import Record
 from components.runtime.storage.store import Store, absolute

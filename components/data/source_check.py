@@ -14,9 +14,9 @@ from components.data.ingest import PACKAGED, SOURCES, needed_path
 from components.data.listing import FileVersion, SourceError, first_file, list_versions
 from components.data.shards import INDEX, load_index
 from components.data.sources import packaged, scenes
-from components.data.sources.columns import COMMON, Columns
 from components.data.sources.folder import IMAGE_SUFFIXES, list_folder
 from components.data.sources.parquet import SUFFIX, find_parquet, is_parquet
+from components.data.sources.source import COMMON, Columns
 from components.data.sources.webdataset import GLOB, TARS, list_tars, split_glob
 from components.runtime.storage.connection import StoreError, reason
 from components.runtime.storage.store import absolute, read_range

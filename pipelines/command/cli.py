@@ -216,7 +216,7 @@ def data(
     - `cascade data parquet 's3://bucket/set/*.parquet' --label-column species --out data/species`
     """
     from components.data.ingest import IngestConfig
-    from components.data.sources.columns import Columns
+    from components.data.sources.source import Columns
     from pipelines.command.data import DEFAULT_RESOLUTION, check_resolution, default_samples, write_shards
 
     check_resolution(source, resolution)

@@ -12,9 +12,8 @@ import pytest
 
 from components.data.listing import SourceError
 from components.data.source_check import check_source, detect_source, source_digest
-from components.data.sources.columns import Columns
 from components.data.sources.folder import list_folder
-from components.data.sources.source import Source
+from components.data.sources.source import Columns, Source
 from components.stages.images import ImagesConfig, images_identity
 from tests.image_sets import image, png
 

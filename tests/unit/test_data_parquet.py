@@ -18,9 +18,8 @@ from components.data.ingest import open_source
 from components.data.listing import SourceError
 from components.data.parts import cut_tasks
 from components.data.source_check import check_file, check_source, detect_source, file_to_try, source_digest
-from components.data.sources.columns import Columns
 from components.data.sources.parquet import list_parquet
-from components.data.sources.source import Item, Source
+from components.data.sources.source import Columns, Item, Source
 from components.runtime.storage.connection import StoreError
 from components.runtime.storage.store import Store
 from tests.hub_server import Hub, hub

@@ -18,8 +18,21 @@ import pyarrow.parquet as pq
 
 from components.data.images import decode_image, fit_square
 from components.data.listing import FileVersion, SourceError, list_versions
-from components.data.sources.columns import COMMON, Columns, TableColumns, class_names, find_columns, first_caption
-from components.data.sources.source import Drawing, Item, Source, ordered_classes, safe_keys, split_word, training_files
+from components.data.sources.source import (
+    COMMON,
+    Columns,
+    Drawing,
+    Item,
+    Source,
+    TableColumns,
+    class_names,
+    find_columns,
+    first_caption,
+    ordered_classes,
+    safe_keys,
+    split_word,
+    training_files,
+)
 from components.runtime.storage.store import Store, read_url
 
 LICENSE = "unspecified"

@@ -21,17 +21,22 @@ import pyarrow.parquet as pq
 from components.data.images import decode_image, fit_square
 from components.data.listing import FileVersion, SourceError, list_versions
 from components.data.shards import order_of
-from components.data.sources.columns import (
+from components.data.sources.source import (
     COMMON,
     NAMES,
     Columns,
+    Drawing,
+    Item,
     Meaning,
+    Source,
     TableColumns,
     class_names,
     find_columns,
     first_caption,
+    ordered_classes,
+    safe_keys,
+    training_files,
 )
-from components.data.sources.source import Drawing, Item, Source, ordered_classes, safe_keys, training_files
 from components.data.sources.webdataset import split_glob
 from components.runtime.storage.connection import connect, reason, retried
 from components.runtime.storage.store import Store, in_parallel
