@@ -237,7 +237,7 @@ def read_chunk(header: ShardIndex, layout: Layout, chunk: Chunk) -> Iterator[Blo
 
 
 class StreamDatasource(Datasource):
-    """Ray Data's view of the stream: a read task for each chunk, planned on demand for the callback `Feeder`."""
+    """Ray Data's view of the stream: read tasks, planned on demand for the callback `Feeder`."""
 
     def __init__(self, index: ShardIndex, layout: Layout, *, start_step: int, total_steps: int, ahead: int) -> None:
         super().__init__()

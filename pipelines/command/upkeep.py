@@ -1,4 +1,4 @@
-"""`cascade verify`: checks artifacts of a run, or files of a model, against their manifests; `cascade gc`.
+"""`cascade verify`: checks a run's artifacts or a model's files by their manifests; `cascade gc`.
 
 A registered model carries the list of its files with it. Garbage are folders that no manifest lists.
 """

@@ -1,4 +1,4 @@
-"""Other versions of a registered model: `cascade ema`, an average of another length, and `cascade promote`."""
+"""Other versions of a model: `cascade ema` with an average of another length, `cascade promote`."""
 
 from pathlib import Path
 from typing import NamedTuple

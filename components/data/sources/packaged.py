@@ -1,7 +1,7 @@
-"""Sets from packages: OpenMoji (CC BY-SA 4.0) from PyPI, and Fashion-MNIST (Xiao et al., 2017; MIT) from Debian.
+"""Sets from packages: OpenMoji (CC BY-SA 4.0) from PyPI, and Fashion-MNIST (MIT) from Debian.
 
-OpenMoji has images of any resolution with names and nine classes. Any ten-class set in IDX files, plain or gzipped, is
-read as Fashion-MNIST is.
+OpenMoji has images of any resolution with names and nine classes. Fashion-MNIST is of Xiao et al. (2017); any ten-class
+set in IDX files, plain or gzipped, is read as it is.
 """
 
 import gzip

@@ -107,7 +107,7 @@ open_rows = lru_cache(maxsize=1)(RowGroup)
 
 @contextmanager
 def damage_named(fault: str) -> Iterator[None]:
-    """Raises SourceError for Parquet's own error about a damaged file, not for one of the network or the disk."""
+    """Raises SourceError for Parquet's error about a damaged file, not for one of network or disk."""
     try:
         yield
     except Exception as error:
