@@ -58,7 +58,8 @@ def test_training_moves_every_weight_and_lowers_the_loss(kind: str) -> None:
     after = weights_of(task)
     still = [name for name in before if torch.equal(before[name], after[name])]
     assert not [name for name in still if "network." in name], still
-    assert not [name for name in before if "text_encoder" in name or "image_encoder" in name], "a frozen network"
+    if kind in FROZEN:  # nothing of a frozen network is stored
+        assert not [name for name in before if "text_encoder" in name or "image_encoder" in name]
     if kind != "tokenizer":  # its loss has a moving adversary
         assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
 
