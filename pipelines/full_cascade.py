@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from components.stages.agreement import measure_agreement
 from components.stages.cascade import compose_cascade
 from components.stages.evaluate import evaluate
 from components.stages.images import images_identity, ingest_images
 from components.stages.samples import sample_generators
+from components.stages.studies import run_study
 from components.stages.tokens import tokenize_images
 from components.stages.training import train_model
 from pipelines.recipes.shapes import AgreementRecipe, CascadeRecipe
@@ -43,7 +43,7 @@ def agreement_stages(recipe: AgreementRecipe | None, *, images: Stage, cascade: 
         judges["judge"] = Stage("judge", train_model, recipe.judge, images=images)
     if recipe.matcher is not None:
         judges["matcher"] = Stage("matcher", train_model, recipe.matcher, images=images)
-    measure = Stage("agreement", measure_agreement, recipe.measure, images=images, cascade=cascade, **judges)
+    measure = Stage("agreement", run_study, recipe.measure, images=images, cascade=cascade, **judges)
     return [*judges.values(), measure]
 
 

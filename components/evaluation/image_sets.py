@@ -6,7 +6,7 @@ Shapes: n images of a batch, H W their pixels.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +14,8 @@ import torch
 from einops import rearrange
 
 from components.data.decoded import DecodedShard
-from components.data.shards import ShardEntry, ShardIndex, Split
+from components.data.held_out import random_part
+from components.data.shards import ShardIndex, Split
 from components.models.diffusion.corruption import downsample
 from components.runtime.storage.store import Digest, Store
 from components.sampling.images import levels_to_uint8
@@ -29,6 +30,10 @@ class ImagePart(Protocol):
 
     @property
     def num_images(self) -> int: ...
+
+    @property
+    def place(self) -> Store:
+        """The folder in storage where the images lie; what is measured of them is kept beside them."""
 
     def batches(self) -> Iterator[np.ndarray]:
         """Yields uint8 (n, H, W, 3), at most BATCH images at a time."""
@@ -59,6 +64,11 @@ class ShardImages(NamedTuple):
         """Number of chosen samples."""
         return len(self.rows)
 
+    @property
+    def place(self) -> Store:
+        """The folder of the index."""
+        return Store(self.index.root)
+
     def batches(self) -> Iterator[np.ndarray]:
         """Yields the chosen samples, resized to `resolution`. Raises ShardError."""
         (entry,) = self.index.shards
@@ -69,43 +79,35 @@ class ShardImages(NamedTuple):
             yield out
 
 
-class ShrunkImages(NamedTuple):
-    """Images reduced to another size, the best that a base model could reach."""
+class SmallerImages(NamedTuple):
+    """Images of a smaller side: area-averaged, or a square window of each at a random place.
 
-    images: ShardImages
-    side: int
-
-    @property
-    def num_images(self) -> int:
-        """Number of images of the unreduced part."""
-        return self.images.num_images
-
-    def batches(self) -> Iterator[np.ndarray]:
-        """Yields the images of the part, area-averaged to the side."""
-        for images in self.images.batches():
-            yield shrink(images, self.side)
-
-
-class WindowImages(NamedTuple):
-    """A square window of each image at a random place.
-
-    Details are compared at full size, where a whole image would be reduced to the input size of the feature network
-    (patch FID; Chai et al., 2022, "Any-resolution Training for High-resolution Image Synthesis").
+    Averages are the best that a base model could reach. In windows, the same in every run, details are compared at full
+    size, where a whole image would be reduced to the input size of the feature network (patch FID; Chai et al., 2022,
+    "Any-resolution Training for High-resolution Image Synthesis").
     """
 
     images: ImagePart
-    side: int  # of the windows, at most that of the images
-    seed: tuple[int, int]  # of the set, and number of the part
+    side: int  # at most that of the images
+    window: tuple[int, int] | None = None  # seed of the set, and number of the part; None: averages
 
     @property
     def num_images(self) -> int:
-        """Number of images of the whole part: a window for each image."""
+        """Number of images of the part."""
         return self.images.num_images
 
+    @property
+    def place(self) -> Store:
+        """The folder of the images themselves."""
+        return self.images.place
+
     def batches(self) -> Iterator[np.ndarray]:
-        """Yields a window of each image, uint8 (n, side, side, 3), the same in every run."""
-        generator, side = np.random.default_rng(self.seed), self.side
+        """Yields the smaller images, uint8 (n, side, side, 3)."""
+        generator, side = np.random.default_rng(self.window), self.side
         for images in self.images.batches():
+            if self.window is None:
+                yield shrink(images, side)
+                continue
             corners = generator.integers(0, images.shape[1] - side + 1, (len(images), 2))
             yield np.stack([image[y : y + side, x : x + side] for image, (y, x) in zip(images, corners, strict=True)])
 
@@ -116,6 +118,7 @@ class NoiseImages(NamedTuple):
     num_images: int
     resolution: int
     seed: tuple[int, int]  # of the set, and number of the part
+    place: Store = Store("")  # beside the images that it is compared with
 
     def batches(self) -> Iterator[np.ndarray]:
         """Yields uniform noise, the same for the same seed."""
@@ -130,76 +133,20 @@ class FileImages(NamedTuple):
 
     store: Store
     path: str
-    array: str
+    array: str  # name; ends with a dot: the last array whose name begins so
     num_images: int
     digest: Digest | None = None  # None: not known
+
+    @property
+    def place(self) -> Store:
+        """The folder of the file."""
+        return self.store.join(*self.path.split("/")[:-1])
 
     def batches(self) -> Iterator[np.ndarray]:
         """Yields the rows of the array in order. Raises DamagedFileError."""
         with np.load(io.BytesIO(self.store.read(self.path, expected=self.digest)), allow_pickle=False) as arrays:
-            yield from in_batches(arrays[self.array])
-
-
-def in_batches(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Cuts rows into batches of at most BATCH."""
-    return (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
-
-
-def split_parts(index: ShardIndex, split: Split, *, resolution: int, limit: int | None = None) -> list[ShardImages]:
-    """The first `limit` samples of a split in the order of the index, a part for each shard."""
-    parts, left = [], limit
-    for entry in index.shards:
-        count = samples_of(entry, split) if left is None else min(left, samples_of(entry, split))
-        if count:
-            alone = index.model_copy(update={"shards": (entry,)})
-            parts.append(ShardImages(alone, split, resolution, tuple(range(count))))
-        left = None if left is None else left - count
-    return parts
-
-
-def held_out_parts(index: ShardIndex, *, resolution: int, limit: int) -> list[ShardImages]:
-    """The first held-out samples; training samples for a set without held-out images.
-
-    Follows `held_out_arrays`.
-    """
-    held_out = split_parts(index, "holdout", resolution=resolution, limit=limit)
-    return held_out or split_parts(index, "train", resolution=resolution, limit=limit)
-
-
-def samples_of(entry: ShardEntry, split: Split) -> int:
-    """Number of samples of the split in a shard."""
-    return entry.train_samples if split == "train" else entry.samples - entry.train_samples
-
-
-def spread(parts: Sequence[ShardImages], count: int, *, seed: int) -> list[ShardImages]:
-    """Draws at most `count` images at random and keeps the order of the set."""
-    total = sum(part.num_images for part in parts)
-    return some_of(parts, np.sort(np.random.default_rng(seed).permutation(total)[:count]))
-
-
-def some_of(parts: Sequence[ShardImages], chosen: np.ndarray) -> list[ShardImages]:
-    """The images with the given ascending numbers (n,), counted over all parts."""
-    first, found = 0, []
-    for part in parts:
-        own = chosen[(chosen >= first) & (chosen < first + part.num_images)] - first
-        if len(own):
-            found.append(part._replace(rows=tuple(part.rows[row] for row in own)))
-        first += part.num_images
-    return found
-
-
-def noise_parts(count: int, *, resolution: int, seed: int) -> list[NoiseImages]:
-    """`count` images of noise."""
-    starts = range(0, count, 4 * BATCH)
-    return [
-        NoiseImages(min(4 * BATCH, count - start), resolution, (seed, number)) for number, start in enumerate(starts)
-    ]
-
-
-def shrink(images: np.ndarray, side: int) -> np.ndarray:
-    """Area-averaged uint8 (n, H, W, 3) -> (n, side, side, 3), rounded."""
-    levels = rearrange(torch.from_numpy(images), "n h w c -> n c h w").float()
-    return levels_to_uint8(downsample(levels, side))
+            name = self.array if not self.array.endswith(".") else [n for n in arrays if n.startswith(self.array)][-1]
+            yield from in_batches(arrays[name])
 
 
 class MadeStage(NamedTuple):
@@ -210,10 +157,68 @@ class MadeStage(NamedTuple):
     side: int  # H = W
     parts: tuple[ImagePart, ...]
 
+    @property
+    def name(self) -> str:
+        """Name of the images in tables."""
+        suffix = "" if self.stage == "model" else f": {self.stage.replace('_', ' ')}"
+        return f"{branch_name(self.generator)}{suffix}, {self.side}²"
+
 
 def branch_name(generator: str) -> str:
     """Name of a generator's images in tables."""
     return f"{generator.removesuffix('s')} branch"
+
+
+def in_batches(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Cuts rows into batches of at most BATCH."""
+    return (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
+
+
+def shrink(images: np.ndarray, side: int) -> np.ndarray:
+    """Area-averaged uint8 (n, H, W, 3) -> (n, side, side, 3), rounded."""
+    levels = rearrange(torch.from_numpy(images), "n h w c -> n c h w").float()
+    return levels_to_uint8(downsample(levels, side))
+
+
+def split_parts(index: ShardIndex, split: Split, *, resolution: int, limit: int | None = None) -> list[ShardImages]:
+    """The first `limit` samples of a split in the order of the index, a part for each shard."""
+    parts, left = [], index.samples if limit is None else limit
+    for entry in index.shards:
+        samples = entry.train_samples if split == "train" else entry.samples - entry.train_samples
+        if count := min(left, samples):
+            alone = index.model_copy(update={"shards": (entry,)})
+            parts.append(ShardImages(alone, split, resolution, tuple(range(count))))
+        left -= count
+    return parts
+
+
+def trained_parts(index: ShardIndex, *, samples: int, seed: int, resolution: int) -> list[ShardImages]:
+    """At most so many training images, of a random part of the set."""
+    part = random_part(index, samples=samples, seed=seed)
+    return split_parts(part, "train", resolution=resolution, limit=samples)
+
+
+def held_out_parts(index: ShardIndex, *, resolution: int, limit: int) -> list[ShardImages]:
+    """The first held-out samples; training samples where there are none, as in `held_out_arrays`."""
+    held_out = split_parts(index, "holdout", resolution=resolution, limit=limit)
+    return held_out or split_parts(index, "train", resolution=resolution, limit=limit)
+
+
+def spread(parts: Sequence[ShardImages], count: int, *, seed: int) -> list[ShardImages]:
+    """Draws at most `count` images at random and keeps the order of the set."""
+    total = sum(part.num_images for part in parts)
+    return some_of(parts, np.sort(np.random.default_rng(seed).permutation(total)[:count]))
+
+
+def some_of(parts: Sequence[ShardImages], chosen: np.ndarray) -> list[ShardImages]:
+    """The images with the given ascending numbers (n,), counted over all parts."""
+    first, some = 0, []
+    for part in parts:
+        own = chosen[(chosen >= first) & (chosen < first + part.num_images)] - first
+        if len(own):
+            some.append(part._replace(rows=tuple(part.rows[row] for row in own)))
+        first += part.num_images
+    return some
 
 
 def compared_sets(
@@ -223,36 +228,32 @@ def compared_sets(
 
     Each stage is measured at its own size, so the base's images at, say, 16² are next to training images of 16².
     """
-    side = trained[0].resolution
+    side, place = trained[0].resolution, trained[0].place
     sets = {REFERENCE: ImageSet(tuple(trained), "scale"), HELD_OUT: ImageSet(tuple(held_out), "scale")}
-    counts = [ImageSet(stage.parts, "model").num_images for stage in made]
+    counts = [sum(part.num_images for part in stage.parts) for stage in made]
     count = max(counts, default=sets[HELD_OUT].num_images)
     for small in sorted({stage.side for stage in made if stage.side < side}):
-        parts = tuple(ShrunkImages(part, small) for part in spread(trained, count, seed=seed))
+        parts = tuple(SmallerImages(part, small) for part in spread(trained, count, seed=seed))
         sets[f"{REFERENCE} shrunk to {small}²"] = ImageSet(parts, "scale")
-    sets["noise"] = ImageSet(tuple(noise_parts(count, resolution=side, seed=seed)), "scale")
-    return sets | {made_name(stage): ImageSet(stage.parts, "model") for stage in made}
-
-
-def made_name(stage: MadeStage) -> str:
-    """Name of a stage's images in tables."""
-    suffix = "" if stage.stage == "model" else f": {stage.stage.replace('_', ' ')}"
-    return f"{branch_name(stage.generator)}{suffix}, {stage.side}²"
+    sizes = [min(4 * BATCH, count - start) for start in range(0, count, 4 * BATCH)]
+    noise = [NoiseImages(size, side, (seed, number), place) for number, size in enumerate(sizes)]
+    sets["noise"] = ImageSet(tuple(noise), "scale")
+    return sets | {stage.name: ImageSet(stage.parts, "model") for stage in made}
 
 
 def window_sets(
-    trained: Sequence[ShardImages], held_out: Sequence[ShardImages], made: Sequence[MadeStage], *, side: int, seed: int
+    sets: Mapping[str, ImageSet], made: Sequence[MadeStage], *, side: int, whole: int, seed: int
 ) -> dict[str, ImageSet]:
     """Windows of training images (the reference, first), held-out images, and generated images.
 
-    Only generated images larger than a window are cut.
+    Only generated images larger than a window are cut; `whole` is the side of the training images.
     """
-    wholes = {f"{REFERENCE} of {trained[0].resolution}²": ImageSet(tuple(trained), "scale")}
-    wholes[HELD_OUT] = ImageSet(tuple(held_out), "scale")
-    wholes |= {made_name(stage): ImageSet(stage.parts, "model") for stage in made if stage.side > side}
+    names = {f"{REFERENCE} of {whole}²": REFERENCE, HELD_OUT: HELD_OUT}
+    names |= {stage.name: stage.name for stage in made if stage.side > side}
     return {
         f"windows of {side}² of {name}": ImageSet(
-            tuple(WindowImages(part, side, (seed, number)) for number, part in enumerate(whole.parts)), whole.purpose
+            tuple(SmallerImages(part, side, (seed, number)) for number, part in enumerate(sets[given].parts)),
+            sets[given].purpose,
         )
-        for name, whole in wholes.items()
+        for name, given in names.items()
     }

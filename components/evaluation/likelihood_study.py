@@ -1,6 +1,7 @@
-"""Held-out bits/dim of a diffusion model: the variational bound, term by term.
+"""Study of held-out bits/dim: exact (PixelCNN, Row LSTM), or a bound (VAE, diffusion).
 
-Ho et al., 2020, equation 5:
+A dimension is an 8-bit value of a channel that the model knows, and all models are measured on the same images. The
+variational bound of diffusion is measured term by term (Ho et al., 2020, equation 5):
 
     prior           KL(q(x_T | x_0) || N(0, I)), which no network decides
     denoising       sum over t of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))
@@ -10,29 +11,37 @@ The sum over all T terms takes T passes for each image. With fewer times an imag
 [0, T) is cut into as many strata, finer where the terms are larger, and one time drawn from each stands for its
 stratum. Index 0 is always a stratum of its own.
 
-Shapes: N images, K times of an image (T if the sum is exact). Terms are bits/dim.
+Shapes: N images, C colors, H W their pixels, V values, K times of an image (T if the sum is exact).
 """
 
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import Field
 from torch import Tensor
 
+from components.configuration.config import Config
+from components.configuration.families import family_of
+from components.evaluation.features import read_arrays
 from components.evaluation.plots import Panel, Series, plot_svg
+from components.evaluation.study import ArrayWorker, Findings, Plan, Study, load_trained
+from components.models.autoencoder import Autoencoder
+from components.models.bottleneck import GaussianBottleneck
+from components.models.diffusion.corruption import to_levels
 from components.models.diffusion.discrete import DiscreteObjective, prior_bits
 from components.models.diffusion.objective import make_objective
-from components.runtime.pool import Pool, file_name, write_job
-from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.store import Store
-from components.sampling.device import best_device
+from components.models.losses.reconstruction import discretized_logistic_nll
 from components.sampling.image_files import encode_png
 from components.sampling.images import from_uint8, one_channel
-from components.sampling.model import SamplingModel, load_model
-from components.sampling.plan import Plan, encode_conditions, random_stream
+from components.sampling.model import SamplingModel
+from components.sampling.plan import Plan as SamplingPlan
+from components.sampling.plan import encode_conditions, random_stream
 
 JOB_IMAGES = 8
 BATCH = 64  # times of one image at once
@@ -40,6 +49,50 @@ STREAM = "likelihood"  # of the noise
 CURVE_POINTS = 200  # of the plot
 
 Term = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_0, noise, timesteps), B rows each -> bits/dim (B,)
+TABLE = "Bits/dim of held-out images"
+
+
+class LikelihoodConfig(Config):
+    """Number of images, and the choice of an exact or estimated bound of a diffusion model."""
+
+    stage_version = 2  # gray images are one channel, and PNGs stand beside
+
+    samples: int = Field(256, ge=1)  # held-out images
+    timesteps_per_image: int | None = Field(None, ge=1)  # None: all, the exact sum; fewer are a stratified estimate
+    seed: int = Field(0, ge=0)
+
+    @property
+    def study(self) -> "type[LikelihoodStudy]":
+        """The study of this configuration."""
+        return LikelihoodStudy
+
+
+class LikelihoodFacts(NamedTuple):
+    """Kind of likelihood, and the sizes of the same images as PNGs."""
+
+    likelihood: Literal["exact", "bound"] | None  # of whole images; None: terms of a diffusion model's bound
+    png: np.ndarray  # (N,) bits/dim of each image as a PNG
+
+
+class ImageBits(NamedTuple):
+    """Bits/dim of each image, (N,) float64."""
+
+    bits: np.ndarray
+
+
+class BoundJob(NamedTuple):
+    """Images with labels, for a single worker."""
+
+    name: str  # of its file, without `.npz`
+    first: int  # place among the held-out images: names the random stream
+    image: np.ndarray  # (N, H, W, 3) uint8
+    label: np.ndarray  # (N,) int64
+    caption: tuple[str, ...]
+
+    def condition(self, model: SamplingModel, place: int) -> dict[str, Tensor]:
+        """Conditions of the image at a place that the model accepts, with a single row each."""
+        own = SamplingPlan(label=int(self.label[place]), prompt=self.caption[place] or None)
+        return encode_conditions(model, [own]).condition
 
 
 class BoundTerms(NamedTuple):
@@ -50,15 +103,64 @@ class BoundTerms(NamedTuple):
     timesteps: np.ndarray  # (N, K) int64, ascending
     weights: np.ndarray  # (K,): how many timesteps each time stands for; all 1 if the sum is exact
 
+    @property
+    def is_exact(self) -> bool:
+        """True if every timestep was taken; otherwise all but prior and reconstruction are estimates."""
+        return bool((self.weights == 1).all())
 
-class BoundJob(NamedTuple):
-    """Images with labels, for all terms by a single worker."""
+    def parts(self) -> dict[str, np.ndarray]:
+        """The bound (by the empty name) and the parts of the bound for each image, (N,) each."""
+        weighted = self.terms * self.weights
+        denoising, reconstruction = weighted[:, 1:].sum(axis=1), weighted[:, 0]
+        parts = {"prior": self.prior, "denoising": denoising, "reconstruction": reconstruction}
+        return {"": self.prior + denoising + reconstruction} | parts
 
-    name: str  # of its file, without `.npz`
-    first: int  # place among the held-out images: names the random stream
-    image: np.ndarray  # (N, H, W, 3) uint8
-    label: np.ndarray  # (N,) int64
-    caption: tuple[str, ...]
+
+class LikelihoodStudy(Study[LikelihoodConfig]):
+    """Bits/dim of held-out images under each image's own conditions; the input is `model`."""
+
+    def plan(self) -> Plan:
+        """Held-out images cut into jobs.
+
+        Raises ValueError for a model that has no such bound, a set that holds no image out, or one in color where the
+        model knows one channel.
+        """
+        model = load_trained(self.models["model"])
+        likelihood = family_of(model.kind).likelihood
+        (check_bound if likelihood is None else check_likelihood)(model)
+        held_out = self.held_out(resolution=model.settings["resolution"], limit=self.config.samples)
+        jobs = bound_jobs(held_out.image, held_out.label, held_out.caption)
+        return Plan(jobs, LikelihoodFacts(likelihood, png_bits(model, held_out.image)))
+
+    def worker(self) -> Callable[[Any], Any]:
+        """Pool worker that measures the images of a job."""
+        return ArrayWorker(partial(load_trained, self.models["model"]), self.bits, self.files)
+
+    def bits(self, model: SamplingModel, job: BoundJob) -> BoundTerms | ImageBits:
+        """The terms of a diffusion model's bound, or bits/dim of whole images."""
+        seed, steps = self.config.seed, self.config.timesteps_per_image
+        if family_of(model.kind).likelihood is None:
+            return measure_bound(model, job, timesteps_per_image=steps, seed=seed)
+        return ImageBits(measure_bits(model, job, seed=seed))
+
+    def images_of(self, job: BoundJob) -> int:
+        """Number of images of a job."""
+        return len(job.image)
+
+    def findings(self, plan: Plan, measured: Any) -> Findings:
+        """A table with standard errors over images, the figures, and of a diffusion model plots over t."""
+        likelihood, png = plan.facts
+        parts, plots = [read_arrays(self.files, job.name) for job in plan.jobs], {}
+        if likelihood is None:
+            bound = joined_terms([BoundTerms(**arrays) for arrays in parts])
+            table, summary = bound_table(bound, png=png), summarize(bound.parts(), png=png, exact=bound.is_exact)
+            plots = {"Terms of the bound over t": draw_terms(bound, salt=self.stage)}
+        else:
+            bits = np.concatenate([arrays["bits"] for arrays in parts])
+            table = bits_table(bits, png=png, exact=likelihood == "exact")
+            summary = summarize({"": bits}, png=png)
+        headline = {name: value for name, value in summary.items() if not name.endswith("standard_error")}
+        return Findings(plots, {TABLE: table}, summary, headline, {})
 
 
 def strata(num_timesteps: int, count: int) -> np.ndarray:
@@ -82,12 +184,38 @@ def image_terms(
     """Timesteps (K,), drawn from each stratum, with the terms (K,) of an image x_0 (C, H, W) in [-1, 1]."""
     widths = torch.from_numpy(np.diff(edges))
     drawn = (torch.rand(len(widths), generator=generator, dtype=torch.float64) * widths).long()
-    timesteps = torch.from_numpy(edges[:-1]) + drawn
-    found = []
+    timesteps, terms = torch.from_numpy(edges[:-1]) + drawn, []
     for part in timesteps.split(BATCH):
         noise = torch.stack([torch.randn(x_0.shape, generator=generator) for _ in part]).to(x_0.device)
-        found.append(term(x_0.expand(len(part), *x_0.shape), noise, part.to(x_0.device)).cpu())
-    return timesteps.numpy(), torch.cat(found).numpy()
+        terms.append(term(x_0.expand(len(part), *x_0.shape), noise, part.to(x_0.device)).cpu())
+    return timesteps.numpy(), torch.cat(terms).numpy()
+
+
+@torch.no_grad()
+def measure_bound(model: SamplingModel, job: BoundJob, *, timesteps_per_image: int | None, seed: int) -> BoundTerms:
+    """Terms of a job's images under each image's own conditions; None takes all timesteps.
+
+    Neither the job nor the batch moves the terms: each image has its own random stream. The predicted x_0 is clipped,
+    as in sampling; terms are float64, as most are too small for less precision.
+    """
+    objective = make_objective(model.settings["objective"])
+    assert isinstance(objective, DiscreteObjective)
+    total = len(objective.schedule)
+    edges, x_0 = strata(total, timesteps_per_image or total), pixels_of(model, job.image).to(model.device)
+    rows = []
+    for place, image in enumerate(x_0):
+        condition = job.condition(model, place)
+
+        def term(x_0: Tensor, noise: Tensor, timesteps: Tensor, condition: dict[str, Tensor] = condition) -> Tensor:
+            x_t = objective.add_noise(x_0, noise, timesteps)
+            own = {name: value.expand(len(x_0), *value.shape[1:]) for name, value in condition.items()}
+            output = objective.apply(model.module, x_t, timesteps, **own).double()
+            return objective.bits(output, x_0=x_0.double(), x_t=x_t.double(), time=timesteps, clip=True)
+
+        rows.append(image_terms(term, image, edges=edges, generator=random_stream(seed + job.first + place, STREAM)))
+    timesteps, terms = (np.stack(column) for column in zip(*rows, strict=True))
+    prior = prior_bits(objective.schedule, x_0.double()).cpu().numpy()
+    return BoundTerms(prior, terms, timesteps, np.diff(edges))
 
 
 def joined_terms(parts: Sequence[BoundTerms]) -> BoundTerms:
@@ -96,82 +224,43 @@ def joined_terms(parts: Sequence[BoundTerms]) -> BoundTerms:
     return BoundTerms(np.concatenate(prior), np.concatenate(terms), np.concatenate(timesteps), weights[0])
 
 
-def bound_parts(found: BoundTerms) -> dict[str, np.ndarray]:
-    """The bound and the parts of the bound for each image, (N,) each."""
-    weighted = found.terms * found.weights
-    denoising, reconstruction = weighted[:, 1:].sum(axis=1), weighted[:, 0]
-    return {
-        "": found.prior + denoising + reconstruction,
-        "prior": found.prior,
-        "denoising": denoising,
-        "reconstruction": reconstruction,
-    }
+def check_bound(model: SamplingModel) -> None:
+    """Raises ValueError, with a message of one line, for a model without a known bound."""
+    if model.settings.get("role", "base") != "base":
+        raise ValueError(f"{model.name} is an upsampler; the bound is measured of a base model")
+    if model.settings.get("objective", {}).get("kind") != "discrete":
+        raise ValueError("only diffusion in discrete steps has this bound; give a model with objective discrete")
 
 
-def is_exact(found: BoundTerms) -> bool:
-    """True if every timestep was taken; otherwise all but prior and reconstruction are estimates."""
-    return bool((found.weights == 1).all())
+def pixels_of(model: SamplingModel, image: np.ndarray) -> Tensor:
+    """Image values for the model from (N, H, W, 3): (N, 3, H, W) in [-1, 1], or (N, 1, H, W) of gray.
 
-
-def summarize(found: BoundTerms, *, png: np.ndarray) -> dict[str, float]:
-    """Metrics: means over images of the bound and the three parts, each with a standard error.
-
-    `held_out_bits_per_dim` is the exact sum over t, `estimated_held_out_bits_per_dim` the stratified estimate.
-    `png_bits_per_dim` is what the same images take as PNGs, png (N,).
+    Raises ColorError for images in color and a model of a single channel.
     """
-    prefix = "held_out" if is_exact(found) else "estimated_held_out"
-    metrics = {}
-    for part, values in bound_parts(found).items():
-        name = "_".join(filter(None, (prefix, "bits_per_dim", part)))
-        metrics |= {name: float(values.mean()), f"{name}_standard_error": standard_error(values)}
-    return metrics | {"png_bits_per_dim": float(png.mean())}
+    x_0 = from_uint8(image)
+    channels = model.network.get("in_channels", model.network.get("num_channels"))
+    return one_channel(x_0) if channels == 1 else x_0
 
 
-def bound_table(found: BoundTerms, *, png: np.ndarray) -> dict[str, Any]:
-    """Columns and rows for the report; the last row is the images as PNGs, png (N,)."""
-    terms = "all t" if is_exact(found) else f"{found.terms.shape[1]} strata of t"
-    return {
-        "columns": ["term", "bits/dim", "standard error", "images", "sum over"],
-        "rows": [
-            *(
-                [part or "bound", float(values.mean()), standard_error(values), len(values), terms]
-                for part, values in bound_parts(found).items()
-            ),
-            ["as PNG", float(png.mean()), standard_error(png), len(png), "–"],
-        ],
-    }
+def draw_terms(bound: BoundTerms, *, salt: str) -> str:
+    """Plot of the terms over t, and of the sum of the terms from t on, as SVG.
 
-
-def standard_error(values: np.ndarray) -> float:
-    """Standard error of the mean of independent values (N,).
-
-    The unbiased deviation over the root of N; NaN for a single value.
+    Mean terms at each timestep or stratum, those of single steps from 1 on, thinned where neighbors can't be told
+    apart.
     """
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+    x, y = bound.timesteps.mean(axis=0), bound.terms.mean(axis=0)
+    rest = bound.prior.mean() + (bound.terms * bound.weights).mean(axis=0)[::-1].cumsum()[::-1]
 
+    def thinned(name: str, x: np.ndarray, y: np.ndarray) -> Series:
+        places = np.unique(np.geomspace(1, len(x), CURVE_POINTS).round().astype(int)) - 1 if len(x) else []
+        return Series(name, [x[place] + 1 for place in places], [y[place] for place in places])
 
-def term_curve(found: BoundTerms) -> Series:
-    """Mean term at each timestep or stratum, from 1 on, thinned where neighbors can't be told apart."""
-    x, y = found.timesteps.mean(axis=0)[1:], found.terms.mean(axis=0)[1:]
-    places = np.unique(np.geomspace(1, len(x), CURVE_POINTS).round().astype(int)) - 1 if len(x) else np.zeros(0, int)
-    return Series("denoising", x[places].tolist(), y[places].tolist())
-
-
-def draw_terms(found: BoundTerms, *, salt: str) -> str:
-    """Plot of the terms over t, and of the sum of the terms from t on, as SVG."""
-    x = found.timesteps.mean(axis=0)
-    cumulated = found.prior.mean() + (found.terms * found.weights).mean(axis=0)[::-1].cumsum()[::-1]
-    places = np.unique(np.geomspace(1, len(x), CURVE_POINTS).round().astype(int)) - 1
-    rest = Series("bound from t on", (x[places] + 1).tolist(), cumulated[places].tolist())
-    terms = term_curve(found)
-    each = Panel("t + 1", "bits/dim of one step", [terms._replace(x=[t + 1 for t in terms.x])])
-    return plot_svg(
-        [
-            each._replace(log_x=True, log_y=True, markers=False),
-            Panel("t + 1", "bits/dim", [rest], log_x=True, markers=False),
-        ],
-        salt=salt,
-    )
+    terms = [thinned("denoising", x[1:], y[1:])]
+    panels = [
+        Panel("t + 1", "bits/dim of one step", terms, log_x=True, log_y=True, markers=False),
+        Panel("t + 1", "bits/dim", [thinned("bound from t on", x, rest)], log_x=True, markers=False),
+    ]
+    return plot_svg(panels, salt=salt)
 
 
 def bound_jobs(image: np.ndarray, label: np.ndarray, caption: Sequence[str]) -> list[BoundJob]:
@@ -183,109 +272,51 @@ def bound_jobs(image: np.ndarray, label: np.ndarray, caption: Sequence[str]) -> 
     ]
 
 
-class BoundWorker:
-    """Actor of the pool that measures the terms of the images of a job."""
-
-    def __init__(self, model: Artifact, files: Store, *, timesteps_per_image: int | None, seed: int) -> None:
-        device = best_device()
-        with model.local_copy() as folder:
-            self.model, self.files = load_model(model.stage, folder, device=device), files
-        self.count, self.seed = timesteps_per_image, seed
-
-    def __call__(self, job: BoundJob) -> BoundJob:
-        found = measure_bound(self.model, job, timesteps_per_image=self.count, seed=self.seed)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **found._asdict())
-        write_job(self.files, job.name, buffer.getvalue())
-        return job
-
-
 @torch.no_grad()
-def measure_bound(model: SamplingModel, job: BoundJob, *, timesteps_per_image: int | None, seed: int) -> BoundTerms:
-    """Terms of a job's images under each image's own conditions; None takes all timesteps.
+def measure_bits(model: SamplingModel, job: BoundJob, *, seed: int) -> np.ndarray:
+    """Bits/dim of each image under the image's own label, (N,) float64.
 
-    Neither the job nor the batch moves the terms: each image has its own random stream.
+    Images pass alone, so the cut into jobs changes no bit.
     """
-    objective = make_objective(model.settings["objective"])
-    assert isinstance(objective, DiscreteObjective)
-    total = len(objective.schedule)
-    edges = strata(total, timesteps_per_image or total)
-    x_0 = pixels_of(model, job.image).to(model.device)
-    rows = []
-    for place, image in enumerate(x_0):
-        condition = condition_of(model, label=int(job.label[place]), caption=job.caption[place])
-        generator = random_stream(seed + job.first + place, STREAM)
-        term = partial(term_of, model, objective, condition)
-        rows.append(image_terms(term, image, edges=edges, generator=generator))
-    timesteps, terms = (np.stack(column) for column in zip(*rows, strict=True))
-    prior = prior_bits(objective.schedule, x_0.double()).cpu().numpy()
-    return BoundTerms(prior, terms, timesteps, np.diff(edges))
+    bits = []
+    for place, image in enumerate(pixels_of(model, job.image).to(model.device).split(1)):
+        if family_of(model.kind).likelihood == "bound":
+            assert isinstance(model.module, Autoencoder)
+            nats = bound_nats(model.module, image, random_stream(seed + job.first + place, STREAM))
+        else:
+            nats = exact_nats(model, image, job.condition(model, place))
+        bits.append(nats / (image.numel() * math.log(2)))
+    return np.array(bits)
 
 
-def term_of(
-    model: SamplingModel,
-    objective: DiscreteObjective,
-    condition: Mapping[str, Tensor],
-    x_0: Tensor,
-    noise: Tensor,
-    timesteps: Tensor,
-) -> Tensor:
-    """Term of the bound for each row, (B,) float64: most terms are too small for less precision.
+def bound_nats(network: Autoencoder, image: Tensor, generator: torch.Generator) -> float:
+    """Negative bound of a VAE on an image (1, 3, H, W), in nats, with a single draw of the latent.
 
-    condition has a single row. The predicted x_0 is clipped, as in sampling.
+    Kingma & Welling, 2014, equation 3.
     """
-    x_t = objective.add_noise(x_0, noise, timesteps)
-    rows = {name: value.expand(len(x_0), *value.shape[1:]) for name, value in condition.items()}
-    output = objective.apply(model.module, x_t, timesteps, **rows).double()
-    return objective.bits(output, x_0=x_0.double(), x_t=x_t.double(), time=timesteps, clip=True)
+    noise = torch.randn(1, *network.latent_shape, generator=generator).to(image.device)
+    output, encoded = network(image, noise=noise)
+    return float(discretized_logistic_nll(output, image=image).double().sum() + encoded.losses["kl_loss"].double())
 
 
-def condition_of(model: SamplingModel, *, label: int, caption: str) -> dict[str, Tensor]:
-    """Accepted conditions of the model, with a single row each."""
-    return encode_conditions(model, [Plan(label=label, prompt=caption or None)]).condition
+def exact_nats(model: SamplingModel, image: Tensor, condition: dict[str, Tensor]) -> float:
+    """-log p of an image (1, C, H, W) in nats: the sum over values, each given all earlier values."""
+    values = to_levels(image).round().long()  # exact: they were 8-bit images
+    logits = rearrange(model.module(values, **condition), "1 c h w k -> (c h w) k").double()
+    return float(F.cross_entropy(logits, values.flatten(), reduction="sum"))
 
 
-def check_model(model: SamplingModel) -> None:
-    """Raises ValueError, with a message of one line, for a model without a known bound."""
-    if model.settings.get("role", "base") != "base":
-        raise ValueError(f"{model.name} is an upsampler; the bound is measured of a base model")
-    if model.settings.get("objective", {}).get("kind") != "discrete":
-        raise ValueError("only diffusion in discrete steps has this bound; give a model with objective discrete")
-
-
-def read_bound(files: Store, jobs: Sequence[BoundJob]) -> BoundTerms:
-    """Reads the terms of all jobs, joined in the order of the jobs."""
-    parts = []
-    for job in jobs:
-        with np.load(io.BytesIO(files.read(file_name(job.name))), allow_pickle=False) as arrays:
-            parts.append(BoundTerms(*(arrays[field] for field in BoundTerms._fields)))
-    return joined_terms(parts)
-
-
-def measure_bounds(
-    jobs: Sequence[BoundJob],
-    model: Artifact,
-    *,
-    timesteps_per_image: int | None,
-    seed: int,
-    files: Store,
-    pool: Pool,
-) -> Iterator[BoundJob]:
-    """Measures the jobs with missing files; yields each job when the file is written."""
-    worker = partial(BoundWorker, model, files, timesteps_per_image=timesteps_per_image, seed=seed)
-    yield from pool.finish(worker, jobs, files=files)
-
-
-def pixels_of(model: SamplingModel, image: np.ndarray) -> Tensor:
-    """Image values for the model from (N, H, W, 3): (N, 3, H, W) in [-1, 1], or (N, 1, H, W) of gray.
-
-    Raises ColorError for images in color and a model of a single channel.
-
-    Raises ColorError for images in color where it knows one channel.
-    """
-    x_0 = from_uint8(image)
-    channels = model.network.get("in_channels", model.network.get("num_channels"))
-    return one_channel(x_0) if channels == 1 else x_0
+def check_likelihood(model: SamplingModel) -> None:
+    """Raises ValueError, with a message of one line, for a model without a likelihood of 8-bit values."""
+    network, likelihood = model.module, family_of(model.kind).likelihood
+    if likelihood == "exact" and model.settings.get("resolution") is None:
+        raise ValueError(f"{model.name} knows tokens; only a likelihood of pixels compares")
+    vae = isinstance(getattr(network, "bottleneck", None), GaussianBottleneck)
+    if likelihood == "bound" and not (vae and model.network.get("reconstruction") == "discretized_logistic"):
+        raise ValueError(
+            f"{model.name} has no bound on 8-bit values; train with bottleneck gaussian, reconstruction "
+            "discretized_logistic"
+        )
 
 
 def png_bits(model: SamplingModel, image: np.ndarray) -> np.ndarray:
@@ -293,6 +324,45 @@ def png_bits(model: SamplingModel, image: np.ndarray) -> np.ndarray:
 
     The PNG holds the channels that the model knows. Raises as `pixels_of`.
     """
-    channels = pixels_of(model, image).shape[1]
-    values = image[..., 0] if channels == 1 else image
+    values = image[..., 0] if pixels_of(model, image).shape[1] == 1 else image
     return np.array([8 * len(encode_png(one, optimize=True)) / one.size for one in values])
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Standard error of the mean of independent values (N,): the unbiased deviation over the root of N.
+
+    NaN for a single value.
+    """
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def summarize(parts: Mapping[str, np.ndarray], *, png: np.ndarray, exact: bool = True) -> dict[str, float]:
+    """Metrics: means over images of bits/dim (by the empty name) and its parts, with standard errors.
+
+    `held_out_bits_per_dim` is of whole images, or the exact sum over t, `estimated_held_out_bits_per_dim` the
+    stratified estimate. `png_bits_per_dim` is what the same images take as PNGs, png (N,).
+    """
+    metrics, prefix = {}, "held_out" if exact else "estimated_held_out"
+    for part, values in parts.items():
+        name = "_".join(filter(None, (prefix, "bits_per_dim", part)))
+        metrics |= {name: float(values.mean()), f"{name}_standard_error": standard_error(values)}
+    return metrics | {"png_bits_per_dim": float(png.mean())}
+
+
+def bound_table(bound: BoundTerms, *, png: np.ndarray) -> dict[str, Any]:
+    """Columns and rows for the report; the last row is the images as PNGs, png (N,)."""
+    terms = "all t" if bound.is_exact else f"{bound.terms.shape[1]} strata of t"
+    rows = [[*mean_row(part or "bound", values), terms] for part, values in bound.parts().items()]
+    columns = ["term", "bits/dim", "standard error", "images", "sum over"]
+    return {"columns": columns, "rows": [*rows, [*mean_row("as PNG", png), "–"]]}
+
+
+def bits_table(bits: np.ndarray, *, png: np.ndarray, exact: bool) -> dict[str, Any]:
+    """Columns and rows for the report: bits/dim of the model, and of the images as PNGs."""
+    rows = [mean_row("exact" if exact else "bound, one draw of the latent", bits), mean_row("as PNG", png)]
+    return {"columns": ["likelihood", "bits/dim", "standard error", "images"], "rows": rows}
+
+
+def mean_row(name: str, values: np.ndarray) -> list[Any]:
+    """Name, mean, its standard error and number of values (N,)."""
+    return [name, float(values.mean()), standard_error(values), len(values)]

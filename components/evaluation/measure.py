@@ -1,30 +1,42 @@
-"""Fréchet distances of many sets of images to a common reference, with precision and recall.
+"""Figures of many sets of images against a common reference, from features of all sets.
 
 Shapes: N images of a set, D features.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Annotated, Any
 
-import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, ConfigDict, Field
 
-from components.configuration.config import Config
-from components.evaluation.distance import (
-    Gaussian,
+from components.configuration.config import Config, Since
+from components.configuration.usage import nearest
+from components.evaluation.features import FeatureNetwork, FeaturePrecision, FeatureSet, measure_features
+from components.evaluation.image_sets import REFERENCE, ImageSet, Purpose
+from components.evaluation.metrics import (
+    METRICS,
+    Compared,
     distance_error,
     distance_of_halves,
-    frechet_distance,
     gaussian_of,
     pack_gaussian,
 )
-from components.evaluation.feature_files import FeatureSet, measure_features, read_features
-from components.evaluation.features import FeatureNetwork, FeaturePrecision
-from components.evaluation.image_sets import REFERENCE, ImageSet, Purpose
-from components.evaluation.precision_recall import NEIGHBORS, precision_recall
 from components.runtime.pool import Pool
-from components.runtime.storage.store import Store
+
+
+def known_metrics(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of METRICS, unchanged. Raises ValueError for another."""
+    for name in names:
+        if name not in METRICS:
+            raise ValueError(f"no metric {name!r}{nearest(name, METRICS)}")
+    return names
+
+
+# Names of figures of a recipe. A new one moves the key of its stage, and so is measured of finished runs too.
+MetricNames = Annotated[
+    tuple[str, ...], AfterValidator(known_metrics), Since(("distance", "precision", "recall")), Field(min_length=1)
+]
 
 
 class MeasureConfig(Config):
@@ -37,107 +49,85 @@ class MeasureConfig(Config):
 
 
 class DistanceRow(Config):
-    """Measured Fréchet distance of a set, with precision and recall on the same features."""
+    """Measured figures of a set: the Fréchet distance, and any other of METRICS by its name."""
+
+    model_config = ConfigDict(extra="allow")
 
     name: str
     distance: float
     samples: int  # N
     purpose: Purpose
     standard_error: float | None = None  # of the distance, over images (`distance_error`)
-    precision: float | None = None  # of N images and as many of the reference, or of all those that there are
-    recall: float | None = None
+
+    def figure(self, metric: str) -> float | None:
+        """Value of a metric; None if it was not measured."""
+        return getattr(self, metric, None)
+
+    def error(self, metric: str) -> float | None:
+        """Standard error of a metric over images; of a share, that of so many independent images."""
+        if metric == "distance":
+            return self.standard_error
+        share = self.figure(metric) if METRICS[metric].share else None
+        return None if share is None else (share * (1 - share) / self.samples) ** 0.5
 
     def metrics(self, network: str) -> dict[str, float]:
-        """Measured figures by metric name: letters, digits and underscores only."""
+        """Measured figures by name in MLflow: letters, digits and underscores only."""
         name = re.sub(r"[^a-z0-9]+", "_", self.name.lower().replace("²", "")).strip("_")
-        found = {"fd": self.distance, "precision": self.precision, "recall": self.recall}
-        return {f"{figure}_{network}_{name}": value for figure, value in found.items() if value is not None}
+        values = {metric.prefix or key: self.figure(key) for key, metric in METRICS.items()}
+        return {f"{figure}_{network}_{name}": value for figure, value in values.items() if value is not None}
 
 
 def measure_distances(
-    sets: Mapping[str, ImageSet],
-    config: MeasureConfig,
-    *,
-    work: Store,
-    pool: Pool,
-    progress: Callable[[int, int], None],
+    sets: Mapping[str, ImageSet], config: MeasureConfig, *, pool: Pool, **work: Any
 ) -> list[DistanceRow]:
-    """Distance of each set to the set called REFERENCE, and the distance between halves.
-
-    The halves are those of the reference. Other arguments are as in `measure_features`.
-    """
-    precision = config.precision
-    measured = measure_features(
-        sets, network=config.feature_network, precision=precision, work=work, pool=pool, progress=progress
-    )
-    return distance_rows(measured, work, pool=pool, seed=config.seed)
+    """Distance of each set to REFERENCE, and between its halves; `work` as in `measure_features`."""
+    features = measure_features(sets, network=config.feature_network, precision=config.precision, pool=pool, **work)
+    return distance_rows(features, pool=pool, seed=config.seed)
 
 
 def distance_rows(
-    sets: Sequence[FeatureSet], work: Store, *, pool: Pool, seed: int, refined: bool = False, reference: str = REFERENCE
+    sets: Sequence[FeatureSet], *, pool: Pool, seed: int, metrics: Sequence[str] = (), reference: str = REFERENCE
 ) -> list[DistanceRow]:
-    """Rows of distances from the files of features, shared among the workers.
+    """Rows of figures from the files of features; the workers take the sets in turn.
 
-    Rows are those of `measure_distances`; the workers take the sets in turn.
+    The first row is the distance between two halves of the reference.
 
     Args:
-        refined: with errors, precision and recall, which take most of the time.
+        metrics: figures beside the distance; the distance's standard error if they name it.
         reference: name of the set that the others are measured to.
     """
     (to,) = (images for images in sets if images.name == reference)
     ordered = [to, *(images for images in sets if images is not to)]
-    return list(pool.map(partial(RowMeasurer, work, to, seed=seed, refined=refined), ordered))
+    return list(pool.map(partial(RowMeasurer, to, seed=seed, metrics=tuple(metrics)), ordered))
 
 
 class RowMeasurer:
-    """Pool worker that measures sets, with the reference features in memory.
+    """Pool worker that measures sets, with the features of the reference and of a single set in memory."""
 
-    One other set is in memory beside the reference.
-    """
-
-    def __init__(self, work: Store, to: FeatureSet, *, seed: int, refined: bool) -> None:
-        self.work, self.to, self.seed, self.refined = work, to, seed, refined
-        self.references = read_features(work, to.files)
+    def __init__(self, to: FeatureSet, *, seed: int, metrics: tuple[str, ...]) -> None:
+        self.to, self.seed, self.metrics, self.references = to, seed, metrics, to.read()
         self.reference = gaussian_of(self.references)
 
     def __call__(self, images: FeatureSet) -> DistanceRow:
         if images == self.to:
-            return halves_row(self.references, name=self.to.name, seed=self.seed)
-        vectors = read_features(self.work, images.files)
-        row = distance_row(images.name, vectors, self.reference, images.purpose)
-        if not self.refined:
-            return row
-        return refined_row(row, vectors, references=self.references, reference=self.reference, seed=self.seed)
+            distance, count = distance_of_halves(self.references, seed=self.seed), len(self.references) // 2
+            name = f"two halves of the {images.name}"
+            empty = dict.fromkeys(metric for metric in self.metrics if metric != "distance")
+            return DistanceRow(name=name, distance=distance, samples=count, purpose="scale", **empty)
+        compared = Compared(images.read(), self.references, self.reference, seed=self.seed)
+        return measured_row(images.name, images.purpose, compared, self.metrics)
 
 
-def halves_row(references: np.ndarray, *, name: str, seed: int) -> DistanceRow:
-    """Distance between two halves of the reference, with features (R, D), as a row of the given name."""
-    distance, count = distance_of_halves(references, seed=seed), len(references) // 2
-    return DistanceRow(name=f"two halves of the {name}", distance=distance, samples=count, purpose="scale")
+def measured_row(name: str, purpose: Purpose, compared: Compared, metrics: Sequence[str] = ()) -> DistanceRow:
+    """The figures of a set; None for those that need more images."""
+    count = min(len(compared.features), len(compared.references))
+    chosen = {metric: METRICS[metric] for metric in ("distance", *metrics)}
+    figures = {n: metric.measure(compared) if count >= metric.images else None for n, metric in chosen.items()}
+    if "distance" in metrics:
+        figures["standard_error"] = distance_error(compared.features, compared.reference, seed=compared.seed)
+    return DistanceRow.model_validate(figures | {"name": name, "samples": len(compared.features), "purpose": purpose})
 
 
-def distance_row(name: str, vectors: np.ndarray, reference: Gaussian, purpose: Purpose) -> DistanceRow:
-    """Distance of a set with features (N, D) to the reference, as a row."""
-    distance = frechet_distance(gaussian_of(vectors), reference)
-    return DistanceRow(name=name, distance=distance, samples=len(vectors), purpose=purpose)
-
-
-def packed_reference(work: Store, files: Sequence[str]) -> bytes:
+def packed_reference(images: FeatureSet) -> bytes:
     """Packed Gaussian of a set, from the files of features. Runs in a worker."""
-    return pack_gaussian(gaussian_of(read_features(work, files)))
-
-
-def refined_row(
-    row: DistanceRow, vectors: np.ndarray, references: np.ndarray, reference: Gaussian, *, seed: int
-) -> DistanceRow:
-    """The row with the standard error of the distance, and precision and recall.
-
-    Features are (N, D); precision and recall need images enough. `reference` is of the features `references` (R, D).
-    """
-    found: dict[str, float | None] = {"standard_error": distance_error(vectors, reference, seed=seed)}
-    count = min(len(vectors), len(references))
-    if count > NEIGHBORS:
-        drawn = np.random.default_rng(seed)
-        real, made = (each[drawn.permutation(len(each))[:count]] for each in (references, vectors))
-        found |= precision_recall(real, made)._asdict()
-    return row.replace(**found)
+    return pack_gaussian(gaussian_of(images.read()))

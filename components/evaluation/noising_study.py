@@ -6,8 +6,6 @@ Shapes: N images, F times shown, T num_train_timesteps. Times are 0-based indice
 noising steps, one more.
 """
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,18 +15,16 @@ from torch import Tensor
 
 from components.configuration.config import Config
 from components.data.held_out import SplitArrays, read_split
-from components.data.shards import ShardIndex
 from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.restoration import asked_of
+from components.evaluation.study import Findings, Plan, Study, load_trained
 from components.models.diffusion import betas
 from components.models.diffusion.discrete import DiscreteObjective
 from components.models.diffusion.objective import make_objective
 from components.models.diffusion.schedule import Schedule, make_schedule, spaced_timesteps
-from components.runtime.storage.artifact import Artifact
-from components.sampling.device import best_device
 from components.sampling.images import from_uint8, to_uint8
-from components.sampling.model import SamplingModel, load_model, most_at_once
+from components.sampling.model import SamplingModel, most_at_once
 from components.sampling.plan import encode_conditions, plan_of, random_stream
 
 FORWARD, PREDICTED = "forward_noising", "predicted_x_0"  # names of images
@@ -51,6 +47,52 @@ class NoisingStudyConfig(Config):
     resolution: int | None = Field(None, ge=8)  # of the images that are noised to be seen; None: the model's
     seed: int = Field(0, ge=0)
 
+    @property
+    def study(self) -> "type[NoisingStudy]":
+        """The study of this configuration."""
+        return NoisingStudy
+
+
+class NoisingStudy(Study[NoisingStudyConfig]):
+    """Held-out images noised step by step, and the x_0 that a model sees in each; the input is `model`."""
+
+    def plan(self) -> Plan:
+        """No jobs: the few images are noised where they are drawn."""
+        return Plan([])
+
+    def findings(self, plan: Plan, measured: Any) -> Findings:
+        """Images of both, plots of the values of x_t, of the schedules and of the error of the predicted x_0.
+
+        Raises ValueError for a model that has no such times or needs other models, or a set that holds no image out.
+        """
+        config, loaded = self.config, load_trained(self.models["model"])
+        objective = discrete_objective(loaded)
+        schedule = objective.schedule
+        split = self.held_out(resolution=loaded.settings["resolution"], limit=config.samples)
+        seen = split.image
+        if config.resolution is not None:
+            seen = read_split(self.index, "holdout", resolution=config.resolution, limit=config.shown).image
+        noised = with_noise(split.image, seed=config.seed, device=loaded.device)
+        errors = {}
+        for time in times_of(schedule, ERROR_TIMES):
+            predicted = predicted_x_0(loaded, objective, split, noised, time)
+            errors[time] = float((predicted - noised.x_0).square().mean())
+        mean = float(np.mean(list(errors.values())))
+        return Findings(
+            {
+                VALUES: draw_values(schedule, noised, salt=f"{self.stage}-values"),
+                SCHEDULES: draw_schedules(schedule, salt=f"{self.stage}-schedules"),
+                ERRORS: draw_errors(errors, float(noised.x_0.var()), salt=f"{self.stage}-errors"),
+            },
+            {VARIANCE: values_table(schedule, noised)},
+            {"last_alpha_bar": float(schedule.alphas_cumprod[-1]), "predicted_x_0_error": mean},
+            {"mean squared error of the predicted x_0": mean},
+            {
+                FORWARD: draw_forward(schedule, with_noise(seen[: config.shown], seed=config.seed), config.frames),
+                PREDICTED: draw_predicted(loaded, objective, split, noised, config.frames),
+            },
+        )
+
 
 class NoisedImages(NamedTuple):
     """Images, with a fixed noise for every time."""
@@ -58,50 +100,9 @@ class NoisedImages(NamedTuple):
     x_0: Tensor  # (N, 3, H, W) in [-1, 1]
     noise: Tensor  # like x_0
 
-
-class NoisingFindings(NamedTuple):
-    """Images, plots, table and figures of the study."""
-
-    images: dict[str, bytes]  # name -> PNG
-    plots: dict[str, str]  # title -> SVG
-    table: dict[str, Any]
-    summary: dict[str, float]
-
-
-def study_model(config: NoisingStudyConfig, index: ShardIndex, model: Artifact, *, salt: str) -> NoisingFindings:
-    """Noises held-out images and predicts x_0 at each time. Runs in a worker.
-
-    Raises ValueError for a model that has no such times or needs other models, or a set that holds no image out.
-    """
-    with model.local_copy() as folder:
-        loaded = load_model(model.stage, folder, device=best_device())
-    objective = discrete_objective(loaded)
-    read = partial(read_split, index, "holdout")
-    split = read(resolution=loaded.settings["resolution"], limit=config.samples)
-    if not split.key:
-        raise ValueError(f"{index.source} holds no image out; set images.holdout_fraction")
-    seen = split if config.resolution is None else read(resolution=config.resolution, limit=config.shown)
-    noised = with_noise(split.image, seed=config.seed, device=loaded.device)
-    times = spaced_timesteps(len(objective.schedule), min(ERROR_TIMES, len(objective.schedule)))
-    predicted = {time: predicted_x_0(loaded, objective, split, noised, time) for time in times}
-    errors = {time: float((made - noised.x_0).square().mean()) for time, made in predicted.items()}
-    table = values_table(objective.schedule, noised)
-    return NoisingFindings(
-        images={
-            FORWARD: draw_forward(objective.schedule, with_noise(seen.image[: config.shown], seed=config.seed), config),
-            PREDICTED: draw_predicted(loaded, objective, split, noised, config),
-        },
-        plots={
-            VALUES: draw_values(objective.schedule, noised, salt=f"{salt}-values"),
-            SCHEDULES: draw_schedules(objective.schedule, salt=f"{salt}-schedules"),
-            ERRORS: draw_errors(errors, float(noised.x_0.var()), salt=f"{salt}-errors"),
-        },
-        table=table,
-        summary={
-            "last_alpha_bar": float(objective.schedule.alphas_cumprod[-1]),
-            "predicted_x_0_error": float(np.mean(list(errors.values()))),
-        },
-    )
+    def at(self, schedule: Schedule, time: int) -> Tensor:
+        """x_t (N, 3, H, W) of all images at one time."""
+        return schedule.add_noise(self.x_0, self.noise, torch.full((len(self.x_0),), time, device=self.x_0.device))
 
 
 def discrete_objective(model: SamplingModel) -> DiscreteObjective:
@@ -126,9 +127,9 @@ def with_noise(images: np.ndarray, *, seed: int, device: torch.device | str = "c
     return NoisedImages(x_0.to(device), torch.stack(noise).to(device))
 
 
-def noised_at(schedule: Schedule, images: NoisedImages, time: int) -> Tensor:
-    """x_t (N, 3, H, W) of all images at one time."""
-    return schedule.add_noise(images.x_0, images.noise, torch.full((len(images.x_0),), time, device=images.x_0.device))
+def times_of(schedule: Schedule, count: int) -> list[int]:
+    """At most `count` evenly spaced times of the schedule."""
+    return list(spaced_timesteps(len(schedule), min(count, len(schedule))))
 
 
 @torch.inference_mode()
@@ -140,9 +141,8 @@ def predicted_x_0(
     Args:
         split: where the conditions stand; the images are its first ones.
     """
-    asked = asked_of(model, split.label, split.caption)
-    plans = [plan_of(request, [model], model.classes) for request in asked]
-    x_t, size, made = noised_at(objective.schedule, images, time), most_at_once(images.x_0.shape[-1]), []
+    plans = [plan_of(request, [model], model.classes) for request in asked_of(model, split.label, split.caption)]
+    x_t, size, made = images.at(objective.schedule, time), most_at_once(images.x_0.shape[-1]), []
     for start in range(0, len(x_t), size):
         part = x_t[start : start + size]
         times = torch.full((len(part),), time, device=part.device)
@@ -155,45 +155,36 @@ def predicted_x_0(
 def values_table(schedule: Schedule, images: NoisedImages) -> dict[str, Any]:
     """Mean and variance of all values of x_t, and the variance from the formula."""
     variance, rows = float(images.x_0.var()), []
-    for time in spaced_timesteps(len(schedule), min(HISTOGRAM_TIMES + 1, len(schedule))):
-        x_t, left = noised_at(schedule, images, time), float(schedule.alphas_cumprod[time])
+    for time in times_of(schedule, HISTOGRAM_TIMES + 1):
+        x_t, left = images.at(schedule, time), float(schedule.alphas_cumprod[time])
         rows.append([f"{time + 1}", left, float(x_t.mean()), float(x_t.var()), left * variance + 1 - left])
     columns = ["noising steps", "ᾱ", "mean of x_t", "variance of x_t", "ᾱ var x_0 + 1 − ᾱ"]
     return {"columns": columns, "rows": rows}
 
 
-def draw_forward(schedule: Schedule, images: NoisedImages, config: NoisingStudyConfig) -> bytes:
+def draw_forward(schedule: Schedule, images: NoisedImages, frames: int) -> bytes:
     """Grid with a row for each image: the image, then more and more noise."""
-    times = spaced_timesteps(len(schedule), min(config.frames, len(schedule)))
-    columns = [to_uint8(images.x_0), *(to_uint8(noised_at(schedule, images, time)) for time in times)]
-    rows = [[column[number] for column in columns] for number in range(len(images.x_0))]
-    blocks = [GridBlock("", row) for row in rows[:-1]] + [GridBlock("", rows[-1], ["x_0", *captions_of(times)])]
+    times = times_of(schedule, frames)
+    columns = [to_uint8(images.x_0), *(to_uint8(images.at(schedule, time)) for time in times)]
+    blocks = [GridBlock("", list(row)) for row in zip(*columns, strict=True)]
+    blocks[-1] = blocks[-1]._replace(captions=["x_0", *map(steps_caption, times)])
     return render_blocks(blocks, columns=len(columns))
 
 
 def draw_predicted(
-    model: SamplingModel,
-    objective: DiscreteObjective,
-    split: SplitArrays,
-    images: NoisedImages,
-    config: NoisingStudyConfig,
+    model: SamplingModel, objective: DiscreteObjective, split: SplitArrays, images: NoisedImages, frames: int
 ) -> bytes:
     """Grid with x_t at several times above the predicted x_0, for each image."""
-    times = spaced_timesteps(len(objective.schedule), min(config.frames, len(objective.schedule)))
+    times = times_of(objective.schedule, frames)
     first = NoisedImages(images.x_0[:PAIRS], images.noise[:PAIRS])
-    x_t = [to_uint8(noised_at(objective.schedule, first, time)) for time in times]
+    x_t = [to_uint8(first.at(objective.schedule, time)) for time in times]
     x_0 = [to_uint8(predicted_x_0(model, objective, split, first, time)) for time in times]
-    blocks = []
+    blocks, captions = [], [steps_caption(time) for time in times]
     for number in range(len(first.x_0)):
         blocks.append(GridBlock("x_t" if number == 0 else "", [column[number] for column in x_t]))
         seen = [column[number] for column in x_0]
-        blocks.append(GridBlock("x_0 that the model sees in it" if number == 0 else "", seen, captions_of(times)))
+        blocks.append(GridBlock("x_0 that the model sees in it" if number == 0 else "", seen, captions))
     return render_blocks(blocks, columns=len(times))
-
-
-def captions_of(times: Sequence[int]) -> list[str]:
-    """Captions of images at the times, in steps of noise from 1."""
-    return [steps_caption(time) for time in times]
 
 
 def steps_caption(time: int) -> str:
@@ -206,8 +197,8 @@ def draw_values(schedule: Schedule, images: NoisedImages, *, salt: str) -> str:
     edges = np.linspace(-RANGE, RANGE, BINS + 1)
     middle = (edges[1:] + edges[:-1]) / 2
     lines = []
-    for time in spaced_timesteps(len(schedule), min(HISTOGRAM_TIMES, len(schedule))):
-        values = noised_at(schedule, images, time).flatten().cpu().numpy()
+    for time in times_of(schedule, HISTOGRAM_TIMES):
+        values = images.at(schedule, time).flatten().cpu().numpy()
         density = np.histogram(values, bins=edges)[0] / (len(values) * (edges[1] - edges[0]))
         lines.append(Series(steps_caption(time), middle.tolist(), np.maximum(density, LEAST_DENSITY).tolist()))
     normal = np.exp(-(middle**2) / 2) / np.sqrt(2 * np.pi)
@@ -219,14 +210,11 @@ def draw_schedules(schedule: Schedule, *, salt: str) -> str:
     """Plot of remaining signal by step: all schedules of the same length, and the model's own schedule."""
     total = len(schedule)
     names = [name for name, kind in betas.SCHEDULES.items() if kind.too_few_steps < total]
-    tables: dict[str, torch.Tensor] = {
-        name: make_schedule(name, num_train_timesteps=total).alphas_cumprod for name in names
-    }
+    tables: dict[str, Tensor] = {n: make_schedule(n, num_train_timesteps=total).alphas_cumprod for n in names}
     if not any(torch.allclose(table, schedule.alphas_cumprod) for table in tables.values()):
         tables["the model's"] = schedule.alphas_cumprod
-    times = spaced_timesteps(total, min(CURVE_POINTS, total))
-    steps = [time + 1 for time in times]
-    lines = [Series(name, steps, table[times].tolist()) for name, table in tables.items()]
+    times = times_of(schedule, CURVE_POINTS)
+    lines = [Series(name, [time + 1 for time in times], table[times].tolist()) for name, table in tables.items()]
     return plot_svg([Panel("noising steps", "ᾱ", lines, markers=False)], salt=salt)
 
 

@@ -18,6 +18,7 @@ from pydantic import Field
 from components.configuration.config import Config
 from components.evaluation.grids import readable
 from components.evaluation.measure import DistanceRow
+from components.evaluation.metrics import METRICS
 from components.evaluation.plots import Node, curve_svg, graph_svg, is_constant, last_value, metric_names
 from components.runtime.events import MEASURES, measures_of
 from components.sampling.generators.kinds import GENERATORS
@@ -164,7 +165,8 @@ class Bar(NamedTuple):
 def render_report(data: ReportData) -> str:
     """The page as HTML, rendered from the template of the report."""
     groups = {group: figures(data, images) for group, images in image_groups().items()}
-    strip_names = sorted((name for name in data.images if name.startswith("strip_")), key=_strip_order)
+    strip_names = [name for name in data.images if name.startswith("strip_")]
+    strip_names.sort(key=lambda name: (int("".join(filter(str.isdigit, name)) or 0), name))  # smallest stage first
     groups["strips"] = figures(data, {name: described_image(name) for name in strip_names})
     known = {figure.name for group in groups.values() for figure in group}
     groups["others"] = figures(data, {name: described_image(name) for name in data.images if name not in known})
@@ -177,6 +179,7 @@ def render_report(data: ReportData) -> str:
         bars=bars(data.stages),
         curves={stage: stage_curves(stage, points) for stage, points in data.curves.items() if points},
         distances=sorted(data.distances, key=lambda row: row.distance),
+        metrics={name: metric for name, metric in METRICS.items() if name != "distance"},
         longest=max((row.distance for row in data.distances), default=1.0) or 1.0,
         tiles=tiles(data),
         speed=speed_table(data),
@@ -319,8 +322,3 @@ def number(value: float | str | None) -> str:
 def moment(seconds: float | None) -> str:
     """A time since 1970 as date and time in UTC."""
     return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
-
-
-def _strip_order(name: str) -> tuple[int, str]:
-    digits = "".join(character for character in name if character.isdigit())
-    return (int(digits or 0), name)

@@ -7,14 +7,21 @@ Shapes: N images, H W their pixels; images are uint8.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 
+from components.data.images import jpeg_compressed
+from components.evaluation.generated import SampleJob, jobs_of, joined, read_job
 from components.evaluation.grids import GridBlock, readable, render_blocks
+from components.evaluation.image_sets import ImageSet
+from components.evaluation.measure import MeasureConfig
+from components.evaluation.study import Findings, Plan, Study
 from components.models.diffusion.corruption import blurred, downsample, gray
 from components.models.diffusion.degradation import MASK_TASKS, NUMBERS, border_mask, inpainting_mask
+from components.sampling.cascade import Cascade
 from components.sampling.image_files import encode_png
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import SamplingModel
@@ -27,6 +34,17 @@ HIDDEN = 127  # gray level of unknown pixels in shown images
 SHOWN = 8
 
 
+class RestorationConfig(MeasureConfig):
+    """Number of degraded images, and the settings of distances to the training images."""
+
+    samples: int = Field(64, ge=2)  # held-out images, each degraded in every way
+
+    @property
+    def study(self) -> "type[RestorationStudy]":
+        """The study of this configuration."""
+        return RestorationStudy
+
+
 class Damaged(NamedTuple):
     """Images after a degradation, and the requests to restore the images."""
 
@@ -36,24 +54,88 @@ class Damaged(NamedTuple):
     requests: tuple[Request, ...]
 
 
-class Restoration(NamedTuple):
-    """Degraded, restored and original images of a degradation."""
+class RestorationFacts(NamedTuple):
+    """Jobs of each degradation by name, the restoring model's name, and the side of the images."""
 
-    name: str
-    degraded: np.ndarray  # (N, H, W, 3)
-    restored: np.ndarray  # (N, H, W, 3)
-    original: np.ndarray  # (N, H, W, 3)
-    mask: np.ndarray  # (N, H, W) bool
+    jobs: dict[str, list[SampleJob]]
+    model: str
+    resolution: int
 
-    @property
-    def psnr(self) -> float:
-        """Peak signal-to-noise ratio of the restored images in the mask, dB."""
-        return psnr(self.restored, self.original, self.mask)
 
-    @property
-    def degraded_psnr(self) -> float:
-        """Peak signal-to-noise ratio of the degraded images, dB: the value without any restoration."""
-        return psnr(self.degraded, self.original, self.mask)
+class RestorationStudy(Study[RestorationConfig]):
+    """Held-out images degraded in every trained way, and restored; the input is `cascade`."""
+
+    def degraded(self) -> tuple[SamplingModel, np.ndarray, list[Damaged]]:
+        """The model, held-out images (N, H, W, 3), and all degradations, equal in every run.
+
+        Raises ValueError for a cascade that does not work on images, or a set that holds no image out.
+        """
+        with self.models["cascade"].local_copy() as folder:
+            maker = Cascade.load(folder).makers.get("translate")
+        if maker is None:
+            raise ValueError("this cascade has no image-to-image model whose restorations could be measured")
+        model, settings = maker.first, maker.first.settings
+        held_out = self.held_out(resolution=settings["resolution"], limit=self.config.samples)
+        damaged = damage(
+            held_out.image,
+            tasks=settings["tasks"],
+            mask_area=settings["mask_area"],
+            factors=settings["super_resolution_factors"],
+            compress=jpeg_compressed,
+            asked=asked_of(model, held_out.label, held_out.caption),
+            seed=self.config.seed,
+        )
+        return model, held_out.image, damaged
+
+    def plan(self) -> Plan:
+        """The jobs of every degradation."""
+        model, _, damaged = self.degraded()
+        jobs = {each.name: jobs_of(each.name.replace(" ", "_"), each.requests) for each in damaged}
+        facts = RestorationFacts(jobs, model.name, model.settings["resolution"])
+        return Plan([job for group in jobs.values() for job in group], facts)
+
+    def sets(self, plan: Plan) -> dict[str, ImageSet]:
+        """Training images, and the restored images of each degradation."""
+        facts: RestorationFacts = plan.facts
+        return self.made_sets(facts.jobs, f"image.{facts.model}", resolution=facts.resolution)
+
+    def findings(self, plan: Plan, measured: dict[str, float]) -> Findings:
+        """Findings of the restored images, read from the files of the jobs."""
+        _, originals, damaged = self.degraded()
+        made = {
+            name: joined([read_job(job.name, self.files) for job in jobs]).finished
+            for name, jobs in plan.facts.jobs.items()
+        }
+        return restored_findings(damaged, made, originals, measured)
+
+
+def restored_findings(
+    damaged: Sequence[Damaged], made: Mapping[str, np.ndarray], originals: np.ndarray, distances: Mapping[str, float]
+) -> Findings:
+    """A table with dB before and after restoration and distances, and rows of images of each degradation.
+
+    Args:
+        made: restored images (N, H, W, 3) by degradation.
+        distances: by degradation, where they were measured.
+    """
+    rows, blocks, figures = [], [], dict[str, float]()
+    for each in damaged:
+        restored, name = made[each.name], readable(each.name)
+        before, after = (psnr(images, originals, each.mask) for images in (each.shown, restored))
+        rows.append([name, before, after, distances.get(each.name), len(originals)])
+        blocks.append(GridBlock(f"{name}, given ({before:.1f} dB)", list(each.shown[:SHOWN])))
+        blocks.append(GridBlock(f"{name}, restored ({after:.1f} dB)", list(restored[:SHOWN])))
+        metric = f"psnr_{each.name.replace(' ', '_')}"
+        figures |= {metric: after, f"{metric}_degraded": before}
+    blocks.append(GridBlock("original", list(originals[:SHOWN])))
+    columns = ["degradation", "given, dB", "restored, dB", "Fréchet distance", "N"]
+    return Findings(
+        {},
+        {"Restored held-out images": {"columns": columns, "rows": rows}},
+        figures,
+        {name: value for name, value in figures.items() if not name.endswith("degraded")},
+        {"restored": render_blocks(blocks, columns=SHOWN)},
+    )
 
 
 def damage(
@@ -75,56 +157,45 @@ def damage(
         asked: N requests with the label or prompt of each image, where the model takes one.
         seed: of masks and of what fills them.
     """
-    asked = [Request()] * len(originals) if asked is None else asked
-    asked = [request.replace(generator="translate", seed=seed + i) for i, request in enumerate(asked)]
+    bare = [Request()] * len(originals) if asked is None else asked
+    requests = [request.replace(generator="translate", seed=seed + number) for number, request in enumerate(bare)]
     image = from_uint8(originals)
-    found = []
+    damaged = []
+
+    def changed(name: str, task: str, left: np.ndarray, given: np.ndarray) -> None:
+        """Adds a degradation of every pixel: what is left of the images, and what the model is given."""
+        asked = (r.replace(task=task, image=encode_png(p)) for r, p in zip(requests, given, strict=True))
+        damaged.append(Damaged(name, left, np.ones(left.shape[:3], dtype=bool), tuple(asked)))
+
     for task in tasks:
         if task in MASK_TASKS:
-            found.append(_with_masks(task, originals, mask_area, asked, seed))
+            damaged.append(_with_masks(task, originals, mask_area, requests, seed))
         elif task == "colorization":
-            found.append(_changed(task, task, to_uint8(gray(image)), asked))
+            left = to_uint8(gray(image))
+            changed(task, task, left, left)
         elif task == "jpeg":
             for quality in JPEG_QUALITIES:
-                left = np.stack([compress(image, quality=quality) for image in originals])
-                found.append(_changed(f"jpeg quality {quality}", task, left, asked))
+                left = np.stack([compress(original, quality=quality) for original in originals])
+                changed(f"jpeg quality {quality}", task, left, left)
         else:
             for factor in factors:
                 small = to_uint8(downsample(image, image.shape[-1] // factor))
-                left = to_uint8(blurred(image, factor))
-                found.append(_changed(f"super resolution {factor} times", task, left, asked, degraded=small))
-    return found
+                changed(f"super resolution {factor} times", task, to_uint8(blurred(image, factor)), small)
+    return damaged
 
 
-def restorations(
-    damaged: Sequence[Damaged], made: Mapping[str, np.ndarray], originals: np.ndarray
-) -> list[Restoration]:
-    """Restorations of each degradation by name, next to the originals."""
-    return [Restoration(each.name, each.shown, made[each.name], originals, each.mask) for each in damaged]
-
-
-def restoration_figures(found: Sequence[Restoration]) -> dict[str, float]:
-    """Metric -> dB, by degradation: the value of the model, and the value without restoration."""
-    figures = {}
-    for each in found:
-        name = each.name.replace(" ", "_")
-        figures |= {f"psnr_{name}": each.psnr, f"psnr_{name}_degraded": each.degraded_psnr}
-    return figures
-
-
-def restoration_table(found: Sequence[Restoration], distances: Mapping[str, float]) -> dict[str, Any]:
-    """Columns and rows for the report: dB before and after restoration, and distance.
-
-    Args:
-        distances: by name, where they were measured.
-    """
-    return {
-        "columns": ["degradation", "given, dB", "restored, dB", "Fréchet distance", "N"],
-        "rows": [
-            [readable(each.name), each.degraded_psnr, each.psnr, distances.get(each.name), len(each.original)]
-            for each in found
-        ],
-    }
+def _with_masks(
+    task: str, originals: np.ndarray, area: tuple[float, float], requests: Sequence[Request], seed: int
+) -> Damaged:
+    make, side = inpainting_mask if task == "inpainting" else border_mask, originals.shape[1]
+    masks, asked = [], []
+    for number, (image, request) in enumerate(zip(originals, requests, strict=True)):
+        numbers = torch.rand(NUMBERS, generator=random_stream(seed, f"{task} of image {number}")).tolist()
+        masks.append(make(numbers, side, area=area).numpy())
+        mask = encode_png(np.where(masks[-1], np.uint8(255), np.uint8(0)))
+        asked.append(request.replace(task=task, image=encode_png(image), mask=mask))
+    mask = np.stack(masks)
+    return Damaged(task, np.where(mask[..., None], np.uint8(HIDDEN), originals), mask, tuple(asked))
 
 
 def asked_of(model: SamplingModel, labels: np.ndarray, captions: Sequence[str]) -> list[Request]:
@@ -139,41 +210,7 @@ def asked_of(model: SamplingModel, labels: np.ndarray, captions: Sequence[str]) 
     return [request.replace(prompt=caption) for request, caption in zip(bare, fitting, strict=True)]
 
 
-def draw_restorations(found: Sequence[Restoration], *, columns: int = SHOWN) -> bytes:
-    """Rows for each degradation as PNG: the degraded images, the restorations, and the originals."""
-    blocks = []
-    for each in found:
-        name = readable(each.name)
-        blocks.append(GridBlock(f"{name}, given ({each.degraded_psnr:.1f} dB)", list(each.degraded[:columns])))
-        blocks.append(GridBlock(f"{name}, restored ({each.psnr:.1f} dB)", list(each.restored[:columns])))
-    return render_blocks([*blocks, GridBlock("original", list(found[0].original[:columns]))], columns=columns)
-
-
 def psnr(made: np.ndarray, original: np.ndarray, mask: np.ndarray) -> float:
     """Peak signal-to-noise ratio over the mask's pixels (N, H, W) of all images, dB."""
     errors = np.square(made.astype(np.float64) - original)[mask]
     return 10 * math.log10(255**2 / max(float(errors.mean()), ROUNDING))
-
-
-def _with_masks(
-    task: str, originals: np.ndarray, area: tuple[float, float], asked: Sequence[Request], seed: int
-) -> Damaged:
-    make, side = inpainting_mask if task == "inpainting" else border_mask, originals.shape[1]
-    masks, requests = [], []
-    for number, (image, request) in enumerate(zip(originals, asked, strict=True)):
-        numbers = torch.rand(NUMBERS, generator=random_stream(seed, f"{task} of image {number}")).tolist()
-        masks.append(make(numbers, side, area=area).numpy())
-        mask = encode_png(np.where(masks[-1], np.uint8(255), np.uint8(0)))
-        requests.append(request.replace(task=task, image=encode_png(image), mask=mask))
-    mask = np.stack(masks)
-    shown = np.where(mask[..., None], np.uint8(HIDDEN), originals)
-    return Damaged(task, shown, mask, tuple(requests))
-
-
-def _changed(
-    name: str, task: str, left: np.ndarray, asked: Sequence[Request], *, degraded: np.ndarray | None = None
-) -> Damaged:
-    """A degradation of every pixel; `degraded` is the model's input, if smaller than the shown image."""
-    images = left if degraded is None else degraded
-    requests = tuple(r.replace(task=task, image=encode_png(p)) for r, p in zip(asked, images, strict=True))
-    return Damaged(name, left, np.ones(left.shape[:3], dtype=bool), requests)

@@ -1,30 +1,43 @@
-"""Study of Fréchet distance against the number of network evaluations.
-
-Compares every sampler of one trained model.
-"""
+"""Study of Fréchet distance by number of network evaluations, of every sampler of one model."""
 
 from dataclasses import replace
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
-from components.data.shards import ShardIndex
+from components.evaluation.generated import SampleJob
+from components.evaluation.image_sets import HELD_OUT
 from components.evaluation.plots import Panel, Series, plot_svg
-from components.evaluation.variants import (
-    HELD_OUT,
+from components.evaluation.study import (
+    Findings,
     Made,
     Measured,
-    StudyPlan,
-    VariantJob,
     VariantsConfig,
+    VariantStudy,
     counted,
-    study_requests,
+    variants_grid,
 )
 from components.models.diffusion.steps import SamplerName
-from components.runtime.storage.artifact import Artifact
 from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
+
+
+class SamplerSetting(NamedTuple):
+    """Sampler and number of steps of a way to sample."""
+
+    sampler: SamplerName
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """Sampler and steps as a name for jobs and metrics."""
+        return f"{self.sampler}_{self.steps}"
+
+    @property
+    def title(self) -> str:
+        """Sampler and steps in words, for tables and rows of images."""
+        return f"{self.sampler}, {self.steps} steps"
 
 
 class StepsStudyConfig(VariantsConfig):
@@ -35,105 +48,67 @@ class StepsStudyConfig(VariantsConfig):
     reference_sampler: SamplerName = "ddpm"  # sampler of the reference images
     reference_steps: int = Field(250, ge=1)
 
-
-class SamplerSetting(NamedTuple):
-    """Sampler and number of steps of a way to sample."""
-
-    sampler: SamplerName
-    steps: int
+    @property
+    def reference(self) -> SamplerSetting:
+        """The setting with the reference sampler and its number of steps."""
+        return SamplerSetting(self.reference_sampler, self.reference_steps)
 
     @property
-    def name(self) -> str:  # of jobs and metrics
-        """Sampler and steps as a name for jobs and metrics."""
-        return f"{self.sampler}_{self.steps}"
-
-    @property
-    def title(self) -> str:
-        """Sampler and steps in words, for tables and rows of images."""
-        return f"{self.sampler}, {self.steps} steps"
+    def study(self) -> "type[StepsStudy]":
+        """The study of this configuration."""
+        return StepsStudy
 
 
-def settings_of(config: StepsStudyConfig) -> dict[str, SamplerSetting]:
-    """Name -> setting, the reference last."""
-    chosen = [SamplerSetting(sampler, steps) for sampler in config.samplers for steps in sorted(config.steps)]
-    return {setting.name: setting for setting in (*chosen, reference_of(config))}
+class StepsStudy(VariantStudy[StepsStudyConfig]):
+    """Images of the base of a cascade by every sampler and number of steps; the input is `cascade`."""
 
+    by_prompt = True
 
-def reference_of(config: StepsStudyConfig) -> SamplerSetting:
-    """The setting with the reference sampler and its number of steps."""
-    return SamplerSetting(config.reference_sampler, config.reference_steps)
+    def settings(self) -> dict[str, SamplerSetting]:
+        """Name -> setting, the reference last."""
+        config = self.config
+        chosen = [SamplerSetting(sampler, steps) for sampler in config.samplers for steps in sorted(config.steps)]
+        return {setting.name: setting for setting in (*chosen, config.reference)}
 
+    def load(self) -> Cascade:
+        """The cascade. Raises ValueError if it has no diffusion model."""
+        with self.models["cascade"].local_copy() as folder:
+            cascade = Cascade.load(folder, device=best_device())
+        if cascade.base is None:
+            raise ValueError("this cascade has no diffusion model whose samplers could be compared")
+        return cascade
 
-def plan_study(config: StepsStudyConfig, cascade: Artifact, index: ShardIndex) -> StudyPlan:
-    """Requests with the conditions of training images. Runs in a worker. Raises as `load_cascade`."""
-    loaded = load_cascade(cascade)
-    assert loaded.base is not None
-    return StudyPlan(study_requests(config, index, loaded, prompts=True), loaded.base.settings["resolution"])
+    def sample(self, models: Cascade, job: SampleJob) -> Made:
+        """Images of the base alone by the job's sampler and steps.
 
+        Raises ValueError if the objective has no such sampler.
+        """
+        assert models.base is not None
+        asked = [request.replace(**job.variant._asdict(), generator="diffusion") for request in job.requests]
+        with counted(models.base.module) as sizes:
+            images = replace(models, upsamplers=()).sample(asked, batch_size=len(asked))
+        return Made(np.stack(images), sum(sizes) / len(images), np.zeros(0, bool))
 
-def load_cascade(cascade: Artifact) -> Cascade:
-    """Loads the cascade on the best available device.
-
-    Raises ValueError for a cascade without a diffusion model.
-    """
-    with cascade.local_copy() as folder:
-        loaded = Cascade.load(folder, device=best_device())
-    if loaded.base is None:
-        raise ValueError("this cascade has no diffusion model whose samplers could be compared")
-    return loaded
-
-
-def sample_in(cascade: Cascade, job: VariantJob) -> Made:
-    """Images of the base alone by the job's sampler and steps.
-
-    Raises ValueError if the objective has no such sampler.
-    """
-    base, setting = cascade.base, job.variant
-    assert base is not None
-    asked = [request.replace(**setting._asdict(), generator="diffusion") for request in job.requests]
-    with counted(base.module) as sizes:
-        images = replace(cascade, upsamplers=()).sample(asked, batch_size=len(asked))
-    return Made(np.stack(images), sum(sizes) / len(images), np.zeros(0, bool))
-
-
-def draw_steps(found: Measured, config: StepsStudyConfig, *, salt: str) -> dict[str, str]:
-    """Plots by title, SVG: a line for each sampler, and the reference as a level."""
-    reference, lines = found.points[reference_of(config).name], []
-    for sampler in config.samplers:
-        line = [found.points[SamplerSetting(sampler, steps).name] for steps in sorted(set(config.steps))]
-        lines.append(Series(sampler, [point.evaluations for point in line], [point.distance for point in line]))
-    panel = Panel(
-        "network evaluations an image",
-        f"Fréchet distance, {config.feature_network}",
-        lines,
-        levels={reference.setting.title: reference.distance, HELD_OUT: found.held_out_distance},
-        log_x=True,
-        log_y=True,
-    )
-    return {f"Distance against network evaluations, N {config.samples}": plot_svg([panel], salt=salt)}
-
-
-def steps_table(found: Measured, config: StepsStudyConfig) -> dict[str, Any]:
-    """Columns and rows for the report: evaluations and distance by sampler and steps."""
-    return {
-        "columns": ["sampler", "steps", "network evaluations", f"Fréchet distance, {config.feature_network}", "N"],
-        "rows": [
-            [*point.setting, point.evaluations, point.distance, config.samples] for point in found.points.values()
-        ],
-    }
-
-
-def steps_summary(found: Measured, config: StepsStudyConfig) -> dict[str, float]:
-    """Metric -> distance of each setting."""
-    return {f"fd_{config.feature_network}_{name}": point.distance for name, point in found.points.items()}
-
-
-def steps_headline(found: Measured, config: StepsStudyConfig) -> dict[str, float]:
-    """The reference, and each sampler at the number of steps in the middle."""
-    middle = sorted(config.steps)[len(config.steps) // 2]
-    chosen = {SamplerSetting(sampler, middle) for sampler in config.samplers} | {reference_of(config)}
-    return {
-        f"distance, {point.setting.title} (N {config.samples})": point.distance
-        for point in found.points.values()
-        if point.setting in chosen
-    }
+    def described(self, measured: Measured) -> Findings:
+        """A plot with a line for each sampler and the reference as a level; the headline has the middle steps."""
+        config, points = self.config, measured.points
+        network, number, reference = config.feature_network, f"N {config.samples}", points[config.reference.name]
+        steps, lines = sorted(set(config.steps)), []
+        for sampler in config.samplers:
+            line = [points[SamplerSetting(sampler, each).name] for each in steps]
+            lines.append(Series(sampler, [point.evaluations for point in line], [point.distance for point in line]))
+        levels = {reference.setting.title: reference.distance, HELD_OUT: measured.held_out_distance}
+        labels = "network evaluations an image", f"Fréchet distance, {network}"
+        panel = Panel(*labels, lines, levels=levels, log_x=True, log_y=True)
+        columns = ["sampler", "steps", "network evaluations", labels[1], "N"]
+        rows = [[*point.setting, point.evaluations, point.distance, config.samples] for point in points.values()]
+        middle = sorted(config.steps)[len(config.steps) // 2]
+        chosen = {SamplerSetting(sampler, middle) for sampler in config.samplers} | {config.reference}
+        shown = [point for point in points.values() if point.setting in chosen]
+        return Findings(
+            {f"Distance against network evaluations, {number}": plot_svg([panel], salt=self.stage)},
+            {"Fréchet distances by sampler and steps": {"columns": columns, "rows": rows}},
+            {f"fd_{network}_{name}": point.distance for name, point in points.items()},
+            {f"distance, {point.setting.title} ({number})": point.distance for point in shown},
+            {"by_steps": variants_grid(points)},
+        )

@@ -1,4 +1,4 @@
-"""Evaluation of reconstructions and of generated images, by distances to the training images."""
+"""Evaluation of reconstructions and of generated images, by figures in the features of a network."""
 
 from functools import partial
 from typing import Any
@@ -6,35 +6,21 @@ from typing import Any
 from pydantic import Field
 
 from components.data.encoding import describe_autoencoder
-from components.data.held_out import random_part
-from components.data.shards import load_index
-from components.evaluation.codebook import (
-    KeptJob,
-    ReconstructionMeasurer,
-    codebook_use,
-    draw_kept,
-    kept_histogram,
-    kept_jobs,
-)
-from components.evaluation.feature_files import FeatureSet, measure_features
-from components.evaluation.features import check_feature_network
+from components.data.shards import ShardIndex, load_index
+from components.evaluation.codebook import codebook_use, draw_kept, kept_histogram, reconstruction_jobs
+from components.evaluation.features import FeatureJob, FeatureSet, check_feature_network, measure_features
 from components.evaluation.generated import measured_stages
 from components.evaluation.image_sets import (
     REFERENCE,
-    ShardImages,
+    MadeStage,
     compared_sets,
     held_out_parts,
-    split_parts,
+    trained_parts,
     window_sets,
 )
-from components.evaluation.measure import (
-    DistanceRow,
-    MeasureConfig,
-    distance_rows,
-    packed_reference,
-)
+from components.evaluation.measure import DistanceRow, MeasureConfig, MetricNames, distance_rows, packed_reference
+from components.evaluation.metrics import METRICS
 from components.runtime import events
-from components.runtime.pool import Pool
 from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
 
@@ -42,12 +28,13 @@ RECONSTRUCTED = "reconstructions of held-out images"
 
 
 class EvaluationConfig(MeasureConfig):
-    """Feature network, precision and image counts of distances, with the size of windows."""
+    """Feature network, precision and image counts of distances, with the metrics and the size of windows."""
 
     stage_version = 4  # precision, recall and standard errors beside distances
 
     held_out_samples: int = Field(1024, ge=2)  # at most so many to reconstruct
     window: int | None = Field(None, ge=8)  # pixels; larger images are also compared window by window
+    metrics: MetricNames = tuple(METRICS)  # the distance is measured in any case, its error where it is named
 
 
 def evaluate(
@@ -58,7 +45,9 @@ def evaluate(
     tokenizer: Artifact | None = None,
     samples: Artifact | None = None,
 ) -> Artifact:
-    """Reconstruct held-out images and measure Fréchet distances to the training images.
+    """Reconstruct held-out images and measure all images against the training images.
+
+    Features stay beside the images that they are of, so an evaluation with other metrics measures none again.
 
     Args:
         tokenizer: an autoencoder, where there is one to judge.
@@ -69,77 +58,58 @@ def evaluate(
     """
     check_feature_network(config.feature_network)
     metadata: dict[str, Any] = {"feature_network": config.feature_network, "distances": [], "summary": {}}
-    folder, kept = context.scratch(), []
+    folder, index, kept, side = context.scratch(), load_index(images.url("index.json")), list[FeatureJob](), 0
     with context.pool() as pool:
+        anew = context.work_store if context.forced else None
+        work: dict[str, Any] = {"pool": pool, "progress": context.report_images, "anew": anew}
         if tokenizer is not None:
-            size = {"resolution": describe_autoencoder(tokenizer).resolution, "limit": config.held_out_samples}
-            held_out = held_out_parts(load_index(images.url("index.json")), **size)
-            kept = keep(config, context, pool, tokenizer, held_out)
+            side = describe_autoencoder(tokenizer).resolution
+            held_out = held_out_parts(index, resolution=side, limit=config.held_out_samples)
+            kept = reconstruction_jobs(tokenizer, held_out, config, **work)
             for name, png in pool.call(partial(draw_kept, tokenizer, held_out)).items():
                 (folder / f"{name}.png").write_bytes(png)
                 context.recorder.emit(events.Image(context.stage, 0, name, png))
-            histogram = pool.call(partial(kept_histogram, kept, context.work_store))
+            histogram = pool.call(partial(kept_histogram, kept))
             if histogram is not None:
                 count = sum(part.num_images for part in held_out)
                 metadata["held_out_codebook"] = codebook_use(histogram, count).model_dump()
         if config.feature_network != "none":
-            rows, reference = measure(config, context, pool, images, samples, kept)
+            made = [] if samples is None else measured_stages(samples)
+            rows, reference = measure(config, index, made, kept, side, work)
             (folder / "reference.npz").write_bytes(reference)
-            metadata["summary"] = {
-                name: value for row in rows for name, value in row.metrics(config.feature_network).items()
-            }
+            figures = [row.metrics(config.feature_network) for row in rows]
+            metadata["summary"] = {name: value for row in figures for name, value in row.items()}
             metadata["distances"] = [row.model_dump() for row in rows]
             context.recorder.emit(events.Metrics(context.stage, 0, metadata["summary"]))
     return context.commit("report", folder=folder, metadata=metadata)
 
 
-def keep(
-    config: EvaluationConfig, context: StageContext, pool: Pool, tokenizer: Artifact, held_out: list[ShardImages]
-) -> list[KeptJob]:
-    """Measures reconstructions of held-out images into files of the stage's work."""
-    total, done, jobs, work = sum(part.num_images for part in held_out), 0, kept_jobs(held_out), context.work_store
-    for job in pool.finish(partial(ReconstructionMeasurer, tokenizer, config, work), jobs, files=work):
-        context.report_images(done := done + job.part.num_images, total)
-    return jobs
-
-
 def measure(
     config: EvaluationConfig,
-    context: StageContext,
-    pool: Pool,
-    images: Artifact,
-    samples: Artifact | None,
-    kept: list[KeptJob],
+    index: ShardIndex,
+    made: list[MadeStage],
+    kept: list[FeatureJob],
+    side: int,
+    work: dict[str, Any],
 ) -> tuple[list[DistanceRow], bytes]:
-    """Distances of all generated images to training images, and packed reference statistics.
+    """Figures of all images made against training images, and packed statistics of the latter.
 
-    Training images are read at the largest size of all sets; the packed statistics are those of the training images.
+    Training images are read at the largest size of all sets, reconstructions (`kept`) having `side` pixels.
     """
-    index, work = load_index(images.url("index.json")), context.work_store
-    made = [] if samples is None else measured_stages(samples)
-    largest = max([stage.side for stage in made] + [job.part.resolution for job in kept])
-    trained = split_parts(
-        random_part(index, samples=config.reference_samples, seed=config.seed),
-        "train",
-        resolution=largest,
-        limit=config.reference_samples,
-    )
-    held_out = held_out_parts(index, resolution=largest, limit=config.held_out_samples)
-    sets = compared_sets(trained, held_out, made, seed=config.seed)
-    side, windows = config.window, {}
-    if side is not None and side < largest:
-        windows = window_sets(trained, held_out, made, side=side, seed=config.seed)
-    network, precision = config.feature_network, config.precision
-    found = measure_features(
-        sets | windows, network=network, precision=precision, work=work, pool=pool, progress=context.report_images
-    )
-    measured = [images for images in found if images.name in sets]
-    if kept:
-        measured.append(FeatureSet(RECONSTRUCTED, "model", tuple(job.name for job in kept)))
-    rows = distance_rows(measured, work, pool=pool, seed=config.seed, refined=True)
+    seed, pool = config.seed, work["pool"]
+    whole = max([side, *(stage.side for stage in made)])
+    trained = trained_parts(index, samples=config.reference_samples, seed=seed, resolution=whole)
+    held_out = held_out_parts(index, resolution=whole, limit=config.held_out_samples)
+    sets, windows = compared_sets(trained, held_out, made, seed=seed), {}
+    if config.window is not None and config.window < whole:
+        windows = window_sets(sets, made, side=config.window, whole=whole, seed=seed)
+    measured = measure_features(sets | windows, network=config.feature_network, precision=config.precision, **work)
+    wholes = [images for images in measured if images.name in sets]
+    wholes += [FeatureSet(RECONSTRUCTED, "model", tuple(kept))] if kept else []
+    rows = distance_rows(wholes, pool=pool, seed=seed, metrics=config.metrics)
     if windows:
-        cut = [images for images in found if images.name in windows]
-        rows += distance_rows(cut, work, pool=pool, seed=config.seed, refined=True, reference=next(iter(windows)))
-    (references,) = (images.files for images in measured if images.name == REFERENCE)
-    reference = pool.call(partial(packed_reference, work, references))
-    return sorted(rows, key=lambda row: (row.purpose == "model", row.name != RECONSTRUCTED)), reference
+        cut = [images for images in measured if images.name in windows]
+        rows += distance_rows(cut, pool=pool, seed=seed, metrics=config.metrics, reference=next(iter(windows)))
+    (reference,) = (images for images in wholes if images.name == REFERENCE)
+    ordered = sorted(rows, key=lambda row: (row.purpose == "model", row.name != RECONSTRUCTED))
+    return ordered, pool.call(partial(packed_reference, reference))

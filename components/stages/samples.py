@@ -1,6 +1,7 @@
 """Samples: both generators of the composed cascade at work, to be looked at and to be measured."""
 
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 from pydantic import Field
@@ -15,12 +16,12 @@ from components.evaluation.gallery import (
     gallery_requests,
     read_gallery,
 )
-from components.evaluation.generated import measured_jobs, measured_requests
-from components.evaluation.job_sampler import JobFile, read_job_file, sample_jobs, seconds_per_image
+from components.evaluation.generated import measured_jobs, measured_requests, sample_jobs, seconds_per_image
 from components.runtime import events
 from components.runtime.pool import file_name
 from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.store import Store, in_parallel
+from components.runtime.storage.artifact import read_records
+from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
 from components.sampling.image_files import encode_png
 from components.sampling.requests import Request
@@ -52,15 +53,15 @@ def sample_generators(config: SamplesConfig, context: StageContext, *, images: A
         plan = pool.call(partial(plan_samples, config, index, trained, cascade))
         measured = {name: measured_jobs(name, requests) for name, requests in plan.measured.items()}
         jobs = gallery_jobs(plan.shown, strip_frames=config.strip_frames)
-        jobs += [job for group in measured.values() for job in group]
+        jobs += chain(*measured.values())
         total = sum(len(job.requests) for job in jobs)
         for job in sample_jobs(jobs, cascade, files=files, pool=pool):
             context.report_images(done := done + len(job.requests), total)
         drawn = pool.call(partial(draw_samples, plan.shown, files, index.classes))
-        records = pool.call(partial(read_job_files, [job.name for job in jobs], files))
-    seconds = {
-        f"seconds_per_image_{name}": seconds_per_image(group, records) for name, group in measured.items() if group
-    }
+    names = [job.name for job in jobs]
+    records = dict(zip(names, read_records(files, names), strict=True))
+    taken = {name: seconds_per_image(group, records) for name, group in measured.items() if group}
+    seconds = {f"seconds_per_image_{name}": value for name, value in taken.items()}
     for name, grid in drawn.items():
         (folder / f"{name}.png").write_bytes(grid.png)
         context.recorder.emit(events.Image(context.stage, 0, name, grid.png))
@@ -68,10 +69,11 @@ def sample_generators(config: SamplesConfig, context: StageContext, *, images: A
     metadata = {
         "summary": seconds,
         "measured": {generator: [file_name(job.name) for job in group] for generator, group in measured.items()},
-        "contents": {file_name(job.name): records[job.name].stages for group in measured.values() for job in group},
+        "contents": {file_name(job.name): records[job.name].facts["stages"] for job in chain(*measured.values())},
         "words": {name: grid.words for name, grid in drawn.items()},
     }
-    return context.commit("samples", folder=folder, parts=[records[job.name].entry for job in jobs], metadata=metadata)
+    parts = [entry for record in records.values() for entry in record.files]
+    return context.commit("samples", folder=folder, parts=parts, metadata=metadata)
 
 
 class SamplesPlan(NamedTuple):
@@ -111,8 +113,3 @@ def plan_samples(config: SamplesConfig, index: ShardIndex, trained: Words, casca
 def draw_samples(shown: dict[str, list[Request]], files: Store, classes: tuple[str, ...]) -> dict[str, DrawnGrid]:
     """Grids of the shown images by name. Runs in a worker."""
     return draw_gallery(shown, read_gallery(shown, files), classes=classes)
-
-
-def read_job_files(names: list[str], files: Store) -> dict[str, JobFile]:
-    """Records of the job files by name. Runs in a worker."""
-    return dict(zip(names, in_parallel(partial(read_job_file, files=files), names), strict=True))

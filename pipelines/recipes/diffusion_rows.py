@@ -18,14 +18,14 @@ from components.configuration.sampling import (
     RestorationSampling,
 )
 from components.evaluation.guidance_study import GuidanceStudyConfig
+from components.evaluation.likelihood_study import LikelihoodConfig
 from components.evaluation.noising_study import NoisingStudyConfig
+from components.evaluation.restoration import RestorationConfig
 from components.evaluation.steps_study import StepsStudyConfig
 from components.models.diffusion.steps import SAMPLERS
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
-from components.stages.likelihood import LikelihoodConfig
 from components.stages.precompute import PrecomputeConfig
-from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
 from pipelines.recipes import systems
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, DiffusionStudiesRecipe, ImageToImageRecipe

@@ -25,13 +25,13 @@ from components.configuration.trainings import (
     check_guide,
 )
 from components.evaluation.guidance_study import GuidanceStudyConfig
+from components.evaluation.likelihood_study import LikelihoodConfig
 from components.evaluation.noising_study import NoisingStudyConfig
+from components.evaluation.restoration import RestorationConfig
 from components.evaluation.steps_study import StepsStudyConfig
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
-from components.stages.likelihood import LikelihoodConfig
 from components.stages.precompute import PrecomputeConfig, TextEncoderConfig
-from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
 
 

@@ -15,10 +15,10 @@ from components.configuration.sampling import (
     TransformerSampling,
 )
 from components.configuration.trainings import PriorTraining
+from components.evaluation.restoration import RestorationConfig
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.precompute import Column, PrecomputeConfig, TextEncoderConfig
-from components.stages.restoration import RestorationConfig
 from components.stages.samples import SamplesConfig
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, ImageToImageRecipe
 from pipelines.recipes.published_networks import (

@@ -21,7 +21,7 @@ from components.configuration.sampling import (
 )
 from components.configuration.trainings import AutoencoderTraining
 from components.stages.evaluate import EvaluationConfig
-from components.stages.likelihood import LikelihoodConfig
+from components.evaluation.likelihood_study import LikelihoodConfig
 from components.stages.precompute import PrecomputeConfig
 from components.stages.samples import SamplesConfig
 from components.stages.tokens import TokensConfig

@@ -30,9 +30,9 @@ from components.configuration.trainings import (
     PriorTraining,
 )
 from components.evaluation.agreement import AgreementConfig
+from components.evaluation.likelihood_study import LikelihoodConfig
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
-from components.stages.likelihood import LikelihoodConfig
 from components.stages.samples import SamplesConfig
 from components.stages.tokens import TokensConfig
 from pipelines.recipes.diffusion_shapes import (

@@ -12,6 +12,7 @@ from components.configuration.usage import UsageError, nearest
 from components.data.listing import SourceError
 from components.evaluation.image_sets import HELD_OUT
 from components.evaluation.measure import DistanceRow
+from components.evaluation.metrics import METRICS
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.report import Figure, Table, duration, figure, number, page_environment, shrunk
 from pipelines.engine.display import say
@@ -25,10 +26,8 @@ LIKELIHOODS = {  # names in the study's summary -> what they are; an exact one i
     "held_out_bits_per_dim": "bound",
     "estimated_held_out_bits_per_dim": "estimated bound",
 }
-COLUMNS = (
-    *("system", "density", "bits/dim", "distance", "N", "precision", "recall"),
-    *("trained", "s/image", "parameters", "seed"),
-)
+FIGURES = [name for name in METRICS if name != "distance"]  # beside the distance
+COLUMNS = ("system", "density", "bits/dim", "distance", "N", *FIGURES, "trained", "s/image", "parameters", "seed")
 UNKNOWN = "–"
 WIDEST = 560  # pixels of a grid of samples
 
@@ -163,7 +162,7 @@ def comparison_table(systems: Iterable[SystemResult]) -> Table:
     for row in [system.scale for system in systems if system.scale is not None][:1]:
         rows.append((row.name, UNKNOWN, UNKNOWN, *distance_cells(row), *[UNKNOWN] * 4))
     for bits in [system.png_bits for system in systems if system.png_bits is not None][:1]:
-        rows.append(("held-out images as PNG", UNKNOWN, f"{bits:.2f}", *[UNKNOWN] * 8))
+        rows.append(("held-out images as PNG", UNKNOWN, f"{bits:.2f}", *[UNKNOWN] * (len(COLUMNS) - 3)))
     return Table(columns=COLUMNS, rows=tuple(rows))
 
 
@@ -171,24 +170,22 @@ def system_cells(system: SystemResult) -> tuple[str, ...]:
     """A row of the table, a cell for each of COLUMNS."""
     bits = UNKNOWN if system.bits is None else with_error(system.bits, system.bits_error, digits=2)
     bits += f", {system.likelihood}" if system.bits is not None else ""
-    made = distance_cells(system.made) if system.made is not None else (UNKNOWN,) * 4
+    made = distance_cells(system.made) if system.made is not None else (UNKNOWN,) * (2 + len(FIGURES))
     parameters = UNKNOWN if system.parameters is None else f"{system.parameters / 1e6:.2f} M"
     took = (duration(system.train_seconds), number(system.seconds_per_image))
     return (system.title, system.branch, bits, *made, *took, parameters, str(system.seed))
 
 
 def distance_cells(row: DistanceRow) -> tuple[str, ...]:
-    """Distance, N, precision, recall."""
-    shares = (
-        UNKNOWN if share is None else with_error(share, share_error(share, row.samples), digits=2)
-        for share in (row.precision, row.recall)
-    )
-    return (with_error(row.distance, row.standard_error, digits=1), f"{row.samples:,}", *shares)
+    """Distance, N, and the other figures of METRICS, each with the standard error."""
+    distance, *others = (figure_cell(row, name) for name in ("distance", *FIGURES))
+    return (distance, f"{row.samples:,}", *others)
 
 
-def share_error(share: float, count: int) -> float:
-    """Standard error of a share of so many independent images: the root of p (1 - p) / N."""
-    return (share * (1 - share) / count) ** 0.5
+def figure_cell(row: DistanceRow, metric: str) -> str:
+    """A figure of a set with its standard error; a dash if it was not measured."""
+    value = row.figure(metric)
+    return UNKNOWN if value is None else with_error(value, row.error(metric), digits=METRICS[metric].digits)
 
 
 def with_error(value: float, error: float | None, *, digits: int) -> str:

@@ -16,6 +16,8 @@ from components.configuration.usage import UsageError, nearest
 from components.data.listing import SourceError
 from components.evaluation.gallery import INDEX_GRIDS, ORIGINALS
 from components.evaluation.grids import readable
+from components.evaluation.measure import DistanceRow
+from components.evaluation.metrics import METRICS
 from components.evaluation.plots import with_own_ids
 from components.evaluation.report import Table, described_image, figure, page_environment, shrunk, stage_curves
 from components.runtime.storage.artifact import Artifact
@@ -146,8 +148,10 @@ def figures_of(artifacts: Mapping[str, Artifact], trained: Mapping[str, Artifact
     figures = {name.removeprefix(HELD_OUT): value for name, value in summaries if "bits_per" in name}
     for metadata in (artifact.metadata for artifact in artifacts.values()):
         figures |= metadata.get("headline", {})
-        rows = [row for row in metadata.get("distances", []) if row["purpose"] == "model"]
-        figures |= {f"distance, {row['name']} (N {row['samples']})": row["distance"] for row in rows}
+        rows = [DistanceRow(**row) for row in metadata.get("distances", []) if row["purpose"] == "model"]
+        for metric in (name for name, kind in METRICS.items() if kind.headline):
+            values = {f"{metric}, {row.name} (N {row.samples})": row.figure(metric) for row in rows}
+            figures |= {name: value for name, value in values.items() if value is not None}
         if use := metadata.get("held_out_codebook"):
             figures |= {"codes in use, %": 100 * use["codebook_usage"], "perplexity": use["codebook_perplexity"]}
     return figures

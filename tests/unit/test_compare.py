@@ -30,7 +30,6 @@ from pipelines.suites.compare import (
     draw_comparison,
     render_comparison,
     run_compare,
-    share_error,
 )
 from pipelines.suites.runner import Stages, finished_stages, seed_assignments
 from pipelines.workflow import PlannedStage
@@ -157,7 +156,7 @@ def test_the_table_has_a_row_for_each_finished_training_with_errors_and_then_the
     first, second = cells(table, 0), cells(table, 1)
     assert first["bits/dim"] == "3.00 ± 0.05, bound"
     assert (first["distance"], first["N"]) == ("90.0 ± 2.5", "256")
-    assert first["precision"] == f"0.50 ± {share_error(0.5, 256):.2f}"
+    assert first["precision"] == f"0.50 ± {(0.5 * 0.5 / 256) ** 0.5:.2f}"
     assert (first["parameters"], first["s/image"], first["trained"]) == ("0.01 M", "0.125", "1 min 00 s")
     assert (second["bits/dim"], second["seed"]) == ("–", "1")
     assert cells(table, 2)["distance"] == "26.0 ± 1.0"

@@ -14,13 +14,15 @@ from components.data.shards import BPE, ShardIndex
 from components.evaluation.agreement import (
     Agreement,
     AskedPart,
-    CaptionRanker,
-    ClassJudge,
+    Judge,
+    Wanted,
+    agreement_findings,
+    asked_jobs,
     caption_agreement,
     caption_ranks,
     class_agreement,
-    label_table,
-    prompt_table,
+    known_parts,
+    wanted_of,
 )
 from components.evaluation.image_sets import some_of, split_parts
 from components.models.bundle import ModelBundle, save_bundle
@@ -28,7 +30,6 @@ from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
-from components.stages.agreement import Wanted, asked_jobs, headline, known_parts, summary, wanted_of
 from components.training.batches import to_batch, with_positions
 from components.training.tasks.recognition import ClassifierTask
 from pipelines.recipes.catalog import load_recipe
@@ -104,7 +105,7 @@ def test_held_out_images_under_their_own_label_get_the_accuracy_of_the_classifie
     classifier = judge_of(task, config, dataset_info, tmp_path)
 
     parts = known_parts(scenes, wanted_of(scenes, samples=100)["label"], resolution=SIDE)
-    seen = np.concatenate([ClassJudge(classifier)(part) for part in parts])
+    seen = np.concatenate([Judge(classifier)(part) for part in parts])
     found = class_agreement(seen, np.concatenate([part.asked for part in parts]))
     assert found.count == len(held_out["label"]) > 5
     shown = np.concatenate([images for part in parts for images in part.images.batches()])
@@ -128,7 +129,7 @@ def test_a_matcher_ranks_captions_of_images_of_any_larger_size(scenes: ShardInde
     network = contrastive_config().network_arguments(dataset_info)
     save_bundle(tmp_path / "m", ModelBundle("contrastive", network, {"resolution": SIDE}, encoder.network))
     encoder.text.bpe.save(str(tmp_path / "m" / BPE))
-    ranker = CaptionRanker(commit_model(tmp_path, "matcher", "k", tmp_path / "m"), ("a red circle", "a blue square"))
+    ranker = Judge(commit_model(tmp_path, "matcher", "k", tmp_path / "m"), ("a red circle", "a blue square"))
     images = np.random.default_rng(8).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
     large = images.repeat(2, axis=1).repeat(2, axis=2)
     ranks = [ranker(AskedPart(Given(each), (0, 0, 1, 1))) for each in (images, large)]
@@ -190,13 +191,14 @@ def test_a_set_that_holds_nothing_out_is_asked_for_what_is_known_of_its_training
 def test_tables_and_figures_show_held_out_images_and_chance_beside_each_branch() -> None:
     label = {"token branch": Agreement(100, 0.5, 0.2), "held-out images": Agreement(100, 0.8, 0.2)}
     prompt = {"token branch": Agreement(50, 0.1, 0.02, 9.5, 50)}
-    assert label_table(label)["rows"][0] == ["token branch", 0.5, 0.05, 0.2, 100]
-    (row,) = prompt_table(prompt)["rows"]
-    assert dict(zip(prompt_table(prompt)["columns"], row, strict=True))["chance of it"] == 25.5
-    figures = summary({"label": label, "prompt": prompt})
-    assert figures["accuracy_label_held_out_images"] == 0.8
-    assert figures["median_rank_prompt_token_branch"] == 9.5
-    assert headline({"label": label})["class seen, token branch (N 100)"] == 0.5
+    found = agreement_findings({"label": label, "prompt": prompt})
+    by_label, by_prompt = found.tables.values()
+    assert by_label["rows"][0] == ["token branch", 0.5, 0.05, 0.2, 100]
+    (row,) = by_prompt["rows"]
+    assert dict(zip(by_prompt["columns"], row, strict=True))["chance of it"] == 25.5
+    assert found.summary["accuracy_label_held_out_images"] == 0.8
+    assert found.summary["median_rank_prompt_token_branch"] == 9.5
+    assert found.headline["class seen, token branch (N 100)"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-
 from components.evaluation.distance import frechet_distance, gaussian_of
+
 from components.evaluation.features import (
     INPUT_SIZE,
     FeatureExtractor,

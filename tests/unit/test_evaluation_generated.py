@@ -11,10 +11,11 @@ from PIL import Image
 
 from components.data.held_out import random_part
 from components.data.shards import load_index
-from components.evaluation.agreement import AgreementConfig
+from components.evaluation.agreement import AgreementConfig, wanted_of
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests
 from components.evaluation.generated import (
     SampleJob,
+    draw_job,
     measured_requests,
     pack_job,
     read_job,
@@ -23,8 +24,7 @@ from components.evaluation.generated import (
 )
 from components.evaluation.grids import readable
 from components.evaluation.guidance_study import judge
-from components.evaluation.image_sets import WindowImages, in_batches, shrink
-from components.evaluation.job_sampler import draw_job
+from components.evaluation.image_sets import SmallerImages, in_batches, shrink
 from components.runtime.events import SilentRecorder
 from components.runtime.execution import Resources
 from components.runtime.pool import write_job
@@ -33,10 +33,10 @@ from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
 from components.sampling.model import load_model
 from components.sampling.requests import Request
-from components.stages.agreement import measure_agreement, wanted_of
 from components.stages.context import StageContext
 from components.stages.evaluate import EvaluationConfig, evaluate
 from components.stages.samples import SamplesConfig, sample_generators
+from components.stages.studies import run_study
 from pipelines.engine.run_report import study_of
 from tests.image_sets import write_set
 from tests.tiny_cascade import CLASSES, OBJECTIVE, write_cascade, write_models
@@ -105,12 +105,8 @@ def test_the_gallery_shows_both_generators_by_class_and_prompt_the_strip_and_the
         "strip_upsampler_16",
     }
     assert all(Image.open(io.BytesIO(grid.png)).size[0] > 128 for grid in drawn.values())
-
-
-def test_every_grid_keeps_the_words_that_its_images_were_asked_for_by(cascade: Cascade) -> None:
-    requests = gallery_requests(CONFIG, cascade, captions=CAPTIONS, seed=0)
-    made = {job.name.rpartition("-")[0] or job.name: draw_job(cascade, job).fetched() for job in _jobs(requests)}
-    words = {name: grid.words for name, grid in draw_gallery(requests, made, classes=CLASSES).items()}
+    # Every grid keeps the words that its images were asked for by.
+    words = {name: grid.words for name, grid in drawn.items()}
     assert words["tokens_by_prompt"] == words["diffusion_by_prompt"] == CAPTIONS[:2]
     assert words["diffusion_by_class"] == tuple(readable(name) for name in CLASSES)
     (shown,) = next(job.requests for job in _jobs(requests) if job.frames)
@@ -199,6 +195,10 @@ class ArrayImages(NamedTuple):
     def num_images(self) -> int:
         return len(self.images)
 
+    @property
+    def place(self) -> Store:
+        return Store("memory://images")
+
     def batches(self) -> Iterator[np.ndarray]:
         return in_batches(self.images)
 
@@ -263,15 +263,15 @@ def test_windows_are_parts_of_their_images_anywhere_in_them_and_the_same_each_ti
         np.broadcast_arrays(place[:, None], place[None], np.uint8(7)), axis=-1
     )  # each pixel says where it is
     part = ArrayImages(np.stack([image] * 70))
-    windows = np.concatenate([*WindowImages(part, 4, (0, 1)).batches()])
+    windows = np.concatenate([*SmallerImages(part, 4, (0, 1)).batches()])
     assert windows.shape == (70, 4, 4, 3)
     corners = windows[:, 0, 0, :2]
     for window, (y, x) in zip(windows, corners, strict=True):
         assert np.array_equal(window, image[y : y + 4, x : x + 4])
     assert corners.min() == 0
     assert corners.max() == 8
-    assert np.array_equal(windows, np.concatenate([*WindowImages(part, 4, (0, 1)).batches()]))
-    assert not np.array_equal(windows, np.concatenate([*WindowImages(part, 4, (0, 2)).batches()]))
+    assert np.array_equal(windows, np.concatenate([*SmallerImages(part, 4, (0, 1)).batches()]))
+    assert not np.array_equal(windows, np.concatenate([*SmallerImages(part, 4, (0, 2)).batches()]))
 
 
 def test_without_a_feature_network_the_evaluation_still_reconstructs(run: Fixture, samples: Artifact) -> None:
@@ -287,7 +287,7 @@ def test_the_agreement_of_a_branch_is_that_of_the_images_that_it_left(run: Fixtu
     folder, context = write(tmp_path / "judge", "classifier", CLASSIFIER, settings), run.context("agreement")
     judge_model = run.context("judge").commit("model", folder=folder)
     config, index = AgreementConfig(samples=5), load_index(run.images.url("index.json"))
-    report = measure_agreement(config, context, images=run.images, cascade=run.cascade, judge=judge_model)
+    report = run_study(config, context, images=run.images, cascade=run.cascade, judge=judge_model)
     (table,) = report.metadata["tables"].values()
     rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["rows"]}
     assert list(rows) == ["diffusion branch", "token branch", "held-out images"]

@@ -10,8 +10,16 @@ from torch import nn
 
 from components.configuration.conditions import DatasetInfo
 from components.configuration.trainings import PixelTraining
-from components.evaluation.image_bits import bits_table, check_likelihood, measure_bits, summarize_bits
-from components.evaluation.likelihood_study import STREAM, BoundJob, bound_jobs, standard_error
+from components.evaluation.likelihood_study import (
+    STREAM,
+    BoundJob,
+    bits_table,
+    bound_jobs,
+    check_likelihood,
+    measure_bits,
+    standard_error,
+    summarize,
+)
 from components.models.losses.reconstruction import reconstruction_loss
 from components.models.row_lstm import RowLSTM
 from components.sampling.images import from_uint8
@@ -114,7 +122,7 @@ def test_a_recipe_asks_no_likelihood_of_a_model_that_has_none(recipe, words: str
 
 def test_figures_are_means_with_errors_over_images() -> None:
     bits, png = np.array([2.0, 3.0, 4.0]), np.array([5.0, 6.0, 7.0])
-    found = summarize_bits(bits, png=png)
+    found = summarize({"": bits}, png=png)
     assert found["held_out_bits_per_dim"] == 3.0
     assert found["held_out_bits_per_dim_standard_error"] == standard_error(bits)
     assert [row[1:] for row in bits_table(bits, png=png, exact=True)["rows"]] == [

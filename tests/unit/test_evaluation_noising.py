@@ -17,18 +17,18 @@ from components.evaluation.noising_study import (
     PREDICTED,
     SCHEDULES,
     VALUES,
-    NoisingFindings,
+    NoisingStudy,
     NoisingStudyConfig,
     discrete_objective,
     draw_schedules,
     draw_values,
-    noised_at,
     predicted_x_0,
-    study_model,
     values_table,
     with_noise,
 )
+from components.evaluation.study import Findings, Plan
 from components.models.diffusion.schedule import make_schedule
+from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.sampling.model import load_model
 from tests.image_sets import write_set
@@ -54,7 +54,7 @@ def test_the_variance_of_x_t_is_alpha_bar_times_that_of_x_0_and_the_rest(schedul
 
 
 def test_at_the_end_every_pixel_is_standard_normal() -> None:
-    last = noised_at(LINEAR, with_noise(PHOTOS, seed=0), 999).flatten().double()
+    last = with_noise(PHOTOS, seed=0).at(LINEAR, 999).flatten().double()
     assert len(last) > 20_000
     below = torch.tensor([(last < edge).double().mean() for edge in (-2.0, -1.0, 0.0, 1.0, 2.0)])
     torch.testing.assert_close(below, torch.special.ndtr(torch.tensor([-2.0, -1, 0, 1, 2])).double(), atol=0.02, rtol=0)
@@ -66,7 +66,7 @@ def test_an_image_has_one_noise_at_all_times_and_in_all_company() -> None:
     left = LINEAR.alphas_cumprod.float()
     for time in (0, 500, 999):
         expected = left[time].sqrt() * among.x_0 + (1 - left[time]).sqrt() * among.noise
-        torch.testing.assert_close(noised_at(LINEAR, among, time), expected)
+        torch.testing.assert_close(among.at(LINEAR, time), expected)
 
 
 def test_an_exact_model_predicts_x_0_as_well_as_can_be() -> None:
@@ -105,14 +105,18 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
     return write_set(Store(str(tmp_path_factory.mktemp("images"))), sizes=(40, 40), resolution=16)
 
 
+def findings_of(config: NoisingStudyConfig, index: ShardIndex, model: Artifact) -> Findings:
+    return NoisingStudy(config, index, {"model": model}, Store("memory://noising"), "study").findings(Plan([]), {})
+
+
 @pytest.fixture(scope="module")
-def found(index: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> NoisingFindings:
+def found(index: ShardIndex, tmp_path_factory: pytest.TempPathFactory) -> Findings:
     root = tmp_path_factory.mktemp("noising")
     model = commit_model(root, "base", "k", write_models(root / "models")["base"])
-    return study_model(CONFIG.replace(resolution=16), index, model, salt="study")
+    return findings_of(CONFIG.replace(resolution=16), index, model)
 
 
-def test_the_study_of_a_trained_model_leaves_images_plots_and_figures(found: NoisingFindings) -> None:
+def test_the_study_of_a_trained_model_leaves_images_plots_and_figures(found: Findings) -> None:
     assert set(found.images) == {FORWARD, PREDICTED}
     assert set(found.plots) == {VALUES, SCHEDULES, ERRORS}
     assert found.summary["predicted_x_0_error"] > 0
@@ -122,7 +126,7 @@ def test_the_study_of_a_trained_model_leaves_images_plots_and_figures(found: Noi
 
 
 def test_a_held_out_image_is_shown_clean_first_and_then_with_more_and_more_noise(
-    found: NoisingFindings, index: ShardIndex
+    found: Findings, index: ShardIndex
 ) -> None:
     strip = np.asarray(Image.open(io.BytesIO(found.images[FORWARD])).convert("RGB"), dtype=np.float64)
     first = strip[8:136]  # the row of the first image: x_0 and three times
@@ -143,4 +147,4 @@ def test_what_has_no_such_times_is_refused(tmp_path: Path) -> None:
     index = write_set(Store(str(tmp_path / "images")), sizes=(8,), holdout_fraction=0.0)
     model = commit_model(tmp_path, "base", "k", write_models(tmp_path / "models")["base"])
     with pytest.raises(ValueError, match="holds no image out"):
-        study_model(CONFIG, index, model, salt="study")
+        findings_of(CONFIG, index, model)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,24 +10,21 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from components.evaluation import guidance_study, steps_study
-from components.evaluation.distance import gaussian_of
-from components.evaluation.guidance_study import GuidanceStudyConfig, Models, judge
-from components.evaluation.image_sets import FileImages
-from components.evaluation.measure import distance_row
-from components.evaluation.steps_study import StepsStudyConfig
-from components.evaluation.variants import (
-    HELD_OUT,
+from components.evaluation import guidance_study
+from components.evaluation.generated import SampleJob
+from components.evaluation.guidance_study import GuidanceSetting, GuidanceStudyConfig, Models, judge, off
+from components.evaluation.image_sets import HELD_OUT, FileImages
+from components.evaluation.steps_study import SamplerSetting, StepsStudyConfig
+from components.evaluation.study import (
+    ArrayWorker,
     Made,
     Measured,
     Point,
-    VariantJob,
-    VariantSampler,
     VariantsConfig,
+    VariantStudy,
     counted,
     read_points,
     variant_jobs,
-    variants_grid,
 )
 from components.runtime.events import SilentRecorder
 from components.runtime.execution import Resources
@@ -78,35 +76,40 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return Models(base, judge=classifier, weaker=weaker, classifier=classifier)
 
 
-def job(variant: object, requests: tuple[Request, ...] = REQUESTS) -> VariantJob:
-    return VariantJob("job", variant, requests)
+def study(config: VariantsConfig, stage: str = "s") -> VariantStudy[Any]:
+    """A study without images and models at hand."""
+    return config.study(config, None, {}, None, stage)
+
+
+def job(variant: object, requests: tuple[Request, ...] = REQUESTS) -> SampleJob:
+    return SampleJob("job", requests, variant=variant)
 
 
 @pytest.mark.parametrize(("sampler", "evaluations"), [("ddpm", 5), ("ddim", 5), ("dpm_solver_pp", 5), ("heun", 9)])
 def test_network_evaluations_are_counted_not_assumed(cascade: Cascade, sampler: str, evaluations: int) -> None:
-    made = steps_study.sample_in(cascade, job(steps_study.SamplerSetting(sampler, 5)))
+    made = study(STEPS).sample(cascade, job(SamplerSetting(sampler, 5)))
     assert made.evaluations == evaluations
     assert made.images.shape == (6, 8, 8, 3)
 
 
 def test_neither_the_cut_into_jobs_nor_another_setting_moves_a_image(cascade: Cascade) -> None:
-    setting = steps_study.SamplerSetting("ddpm", 4)
-    whole = steps_study.sample_in(cascade, job(setting)).images
-    alone = steps_study.sample_in(cascade, job(setting, REQUESTS[4:5])).images
+    setting = SamplerSetting("ddpm", 4)
+    whole = study(STEPS).sample(cascade, job(setting)).images
+    alone = study(STEPS).sample(cascade, job(setting, REQUESTS[4:5])).images
     assert np.abs(whole[4].astype(int) - alone[0]).max() <= 1
     asked = [request.replace(sampler="ddpm", steps=4) for request in REQUESTS]
     np.testing.assert_array_equal(whole, [made["base"] for made in cascade.sample_stages(asked)])
 
 
 def test_every_sampler_runs_every_number_of_steps_and_the_reference() -> None:
-    names = list(steps_study.settings_of(STEPS))
+    names = list(study(STEPS).settings())
     assert names == ["ddim_2", "ddim_4", "heun_2", "heun_4", "ddpm_8"]
-    assert len(steps_study.settings_of(StepsStudyConfig())) == 4 * 5 + 1
+    assert len(study(StepsStudyConfig()).settings()) == 4 * 5 + 1
 
 
 def test_a_setting_that_is_also_the_reference_is_sampled_once() -> None:
     config = STEPS.replace(samplers=("ddpm",), steps=(2, 8))
-    assert list(steps_study.settings_of(config)) == ["ddpm_2", "ddpm_8"]
+    assert list(study(config).settings()) == ["ddpm_2", "ddpm_8"]
 
 
 def measured(settings: Mapping[str, object]) -> Measured:
@@ -118,17 +121,18 @@ def measured(settings: Mapping[str, object]) -> Measured:
 
 
 def test_the_steps_study_draws_and_lists_every_sampler() -> None:
-    settings = steps_study.settings_of(STEPS)
+    settings = study(STEPS).settings()
     found = measured(settings)
-    (svg,) = steps_study.draw_steps(found, STEPS, salt="s").values()
+    described = study(STEPS).described(found)
+    (svg,), (table,) = described.plots.values(), described.tables.values()
     assert all(words in Page(svg).text for words in ("ddim", "heun", "ddpm, 8 steps 15", HELD_OUT))
-    assert [row[:2] for row in steps_study.steps_table(found, STEPS)["rows"]] == [list(s) for s in settings.values()]
-    assert steps_study.steps_summary(found, STEPS)["fd_efficientnet_lite0_heun_4"] == 14.0
-    assert list(steps_study.steps_headline(found, STEPS).values()) == [12.0, 14.0, 15.0]
+    assert [row[:2] for row in table["rows"]] == [list(s) for s in settings.values()]
+    assert described.summary["fd_efficientnet_lite0_heun_4"] == 14.0
+    assert list(described.headline.values()) == [12.0, 14.0, 15.0]
 
 
 def test_scale_off_is_the_same_model_by_every_method_and_is_sampled_once(models: Models) -> None:
-    settings = guidance_study.settings_of(GUIDANCE)
+    settings = study(GUIDANCE).settings()
     assert list(settings) == [
         "unguided",
         "classifier_1_5",
@@ -139,7 +143,7 @@ def test_scale_off_is_the_same_model_by_every_method_and_is_sampled_once(models:
         "autoguidance_2",
     ]
     every = {
-        method: guidance_study.sample_in(models, job((method, guidance_study.off(method))), config=GUIDANCE).images
+        method: study(GUIDANCE).sample(models, job(GuidanceSetting(method, off(method)))).images
         for method in GUIDANCE.methods
     }
     for method in ("classifier_free", "interval", "autoguidance"):
@@ -148,10 +152,7 @@ def test_scale_off_is_the_same_model_by_every_method_and_is_sampled_once(models:
 
 
 def test_every_guidance_moves_images_and_counts_the_guided_network_alone(models: Models) -> None:
-    made = {
-        name: guidance_study.sample_in(models, job(setting), config=GUIDANCE)
-        for name, setting in guidance_study.settings_of(GUIDANCE).items()
-    }
+    made = {name: study(GUIDANCE).sample(models, job(setting)) for name, setting in study(GUIDANCE).settings().items()}
     assert {name: found.evaluations for name, found in made.items()} == {
         "unguided": 3,
         "classifier_1_5": 3,
@@ -185,7 +186,7 @@ def test_a_classifier_pulls_images_towards_what_it_is_asked_for(models: Models, 
     def right(scale: float) -> float:
         asked = job((method, scale), REQUESTS * 4)
         own = models._replace(judge=judge, classifier=judge)
-        return float(guidance_study.sample_in(own, asked, config=GUIDANCE).correct.mean())
+        return float(study(GUIDANCE).sample(own, asked).correct.mean())
 
     assert right(100.0) == 1 > right(0.0) + 0.3
 
@@ -198,49 +199,38 @@ def test_the_judge_sees_images_as_it_was_trained_on_them(models: Models) -> None
 
 
 def test_the_guidance_study_draws_every_method_against_scale_and_accuracy() -> None:
-    settings = guidance_study.settings_of(GUIDANCE)
+    settings = study(GUIDANCE).settings()
     found = measured(settings)
     assert found.points["unguided"].accuracy == pytest.approx(4 / 6)
     assert found.points["unguided"].accuracy_standard_error == pytest.approx((4 / 6 * 2 / 6 / 6) ** 0.5)
-    plots = guidance_study.draw_guidance(found, GUIDANCE, salt="g")
-    texts = [Page(svg).text for svg in plots.values()]
+    described = study(GUIDANCE).described(found)
+    texts = [Page(svg).text for svg in described.plots.values()]
     assert len(texts) == 2
     assert all(title in text for title in guidance_study.TITLES.values() for text in texts)
     assert "classifier-free 11 at 1 15 at 2" in texts[0]
     assert "held-out images 0.9" in texts[0]
-    table = guidance_study.guidance_table(found, GUIDANCE)
+    (table,) = described.tables.values()
     assert [len(row) for row in table["rows"]] == [len(table["columns"])] * 10
-    headline = guidance_study.guidance_headline(found, GUIDANCE)
-    assert headline["distance, autoguidance, scale 2 (N 6)"] == 17.0
-    assert headline["distance, no guidance (N 6)"] == 11.0
-
-
-def test_the_training_images_are_at_distance_zero_from_themselves_at_every_scale() -> None:
-    features = np.random.default_rng(1).normal(size=(80, 12)).astype(np.float32)
-    settings = guidance_study.settings_of(GUIDANCE)
-    vectors = {name: np.random.default_rng(n).permutation(features) for n, name in enumerate(settings)}
-    reference = gaussian_of(features)
-    for name, found in vectors.items():
-        assert distance_row(name, found, reference, "model").distance == pytest.approx(0, abs=1e-6)
-    assert distance_row("unguided", features + 1, reference, "model").distance == pytest.approx(12, rel=1e-4)
+    assert described.headline["distance, autoguidance, scale 2 (N 6)"] == 17.0
+    assert described.headline["distance, no guidance (N 6)"] == 11.0
+    assert described.summary["accuracy_held_out"] == 0.9
 
 
 def test_what_jobs_left_is_what_was_made_in_their_order(tmp_path: Path) -> None:
     files = Store(str(tmp_path))
-    jobs = variant_jobs({"way": steps_study.SamplerSetting("ddim", 2)}, [Request(label=0, seed=n) for n in range(70)])[
-        "way"
-    ]
+    jobs = variant_jobs({"way": SamplerSetting("ddim", 2)}, [Request(label=0, seed=n) for n in range(70)])["way"]
     assert [(one.name, len(one.requests)) for one in jobs] == [("way-000", 64), ("way-001", 6)]
     images = np.arange(70 * 12, dtype=np.uint8).reshape(70, 2, 2, 3)
 
-    def sample(models: np.ndarray, one: VariantJob) -> Made:
+    def sample(models: np.ndarray, one: SampleJob) -> Made:
         seeds = [request.seed for request in one.requests]
         return Made(models[seeds], 5.0, np.zeros(len(seeds), bool))
 
-    sampler = VariantSampler(lambda: images, sample, files)
-    assert [sampler(one) for one in jobs] == jobs
+    sampler = ArrayWorker(lambda: images, sample, files)
+    for one in jobs:
+        sampler(one)
     found = read_points(files, {"way": jobs}, {"way": 3.0})["way"]
-    assert (found.setting, found.distance) == (steps_study.SamplerSetting("ddim", 2), 3.0)
+    assert (found.setting, found.distance) == (SamplerSetting("ddim", 2), 3.0)
     np.testing.assert_array_equal(found.first, images[:8])
     parts = [FileImages(files, file_name(one.name), "images", len(one.requests)) for one in jobs]
     np.testing.assert_array_equal(np.concatenate([made for part in parts for made in part.batches()]), images)
@@ -264,16 +254,10 @@ def test_a_study_of_distances_needs_features() -> None:
 
 def test_a_committed_study_is_shown_by_the_report_as_it_is(tmp_path: Path) -> None:
     context = StageContext("steps_study", "k", Store(str(tmp_path)), Resources(), SilentRecorder())
-    found = measured(steps_study.settings_of(STEPS))
-    artifact = context.commit_study(
-        plots=steps_study.draw_steps(found, STEPS, salt="s"),
-        tables={"Distances": steps_study.steps_table(found, STEPS)},
-        summary=steps_study.steps_summary(found, STEPS),
-        headline=steps_study.steps_headline(found, STEPS),
-        images={"by_steps": variants_grid(found.points)},
-    )
-    study = study_of(artifact)
-    assert study.stage == "steps_study"
-    assert [svg[:5] for svg in study.plots.values()] == ["<svg "]
-    assert study.tables["Distances"].rows[0][:2] == ("ddim", 2)
+    found = measured(study(STEPS).settings())
+    artifact = context.commit_study(**study(STEPS).described(found)._asdict())
+    shown = study_of(artifact)
+    assert shown.stage == "steps_study"
+    assert [svg[:5] for svg in shown.plots.values()] == ["<svg "]
+    assert shown.tables["Fréchet distances by sampler and steps"].rows[0][:2] == ("ddim", 2)
     assert list(run_images({"steps_study": artifact})) == ["by_steps"]

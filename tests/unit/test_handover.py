@@ -25,30 +25,30 @@ from components.configuration.sampling import CascadeSampling, DiffusionSampling
 from components.data import encoding
 from components.data.shards import BPE, INDEX
 from components.evaluation.agreement import AgreementConfig
-from components.evaluation.distance import Gaussian
+from components.evaluation.features import FeatureExtractor
+from components.evaluation.likelihood_study import LikelihoodConfig
+from components.evaluation.metrics import METRICS, Gaussian, Metric
 from components.evaluation.noising_study import NoisingStudyConfig
+from components.evaluation.restoration import RestorationConfig
 from components.runtime.events import Event, SilentRecorder, Warning
 from components.runtime.execution import Resources
 from components.runtime.pool import HandoverError, Later, Pool, file_name, portable
 from components.runtime.storage.artifact import RECORDS, Artifact, begin_forced_try, load_artifact, verify_files
 from components.runtime.storage.store import SCRATCH, Store
-from components.stages.agreement import measure_agreement
 from components.stages.cascade import compose_cascade
 from components.stages.context import StageContext
 from components.stages.evaluate import EvaluationConfig, evaluate
 from components.stages.images import ImagesConfig, ingest_images
-from components.stages.likelihood import LikelihoodConfig, measure_likelihood
-from components.stages.noising import study_noising
 from components.stages.precompute import PrecomputeConfig, TextEncoderConfig, import_text_encoder, precompute
-from components.stages.restoration import RestorationConfig, measure_restoration
 from components.stages.samples import SamplesConfig, sample_generators
-from components.stages.studies import study_guidance, study_steps
+from components.stages.studies import run_study
 from components.stages.tokens import TokensConfig, tokenize_images
 from components.stages.training import train_model
 from components.training import launch
 from components.training.parallel import ALONE
 from components.training.results import finish
 from components.training.worker import RankStream, TrainingJob
+from pipelines.workflow import Stage, stage_key
 from tests.stored_files import flip
 from tests.tiny_text_image import classifier_config, contrastive_config
 from tests.tiny_text_image import prior_config as diffusion_prior_config
@@ -157,8 +157,8 @@ def simulated() -> Iterator[None]:
         for module in ("ingest", "parts"):
             patch.setattr(f"components.data.{module}.run_pieces", read_pieces)
         patch.setattr(launch, "run_trainer", run_trainer)
-        for module in ("distance", "measure"):  # roots of large matrices would take most of the time of these laws
-            patch.setattr(f"components.evaluation.{module}.frechet_distance", distance_of_means)
+        # Roots of large matrices would take most of the time of these laws.
+        patch.setattr("components.evaluation.metrics.frechet_distance", distance_of_means)
         yield
 
 
@@ -259,29 +259,29 @@ STAGES: dict[str, tuple[Callable[..., Artifact], Any, dict[str, Any]]] = {
         {**IMAGES, "tokenizer": "tokenizer", "samples": "samples"},
     ),
     "restoration": (
-        measure_restoration,
+        run_study,
         RestorationConfig(samples=2, feature_network="none"),
         {**IMAGES, "cascade": "restoring"},
     ),
     "agreement": (
-        measure_agreement,
+        run_study,
         AgreementConfig(samples=3),
         {**IMAGES, "cascade": "cascade", "judge": "judge", "matcher": "contrastive"},
     ),
     "likelihood": (
-        measure_likelihood,
+        run_study,
         LikelihoodConfig(samples=2, timesteps_per_image=3),
         {**IMAGES, "model": "base"},
     ),
-    "image_likelihood": (measure_likelihood, LikelihoodConfig(samples=2), {**IMAGES, "model": "pixels"}),
-    "noising_study": (study_noising, NoisingStudyConfig(samples=2, shown=1), {**IMAGES, "model": "base"}),
+    "image_likelihood": (run_study, LikelihoodConfig(samples=2), {**IMAGES, "model": "pixels"}),
+    "noising_study": (run_study, NoisingStudyConfig(samples=2, shown=1), {**IMAGES, "model": "base"}),
     "steps_study": (
-        study_steps,
+        run_study,
         STEPS.replace(samples=2, reference_samples=4),
         {**IMAGES, "cascade": "cascade"},
     ),
     "guidance_study": (
-        study_guidance,
+        run_study,
         GUIDANCE.replace(samples=2, reference_samples=4),
         {**IMAGES, "base": "base", "judge": "judge", "weaker": "weaker", "classifier": "classifier"},
     ),
@@ -324,7 +324,7 @@ def files_left(context: StageContext) -> list[Path]:
 
 KEEPING = (
     *("images", "tokens", "latents", "samples", "likelihood", "image_likelihood"),
-    *("restoration", "agreement", "steps_study", "guidance_study", "evaluation"),
+    *("restoration", "agreement", "steps_study", "guidance_study"),
 )
 
 
@@ -354,6 +354,70 @@ def test_a_resume_adopts_no_flipped_bit_and_a_forced_try_nothing(
     assert made_of(forced) == whole
     assert verify_files(forced.store, forced.files) == []
     assert {file: file.read_bytes() for file in before} == before  # of those who still read the artifact of before
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of images that the feature network is given from now on."""
+    seen, call = list[int](), FeatureExtractor.__call__
+
+    def counting(self: FeatureExtractor, images: np.ndarray) -> np.ndarray:
+        seen.append(len(images))
+        return call(self, images)
+
+    monkeypatch.setattr(FeatureExtractor, "__call__", counting)
+    return seen
+
+
+def evaluation_of(house: House, context: StageContext, **values: Any) -> Artifact:
+    run, config, inputs = STAGES["evaluation"]
+    return run(config.replace(**values), context, **{field: house.given(other) for field, other in inputs.items()})
+
+
+def test_another_figure_of_the_same_images_moves_the_key_and_costs_no_pass_of_the_network(
+    house: House, forwards: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = house("evaluation").metadata["distances"]
+    forwards.clear()
+    spread = Metric("Spread", lambda compared: float(compared.features.std()), share=False)
+    monkeypatch.setitem(METRICS, "spread", spread)
+    keys = {
+        stage_key(Stage("evaluation", evaluate, EvaluationConfig(metrics=names)), {})
+        for names in (tuple(METRICS), ("distance", "precision", "recall"))
+    }
+    assert len(keys) == 2
+    report = evaluation_of(house, house.context("evaluation", key="spread"), metrics=tuple(METRICS))
+    assert forwards == []
+    rows = report.metadata["distances"]
+    assert all(row["spread"] > 0 for row in rows[1:])
+    assert [{name: value for name, value in row.items() if name != "spread"} for row in rows] == before
+    assert "spread_efficientnet_lite0_noise" in report.metadata["summary"]
+
+
+def test_features_that_were_damaged_are_measured_again(house: House, forwards: list[int]) -> None:
+    whole = made_of(house("evaluation"))
+    features = [*house.root.glob("stages/samples/key/files/features/*.npz")]
+    for file in features:
+        flip(file)
+    forwards.clear()
+    context = house.context("evaluation", key="damaged")
+    assert made_of(house.run(context)) == whole
+    assert {file for file in features if any(f"{file} differs" in line for line in context.recorder.lines)} == {
+        *features
+    }
+    assert sum(forwards) == 2 * 3  # two images of each of three stages
+
+
+def test_a_forced_evaluation_measures_everything_anew_and_goes_on_where_it_was_killed(
+    house: House, forwards: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = made_of(house("evaluation"))
+    forwards.clear()
+    run_until_commit(house, house.context("evaluation", key="forced", forced=FORCED), monkeypatch)
+    assert sum(forwards) >= 2 * 3 + 4  # at least the samples and the training images
+    forwards.clear()
+    assert made_of(house.run(house.context("evaluation", key="forced", forced=FORCED))) == whole
+    assert forwards == []
 
 
 def test_a_model_that_was_damaged_before_its_training_committed_is_made_again(

@@ -13,9 +13,8 @@ from components.evaluation.likelihood_study import (
     BoundJob,
     BoundTerms,
     bound_jobs,
-    bound_parts,
     bound_table,
-    check_model,
+    check_bound,
     draw_terms,
     image_terms,
     joined_terms,
@@ -86,7 +85,7 @@ def true_bits(image: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("count", "channels"), [(None, 3), (12, 3), (None, 1), (12, 1)])
 def test_the_bound_of_the_exact_model_is_what_its_images_cost(count: int | None, channels: int) -> None:
     image = normal_images(48 if channels == 3 else 144, channels)
-    difference = bound_parts(measured(image, channels, timesteps_per_image=count))[""] - true_bits(image)
+    difference = measured(image, channels, timesteps_per_image=count).parts()[""] - true_bits(image)
     error = standard_error(difference)
     assert abs(difference.mean()) < 4 * error < 0.15
     entropy = (0.5 * math.log(2 * math.pi * math.e * DEVIATION**2) - math.log(2 / 255)) / math.log(2)
@@ -161,7 +160,10 @@ def found(*, weights: tuple[int, ...]) -> BoundTerms:
 
 
 def test_an_estimate_is_never_called_the_bound() -> None:
-    exact, estimate = (summarize(found(weights=weights), png=PNG) for weights in ((1, 1, 1), (1, 2, 4)))
+    exact, estimate = (
+        summarize(bound.parts(), png=PNG, exact=bound.is_exact)
+        for bound in (found(weights=weights) for weights in ((1, 1, 1), (1, 2, 4)))
+    )
     assert exact["held_out_bits_per_dim"] == pytest.approx(0.1 + 3 + 1)
     assert exact["held_out_bits_per_dim_reconstruction"] == 3
     assert exact["held_out_bits_per_dim_denoising"] == 1
@@ -186,4 +188,4 @@ def test_the_table_and_the_plot_tell_the_parts() -> None:
 def test_a_model_without_this_bound_is_refused_in_one_line(settings: dict[str, object], words: str) -> None:
     model = exact_model()
     with pytest.raises(ValueError, match=words):
-        check_model(model._replace(settings=model.settings | settings))
+        check_bound(model._replace(settings=model.settings | settings))

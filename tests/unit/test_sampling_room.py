@@ -12,9 +12,10 @@ from components.evaluation.generated import (
     JOB_SIZE,
     LARGEST_JOB,
     SampleJob,
+    draw_job,
     measured_jobs,
+    try_room,
 )
-from components.evaluation.job_sampler import draw_job, try_room
 from components.sampling.cascade import Cascade
 from components.sampling.device import Room
 from components.sampling.model import in_slices, most_at_once

@@ -10,15 +10,7 @@ import pytest
 from PIL import Image
 
 from components.data.images import jpeg_compressed
-from components.evaluation.restoration import (
-    asked_of,
-    damage,
-    draw_restorations,
-    psnr,
-    restoration_figures,
-    restoration_table,
-    restorations,
-)
+from components.evaluation.restoration import asked_of, damage, psnr, restored_findings
 from components.models.diffusion.degradation import MASK_TASKS, TASKS
 from components.runtime.tracking.registry import input_example
 from components.sampling.answers import predictor_of
@@ -187,13 +179,13 @@ def test_held_out_images_are_damaged_by_every_task_restored_and_drawn(cascade: C
     for first, second in zip(damaged, damage(originals, **how), strict=True):
         assert first.requests == second.requests
     made = {each.name: np.stack(cascade.sample(each.requests)) for each in damaged}
-    restored = restorations(damaged, made, originals)
-    for each in restored:
-        assert each.restored.shape == originals.shape
-        np.testing.assert_array_equal(each.restored[~each.mask], originals[~each.mask])
-    assert set(restoration_figures(restored)) >= {"psnr_inpainting", "psnr_jpeg_quality_5_degraded"}
-    assert Image.open(io.BytesIO(draw_restorations(restored, columns=3))).size[0] > 0
-    table = restoration_table(restored, {"jpeg quality 5": 12.0})
+    for each in damaged:
+        assert made[each.name].shape == originals.shape
+        np.testing.assert_array_equal(made[each.name][~each.mask], originals[~each.mask])
+    found = restored_findings(damaged, made, originals, {"jpeg quality 5": 12.0})
+    assert set(found.summary) >= {"psnr_inpainting", "psnr_jpeg_quality_5_degraded"}
+    assert Image.open(io.BytesIO(found.images["restored"])).size[0] > 0
+    (table,) = found.tables.values()
     assert [row[3] for row in table["rows"] if row[0] == "jpeg quality 5"] == [12.0]
     assert all(len(row) == len(table["columns"]) for row in table["rows"])
 
