@@ -14,6 +14,17 @@ PAGE = "CONTRIBUTING.md"
 PATCH = re.compile(r"^```diff\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FOUND = """
 import json, sys
+import numpy as np
+from components.data.ingest import open_source
+from components.data.source_check import detect_source, source_digest
+from components.evaluation.measure import measured_row
+from components.evaluation.metrics import METRICS, Compared, gaussian_of
+from components.evaluation.report import ReportData, render_report
+from components.runtime.storage.artifact import Artifact
+from pipelines.suites.compare import COLUMNS
+from pipelines.suites.lecture import SLIDES, chosen_rows, figures_of
+from tests.golden_keys import GOLDEN, current_keys
+from tests.row_documents import rows_text
 from components.models.diffusion.betas import SCHEDULES
 from components.models.diffusion.steps import SAMPLERS
 from components.evaluation.noising_study import draw_schedules
@@ -22,7 +33,20 @@ from components.sampling.requests import Request, form_choices, form_fields
 from pipelines.recipes.catalog import load_recipe, RECIPES
 from tests.serving_documents import openapi_text
 recipe = load_recipe("openmoji", ["base.schedule=quarter_circle", "sampling.base.sampler=euler_ancestral"])
+features = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+row = measured_row("tokens", "model", Compared(features[:20], features, gaussian_of(features), seed=0), [*METRICS])
+report = Artifact(kind="report", stage="evaluation", key="k", files=(), metadata={"distances": [row.model_dump()]})
+golden = dict(line.split()[:2] for line in GOLDEN.read_text().splitlines() if not line.startswith("#"))
+gradients = open_source(*detect_source("gradients"), limit=4)
 json.dump({
+    "row": row.model_dump(), "columns": COLUMNS, "figures": figures_of({"evaluation": report}, {}),
+    "page": render_report(ReportData(run="r", recipe="x", recipe_yaml="", stages=(), distances=(row,))),
+    "mlflow": row.metrics("net"), "moved": [name for name, key in current_keys().items() if key != golden[name]],
+    "measured": load_recipe("openmoji", ["evaluation.metrics=[distance,kernel]"]).evaluation.metrics,
+    "rows": chosen_rows([]), "lines": rows_text(), "slides": [name for slide in SLIDES for name in slide.recipes],
+    "captions": [item.caption for item in gradients.items], "digest": source_digest("gradients", None),
+    "drawn_size": gradients.reader.draw(gradients.items[0], b"", resolution=8).image.size,
+    "trained": load_recipe("smoke", ["images.source=gradients"]).images.source,
     "samplers": [*SAMPLERS], "schedules": [*SCHEDULES], "choices": form_choices(), "fields": [*form_fields()],
     "api": openapi_text(), "options": [*Request.model_fields], "recipe": recipe.model_dump_json(),
     "studied": load_recipe("fashion_steps", []).model_dump_json(), "recipes": [*RECIPES],
@@ -40,7 +64,7 @@ def copy(repository: Path, tracked_files: list[Path], tmp_path_factory: pytest.T
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place)
     patches = PATCH.findall((repository / PAGE).read_text())
-    assert len(patches) >= 3
+    assert len(patches) >= 6
     for patch in patches:
         run = subprocess.run(["git", "apply", "-"], cwd=folder, input=patch, capture_output=True, text=True)
         assert run.returncode == 0, f"{PAGE}: this patch does not apply any more ({run.stderr.strip()}):\n{patch}"
@@ -85,6 +109,30 @@ def test_an_option_stands_in_help_api_and_page(found: dict, command_help: str) -
     assert "--threshold" in command_help
     assert "Of each predicted image: static, dynamic or none." in found["api"]
     assert "threshold" in found["fields"]
+
+
+def test_a_metric_is_measured_shown_compared_and_moves_the_keys_of_evaluations_alone(found: dict) -> None:
+    value = found["row"]["kernel"]
+    assert found["moved"] == ["openmoji/evaluation", "smoke/evaluation"]
+    assert "kernel" in found["columns"]
+    assert "Kernel distance" in found["page"]
+    assert f"{value:.4f}" in found["page"]
+    assert found["figures"]["kernel, tokens (N 20)"] == found["mlflow"]["kid_net_tokens"] == value
+    assert found["measured"] == ["distance", "kernel"]
+
+
+def test_a_row_stands_in_the_catalog_on_its_slide_and_on_the_page_of_rows(found: dict) -> None:
+    assert "fsq_coarse" in found["recipes"]
+    assert found["rows"]["fsq_coarse"] == "T5"
+    assert "fsq_coarse" in found["slides"]
+    assert "| T5 | fewer codes | `fsq_coarse` | `numerics/" in found["lines"]
+
+
+def test_a_source_is_found_by_name_listed_and_drawn(found: dict) -> None:
+    assert sorted(found["captions"])[:2] == ["black to blue", "black to green"]
+    assert found["drawn_size"] == [8, 8]
+    assert len(found["digest"]) == 64
+    assert found["trained"] == "gradients"
 
 
 def test_the_laws_of_samplers_and_schedules_are_run_over_the_new_ones(copy: Path) -> None:

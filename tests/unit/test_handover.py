@@ -96,6 +96,8 @@ def finished(made: Any) -> Any:
 
 class SimulatedPool(Pool):
     def as_done(self, make_worker: Callable[[], Callable[[Any], Any]], parts: Sequence[Any]) -> Iterator[Any]:
+        if not parts:  # then no worker is started either
+            return
         with working():
             work = sent(make_worker)()
             made = [sent(finished(work(sent(part)))) for part in parts]
