@@ -22,8 +22,7 @@ from torch import Tensor
 
 from components.evaluation.image_sets import FileImages, MadeStage
 from components.runtime.pool import Later, Pool, file_name, write_job
-from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.artifact import Record
+from components.runtime.storage.artifact import Artifact, Record
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade, quick
 from components.sampling.device import Room, best_device

@@ -19,8 +19,7 @@ from components.evaluation.gallery import (
 from components.evaluation.generated import measured_jobs, measured_requests, sample_jobs, seconds_per_image
 from components.runtime import events
 from components.runtime.pool import file_name
-from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.artifact import read_records
+from components.runtime.storage.artifact import Artifact, read_records
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
 from components.sampling.image_files import encode_png
