@@ -20,8 +20,8 @@ from components.configuration.sampling import (
     TokenSampling,
 )
 from components.configuration.trainings import AutoencoderTraining
-from components.stages.evaluate import EvaluationConfig
 from components.evaluation.likelihood_study import LikelihoodConfig
+from components.stages.evaluate import EvaluationConfig
 from components.stages.precompute import PrecomputeConfig
 from components.stages.samples import SamplesConfig
 from components.stages.tokens import TokensConfig
