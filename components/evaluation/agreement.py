@@ -217,19 +217,25 @@ class Judge:
 
     def __init__(self, model: Artifact, captions: Sequence[str] = ()) -> None:
         self.model, self.text = load_trained(model), None
-        network, texts = self.model.module, self.model.text
-        if isinstance(network, ContrastiveEncoder) and texts is not None:
+        if captions:
+            assert self.model.text is not None
+            texts = self.model.text.encode(captions).to(self.model.device)
             with torch.no_grad():
-                encoded = network.encode_text(texts.encode(captions).to(self.model.device))
-            self.text = encoded.embedding.cpu().numpy()  # (C, E) of length 1
+                self.text = self.encoder.encode_text(texts).embedding.cpu().numpy()  # (C, E) of length 1
+
+    @property
+    def encoder(self) -> ContrastiveEncoder:
+        """The network that ranks captions."""
+        assert isinstance(self.model.module, ContrastiveEncoder)
+        return self.model.module
 
     @torch.no_grad()
     def __call__(self, part: AskedPart) -> np.ndarray:
-        side, network = self.model.settings["resolution"], self.model.module
+        side = self.model.settings["resolution"]
         batches = [each if each.shape[1] == side else shrink(each, side) for each in part.images.batches()]
-        if self.text is None or not isinstance(network, ContrastiveEncoder):
+        if self.text is None:
             return np.concatenate([judge(self.model, images) for images in batches])
-        images = [network.encode_image(from_uint8(each).to(self.model.device)).cpu().numpy() for each in batches]
+        images = [self.encoder.encode_image(from_uint8(each).to(self.model.device)).cpu().numpy() for each in batches]
         return caption_ranks(np.concatenate(images), self.text, np.array(part.asked))
 
 
