@@ -21,7 +21,7 @@ from components.data.shards import ShardIndex, Split
 from components.evaluation.generated import JOB_SIZE, SampleJob, accepts, jobs_of
 from components.evaluation.guidance_study import judge
 from components.evaluation.image_sets import FileImages, ImagePart, branch_name, shrink, some_of, split_parts
-from components.evaluation.study import Findings, Plan, Study, load_trained
+from components.evaluation.study import Findings, ModelStudy, StudyPlan, load_trained
 from components.models.contrastive import ContrastiveEncoder
 from components.runtime.pool import Pool, file_name
 from components.runtime.storage.artifact import Artifact
@@ -101,7 +101,7 @@ class AgreementFacts(NamedTuple):
     sets: dict[AskedBy, dict[str, list[AskedPart]]]
 
 
-class AgreementStudy(Study[AgreementConfig]):
+class AgreementStudy(ModelStudy[AgreementConfig]):
     """Each generator asked for labels alone and for captions alone, and the images judged.
 
     Labels and captions are those of held-out images.
@@ -116,7 +116,7 @@ class AgreementStudy(Study[AgreementConfig]):
         """The independent models by what they judge."""
         return {by: self.models[name] for name, by in JUDGES.items() if name in self.models}
 
-    def plan(self) -> Plan:
+    def plan(self) -> StudyPlan:
         """Jobs of each generator, and the images of the set under their own labels and captions."""
         with self.models["cascade"].local_copy() as folder:
             models = Cascade.load(folder)
@@ -134,9 +134,9 @@ class AgreementStudy(Study[AgreementConfig]):
             if parts := known_parts(self.index, wanted[by], resolution=side):
                 sets[by][KNOWN[known_split(self.index)]] = parts
         captions = tuple(str(each.request.prompt) for each in wanted["prompt"])
-        return Plan(jobs, AgreementFacts(captions, sets))
+        return StudyPlan(jobs, AgreementFacts(captions, sets))
 
-    def measure(self, plan: Plan, pool: Pool, **work: Any) -> Found:
+    def measure(self, plan: StudyPlan, pool: Pool, **work: Any) -> Found:
         """Agreement of each generator's images, and of the images of the set."""
         found, facts = dict[AskedBy, dict[str, Agreement]](), plan.facts
         for by, model in self.judges.items():
@@ -151,7 +151,7 @@ class AgreementStudy(Study[AgreementConfig]):
                     found[by][name] = caption_agreement(seen, candidates=len(facts.captions))
         return found
 
-    def findings(self, plan: Plan, measured: Found) -> Findings:
+    def findings(self, plan: StudyPlan, measured: Found) -> Findings:
         """A table for labels and one for prompts, with images of the set and chance."""
         return agreement_findings(measured)
 

@@ -30,7 +30,7 @@ from components.configuration.config import Config
 from components.configuration.families import family_of
 from components.evaluation.features import read_arrays
 from components.evaluation.plots import Panel, Series, plot_svg
-from components.evaluation.study import ArrayWorker, Findings, Plan, Study, load_trained
+from components.evaluation.study import ArrayWorker, Findings, ModelStudy, StudyPlan, load_trained
 from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import GaussianBottleneck
 from components.models.diffusion.corruption import to_levels
@@ -40,8 +40,7 @@ from components.models.losses.reconstruction import discretized_logistic_nll
 from components.sampling.image_files import encode_png
 from components.sampling.images import from_uint8, one_channel
 from components.sampling.model import SamplingModel
-from components.sampling.plan import Plan as SamplingPlan
-from components.sampling.plan import encode_conditions, random_stream
+from components.sampling.plan import Plan, encode_conditions, random_stream
 
 JOB_IMAGES = 8
 BATCH = 64  # times of one image at once
@@ -91,7 +90,7 @@ class BoundJob(NamedTuple):
 
     def condition(self, model: SamplingModel, place: int) -> dict[str, Tensor]:
         """Conditions of the image at a place that the model accepts, with a single row each."""
-        own = SamplingPlan(label=int(self.label[place]), prompt=self.caption[place] or None)
+        own = Plan(label=int(self.label[place]), prompt=self.caption[place] or None)
         return encode_conditions(model, [own]).condition
 
 
@@ -116,10 +115,10 @@ class BoundTerms(NamedTuple):
         return {"": self.prior + denoising + reconstruction} | parts
 
 
-class LikelihoodStudy(Study[LikelihoodConfig]):
+class LikelihoodStudy(ModelStudy[LikelihoodConfig]):
     """Bits/dim of held-out images under each image's own conditions; the input is `model`."""
 
-    def plan(self) -> Plan:
+    def plan(self) -> StudyPlan:
         """Held-out images cut into jobs.
 
         Raises ValueError for a model that has no such bound, a set that holds no image out, or one in color where the
@@ -130,7 +129,7 @@ class LikelihoodStudy(Study[LikelihoodConfig]):
         (check_bound if likelihood is None else check_likelihood)(model)
         held_out = self.held_out(resolution=model.settings["resolution"], limit=self.config.samples)
         jobs = bound_jobs(held_out.image, held_out.label, held_out.caption)
-        return Plan(jobs, LikelihoodFacts(likelihood, png_bits(model, held_out.image)))
+        return StudyPlan(jobs, LikelihoodFacts(likelihood, png_bits(model, held_out.image)))
 
     def worker(self) -> Callable[[Any], Any]:
         """Pool worker that measures the images of a job."""
@@ -147,7 +146,7 @@ class LikelihoodStudy(Study[LikelihoodConfig]):
         """Number of images of a job."""
         return len(job.image)
 
-    def findings(self, plan: Plan, measured: Any) -> Findings:
+    def findings(self, plan: StudyPlan, measured: Any) -> Findings:
         """A table with standard errors over images, the figures, and of a diffusion model plots over t."""
         likelihood, png = plan.facts
         parts, plots = [read_arrays(self.files, job.name) for job in plan.jobs], {}

@@ -18,7 +18,7 @@ from components.data.held_out import SplitArrays, read_split
 from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.restoration import asked_of
-from components.evaluation.study import Findings, Plan, Study, load_trained
+from components.evaluation.study import Findings, ModelStudy, StudyPlan, load_trained
 from components.models.diffusion import betas
 from components.models.diffusion.discrete import DiscreteObjective
 from components.models.diffusion.objective import make_objective
@@ -53,14 +53,14 @@ class NoisingStudyConfig(Config):
         return NoisingStudy
 
 
-class NoisingStudy(Study[NoisingStudyConfig]):
+class NoisingStudy(ModelStudy[NoisingStudyConfig]):
     """Held-out images noised step by step, and the x_0 that a model sees in each; the input is `model`."""
 
-    def plan(self) -> Plan:
+    def plan(self) -> StudyPlan:
         """No jobs: the few images are noised where they are drawn."""
-        return Plan([])
+        return StudyPlan([])
 
-    def findings(self, plan: Plan, measured: Any) -> Findings:
+    def findings(self, plan: StudyPlan, measured: Any) -> Findings:
         """Images of both, plots of the values of x_t, of the schedules and of the error of the predicted x_0.
 
         Raises ValueError for a model that has no such times or needs other models, or a set that holds no image out.

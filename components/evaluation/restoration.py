@@ -18,7 +18,7 @@ from components.evaluation.generated import SampleJob, jobs_of, joined, read_job
 from components.evaluation.grids import GridBlock, readable, render_blocks
 from components.evaluation.image_sets import ImageSet
 from components.evaluation.measure import MeasureConfig
-from components.evaluation.study import Findings, Plan, Study
+from components.evaluation.study import Findings, ModelStudy, StudyPlan
 from components.models.diffusion.corruption import blurred, downsample, gray
 from components.models.diffusion.degradation import MASK_TASKS, NUMBERS, border_mask, inpainting_mask
 from components.sampling.cascade import Cascade
@@ -62,7 +62,7 @@ class RestorationFacts(NamedTuple):
     resolution: int
 
 
-class RestorationStudy(Study[RestorationConfig]):
+class RestorationStudy(ModelStudy[RestorationConfig]):
     """Held-out images degraded in every trained way, and restored; the input is `cascade`."""
 
     def degraded(self) -> tuple[SamplingModel, np.ndarray, list[Damaged]]:
@@ -87,19 +87,19 @@ class RestorationStudy(Study[RestorationConfig]):
         )
         return model, held_out.image, damaged
 
-    def plan(self) -> Plan:
+    def plan(self) -> StudyPlan:
         """The jobs of every degradation."""
         model, _, damaged = self.degraded()
         jobs = {each.name: jobs_of(each.name.replace(" ", "_"), each.requests) for each in damaged}
         facts = RestorationFacts(jobs, model.name, model.settings["resolution"])
-        return Plan([job for group in jobs.values() for job in group], facts)
+        return StudyPlan([job for group in jobs.values() for job in group], facts)
 
-    def sets(self, plan: Plan) -> dict[str, ImageSet]:
+    def sets(self, plan: StudyPlan) -> dict[str, ImageSet]:
         """Training images, and the restored images of each degradation."""
         facts: RestorationFacts = plan.facts
         return self.made_sets(facts.jobs, f"image.{facts.model}", resolution=facts.resolution)
 
-    def findings(self, plan: Plan, measured: dict[str, float]) -> Findings:
+    def findings(self, plan: StudyPlan, measured: dict[str, float]) -> Findings:
         """Findings of the restored images, read from the files of the jobs."""
         _, originals, damaged = self.degraded()
         made = {

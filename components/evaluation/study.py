@@ -50,7 +50,7 @@ class Findings(NamedTuple):
     images: dict[str, bytes]  # name -> PNG
 
 
-class Plan(NamedTuple):
+class StudyPlan(NamedTuple):
     """The jobs of a study, and facts for the study's own later steps."""
 
     jobs: list[Any]
@@ -58,7 +58,7 @@ class Plan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Study(ABC, Generic[C]):
+class ModelStudy(ABC, Generic[C]):
     """A study with its configuration and models. All methods but `measure` run in workers."""
 
     config: C
@@ -68,7 +68,7 @@ class Study(ABC, Generic[C]):
     stage: str  # its name: makes ids of plots its own
 
     @abstractmethod
-    def plan(self) -> Plan:
+    def plan(self) -> StudyPlan:
         """The jobs. Raises ValueError, with a message of one line, for models or images that do not fit."""
 
     def worker(self) -> Callable[[Any], Any]:
@@ -79,11 +79,11 @@ class Study(ABC, Generic[C]):
         """Number of images of a job."""
         return len(job.requests)
 
-    def sets(self, plan: Plan) -> dict[str, ImageSet]:
+    def sets(self, plan: StudyPlan) -> dict[str, ImageSet]:
         """Sets of images to measure distances of; none for a study without distances."""
         return {}
 
-    def measure(self, plan: Plan, pool: Pool, **work: Any) -> Any:
+    def measure(self, plan: StudyPlan, pool: Pool, **work: Any) -> Any:
         """Measures the finished jobs' images: distance by name of the set; `work` as for `measure_features`."""
         config, sets = self.config, self.sets(plan)
         if not isinstance(config, MeasureConfig) or config.feature_network == "none" or not sets:
@@ -91,7 +91,7 @@ class Study(ABC, Generic[C]):
         return {row.name: row.distance for row in measure_distances(sets, config, pool=pool, **work)}
 
     @abstractmethod
-    def findings(self, plan: Plan, measured: Any) -> Findings:
+    def findings(self, plan: StudyPlan, measured: Any) -> Findings:
         """Plots, tables and figures of the finished jobs and the measures."""
 
     def made_sets(self, jobs: Mapping[str, Sequence[Any]], array: str, *, resolution: int) -> dict[str, ImageSet]:
@@ -192,7 +192,7 @@ class VariantFacts(NamedTuple):
 V = TypeVar("V", bound=VariantsConfig)
 
 
-class VariantStudy(Study[V]):
+class VariantStudy(ModelStudy[V]):
     """Images of one model made in several ways from the same requests, and the distance of each way."""
 
     by_prompt: ClassVar[bool]  # whether requests have captions too
@@ -217,7 +217,7 @@ class VariantStudy(Study[V]):
     def described(self, measured: Measured) -> Findings:
         """Plots, tables and figures of the points."""
 
-    def plan(self) -> Plan:
+    def plan(self) -> StudyPlan:
         """The same requests in every way, with labels, or labels and captions, of training images."""
         models, config = self.load(), self.config
         trained = read_random_part(self.index, samples=config.reference_samples, seed=config.seed, resolution=SMALL)
@@ -228,20 +228,20 @@ class VariantStudy(Study[V]):
         jobs = variant_jobs(self.settings(), requests)
         size = models.base.settings["resolution"]
         facts = VariantFacts(jobs, size, self.held_out_accuracy(models, size))
-        return Plan([job for group in jobs.values() for job in group], facts)
+        return StudyPlan([job for group in jobs.values() for job in group], facts)
 
     def worker(self) -> Callable[[Any], Any]:
         """Pool worker that samples a job in its way."""
         return ArrayWorker(self.load, self.sample, self.files)
 
-    def sets(self, plan: Plan) -> dict[str, ImageSet]:
+    def sets(self, plan: StudyPlan) -> dict[str, ImageSet]:
         """Training images, held-out images, and the images of each way."""
         facts: VariantFacts = plan.facts
         held_out = held_out_parts(self.index, resolution=facts.resolution, limit=self.config.samples)
         sets = self.made_sets(facts.jobs, "images", resolution=facts.resolution)
         return sets | {HELD_OUT: ImageSet(tuple(held_out), "scale")}
 
-    def findings(self, plan: Plan, measured: dict[str, float]) -> Findings:
+    def findings(self, plan: StudyPlan, measured: dict[str, float]) -> Findings:
         """Findings of the points, read from the files of the jobs."""
         facts: VariantFacts = plan.facts
         points = read_points(self.files, facts.jobs, measured)

@@ -6,7 +6,7 @@ from typing import Any
 from components.data.shards import load_index
 from components.evaluation.features import check_feature_network
 from components.evaluation.measure import MeasureConfig
-from components.evaluation.study import Study
+from components.evaluation.study import ModelStudy
 from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
 
@@ -25,7 +25,7 @@ def run_study(config: Any, context: StageContext, *, images: Artifact, **models:
     if isinstance(config, MeasureConfig):
         check_feature_network(config.feature_network)
     index, files, done = load_index(images.url("index.json")), context.files_store, 0
-    study: Study[Any] = config.study(config, index, models, files, context.stage)
+    study: ModelStudy[Any] = config.study(config, index, models, files, context.stage)
     with context.pool() as pool:
         plan = pool.call(study.plan)
         total = sum(map(study.images_of, plan.jobs))

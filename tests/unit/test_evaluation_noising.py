@@ -26,7 +26,7 @@ from components.evaluation.noising_study import (
     values_table,
     with_noise,
 )
-from components.evaluation.study import Findings, Plan
+from components.evaluation.study import Findings, StudyPlan
 from components.models.diffusion.schedule import make_schedule
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
@@ -106,7 +106,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
 
 
 def findings_of(config: NoisingStudyConfig, index: ShardIndex, model: Artifact) -> Findings:
-    return NoisingStudy(config, index, {"model": model}, Store("memory://noising"), "study").findings(Plan([]), {})
+    return NoisingStudy(config, index, {"model": model}, Store("memory://noising"), "study").findings(StudyPlan([]), {})
 
 
 @pytest.fixture(scope="module")
