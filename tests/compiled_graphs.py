@@ -22,5 +22,5 @@ def recorded_graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModul
         compile_module(module, **options | {"backend": backend})
 
     monkeypatch.setattr(nn.Module, "compile", compile_so)
-    monkeypatch.setattr("components.sampling.compiled_decoding.BACKEND", backend)
+    monkeypatch.setattr("components.sampling.autoregressive.BACKEND", backend)
     return graphs

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from components.models.pixelcnn import GatedPixelCNN
 from components.models.row_lstm import RowLSTM
-from components.sampling.pixelwise import PixelNetwork
+from components.sampling.autoregressive import PixelNetwork
 
 KINDS: dict[str, type[GatedPixelCNN] | type[RowLSTM]] = {"pixelcnn": GatedPixelCNN, "row_lstm": RowLSTM}
 Place = tuple[int, int, int]  # row, column, color

@@ -16,8 +16,7 @@ from components.evaluation.generated import SampledImages, SampleJob, accepts, j
 from components.evaluation.grids import GridBlock, compared_grid, labelled_grid, readable, render_blocks, strip_grid
 from components.runtime.pool import file_name
 from components.runtime.storage.store import Store
-from components.sampling.cascade import Cascade
-from components.sampling.generators.kinds import GENERATORS
+from components.sampling.cascade import GENERATORS, Cascade
 from components.sampling.images import read_image, to_uint8
 from components.sampling.requests import Request
 

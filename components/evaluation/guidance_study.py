@@ -24,12 +24,10 @@ from components.evaluation.study import (
     variants_grid,
 )
 from components.models.diffusion.steps import SamplerName
-from components.sampling.generators.diffusion import sample_guided
-from components.sampling.guides import check_guides, class_log_probabilities
+from components.sampling.generators.diffusion import check_guides, class_log_probabilities, sample_guided
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import SamplingModel
-from components.sampling.plan import plan_of
-from components.sampling.requests import class_id
+from components.sampling.plan import class_id, plan_of
 
 Method = Literal["classifier", "classifier_unconditional", "classifier_free", "interval", "autoguidance"]
 Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)]

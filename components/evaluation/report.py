@@ -21,7 +21,7 @@ from components.evaluation.measure import DistanceRow
 from components.evaluation.metrics import METRICS
 from components.evaluation.plots import Node, curve_svg, graph_svg, is_constant, last_value, metric_names
 from components.runtime.events import MEASURES, measures_of
-from components.sampling.generators.kinds import GENERATORS
+from components.sampling.cascade import GENERATORS
 from components.sampling.image_files import encode_png
 
 State = Literal["done", "cached", "failed", "running", "queued", "waiting", "skipped"]

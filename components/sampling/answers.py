@@ -23,22 +23,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from components.configuration.families import family_of
+from components.configuration.families import family_name, family_of
 from components.models.autoencoder import Autoencoder
 from components.models.bundle import DESCRIPTION as MODEL
 from components.models.contrastive import ContrastiveEncoder
 from components.sampling.cascade import DESCRIPTION, Cascade, lone_cascade, read_parts
 from components.sampling.device import best_device, products
 from components.sampling.frozen_text import load_frozen_text
-from components.sampling.generators.diffusion import sample_upsampler
+from components.sampling.generators.diffusion import class_log_probabilities, sample_upsampler
 from components.sampling.generators.tokens import check_prior, sample_prior
-from components.sampling.guides import class_log_probabilities
 from components.sampling.image_files import base64_png, gray_png
 from components.sampling.images import read_image, to_uint8
-from components.sampling.model import SamplingModel, describe_model, load_model, reads_prompts, works_alone
+from components.sampling.model import SamplingModel, describe_model, load_model
 from components.sampling.plan import check_conditions, check_prompt_length, check_request, plan_of
-from components.sampling.request_forms import RequestRow
-from components.sampling.requests import Request
+from components.sampling.requests import Request, RequestRow
 
 Predict = Callable[[list[RequestRow]], list[str]]
 
@@ -47,98 +45,76 @@ class Answerer(NamedTuple):
     """A kind of model that answers rows without generating images."""
 
     answer: Callable[[SamplingModel, RequestRow], str]  # raises ValueError, in one line, for a row that can't be met
-    example: Callable[[SamplingModel], RequestRow]
+    image: str = ""  # the setting that has the resolution of a row's image
+    draws: bool = False  # by a seed, and under a label or a prompt where the model takes conditions
 
 
 def predictor_of(folder: Path) -> Predict:
     """Loads the model in `folder` on the best device and returns the function that answers rows."""
     device = best_device()
-    if (folder / DESCRIPTION).is_file():
-        return _sample(Cascade.load(folder, device=device))
-    if not (folder / MODEL).is_file():
+    model = opened(folder, device=device)
+    if isinstance(model, Cascade):
+        return lambda rows: [base64_png(image) for image in model.sample([row.request() for row in rows])]
+    if model is None:
         text = load_frozen_text(folder, device=device)
-        return lambda rows: [
-            json.dumps(states.tolist()) for states in text.encode([_prompt(row) for row in rows]).states
-        ]
-    model = load_lone(folder, device=device)
-    lone = lone_cascade(model)
-    if lone is not None:
-        return _sample(lone)
+        return lambda rows: [json.dumps(states.tolist()) for states in text.encode([_prompt(row) for row in rows])]
     answerer = answerer_of(model)
 
     def answer(rows: list[RequestRow]) -> list[str]:
+        if answerer is None:
+            raise ValueError(
+                f"the model of stage {model.name} needs the networks that it was trained with: "
+                "load the composed cascade instead"
+            )
         with products("fp32"):
-            return [_refuse(model) if answerer is None else answerer.answer(model, row) for row in rows]
+            return [answerer.answer(model, row) for row in rows]
 
     return answer
 
 
-def load_lone(folder: Path, *, device: str | torch.device) -> SamplingModel:
-    """Loads the single model in `folder`, with the random streams of a cascade.
-
-    Raises ValueError if the folder can't be read.
-    """
-    return load_model(_stage_of(folder), folder, device=device)
-
-
-def cascade_in(folder: Path, *, device: str | torch.device = "cpu", weights: bool = True) -> Cascade | None:
-    """Loads `folder` as a cascade: a composed cascade, or a single model that makes images.
-
-    Returns None for a model that makes no images. Without weights: as `read_parts`. Raises ValueError if the folder
-    can't be read.
-    """
+def opened(folder: Path, *, device: str | torch.device = "cpu", weights: bool = True) -> Cascade | SamplingModel | None:
+    """Loads `folder`, a single model with the random streams of a cascade.
+    Returns a cascade for a composed one and for a single model that makes images, None for a pretrained text encoder.
+    Without weights: as `read_parts`. Raises ValueError if the folder can't be read."""
     if (folder / DESCRIPTION).is_file():
         return Cascade(**read_parts(folder, device=device, weights=weights))
     if not (folder / MODEL).is_file():
         return None
-    return lone_cascade(load_lone(folder, device=device) if weights else describe_model(_stage_of(folder), folder))
+    stage = _stage_of(folder)
+    model = load_model(stage, folder, device=device) if weights else describe_model(stage, folder)
+    return lone_cascade(model) or model
+
+
+def cascade_in(folder: Path, *, device: str | torch.device = "cpu", weights: bool = True) -> Cascade | None:
+    """Loads `folder` like `opened`; returns None for a model that makes no images."""
+    model = opened(folder, device=device, weights=weights)
+    return model if isinstance(model, Cascade) else None
 
 
 def example_of(folder: Path) -> RequestRow | None:
     """Returns an example row for the model in `folder`, without reading weights.
-
-    None for a model that answers no rows outside its cascade.
-    """
-    if (folder / DESCRIPTION).is_file():
-        cascade = Cascade(**read_parts(folder, weights=False))
-        return RequestRow.of(next(iter(cascade.makers.values())).example())
-    if not (folder / MODEL).is_file():  # a pretrained text encoder
+    None for a model that answers no rows outside its cascade."""
+    model = opened(folder, weights=False)
+    if isinstance(model, Cascade):
+        return RequestRow.of(next(iter(model.makers.values())).example())
+    if model is None:
         return RequestRow(prompt="red")
-    model = describe_model(_stage_of(folder), folder)
-    lone, answerer = lone_cascade(model), answerer_of(model)
-    if lone is not None:
-        return RequestRow.of(next(iter(lone.makers.values())).example())
-    return None if answerer is None else answerer.example(model)
+    answerer = answerer_of(model)
+    if answerer is None:
+        return None
+    label = "0" if answerer.draws and model.classes else None
+    prompt = "red" if label is None and model.reads_prompts else None
+    image = gray_png(model.settings[answerer.image]) if answerer.image else None
+    row = RequestRow.of(Request(label=label, prompt=prompt, image=image, seed=int(answerer.draws)))
+    if not model.network.get("condition_grid"):
+        return row
+    height, width = model.network["condition_grid"]
+    return row.model_copy(update={"condition": json.dumps([[0] * width] * height)})
 
 
 def answerer_of(model: SamplingModel) -> Answerer | None:
     """Returns the answerer of a model; None for a model that depends on other networks."""
-    return ANSWERERS.get(model.kind) if works_alone(model.network, model.settings) else None
-
-
-def _sample(cascade: Cascade) -> Predict:
-    return lambda rows: [base64_png(image) for image in cascade.sample([row.request() for row in rows])]
-
-
-def _refuse(model: SamplingModel) -> str:
-    raise ValueError(
-        f"the model of stage {model.name} needs the networks that it was trained with: "
-        "load the composed cascade instead"
-    )
-
-
-def _asked(model: SamplingModel) -> Request:
-    """A request with a seed, and a label or a prompt where the model takes conditions."""
-    label = "0" if model.classes else None
-    return Request(label=label, prompt="red" if label is None and reads_prompts(model) else None, seed=1)
-
-
-def _described(model: SamplingModel) -> RequestRow:
-    return RequestRow.of(Request(prompt="red"))
-
-
-def _shown(model: SamplingModel) -> RequestRow:
-    return RequestRow.of(Request(image=gray_png(model.settings["resolution"])))
+    return ANSWERERS.get(family_name(model.kind)) if model.works_alone else None
 
 
 def _prompt(row: RequestRow) -> str:
@@ -167,9 +143,7 @@ def reconstructed(model: SamplingModel, image: torch.Tensor) -> np.ndarray:
 @torch.no_grad()
 def _embed(model: SamplingModel, row: RequestRow) -> str:
     """Embeds the row's text or image on the common unit sphere.
-
-    The likeness of two embeddings is the sum of their products.
-    """
+    The likeness of two embeddings is the sum of their products."""
     network, text = model.module, model.text
     assert isinstance(network, ContrastiveEncoder)
     assert text is not None
@@ -189,9 +163,7 @@ def _classify(model: SamplingModel, row: RequestRow) -> str:
 
 def _draw_tokens(model: SamplingModel, row: RequestRow) -> str:
     """Draws tokens from a prior alone: a JSON list of rows.
-
-    Without a tokenizer the condition image comes as tokens too, a JSON list of rows.
-    """
+    Without a tokenizer the condition image comes as tokens too, a JSON list of rows."""
     condition = None if row.condition is None else torch.tensor(json.loads(row.condition)).flatten()[None]
     request = row.model_copy(update={"condition": None}).request()
     check_request(request)
@@ -209,40 +181,21 @@ def _enlarge(model: SamplingModel, row: RequestRow) -> str:
     return base64_png(to_uint8(sample_upsampler(model, [plan_of(request, [model], model.classes)], low_res))[0])
 
 
-def _tokens_asked(model: SamplingModel) -> RequestRow:
-    row = RequestRow.of(_asked(model))
-    if not model.network.get("condition_grid"):
-        return row
-    height, width = model.network["condition_grid"]
-    return row.model_copy(update={"condition": json.dumps([[0] * width] * height)})
-
-
-def _small_shown(model: SamplingModel) -> RequestRow:
-    return RequestRow.of(_asked(model).replace(image=gray_png(model.settings["low_res_resolution"])))
-
-
-ENLARGES, DRAWS = Answerer(_enlarge, _small_shown), Answerer(_draw_tokens, _tokens_asked)
-ANSWERERS: dict[str, Answerer] = {  # by the kind of the network
-    "autoencoder": Answerer(_reconstruct, _shown),
-    "unet": ENLARGES,
-    "image_attention_unet": ENLARGES,
-    "dit": ENLARGES,
-    "transformer": DRAWS,
-    "masked_transformer": DRAWS,
-    "pixelcnn": DRAWS,
-    "row_lstm": DRAWS,
-    "contrastive": Answerer(_embed, _described),
-    "classifier": Answerer(_classify, _shown),
+DRAWS = Answerer(_draw_tokens, draws=True)
+ANSWERERS: dict[str, Answerer] = {  # by family
+    "autoencoder": Answerer(_reconstruct, "resolution"),
+    "diffusion": Answerer(_enlarge, "low_res_resolution", draws=True),
+    "prior": DRAWS,
+    "masked_prior": DRAWS,
+    "pixels": DRAWS,
+    "contrastive": Answerer(_embed),
+    "classifier": Answerer(_classify, "resolution"),
 }
 
 
 def _stage_of(folder: Path) -> str:
     """Returns the stage's name, which seeds the same random streams as in the cascade."""
     description = json.loads((folder / MODEL).read_text())
-    settings = description["settings"]
-    if settings.get("role") == "upsampler":
-        return f"upsampler_{settings['resolution']}"
-    if settings.get("role") == "image_to_image":
-        return "model"
-    kind = description["kind"]
-    return settings.get("role") or ("model" if family_of(kind).alone else kind)
+    settings, kind = description["settings"], description["kind"]
+    role = settings.get("role") or ("model" if family_of(kind).alone else kind)
+    return {"upsampler": f"upsampler_{settings.get('resolution')}", "image_to_image": "model"}.get(role, role)

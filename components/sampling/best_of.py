@@ -7,7 +7,6 @@ Shapes: B images, N num_tokens, K codebook_size, H = W sides of images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,44 +18,25 @@ from components.sampling.model import SamplingModel
 from components.sampling.plan import Plan
 
 
-class Best(NamedTuple):
-    """The chosen candidate of each image, with the scores of all n candidates.
-
-    Of equal scores the first candidate is chosen; the higher a score, the better the image.
-    """
-
-    chosen: Tensor  # (B, …)  the best candidate of each image
-    candidate: Tensor  # (B,)  its number, int64 in [0, n)
-    scores: Tensor  # (B, n)  of all candidates, fp32
-
-
-def best_of(sample: Callable[[int], Tensor], score: Callable[[Tensor], Tensor], *, n: int) -> Best:
-    """Draw n candidates of each of B images and keep the candidate of the highest score.
-
-    Among equal scores the first candidate wins.
+def best_of(sample: Callable[[int], Tensor], score: Callable[[Tensor], Tensor], *, n: int) -> Tensor:
+    """Draw n candidates of each of B images and keep the one of the highest score, among equal ones the first.
 
     Args:
         sample: called with the candidate's number k from 0, gives (B, …): tokens or images. Where candidate k of a
             image is a function of (its seed, k), so is the choice.
         score: (B, …) -> (B,), the higher the better; NaN is never better.
-        n: candidates, at least 1.
-
-    Raises ValueError for fewer.
-    """
+        n: candidates, at least 1; raises ValueError for fewer."""
     if n < 1:
         raise ValueError(f"best of {n} is nothing: n must be at least 1")
     chosen = sample(0)
-    scores = [score(chosen).float()]
-    best = scores[0].nan_to_num(nan=-torch.inf)
-    candidate = torch.zeros(len(chosen), dtype=torch.int64, device=best.device)
+    best = score(chosen).float().nan_to_num(nan=-torch.inf)  # (B,)
     for k in range(1, n):
         drawn = sample(k)
-        scores.append(score(drawn).float())
-        better = scores[-1] > best  # (B,)
-        best = torch.where(better, scores[-1], best)
-        candidate = torch.where(better, k, candidate)
+        scores = score(drawn).float()
+        better = scores > best
+        best = torch.where(better, scores, best)
         chosen = torch.where(better.to(chosen.device).view(-1, *[1] * (chosen.ndim - 1)), drawn, chosen)
-    return Best(chosen, candidate, torch.stack(scores, dim=1))
+    return chosen
 
 
 @torch.no_grad()
@@ -69,22 +49,18 @@ def mutual_information(
         transformer: in eval mode, trained with dropped conditions.
         tokens: (B, N) int64 in [0, K).
         condition, null: arguments of the transformer by name, each (B, …), with the same names.
-
-    Returns (B,) fp32.
-    """
-    both = {name: torch.cat([condition[name], null[name]]) for name in condition}
+    Returns (B,) fp32."""
     doubled = tokens.repeat(2, 1)
-    logits = transformer(doubled, **both)  # (2B, N, K)
+    logits = transformer(
+        doubled, **{name: torch.cat([condition[name], null[name]]) for name in condition}
+    )  # (2B, N, K)
     log_p = logits.float().log_softmax(dim=-1).gather(-1, doubled[..., None])[..., 0].sum(dim=1)
-    conditional, unconditional = log_p.chunk(2)
-    return conditional - unconditional
+    return log_p[: len(tokens)] - log_p[len(tokens) :]
 
 
 def likeness_to_prompts(reranker: SamplingModel, plans: Sequence[Plan]) -> Callable[[Tensor], Tensor]:
     """Cosines (B,) between images (B, 3, H, W) in [-1, 1] and the plans' prompts.
-
-    The cosine is 0 for a plan without a prompt.
-    """
+    The cosine is 0 for a plan without a prompt."""
     encoder, text, side = reranker.module, reranker.text, reranker.settings["resolution"]
     assert isinstance(encoder, ContrastiveEncoder)
     assert text is not None  # a bundle of this kind has its tokenizer

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -21,17 +21,22 @@ from torch import Tensor
 from components.configuration.file_names import folder_name
 from components.configuration.optimization import Precision
 from components.sampling.device import sampling_in
-from components.sampling.frozen_text import contrastive_text, load_frozen_text
+from components.sampling.frozen_text import load_frozen_text
 from components.sampling.generator import Between, ConditionImages, Generator, Hooks, OnStep, Parts
-from components.sampling.generators.kinds import GENERATORS
+from components.sampling.generators.diffusion import Diffusion
+from components.sampling.generators.one_model import GAN, VAE, ImageToImage, Pixels
+from components.sampling.generators.tokens import Tokens
 from components.sampling.images import to_bytes
-from components.sampling.model import SamplingModel, describe_model, load_model, most_at_once, works_alone
+from components.sampling.model import SamplingModel, describe_model, load_model, most_at_once
 from components.sampling.plan import Plan, check_request
 from components.sampling.requests import Request, request_options
 
 DESCRIPTION = "cascade.json"
 SNAPSHOTS = "snapshots"  # of averages, to choose a model's from: of use next to the model only
 FROZEN = ("contrastive", "text_encoder")  # parts that read prompts for others
+GENERATORS: dict[str, type[Generator]] = {  # by name, in a cascade's order of preference
+    kind.name: kind for kind in (Diffusion, Tokens, Pixels, GAN, VAE, ImageToImage)
+}
 Images = dict[str, np.ndarray]  # stage -> uint8 (H, W, 3), in the order in which they were made
 
 
@@ -49,8 +54,7 @@ def compose(
         upsamplers: by stage name, smallest first.
         sampling: by part, or stage name of an upsampler, the fields of its sampling settings.
         precision: in which all of them sample on a GPU.
-        parts: the other fields of `Parts` by name, those that there are.
-    """
+        parts: the other fields of `Parts` by name, those that there are."""
     for name, source in {**parts, **(upsamplers or {})}.items():
         shutil.copytree(source, folder / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SNAPSHOTS))
     stages: dict[str, Any] = {name: name for name in parts}
@@ -58,6 +62,14 @@ def compose(
     description = {"stages": stages, "sampling": dict(sampling or {}), "precision": precision}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
     return folder
+
+
+class Settings(TypedDict, total=False):
+    """How plans are made, whatever they ask for."""
+
+    batch_size: int | None  # images of a batch at most; None: `most_at_once`
+    on_step: OnStep | None  # told of each denoising step
+    between: Between | None  # called before each batch and after each denoising step, token and value; may raise
 
 
 @dataclass(frozen=True)
@@ -73,9 +85,7 @@ class Cascade(Parts):
     @classmethod
     def load(cls, folder: Path | str, *, device: str | torch.device = "cpu") -> "Cascade":
         """Load a composed cascade.
-
-        Raises ValueError if `folder` holds no cascade, or a cascade of another version.
-        """
+        Raises ValueError if `folder` holds no cascade, or a cascade of another version."""
         return cls(**read_parts(Path(folder), device=device))
 
     @cached_property
@@ -106,10 +116,7 @@ class Cascade(Parts):
         return request if request.generator or not self.generators else request.replace(generator=self.generators[0])
 
     def resolve(self, request: Request) -> Plan:
-        """Returns the plan of a request.
-
-        Raises ValueError, in one line, if this cascade can't make the image.
-        """
+        """Returns the plan of a request. Raises ValueError, in one line, if this cascade can't make the image."""
         request = self.with_generator(request)
         check_request(request)
         maker = self.makers.get(str(request.generator))
@@ -126,10 +133,7 @@ class Cascade(Parts):
         return maker.resolve(request)
 
     def resolve_all(self, requests: Sequence[Request]) -> list[Plan]:
-        """Returns the plan of each request.
-
-        Raises ValueError, which names a request by its number from 1.
-        """
+        """Returns the plan of each request. Raises ValueError, which names a request by its number from 1."""
         plans = []
         for number, request in enumerate(requests, 1):
             try:
@@ -138,41 +142,19 @@ class Cascade(Parts):
                 raise ValueError(f"request {number}: {error}" if len(requests) > 1 else str(error)) from None
         return plans
 
-    def sample(
-        self,
-        requests: Sequence[Request],
-        *,
-        batch_size: int | None = None,
-        on_step: OnStep | None = None,
-        between: Between | None = None,
-    ) -> list[np.ndarray]:
+    def sample(self, requests: Sequence[Request], **settings: Unpack[Settings]) -> list[np.ndarray]:
         """Returns a finished uint8 image (H, W, 3) for each request, in order.
 
         The same request gives the same image in whatever company: on a CPU within one gray level, on a GPU to the eye
         (`components.sampling.device`).
+        Raises ValueError, before any work, if a request can't be met; the message names it by its number from 1."""
+        return [list(images.values())[-1] for images in self.sample_stages(requests, **settings)]
 
-        Args:
-            batch_size: images of a batch at most; None: `most_at_once`.
-            on_step: told of each denoising step, see `OnStep`.
-            between: called before each batch and after each denoising step, token and value; may raise, to end it.
-
-        Raises ValueError, before any work, if a request can't be met; the message names it by its number from 1.
-        """
-        made = self.sample_stages(requests, batch_size=batch_size, on_step=on_step, between=between)
-        return [list(images.values())[-1] for images in made]
-
-    def sample_stages(
-        self,
-        requests: Sequence[Request],
-        *,
-        batch_size: int | None = None,
-        on_step: OnStep | None = None,
-        between: Between | None = None,
-    ) -> list[Images]:
+    def sample_stages(self, requests: Sequence[Request], **settings: Unpack[Settings]) -> list[Images]:
         """Samples like `sample`, and returns the images of every stage, the finished images last."""
         plans = self.resolve_all(requests)
         finished: list[Images] = [{} for _ in plans]
-        for batch, made in self.make(plans, batch_size=batch_size, on_step=on_step, between=between):
+        for batch, made in self.make(plans, **settings):
             for stage, images in made.items():
                 for index, image in zip(batch, images.cpu().numpy(), strict=True):
                     finished[index][stage] = image
@@ -180,33 +162,25 @@ class Cascade(Parts):
 
     @torch.no_grad()
     def make(
-        self,
-        plans: Sequence[Plan],
-        *,
-        batch_size: int | None = None,
-        on_step: OnStep | None = None,
-        between: Between | None = None,
+        self, plans: Sequence[Plan], **settings: Unpack[Settings]
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """Yields the images of plans batch by batch: (places of the plans, images of each stage).
-
         The images are uint8 (B, H, W, 3) and still on the device, which may be computing them: no batch waits for the
-        one before.
-        """
+        one before."""
+        batch_size, hooks = settings.get("batch_size"), Hooks(settings.get("on_step"), settings.get("between"))
         for batch in batches(plans, batch_size=self.most_at_once if batch_size is None else batch_size):
             together = [plans[index] for index in batch]
-            if between is not None:
-                between()
+            if hooks.between is not None:
+                hooks.between()
             maker = self.makers[together[0].generator]
             with sampling_in(self.precision, maker.first.device):
-                made = maker.make(together, Hooks(on_step, between))
+                made = maker.make(together, hooks)
             yield batch, {stage: to_bytes(images) for stage, images in made.items()}
 
 
 def quick(cascade: Cascade, request: Request) -> Request:
     """Returns the request with two steps of each stage, to warm up or to try a model.
-
-    Stages without steps stay unchanged; so does a request that the cascade would refuse with two steps.
-    """
+    Stages without steps stay unchanged; so does a request that the cascade would refuse with two steps."""
     models = cascade.makers[str(cascade.with_generator(request).generator)].models
     steps = "num_inference_steps"
     changes = tuple((model.name, steps, 2) for model in models if steps in type(model.sampling).model_fields)
@@ -220,7 +194,7 @@ def quick(cascade: Cascade, request: Request) -> Request:
 
 def lone_cascade(model: SamplingModel) -> Cascade | None:
     """A cascade of this model alone; None for a model that makes no images."""
-    if not works_alone(model.network, model.settings):
+    if not model.works_alone:
         return None
     cascade = Cascade(base=model) if model.settings.get("role") == "base" else Cascade(model=model)
     return cascade if cascade.generators else None
@@ -228,31 +202,26 @@ def lone_cascade(model: SamplingModel) -> Cascade | None:
 
 def read_parts(folder: Path, *, device: str | torch.device = "cpu", weights: bool = True) -> dict[str, Any]:
     """Reads the fields of `Cascade` from a composed cascade.
-
     Without weights, networks have no memory, and networks that read prompts for other models are left out. Raises
-    ValueError if `folder` holds no cascade, or one of another version.
-    """
+    ValueError if `folder` holds no cascade, or one of another version."""
     description = read_description(folder)
     stages, sampling = description["stages"], description["sampling"]
     names = stages.pop("upsamplers", [])
-    found = {}
+    found: dict[str, Any] = {}
     for name, place in (stages | {name: name for name in names}).items():
-        if name in FROZEN:
-            read = contrastive_text if name == "contrastive" else load_frozen_text
-            found |= {name: read(folder / place, device=device)} if weights else {}
+        if not weights and name not in FROZEN:
+            found[name] = describe_model(name, folder / place)
+        elif weights and name in FROZEN:
+            found[name] = load_frozen_text(folder / place, device=device)
         elif weights:
             found[name] = load_model(name, folder / place, device=device, sampling=sampling.get(name))
-        else:
-            found[name] = describe_model(name, folder / place)
     precision = description.get("precision", "fp32")  # which those of older versions meant
     return found | {"upsamplers": tuple(found.pop(name) for name in names), "precision": precision}
 
 
 def read_description(folder: Path) -> dict[str, Any]:
     """Reads a composed cascade's `cascade.json`.
-
-    Raises ValueError if `folder` holds no cascade, one of another version, or one with a part outside `folder`.
-    """
+    Raises ValueError if `folder` holds no cascade, one of another version, or one with a part outside `folder`."""
     path = folder / DESCRIPTION
     if not path.is_file():
         raise ValueError(f"{folder} holds no {DESCRIPTION}; give the folder of a composed cascade")
@@ -270,9 +239,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 def batches(plans: Sequence[Plan], *, batch_size: int) -> Iterable[list[int]]:
     """Groups plans into batches of at most batch_size: the places of each batch's plans.
-
-    Only plans of one `way` share a batch. Raises ValueError for a batch_size below 1.
-    """
+    Only plans of one `way` share a batch. Raises ValueError for a batch_size below 1."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     ways: dict[tuple[object, ...], list[int]] = {}

@@ -38,18 +38,14 @@ BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # instructions that multiply: two se
 
 def best_device() -> torch.device:
     """A GPU where torch can use one, else the processor.
-
-    `CUDA_VISIBLE_DEVICES=` in the environment hides every GPU.
-    """
+    `CUDA_VISIBLE_DEVICES=` in the environment hides every GPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def native_bf16(device: torch.device) -> bool:
     """Tells whether a device multiplies bf16 in hardware.
-
     A device that emulates bf16 takes about three times as long as in fp32. On processors it is oneDNN that multiplies.
-    Where torch (before 2.11) doesn't say what a processor has, it has none.
-    """
+    Where torch (before 2.11) doesn't say what a processor has, it has none."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -66,9 +62,7 @@ def computes_bf16(precision: Precision, device: torch.device) -> bool:
 
 def samples_bf16(precision: Precision, device: torch.device) -> bool:
     """Tells whether sampling on the device computes in bf16.
-
-    A CPU keeps fp32, and the same image in whatever company.
-    """
+    A CPU keeps fp32, and the same image in whatever company."""
     return device.type != "cpu" and computes_bf16(precision, device)
 
 
@@ -105,10 +99,8 @@ class Room:
 
     def work(self, count: int, make: Callable[[int], T]) -> T:
         """Calls `make` with a batch size that fits in memory, and returns the result.
-
         `count` is the number of samples in all. Raises what `make` raises, out of memory too where not even one sample
-        has room.
-        """
+        has room."""
         for size in halves(max(1, min(self.most, count))):
             try:
                 return make(size)
@@ -135,9 +127,7 @@ def halves(share: int) -> Iterator[int]:
 
 def free(device: torch.device) -> None:
     """Frees the memory of failed attempts, so that the next attempt starts from an empty cache.
-
-    Compiled networks are dropped too: after a second size they would be compiled for any size, and round otherwise.
-    """
+    Compiled networks are dropped too: after a second size they would be compiled for any size, and round otherwise."""
     torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":

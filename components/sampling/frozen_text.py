@@ -1,63 +1,49 @@
-"""Frozen text encoders: the text tower of a contrastive encoder, or a model of `transformers`.
+"""Frozen text encoders, and the conditions that they and a diffusion prior make of plans.
 
-Pretrained encoders follow Saharia et al. 2022, "Photorealistic Text-to-Image Diffusion Models with Deep Language
-Understanding", section 2.1.
+An encoder is the text tower of a contrastive encoder, or a model of `transformers`, which is imported only where one is
+chosen (Saharia et al. 2022, "Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding", section
+2.1). A diffusion prior makes the embedding of the image that a prompt asks for (DALL-E 2's first half).
 
-`transformers` is imported only where a pretrained encoder is chosen.
-
-Shapes: B texts, L their length, D features of a state, E embedding of a contrastive encoder.
+Shapes: B texts or plans, L text length, D features of a state, E embedding of a contrastive encoder.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from components.models.bundle import DESCRIPTION, load_bundle
 from components.models.contrastive import ContrastiveEncoder, unit_variance
-from components.sampling.model import TextCondition
+from components.models.diffusion.guidance import guide
+from components.models.diffusion.objective import make_objective
+from components.models.diffusion.samplers import sample
+from components.sampling.best_of import best_of
+from components.sampling.model import BPE, SamplingModel, TextCondition
+from components.sampling.plan import Conditions, Plan, noise_of
 from components.sampling.text_encoding import load_bpe
 
-BPE = "bpe.json"
 PRETRAINED_FILES = ("config.json", "tokenizer.json", "model.safetensors")  # as save_pretrained writes them
 LENGTH = "text_encoder.json"  # {"length": ...}: of what texts are padded or cut to
 
 
-class FrozenTextError(RuntimeError):
+class FrozenTextError(ValueError):
     """The chosen text encoder is missing; the message says how to install the encoder."""
 
 
-class TextStates(NamedTuple):
-    """States of texts from a frozen encoder without a common embedding of text and image."""
-
-    states: Tensor  # (B, L, D) fp32, zeros at padding
-
-
-class EmbeddedStates(NamedTuple):
-    """States of texts from a contrastive encoder, and the texts' embeddings.
-
-    The embedding is scaled from length 1 to unit variance of its components, the scale of network inputs.
-    """
-
-    states: Tensor  # (B, L, D) fp32, zeros at padding
-    embedding: Tensor  # (B, E) of unit variance
-
-
 class FrozenText(Protocol):
-    """The interface of both kinds of encoder.
-
-    The null text of guidance is the empty text, "".
-    """
+    """The interface of both kinds of encoder; the null text of guidance is the empty text, ""."""
 
     states_shape: tuple[int, int]  # (L, D)
 
-    def encode(self, captions: Sequence[str]) -> TextStates | EmbeddedStates:
-        """Encodes captions as conditions of another network."""
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """Encodes captions as states (B, L, D) fp32 for another network, zeros at padding."""
 
 
 class ContrastiveText:
@@ -67,51 +53,47 @@ class ContrastiveText:
         self.network, self.text = network, text
         self.states_shape = (text.text_length, network.text_projection.in_features)
 
-    def encode(self, captions: Sequence[str]) -> EmbeddedStates:
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        return self.conditions(captions)["text_states"]
+
+    def conditions(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """The conditions of a diffusion prior: text_states (B, L, D) and text_embedding (B, E).
+        Embeddings are scaled from length 1 to unit variance of their components, the scale of network inputs."""
         return self.encode_ids(self.text.encode(captions).to(self.network.log_scale.device))
 
     @torch.no_grad()
-    def encode_ids(self, text: Tensor) -> EmbeddedStates:
-        """Encodes ids (B, L) of the contrastive tokenizer."""
+    def encode_ids(self, text: Tensor) -> dict[str, Tensor]:
+        """Encodes ids (B, L) of the contrastive tokenizer as `conditions`."""
         states, embedding = self.network.encode_text(text)
-        return EmbeddedStates(states, unit_variance(embedding))
+        return {"text_states": states, "text_embedding": unit_variance(embedding)}
 
 
 class PretrainedText:
     """The encoder of a `transformers` model such as T5 or BERT, with the model's tokenizer.
 
     Args:
-        length: L; longer texts lose their end.
-    """
+        length: L; longer texts lose their end."""
 
     def __init__(self, network: nn.Module, tokenizer: Tokenizer, *, length: int, width: int, pad_id: int) -> None:
-        self.network, self.tokenizer, self.states_shape = (
-            network.eval().requires_grad_(False),
-            tokenizer,
-            (length, width),
-        )
+        self.network, self.tokenizer = network.eval().requires_grad_(False), tokenizer
+        self.states_shape = (length, width)
         self.tokenizer.enable_truncation(length)
         self.tokenizer.enable_padding(length=length, pad_id=pad_id)
 
     @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> TextStates:
+    def encode(self, captions: Sequence[str]) -> Tensor:
         encodings = self.tokenizer.encode_batch(list(captions))
         device = next(self.network.parameters()).device
         ids = torch.tensor([encoding.ids for encoding in encodings], device=device)
         present = torch.tensor([encoding.attention_mask for encoding in encodings], device=device)
         present[:, 0] = 1  # an empty text of a tokenizer without begin and end is one pad
         states = self.network(input_ids=ids, attention_mask=present).last_hidden_state.float()
-        return TextStates(states * present[..., None])
+        return states * present[..., None]
 
 
 def load_frozen_text(folder: Path, *, device: str | torch.device = "cpu") -> FrozenText:
-    """Loads the text encoder in `folder`.
-
-    The encoder is a contrastive model of this house, or a pretrained model next to its length.
-
-    Raises:
-        FrozenTextError: the folder holds neither, or `transformers` is not installed where it is needed.
-    """
+    """Loads the text encoder in `folder`: a contrastive model, or a pretrained one next to its length.
+    Raises FrozenTextError if the folder holds neither, or `transformers` is not installed where it is needed."""
     if (folder / DESCRIPTION).is_file():
         return contrastive_text(folder, device=device)
     missing = [name for name in (*PRETRAINED_FILES, LENGTH) if not (folder / name).is_file()]
@@ -125,9 +107,7 @@ def load_frozen_text(folder: Path, *, device: str | torch.device = "cpu") -> Fro
 
 def contrastive_text(folder: Path, *, device: str | torch.device = "cpu") -> ContrastiveText:
     """Loads the text tower of the contrastive model in `folder`.
-
-    Raises FrozenTextError for a model of another kind.
-    """
+    Raises FrozenTextError for a model of another kind."""
     bundle = load_bundle(folder)
     if not isinstance(bundle.module, ContrastiveEncoder) or not (folder / BPE).is_file():
         raise FrozenTextError(f"{folder} holds a {bundle.kind} model and no contrastive one with its {BPE}")
@@ -146,10 +126,8 @@ def check_transformers() -> None:
 
 def pretrained_text(folder: Path, *, device: str | torch.device, length: int) -> PretrainedText:
     """Loads the encoder of a `transformers` model in a local folder, without downloads.
-
     Of a model with encoder and decoder only the encoder is loaded. Raises FrozenTextError if the package is missing or
-    can't load it.
-    """
+    can't load it."""
     check_transformers()
     from transformers import AutoModel
 
@@ -163,3 +141,75 @@ def pretrained_text(folder: Path, *, device: str | torch.device, length: int) ->
     return PretrainedText(
         network.to(device), tokenizer, length=length, width=int(config.hidden_size), pad_id=config.pad_token_id or 0
     )
+
+
+def frozen_conditions(
+    model: SamplingModel,
+    plans: Sequence[Plan],
+    *,
+    text: FrozenText | None = None,
+    prior: SamplingModel | None = None,
+    on_step: Callable[..., None] | None = None,
+) -> Conditions:
+    """Returns the model's conditions from frozen networks, and the null of each condition.
+
+    Conditions are text_states (B, L, D) and image_embedding (B, E), as the model takes them. A plan without a prompt
+    counts as the empty text.
+
+    Args:
+        model: a diffusion model.
+        text: the encoder that the model, or the prior before it, was trained with.
+        prior: a diffusion prior, for a decoder.
+        on_step: called after each denoising step of the prior.
+    Raises ValueError, in one line, if one that is needed is missing or does not fit."""
+    condition, null = dict[str, Tensor](), dict[str, Tensor]()
+    if width := model.network.get("text_states_dim"):
+        if text is None or text.states_shape[1] != width:
+            raise ValueError(f"the model of stage {model.name} needs a text encoder of {width} features a token")
+        condition["text_states"] = text.encode([plan.prompt or "" for plan in plans])
+        null["text_states"] = text.encode([""]).expand_as(condition["text_states"])
+    if size := model.network.get("image_embedding_dim"):
+        if prior is None or prior.network["embedding_dim"] != size or not isinstance(text, ContrastiveText):
+            raise ValueError(
+                f"the model of stage {model.name} needs a diffusion prior over {size} numbers, and the encoder of that"
+            )
+        embedding = sample_image_embeddings(prior, text, plans, on_step=on_step)
+        condition["image_embedding"] = embedding.to(model.device)
+        null["image_embedding"] = torch.zeros_like(condition["image_embedding"])
+    return Conditions(condition, null)
+
+
+def sample_image_embeddings(
+    model: SamplingModel,
+    text: ContrastiveText,
+    plans: Sequence[Plan],
+    *,
+    on_step: Callable[..., None] | None = None,
+) -> Tensor:
+    """Image embeddings (B, E) of unit variance for the plans' prompts, on the model's device.
+
+    Of several candidates (two, as published) each plan gets the one nearest to the text's embedding. Steps, guidance
+    scale and the number of candidates are of its sampling settings. Diffusion runs without clipping; the samplers see
+    images of one pixel.
+
+    Args:
+        model: a diffusion prior.
+        text: of the contrastive encoder that the prior was trained with.
+        on_step: called after each denoising step of each candidate."""
+    sampling, objective = plans[0].of(model), make_objective(model.settings["objective"])
+    condition = text.conditions([plan.prompt or "" for plan in plans])
+
+    def network(x_t: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
+        return model.module(x_t[:, :, 0, 0], time, **conditions)[:, :, None, None]
+
+    guided = guide(objective, network, condition, text.conditions([""] * len(plans)), sampling.guidance_scale)
+
+    def candidate(number: int) -> Tensor:
+        stage = model.name if number == 0 else f"{model.name}/{number}"
+        noise = noise_of(plans, stage, (model.network["embedding_dim"], 1, 1), model.device)
+        settings = sampling.model_dump(include={"sampler", "num_inference_steps"})
+        x_0 = sample(guided, objective, noise(), noise=noise, threshold="none", on_step=on_step, **settings)
+        return unit_variance(x_0[:, :, 0, 0])
+
+    likeness = partial(F.cosine_similarity, condition["text_embedding"])
+    return best_of(candidate, likeness, n=sampling.candidates)

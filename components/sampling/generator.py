@@ -10,7 +10,7 @@ from torch import Tensor
 from components.configuration.conditions import Member
 from components.models.diffusion import samplers
 from components.sampling.frozen_text import ContrastiveText, FrozenText
-from components.sampling.model import SamplingModel, reads_prompts
+from components.sampling.model import SamplingModel
 from components.sampling.plan import Given, Plan, check_conditions, plan_of
 from components.sampling.requests import Request, request_options
 
@@ -19,22 +19,29 @@ Between = Callable[[], None]
 
 
 class Hooks(NamedTuple):
-    """Callbacks during sampling; None costs nothing.
-
-    An exception in a callback ends the sampling.
-    """
+    """Callbacks during sampling; None costs nothing. An exception in a callback ends the sampling."""
 
     on_step: OnStep | None = None  # of denoising, with what is made on the way
     between: Between | None = None  # between batches, denoising steps, tokens and values
 
-    def of_stage(self, stage: str, image: Callable[[Tensor], Tensor] = lambda image: image) -> samplers.OnStep | None:
-        """Merges both callbacks for a stage's sampler.
+    @property
+    def each(self) -> Callable[..., None] | None:
+        """`between` for samplers, which call it with arguments."""
+        between = self.between
+        if between is None:
+            return None
 
-        `image` turns the sampler's values into images (B, 3, H, W).
-        """
+        def heard(*values: object) -> None:
+            del values
+            between()
+
+        return heard
+
+    def of_stage(self, stage: str, image: Callable[[Tensor], Tensor] = lambda image: image) -> samplers.OnStep | None:
+        """Merges both callbacks for a stage's sampler; `image` turns its values into images (B, 3, H, W)."""
         on_step, between = self
         if on_step is None:
-            return after_each(between)
+            return self.each
 
         def shown(step: int, time: float, x_t: Tensor, x_0: Tensor) -> None:
             on_step(stage, step, time, image(x_t), image(x_0))
@@ -42,18 +49,6 @@ class Hooks(NamedTuple):
                 between()
 
         return shown
-
-
-def after_each(between: Between | None) -> Callable[..., None] | None:
-    """Adapts `between` to samplers that pass arguments to their callbacks."""
-    if between is None:
-        return None
-
-    def told(*values: object) -> None:
-        del values
-        between()
-
-    return told
 
 
 class ConditionImages(NamedTuple):
@@ -83,7 +78,7 @@ class Parts:
 
 
 class Generator(ABC):
-    """A kind of generator. A new kind is a file with a class, and a line in `generators/kinds.py`."""
+    """A kind of generator. A new kind is a class, and a line in `GENERATORS` of `cascade.py`."""
 
     name: ClassVar[str]  # as requests choose it
     title: ClassVar[str]  # as the report has it
@@ -105,9 +100,7 @@ class Generator(ABC):
     @abstractmethod
     def first_of(cls, parts: Parts) -> SamplingModel | None:
         """The generator's first model, whose conditions requests may name.
-
-        None if the parts don't make up such a generator.
-        """
+        None if the parts don't make up such a generator."""
 
     @property
     def models(self) -> tuple[SamplingModel, ...]:
@@ -141,17 +134,13 @@ class Generator(ABC):
 
     def resolve(self, request: Request) -> Plan:
         """Returns the plan of a request whose options the generator takes.
-
-        Raises ValueError, in one line, if the generator can't make the image.
-        """
+        Raises ValueError, in one line, if the generator can't make the image."""
         check_conditions(self.first, request)
         return self.plan_of(request)
 
     def plan_of(self, request: Request, *, given: Given | None = None) -> Plan:
         """Returns the plan of a request whose conditions were checked.
-
-        Raises ValueError for settings out of range.
-        """
+        Raises ValueError for settings out of range."""
         return plan_of(request, self.models, self.classes, generator=self.name, given=given)
 
     @abstractmethod
@@ -162,4 +151,4 @@ class Generator(ABC):
         """An example request for the generator."""
         if self.classes:
             return Request(label="0", seed=1, generator=self.name)
-        return Request(prompt="red" if reads_prompts(self.first) else None, seed=1, generator=self.name)
+        return Request(prompt="red" if self.first.reads_prompts else None, seed=1, generator=self.name)

@@ -17,9 +17,7 @@ WHITE = 128  # gray levels of a mask from here on are its mask
 
 def open_image(data: bytes) -> Image.Image:
     """Decodes an image file.
-
-    Raises what Pillow raises for a corrupt file, ValueError for more than MAX_PIXELS.
-    """
+    Raises what Pillow raises for a corrupt file, ValueError for more than MAX_PIXELS."""
     image = open_header(data)
     image.load()
     return image
@@ -37,9 +35,7 @@ def open_header(data: bytes) -> Image.Image:
 
 def open_given_image(data: bytes, *, mode: str = "RGB") -> Image.Image:
     """Decodes the image file of a request to a mode of Pillow's.
-
-    Raises ValueError, in one line, for data that is no image.
-    """
+    Raises ValueError, in one line, for data that is no image."""
     try:
         return open_image(data).convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -50,8 +46,7 @@ def encode_png(image: Image.Image | np.ndarray, *, optimize: bool = False) -> by
     """PNG bytes of an image or a uint8/uint16 array; equal pixels give equal bytes.
 
     Args:
-        optimize: take the time to make it smaller, for what a page shows.
-    """
+        optimize: take the time to make it smaller, for what a page shows."""
     buffer = io.BytesIO()
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     image.save(buffer, format="PNG", optimize=optimize)

@@ -18,17 +18,13 @@ from components.sampling.image_files import WHITE, open_given_image
 
 def from_uint8(pixels: np.ndarray | Tensor) -> Tensor:
     """uint8 (…, H, W, 3) -> float32 (…, 3, H, W) in [-1, 1], channels last in memory.
-
-    The batch dimension is optional.
-    """
+    The batch dimension is optional."""
     return from_levels(rearrange(torch.as_tensor(pixels), "... h w c -> ... c h w").float())
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
     """(B, 3 or 1, H, W) in [-1, 1] -> uint8 (B, H, W, 3), rounded.
-
-    Takes any float type, on any device. A gray channel is repeated three times.
-    """
+    Takes any float type, on any device. A gray channel is repeated three times."""
     return to_bytes(images).cpu().numpy()
 
 
@@ -50,9 +46,7 @@ def _levels_to_bytes(levels: Tensor) -> Tensor:
 
 def read_image(data: bytes, *, resolution: int) -> Tensor:
     """Decodes an image file to (3, S, S) in [-1, 1]; other sizes are area-averaged.
-
-    Raises ValueError for data that is no image.
-    """
+    Raises ValueError for data that is no image."""
     return fitted_image(open_given_image(data), resolution=resolution)
 
 
@@ -63,9 +57,7 @@ def fitted_image(image: Image.Image, *, resolution: int) -> Tensor:
 
 def read_mask(data: bytes, size: tuple[int, int]) -> Tensor:
     """Decodes a mask file to (1, height, width), 1 where the mask is white.
-
-    Raises ValueError for another size, or for a mask with nothing white.
-    """
+    Raises ValueError for another size, or for a mask with nothing white."""
     mask = open_given_image(data, mode="L")
     if mask.size != size:
         raise ValueError(f"the mask has {mask.width}x{mask.height} pixels, the image {size[0]}x{size[1]}")
@@ -81,9 +73,7 @@ class ColorError(ValueError):
 
 def one_channel(images: Tensor) -> Tensor:
     """Returns the common channel (B, 1, H, W) of gray images (B, 3, H, W).
-
-    Raises ColorError, which names the first pixel whose channels differ.
-    """
+    Raises ColorError, which names the first pixel whose channels differ."""
     differs = (images != images[:, :1]).any(dim=1)  # (B, H, W)
     if images.is_meta or not differs.any():  # without numbers there is nothing to check
         return images[:, :1].contiguous()
@@ -98,9 +88,7 @@ def one_channel(images: Tensor) -> Tensor:
 @torch.inference_mode()
 def index_grids(network: Autoencoder, images: np.ndarray) -> Tensor:
     """Shows the codes of images (B, H, W, 3) uint8 as colors: (B, 3, h, w) in [-1, 1].
-
-    Raises ValueError for a network without codes.
-    """
+    Raises ValueError for a network without codes."""
     device = next(network.parameters()).device
     indices = network.tokenize(from_uint8(images).to(device))  # (B, h, w)
     every = torch.arange(network.codebook_size, device=device)
@@ -113,8 +101,7 @@ def code_colors(codes: Tensor) -> Tensor:
 
     Red, green and blue are the first three principal components of the codes, each by its rank, so that a far code
     does not make all others alike. Where codes have fewer than three components, the other colors stay in the middle.
-    Equal codes have one color, and count once: a product of equal rows may differ in its last bit.
-    """
+    Equal codes have one color, and count once: a product of equal rows may differ in its last bit."""
     distinct, number = codes.double().unique(dim=0, return_inverse=True)  # sorted: the order of codes does not show
     centered = distinct - distinct.mean(dim=0)
     _, lengths, directions = torch.linalg.svd(centered, full_matrices=False)

@@ -4,7 +4,7 @@ Source: Chang et al. 2022, section 3.2. All tokens are masked at first. Each ste
 and keeps those that the network is surest of; how many stay masked follows a cosine. Confidence is log p of the token
 drawn plus Gumbel noise that fades.
 
-Shapes: B images, N num_tokens, L text_length, M condition tokens, K codebook_size.
+Shapes: B images, N num_tokens, K codebook_size.
 """
 
 import math
@@ -13,65 +13,45 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from components.configuration.sampling import MaskedTokenSampling
 from components.models.transformer import MaskedTransformer
-from components.sampling.autoregressive import check_filters, draw, guided_logits, with_null, without_none
+from components.sampling.autoregressive import draw, guided_logits
+from components.sampling.plan import UNCONDITIONED, Conditions
 
-STEPS, CHOICE_TEMPERATURE = 12, 4.5  # of the paper's images
+DEFAULTS = MaskedTokenSampling()
 
 
 def maskgit(
     transformer: MaskedTransformer,
+    conditions: Conditions = UNCONDITIONED,
     *,
     generators: Sequence[torch.Generator],
-    steps: int = STEPS,
-    choice_temperature: float = CHOICE_TEMPERATURE,
-    label: Tensor | None = None,
-    text: Tensor | None = None,
-    condition: Tensor | None = None,
-    null_text: Tensor | None = None,
-    guidance_scale: float = 1.0,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    sampling: MaskedTokenSampling = DEFAULTS,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Sample a token sequence for each generator.
+    """Sample a token sequence (B, N) int64 in [0, K) for each generator, on the transformer's device.
 
     An image's tokens depend on its own generator and conditions, not on the rest of the batch.
 
     Args:
         transformer: in eval mode.
+        conditions: see `generate`.
         generators: one CPU generator an image, B in all; each gives 2 N uniform numbers a step.
-        steps: in [1, N]; with N steps one token is kept at a time.
-        choice_temperature: of the Gumbel noise on the confidence before the first step, >= 0; the last step has none.
-        label, text, condition, null_text, guidance_scale, temperature, top_k, top_p: see `generate`.
+        sampling: with N steps one token is kept at a time; choice_temperature is of the Gumbel noise on the confidence
+            before the first step, the last step has none.
         on_step: called with (step from 0, tokens (B, N)) after each step; K stands where a token is still masked.
-
-    Returns:
-        (B, N) int64 in [0, K), on the transformer's device.
-
-    Raises:
-        ValueError: when a setting is out of its range, or null_text is missing.
-    """
-    check_filters(temperature=temperature, top_k=top_k, top_p=top_p)
-    counts = masked_counts(transformer.num_tokens, steps=steps)
-    device, mask_token, copies = transformer.device, transformer.mask_token, 1 if guidance_scale == 1.0 else 2
-    conditions = without_none(label=label, text=text, condition=condition)
-    if copies == 2:
-        conditions = with_null(transformer, conditions, null_text=null_text)
+    Raises ValueError for steps that are not in [1, N]."""
+    steps, scale = sampling.num_inference_steps, sampling.guidance_scale
+    counts, given = masked_counts(transformer.num_tokens, steps=steps), conditions.guided(scale)
+    device, mask_token = transformer.device, transformer.mask_token
     tokens = torch.full((len(generators), transformer.num_tokens), mask_token, device=device)
     with torch.inference_mode():
         for step, left in enumerate(counts):
             noise = torch.stack([torch.rand(2, transformer.num_tokens, generator=g) for g in generators]).to(device)
-            logits = guided_logits(transformer(tokens.repeat(copies, 1), **conditions), guidance_scale)  # (B, N, K)
-            drawn = draw(
-                logits.flatten(0, 1),
-                uniforms=noise[:, 0].flatten(),
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-            ).view_as(tokens)
-            spread = choice_temperature * (1 - (step + 1) / steps)
+            logits = guided_logits(transformer(tokens.repeat(1 if scale == 1 else 2, 1), **given), scale)  # (B, N, K)
+            uniforms = noise[:, 0].flatten()
+            drawn = draw(logits.flatten(0, 1), uniforms=uniforms, sampling=sampling).view_as(tokens)
+            spread = sampling.choice_temperature * (1 - (step + 1) / steps)
             confidence = token_log_probabilities(logits, drawn) + spread * gumbel(noise[:, 1])
             tokens = keep_surest(tokens, drawn, confidence=confidence, left=left, mask_token=mask_token)
             if on_step is not None:
@@ -83,26 +63,20 @@ def masked_counts(num_tokens: int, *, steps: int) -> list[int]:
     """Returns the number of masked tokens after each step, the last being 0.
 
     The number is ⌊N cos(π/2 · t)⌋, t the share of steps done, or one less than before where the first steps would keep
-    no token.
-
-    The cosine lies above its chord, so with steps <= N a masked token is left for every step to come.
-    Raises ValueError if steps is not in [1, N].
-    """
+    no token. The cosine lies above its chord, so with steps <= N a masked token is left for every step to come.
+    Raises ValueError if steps is not in [1, N]."""
     if not 1 <= steps <= num_tokens:
         raise ValueError(f"steps must be in [1, {num_tokens}], not {steps}")
-    counts, masked = [], num_tokens
+    counts = [num_tokens]
     for step in range(1, steps + 1):
-        masked = min(math.floor(num_tokens * math.cos(math.pi / 2 * (step / steps))), masked - 1)
-        counts.append(masked)
-    return counts
+        counts.append(min(math.floor(num_tokens * math.cos(math.pi / 2 * (step / steps))), counts[-1] - 1))
+    return counts[1:]
 
 
 def keep_surest(tokens: Tensor, drawn: Tensor, *, confidence: Tensor, left: int, mask_token: int) -> Tensor:
     """Fill masked places of `tokens` (B, N) from `drawn` (B, N), except the least confident.
-
     The `left` least confident places stay masked. What is known stays as it is. Every row has the same number of masked
-    places.
-    """
+    places."""
     masked = tokens == mask_token
     confidence = confidence.masked_fill(~masked, -torch.inf)
     places = confidence.topk(int(masked[0].sum()) - left, dim=1).indices  # (B, how many are kept now)

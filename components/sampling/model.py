@@ -39,9 +39,7 @@ class TextCondition(NamedTuple):
 
 class SamplingModel(NamedTuple):
     """A loaded model with the settings of its training and the sampling settings of its stage.
-
-    The module is in fp32 and in eval mode; `describe_model` returns one whose tensors have no memory.
-    """
+    The module is in fp32 and in eval mode; `describe_model` returns one whose tensors have no memory."""
 
     name: str  # of its stage: "prior", "base", "upsampler_64"; names its random streams too
     kind: str
@@ -62,14 +60,34 @@ class SamplingModel(NamedTuple):
         names = self.settings.get("classes") or [str(index) for index in range(num_classes)]
         return names if num_classes else []
 
+    @property
+    def takes_condition_image(self) -> bool:
+        """Tells whether the model takes a condition image, besides an image to work on."""
+        given = self.network.get("condition_codebook_size") or self.network.get("condition_image_channels")
+        return bool(given) and self.settings.get("role") != "image_to_image"
+
+    @property
+    def reads_by_frozen_encoder(self) -> bool:
+        """Tells whether the model reads prompts through a frozen network."""
+        return bool(self.network.get("text_states_dim") or self.network.get("image_embedding_dim"))
+
+    @property
+    def reads_prompts(self) -> bool:
+        own = self.text or self.network.get("text") or self.network.get("text_length")
+        return bool(own) or self.reads_by_frozen_encoder
+
+    @property
+    def works_alone(self) -> bool:
+        """Tells whether no frozen network makes the model's conditions, or images of its latents."""
+        encoded = self.reads_by_frozen_encoder or self.network.get("text_dim")  # sizes of what frozen encoders make
+        return not encoded and "latent_scale" not in self.settings
+
 
 def load_model(
     name: str, folder: Path, *, device: str | torch.device = "cpu", sampling: Mapping[str, Any] | None = None
 ) -> SamplingModel:
     """Load the bundle in `folder` in fp32 with sampling settings; None: the defaults of its kind.
-
-    Raises ValueError if it is none, lacks its text tokenizer, or can't sample so.
-    """
+    Raises ValueError if it is none, lacks its text tokenizer, or can't sample so."""
     kind, network, settings, module = load_bundle(folder)
     text_length = network["text"]["context_length"] if network.get("text") else network.get("text_length")
     text = None
@@ -78,15 +96,11 @@ def load_model(
             raise ValueError(f"{folder} holds a text-conditional model but no {BPE}")
         text = TextCondition(load_bpe(folder / BPE), text_length)
     chosen = family_of(kind).sampling or ModelSampling
-    values = fewest_steps(chosen, network, settings) | dict(sampling or {})
-    return SamplingModel(name, kind, network, settings, module.to(device), text, checked(chosen, values, name))
-
-
-def fewest_steps(kind: type[ModelSampling], network: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, int]:
-    """The default number of steps, for a model that was trained with fewer steps."""
+    values, steps = dict(sampling or {}), chosen.model_fields.get("num_inference_steps")
     most = settings.get("objective", {}).get("num_train_timesteps") or network.get("num_tokens")
-    field = kind.model_fields.get("num_inference_steps")
-    return {} if field is None or most is None else {"num_inference_steps": min(field.default, most)}
+    if steps is not None and most is not None:  # it may have been trained with fewer than the default
+        values = {"num_inference_steps": min(steps.default, most)} | values
+    return SamplingModel(name, kind, network, settings, module.to(device), text, checked(chosen, values, name))
 
 
 def describe_model(name: str, folder: Path) -> SamplingModel:
@@ -97,9 +111,7 @@ def describe_model(name: str, folder: Path) -> SamplingModel:
 
 def checked(kind: type[Sampling], values: Mapping[str, Any], stage: str) -> Sampling:
     """Checks the sampling settings of a stage's model.
-
-    Raises ValueError, in one line, for a value that does not fit.
-    """
+    Raises ValueError, in one line, for a value that does not fit."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -119,38 +131,5 @@ def most_at_once(resolution: int) -> int:
 
 def in_slices(make: Callable[[Tensor], Tensor], batch: Tensor, *, resolution: int) -> Tensor:
     """Calls `make` on slices of a batch, so that a large batch fits in memory.
-
-    A slice holds `most_at_once` samples at the resolution of the result; a smaller batch is not cut.
-    """
+    A slice holds `most_at_once` samples at the resolution of the result; a smaller batch is not cut."""
     return torch.cat([make(part) for part in batch.split(most_at_once(resolution))])
-
-
-def takes_condition_image(model: SamplingModel) -> bool:
-    """Tells whether the model takes a condition image, besides an image to work on."""
-    if model.settings.get("role") == "image_to_image":
-        return False
-    return bool(model.network.get("condition_codebook_size") or model.network.get("condition_image_channels"))
-
-
-def reads_prompts(model: SamplingModel) -> bool:
-    """Tells whether the model takes prompts."""
-    return bool(model.text or model.network.get("text") or model.network.get("text_length")) or reads_by_frozen_encoder(
-        model
-    )
-
-
-def reads_by_frozen_encoder(model: SamplingModel) -> bool:
-    """Tells whether the model reads prompts through a frozen network."""
-    return bool(model.network.get("text_states_dim") or model.network.get("image_embedding_dim"))
-
-
-def works_alone(network: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Tells whether a model samples without any frozen network.
-
-    Frozen networks make conditions, or images of latents.
-
-    Args:
-        network: arguments of its constructor; those named here are sizes of what frozen encoders make.
-    """
-    encoded = any(network.get(name) for name in ("text_states_dim", "image_embedding_dim", "text_dim"))
-    return not encoded and "latent_scale" not in settings

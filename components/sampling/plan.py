@@ -1,28 +1,27 @@
 """A plan: a request resolved against a model, once. Generators read plans, never requests.
 
+The image of a request for editing is checked and decoded here, with the mask of what is to be made.
+
 Shapes: B plans, L text length, S resolution.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from components.configuration.sampling import ModelSampling
+from components.models.diffusion.corruption import gray, upsample
+from components.models.diffusion.degradation import MASK_TASKS, TASKS
 from components.sampling.image_files import open_given_image
-from components.sampling.images import fitted_image
-from components.sampling.model import (
-    SamplingModel,
-    TextCondition,
-    checked,
-    reads_by_frozen_encoder,
-    takes_condition_image,
-)
-from components.sampling.requests import Request, class_id, request_options
+from components.sampling.images import fitted_image, from_uint8, read_mask
+from components.sampling.model import SamplingModel, TextCondition, checked
+from components.sampling.requests import Request, request_options
 
 
 class Given(NamedTuple):
@@ -60,21 +59,38 @@ class Plan:
 
 class Conditions(NamedTuple):
     """Conditions of a batch of plans on the model's device, and the null conditions for guidance.
-
-    Both hold tensors with the batch as first dimension, by the argument names of the network.
-    """
+    Both hold tensors with the batch as first dimension, by the argument names of the network."""
 
     condition: dict[str, Tensor]  # label (B,), text (B, L), condition_image (B, 3, S, S): what the network takes
     null: dict[str, Tensor]  # the same keys: what stands for "no condition"
 
+    def guided(self, scale: float) -> dict[str, Tensor]:
+        """The conditions of a guided batch of 2B, the null ones last; of one of B for a scale of 1."""
+        if scale == 1:
+            return self.condition
+        return {name: torch.cat([value, self.null[name]]) for name, value in self.condition.items()}
+
+
+UNCONDITIONED = Conditions({}, {})
+
 
 def random_stream(seed: int, stage: str) -> torch.Generator:
     """Returns a CPU generator for an image (by its seed) and a stage.
-
-    Neither the batch nor another stage moves the stream.
-    """
+    Neither the batch nor another stage moves the stream."""
     digest = hashlib.sha256(f"{seed}/{stage}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+
+
+def noise_of(plans: Sequence[Plan], stage: str, shape: Sequence[int], device: torch.device) -> Callable[..., Tensor]:
+    """Returns a function that draws the next standard normal noise (B, *shape).
+    Row i is from the stream of plan i and the stage, whatever else is in the batch."""
+    streams = [random_stream(plan.seed, stage) for plan in plans]
+
+    def noise(step: int = 0) -> Tensor:
+        del step  # the order of the draws is what counts
+        return torch.stack([torch.randn(*shape, generator=stream) for stream in streams]).to(device)
+
+    return noise
 
 
 def sampling_of(model: SamplingModel, request: Request, *, first: bool) -> ModelSampling:
@@ -82,18 +98,16 @@ def sampling_of(model: SamplingModel, request: Request, *, first: bool) -> Model
 
     Args:
         first: whether the model is the generator's first one, which most of the request's options are for.
-
-    Raises ValueError, in one line, for a value that does not fit.
-    """
+    Raises ValueError, in one line, for a value that does not fit."""
     changes: dict[str, Any] = {}
     for name, option in request_options().items():
         value = getattr(request, name)
         if option.setting and value is not None and (option.stage == model.name or (first and not option.stage)):
             changes[option.setting] = value
     changes |= {name: value for stage, name, value in request.sampling if stage == model.name}
-    return (
-        checked(type(model.sampling), model.sampling.model_dump() | changes, model.name) if changes else model.sampling
-    )
+    if not changes:
+        return model.sampling
+    return checked(type(model.sampling), model.sampling.model_dump() | changes, model.name)
 
 
 def plan_of(
@@ -109,9 +123,7 @@ def plan_of(
     Args:
         models: whose sampling settings the request may change, the one that its options are for first.
         classes: names by id.
-
-    Raises ValueError, in one line, for a setting that is out of range or an image that can't be read.
-    """
+    Raises ValueError, in one line, for a setting that is out of range or an image that can't be read."""
     return Plan(
         generator=generator,
         seed=request.seed,
@@ -121,6 +133,18 @@ def plan_of(
         given=given,
         sampling={model.name: sampling_of(model, request, first=model is models[0]) for model in models},
     )
+
+
+def class_id(label: int | str, classes: Sequence[str]) -> int:
+    """Returns the id of a class given by id (also as digits) or by name. Raises ValueError for any other."""
+    if isinstance(label, str) and label in classes:
+        return classes.index(label)
+    if isinstance(label, str) and label.strip().isdecimal():
+        label = int(label)
+    if isinstance(label, int) and 0 <= label < len(classes):
+        return label
+    names = ", ".join(f"{index} {name}" for index, name in enumerate(classes[:20]))
+    raise ValueError(f"unknown label {label!r}: the classes are {names}{', …' if len(classes) > 20 else ''}")
 
 
 def check_request(request: Request) -> None:
@@ -139,7 +163,7 @@ def check_conditions(model: SamplingModel, request: Request) -> None:
         if not model.classes:
             raise ValueError(f"the model of stage {model.name} takes no label: it was trained without classes")
         class_id(request.label, model.classes)
-    wanted = takes_condition_image(model)
+    wanted = model.takes_condition_image
     if wanted != (request.condition is not None):
         reason = "needs a condition image, and none is given" if wanted else "takes no condition image"
         raise ValueError(f"the model of stage {model.name} {reason}")
@@ -147,12 +171,12 @@ def check_conditions(model: SamplingModel, request: Request) -> None:
         raise ValueError(f"the model of stage {model.name} needs a label: it was trained with one in every sample")
     if request.prompt is None:
         shown = request.image or (request.condition and model.network.get("condition_image_channels"))
-        asks = model.classes or model.text or reads_by_frozen_encoder(model)
+        asks = model.classes or model.text or model.reads_by_frozen_encoder
         if request.label is None and not shown and asks:  # an image says enough
             raise ValueError("give a label or a prompt")
     elif model.text is not None:
         check_prompt_length(model.text, request.prompt)
-    elif not reads_by_frozen_encoder(model):
+    elif not model.reads_by_frozen_encoder:
         raise ValueError(f"the model of stage {model.name} takes no prompt: it was trained without captions")
 
 
@@ -163,11 +187,15 @@ def check_prompt_length(text: TextCondition, prompt: str) -> None:
         raise ValueError(f"the prompt is too long: {length} tokens, the model takes at most {limit}")
 
 
+def condition_images(plans: Sequence[Plan], resolution: int) -> Tensor:
+    """Returns the plans' condition images (B, 3, S, S); every plan must have one."""
+    images = [fitted_image(plan.condition, resolution=resolution) for plan in plans if plan.condition is not None]
+    return torch.stack(images)
+
+
 def encode_conditions(model: SamplingModel, plans: Sequence[Plan]) -> Conditions:
     """Returns the conditions of plans on the model's device.
-
-    A missing label or prompt becomes the null condition.
-    """
+    A missing label or prompt becomes the null condition."""
     condition: dict[str, Tensor] = {}
     null: dict[str, Tensor] = {}
     if model.classes:
@@ -179,9 +207,59 @@ def encode_conditions(model: SamplingModel, plans: Sequence[Plan]) -> Conditions
     if model.text is not None:
         condition["text"] = model.text.encode([plan.prompt or "" for plan in plans]).to(model.device)
         null["text"] = model.text.encode([""] * len(plans)).to(model.device)
-    if model.network.get("condition_image_channels") and takes_condition_image(model):
-        size = model.settings["resolution"]
-        images = [fitted_image(plan.condition, resolution=size) for plan in plans if plan.condition is not None]
-        condition["condition_image"] = torch.stack(images).to(model.device)
+    if model.network.get("condition_image_channels") and model.takes_condition_image:
+        condition["condition_image"] = condition_images(plans, model.settings["resolution"]).to(model.device)
         null["condition_image"] = torch.zeros_like(condition["condition_image"])
     return Conditions(condition, null)
+
+
+def given_in_mask(model: SamplingModel, request: Request) -> Given:
+    """Returns the image of a request whose mask a model fills by putting known pixels back.
+    Raises ValueError, in one line, for a task, image or mask that can't be met so."""
+    if request.task not in (None, *MASK_TASKS):
+        raise ValueError(f"this model makes what a mask hides and nothing else: {' or '.join(MASK_TASKS)}")
+    check_given_image(request.image, request.mask, request.task or "inpainting")
+    if model.network.get("in_channels", 3) != 3:
+        raise ValueError(f"the model of stage {model.name} makes no images in color, and keeps no pixels of one")
+    image, side = open_given_image(request.image or b""), model.settings["resolution"]
+    if image.size != (side, side):
+        raise ValueError(f"the image has {image.width}x{image.height} pixels, this model takes {side}x{side}")
+    return Given(from_uint8(np.array(image)), read_mask(request.mask or b"", image.size), True)
+
+
+def given_for_task(model: SamplingModel, request: Request) -> Given:
+    """Returns the image of a request for the task of an image-to-image model.
+    Raises ValueError, in one line, for a task, image or mask that the model can't work on."""
+    tasks, size = model.settings["tasks"], model.settings["resolution"]
+    check_given_image(request.image, request.mask, request.task or (None if len(tasks) > 1 else tasks[0]))
+    if request.task is None and len(tasks) > 1:
+        raise ValueError(f"name a task: this model was trained for {', '.join(tasks)}")
+    if request.task not in (None, *tasks):
+        raise ValueError(f"the model of stage {model.name} was not trained for {request.task}: {', '.join(tasks)}")
+    task = request.task or tasks[0]
+    image = open_given_image(request.image or b"")
+    sides = [size // factor for factor in model.settings["super_resolution_factors"]]
+    sides = sides if task == "super_resolution" else [size]
+    if image.size not in [(side, side) for side in sides]:
+        takes = " or ".join(f"{side}x{side}" for side in sides)
+        raise ValueError(f"the image has {image.width}x{image.height} pixels, for {task} this model takes {takes}")
+    known = from_uint8(np.array(image))
+    if task in MASK_TASKS:
+        return Given(known, read_mask(request.mask or b"", image.size), True)
+    if task == "colorization":
+        known = gray(known[None])[0]
+    if task == "super_resolution":
+        known = upsample(known[None], size)[0]
+    return Given(known, torch.ones(1, size, size), False)
+
+
+def check_given_image(image: bytes | None, mask: bytes | None, task: str | None) -> None:
+    """Raise ValueError, in one line, for an image, mask or task that no model accepts."""
+    if image is None:
+        raise ValueError("an image to work on is missing")
+    if task not in (None, *TASKS):
+        raise ValueError(f"unknown task {task!r}: choose {' or '.join(TASKS)}")
+    if task in MASK_TASKS and mask is None:
+        raise ValueError(f"{task} needs a mask of the image's size, white where pixels are to be made")
+    if task not in (None, *MASK_TASKS) and mask is not None:
+        raise ValueError(f"{task} takes no mask: it changes every pixel")

@@ -1,27 +1,45 @@
 """A sampling request: the single list of sampling options, and the source of all its forms.
 
-The command's options, the HTTP API's fields, the registered model's signature, the settings in a PNG and the form of
-the service's page all come from the fields of `Request`. A new sampling option is a field with its `Option`.
+The command's options, the HTTP API's fields, the row of a registered model, the settings in a PNG and the form of the
+service's page all come from the fields of `Request`. A new sampling option is a field with its `Option`.
+
+The settings in a PNG are JSON in its text chunk `parameters`, which readers of images show. They are those of a request
+that are set, the model's name, and its version where it is registered:
+    {"model": "image-cascade-openmoji", "version": "3", "prompt": "red heart", "seed": 7, "size": "64x128",
+     "sampling": {"upsampler_64": {"noise_level": 20}}, "needs": ["condition"]}
+`needs` names the images that the request had: they must be given again.
+
 Imports no torch, so that `cascade sample --help` needs none.
 """
 
 import base64
 import json
+import struct
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from PIL import Image
+from pydantic import BaseModel, BeforeValidator, ValidationError, ValidationInfo, create_model, field_validator
 from pydantic.fields import FieldInfo
 
 from components.configuration.diffusion import TASKS
 from components.configuration.sampling import DiffusionSampling
 from components.models.diffusion.steps import SAMPLERS
+from components.sampling.image_files import open_header
 
 IMAGES = ("image", "mask", "condition")
 EXAMPLE = '{"upsampler_64": {"noise_level": 20}}'
 StageSettings = tuple[tuple[str, str, Any], ...]  # (stage, setting, value)
+DENOISING = ("diffusion", "translate")
+DRAWING = ("tokens", "pixels")  # one value after another
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+KEYWORD = "parameters"
+MOST_TEXT = 2**20  # characters of settings that are read
+HEADER = 33  # bytes: the signature and the first chunk, IHDR
+NO_FIELDS = ("model", "version", "needs")  # settings that are no field of a request
 
 
 def in_words(names: Sequence[str]) -> str:
@@ -29,17 +47,16 @@ def in_words(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Option:
     """How users set a field of a request.
-
     Bounds hold where users write numbers (command, API, page). A request itself may hold any number: the settings of
-    the stage that it reaches have bounds of their own, and their message names the stage.
-    """
+    the stage that it reaches have bounds of their own, and their message names the stage."""
 
     title: str  # on the page
     help: str  # of the command, and of the API where it has no description
     generators: tuple[str, ...]  # those that take it, by name
+    _: KW_ONLY
     setting: str = ""  # of a stage's sampling, which it is short for; "": the generator reads the field itself
     stage: str = ""  # whose setting; "": that of the generator's first model
     ge: float | None = None
@@ -50,10 +67,7 @@ class Option:
 
 
 def read_size(size: object) -> object:
-    """Parses `64x128` as height and width; other types pass unchanged.
-
-    Raises ValueError for other text.
-    """
+    """Parses `64x128` as height and width, and raises ValueError for other text; other types pass."""
     if not isinstance(size, str):
         return size
     height, _, width = size.partition("x")
@@ -63,10 +77,8 @@ def read_size(size: object) -> object:
 
 
 def stage_settings(nested: Any) -> StageSettings:
-    """Returns nested sampling settings, or such JSON, as the hashable `Request.sampling`.
-
-    The settings are by stage and name. A tuple is that already. Raises ValueError, in one line, for anything else.
-    """
+    """Returns sampling settings by stage and name, or such JSON, as the hashable `Request.sampling`.
+    A tuple is that already. Raises ValueError, in one line, for anything else."""
     if isinstance(nested, tuple):
         return nested
     if isinstance(nested, str):
@@ -80,10 +92,7 @@ def stage_settings(nested: Any) -> StageSettings:
 
 
 def nested_settings(sampling: Iterable[tuple[str, str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns `Request.sampling` by stage and name: the inverse of `stage_settings`.
-
-    The last of equal names counts.
-    """
+    """Inverse of `stage_settings`: settings by stage and name; the last of equal names counts."""
     nested: dict[str, dict[str, Any]] = {}
     for stage, name, value in sampling:
         nested.setdefault(stage, {})[name] = value
@@ -98,25 +107,17 @@ def _frozen(value: Any) -> Any:
     raise ValueError(f"a sampling setting is a number, a word, true, false, null or a list of them, not {value!r:.80}")
 
 
-def _decoded(image: object) -> object:
-    return base64.b64decode(image) if isinstance(image, str) else image
-
-
-ImageFile = Annotated[bytes | None, BeforeValidator(_decoded)]
+ImageFile = Annotated[
+    bytes | None, BeforeValidator(lambda image: base64.b64decode(image) if isinstance(image, str) else image)
+]
 Size = Annotated[tuple[int, int] | None, BeforeValidator(read_size)]
 Sampling = Annotated[StageSettings, BeforeValidator(stage_settings)]
-DENOISING = ("diffusion", "translate")
-DRAWING = ("tokens", "pixels")  # one value after another
 
 
-class Request(BaseModel):
+class Request(BaseModel, frozen=True, extra="forbid"):
     """One image. A field that is None is left to the model's own settings.
-
     As plain values (`written`) images are base64, a size is HEIGHTxWIDTH, and `sampling` is nested by stage; a request
-    can be made of these too.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    can be made of these too."""
 
     label: int | str | None = None  # class id, or class name
     prompt: str | None = None
@@ -124,46 +125,31 @@ class Request(BaseModel):
     condition: Annotated[
         ImageFile,
         Option(
-            title="Condition image",
-            help="Image that the model is conditioned on, such as a depth map.",
-            generators=("diffusion", "tokens"),
+            "Condition image", "Image that the model is conditioned on, such as a depth map.", ("diffusion", "tokens")
         ),
     ] = None
-    image: Annotated[ImageFile, Option(title="Image", help="Image to work on.", generators=DENOISING)] = None
-    mask: Annotated[
-        ImageFile,
-        Option(title="Mask", help="White where pixels are to be made; of the image's size.", generators=DENOISING),
-    ] = None
-    task: Annotated[
-        str | None,
-        Option(title="Task", help=f"{in_words(TASKS)}; else its only one.", generators=DENOISING),
-    ] = None
+    image: Annotated[ImageFile, Option("Image", "Image to work on.", DENOISING)] = None
+    mask: Annotated[ImageFile, Option("Mask", "White where pixels are to be made; of the image's size.", DENOISING)] = (
+        None
+    )
+    task: Annotated[str | None, Option("Task", f"{in_words(TASKS)}; else its only one.", DENOISING)] = None
     generator: str | None = None  # None: the first one that the cascade has
     steps: Annotated[
         int | None,
         Option(
-            title="Steps",
-            help="Denoising steps of the base model.",
-            generators=(*DENOISING, "tokens"),
-            setting="num_inference_steps",
-            ge=1,
+            "Steps", "Denoising steps of the base model.", (*DENOISING, "tokens"), setting="num_inference_steps", ge=1
         ),
     ] = None
     sampler: Annotated[
         str | None,
-        Option(
-            title="Sampler",
-            help=f"Of the base model: {in_words([*SAMPLERS])}.",
-            generators=DENOISING,
-            setting="sampler",
-        ),
+        Option("Sampler", f"Of the base model: {in_words([*SAMPLERS])}.", DENOISING, setting="sampler"),
     ] = None
     guidance_scale: Annotated[
         float | None,
         Option(
-            title="Guidance scale",
-            help="1 turns guidance off.",
-            generators=(*DENOISING, *DRAWING),
+            "Guidance scale",
+            "1 turns guidance off.",
+            (*DENOISING, *DRAWING),
             setting="guidance_scale",
             ge=0,
             hint="1 is none",
@@ -173,9 +159,9 @@ class Request(BaseModel):
     classifier_scale: Annotated[
         float | None,
         Option(
-            title="Classifier scale",
-            help="Scale of the classifier; 0 is off.",
-            generators=("diffusion",),
+            "Classifier scale",
+            "Scale of the classifier; 0 is off.",
+            ("diffusion",),
             setting="guidance_scale",
             stage="classifier",
             ge=0,
@@ -185,9 +171,9 @@ class Request(BaseModel):
     truncation: Annotated[
         float | None,
         Option(
-            title="Truncation",
-            help="GAN: greatest |z| of the noise, such as 0.5.",
-            generators=("gan",),
+            "Truncation",
+            "GAN: greatest |z| of the noise, such as 0.5.",
+            ("gan",),
             setting="truncation",
             gt=0,
             hint="empty: none",
@@ -195,31 +181,18 @@ class Request(BaseModel):
     ] = None
     temperature: Annotated[
         float | None,
-        Option(
-            title="Temperature",
-            help="Token branch and pixels: 0 takes the likeliest.",
-            generators=DRAWING,
-            setting="temperature",
-            ge=0,
-        ),
+        Option("Temperature", "Token branch and pixels: 0 takes the likeliest.", DRAWING, setting="temperature", ge=0),
     ] = None
     top_k: Annotated[
         int | None,
-        Option(
-            title="Top-k",
-            help="Only so many of the likeliest values.",
-            generators=DRAWING,
-            setting="top_k",
-            ge=1,
-            hint="empty: all",
-        ),
+        Option("Top-k", "Only so many of the likeliest values.", DRAWING, setting="top_k", ge=1, hint="empty: all"),
     ] = None
     top_p: Annotated[
         float | None,
         Option(
-            title="Top-p",
-            help="Only the likeliest values of so much probability.",
-            generators=DRAWING,
+            "Top-p",
+            "Only the likeliest values of so much probability.",
+            DRAWING,
             setting="top_p",
             gt=0,
             le=1,
@@ -229,9 +202,9 @@ class Request(BaseModel):
     best_of: Annotated[
         int | None,
         Option(
-            title="Best of",
-            help="Token branch: keep the best of so many.",
-            generators=("tokens",),
+            "Best of",
+            "Token branch: keep the best of so many.",
+            ("tokens",),
             setting="candidates",
             stage="reranker",
             ge=1,
@@ -240,20 +213,12 @@ class Request(BaseModel):
     ] = None
     size: Annotated[
         Size,
-        Option(
-            title="Size",
-            help="Token branch: a larger image, HEIGHTxWIDTH in pixels.",
-            generators=("tokens",),
-            hint="width x height",
-        ),
+        Option("Size", "Token branch: a larger image, HEIGHTxWIDTH in pixels.", ("tokens",), hint="width x height"),
     ] = None
     sampling: Sampling = ()  # (stage, setting, value): any sampling setting of any stage
 
     def replace(self, **changes: Any) -> "Request":
-        """Returns the request with other fields.
-
-        Raises ValueError, in one line, for a value of another type.
-        """
+        """Returns the request with other fields. Raises ValueError, in one line, for a value of another type."""
         return read_request(dict(self) | changes)
 
     def written(self) -> dict[str, Any]:
@@ -268,12 +233,8 @@ class Request(BaseModel):
 
 def read_request(values: Mapping[str, Any], *, source: str = "") -> Request:
     """Returns the request of fields, in the forms of `Request` or of `Request.written`.
-
-    Args:
-        source: words in front of a value of the wrong type, such as `the PNG says `.
-
-    Raises ValueError, in one line, for a field that is unknown or no such value.
-    """
+    `source`: words in front of a value of the wrong type, such as `the PNG says `. Raises ValueError, in one line, for
+    a field that is unknown or no such value."""
     try:
         return Request(**values)
     except ValidationError as error:
@@ -296,7 +257,7 @@ def plain_type(field: FieldInfo) -> type | None:
 
 
 def typed_options() -> dict[str, Option]:
-    """Returns the typed options: all but images, and the task, which needs an image to work on."""
+    """Returns the options but images, and but the task, which needs an image to work on."""
     return {name: option for name, option in request_options().items() if name not in (*IMAGES, "task")}
 
 
@@ -319,32 +280,95 @@ def form_fields() -> dict[str, dict[str, Any]]:
 
 
 def form_choices() -> dict[str, list[list[str]]]:
-    """Returns the choices (word, title) of each sampling setting by name.
-
-    An empty word is the automatic choice.
-    """
+    """Choices (word, title) of each sampling setting by name; an empty word is the automatic choice."""
     choices: dict[str, list[list[str]]] = {}
     titles: dict[str, str] = {name: kind.title for name, kind in SAMPLERS.items()}
     for name, field in DiffusionSampling.model_fields.items():
-        kinds = get_args(field.annotation) if not _is_literal(field.annotation) else (field.annotation,)
-        words = [word for kind in kinds if _is_literal(kind) for word in get_args(kind)]
+        kinds = [field.annotation, *get_args(field.annotation)]
+        words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
         if words:
             automatic = [["", "automatic"]] if NoneType in kinds else []
             choices[name] = automatic + [[word, titles.get(word, word)] for word in words]
     return choices
 
 
-def _is_literal(kind: object) -> bool:
-    return getattr(kind, "__origin__", None) is Literal
+_columns: dict[str, Any] = {
+    name: ((plain_type(field) or str) | None, None) for name, field in Request.model_fields.items()
+}
+_Row: Any = create_model("_Row", **_columns)
 
 
-def class_id(label: int | str, classes: Sequence[str]) -> int:
-    """Returns the id of a class given by id (also as digits) or by name. Raises ValueError for any other."""
-    if isinstance(label, str) and label in classes:
-        return classes.index(label)
-    if isinstance(label, str) and label.strip().isdecimal():
-        label = int(label)
-    if isinstance(label, int) and 0 <= label < len(classes):
-        return label
-    names = ", ".join(f"{index} {name}" for index, name in enumerate(classes[:20]))
-    raise ValueError(f"unknown label {label!r}: the classes are {names}{', …' if len(classes) > 20 else ''}")
+class RequestRow(_Row):
+    """One image that a registered model is asked for; a column that is left out is the model's own choice.
+    Numbers stay numbers, all else is text: a class id as digits, images in base64, `sampling` as JSON."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _whole(cls, value: object, info: ValidationInfo) -> object:
+        """Converts whole floats and class ids to the column's type.
+        A data frame with a gap in a column of integers holds floats; a class may come as its id."""
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return str(value) if info.field_name == "label" and isinstance(value, int) else value
+
+    @classmethod
+    def of(cls, request: Request) -> "RequestRow":
+        """Returns the row of a request."""
+        written = request.written()
+        return cls(**written | ({"sampling": json.dumps(written["sampling"])} if "sampling" in written else {}))
+
+    def request(self) -> Request:
+        """Returns the request of the row. Raises ValueError, in one line, for an invalid row."""
+        return read_request({name: value for name, value in self if value is not None})
+
+
+def with_settings(png: bytes, settings: Mapping[str, Any]) -> bytes:
+    """Returns the PNG with the settings before the pixels, whose bytes stay unchanged.
+    Raises ValueError if it is no PNG."""
+    if not png.startswith(SIGNATURE) or png[12:16] != b"IHDR":
+        raise ValueError("settings are kept in a PNG, and this is none")
+    text = b"tEXt" + KEYWORD.encode() + b"\0" + json.dumps(settings).encode()  # escaped: ASCII, whatever the prompt
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    return png[:HEADER] + chunk + png[HEADER:]
+
+
+def read_settings(png: bytes) -> dict[str, Any] | None:
+    """Returns the settings in a PNG; None for a PNG without settings.
+    Raises ValueError, in one line, for no PNG or broken settings."""
+    if not png.startswith(SIGNATURE):
+        raise ValueError("this is not a PNG")
+    try:
+        text = open_header(png).info.get(KEYWORD)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError("this PNG can't be read: it is damaged") from error
+    if text is None:
+        return None
+    if len(text) > MOST_TEXT:
+        raise ValueError(f"the PNG has settings of {len(text):,} characters, more than {MOST_TEXT:,}")
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("the settings in the PNG are not JSON: another program wrote them") from error
+    if not isinstance(settings, dict):
+        raise ValueError("the settings in the PNG are not a JSON object: another program wrote them")
+    return settings
+
+
+def settings_of(request: Request, *, model: str, version: str | None) -> dict[str, Any]:
+    """Returns the settings of a request for `request_of`, without the images.
+    `model` is a registered name or the name of a folder: the image is shown to other people. A version that is None is
+    left out."""
+    written = request.written()
+    needs = [name for name in IMAGES if written.pop(name, None) is not None]
+    origin = {"model": model} | ({} if version is None else {"version": version})
+    return origin | written | ({"needs": needs} if needs else {})
+
+
+def request_of(settings: Mapping[str, Any]) -> Request:
+    """Returns the request of an image's settings, without the images that the request `needs`.
+    Raises ValueError, in one line, for a setting that is unknown or no such value."""
+    fields = {name: value for name, value in settings.items() if name not in NO_FIELDS and value is not None}
+    unknown = [name for name in fields if name not in Request.model_fields or name in IMAGES]
+    if unknown:
+        raise ValueError(f"the PNG has settings that this version does not know: {', '.join(unknown)[:80]!r}")
+    return read_request(fields, source="the PNG says ")

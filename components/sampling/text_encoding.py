@@ -26,9 +26,7 @@ def parse_bpe(content: str) -> Tokenizer:
 
 def encode_text(tokenizer: Tokenizer, captions: Sequence[str], *, text_length: int) -> np.ndarray:  # (B, L) int64
     """Encodes captions as `<bos> caption <eos> <pad>…`; long captions lose their end.
-
-    The `<eos>` is never cut. The null text of classifier-free guidance is the encoding of "".
-    """
+    The `<eos>` is never cut. The null text of classifier-free guidance is the encoding of ""."""
     ids = np.full((len(captions), text_length), PAD, dtype=np.int64)
     for row, encoding in zip(ids, tokenizer.encode_batch(list(captions), add_special_tokens=False), strict=True):
         tokens = [BOS, *encoding.ids[: text_length - 2], EOS]

@@ -30,8 +30,7 @@ from components.sampling.image_files import encode_png
 from components.sampling.images import to_uint8
 from components.sampling.model import most_at_once
 from components.sampling.plan import Plan
-from components.sampling.request_forms import settings_of, with_settings
-from components.sampling.requests import Request
+from components.sampling.requests import Request, settings_of, with_settings
 from components.serving.messages import STATUS, Card, Event, FinishedImage, ImageJob, Partial, Refused, Taken
 from components.serving.settings import ServedModel, ServiceSettings
 from components.serving.versions import Version, Versions

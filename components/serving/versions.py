@@ -14,7 +14,6 @@ from components.sampling.answers import cascade_in
 from components.sampling.cascade import Cascade, quick
 from components.sampling.device import best_device
 from components.sampling.generator import Generator
-from components.sampling.model import reads_prompts
 from components.serving.messages import Card, GeneratorCard
 from components.serving.settings import ServedModel
 
@@ -155,7 +154,7 @@ def generator_card(maker: Generator) -> GeneratorCard:
         title=maker.title,
         options=maker.options,
         classes=tuple(maker.classes),
-        reads_prompts=reads_prompts(first),
+        reads_prompts=first.reads_prompts,
         shows_steps=maker.shows_steps,
         width=width,
         height=height,

@@ -113,14 +113,8 @@ def gray_images(device: torch.device) -> Encoder:
 
 def text_encoder(text: ContrastiveText) -> Encoder:
     """Adds `text_states` (B, L, D) and `text_embedding` (B, E) of `text`, in the encoder's own ids."""
-    empty = text.encode([""])
-    nothing = {"null_text_states": empty.states, "null_text_embedding": empty.embedding}
-
-    def encode(batch: Batch) -> Batch:
-        features = text.encode_ids(batch["text"])
-        return {"text_states": features.states, "text_embedding": features.embedding, **repeated(nothing, batch)}
-
-    return encode
+    nothing = {f"null_{name}": value for name, value in text.conditions([""]).items()}
+    return lambda batch: {**text.encode_ids(batch["text"]), **repeated(nothing, batch)}
 
 
 def caption_encoder(text: FrozenText, bpe: Tokenizer) -> Encoder:
@@ -129,11 +123,11 @@ def caption_encoder(text: FrozenText, bpe: Tokenizer) -> Encoder:
     Captions are decoded from the ids of `bpe` in column `text`: a byte-level BPE gives the caption back, in lower case
     and cut where it was too long.
     """
-    nothing = {"null_text_states": text.encode([""]).states}
+    nothing = {"null_text_states": text.encode([""])}
 
     def encode(batch: Batch) -> Batch:
         captions = [caption.strip() for caption in bpe.decode_batch(batch["text"].tolist())]
-        return {"text_states": text.encode(captions).states, **repeated(nothing, batch)}
+        return {"text_states": text.encode(captions), **repeated(nothing, batch)}
 
     return encode
 

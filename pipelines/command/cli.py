@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from pipelines.command import in_turn, model
+from pipelines.command import in_turn, model, sample, translate
 from pipelines.command.options import (
     Force,
     From,
@@ -235,8 +235,8 @@ def data(
 
 lecture = app.command()(in_turn.lecture)
 compare = app.command()(in_turn.compare)
-sample = app.command()(model.sample)
-translate = app.command()(model.translate)
+app.command()(sample.sample)
+app.command()(translate.translate)
 reconstruct = app.command()(model.reconstruct)
 ema = app.command()(model.ema)
 promote_command = app.command("promote")(model.promote)

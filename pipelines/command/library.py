@@ -7,7 +7,7 @@ from rich.console import Console
 
 from components.runtime.storage.artifact import Artifact
 from components.sampling.cascade import Cascade
-from pipelines.command.sample import load_cascade
+from pipelines.command.loading import load_cascade
 from pipelines.engine import driver
 from pipelines.recipes.catalog import DEMO
 from pipelines.workflow import PlannedStage

@@ -1,123 +1,12 @@
-"""Commands on trained models: `sample`, `translate`, `reconstruct`, `ema`, `promote`, `serve`."""
+"""Commands on trained models: `reconstruct`, `ema`, `promote`, `serve`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from components.models.diffusion.steps import SAMPLERS
-from components.sampling.requests import in_words, request_options, typed_options
-from pipelines.command.options import Sampling, Tracking, share_cores, takes_options
-
-LIKE = "A PNG of these commands: made again as it was, but for the options given. Its model is the default."
-Model = Annotated[str | None, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of the first image; the others count on.  [0]", min=0)]
-
-
-@takes_options(typed_options(), before="settings")
-def sample(
-    model: Model = None,
-    label: Annotated[list[str], typer.Option(help="Class name or number. Repeatable.")] = [],  # noqa: B006
-    prompt: Annotated[list[str], typer.Option(help="A text. Repeatable.")] = [],  # noqa: B006
-    condition: Annotated[list[Path], typer.Option(help="Condition image, or 16-bit depth map. Repeatable.")] = [],  # noqa: B006
-    generator: Annotated[str | None, typer.Option(help="diffusion, tokens, pixels, gan, vae; else the first.")] = None,
-    seed: Seed = None,
-    count: Annotated[int | None, typer.Option(help="Images for each label or prompt.  [4, or 1]", min=1)] = None,
-    settings: Sampling = [],  # noqa: B006
-    like: Annotated[Path | None, typer.Option(help=LIKE)] = None,
-    tracking: Tracking = None,
-    out: Annotated[Path, typer.Option(help="Folder for the images and the grid.")] = Path("samples"),
-    **options: Any,
-) -> None:
-    """Sample a trained model: images and a labelled grid.
-
-    **Examples**
-
-    - `cascade sample --model models:/image-cascade-openmoji@champion --label Flags --label "Animals & Nature"`
-    - `cascade sample --model models:/image-cascade-openmoji@champion --prompt "red heart" --count 8 --seed 7`
-    - `cascade sample --model models:/image-cascade-openmoji@champion --generator tokens --prompt car --best-of 8`
-    - `cascade sample --model models:/image-cascade-vqgan_transformer@champion --label Flags --size 64x128 --top-k 50`
-    - `cascade sample --model models:/image-cascade-depth@champion --condition depth.png`
-    - `cascade sample --model models:/image-cascade-ddpm@champion --sampler ddim --steps 25`
-    - `cascade sample --model models:/image-cascade-openmoji@champion --prompt car --set upsampler_64.noise_level=20`
-    - `cascade sample --model models:/image-cascade-classifier_guided@champion --label Flags --classifier-scale 2`
-    - `cascade sample --model models:/image-cascade-gan@champion --label Flags --truncation 0.5`
-    - `cascade sample --like samples/red-heart-diffusion-0007.png` — the same image again
-    - `cascade sample --like samples/red-heart-diffusion-0007.png --guidance-scale 5 --count 4` — others like it
-    """
-    share_cores()
-    from pipelines.command.sample import sample_images
-
-    written = sample_images(
-        model,
-        labels=label,
-        prompts=prompt,
-        conditions=condition,
-        seed=seed,
-        count=count,
-        options={"generator": generator, **options},
-        settings=settings,
-        like=like,
-        tracking=tracking,
-        out=out,
-        console=Console(),
-    )
-    typer.echo(f"grid: {written}")
-
-
-@takes_options({"task": request_options()["task"]}, before="prompt")
-@takes_options(
-    {name: option for name, option in typed_options().items() if "translate" in option.generators},
-    before="settings",
-    help_texts={"steps": "Denoising steps.", "sampler": f"One of {in_words([*SAMPLERS])}."},
-)
-def translate(
-    image: Annotated[Path, typer.Option(help="The image to work on, of the model's size.")],
-    model: Model = None,
-    mask: Annotated[Path | None, typer.Option(help="White where pixels are to be made; of the image's size.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="What is to be seen, where the model takes a text.")] = None,
-    label: Annotated[str | None, typer.Option(help="Class name or number, where the model takes one.")] = None,
-    seed: Seed = None,
-    count: Annotated[int, typer.Option(help="Images to make of it.", min=1)] = 1,
-    settings: Sampling = [],  # noqa: B006
-    like: Annotated[Path | None, typer.Option(help=LIKE)] = None,
-    tracking: Tracking = None,
-    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("translated"),
-    **options: Any,
-) -> None:
-    """Work on an image: fill masks, extend it, color it, restore it, enlarge it.
-
-    Pixels that the mask leaves black stay exactly as they are. A diffusion model of images fills masks without having
-    been trained for it: known pixels are put back at each step.
-
-    **Examples**
-
-    - `cascade translate --model models:/palette@champion --image photo.png --mask mask.png --task inpainting`
-    - `cascade translate --model models:/palette@champion --image gray.png --task colorization --count 4`
-    - `cascade translate --model models:/image-cascade-ddpm@champion --image 16.png --mask mask.png --task inpainting`
-    - `cascade translate --model models:/glide@champion --image photo.png --mask mask.png --prompt "red heart"`
-    - `cascade translate --like translated/photo-inpainting-0000.png --image photo.png --mask mask.png --seed 1`
-    """
-    share_cores()
-    from pipelines.command.translate import translate_image
-
-    written = translate_image(
-        model,
-        image=image,
-        mask=mask,
-        label=label,
-        prompt=prompt,
-        seed=seed,
-        count=count,
-        options=options,
-        settings=settings,
-        like=like,
-        tracking=tracking,
-        out=out,
-        console=Console(),
-    )
-    typer.echo(f"before and after: {written}")
+from pipelines.command.options import Tracking, share_cores
 
 
 def reconstruct(

@@ -10,6 +10,9 @@ import typer
 from components.sampling.requests import Option, Request, plain_type
 
 Recipe = Annotated[str, typer.Option(help="A recipe by name (see `cascade recipes`) or a YAML file.")]
+LIKE = "A PNG of these commands: made again as it was, but for the options given. Its model is the default."
+Model = Annotated[str | None, typer.Option(help="models:/NAME@champion, or the folder or URL of a cascade artifact.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the first image; the others count on.  [0]", min=0)]
 Sampling = Annotated[list[str], typer.Option("--set", help="A sampling setting: base.eta=0.5. Repeatable.")]
 Set = Annotated[list[str], typer.Option("--set", help="Override one number: base.total_steps=2000. Repeatable.")]
 Storage = Annotated[

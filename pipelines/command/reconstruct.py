@@ -23,7 +23,7 @@ from components.sampling.device import best_device, products
 from components.sampling.image_files import encode_png, enlarged
 from components.sampling.images import index_grids, read_image, to_uint8
 from components.sampling.model import SamplingModel, load_model
-from pipelines.command.sample import local_model
+from pipelines.command.loading import local_model
 from pipelines.command.translate import image_bytes
 
 PARTS = ("tokenizer", "autoencoder", "model")  # of a cascade, that may be an autoencoder

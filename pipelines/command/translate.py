@@ -4,87 +4,91 @@ Masks are filled by any diffusion model of images.
 """
 
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
+import typer
 from rich.console import Console
-from rich.progress import Progress
 
-from components.configuration.usage import UsageError
-from components.evaluation.grids import GridBlock, render_blocks
-from components.sampling.image_files import open_given_image
-from components.sampling.requests import Request
-from pipelines.command.like import asked_like, named_model, read_like
-from pipelines.command.sample import ModelSource, load_cascade, read_settings, source_of
+from components.models.diffusion.steps import SAMPLERS
+from components.sampling.image_files import encode_png, open_given_image
+from components.sampling.requests import in_words, request_options, typed_options
+from pipelines.command.options import LIKE, Model, Sampling, Seed, Tracking, share_cores, takes_options
 
 WORK_ON_IMAGES = ("translate", "diffusion")  # generators; the latter fills masks, whatever it was trained for
 HIDDEN = 127  # gray level of what the mask hides, in the image that shows before and after
 
 
-def translate_image(
-    model: str | None,
-    *,
-    image: Path,
-    mask: Path | None,
-    label: str | None,
-    prompt: str | None,
-    seed: int | None,
-    count: int,
-    options: Mapping[str, Any],
-    tracking: str | None,
-    out: Path,
-    console: Console,
-    settings: Sequence[str] = (),
-    like: Path | None = None,
-) -> Path:
-    """Make `count` images from `image`; returns the path of the image of before and after.
+@takes_options({"task": request_options()["task"]}, before="prompt")
+@takes_options(
+    {name: option for name, option in typed_options().items() if "translate" in option.generators},
+    before="settings",
+    help_texts={"steps": "Denoising steps.", "sampler": f"One of {in_words([*SAMPLERS])}."},
+)
+def translate(
+    image: Annotated[Path, typer.Option(help="The image to work on, of the model's size.")],
+    model: Model = None,
+    mask: Annotated[Path | None, typer.Option(help="White where pixels are to be made; of the image's size.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What is to be seen, where the model takes a text.")] = None,
+    label: Annotated[str | None, typer.Option(help="Class name or number, where the model takes one.")] = None,
+    seed: Seed = None,
+    count: Annotated[int, typer.Option(help="Images to make of it.", min=1)] = 1,
+    settings: Sampling = [],  # noqa: B006
+    like: Annotated[Path | None, typer.Option(help=LIKE)] = None,
+    tracking: Tracking = None,
+    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("translated"),
+    **options: Any,
+) -> None:
+    """Work on an image: fill masks, extend it, color it, restore it, enlarge it.
 
-    Args:
-        options: fields of the request by name.
-        like: a PNG of an image to make again; what is None or empty is as it was for that one.
+    Pixels that the mask leaves black stay exactly as they are. A diffusion model of images fills masks without having
+    been trained for it: known pixels are put back at each step.
 
-    Raises UsageError for a model that is not there or does not work on images, and for files that it can't use.
+    **Examples**
+
+    - `cascade translate --model models:/palette@champion --image photo.png --mask mask.png --task inpainting`
+    - `cascade translate --model models:/palette@champion --image gray.png --task colorization --count 4`
+    - `cascade translate --model models:/image-cascade-ddpm@champion --image 16.png --mask mask.png --task inpainting`
+    - `cascade translate --model models:/glide@champion --image photo.png --mask mask.png --prompt "red heart"`
+    - `cascade translate --like translated/photo-inpainting-0000.png --image photo.png --mask mask.png --seed 1`
     """
-    started = time.monotonic()
-    try:
-        with Progress(console=console, transient=True) as bar:
-            bar.add_task("loading and sampling", total=None)
-            images_given = {
-                "image": image_bytes("--image", image),
-                "mask": None if mask is None else image_bytes("--mask", mask),
-            }
-            known = read_like(like)
-            known.check_given(**images_given)
-            source = source_of(named_model(model, known), tracking)
-            cascade = load_cascade(source.address, tracking)
-            generator = next((name for name in WORK_ON_IMAGES if name in cascade.generators), None)
-            if generator is None:
-                raise ValueError(f"{source.address} does not work on images: it has {' and '.join(cascade.generators)}")
-            changes = {
-                "label": label,
-                "prompt": prompt,
-                "generator": generator,
-                "seed": seed,
-                **options,
-                **images_given,
-            }
-            asked = asked_like(known, cascade, changes, sampling=read_settings(settings))
-            requests = [asked.replace(seed=asked.seed + number) for number in range(count)]
-            images = cascade.sample(requests)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    shown = _write(images, requests, source, image, out)
+    share_cores()
+    import numpy as np
+
+    from components.evaluation.grids import GridBlock, render_blocks
+    from pipelines.command.loading import at_work, open_model
+
+    started, console = time.monotonic(), Console()
+    with at_work(console):
+        given = {
+            "image": image_bytes("--image", image),
+            "mask": None if mask is None else image_bytes("--mask", mask),
+        }
+        opened = open_model(model, like=like, tracking=tracking, **given)
+        there = opened.cascade.generators
+        generator = next((name for name in WORK_ON_IMAGES if name in there), None)
+        if generator is None:
+            raise ValueError(f"{opened.address} does not work on images: it has {' and '.join(there)}")
+        changes = {"label": label, "prompt": prompt, "generator": generator, "seed": seed, **options, **given}
+        asked = opened.request(changes, settings)
+        requests = [asked.replace(seed=asked.seed + number) for number in range(count)]
+        images = opened.cascade.sample(requests)
+    out.mkdir(parents=True, exist_ok=True)
+    for made, request in zip(images, requests, strict=True):
+        name = f"{image.stem}-{request.task or 'translated'}-{request.seed:04d}.png"
+        (out / name).write_bytes(opened.signed(encode_png(made), request))
+    before = np.array(open_given_image(asked.image or b""))
+    if asked.mask is not None:
+        before[np.array(open_given_image(asked.mask, mode="L")) >= 128] = HIDDEN
+    shown = out / "before_after.png"
+    blocks = [GridBlock("before", [before]), GridBlock("after", images)]
+    shown.write_bytes(render_blocks(blocks, columns=min(4, len(images))))
     console.print(f"{count} images in {time.monotonic() - started:.1f} s, in {out}", highlight=False)
-    return shown
+    typer.echo(f"before and after: {shown}")
 
 
 def image_bytes(option: str, path: Path) -> bytes:
-    """Reads an image file.
-
-    Raises ValueError, naming option and file, for a file that is no image.
-    """
+    """Reads an image file. Raises ValueError, naming option and file, for a file that is no image."""
     if not path.is_file():
         raise ValueError(f"{option} {path}: no such file")
     data = path.read_bytes()
@@ -93,18 +97,3 @@ def image_bytes(option: str, path: Path) -> bytes:
     except ValueError as error:
         raise ValueError(f"{option} {path}: {error}") from error
     return data
-
-
-def _write(images: list[np.ndarray], requests: list[Request], source: ModelSource, image: Path, out: Path) -> Path:
-    out.mkdir(parents=True, exist_ok=True)
-    for made, request in zip(images, requests, strict=True):
-        name = f"{image.stem}-{request.task or 'translated'}-{request.seed:04d}.png"
-        (out / name).write_bytes(source.png(made, request))
-    asked = requests[0]
-    before = np.array(open_given_image(asked.image or b""))
-    if asked.mask is not None:
-        before[np.array(open_given_image(asked.mask, mode="L")) >= 128] = HIDDEN
-    shown = out / "before_after.png"
-    blocks = [GridBlock("before", [before]), GridBlock("after", images)]
-    shown.write_bytes(render_blocks(blocks, columns=min(4, len(images))))
-    return shown

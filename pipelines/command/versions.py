@@ -9,7 +9,7 @@ from components.runtime.tracking.names import REGISTRY, environment
 from components.runtime.tracking.promotion import promote_by_hand
 from components.runtime.tracking.registry import register_average
 from components.training.results import choose_average
-from pipelines.command.sample import local_model
+from pipelines.command.loading import local_model
 from pipelines.engine.session import set_environment
 from pipelines.planning.profiles import tracking_uri
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from components.configuration.sampling import TokenSampling
 from components.models.pixelcnn import GatedPixelCNN
 from components.models.row_lstm import RowLSTM
-from components.sampling.autoregressive import draw
-from components.sampling.pixelwise import PixelNetwork, generate_grid
+from components.sampling.autoregressive import PixelNetwork, draw, generate_grid
+from components.sampling.plan import Conditions
 
 SIZE, NUM_VALUES, CHANNELS, NUM_LAYERS, BATCH_SIZE = 32, 512, 32, 3, 1
 NETWORKS = {"pixelcnn": GatedPixelCNN, "row_lstm": RowLSTM}
@@ -34,11 +35,11 @@ def make_network(kind: str) -> PixelNetwork:
 
 
 def make_ours(network: PixelNetwork) -> Callable[[], None]:
-    label = torch.zeros(BATCH_SIZE, dtype=torch.int64)
+    conditions = Conditions({"label": torch.zeros(BATCH_SIZE, dtype=torch.int64)}, {})
 
     def sample() -> None:
         generators = [torch.Generator().manual_seed(i) for i in range(BATCH_SIZE)]
-        values = generate_grid(network, generators=generators, height=SIZE, width=SIZE, label=label)
+        values = generate_grid(network, conditions, generators=generators, height=SIZE, width=SIZE)
         assert values.shape == (BATCH_SIZE, 1, SIZE, SIZE)
 
     return sample
@@ -46,7 +47,6 @@ def make_ours(network: PixelNetwork) -> Callable[[], None]:
 
 def make_naive(network: PixelNetwork) -> Callable[[], None]:
     label = torch.zeros(BATCH_SIZE, dtype=torch.int64)
-    filters = {"temperature": 1.0, "top_k": None, "top_p": None}
 
     @torch.inference_mode()
     def sample() -> None:
@@ -55,7 +55,7 @@ def make_naive(network: PixelNetwork) -> Callable[[], None]:
         for index in range(SIZE * SIZE):
             row, column = divmod(index, SIZE)
             logits = network(values, label=label)[:, 0, row, column]
-            values[:, 0, row, column] = draw(logits, uniforms=uniforms[index], **filters)
+            values[:, 0, row, column] = draw(logits, uniforms=uniforms[index], sampling=TokenSampling())
 
     return sample
 

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from components.configuration.sampling import TokenSampling
 from components.models.transformer import Transformer
 from components.sampling.autoregressive import generate
+from components.sampling.plan import Conditions
 from tests.benchmarks.interleaving import interleaved
 
 NUM_TOKENS, CODEBOOK_SIZE, MODEL_DIM, NUM_LAYERS, NUM_HEADS, TOP_K = 64, 512, 128, 4, 4, 100
@@ -27,10 +29,10 @@ def make_ours(batch_size: int) -> Callable[[], None]:
         num_classes=10,
     ).eval()
     generators = [torch.Generator().manual_seed(i) for i in range(batch_size)]
-    label = torch.zeros(batch_size, dtype=torch.int64)
+    conditions = Conditions({"label": torch.zeros(batch_size, dtype=torch.int64)}, {})
 
     def decode() -> None:
-        tokens = generate(transformer, generators=generators, label=label, top_k=TOP_K)
+        tokens = generate(transformer, conditions, generators=generators, sampling=TokenSampling(top_k=TOP_K))
         assert tokens.shape == (batch_size, NUM_TOKENS)
 
     return decode

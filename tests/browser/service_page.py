@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from components.sampling.cascade import compose
-from components.sampling.request_forms import settings_of, with_settings
+from components.sampling.requests import settings_of, with_settings
 from components.serving.app import build_app
 from components.serving.messages import Event, FinishedImage, ImageJob
 from components.serving.settings import ServedModel, ServiceSettings

@@ -13,8 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from components.sampling.cascade import Cascade, compose
 from components.sampling.image_files import encode_png
-from components.sampling.request_forms import read_settings
-from components.sampling.requests import Request
+from components.sampling.requests import Request, read_settings
 from tests.browser.chromium import find_chromium
 from tests.browser.service_page import (
     PHONE,

@@ -11,9 +11,8 @@ from components.data.shards import INDEX, load_index, read_bpe
 from components.runtime.execution import Resources
 from components.runtime.storage.artifact import Artifact, write_part
 from components.runtime.storage.store import Store
-from components.sampling.frozen_conditions import sample_image_embeddings
-from components.sampling.frozen_text import contrastive_text
-from components.sampling.guides import class_log_probabilities, classifier_score
+from components.sampling.frozen_text import contrastive_text, sample_image_embeddings
+from components.sampling.generators.diffusion import class_log_probabilities, classifier_score
 from components.sampling.model import load_model
 from components.sampling.plan import Plan
 from components.stages.precompute import PrecomputeConfig, encoders_of, precompute

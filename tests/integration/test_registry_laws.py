@@ -24,8 +24,7 @@ from components.runtime.tracking.names import environment
 from components.runtime.tracking.registry import download_model, named_version
 from components.runtime.tracking.tracker import Tracker
 from components.sampling.cascade import Cascade, compose
-from components.sampling.request_forms import read_settings
-from components.sampling.requests import Request
+from components.sampling.requests import Request, read_settings
 from components.training.results import SNAPSHOTS, reconstruct
 from pipelines.command.cli import app
 from pipelines.command.versions import write_average

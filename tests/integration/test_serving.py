@@ -22,8 +22,7 @@ from openai import OpenAI
 from PIL import Image
 
 from components.sampling.cascade import Cascade
-from components.sampling.request_forms import read_settings
-from components.sampling.requests import Request
+from components.sampling.requests import Request, read_settings
 from components.serving.deployment import end_service, run_service
 from components.serving.settings import Limits, ServedModel, ServiceSettings
 from tests.conftest import free_port

@@ -4,12 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from components.configuration.sampling import TokenSampling
 from components.models.transformer import Transformer
 from components.sampling.autoregressive import draw, generate, token_probabilities
+from components.sampling.plan import Conditions
 
 NULL_TEXT = torch.tensor([1, 2, 0, 0, 0])
 TEXT = torch.tensor([[1, 7, 9, 2, 0], [1, 4, 5, 6, 2], [1, 2, 0, 0, 0], [1, 9, 9, 2, 0], [1, 3, 2, 0, 0]])
 LABEL = torch.tensor([0, 3, 4, 1, 2])
+NULL = {"label": torch.full((5,), 5), "text": NULL_TEXT.expand(5, 5)}
+GIVEN = Conditions({"label": LABEL, "text": TEXT}, NULL)
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +39,22 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
+def row(number: int) -> Conditions:
+    """The conditions of one image."""
+    return Conditions(*({name: value[number : number + 1] for name, value in each.items()} for each in GIVEN))
+
+
 def probabilities(logits: Tensor, **filters: object) -> Tensor:
-    return token_probabilities(logits, **({"temperature": 1.0, "top_k": None, "top_p": None} | filters))
+    return token_probabilities(logits, TokenSampling(**filters))
 
 
 def test_the_same_seed_gives_the_same_tokens_in_a_batch_of_one_and_of_five(transformer: Transformer):
-    settings = {"null_text": NULL_TEXT, "guidance_scale": 2.0, "temperature": 0.9, "top_k": 10, "top_p": 0.95}
-    together = generate(transformer, generators=generators(*range(5)), label=LABEL, text=TEXT, **settings)
+    sampling = TokenSampling(guidance_scale=2, temperature=0.9, top_k=10, top_p=0.95)
+    together = generate(transformer, GIVEN, generators=generators(*range(5)), sampling=sampling)
     for i in range(5):
-        one = slice(i, i + 1)
-        alone = generate(transformer, generators=generators(i), label=LABEL[one], text=TEXT[one], **settings)
-        assert torch.equal(alone, together[one])
-    other = generate(transformer, generators=generators(*range(5, 10)), label=LABEL, text=TEXT, **settings)
+        alone = generate(transformer, row(i), generators=generators(i), sampling=sampling)
+        assert torch.equal(alone, together[i : i + 1])
+    other = generate(transformer, GIVEN, generators=generators(*range(5, 10)), sampling=sampling)
     assert not torch.equal(other, together)
 
 
@@ -57,15 +65,15 @@ def test_samples_follow_the_model(transformer: Transformer):
         expected = transformer.start(1, label=label[:1], text=text[:1])[0].softmax(dim=-1)[0] * 4000
     uniforms = torch.rand(4000, generator=torch.Generator().manual_seed(0))
     logits = expected.log().expand(4000, 13)
-    drawn = draw(logits, uniforms=uniforms, temperature=1.0, top_k=None, top_p=None)
+    drawn = draw(logits, uniforms=uniforms, sampling=TokenSampling())
     counts = torch.bincount(drawn, minlength=13)
     assert ((counts - expected) ** 2 / expected).sum() < 32.9  # passed by 99.9 % of fair samples
 
 
 def test_guidance_with_equal_conditions_changes_nothing(transformer: Transformer):
-    null = {"label": torch.full((2,), 5), "text": NULL_TEXT.expand(2, 5)}
-    plain = generate(transformer, generators=generators(0, 1), **null)
-    guided = generate(transformer, generators=generators(0, 1), **null, null_text=NULL_TEXT, guidance_scale=4.0)
+    null, sampling = Conditions(NULL, NULL), TokenSampling(guidance_scale=4)
+    plain = generate(transformer, null, generators=generators(*range(5)))
+    guided = generate(transformer, null, generators=generators(*range(5)), sampling=sampling)
     assert torch.equal(guided, plain)
 
 
@@ -112,22 +120,8 @@ def test_filters_act_in_the_order_temperature_top_k_softmax_top_p():
 def test_inversion_never_draws_a_token_of_probability_zero():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(4, 5)
     uniforms = torch.tensor([0.0, 0.49999, 0.5, 1 - 2**-24])
-    drawn = draw(logits, uniforms=uniforms, temperature=1.0, top_k=None, top_p=None)
+    drawn = draw(logits, uniforms=uniforms, sampling=TokenSampling())
     assert drawn.tolist() == [1, 1, 3, 3]
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [({"temperature": -1.0}, "negative"), ({"top_k": 0}, "keeps no token"), ({"top_p": 0.0}, "not in")],
-)
-def test_settings_out_of_range_are_refused(transformer: Transformer, setting: dict[str, float], message: str):
-    with pytest.raises(ValueError, match=message):
-        generate(transformer, generators=generators(0), label=LABEL[:1], text=TEXT[:1], **setting)
-
-
-def test_guidance_of_a_text_needs_the_empty_text(transformer: Transformer):
-    with pytest.raises(ValueError, match="null_text"):
-        generate(transformer, generators=generators(0), label=LABEL[:1], text=TEXT[:1], guidance_scale=2.0)
 
 
 @torch.no_grad()
@@ -153,11 +147,12 @@ def test_greedy_decoding_with_the_cache_equals_greedy_decoding_without(positions
         if parameter.ndim == 2:
             parameter.data.normal_().mul_(0.3)
     given = {"label": LABEL, "text": TEXT, "condition": torch.randint(0, 6, (5, 3))}
-    null = {"text": NULL_TEXT.expand(5, 5), "condition": torch.full((5, 3), 6)}
+    null = NULL | {"condition": torch.full((5, 3), 6)}
     expected = torch.zeros(5, 8, dtype=torch.int64)
     for i in range(8):
         conditional, unconditional = (model(expected, **c)[:, i] for c in (given, null))
         expected[:, i] = (unconditional + guidance_scale * (conditional - unconditional)).argmax(dim=-1)
-    settings = {"null_text": NULL_TEXT, "guidance_scale": guidance_scale, "temperature": 0.0}
-    assert torch.equal(generate(model, generators=generators(*range(5)), **given, **settings), expected)
+    sampling = TokenSampling(guidance_scale=guidance_scale, temperature=0)
+    tokens = generate(model, Conditions(given, null), generators=generators(*range(5)), sampling=sampling)
+    assert torch.equal(tokens, expected)
     assert len(expected.unique(dim=0)) > 1

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from components.configuration.sampling import TokenSampling
 from components.models.transformer import Transformer
-from components.sampling import compiled_decoding
-from components.sampling.autoregressive import generate
-from components.sampling.compiled_decoding import KEPT
+from components.sampling import autoregressive
+from components.sampling.autoregressive import KEPT, OnToken, generate
+from components.sampling.plan import Conditions
 from tests.trained_networks import forget_compiled
 
 SIZES: dict[str, Any] = {
@@ -33,7 +34,7 @@ POSITIONS = ("learned", "learned_2d", "rotary_2d")
 
 @pytest.fixture(autouse=True)
 def without_a_code_generator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(compiled_decoding, "BACKEND", "aot_eager")
+    monkeypatch.setattr(autoregressive, "BACKEND", "aot_eager")
     forget_compiled()
     yield
     forget_compiled()
@@ -48,15 +49,23 @@ def transformer(**changes: Any) -> Transformer:
     return model
 
 
-def drawn(model: Transformer, rows: slice = slice(0, 3), *, compiled: bool, **settings: Any) -> Tensor:
+def drawn(
+    model: Transformer,
+    rows: slice = slice(0, 3),
+    *,
+    compiled: bool,
+    on_token: OnToken | None = None,
+    **settings: float,
+) -> Tensor:
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)[rows]]
+    null = {"label": torch.full((len(generators),), 5), "text": NULL_TEXT.expand(len(generators), 5)}
     return generate(
         model,
-        generators=[torch.Generator().manual_seed(seed) for seed in range(3)[rows]],
-        label=LABEL[rows],
-        text=TEXT[rows],
-        null_text=NULL_TEXT,
+        Conditions({"label": LABEL[rows], "text": TEXT[rows]}, null),
+        generators=generators,
+        sampling=TokenSampling(**settings),
         compiled=compiled,
-        **settings,
+        on_token=on_token,
     )
 
 
@@ -125,7 +134,7 @@ def test_a_batch_that_broke_off_leaves_its_cache_to_no_other() -> None:
 
 
 def test_generated_code_draws_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled_decoding, "BACKEND", "inductor")
+    monkeypatch.setattr(autoregressive, "BACKEND", "inductor")
     model = transformer(num_layers=1)
     tokens = drawn(model, compiled=True, temperature=0.0)
     assert counters["inductor"]

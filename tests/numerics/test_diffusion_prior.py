@@ -5,7 +5,7 @@ import torch
 
 from components.configuration.sampling import DiffusionPriorSampling
 from components.models.contrastive import DiffusionPrior
-from components.sampling.frozen_conditions import sample_image_embeddings, text_conditions
+from components.sampling.frozen_text import sample_image_embeddings
 from components.sampling.model import SamplingModel
 from components.sampling.plan import Plan
 from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, prior_config
@@ -67,7 +67,7 @@ def test_an_embedding_does_not_depend_on_the_batch() -> None:
 def test_of_two_candidates_the_one_nearer_to_the_text_is_kept() -> None:
     text = frozen_contrastive()
     requests = [Plan(prompt="a red circle", seed=seed) for seed in range(8)]
-    wanted = text_conditions(text, ["a red circle"] * 8)["text_embedding"]
+    wanted = text.conditions(["a red circle"] * 8)["text_embedding"]
     torch.manual_seed(0)
     one, two = prior(candidates=1), prior(candidates=2)
     two.module.load_state_dict(one.module.state_dict())

@@ -2,14 +2,17 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from components.configuration.sampling import MaskedTokenSampling
 from components.models.losses.cross_entropy import masked_token_loss
 from components.models.transformer import MaskedTransformer
 from components.sampling.maskgit import gumbel, keep_surest, masked_counts, maskgit
+from components.sampling.plan import Conditions
 from components.training.tasks.prior import evaluation_masks, random_masks, training_masks
 
 N, K = 9, 11
@@ -19,7 +22,7 @@ CONDITIONS = {
     "text": torch.tensor([[1, 7, 9, 2, 0], [1, 4, 5, 6, 2], [1, 2, 0, 0, 0], [1, 9, 9, 2, 0], [1, 3, 2, 0, 0]]),
     "condition": torch.tensor([[0, 1], [2, 3], [6, 6], [5, 5], [4, 0]]),
 }
-GUIDED = {"null_text": NULL_TEXT, "guidance_scale": 2.0}
+NULL = {"label": torch.full((5,), 5), "text": NULL_TEXT.expand(5, 5), "condition": torch.full((5, 2), 6)}
 
 
 def make_transformer(positions: str = "learned", **settings: object) -> MaskedTransformer:
@@ -39,8 +42,15 @@ def transformer() -> MaskedTransformer:
     )
 
 
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+def drawn(model: MaskedTransformer, *seeds: int, rows: slice = slice(5), steps: int = 4, **settings: Any) -> Tensor:
+    on_step = settings.pop("on_step", None)
+    return maskgit(
+        model,
+        Conditions(*({name: value[rows] for name, value in each.items()} for each in (CONDITIONS, NULL))),
+        generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+        sampling=MaskedTokenSampling(num_inference_steps=steps, **settings),
+        on_step=on_step,
+    )
 
 
 @pytest.mark.parametrize("positions", ["learned", "learned_2d", "rotary_2d"])
@@ -126,23 +136,16 @@ def test_the_schedule_keeps_a_token_each_step_and_leaves_none():
         assert masked_counts(256, steps=steps) == [*cosine, 0]
 
 
-@pytest.mark.parametrize("steps", [0, N + 1])
-def test_steps_out_of_range_are_refused(transformer: MaskedTransformer, steps: int):
-    with pytest.raises(ValueError, match=rf"steps must be in \[1, 9\], not {steps}"):
-        maskgit(transformer, generators=generators(0), steps=steps)
+def test_more_steps_than_tokens_are_refused(transformer: MaskedTransformer):
+    with pytest.raises(ValueError, match=rf"steps must be in \[1, 9\], not {N + 1}"):
+        drawn(transformer, 0, steps=N + 1)
 
 
 @pytest.mark.parametrize("steps", [1, 4, N])
 def test_every_place_is_filled_exactly_once(transformer: MaskedTransformer, steps: int):
     seen = [torch.full((5, N), K)]
-    tokens = maskgit(
-        transformer,
-        generators=generators(*range(5)),
-        steps=steps,
-        **CONDITIONS,
-        **GUIDED,
-        on_step=lambda step, tokens: seen.append(tokens.clone()),
-    )
+    settings = {"guidance_scale": 2.0, "on_step": lambda step, tokens: seen.append(tokens.clone())}
+    tokens = drawn(transformer, *range(5), steps=steps, **settings)
     assert len(seen) == steps + 1
     for before, after, left in zip(seen, seen[1:], masked_counts(N, steps=steps), strict=False):
         assert ((after == K).sum(dim=1) == left).all()
@@ -152,12 +155,11 @@ def test_every_place_is_filled_exactly_once(transformer: MaskedTransformer, step
 
 
 def test_the_same_seed_gives_the_same_tokens_in_a_batch_of_one_and_of_five(transformer: MaskedTransformer):
-    settings = {"steps": 4, "temperature": 0.9, "top_k": 8, "top_p": 0.95, **GUIDED}
-    together = maskgit(transformer, generators=generators(*range(5)), **CONDITIONS, **settings)
+    settings = {"temperature": 0.9, "top_k": 8, "top_p": 0.95, "guidance_scale": 2.0}
+    together = drawn(transformer, *range(5), **settings)
     for i in range(5):
-        own = {name: value[i : i + 1] for name, value in CONDITIONS.items()}
-        assert torch.equal(maskgit(transformer, generators=generators(i), **own, **settings), together[i : i + 1])
-    other = maskgit(transformer, generators=generators(*range(5, 10)), **CONDITIONS, **settings)
+        assert torch.equal(drawn(transformer, i, rows=slice(i, i + 1), **settings), together[i : i + 1])
+    other = drawn(transformer, *range(5, 10), **settings)
     assert not torch.equal(other, together)
 
 
@@ -167,10 +169,9 @@ def test_each_step_keeps_what_is_surest_by_log_p_and_fading_gumbel_noise(
     transformer: MaskedTransformer, choice_temperature: float
 ):
     """Decoding written out, guided, with the most likely token each time."""
-    null = {"text": NULL_TEXT.expand(5, 5), "condition": torch.full((5, 2), 6)}
-    expected, streams = torch.full((5, N), K), generators(*range(5))
+    expected, streams = torch.full((5, N), K), [torch.Generator().manual_seed(seed) for seed in range(5)]
     for step, left in enumerate(masked_counts(N, steps=3), start=1):
-        conditional, unconditional = transformer(expected, **CONDITIONS), transformer(expected, **null)
+        conditional, unconditional = transformer(expected, **CONDITIONS), transformer(expected, **NULL)
         log_p = (unconditional + 2 * (conditional - unconditional)).log_softmax(dim=-1)
         for image in range(5):
             noise = -torch.log(-torch.log(torch.rand(2, N, generator=streams[image])[1]))
@@ -179,17 +180,16 @@ def test_each_step_keeps_what_is_surest_by_log_p_and_fading_gumbel_noise(
             places.sort(key=lambda place, of=confidence: -float(of[place]))
             for place in places[: len(places) - left]:
                 expected[image, place] = log_p[image, place].argmax()
-    settings = {"steps": 3, "temperature": 0.0, "choice_temperature": choice_temperature, **GUIDED}
-    assert torch.equal(maskgit(transformer, generators=generators(*range(5)), **CONDITIONS, **settings), expected)
+    settings = {"steps": 3, "temperature": 0.0, "choice_temperature": choice_temperature, "guidance_scale": 2.0}
+    assert torch.equal(drawn(transformer, *range(5), **settings), expected)
     settings["choice_temperature"] = 4.5 - choice_temperature
-    other = maskgit(transformer, generators=generators(*range(5)), **CONDITIONS, **settings)
-    assert not torch.equal(other, expected)
+    assert not torch.equal(drawn(transformer, *range(5), **settings), expected)
 
 
 def test_what_is_known_is_never_drawn_again():
-    tokens, drawn = torch.tensor([[3, K, K, 5, K]]), torch.tensor([[0, 1, 2, 0, 4]])
+    tokens, filled = torch.tensor([[3, K, K, 5, K]]), torch.tensor([[0, 1, 2, 0, 4]])
     confidence = torch.tensor([[9.0, -3.0, -1.0, 9.0, -2.0]])
-    kept = [keep_surest(tokens, drawn, confidence=confidence, left=left, mask_token=K).tolist() for left in (2, 1, 0)]
+    kept = [keep_surest(tokens, filled, confidence=confidence, left=left, mask_token=K).tolist() for left in (2, 1, 0)]
     assert kept == [[[3, K, 2, 5, K]], [[3, K, 2, 5, 4]], [[3, 1, 2, 5, 4]]]
 
 
@@ -202,7 +202,7 @@ def test_gumbel_noise_has_its_mean_and_variance_and_is_always_finite():
 
 def test_drawn_tokens_can_be_trained_on(transformer: MaskedTransformer):
     one = {name: value[:1] for name, value in CONDITIONS.items()}
-    tokens = maskgit(transformer, generators=generators(0), steps=3, **one)
+    tokens = drawn(transformer, 0, rows=slice(1), steps=3)
     transformer(tokens, **one).sum().backward()
     assert transformer.head.weight.grad.abs().sum() > 0
 

@@ -6,7 +6,7 @@ import torch
 from components.configuration.sampling import ClassifierSampling
 from components.models.diffusion.objective import make_objective
 from components.models.noisy_classifier import AttentionPool2d, NoisyClassifier
-from components.sampling.guides import check_guides, class_log_probabilities, classifier_score
+from components.sampling.generators.diffusion import check_guides, class_log_probabilities, classifier_score
 from components.sampling.model import SamplingModel
 from tests.peer_unets import randomized
 from tests.tiny_text_image import classifier_config
@@ -124,7 +124,7 @@ def test_a_images_score_does_not_depend_on_its_batch_and_the_null_label_pulls_no
 def test_a_classifier_of_clean_images_guides_nothing_but_judges() -> None:
     model = classifier(noisy=False)
     with pytest.raises(ValueError, match="clean images only"):
-        classifier_score(model, torch.tensor([0]), 1.0)
+        check_guides(model, model)
     images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(class_log_probabilities(model, images).exp().sum(dim=1), torch.ones(4))
 

@@ -1,12 +1,14 @@
 """Laws of images larger than the trained grid."""
 
+from functools import partial
+
 import pytest
 import torch
-from torch import Tensor
 
+from components.configuration.sampling import TokenSampling
 from components.models.transformer import Transformer
-from components.sampling.autoregressive import draw, generate
-from components.sampling.sliding_window import generate_window, window_of
+from components.sampling.autoregressive import draw, draw_in_order, generate, window_logits, window_of
+from components.sampling.plan import Conditions
 
 NULL_TEXT = torch.tensor([1, 2, 0, 0, 0])
 
@@ -34,13 +36,15 @@ def transformer() -> Transformer:
     return model
 
 
-def conditions(batch_size: int, *, condition_tokens: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return {
+def conditions(batch_size: int, *, condition_tokens: int) -> Conditions:
+    generator, shape = torch.Generator().manual_seed(3), (batch_size, condition_tokens)
+    given = {
         "label": torch.arange(batch_size),
         "text": torch.tensor([[1, 7, 9, 2, 0]]).expand(batch_size, 5),
-        "condition": torch.randint(0, 6, (batch_size, condition_tokens), generator=generator),
+        "condition": torch.randint(0, 6, shape, generator=generator),
     }
+    null = {"label": torch.full((batch_size,), 5), "text": NULL_TEXT.expand(batch_size, 5)}
+    return Conditions(given, null | {"condition": torch.full(shape, 6)})
 
 
 def generators(count: int) -> list[torch.Generator]:
@@ -49,10 +53,11 @@ def generators(count: int) -> list[torch.Generator]:
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
 def test_on_the_trained_grid_it_is_generate(transformer: Transformer, guidance_scale: float):
-    settings = {"null_text": NULL_TEXT, "guidance_scale": guidance_scale, "top_k": 10}
-    given = conditions(3, condition_tokens=4)
-    plain = generate(transformer, generators=generators(3), **given, **settings)
-    assert torch.equal(generate_window(transformer, grid=(4, 4), generators=generators(3), **given, **settings), plain)
+    sampling, given = TokenSampling(guidance_scale=guidance_scale, top_k=10), conditions(3, condition_tokens=4)
+    plain = generate(transformer, given, generators=generators(3), sampling=sampling)
+    steps, device = partial(window_logits, transformer, (4, 4)), torch.device("cpu")
+    windows = draw_in_order(steps, 16, given, generators=generators(3), sampling=sampling, device=device)
+    assert torch.equal(windows, plain)
 
 
 @torch.no_grad()
@@ -61,10 +66,10 @@ def test_each_token_is_drawn_from_its_window_and_from_nothing_else(transformer: 
     """Against a full forward pass of each window, the condition image cut by hand; both guided."""
     height, width = grid
     given = conditions(2, condition_tokens=height * width // 4)
-    settings = {"null_text": NULL_TEXT, "guidance_scale": 2.0, "top_k": 10, "temperature": 0.9}
-    made = generate_window(transformer, grid=grid, generators=generators(2), **given, **settings).view(2, *grid)
+    sampling = TokenSampling(guidance_scale=2, top_k=10, temperature=0.9)
+    made = generate(transformer, given, grid=grid, generators=generators(2), sampling=sampling).view(2, *grid)
     uniforms = torch.stack([torch.rand(height * width, generator=g) for g in generators(2)], dim=1)
-    image = given["condition"].view(2, height // 2, width // 2)
+    image = given.condition["condition"].view(2, height // 2, width // 2)
     null = {"text": NULL_TEXT.expand(2, 5), "condition": torch.full((2, 4), 6)}
     for row in range(height):
         for column in range(width):
@@ -73,15 +78,10 @@ def test_each_token_is_drawn_from_its_window_and_from_nothing_else(transformer: 
             tokens = made[:, top : top + 4, left : left + 4].reshape(2, 16).clone()
             place = 4 * (row - top) + column - left
             tokens[:, place:] = 0  # a causal network hears nothing of them; they are not there yet
-            conditional = transformer(tokens, **given | {"condition": part})[:, place]
+            conditional = transformer(tokens, **given.condition | {"condition": part})[:, place]
             unconditional = transformer(tokens, **null)[:, place]
-            expected = draw(
-                torch.lerp(unconditional, conditional, 2.0),
-                uniforms=uniforms[row * width + column],
-                temperature=0.9,
-                top_k=10,
-                top_p=None,
-            )
+            logits = torch.lerp(unconditional, conditional, 2.0)
+            expected = draw(logits, uniforms=uniforms[row * width + column], sampling=sampling)
             assert torch.equal(made[:, row, column], expected), (row, column)
 
 
@@ -94,8 +94,10 @@ def test_windows_of_sixteen_follow_the_published_rule():
 
 
 def test_a_grid_or_condition_that_does_not_fit_is_refused(transformer: Transformer):
-    with pytest.raises(ValueError, match="3×4 is smaller than the 4×4"):
-        generate_window(transformer, grid=(3, 4), generators=generators(1), **conditions(1, condition_tokens=4))
-    for grid, tokens in (((8, 8), 4), ((5, 4), 4)):
-        with pytest.raises(ValueError, match="a condition of 4 tokens does not fit"):
-            generate_window(transformer, grid=grid, generators=generators(1), **conditions(1, condition_tokens=tokens))
+    for grid, message in (
+        ((3, 4), "3×4 is smaller than the 4×4"),
+        ((8, 8), "a condition of 4 tokens does not fit"),
+        ((5, 4), "a condition of 4 tokens does not fit"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generate(transformer, conditions(1, condition_tokens=4), grid=grid, generators=generators(1))

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from components.runtime.tracking import registry
 from components.runtime.tracking.registry import input_example
 from components.sampling import answers
 from components.sampling.answers import predictor_of
 from components.sampling.device import best_device, native_bf16
-from components.sampling.request_forms import RequestRow
-from pipelines.command import sample
-from pipelines.command.sample import load_cascade, sample_images
-from pipelines.command.translate import translate_image
+from components.sampling.requests import RequestRow
+from pipelines.command import loading
+from pipelines.command.loading import load_cascade
+from pipelines.command.sample import sample
+from pipelines.command.translate import translate
 from tests.pretend_gpu import GPU, pretend_gpu
 from tests.tiny_cascade import commit_model, write_cascade
 from tests.tiny_diffusion_branches import GENERATORS, classifier, contrastive
@@ -46,7 +46,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The decision falls on the GPU that is none."""
-    for module in (answers, sample):
+    for module in (answers, loading):
         monkeypatch.setattr(module, "best_device", lambda: GPU)
 
 
@@ -120,22 +120,12 @@ def png(seed: int, side: int = 16) -> bytes:
 @pytest.mark.usefixtures("on_gpu")
 def test_cascade_sample_and_translate_work_on_a_gpu(tmp_path: Path):
     (tmp_path / "photo.png").write_bytes(png(0))
-    asked = {
-        "labels": ["1"],
-        "prompts": [],
-        "conditions": [],
-        "seed": 4,
-        "count": 1,
-        "tracking": None,
-        "options": {"steps": 2},
-    }
-    about = {"out": tmp_path / "out", "console": Console(quiet=True)}
+    out = tmp_path / "out"
     with pretend_gpu() as computing:
-        sample_images(str(write_cascade(tmp_path / "sampled")), **asked, **about)
+        sample(str(write_cascade(tmp_path / "sampled")), label=["1"], seed=4, count=1, steps=2, out=out)
         sampled = computing.count
-        asked = {"image": tmp_path / "photo.png", "seed": 0, "count": 1, "options": {"task": "jpeg", "steps": 2}}
-        asked |= dict.fromkeys(("mask", "label", "prompt", "tracking"))
-        translate_image(str(write_palette(tmp_path / "translated")), **asked, **about)
+        palette = str(write_palette(tmp_path / "translated"))
+        translate(tmp_path / "photo.png", palette, task="jpeg", steps=2, out=out)
     assert 0 < sampled < computing.count
 
 

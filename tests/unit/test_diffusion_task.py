@@ -9,7 +9,7 @@ import torch
 from components.models.bundle import ModelBundle, save_bundle
 from components.models.diffusion.steps import SAMPLERS
 from components.models.diffusion.timestep_sampling import KEPT, record
-from components.sampling.generators.diffusion import sample_base, sample_upsampler
+from components.sampling.generators.diffusion import denoise, sample_upsampler
 from components.sampling.model import load_model
 from components.sampling.plan import plan_of
 from components.sampling.requests import Request
@@ -67,7 +67,7 @@ def test_what_was_trained_samples_by_every_sampler_as_its_settings_say(kind: str
             for request in requests
         ]
         plans = [plan_of(request, [model], model.classes) for request in asked]
-        together, alone = sample_base(model, plans), sample_base(model, plans[1:])
+        together, alone = denoise(model, plans), denoise(model, plans[1:])
         assert together.abs().max() <= 1 + 1e-5
         torch.testing.assert_close(together[1:], alone, atol=2 / 255, rtol=0)  # a grey level
         assert not torch.equal(together[0], together[1])

@@ -7,21 +7,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 from components.evaluation.gallery import GalleryConfig, gallery_requests
 from components.evaluation.report import image_groups
 from components.runtime.tracking.registry import input_example
 from components.sampling.answers import predictor_of
-from components.sampling.cascade import Cascade, compose
+from components.sampling.cascade import GENERATORS, Cascade, compose
 from components.sampling.generator import Generator, Hooks, Parts
-from components.sampling.generators.kinds import GENERATORS
 from components.sampling.model import SamplingModel
 from components.sampling.plan import Plan
-from components.sampling.request_forms import RequestRow
-from components.sampling.requests import Request
-from pipelines.command.sample import sample_images
+from components.sampling.requests import Request, RequestRow
+from pipelines.command.sample import sample
 from tests.tiny_generators import LONE, write
 
 
@@ -60,9 +57,7 @@ def test_a_new_generator_samples_and_its_options_are_checked(folder: Path):
 
 
 def test_the_command_samples_by_it(folder: Path, tmp_path: Path):
-    asked = {"labels": ["2"], "prompts": [], "conditions": [], "seed": 0, "count": 1, "options": {"generator": "flat"}}
-    about = {"tracking": None, "out": tmp_path / "out", "console": Console(quiet=True)}
-    sample_images(str(folder), **asked, **about)
+    sample(str(folder), label=["2"], count=1, generator="flat", out=tmp_path / "out")
     assert np.asarray(Image.open(next((tmp_path / "out").glob("*-flat-0000.png")))).min() == 255
 
 

@@ -22,7 +22,7 @@ TELL = """
 import json, sys
 from typer.testing import CliRunner
 from components.sampling.cascade import Cascade
-from components.sampling.request_forms import RequestRow, request_of, settings_of
+from components.sampling.requests import RequestRow, request_of, settings_of
 from components.sampling.requests import Request
 from components.serving.api_models import EditForm, Generation
 from components.serving.app import fields_module

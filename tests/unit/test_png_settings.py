@@ -11,16 +11,17 @@ from hypothesis import strategies as st
 from PIL import PngImagePlugin
 
 from components.sampling.image_files import encode_png, gray_png, open_image
-from components.sampling.request_forms import (
+from components.sampling.requests import (
     HEADER,
     KEYWORD,
     MOST_TEXT,
+    Request,
     read_settings,
     request_of,
     settings_of,
+    stage_settings,
     with_settings,
 )
-from components.sampling.requests import Request, stage_settings
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 PNG = encode_png(IMAGE)

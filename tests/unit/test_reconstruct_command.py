@@ -17,7 +17,7 @@ from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.sampling.answers import predictor_of
 from components.sampling.image_files import base64_png, encode_png
 from components.sampling.images import from_uint8, index_grids, to_uint8
-from components.sampling.request_forms import RequestRow
+from components.sampling.requests import RequestRow
 from components.training.learner import make_network
 from pipelines.command.reconstruct import reconstruct_images
 from tests.in_process import in_process

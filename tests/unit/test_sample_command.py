@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from components.configuration.usage import UsageError
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade
 from components.sampling.image_files import encode_png, gray_png
-from components.sampling.request_forms import RequestRow, read_settings, request_of, settings_of, with_settings
-from components.sampling.requests import Request
-from pipelines.command.sample import sample_images
+from components.sampling.requests import Request, RequestRow, read_settings, request_of, settings_of, with_settings
+from pipelines.command.sample import sample
 from tests.in_process import in_process
 from tests.tiny_diffusion_branches import classifier_guided, imagen
 from tests.tiny_generators import PRIORS, conditioned, lone, token_branch
@@ -31,11 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sampled(folder: Path, out: Path, **changes: object) -> list[np.ndarray]:
     """Images of class 1."""
-    options = {name: changes.pop(name) for name in Request.model_fields if name != "seed" and name in changes}
-    asked = {"labels": ["1"], "prompts": [], "conditions": [], "seed": 4, "count": 1, "tracking": None}
-    model = changes.pop("model", str(folder))
-    grid = sample_images(model, **(asked | changes), options=options, out=out, console=Console(quiet=True))
-    return [np.asarray(Image.open(path)) for path in sorted(out.glob("*.png")) if path != grid]
+    sample(**({"model": str(folder), "label": ["1"], "seed": 4, "count": 1, "out": out} | changes))
+    return [np.asarray(Image.open(path)) for path in sorted(out.glob("*.png")) if path.name != "grid.png"]
 
 
 @pytest.mark.parametrize("how", [{"sampler": "heun"}, {"classifier_scale": 0.0}, {"classifier_scale": 9.0, "steps": 3}])
@@ -104,20 +99,20 @@ def test_a_setting_of_any_stage_can_be_asked_for(folder: Path, tmp_path: Path) -
 
 def test_a_cascade_without_a_classifier_takes_no_scale_of_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="classifier_scale needs a cascade with a classifier"):
-        sampled(imagen(tmp_path), tmp_path / "out", labels=[], prompts=["red"], classifier_scale=1.0)
+        sampled(imagen(tmp_path), tmp_path / "out", label=[], prompt=["red"], classifier_scale=1.0)
 
 
 def test_a_text_encoder_that_can_not_be_loaded_is_one_line(tmp_path: Path) -> None:
     folder = imagen(tmp_path)
     (folder / "contrastive" / "bpe.json").unlink()
     with pytest.raises(UsageError, match=r"no contrastive one with its bpe\.json") as caught:
-        sampled(folder, tmp_path / "out", labels=[], prompts=["red"])
+        sampled(folder, tmp_path / "out", label=[], prompt=["red"])
     assert "\n" not in str(caught.value)
 
 
 def again(image: Path, folder: Path, out: Path, **changes: object) -> list[np.ndarray]:
     """`--like` alone, but for the changes."""
-    nothing = {"labels": [], "seed": None, "count": None, "like": image}
+    nothing = {"label": [], "seed": None, "count": None, "like": image}
     return sampled(folder, out, **(nothing | changes))
 
 
@@ -162,7 +157,7 @@ def test_options_are_stronger_than_what_the_image_was_made_by(folder: Path, tmp_
         (
             ({"steps": 4}, {"steps": 4}),
             ({"seed": 9, "count": 2}, {"seed": 10}),
-            ({"labels": ["2"]}, {"label": "2"}),
+            ({"label": ["2"]}, {"label": "2"}),
             ({"classifier_scale": 5.0}, {"classifier_scale": 5.0}),
             ({"settings": ["base.threshold=static"]}, {"sampling": (("base", "threshold", "static"),)}),
         )
@@ -184,11 +179,11 @@ def test_an_option_is_stronger_than_a_setting_that_the_image_has_of_the_same(fol
 def test_a_condition_image_must_be_given_again(tmp_path: Path) -> None:
     folder, depth = conditioned(tmp_path), tmp_path / "depth.png"
     depth.write_bytes(encode_png(np.full((16, 16), 20_000, np.uint16)))
-    (made,) = sampled(folder, tmp_path / "out", labels=[], conditions=[depth])
+    (made,) = sampled(folder, tmp_path / "out", label=[], condition=[depth])
     image = the_image(tmp_path / "out")
     with pytest.raises(UsageError, match="was made with --condition: give it again"):
         again(image, folder, tmp_path / "again")
-    (same,) = again(image, folder, tmp_path / "again", conditions=[depth])
+    (same,) = again(image, folder, tmp_path / "again", condition=[depth])
     np.testing.assert_array_equal(made, same)
 
 

@@ -12,9 +12,8 @@ from components.runtime.tracking.registry import input_example
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade, ConditionImages, compose
 from components.sampling.image_files import encode_png
-from components.sampling.request_forms import RequestRow
-from components.sampling.requests import Request
-from pipelines.command.sample import _condition
+from components.sampling.requests import Request, RequestRow
+from pipelines.command.sample import read_condition
 from tests.tiny_cascade import DIFFUSION, FEW, UNET, write_model, write_models
 
 SIZE = 8
@@ -67,7 +66,7 @@ def test_a_depth_map_on_disk_becomes_the_image_of_training(cascade: Cascade, tmp
     raw = np.linspace(1000, 9000, 256).reshape(16, 16).astype(np.uint16)
     Image.fromarray(raw).save(tmp_path / "depth.png")
     expected = load_depth((tmp_path / "depth.png").read_bytes(), resolution=SIZE)
-    assert _condition(tmp_path / "depth.png", cascade) == encode_png(expected)
+    assert read_condition(tmp_path / "depth.png", cascade.condition_images) == encode_png(expected)
 
 
 def test_the_gallery_shows_what_was_made_of_condition_images(cascade: Cascade) -> None:

@@ -15,7 +15,7 @@ from components.models.autoencoder import Autoencoder
 from components.sampling.cascade import DESCRIPTION, SNAPSHOTS, Cascade, compose
 from components.sampling.frozen_text import contrastive_text
 from components.sampling.generator import Parts
-from components.sampling.generators.diffusion import sample_base, sample_guided
+from components.sampling.generators.diffusion import denoise, sample_guided
 from components.sampling.images import to_uint8
 from components.sampling.model import load_model
 from components.sampling.requests import Request
@@ -89,7 +89,7 @@ def test_snapshots_stay_beside_the_model(tmp_path: Path) -> None:
 
 def test_a_latent_base_is_decoded_at_its_scale(cascade_of: Callable) -> None:
     cascade, request = cascade_of("latent"), REQUESTS["latent"][0]
-    latents = sample_base(cascade.base, [cascade.resolve(request)])
+    latents = denoise(cascade.base, [cascade.resolve(request)])
     assert latents.shape == (1, 8, 4, 4)
     decoder = cascade.autoencoder.module
     assert isinstance(decoder, Autoencoder)

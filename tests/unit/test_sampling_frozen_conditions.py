@@ -6,7 +6,7 @@ from torch import nn
 
 from components.configuration.sampling import DiffusionPriorSampling, DiffusionSampling
 from components.models.contrastive import DiffusionPrior
-from components.sampling.frozen_conditions import frozen_conditions, sample_image_embeddings
+from components.sampling.frozen_text import frozen_conditions, sample_image_embeddings
 from components.sampling.model import SamplingModel
 from components.sampling.plan import Plan
 from tests.tiny_text_image import PRIOR_DATASET_INFO, frozen_contrastive, prior_config
@@ -29,8 +29,8 @@ def prior() -> SamplingModel:
 def test_states_are_those_of_the_prompt_and_the_null_is_the_empty_text() -> None:
     text = frozen_contrastive()
     condition, null = frozen_conditions(base(text_states_dim=8), PLANS, text=text)
-    torch.testing.assert_close(condition["text_states"], text.encode(["a red circle", ""]).states)
-    torch.testing.assert_close(null["text_states"], text.encode(["", ""]).states)
+    torch.testing.assert_close(condition["text_states"], text.encode(["a red circle", ""]))
+    torch.testing.assert_close(null["text_states"], text.encode(["", ""]))
     empty, null = frozen_conditions(base(text_states_dim=8), PLANS[1:], text=text)
     assert torch.equal(empty["text_states"], null["text_states"])  # both alone: a larger batch rounds in its own way
 

@@ -14,8 +14,7 @@ from components.sampling.generators.one_model import sample_gan, truncated
 from components.sampling.images import to_uint8
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.plan import Plan, random_stream
-from components.sampling.request_forms import RequestRow
-from components.sampling.requests import Request
+from components.sampling.requests import Request, RequestRow
 
 CLASSES = ["animals", "food", "flags"]
 NETWORK = {

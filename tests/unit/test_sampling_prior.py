@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from components.models.bundle import NETWORKS, ModelBundle, save_bundle
-from components.sampling import compiled_decoding
-from components.sampling.generators.tokens import check_prior, sample_best, sample_prior
+from components.sampling import autoregressive
+from components.sampling.best_of import mutual_information
+from components.sampling.generators.tokens import check_prior, prior_conditions, sample_best, sample_prior
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.plan import Plan, check_request, plan_of
 from components.sampling.requests import Request
@@ -64,7 +65,7 @@ def test_a_cpu_decodes_as_before_where_a_gpu_would_by_a_compiled_step(
 ) -> None:
     """Only a causal transformer takes the setting."""
     expected = sample_prior(model := load(tmp_path, "transformer"), plans(model, 2))
-    monkeypatch.setattr(compiled_decoding, "BACKEND", "no such backend")
+    monkeypatch.setattr(autoregressive, "BACKEND", "no such backend")
     model = load(tmp_path, "transformer", sampling={"compile_decoding": True})
     assert model.sampling.model_dump()["compile_decoding"]
     assert torch.equal(sample_prior(model, plans(model, 2)), expected)
@@ -84,12 +85,13 @@ def test_candidates_are_other_images_of_the_same_seed(kind: str, tmp_path: Path)
 def test_the_best_of_several_is_one_of_them_and_always_the_same(tmp_path: Path) -> None:
     model = load(tmp_path, "transformer")
     best = sample_best(model, plans(model, 3), n=4)
-    for i, k in enumerate(best.candidate.tolist()):
-        assert torch.equal(best.chosen[i], sample_prior(model, plans(model, 3), candidate=k)[i])
-        assert best.scores[i, k] == best.scores[i].max()
-    (alone,) = sample_best(model, plans(model, 3)[1:2], n=4).chosen
-    assert torch.equal(alone, best.chosen[1])
-    assert torch.equal(sample_best(model, plans(model, 3), n=1).chosen, sample_prior(model, plans(model, 3)))
+    drawn = torch.stack([sample_prior(model, plans(model, 3), candidate=k) for k in range(4)])
+    condition, null = prior_conditions(model, plans(model, 3))
+    scores = [mutual_information(model.module, each.flatten(1), condition=condition, null=null) for each in drawn]
+    assert torch.equal(best, drawn[torch.stack(scores).argmax(dim=0), torch.arange(3)])
+    (alone,) = sample_best(model, plans(model, 3)[1:2], n=4)
+    assert torch.equal(alone, best[1])
+    assert torch.equal(sample_best(model, plans(model, 3), n=1), sample_prior(model, plans(model, 3)))
     with pytest.raises(ValueError, match="needs a causal transformer"):
         sample_best(model := load(tmp_path / "masked", "masked_transformer"), plans(model, 3), n=4)
 

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from components.models.diffusion.steps import SAMPLERS
 from components.sampling.cascade import Cascade, compose
 from components.sampling.requests import Request
-from pipelines.command.translate import translate_image
+from pipelines.command.translate import translate
 from tests.tiny_cascade import FEW, write_cascade
 from tests.tiny_diffusion_branches import base, latent
 
@@ -84,10 +83,7 @@ def test_the_command_takes_the_folder_of_a_lone_model(tmp_path: Path) -> None:
     folder = base(tmp_path)
     for name, data in (("photo.png", ASKED.image), ("mask.png", ASKED.mask)):
         (tmp_path / name).write_bytes(data or b"")
-    nothing = dict.fromkeys(("label", "prompt", "tracking"))
     files = {"image": tmp_path / "photo.png", "mask": tmp_path / "mask.png", "out": tmp_path / "out"}
-    options = {"task": "inpainting", "steps": 3}
-    asked = {"options": options, "seed": 3, "count": 1, "console": Console(quiet=True)}
-    translate_image(str(folder), **files, **nothing, **asked)
+    translate(model=str(folder), **files, task="inpainting", steps=3, seed=3)
     made = np.asarray(Image.open(tmp_path / "out" / "photo-inpainting-0003.png"))
     np.testing.assert_array_equal(made[~HIDDEN], PHOTO[~HIDDEN])

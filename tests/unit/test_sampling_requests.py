@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from components.sampling.request_forms import RequestRow
-from components.sampling.requests import Request, nested_settings, stage_settings
-from pipelines.command.sample import read_settings
+from components.sampling.requests import Request, RequestRow, nested_settings, stage_settings
+from pipelines.command.loading import parsed_settings
 
 NESTED = {"base": {"eta": 0.5, "guidance_interval": [0.2, 5.0], "spacing": None}, "upsampler_64": {"noise_level": 20}}
 FROZEN = (
@@ -19,13 +18,13 @@ FROZEN = (
 
 def test_a_command_a_row_and_nested_settings_say_the_same() -> None:
     written = ["base.eta=0.5", "base.guidance_interval=[0.2, 5.0]", "base.spacing=null", "upsampler_64.noise_level=20"]
-    assert read_settings(written) == stage_settings(NESTED) == FROZEN
+    assert parsed_settings(written) == stage_settings(NESTED) == FROZEN
     assert RequestRow(sampling=json.dumps(NESTED)).request().sampling == FROZEN
     assert hash(FROZEN) == hash(stage_settings(nested_settings(FROZEN)))
 
 
 def test_the_last_of_a_setting_counts() -> None:
-    assert read_settings(["base.eta=0.5", "base.eta=1"]) == (("base", "eta", 1),)
+    assert parsed_settings(["base.eta=0.5", "base.eta=1"]) == (("base", "eta", 1),)
 
 
 def test_a_row_of_a_request_asks_for_it_with_its_settings_and_what_is_zero() -> None:
@@ -43,5 +42,5 @@ def test_settings_of_another_form_are_one_line(wrong: object) -> None:
 @pytest.mark.parametrize("text", ["[1", "2020-01-01", "!!set {a}"])
 def test_a_value_that_no_stage_could_take_is_one_line(text: str) -> None:
     with pytest.raises(ValueError, match=r"^(--set 'base.eta=|a sampling setting is)") as caught:
-        read_settings([f"base.eta={text}"])
+        parsed_settings([f"base.eta={text}"])
     assert "\n" not in str(caught.value)

@@ -15,8 +15,7 @@ from components.models.diffusion.degradation import MASK_TASKS, TASKS
 from components.runtime.tracking.registry import input_example
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade, compose
-from components.sampling.request_forms import RequestRow
-from components.sampling.requests import Request
+from components.sampling.requests import Request, RequestRow
 from tests.tiny_cascade import CLASSES, FEW, OBJECTIVE, TEXT, UNET, write_model
 
 SIDE = 16

@@ -14,11 +14,10 @@ from components.runtime.tracking.registry import REQUIREMENTS, input_example, pi
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade
 from components.sampling.frozen_text import load_frozen_text
-from components.sampling.guides import class_log_probabilities
+from components.sampling.generators.diffusion import class_log_probabilities
 from components.sampling.images import read_image
 from components.sampling.model import load_model
-from components.sampling.request_forms import RequestRow
-from components.sampling.requests import Request
+from components.sampling.requests import Request, RequestRow
 from tests.tiny_cascade import CLASSES, DIFFUSION, write_cascade, write_model
 from tests.tiny_diffusion_branches import DIT, GENERATORS, base, classifier, contrastive
 from tests.tiny_generators import LONE, PRIORS, conditioned, lone, token_branch
@@ -133,7 +132,7 @@ def test_a_contrastive_model_answers_embeddings_of_texts_and_of_images(tmp_path:
     assert embeddings.shape == (4, 6)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
     assert len(np.unique(embeddings.round(4), axis=0)) == 4
-    wanted = load_frozen_text(folder).encode(["red apple"]).embedding[0]
+    wanted = load_frozen_text(folder).conditions(["red apple"])["text_embedding"][0]
     np.testing.assert_allclose(embeddings[0] * 6**0.5, wanted.numpy(), rtol=1e-5)
     for row in (RequestRow(), RequestRow(prompt="red", image=text(image()))):
         with pytest.raises(ValueError, match="either a prompt or an image"):

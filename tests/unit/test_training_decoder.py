@@ -5,8 +5,8 @@ import torch
 
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.sampling import DiffusionSampling
-from components.sampling.frozen_conditions import frozen_conditions
-from components.sampling.generators.diffusion import sample_base
+from components.sampling.frozen_text import frozen_conditions
+from components.sampling.generators.diffusion import denoise
 from components.sampling.model import SamplingModel
 from components.sampling.plan import plan_of
 from components.sampling.requests import Request
@@ -36,12 +36,12 @@ def test_a_image_follows_its_prompt_through_the_frozen_text_and_not_its_batch() 
     model = model_of(config)
     red_and_blue = [Request(prompt=prompt, seed=1, guidance_scale=2.0) for prompt in ("a red circle", "a blue square")]
     requests = [plan_of(request, [model], ()) for request in red_and_blue]
-    red, blue = sample_base(model, requests, frozen=frozen_conditions(model, requests, text=text))
-    alone = sample_base(model, requests[1:], frozen=frozen_conditions(model, requests[1:], text=text))
+    red, blue = denoise(model, requests, frozen=frozen_conditions(model, requests, text=text))
+    alone = denoise(model, requests[1:], frozen=frozen_conditions(model, requests[1:], text=text))
     torch.testing.assert_close(alone[0], blue, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(red, blue, atol=1e-3)
     plain = [plan_of(request.replace(guidance_scale=1.0), [model], ()) for request in red_and_blue]
-    assert not torch.allclose(sample_base(model, plain, frozen=frozen_conditions(model, plain, text=text))[0], red)
+    assert not torch.allclose(denoise(model, plain, frozen=frozen_conditions(model, plain, text=text))[0], red)
 
 
 def test_another_size_than_the_encoders_is_refused() -> None:

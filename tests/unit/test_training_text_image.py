@@ -44,10 +44,10 @@ def test_frozen_encoders_add_columns_and_their_nulls() -> None:
     task = prior_task(prior_config())
     batch = encoded(next(batches(task.config, to_batch)), task.encoders)
     torch.testing.assert_close(batch["image_embedding"].square().mean(dim=1), torch.ones(8))
-    empty = frozen_contrastive().encode([""])
+    empty = frozen_contrastive().conditions([""])
     for row in range(8):
-        torch.testing.assert_close(batch["null_text_states"][row], empty.states[0])
-        torch.testing.assert_close(batch["null_text_embedding"][row], empty.embedding[0])
+        torch.testing.assert_close(batch["null_text_states"][row], empty["text_states"][0])
+        torch.testing.assert_close(batch["null_text_embedding"][row], empty["text_embedding"][0])
     assert not any(tensor.requires_grad for tensor in batch.values())
 
 

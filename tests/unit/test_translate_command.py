@@ -5,13 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from components.configuration.usage import UsageError
 from components.sampling.image_files import gray_png
-from components.sampling.request_forms import read_settings, settings_of, with_settings
-from components.sampling.requests import Request
-from pipelines.command.translate import translate_image
+from components.sampling.requests import Request, read_settings, settings_of, with_settings
+from pipelines.command.translate import translate
 from tests.in_process import in_process
 from tests.tiny_cascade import write_cascade
 from tests.unit.test_sampling_translate import hidden, pixels, write_palette
@@ -30,11 +28,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def translated(folder: Path, **changes: object) -> Path:
-    asked = {"image": folder / "photo.png", "mask": folder / "mask.png", "task": "inpainting", "out": folder / "out"}
-    asked |= {"label": None, "prompt": None, "tracking": None, "seed": 0, "count": 2, "console": Console(quiet=True)}
-    asked |= changes
-    options = {name: asked.pop(name) for name in ("task", "steps", "sampler", "guidance_scale") if name in asked}
-    return translate_image(str(folder / "cascade"), **asked, options=options)
+    files = {"image": folder / "photo.png", "mask": folder / "mask.png", "out": folder / "out"}
+    asked = files | {"model": str(folder / "cascade"), "task": "inpainting", "seed": 0, "count": 2} | changes
+    translate(**asked)
+    return asked["out"] / "before_after.png"
 
 
 def test_images_of_the_seeds_and_one_of_before_and_after_are_written(folder: Path) -> None:
@@ -43,7 +40,6 @@ def test_images_of_the_seeds_and_one_of_before_and_after_are_written(folder: Pat
     assert (made[0] != made[1]).any()
     for image in made:
         np.testing.assert_array_equal(image[~hidden()], pixels(0)[~hidden()])
-    assert shown == folder / "out" / "before_after.png"
     assert Image.open(shown).size[0] > 0
 
 
@@ -98,16 +94,7 @@ def test_files_that_can_not_be_used_are_named(folder: Path, changes: dict[str, s
 def test_a_model_that_enlarges_what_it_makes_of_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cascade").mkdir()
     with pytest.raises(UsageError, match="this cascade decodes or enlarges what it made"):
-        translate_image(
-            str(write_cascade(tmp_path)),
-            image=folder / "photo.png",
-            **dict.fromkeys(("mask", "label", "prompt", "tracking")),
-            options={},
-            seed=0,
-            count=1,
-            out=tmp_path / "out",
-            console=Console(quiet=True),
-        )
+        translate(folder / "photo.png", str(write_cascade(tmp_path)), out=tmp_path / "out")
 
 
 def test_the_command_ends_in_one_line_and_exit_code_2(folder: Path) -> None:

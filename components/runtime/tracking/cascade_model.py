@@ -10,7 +10,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from components.models.file_list import check_files
 from components.sampling.answers import predictor_of
-from components.sampling.request_forms import RequestRow
+from components.sampling.requests import RequestRow
 
 
 class CascadeModel(PythonModel):

@@ -1,90 +1,63 @@
 """Base and upsamplers of the diffusion branch, in fp32, with a random stream for each image.
 
-Shapes: B images, H = W resolution. Images are float32 (B, 3, H, W) in [-1, 1].
+Known pixels of an image are kept by a model without training for it: they are put back at each step, as noisy as the
+step is (Song et al., 2021, "Score-Based Generative Modeling through Stochastic Differential Equations", appendix I.2;
+RePaint without its resampling: Lugmayr et al., 2022, equation 8).
+
+A base may be guided by a classifier of noisy images, or by a weaker model (autoguidance; Karras et al., 2024, "Guiding
+a Diffusion Model with a Bad Version of Itself").
+
+Shapes: B images, H = W = S resolution, K classes. Images are float32 (B, 3, H, W) in [-1, 1].
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from components.configuration.sampling import NOISE_LEVEL, DiffusionSampling
+from components.configuration.sampling import NOISE_LEVEL, DiffusionPriorSampling, DiffusionSampling
 from components.models.autoencoder import Autoencoder
-from components.models.diffusion import samplers
+from components.models.diffusion import guidance, samplers
 from components.models.diffusion.corruption import augment_low_res, quantize_8_bit, upsample
 from components.models.diffusion.degradation import MASK_TASKS
-from components.models.diffusion.guidance import guide
-from components.models.diffusion.objective import Objective, make_objective
-from components.models.diffusion.samplers import Denoise, Score, sample
+from components.models.diffusion.objective import make_objective
+from components.models.diffusion.samplers import Denoise, Known, Score, sample
 from components.models.diffusion.schedule import make_schedule
-from components.sampling.frozen_conditions import check_prior_steps, frozen_conditions
-from components.sampling.generator import Between, ConditionImages, Generator, Hooks, Parts
-from components.sampling.given_images import given_in_mask, known_pixels
-from components.sampling.guides import check_guides, check_weaker, classifier_score
+from components.sampling.frozen_text import frozen_conditions
+from components.sampling.generator import ConditionImages, Generator, Hooks, Parts
 from components.sampling.image_files import gray_png
-from components.sampling.model import SamplingModel, in_slices, takes_condition_image
+from components.sampling.model import SamplingModel, in_slices
 from components.sampling.plan import (
+    UNCONDITIONED,
     Conditions,
     Plan,
     check_conditions,
     check_prompt_length,
+    class_id,
     encode_conditions,
-    random_stream,
+    given_in_mask,
+    noise_of,
 )
-from components.sampling.requests import Request, class_id
+from components.sampling.requests import Request
 
-NOTHING = Conditions({}, {})
 MOST_STEPS = 1000  # of a process without training steps
+PROCESS = ("kind", "schedule", "beta_start", "beta_end", "num_train_timesteps", "zero_terminal_snr", "sigma_data")
+CONDITIONS = ("num_classes", "text", "text_states_dim", "image_embedding_dim", "condition_image_channels")
+SHAPE = ("in_channels", *CONDITIONS)
 
 
-def sample_base(
-    model: SamplingModel,
-    plans: Sequence[Plan],
-    *,
-    frozen: Conditions = NOTHING,
-    classifier: SamplingModel | None = None,
-    weaker: SamplingModel | None = None,
-    on_step: samplers.OnStep | None = None,
-) -> Tensor:
-    """Samples images (B, 3, H, W) of plans with equal sampling settings.
-
-    The settings of the first plan count.
-
-    Args:
-        frozen: what `frozen_conditions` makes of them, for a model that takes such.
-        classifier: of noisy images; its gradient towards each plan's label guides.
-        weaker: a weaker version of the model; what it would make is moved away from.
-
-    Raises ValueError for an unknown sampler, or steps that are out of its range.
-    """
-    return denoise(
-        model,
-        plans,
-        {},
-        noise_of(model, plans),
-        plans[0].of(model),
-        frozen=frozen,
-        score=None if classifier is None else score_of(classifier, plans),
-        weaker=weaker,
-        known=known_pixels(model, plans),
-        on_step=on_step,
-    )
-
-
-def score_of(classifier: SamplingModel, plans: Sequence[Plan]) -> Score | None:
-    """Returns the pull towards the plans' labels, at the classifier's scale; None for a scale of 0."""
-    scale = plans[0].of(classifier).guidance_scale
-    if scale == 0:
-        return None
-    return classifier_score(classifier, encode_conditions(classifier, plans).condition["label"], scale)
+def check_steps(model: SamplingModel, sampling: DiffusionSampling | DiffusionPriorSampling) -> None:
+    """Raise ValueError, in one line, for more steps than in the model's training."""
+    limit, steps = model.settings["objective"].get("num_train_timesteps", MOST_STEPS), sampling.num_inference_steps
+    if steps > limit:
+        raise ValueError(f"{model.name}: steps must be in [1, {limit}], not {steps}")
 
 
 def check_sampling(model: SamplingModel, sampling: DiffusionSampling, *, has_weaker: bool = False) -> None:
     """Raise ValueError, in one line, for steps, noise or guidance that the model can't sample with."""
-    limit, steps = model.settings["objective"].get("num_train_timesteps", MOST_STEPS), sampling.num_inference_steps
-    if steps > limit:
-        raise ValueError(f"{model.name}: steps must be in [1, {limit}], not {steps}")
+    check_steps(model, sampling)
     most = model.settings.get("max_noise_level", 0)
     if sampling.noise_level is not None and sampling.noise_level > most:
         raise ValueError(f"{model.name}: noise_level must be in [0, {most}], not {sampling.noise_level}")
@@ -94,83 +67,55 @@ def check_sampling(model: SamplingModel, sampling: DiffusionSampling, *, has_wea
         raise ValueError(f"{model.name}: autoguidance_scale must be 1: this cascade has no weaker model of it")
 
 
-def sample_upsampler(
-    model: SamplingModel,
-    plans: Sequence[Plan],
-    low_res: Tensor,
-    *,
-    frozen: Conditions = NOTHING,
-    on_step: samplers.OnStep | None = None,
-) -> Tensor:
-    """Enlarge low_res (B, 3, h, w) to (B, 3, H, W).
-
-    Guidance scale, steps and noise level are the upsampler's own. The images of the stage before are rounded to 8 bits
-    first, as those that the upsampler was trained on, and then noised to a fixed level (noise conditioning
-    augmentation; Ho et al., 2022, section 4.2). With a strength below 1 they are also what sampling starts from: the
-    highest noise levels would only find again what low_res shows.
-    """
-    noise = noise_of(model, plans)
-    enlarged = upsample(quantize_8_bit(low_res).to(model.device), model.settings["resolution"])
-    sampling, learned = plans[0].of(model), model.settings
-    chosen = min(NOISE_LEVEL, learned["max_noise_level"]) if sampling.noise_level is None else sampling.noise_level
-    level = torch.full((len(plans),), chosen, device=model.device)
-    schedule = make_schedule(learned["augmentation_schedule"], num_train_timesteps=learned["augmentation_steps"])
-    low_res = augment_low_res(schedule, enlarged, noise(-1), level)
-    return denoise(
-        model,
-        plans,
-        {"low_res": low_res, "noise_level": level},
-        noise,
-        sampling,
-        frozen=frozen,
-        on_step=on_step,
-        start=samplers.Start(enlarged, sampling.steps_taken) if sampling.strength < 1 else None,
-    )
-
-
-def objective_of(model: SamplingModel) -> Objective:
-    """Returns the forward process and prediction of a diffusion model's training."""
-    return make_objective(model.settings["objective"])
+def image_noise(model: SamplingModel, plans: Sequence[Plan]) -> Callable[..., Tensor]:
+    """Draws the next noise (B, C, H, W) of the model's images or latents, see `noise_of`."""
+    side = model.settings["resolution"]
+    return noise_of(plans, model.name, (model.network.get("in_channels", 3), side, side), model.device)
 
 
 def denoise(
     model: SamplingModel,
     plans: Sequence[Plan],
-    extra: dict[str, Tensor],
-    noise: Callable[[int], Tensor],
-    sampling: DiffusionSampling,
     *,
-    frozen: Conditions = NOTHING,
-    on_step: samplers.OnStep | None,
+    noise: Callable[..., Tensor] | None = None,
+    sampling: DiffusionSampling | None = None,
+    extra: Mapping[str, Tensor] = UNCONDITIONED.condition,
+    frozen: Conditions = UNCONDITIONED,
     score: Score | None = None,
     weaker: SamplingModel | None = None,
-    known: samplers.Known | None = None,
+    known: Known | None = None,
     start: samplers.Start | None = None,
     around: Callable[[Denoise], Denoise] = lambda network: network,
+    on_step: samplers.OnStep | None = None,
 ) -> Tensor:
-    """Images (B, 3, H, W) of plans.
+    """Samples images (B, C, H, W) of plans with equal sampling settings.
 
     Args:
+        noise: draws the next noise (B, C, H, W), x_T first. None: by the plans' seeds.
+        sampling: None: the settings of the first plan.
         extra: conditions that are never null.
-        noise: the next noise (B, 3, H, W), x_T first.
+        frozen: what `frozen_conditions` makes of the plans, for a model that takes such.
+        score: of a classifier of noisy images, see `classifier_score`.
         weaker: takes the place of no condition where the sampling has an autoguidance_scale.
         known: pixels that are kept.
         start: images that are noised in place of noise alone.
         around: what is done to the guided network before it is sampled from.
-    """
+    Raises ValueError for an unknown sampler, or steps that are out of its range."""
     condition, null = encode_conditions(model, plans)
-    objective = objective_of(model)
+    objective, sampling = make_objective(model.settings["objective"]), sampling or plans[0].of(model)
+    noise = noise or image_noise(model, plans)
     away = weaker if sampling.autoguidance_scale != 1 else None
-    network = guide(
+    network = guidance.guide(
         objective,
         model.module,
-        condition | frozen.condition | extra,
+        {**condition, **frozen.condition, **extra},
         null | frozen.null,
         sampling.guidance_scale if away is None else sampling.autoguidance_scale,
         weaker=None if away is None else away.module,
         interval=sampling.guidance_interval,
         rescale=sampling.guidance_rescale,
     )
+    names = {"sampler", "num_inference_steps", "eta", "spacing", "threshold"}
     return sample(
         around(network),
         objective,
@@ -180,26 +125,120 @@ def denoise(
         known=known,
         start=start,
         on_step=on_step,
-        **sampling_arguments(sampling),
+        percentile=sampling.threshold_percentile,
+        **sampling.model_dump(include=names),
     )
 
 
-def sampling_arguments(sampling: DiffusionSampling) -> dict[str, Any]:
-    """Arguments of `components.models.diffusion.samplers.sample`."""
-    names = {"sampler", "num_inference_steps", "eta", "spacing", "threshold"}
-    return sampling.model_dump(include=names) | {"percentile": sampling.threshold_percentile}
+def classifier_score(model: SamplingModel, labels: Tensor, scale: float) -> Score:
+    """Classifier guidance: scale times the gradient of log p(label | x_t) at x_t (Dhariwal and Nichol, 2021, 4.1).
+
+    Args:
+        model: a classifier of noisy images, trained with the schedule of the model that it guides.
+        labels: (B,) int64, class ids of the classifier; its num_classes is the null label, which pulls nowhere.
+        scale: 0 is no guidance; 1 samples from the product of both models."""
+    objective, num_classes = make_objective(model.settings["objective"]), int(model.network["num_classes"])
+    labels = labels.to(model.device)
+    each = scale * (labels < num_classes)  # (B,)
+    return guidance.classifier_score(objective, model.module, labels.clamp(max=num_classes - 1), each)
 
 
-def noise_of(model: SamplingModel, plans: Sequence[Plan]) -> Callable[[int], Tensor]:
-    """Draw the next noise (B, 3, H, W): row i from the stream of plan i, whatever else is in the batch."""
-    streams = [random_stream(plan.seed, model.name) for plan in plans]
-    shape = (model.network.get("in_channels", 3), model.settings["resolution"], model.settings["resolution"])
+def score_of(classifier: SamplingModel | None, plans: Sequence[Plan], scale: float | None = None) -> Score | None:
+    """Returns the classifier's pull towards the plans' labels; None for no classifier or a scale of 0.
+    `scale`: in place of the classifier's own."""
+    if classifier is None:
+        return None
+    scale = plans[0].of(classifier).guidance_scale if scale is None else scale
+    if scale == 0:
+        return None
+    return classifier_score(classifier, encode_conditions(classifier, plans).condition["label"], scale)
 
-    def noise(step: int) -> Tensor:
-        del step  # the order of the draws is what counts
-        return torch.stack([torch.randn(shape, generator=stream) for stream in streams]).to(model.device)
 
-    return noise
+@torch.no_grad()
+def class_log_probabilities(model: SamplingModel, images: Tensor) -> Tensor:
+    """log p(class | image), (B, K) fp32, of finished images (B, 3, H, W) in [-1, 1]."""
+    objective, images = make_objective(model.settings["objective"]), images.to(model.device)
+    first = objective.times(torch.zeros(len(images), device=model.device))
+    return objective.apply(model.module, images, first).float().log_softmax(dim=1)
+
+
+def check_guides(classifier: SamplingModel, model: SamplingModel) -> None:
+    """Raise ValueError, in one line, if the classifier can't guide the diffusion model.
+    Noise, images and classes must be the same. Training may draw their times differently, and what the network predicts
+    is its own affair."""
+    if not classifier.settings["noisy"]:
+        raise ValueError(f"the classifier of stage {classifier.name} knows clean images only and can't guide")
+    _check_same("classifier", classifier, model, PROCESS, settings=("resolution", "classes"))
+
+
+def check_weaker(weaker: SamplingModel, model: SamplingModel) -> None:
+    """Raise ValueError, in one line, unless `weaker` is a weaker version of the model.
+    Output, image and conditions must be the same."""
+    _check_same("model", weaker, model, (*PROCESS, "prediction_type"), settings=("resolution",), network=SHAPE)
+
+
+def _check_same(
+    kind: str,
+    guide: SamplingModel,
+    model: SamplingModel,
+    objective: Sequence[str],
+    *,
+    settings: Sequence[str],
+    network: Sequence[str] = (),
+) -> None:
+    own, other = (
+        {name: each.settings["objective"].get(name) for name in objective}
+        | {name: each.settings[name] for name in settings}
+        | {name: each.network.get(name) for name in network}
+        for each in (guide, model)
+    )
+    if different := ", ".join(name for name in own if own[name] != other[name]):
+        raise ValueError(f"the {kind} of stage {guide.name} can't guide {model.name}: they differ in {different}")
+
+
+def known_pixels(model: SamplingModel, plans: Sequence[Plan]) -> Known | None:
+    """Returns the pixels that the plans keep; None where no plan has an image.
+    Plans without an image keep no pixels. The noise of an image is a function of its seed, and no other random number
+    depends on it."""
+    if all(plan.given is None for plan in plans):
+        return None
+    side = model.settings["resolution"]
+    images, masks = torch.zeros(len(plans), 3, side, side), torch.zeros(len(plans), 1, side, side).bool()
+    for row, plan in enumerate(plans):
+        if plan.given is not None:
+            images[row], masks[row] = plan.given.known, plan.given.mask == 0
+    noise = noise_of(plans, f"{model.name}/known", (3, side, side), model.device)
+    return Known(images.to(model.device), masks.to(model.device), noise())
+
+
+def sample_upsampler(
+    model: SamplingModel,
+    plans: Sequence[Plan],
+    low_res: Tensor,
+    *,
+    frozen: Conditions = UNCONDITIONED,
+    on_step: samplers.OnStep | None = None,
+) -> Tensor:
+    """Enlarge low_res (B, 3, h, w) to (B, 3, H, W).
+
+    Guidance scale, steps and noise level are the upsampler's own. The images of the stage before are rounded to 8 bits
+    first, as those that the upsampler was trained on, and then noised to a fixed level (noise conditioning
+    augmentation; Ho et al., 2022, section 4.2). With a strength below 1 they are also what sampling starts from: the
+    highest noise levels would only find again what low_res shows."""
+    noise, sampling, learned = image_noise(model, plans), plans[0].of(model), model.settings
+    enlarged = upsample(quantize_8_bit(low_res).to(model.device), learned["resolution"])
+    chosen = min(NOISE_LEVEL, learned["max_noise_level"]) if sampling.noise_level is None else sampling.noise_level
+    level = torch.full((len(plans),), chosen, device=model.device)
+    schedule = make_schedule(learned["augmentation_schedule"], num_train_timesteps=learned["augmentation_steps"])
+    return denoise(
+        model,
+        plans,
+        noise=noise,
+        extra={"low_res": augment_low_res(schedule, enlarged, noise(), level), "noise_level": level},
+        frozen=frozen,
+        start=samplers.Start(enlarged, sampling.steps_taken) if sampling.strength < 1 else None,
+        on_step=on_step,
+    )
 
 
 def sample_guided(
@@ -212,9 +251,7 @@ def sample_guided(
     unconditional: bool = False,
     interval: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Samples images (B, C, H, W) of plans with equal sampler and steps.
-
-    The settings of the first plan count.
+    """Samples images (B, C, H, W) of plans with equal sampler and steps, by one way of guidance.
 
     Args:
         scale: of the guidance: 0 is none by a classifier, 1 is none otherwise.
@@ -223,37 +260,18 @@ def sample_guided(
         interval: guide at these noise levels only, sigma / signal (Kynkäänniemi et al., 2024).
         unconditional: with a classifier, the model itself is told no condition.
 
-    The same plan gives the same image in whatever batch.
-    """
-    objective = objective_of(model)
-    condition, null = encode_conditions(model, plans)
-    noise, score, branches = noise_of(model, plans), None, scale
-    if classifier is not None:
-        branches = 1.0  # the network runs on one condition alone
-        score = classifier_score(classifier, condition["label"], scale) if scale != 0 else None
-    return sample(
-        guide(
-            objective,
-            model.module,
-            null if unconditional else condition,
-            null,
-            branches,
-            weaker=None if weaker is None else weaker.module,
-            interval=interval,
-        ),
-        objective,
-        noise(-1),
-        noise=noise,
-        score=score,
-        **sampling_arguments(plans[0].of(model)),
-    )
+    The same plan gives the same image in whatever batch."""
+    changes: dict[str, Any] = {"guidance_scale": 1.0, "autoguidance_scale": 1.0, "guidance_interval": interval}
+    if classifier is None:
+        changes["guidance_scale" if weaker is None else "autoguidance_scale"] = scale
+    sampling = plans[0].of(model).model_copy(update=changes)
+    told = [replace(plan, label=None, prompt=None) for plan in plans] if unconditional else plans
+    return denoise(model, told, sampling=sampling, score=score_of(classifier, plans, scale), weaker=weaker)
 
 
 class Diffusion(Generator):
     """Prompt -> frozen text encoder -> prior -> base -> decoder -> upsamplers.
-
-    The frozen text encoder, the diffusion prior, the autoencoder's decoder and the upsamplers are optional.
-    """
+    The frozen text encoder, the diffusion prior, the autoencoder's decoder and the upsamplers are optional."""
 
     name, title = "diffusion", "Diffusion"
     shows_steps = True
@@ -294,9 +312,10 @@ class Diffusion(Generator):
 
     @property
     def condition_images(self) -> ConditionImages | None:
-        if not takes_condition_image(self.first):
+        settings = self.first.settings
+        if not self.first.takes_condition_image:
             return None
-        return ConditionImages(self.first.settings["resolution"], self.first.settings["condition_member"])
+        return ConditionImages(settings["resolution"], settings["condition_member"])
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -328,42 +347,39 @@ class Diffusion(Generator):
         for upsampler in parts.upsamplers:
             check_sampling(upsampler, plan.of(upsampler))
         if parts.diffusion_prior is not None:
-            check_prior_steps(parts.diffusion_prior, plan.of(parts.diffusion_prior))
+            check_steps(parts.diffusion_prior, plan.of(parts.diffusion_prior))
         return plan
 
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
         """Makes the images of each stage: first the base's images, then each upsampler's."""
-        shown, parts = hooks.of_stage("base", self.image), self.parts
-        base = sample_base(
+        parts, decoder = self.parts, self.parts.autoencoder
+        text = parts.contrastive if parts.diffusion_prior else parts.text_encoder or parts.contrastive
+
+        def frozen(model: SamplingModel) -> Conditions:
+            return frozen_conditions(model, plans, text=text, prior=parts.diffusion_prior, on_step=hooks.each)
+
+        def image(made: Tensor) -> Tensor:
+            """Decodes the base's output to images (B, 3, H, W)."""
+            if decoder is None:
+                return made
+            assert isinstance(decoder.module, Autoencoder)
+            latents, side = made / self.first.settings["latent_scale"], decoder.settings["resolution"]
+            return in_slices(decoder.module.from_latents, latents, resolution=side)
+
+        base = denoise(
             self.first,
             plans,
-            frozen=self.frozen_conditions(self.first, plans, between=hooks.between),
-            classifier=parts.classifier,
+            frozen=frozen(self.first),
+            score=score_of(parts.classifier, plans),
             weaker=parts.weaker,
-            on_step=shown,
+            known=known_pixels(self.first, plans),
+            on_step=hooks.of_stage("base", image),
         )
-        images = {"base": self.image(base)}
+        images = {"base": image(base)}
         for model in parts.upsamplers:
-            low_res = list(images.values())[-1]
-            frozen = self.frozen_conditions(model, plans, between=hooks.between)
-            shown = hooks.of_stage(model.name)
-            images[model.name] = sample_upsampler(model, plans, low_res, frozen=frozen, on_step=shown)
+            low_res, shown = list(images.values())[-1], hooks.of_stage(model.name)
+            images[model.name] = sample_upsampler(model, plans, low_res, frozen=frozen(model), on_step=shown)
         return images
-
-    def image(self, made: Tensor) -> Tensor:
-        """Decodes the base's output to images (B, 3, H, W)."""
-        if self.parts.autoencoder is None:
-            return made
-        decoder = self.parts.autoencoder.module
-        assert isinstance(decoder, Autoencoder)
-        latents, side = made / self.first.settings["latent_scale"], self.parts.autoencoder.settings["resolution"]
-        return in_slices(decoder.from_latents, latents, resolution=side)
-
-    def frozen_conditions(self, model: SamplingModel, plans: Sequence[Plan], *, between: Between | None) -> Conditions:
-        """Returns the plans' conditions for a model, computed by the frozen networks."""
-        parts = self.parts
-        text = parts.contrastive if parts.diffusion_prior else parts.text_encoder or parts.contrastive
-        return frozen_conditions(model, plans, text=text, prior=parts.diffusion_prior, between=between)
 
     def example(self) -> Request:
         request = super().example().replace(steps=10)

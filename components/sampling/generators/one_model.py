@@ -1,10 +1,11 @@
-"""Images of a single network without other stages: a PixelCNN or PixelRNN, a GAN, a VAE.
+"""Images of a single network: PixelCNN and PixelRNN, GAN, VAE, image-to-image (Palette).
 
 Shapes: B plans, S = resolution, Z noise_dim of a GAN.
 """
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,37 +13,14 @@ from torch import Tensor
 from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import GaussianBottleneck
 from components.models.diffusion.corruption import from_levels
-from components.models.pixelcnn import GatedPixelCNN
-from components.models.row_lstm import RowLSTM
-from components.sampling.generator import Between, Generator, Hooks, Parts, after_each
+from components.models.diffusion.degradation import MASK_TASKS, Degraded, denoise_in_mask, fill_mask
+from components.sampling.autoregressive import PixelNetwork, generate_grid
+from components.sampling.generator import Generator, Hooks, Parts
+from components.sampling.generators.diffusion import check_sampling, denoise, image_noise
+from components.sampling.image_files import gray_png
 from components.sampling.model import SamplingModel
-from components.sampling.pixelwise import generate_grid
-from components.sampling.plan import Plan, encode_conditions, random_stream
-
-
-def sample_grid(
-    model: SamplingModel,
-    plans: Sequence[Plan],
-    *,
-    height: int,
-    width: int,
-    stage: str | None = None,
-    between: Between | None = None,
-) -> Tensor:
-    """Samples values (B, C, height, width) int64 of pixels or tokens.
-
-    `stage` names the random streams; without a stage the model's name does.
-    """
-    assert isinstance(model.module, GatedPixelCNN | RowLSTM)
-    return generate_grid(
-        model.module,
-        generators=[random_stream(plan.seed, stage or model.name) for plan in plans],
-        height=height,
-        width=width,
-        label=encode_conditions(model, plans).condition.get("label"),
-        on_token=after_each(between),
-        **plans[0].of(model).model_dump(),
-    )
+from components.sampling.plan import Plan, check_conditions, encode_conditions, given_for_task, noise_of, random_stream
+from components.sampling.requests import Request
 
 
 class Pixels(Generator):
@@ -58,7 +36,16 @@ class Pixels(Generator):
 
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
         side = self.first.settings["resolution"]
-        values = sample_grid(self.first, plans, height=side, width=side, between=hooks.between)
+        assert isinstance(self.first.module, PixelNetwork)
+        values = generate_grid(
+            self.first.module,
+            encode_conditions(self.first, plans),
+            generators=[random_stream(plan.seed, self.first.name) for plan in plans],
+            height=side,
+            width=side,
+            sampling=plans[0].of(self.first),
+            on_token=hooks.each,
+        )
         return {self.first.name: from_levels(values)}
 
 
@@ -68,8 +55,7 @@ def sample_gan(model: SamplingModel, plans: Sequence[Plan]) -> Tensor:
 
     A plan without a label gets one from its own stream, each class alike. Label and seed of a plan count; plans share
     the truncation. Batch norms keep the statistics of noise that is not truncated, so a low threshold feeds them
-    activations of other statistics.
-    """
+    activations of other statistics."""
     streams = [random_stream(plan.seed, model.name) for plan in plans]
     noise = torch.stack([torch.randn(model.network["noise_dim"], generator=stream) for stream in streams])
     noise = truncated(noise, plans[0].of(model).truncation)
@@ -89,8 +75,7 @@ def truncated(noise: Tensor, truncation: float | None) -> Tensor:
     Shape and dtype stay the same; None leaves the noise as it is.
 
     Values outside are not drawn again: each keeps its quantile, z' = F^-1(P(z)), with P the normal distribution and F
-    the truncated one. So a seed still decides its noise, and another threshold moves it continuously.
-    """
+    the truncated one. So a seed still decides its noise, and another threshold moves it continuously."""
     if truncation is None:
         return noise
     z = noise.double()  # and erfc in place of torch's ndtr, which is 0 from -9 on
@@ -117,15 +102,11 @@ def sample_vae(model: SamplingModel, plans: Sequence[Plan]) -> Tensor:
     """Decodes z ~ N(0, I) of each plan's seed to the mean image (Kingma and Welling, 2014).
 
     The images are (B, 3, S, S), near [-1, 1] and not clipped.
-
-    Raises ValueError if the model's codes have a prior of their own.
-    """
+    Raises ValueError if the model's codes have a prior of their own."""
     network = model.module
     if not isinstance(network, Autoencoder) or not isinstance(network.bottleneck, GaussianBottleneck):
         raise ValueError(f"the model of stage {model.name} is no VAE: its latents are not N(0, I), they need a prior")
-    streams = [random_stream(plan.seed, model.name) for plan in plans]
-    z = torch.stack([torch.randn(network.latent_shape, generator=stream) for stream in streams])
-    return network.decode(z.to(model.device))
+    return network.decode(noise_of(plans, model.name, network.latent_shape, model.device)())
 
 
 class VAE(Generator):
@@ -142,3 +123,55 @@ class VAE(Generator):
 
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
         return {self.first.name: sample_vae(self.first, plans)}
+
+
+class ImageToImage(Generator):
+    """An image with something missing -> an image-to-image model -> the image (Saharia et al., 2022)."""
+
+    name, title = "translate", "Image to image"
+    shows_steps = True
+
+    @classmethod
+    def first_of(cls, parts: Parts) -> SamplingModel | None:
+        model = parts.model
+        return model if model is not None and model.settings.get("role") == "image_to_image" else None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.first.settings["tasks"])
+
+    def resolve(self, request: Request) -> Plan:
+        given = given_for_task(self.first, request)
+        check_conditions(self.first, request)
+        plan = self.plan_of(request, given=given)
+        check_sampling(self.first, plan.of(self.first))
+        return plan
+
+    def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
+        """Makes the images of plans; each has a task of its own.
+        Known pixels stand before the network at every step, and come out as they came in. Where a task changes every
+        pixel the mask is all of the image, and what the network is shown has no noise."""
+        model, given = self.first, [plan.given for plan in plans if plan.given is not None]
+        known = torch.stack([each.known for each in given]).to(model.device)
+        mask = torch.stack([each.mask for each in given]).to(model.device)
+        noise = image_noise(model, plans)
+        filled = [
+            fill_mask(image, where, drawn) if each.has_known else image
+            for each, image, where, drawn in zip(given, known, mask, noise(), strict=True)
+        ]
+        made = denoise(
+            model,
+            plans,
+            noise=noise,
+            extra={"condition_image": Degraded(torch.stack(filled), mask).condition},
+            around=partial(denoise_in_mask, known=known, mask=mask),
+            on_step=hooks.of_stage(model.name),
+        )
+        return {model.name: torch.where(mask > 0, made, known)}
+
+    def example(self) -> Request:
+        settings = self.first.settings
+        task, side = settings["tasks"][0], settings["resolution"]
+        side = side // settings["super_resolution_factors"][0] if task == "super_resolution" else side
+        mask = gray_png(side) if task in MASK_TASKS else None
+        return super().example().replace(task=task, image=gray_png(side), mask=mask)

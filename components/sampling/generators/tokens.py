@@ -3,7 +3,7 @@
 Shapes: B plans, h w the grid of tokens, N = h * w, M tokens of a condition image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,18 +12,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from components.configuration.sampling import MaskedTokenSampling, TokenSampling, TransformerSampling
+from components.configuration.sampling import MaskedTokenSampling
 from components.models.autoencoder import Autoencoder
-from components.models.pixelcnn import GatedPixelCNN
-from components.models.row_lstm import RowLSTM
 from components.models.token_network import TokenNetwork
 from components.models.transformer import MaskedTransformer, Transformer
-from components.sampling.autoregressive import generate
-from components.sampling.best_of import Best, best_of, likeness_to_prompts, mutual_information
-from components.sampling.generator import Between, ConditionImages, Generator, Hooks, Parts, after_each
-from components.sampling.generators.one_model import sample_grid
+from components.sampling.autoregressive import PixelNetwork, generate, generate_grid
+from components.sampling.best_of import best_of, likeness_to_prompts, mutual_information
+from components.sampling.generator import ConditionImages, Generator, Hooks, Parts
 from components.sampling.image_files import gray_png
-from components.sampling.images import fitted_image
 from components.sampling.maskgit import maskgit
 from components.sampling.model import SamplingModel, in_slices
 from components.sampling.plan import (
@@ -31,19 +27,17 @@ from components.sampling.plan import (
     Plan,
     check_conditions,
     check_prompt_length,
+    condition_images,
     encode_conditions,
     random_stream,
     sampling_of,
 )
 from components.sampling.requests import Request
-from components.sampling.sliding_window import generate_window
 
 
 def check_prior(model: SamplingModel, request: Request, *, reranked: bool = False) -> None:
     """Raise ValueError, in one line, if the prior can't draw the tokens of a request.
-
-    `reranked`: another network than the prior chooses the best of several.
-    """
+    `reranked`: another network than the prior chooses the best of several."""
     check_conditions(model, request)
     if (request.best_of or 1) > 1 and not isinstance(model.module, Transformer) and not reranked:
         raise ValueError(f"best of {request.best_of} needs a causal transformer, which knows how likely its tokens are")
@@ -63,7 +57,7 @@ def sample_prior(
     *,
     grid: tuple[int, int] | None = None,
     candidate: int = 0,
-    between: Between | None = None,
+    on_step: Callable[..., None] | None = None,
 ) -> Tensor:
     """Samples tokens (B, h, w) of plans with equal sampling settings.
 
@@ -71,38 +65,27 @@ def sample_prior(
         condition: (B, M) int64, tokens of a condition image for each plan, for a prior that was trained with one.
         grid: (h, w), where it is to be larger than the trained one; causal transformers only.
         candidate: which of the images of a plan's seed, see `best_of`; 0 is the one it gives without candidates.
-        between: called after each token, or step of a masked prior.
-
-    Raises ValueError, in one line, for a condition or a grid that does not fit the prior.
-    """
+        on_step: called after each token, or step of a masked prior.
+    Raises ValueError, in one line, for a condition or a grid that does not fit the prior."""
     stage = model.name if candidate == 0 else f"{model.name}/{candidate}"
-    network, (height, width) = model.module, model.settings["grid"]
-    grid = grid or (height, width)
-    larger = grid != (height, width)
-    conditions = prior_conditions(model, plans, condition, larger=larger)
-    sampling = plans[0].of(model)
-    settings: dict[str, Any] = sampling.model_dump(include=set(TokenSampling.model_fields)) | {
-        "generators": [random_stream(plan.seed, stage) for plan in plans],
-        **conditions.condition,
-        "null_text": conditions.null["text"][0] if "text" in conditions.null else None,
-    }
-    if larger and not isinstance(network, Transformer):
-        raise ValueError(f"this prior makes a grid of {height}×{width} alone, not of {grid[0]}×{grid[1]}")
-    if isinstance(network, GatedPixelCNN | RowLSTM):
-        return sample_grid(model, plans, height=height, width=width, stage=stage, between=between)[:, 0]
-    told = after_each(between)
-    if isinstance(network, Transformer):
-        assert isinstance(sampling, TransformerSampling)
-        compiled = sampling.compile_decoding and model.device.type != "cpu"
-        draw = partial(generate_window, grid=grid) if larger else partial(generate, compiled=compiled)
-        tokens = draw(network, **settings, on_token=told)
-    elif isinstance(network, MaskedTransformer):
-        assert isinstance(sampling, MaskedTokenSampling)
-        steps, choice_temperature = sampling.num_inference_steps, sampling.choice_temperature
-        tokens = maskgit(network, steps=steps, choice_temperature=choice_temperature, **settings, on_step=told)
+    network, own, sampling = model.module, tuple(model.settings["grid"]), plans[0].of(model)
+    height, width = grid = grid or own
+    conditions = prior_conditions(model, plans, condition, larger=grid != own)
+    if grid != own and not isinstance(network, Transformer):
+        raise ValueError(f"this prior makes a grid of {own[0]}×{own[1]} alone, not of {height}×{width}")
+    generators = [random_stream(plan.seed, stage) for plan in plans]
+    settings: dict[str, Any] = {"generators": generators, "sampling": sampling}
+    if isinstance(network, PixelNetwork):
+        return generate_grid(network, conditions, height=height, width=width, **settings, on_token=on_step)[:, 0]
+    if isinstance(network, MaskedTransformer):
+        tokens = maskgit(network, conditions, **settings, on_step=on_step)
+    elif isinstance(network, Transformer):
+        settings["compiled"] = sampling.compile_decoding and model.device.type != "cpu"
+        settings["grid"] = None if grid == own else grid
+        tokens = generate(network, conditions, **settings, on_token=on_step)
     else:
         raise TypeError(f"no sampler for a {type(network).__name__}")
-    return rearrange(tokens, "b (h w) -> b h w", h=grid[0], w=grid[1])
+    return rearrange(tokens, "b (h w) -> b h w", h=height, w=width)
 
 
 def sample_best(
@@ -111,36 +94,28 @@ def sample_best(
     condition: Tensor | None = None,
     *,
     n: int,
-    between: Between | None = None,
-) -> Best:
+    on_step: Callable[..., None] | None = None,
+) -> Tensor:
     """Samples n candidates and keeps the tokens (B, h, w) that explain the conditions best.
-
     The prior itself scores the candidates. Raises ValueError as `sample_prior`, or for a prior that can't say how
-    likely its tokens are.
-    """
+    likely its tokens are."""
     network = model.module
     if not isinstance(network, Transformer):
         raise ValueError(f"best of {n} needs a causal transformer, which knows how likely its tokens are")
-    conditions = prior_conditions(model, plans, condition)
-
-    def score(tokens: Tensor) -> Tensor:
-        return mutual_information(network, tokens.flatten(1), condition=conditions.condition, null=conditions.null)
-
-    def candidate(number: int) -> Tensor:
-        return sample_prior(model, plans, condition, candidate=number, between=between)
-
-    return best_of(candidate, score, n=n)
+    given, null = prior_conditions(model, plans, condition)
+    draw = partial(sample_prior, model, plans, condition, on_step=on_step)
+    return best_of(
+        lambda number: draw(candidate=number),
+        lambda tokens: mutual_information(network, tokens.flatten(1), condition=given, null=null),
+        n=n,
+    )
 
 
 def prior_conditions(
     model: SamplingModel, plans: Sequence[Plan], condition: Tensor | None = None, *, larger: bool = False
 ) -> Conditions:
-    """Returns the plans' conditions for the prior, and the null of each condition.
-
-    Tokens (B, M) of a condition image count among the conditions.
-
-    `larger`: the condition may be of a larger image. Raises ValueError for one that does not fit the prior.
-    """
+    """Returns the plans' conditions for the prior, the tokens (B, M) of a condition image among them.
+    `larger`: it may be of a larger image. Raises ValueError for one that does not fit the prior."""
     conditions, network = encode_conditions(model, plans), model.module
     length = network.condition_length if isinstance(network, TokenNetwork) else 0
     if condition is None and length == 0:
@@ -157,17 +132,6 @@ def prior_conditions(
     condition = condition.to(model.device)
     null = torch.full_like(condition, network.null_condition)
     return Conditions(conditions.condition | {"condition": condition}, conditions.null | {"condition": null})
-
-
-def condition_tokens(tokenizer: SamplingModel, plans: Sequence[Plan]) -> Tensor:
-    """Tokens (B, M) of the plans' condition images, on the tokenizer's device.
-
-    Every plan must have a condition image.
-    """
-    resolution = tokenizer.settings["resolution"]
-    images = [fitted_image(plan.condition, resolution=resolution) for plan in plans if plan.condition is not None]
-    assert isinstance(tokenizer.module, Autoencoder)
-    return rearrange(tokenizer.module.tokenize(torch.stack(images).to(tokenizer.device)), "b h w -> b (h w)")
 
 
 class Tokens(Generator):
@@ -206,24 +170,26 @@ class Tokens(Generator):
 
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
         """Makes the images of plans; of several candidates the best by the reranker, or by the prior."""
-        tokenizer, seen = self.parts.tokenizer, self.parts.condition
+        tokenizer, seen, condition = self.parts.tokenizer, self.parts.condition, None
         assert tokenizer is not None
-        condition = None if seen is None else condition_tokens(seen, plans)
+        if seen is not None:
+            assert isinstance(seen.module, Autoencoder)
+            images = condition_images(plans, seen.settings["resolution"]).to(seen.device)
+            condition = seen.module.tokenize(images).flatten(1)
         candidates, decoder, reranker = plans[0].candidates, tokenizer.module, self.parts.reranker
-        side = plans[0].size or self.size
+        side = max(plans[0].size or self.size)
         assert isinstance(decoder, Autoencoder)
 
         def image(tokens: Tensor) -> Tensor:
-            return in_slices(decoder.detokenize, tokens.to(tokenizer.device), resolution=max(side))
+            return in_slices(decoder.detokenize, tokens.to(tokenizer.device), resolution=side)
 
-        draw = partial(sample_prior, self.first, plans, condition, between=hooks.between)
+        draw = partial(sample_prior, self.first, plans, condition, on_step=hooks.each)
         if candidates == 1:
             return {"tokenizer": image(draw(grid=plans[0].grid))}
         if reranker is None:
-            best = sample_best(self.first, plans, condition, n=candidates, between=hooks.between)
-            return {"tokenizer": image(best.chosen)}
-        best = best_of(lambda k: image(draw(candidate=k)), likeness_to_prompts(reranker, plans), n=candidates)
-        return {"tokenizer": best.chosen}
+            return {"tokenizer": image(sample_best(self.first, plans, condition, n=candidates, on_step=hooks.each))}
+        likeness = likeness_to_prompts(reranker, plans)
+        return {"tokenizer": best_of(lambda k: image(draw(candidate=k)), likeness, n=candidates)}
 
     @property
     def models(self) -> tuple[SamplingModel, ...]:
@@ -239,9 +205,7 @@ class Tokens(Generator):
 
     def grid(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
         """Returns the grid of tokens for an image size; None for the model's own grid.
-
-        Raises ValueError for a size that no grid of tokens gives.
-        """
+        Raises ValueError for a size that no grid of tokens gives."""
         if size is None:
             return None
         smallest, (height, _) = self.size, self.first.settings["grid"]

@@ -17,15 +17,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from components.configuration.conditions import TokenGrid
+from components.configuration.sampling import MaskedTokenSampling
 from components.configuration.trainings import MaskedPriorTraining, PixelTraining, PriorTraining
 from components.models.devices import to_device
 from components.models.diffusion.corruption import from_levels, to_levels
 from components.models.losses.cross_entropy import masked_token_loss, text_loss, text_nats, token_loss
 from components.models.transformer import JointLogits, MaskedTransformer
-from components.sampling.autoregressive import generate
+from components.sampling.autoregressive import generate, generate_grid
 from components.sampling.images import one_channel
-from components.sampling.maskgit import STEPS, maskgit
-from components.sampling.pixelwise import generate_grid
+from components.sampling.maskgit import DEFAULTS, maskgit
+from components.sampling.plan import Conditions
 from components.training.learner import LearnerTask
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.randomness import derive_seed, sample_integers, sample_uniform, sample_uniforms
@@ -45,7 +46,7 @@ class TokenTask(LearnerTask):
     """Previews of tokens: samples under held-out conditions, decoded; none without a tokenizer."""
 
     grid: TokenGrid
-    sampled: Callable[..., Tensor]  # tokens (B, N) of a network, by `generators` and conditions
+    sampled: Callable[..., Tensor]  # tokens (B, N) of a network, by conditions and `generators`
 
     def shown(self, parts: Iterator[Batch]) -> Iterator[list[Tensor]]:
         if self.load_tokenizer is None:
@@ -53,7 +54,7 @@ class TokenTask(LearnerTask):
         tokenizer, network = self.load_tokenizer().to(self.worker.device), self.learner.snapshot()
         for part in parts:
             generators = preview_generators(self.seed, part["position"])
-            tokens = self.sampled(network, generators=generators, **self.conditions(part))
+            tokens = self.sampled(network, Conditions(self.conditions(part), {}), generators=generators)
             yield [tokenizer.detokenize(rearrange(tokens, "b (h w) -> b h w", h=self.grid.height))]
 
 
@@ -161,8 +162,9 @@ class MaskedPriorTask(TokenTask):
             losses.append(self.loss(network, part, self.conditions(part), masked=masked))
         return {"held_out_bits_per_token_bound": torch.stack(losses).mean() / math.log(2)}
 
-    def sampled(self, network: MaskedTransformer, **how: Any) -> Tensor:
-        return maskgit(network, steps=min(STEPS, self.grid.height * self.grid.width), **how)
+    def sampled(self, network: MaskedTransformer, conditions: Conditions, **how: Any) -> Tensor:
+        steps = min(DEFAULTS.num_inference_steps, self.grid.height * self.grid.width)
+        return maskgit(network, conditions, sampling=MaskedTokenSampling(num_inference_steps=steps), **how)
 
 
 def training_masks(seed: int, position: Tensor, *, num_tokens: int, device: torch.device | str = "cpu") -> Tensor:
@@ -229,6 +231,6 @@ class PixelTask(LearnerTask):
         tokenizer = None if self.load_tokenizer is None else self.load_tokenizer().to(self.worker.device)
         for part in parts:
             (height, width), generators = self.values(part).shape[2:], preview_generators(self.seed, part["position"])
-            size = {"height": height, "width": width, "label": self.conditions(part).get("label")}
-            values = generate_grid(self.learner.snapshot(), generators=generators, **size)  # (B, C, H, W)
+            size, conditions = {"height": height, "width": width}, Conditions(self.conditions(part), {})
+            values = generate_grid(self.learner.snapshot(), conditions, generators=generators, **size)  # (B, C, H, W)
             yield [from_levels(values) if tokenizer is None else tokenizer.detokenize(values[:, 0])]

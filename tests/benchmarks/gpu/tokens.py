@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from components.configuration.conditions import DatasetInfo, TokenGrid
+from components.configuration.sampling import TokenSampling
 from components.configuration.trainings import PriorTraining
 from components.models.transformer import Transformer
 from components.sampling.autoregressive import generate
 from components.sampling.device import sampling_in
+from components.sampling.plan import Conditions
 from components.training.learner import make_network
 from components.training.parallel import Worker
 from components.training.step_model import counting, step_flops
@@ -105,11 +107,12 @@ def prior_step(size: PriorSize = MEDIUM) -> Case:
 def our_decoding(size: PriorSize, device: torch.device, compiled: bool) -> Step:
     network: Transformer = make_network(prior_training(size), CLASSES, size.grid).eval().to(device)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in range(size.drawn)]
-    label = torch.zeros(size.drawn, dtype=torch.int64, device=device)
+    conditions = Conditions({"label": torch.zeros(size.drawn, dtype=torch.int64, device=device)}, {})
 
     def decode() -> Tensor:
         with sampling_in("bf16", device):
-            return generate(network, generators=generators, label=label, top_k=TOP_K, compiled=compiled)
+            sampling = TokenSampling(top_k=TOP_K)
+            return generate(network, conditions, generators=generators, sampling=sampling, compiled=compiled)
 
     return decode
 

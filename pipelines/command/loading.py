@@ -1,0 +1,170 @@
+"""The model of a command: from the registry, storage or disk, by `--model` or by the PNG of `--like`.
+
+`--like image.png` makes an image again by the settings in the PNG; options of the command line take precedence.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from rich.console import Console
+from rich.progress import Progress
+
+from components.configuration.usage import UsageError
+from components.runtime.storage.store import absolute
+from components.runtime.tracking import registry
+from components.runtime.tracking.names import REGISTRY, environment
+from components.sampling.answers import cascade_in
+from components.sampling.cascade import Cascade
+from components.sampling.device import best_device
+from components.sampling.requests import (
+    IMAGES,
+    Request,
+    StageSettings,
+    nested_settings,
+    read_settings,
+    request_of,
+    request_options,
+    settings_of,
+    stage_settings,
+    with_settings,
+)
+from pipelines.engine.session import set_environment
+from pipelines.planning.profiles import tracking_uri
+
+TAKES = {"image": "translate", "mask": "translate", "condition": "sample"}  # commands, of images
+
+
+class Model(NamedTuple):
+    """A loaded model with its origin, and the request of the image that is made again."""
+
+    cascade: Cascade
+    address: str  # models:/NAME/VERSION where it is registered, else as the user gave it
+    name: str  # registered, or of its folder: no path of this machine
+    version: str | None  # registered
+    like: Request  # of no image, the defaults of a request
+
+    def request(self, options: Mapping[str, Any], assignments: Sequence[str]) -> Request:
+        """Returns the image's request, with the command's options where they are not None.
+
+        Args:
+            assignments: of `--set`; an option is stronger than what the image has for the same setting of a stage.
+
+        Raises ValueError, in one line, for a value of another type.
+        """
+        changes = {name: value for name, value in options.items() if value is not None}
+        request = self.cascade.with_generator(self.like.replace(**changes))
+        maker, marks = self.cascade.makers.get(str(request.generator)), request_options()
+        first = "" if maker is None else maker.first.name
+        replaced = {(mark.stage or first, mark.setting) for name in changes if (mark := marks.get(name))}
+        kept = [each for each in request.sampling if each[:2] not in replaced]
+        return request.replace(sampling=nested_settings((*kept, *parsed_settings(assignments))))
+
+    def signed(self, png: bytes, request: Request) -> bytes:
+        """Returns a sampled image as a PNG with the settings that made the image."""
+        return with_settings(png, settings_of(request, model=self.name, version=self.version))
+
+
+@contextmanager
+def at_work(console: Console) -> Iterator[None]:
+    """Shows that the command loads and samples; a ValueError inside becomes a UsageError."""
+    try:
+        with Progress(console=console, transient=True) as bar:
+            bar.add_task("loading and sampling", total=None)
+            yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def open_model(model: str | None, *, like: Path | None, tracking: str | None, **given: object) -> Model:
+    """Loads the model of a command: the command's, else the image's.
+
+    Args:
+        like: a PNG of an image to make again, of a request with images those in `given`.
+        given: images that the command takes, None or empty where the user gives none.
+
+    Raises UsageError, or ValueError in one line, for a file without settings, a missing image, or no such model.
+    """
+    settings = {} if like is None else read_like(like)
+    for name in settings.get("needs", ()):
+        if name not in given:
+            raise ValueError(f"the image of --like was made with --{name}, which `cascade {TAKES[name]}` takes")
+        if not given[name]:
+            raise ValueError(f"the image of --like was made with --{name}: give it again")
+    name, version = str(settings.get("model")), str(settings.get("version"))
+    if model is None and re.fullmatch(r"[^/:@]+", name) and re.fullmatch(r"\d+", version):
+        model = f"{REGISTRY}{name}/{version}"
+    if model is None:
+        wanted = "models:/NAME@champion, or the folder of a cascade artifact"
+        raise ValueError(f"name the model with --model: {wanted}; only the image of a registered model names its own")
+    address, name, version = source_of(model, tracking)
+    return Model(load_cascade(address, tracking), address, name, version, request_of(settings))
+
+
+def read_like(path: Path) -> dict[str, Any]:
+    """Reads the settings in a PNG, with the names of images in `needs`.
+    Raises ValueError, in one line, for a file without valid settings."""
+    if not path.is_file():
+        raise ValueError(f"--like {path}: no such file")
+    try:
+        settings = read_settings(path.read_bytes())
+        if settings is None:
+            raise ValueError("this PNG has no settings; give one image that cascade sample, translate or serve made")
+        request_of(settings)
+    except ValueError as error:
+        raise ValueError(f"--like {path}: {error}") from error
+    needs = settings.get("needs")
+    return settings | {"needs": [name for name in IMAGES if isinstance(needs, list) and name in needs]}
+
+
+def parsed_settings(assignments: Sequence[str]) -> StageSettings:
+    """Parses `STAGE.SETTING=VALUE` for a request. Raises ValueError for other text."""
+    found = []
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        stage, dot, setting = path.strip().partition(".")
+        if not (equals and dot and setting):
+            raise ValueError(f"--set {assignment!r}: write it as STAGE.SETTING=VALUE, such as base.eta=0.5")
+        try:
+            found.append((stage, setting, yaml.safe_load(text)))
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {assignment!r}: its value is no YAML") from error
+    return stage_settings(nested_settings(found))
+
+
+def source_of(model: str, tracking: str | None) -> tuple[str, str, str | None]:
+    """Resolves a model to address, name and version, see `Model`.
+    Raises UsageError, or ValueError from the registry, if there is no such model."""
+    if not model.startswith(REGISTRY):
+        return model, absolute(model).rstrip("/").rpartition("/")[2], None
+    if not registry.NAMED.fullmatch(model):  # models:/ID, a logged model of no version
+        return model, model.removeprefix(REGISTRY), None
+    set_environment(environment())
+    named = registry.find_named(model, tracking_uri=tracking_uri(tracking))
+    return named.uri, named.name, named.version
+
+
+def load_cascade(model: str, tracking: str | None) -> Cascade:
+    """Loads a cascade from the registry, storage or disk, on the best device.
+
+    A model that makes images by itself becomes a cascade of its own, which samples as its kind does.
+
+    Raises UsageError, or ValueError, if there is none.
+    """
+    with local_model(model, tracking) as folder:
+        cascade = cascade_in(folder, device=best_device())
+    if cascade is None:
+        raise UsageError(f"no cascade at {model}; give models:/NAME@champion or the folder of a cascade stage")
+    return cascade
+
+
+@contextmanager
+def local_model(model: str, tracking: str | None) -> Iterator[Path]:
+    """The local folder of a trained model or a cascade from the registry, storage or disk.
+    Raises ValueError if there is none."""
+    set_environment(environment())
+    with registry.local_model(model, tracking_uri=tracking_uri(tracking)) as folder:
+        yield folder
