@@ -38,6 +38,11 @@ class GridBlock(NamedTuple):
 
 
 def labelled_grid(images: Sequence[np.ndarray], labels: Sequence[str], *, columns: int | None = None) -> bytes:
+    """Encodes `labelled_image` as PNG."""
+    return encode_png(labelled_image(images, labels, columns=columns), optimize=True)
+
+
+def labelled_image(images: Sequence[np.ndarray], labels: Sequence[str], *, columns: int | None = None) -> Image.Image:
     """Grid with a row for each group of neighbors of the same label, above the label.
 
     If no two neighbors share one, each label is the caption of its image. Raises ValueError for no images, or for
@@ -49,9 +54,9 @@ def labelled_grid(images: Sequence[np.ndarray], labels: Sequence[str], *, column
     groups = [(label, [image for _, image in members]) for label, members in pairs]
     longest = max(len(members) for _, members in groups)
     if longest == 1:
-        return render_blocks([GridBlock("", images, labels)], columns=columns or min(6, len(images)))
+        return drawn_blocks([GridBlock("", images, labels)], columns=columns or min(6, len(images)))
     rows = [GridBlock("", members, words=label) for label, members in groups]
-    return render_blocks(rows, columns=columns or min(8, longest))
+    return drawn_blocks(rows, columns=columns or min(8, longest))
 
 
 def compared_grid(
@@ -71,7 +76,12 @@ def strip_grid(x_t: Sequence[np.ndarray], x_0: Sequence[np.ndarray], captions: S
 
 
 def render_blocks(blocks: Sequence[GridBlock], *, columns: int) -> bytes:
-    """Blocks from top to bottom, `columns` images in a row, as PNG."""
+    """Encodes `drawn_blocks` as PNG."""
+    return encode_png(drawn_blocks(blocks, columns=columns), optimize=True)
+
+
+def drawn_blocks(blocks: Sequence[GridBlock], *, columns: int) -> Image.Image:
+    """Blocks from top to bottom, `columns` images in a row."""
     sides = [max(image.shape[:2]) for block in blocks for image in block.images]
     cell = max(sides) * max(1, -(-CELL // max(sides)))
     headings = max(text_font(text_size(cell)).getlength(block.heading) for block in blocks)
@@ -81,7 +91,7 @@ def render_blocks(blocks: Sequence[GridBlock], *, columns: int) -> bytes:
     for block in blocks:
         _draw(canvas, block, top=top, columns=columns, cell=cell)
         top += _height(block, columns, cell)
-    return encode_png(canvas, optimize=True)
+    return canvas
 
 
 def in_square(image: np.ndarray, side: int) -> Image.Image:

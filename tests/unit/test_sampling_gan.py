@@ -47,14 +47,6 @@ def model(tmp_path: Path) -> SamplingModel:
     return model_of(tmp_path)
 
 
-def test_the_same_request_gives_the_same_image_in_whatever_batch(model: SamplingModel) -> None:
-    plans = [Plan(label=seed % 3 if seed % 2 else None, seed=seed) for seed in range(7)]
-    together = sample_gan(model, plans)
-    assert together.shape == (7, 3, 16, 16)
-    torch.testing.assert_close(together, torch.cat([sample_gan(model, [plan]) for plan in plans]))
-    torch.testing.assert_close(together, sample_gan(model, plans[::-1]).flip(0))
-
-
 def test_another_seed_or_label_gives_another_image(model: SamplingModel) -> None:
     first = Plan(label=1, seed=1)
     images = sample_gan(model, [first, Plan(label=1, seed=2), Plan(label=2, seed=1), first])
@@ -69,11 +61,6 @@ def test_a_request_without_a_label_gets_one_of_its_own_and_every_class_is_met(mo
         (same,) = torch.nonzero(torch.isclose(images[1:], images[0], atol=1e-5).flatten(1).all(1)).flatten(0, 0)
         drawn.append(int(same))
     assert set(drawn) == {0, 1, 2}
-
-
-def test_an_unknown_label_is_refused_naming_the_classes(model: SamplingModel) -> None:
-    with pytest.raises(ValueError, match="unknown label 'cars': the classes are 0 animals, 1 food, 2 flags"):
-        Cascade(model=model).resolve(Request(label="cars"))
 
 
 def test_a_generator_without_classes_samples(tmp_path: Path) -> None:

@@ -356,6 +356,8 @@ class Diffusion(Generator):
         text = parts.contrastive if parts.diffusion_prior else parts.text_encoder or parts.contrastive
 
         def frozen(model: SamplingModel) -> Conditions:
+            if not model.reads_by_frozen_encoder:
+                return UNCONDITIONED
             return frozen_conditions(model, plans, text=text, prior=parts.diffusion_prior, on_step=hooks.each)
 
         def image(made: Tensor) -> Tensor:

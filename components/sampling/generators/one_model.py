@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from components.models.autoencoder import Autoencoder
-from components.models.bottleneck import GaussianBottleneck
 from components.models.diffusion.corruption import from_levels
 from components.models.diffusion.degradation import MASK_TASKS, Degraded, denoise_in_mask, fill_mask
 from components.sampling.autoregressive import PixelNetwork, generate_grid
@@ -97,20 +96,8 @@ class GAN(Generator):
         return {self.first.name: sample_gan(self.first, plans)}
 
 
-@torch.no_grad()
-def sample_vae(model: SamplingModel, plans: Sequence[Plan]) -> Tensor:
-    """Decodes z ~ N(0, I) of each plan's seed to the mean image (Kingma and Welling, 2014).
-
-    The images are (B, 3, S, S), near [-1, 1] and not clipped.
-    Raises ValueError if the model's codes have a prior of their own."""
-    network = model.module
-    if not isinstance(network, Autoencoder) or not isinstance(network.bottleneck, GaussianBottleneck):
-        raise ValueError(f"the model of stage {model.name} is no VAE: its latents are not N(0, I), they need a prior")
-    return network.decode(noise_of(plans, model.name, network.latent_shape, model.device)())
-
-
 class VAE(Generator):
-    """Noise -> decoder of a VAE."""
+    """Noise z ~ N(0, I) -> decoder of a VAE: the mean image, not clipped (Kingma and Welling, 2014)."""
 
     name, title = "vae", "Decoder"
 
@@ -122,7 +109,10 @@ class VAE(Generator):
         return model
 
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
-        return {self.first.name: sample_vae(self.first, plans)}
+        model = self.first
+        assert isinstance(model.module, Autoencoder)
+        z = noise_of(plans, model.name, model.module.latent_shape, model.device)()
+        return {model.name: model.module.decode(z)}
 
 
 class ImageToImage(Generator):
