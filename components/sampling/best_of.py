@@ -19,7 +19,7 @@ from components.sampling.plan import Plan
 
 
 def best_of(sample: Callable[[int], Tensor], score: Callable[[Tensor], Tensor], *, n: int) -> Tensor:
-    """Draw n candidates of each of B images and keep the one of the highest score, among equal ones the first.
+    """Draw n candidates of each of B images and keep the first one of the highest score.
 
     Args:
         sample: called with the candidate's number k from 0, gives (B, …): tokens or images. Where candidate k of a

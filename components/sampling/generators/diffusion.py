@@ -131,7 +131,7 @@ def denoise(
 
 
 def classifier_score(model: SamplingModel, labels: Tensor, scale: float) -> Score:
-    """Classifier guidance: scale times the gradient of log p(label | x_t) at x_t (Dhariwal and Nichol, 2021, 4.1).
+    """Scale times the gradient of log p(label | x_t) at x_t (Dhariwal and Nichol, 2021, section 4.1).
 
     Args:
         model: a classifier of noisy images, trained with the schedule of the model that it guides.
