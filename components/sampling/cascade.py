@@ -64,7 +64,7 @@ def compose(
     return folder
 
 
-class Settings(TypedDict, total=False):
+class SampleSettings(TypedDict, total=False):
     """How plans are made, whatever they ask for."""
 
     batch_size: int | None  # images of a batch at most; None: `most_at_once`
@@ -142,7 +142,7 @@ class Cascade(Parts):
                 raise ValueError(f"request {number}: {error}" if len(requests) > 1 else str(error)) from None
         return plans
 
-    def sample(self, requests: Sequence[Request], **settings: Unpack[Settings]) -> list[np.ndarray]:
+    def sample(self, requests: Sequence[Request], **settings: Unpack[SampleSettings]) -> list[np.ndarray]:
         """Returns a finished uint8 image (H, W, 3) for each request, in order.
 
         The same request gives the same image in whatever company: on a CPU within one gray level, on a GPU to the eye
@@ -150,7 +150,7 @@ class Cascade(Parts):
         Raises ValueError, before any work, if a request can't be met; the message names it by its number from 1."""
         return [list(images.values())[-1] for images in self.sample_stages(requests, **settings)]
 
-    def sample_stages(self, requests: Sequence[Request], **settings: Unpack[Settings]) -> list[Images]:
+    def sample_stages(self, requests: Sequence[Request], **settings: Unpack[SampleSettings]) -> list[Images]:
         """Samples like `sample`, and returns the images of every stage, the finished images last."""
         plans = self.resolve_all(requests)
         finished: list[Images] = [{} for _ in plans]
@@ -162,7 +162,7 @@ class Cascade(Parts):
 
     @torch.no_grad()
     def make(
-        self, plans: Sequence[Plan], **settings: Unpack[Settings]
+        self, plans: Sequence[Plan], **settings: Unpack[SampleSettings]
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """Yields the images of plans batch by batch: (places of the plans, images of each stage).
         The images are uint8 (B, H, W, 3) and still on the device, which may be computing them: no batch waits for the

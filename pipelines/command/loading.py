@@ -38,7 +38,7 @@ from pipelines.planning.profiles import tracking_uri
 TAKES = {"image": "translate", "mask": "translate", "condition": "sample"}  # commands, of images
 
 
-class Model(NamedTuple):
+class OpenModel(NamedTuple):
     """A loaded model with its origin, and the request of the image that is made again."""
 
     cascade: Cascade
@@ -79,7 +79,7 @@ def at_work(console: Console) -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def open_model(model: str | None, *, like: Path | None, tracking: str | None, **given: object) -> Model:
+def open_model(model: str | None, *, like: Path | None, tracking: str | None, **given: object) -> OpenModel:
     """Loads the model of a command: the command's, else the image's.
 
     Args:
@@ -101,7 +101,7 @@ def open_model(model: str | None, *, like: Path | None, tracking: str | None, **
         wanted = "models:/NAME@champion, or the folder of a cascade artifact"
         raise ValueError(f"name the model with --model: {wanted}; only the image of a registered model names its own")
     address, name, version = source_of(model, tracking)
-    return Model(load_cascade(address, tracking), address, name, version, request_of(settings))
+    return OpenModel(load_cascade(address, tracking), address, name, version, request_of(settings))
 
 
 def read_like(path: Path) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def parsed_settings(assignments: Sequence[str]) -> StageSettings:
 
 
 def source_of(model: str, tracking: str | None) -> tuple[str, str, str | None]:
-    """Resolves a model to address, name and version, see `Model`.
+    """Resolves a model to address, name and version, see `OpenModel`.
     Raises UsageError, or ValueError from the registry, if there is no such model."""
     if not model.startswith(REGISTRY):
         return model, absolute(model).rstrip("/").rpartition("/")[2], None
