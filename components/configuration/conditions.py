@@ -78,7 +78,7 @@ class DiffusionConditions(ConditionsConfig):
     """Conditions of a diffusion model: classes, text, embeddings and condition images."""
 
     conditions: tuple[Condition, ...] = ("label",)
-    text: PaddedTextConfig = PaddedTextConfig()  # where text is a condition
+    text: PaddedTextConfig = PaddedTextConfig()  # used where text is a condition
     text_states_dim: int | None = Field(None, ge=1)  # features of a state of a frozen text encoder; None: as it makes
     image_embedding_dim: int | None = Field(None, ge=1)  # the same of an image encoder
     condition_member: Member | None = None  # member of each sample to use as condition_image

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from components.configuration.config import fits, parts_of
 
-MOST_NAMES = 40  # in a message
+MOST_NAMES = 40  # names that an error message lists
 
 
 class UsageError(Exception):

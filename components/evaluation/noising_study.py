@@ -41,7 +41,7 @@ HISTOGRAM_TIMES, ERROR_TIMES, CURVE_POINTS = 5, 20, 200
 class NoisingStudyConfig(Config):
     """Number of held-out images, of shown images and times, and the resolution of shown images."""
 
-    samples: int = Field(128, ge=2)  # images that values and errors are taken of
+    samples: int = Field(128, ge=2)  # images that values and errors are computed from
     shown: int = Field(4, ge=1)  # images in a row of their own
     frames: int = Field(8, ge=2)  # times of a row
     resolution: int | None = Field(None, ge=8)  # of the images that are noised to be seen; None: the model's

@@ -28,7 +28,7 @@ State = Literal["done", "cached", "failed", "running", "queued", "waiting", "ski
 SIDE_METRICS = {"learning_rate", "grad_norm", "checkpoint_copy_seconds", *MEASURES}  # folded away
 CURVES_IN_A_ROW = 3
 HELD = "checkpoint_hold_seconds"
-HIDDEN_METRICS = {"samples_seen"}  # only the step in another unit
+HIDDEN_METRICS = {"samples_seen"}  # the step in another unit
 GROUPS = {  # section of the page -> images in it: name -> (caption, what a screen reader says)
     "cascade": {
         "cascade_side_by_side": ("From small to large", "The image that each stage made, one row for each stage"),

@@ -51,7 +51,7 @@ class Partial(NamedTuple):
 
 
 class FinishedImage(NamedTuple):
-    """A finished image."""
+    """One PNG of a job, sent as soon as it is encoded."""
 
     image: int  # place of the request in its job
     png: bytes
@@ -116,7 +116,7 @@ class Backend(Protocol):
 
 
 class ErrorBody(BaseModel):
-    """An error: a sentence for people, and what programs tell it by."""
+    """An error: a message for people, a type and a code for programs."""
 
     message: str
     type: str
@@ -125,7 +125,7 @@ class ErrorBody(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """The answer to a request that can't be met."""
+    """JSON body of every answer with an error status, in the form of OpenAI's API."""
 
     error: ErrorBody
 

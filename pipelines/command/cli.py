@@ -197,10 +197,10 @@ def data(
     caption_column: Annotated[str | None, typer.Option(help="Likewise; a common name is found.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Likewise: the classes.")] = None,
 ) -> None:
-    """Write WebDataset tars and an index that any recipe trains on, in parallel: `cascade run --set images.source=OUT`
+    """Write WebDataset tars with an index, for `cascade run --set images.source=OUT`.
 
-    Each image is looked at once; what can't be decoded is left out and counted. What was stopped goes on with the same
-    command, and reads nothing again that is done.
+    Works in parallel. Each image is looked at once; what can't be decoded is left out and counted. What was stopped
+    goes on with the same command, and reads nothing again that is done.
 
     Columns of Parquet files and of captions files are found by their common names (image, file_name; caption, text;
     label, class); what is not read is named in a warning. Of a set with train, validation and test, train is read.
@@ -267,7 +267,7 @@ def verify(
     storage: Storage = None,
     tracking: Tracking = None,
 ) -> None:
-    """Read every artifact of a run, or every file of a model, and compare it with what it was when it was made.
+    """Read every artifact of a run, or every file of a model, and compare sizes and sha256.
 
     Prints a line for each file that is missing, changed or added; the exit code is then 1.
 

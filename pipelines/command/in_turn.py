@@ -20,9 +20,9 @@ def lecture(
     profile: ProfileName = "auto",
     figures: Figures = None,
 ) -> None:
-    """Run the lecture: each system by its own recipe, written as a page, `lecture.html` in storage, after each.
+    """Run the lecture, each system by its own recipe; after each, write the page `lecture.html`.
 
-    Finished stages are cached, so the command goes on where it was stopped.
+    Finished stages are cached, so the command goes on where it was stopped. The page lies in storage.
 
     **Examples**
 
@@ -45,10 +45,10 @@ def compare(
     profile: ProfileName = "auto",
     figures: Figures = None,
 ) -> None:
-    """Measure the lecture's taxonomy: VAE to GAN to cascade on the same images of 32², one table and one plot.
+    """Measure the lecture's taxonomy, VAE to GAN to cascade, on the same images of 32².
 
     Finished stages are cached, so the command goes on where it was stopped. `compare.html` in storage is written after
-    each system: bits/dim, distance, precision, recall, time to train and to sample, parameters.
+    each system, one table and one plot: bits/dim, distance, precision, recall, time to train and to sample, parameters.
 
     **Examples**
 

@@ -15,9 +15,10 @@ def reconstruct(
     tracking: Tracking = None,
     out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("reconstructed"),
 ) -> None:
-    """See what an autoencoder keeps of images: each as the model sees it, its codes as colors, its reconstruction.
+    """Draw images beside an autoencoder's reconstructions, with the codes as colors.
 
-    Prints the signal-to-noise ratio of each, and the bits of its codes. Of a cascade it takes the tokenizer.
+    Images are drawn as the model sees them. Prints the signal-to-noise ratio of each, and the bits of its codes. Of a
+    cascade it takes the tokenizer.
 
     **Examples**
 
@@ -38,10 +39,10 @@ def ema(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     tracking: Tracking = None,
 ) -> None:
-    """Choose the length of a model's average of weights, after training: with `ema: power` snapshots were kept for it.
+    """Choose the length of a model's average of weights after a training with `ema: power`.
 
-    `cascade sample` takes the folder that it writes where the model makes images by itself. Of a registered model the
-    average becomes a version too, of the same name: its `candidate`.
+    Snapshots were kept for it. `cascade sample` takes the folder that it writes where the model makes images by itself.
+    Of a registered model the average becomes a version too, of the same name: its `candidate`.
 
     **Examples**
 
@@ -61,9 +62,9 @@ def promote(
     back: Annotated[bool, typer.Option("--back", help="To the champion before.")] = False,
     tracking: Tracking = None,
 ) -> None:
-    """Make a version of a registered model its champion, whatever it measures; services follow within seconds.
+    """Make a version of a registered model its champion, whatever its figures.
 
-    Only this name's alias moves: models of single stages have names of their own.
+    Only this name's alias moves, and services follow within seconds: models of single stages have names of their own.
 
     **Examples**
 

@@ -51,7 +51,7 @@ class StageJob:
     store: Store
     resources: Resources
     provenance: dict[str, Any]
-    forced: str  # id of this run's forced tries: the stage is made anew though it may be committed; "": it is not
+    forced: str  # id of the run that computes the stage again though it is committed; "" where it is not forced
 
 
 @dataclass

@@ -101,7 +101,7 @@ def tracking_uri(flag: str | None) -> str | None:
 class Cluster(NamedTuple):
     """CPUs and GPUs of all nodes together."""
 
-    cpus: float  # logical ones
+    cpus: float  # logical CPUs
     gpus: float = 0
     cpus_per_gpu: float | None = None  # fewest that a node with GPUs has for each of them; None: nobody knows
     nodes: int = 1  # that have CPUs

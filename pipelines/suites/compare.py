@@ -33,7 +33,7 @@ WIDEST = 560  # pixels of a grid of samples
 
 
 class SystemResult(Result):
-    """State of a system with a seed."""
+    """State and figures of one system of the comparison, trained with one seed."""
 
     title: str = ""
     branch: str = ""  # of the taxonomy

@@ -1,1 +1,1 @@
-"""Kinds of generators, a file each; `kinds.py` is the table."""
+"""Kinds of generators, a file each; `GENERATORS` in sampling/cascade.py is the table."""
