@@ -235,8 +235,8 @@ def data(
 
 lecture = app.command()(in_turn.lecture)
 compare = app.command()(in_turn.compare)
-app.command()(sample.sample)
-app.command()(translate.translate)
+sample_command = app.command()(sample.sample)
+translate_command = app.command()(translate.translate)
 reconstruct = app.command()(model.reconstruct)
 ema = app.command()(model.ema)
 promote_command = app.command("promote")(model.promote)

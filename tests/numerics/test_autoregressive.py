@@ -79,9 +79,8 @@ def test_guidance_with_equal_conditions_changes_nothing(transformer: Transformer
 
 def test_drawn_tokens_can_be_trained_on_and_every_step_is_reported(transformer: Transformer):
     seen, condition = [], {"label": LABEL[:1], "text": TEXT[:1]}
-    tokens = generate(
-        transformer, generators=generators(0), **condition, on_token=lambda done, total: seen.append((done, total))
-    )
+    given, report = Conditions(condition, condition), lambda done, total: seen.append((done, total))
+    tokens = generate(transformer, given, generators=generators(0), on_token=report)
     assert seen == [(i, 10) for i in range(1, 11)]
     transformer(tokens, **condition).sum().backward()
     assert transformer.head.weight.grad.abs().sum() > 0
