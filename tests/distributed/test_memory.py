@@ -41,9 +41,9 @@ class ShortTask(DiffusionTask):
         self.place = Path(place)
         self.is_last = self.worker.rank == self.worker.world_size - 1
 
-    def loss(self, batch: Batch) -> Tensor:
-        self.refuse(batch["position"], "short")
-        return super().loss(batch)
+    def part_losses(self, part: Batch) -> Metrics:
+        self.refuse(part["position"], "short")
+        return super().part_losses(part)
 
     def refuse(self, rows: Any, name: str) -> None:
         if self.is_last and len(rows) > ROOM and (self.place / name).exists():
