@@ -105,7 +105,7 @@ def test_two_versions_of_the_code_answer_in_one_process_each_by_its_own(packed: 
     both, checkout = tmp_path / "both", tmp_path / "checkout"
     shutil.copytree(packed / "classifier", both / "1")
     shutil.copytree(Path(components.__file__).parent, checkout / "components")
-    code = checkout / "components" / "sampling" / "guides.py"
+    code = checkout / "components" / "sampling" / "generators" / "diffusion.py"
     code.write_text(code.read_text().replace(".log_softmax(dim=1)", ".log_softmax(dim=1) * 0 + 1"))
     (model,) = (packed / "classifier" / "artifacts").iterdir()
     subprocess.run([sys.executable, "-c", textwrap.dedent(SAVE), both / "2", model], cwd=checkout, check=True)
