@@ -71,8 +71,8 @@ def log(recorder: RunRecorder, first: int, last: int) -> None:
 
 
 def lose_a_driver(place: Path, tracking: str, run: str, *, steps: int, kept: int, mlflow: str = "there") -> None:
-    """A driver trains so many steps, of which `kept` are in storage, and is gone with its machine before any but the
-    first have been sent: it sends every ten seconds."""
+    """A driver trains so many steps, of which `kept` are in storage, and is gone with its machine when MLflow has the
+    first of them: afterwards its thread sends nothing, however slow the machine is."""
     address = tracking if mlflow == "there" else "http://127.0.0.1:9"
     program = f"""
         import os, signal
@@ -86,6 +86,7 @@ def lose_a_driver(place: Path, tracking: str, run: str, *, steps: int, kept: int
         log(lost, 1, FIRST)
         if "{mlflow}" == "there":
             wait_for_first("{address}", "{run}")
+            lost.tracker._send = lambda: None
         log(lost, FIRST + 1, {kept})
         lost.log.store = lambda stage, older_than=0.0: None
         log(lost, {kept + 1}, {steps})
