@@ -19,7 +19,6 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
-    model_validator,
 )
 
 KIND = "kind"
@@ -207,10 +206,8 @@ class Config(BaseModel):
     def _check(self) -> None:
         """Raises ValueError for values that do not fit together; calls the base's own where that has one."""
 
-    @model_validator(mode="after")
-    def _checked(self) -> Self:
+    def model_post_init(self, context: Any) -> None:  # a validator would put its own name into the place of an error
         self._check()
-        return self
 
     @model_serializer(mode="wrap")
     def _dump(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:

@@ -59,8 +59,7 @@ def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list
 def _has_tag(model: type[BaseModel], tag: int | str) -> bool:
     """True if the tag is a model's kind, the network's kind, or the model's name."""
     models = [model, *parts_of(model, "network")]
-    name = str(tag).removeprefix("function-after[_checked(), ").removesuffix("]")  # so pydantic names a checked class
-    return model.__name__ == name or any("kind" in m.model_fields and fits(m, {"kind": tag}) for m in models)
+    return model.__name__ == tag or any("kind" in m.model_fields and fits(m, {"kind": tag}) for m in models)
 
 
 def _models_in(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
