@@ -72,21 +72,27 @@ def log(recorder: RunRecorder, first: int, last: int) -> None:
 
 def lose_a_driver(place: Path, tracking: str, run: str, *, steps: int, kept: int, mlflow: str = "there") -> None:
     """A driver trains so many steps, of which `kept` are in storage, and is gone with its machine when MLflow has the
-    first of them: afterwards its thread sends nothing, however slow the machine is."""
+    first of them: afterwards its thread sends nothing, even one that was sending then."""
     address = tracking if mlflow == "there" else "http://127.0.0.1:9"
     program = f"""
-        import os, signal
+        import os, signal, threading
         from pathlib import Path
         from components.runtime.events import StageStarted
         from pipelines.engine import recorder
+        from components.runtime.tracking.tracker import Tracker
         from tests.integration.test_lost_journal import FIRST, log, stage_folder, start_recorder, wait_for_first
+        gate, send = threading.Lock(), Tracker._send
+        def send_in_turn(tracker):
+            with gate:
+                send(tracker)
+        Tracker._send = send_in_turn
         recorder.STORE_SECONDS = 0.0
         lost = start_recorder(Path("{place}"), "lost", "{address}", "{run}")
         lost.emit(StageStarted("base", "{run}", {{}}, {{}}, stage_folder(Path("{place}"))))
         log(lost, 1, FIRST)
         if "{mlflow}" == "there":
             wait_for_first("{address}", "{run}")
-            lost.tracker._send = lambda: None
+            gate.acquire()  # no sending is under way, and none begins
         log(lost, FIRST + 1, {kept})
         lost.log.store = lambda stage, older_than=0.0: None
         log(lost, {kept + 1}, {steps})

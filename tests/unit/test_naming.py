@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import ray
 from mlflow import MlflowClient
 from rich.console import Console
 from typer.testing import CliRunner
@@ -16,6 +15,7 @@ from components.runtime.tracking.names import DATA, registered_name
 from components.runtime.tracking.promotion import take
 from components.runtime.tracking.tracker import Tracker
 from pipelines.command.cli import app
+from pipelines.engine import driver
 from pipelines.engine.driver import RunOptions, check_name, prepare
 from pipelines.engine.naming import cascade_name, data_identity, source_name
 from pipelines.recipes.catalog import RECIPES, load_recipe
@@ -164,14 +164,16 @@ def test_two_sets_of_one_name_are_refused_before_anything_starts(
     assert "MLflow is away" in start(bob, uri=f"http://127.0.0.1:{free_port()}")
 
 
-def test_a_run_refuses_the_name_where_its_options_do_not_choose_one(sets: tuple[Path, Path], empty_database, tmp_path):
+def test_a_run_refuses_the_name_before_ray_starts_where_its_options_do_not_choose_one(
+    sets: tuple[Path, Path], empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(driver, "start_ray", lambda *_, **__: pytest.fail("Ray was started"))
     tracking = f"sqlite:///{shutil.copy(empty_database, tmp_path)}"
     take(MlflowClient(tracking), registered_name("smoke_on_photos"), {DATA: str(sets[0])})
     command = ["run", "--recipe", "smoke", "--set", f"images.source={sets[1]}", "--storage", str(tmp_path / "runs")]
     done = CliRunner().invoke(app, [*command, "--tracking", tracking])
     assert isinstance(done.exception, UsageError)
     assert "choose a name with --name (--name smoke_on_photos takes it over)" in str(done.exception)
-    assert not ray.is_initialized()
 
 
 def test_a_name_that_another_set_took_while_mlflow_was_away_registers_nothing_and_says_so(
