@@ -167,8 +167,8 @@ def recipes() -> None:
     """List the recipes that come with the package."""
     from pipelines.recipes.catalog import RECIPES
 
-    for name, function in RECIPES.items():
-        typer.echo(f"{name:12} {(function.__doc__ or '').strip().splitlines()[0]}")
+    for name, row in RECIPES.items():
+        typer.echo(f"{name:12} {row.summary}")
 
 
 @app.command()

@@ -19,7 +19,7 @@ from pipelines.planning.profiles import Cluster, Profile, load_profile, parse_cl
 from pipelines.planning.shares import gpu_count, resource_rows, resource_table, share_cluster, trainings
 from pipelines.planning.tar_reads import reads_table, reads_title, reads_warning, tar_reads, tars_in_place
 from pipelines.recipes.catalog import load_recipe
-from pipelines.recipes.published import paper_recipes
+from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.workflow import Workflow
 from pipelines.workflows import build_workflow
 
@@ -65,7 +65,7 @@ def show_plan(options: driver.RunOptions, clusters: Sequence[str], console: Cons
     whole = options.recipe == PUBLISHED
     if whole and (options.set or options.only or options.from_ or options.until):
         raise UsageError(f"--recipe {PUBLISHED} is all of them: --set, --only, --from and --until need one")
-    recipes = [make() for make in paper_recipes().values()] if whole else [load_recipe(options.recipe, options.set)]
+    recipes = [row() for row in PAPER_RECIPES.values()] if whole else [load_recipe(options.recipe, options.set)]
     workflows = [build_workflow(recipe) for recipe in recipes]
     rate = None
     if pay.gpu is not None:

@@ -1,7 +1,6 @@
 """All recipes by name; loading, overriding (`--set a.b=value`) and checking a recipe."""
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,19 +10,24 @@ from pydantic import BaseModel, ValidationError
 from components.configuration.config import KIND, PlaceError, find, kind_of, members, parts_of, put
 from components.configuration.usage import UsageError, explain, nearest
 from pipelines.recipes.diffusion_rows import DIFFUSION_ROWS, FASHION
-from pipelines.recipes.published import paper_recipes
+from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.recipes.rows import DISCRETE_ROWS, TAXONOMY
-from pipelines.recipes.shapes import SHAPES, Recipe
+from pipelines.recipes.shapes import SHAPES, Recipe, RecipeRow
 from pipelines.recipes.systems import openmoji, smoke
 
-ROWS = {  # recipe -> row of the lecture, the first word of its summary
-    recipe: (recipe.__doc__ or "").partition(":")[0] for recipe in (*DISCRETE_ROWS, *DIFFUSION_ROWS, *FASHION)
-}
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    **{recipe.__name__: recipe for recipe in (openmoji, smoke, *ROWS, *TAXONOMY)},
-    **paper_recipes(),
-}
 DEMO = "openmoji"
+LECTURE_ROWS = (*DISCRETE_ROWS, *DIFFUSION_ROWS, *FASHION)
+RECIPES: dict[str, RecipeRow] = {
+    row.name: row
+    for row in (
+        RecipeRow(DEMO, "OpenMoji images: tokenizer at 64², base at 16², upsampler 16² -> 64²; the demo.", openmoji),
+        RecipeRow(
+            "smoke", "Colored solids: the whole cascade in about four minutes on two cores, most of it start-up.", smoke
+        ),
+        *(*LECTURE_ROWS, *TAXONOMY, *PAPER_RECIPES.values()),
+    )
+}
+ROWS = {row.name: row.summary.partition(":")[0] for row in LECTURE_ROWS}  # recipe -> row of the lecture
 
 
 def load_recipe(name_or_file: str, assignments: list[str]) -> Recipe:

@@ -4,11 +4,9 @@ A check raises ValueError and names the field.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Literal
 
-from pydantic import model_validator
-
-from components.configuration.config import Config
+from components.configuration.config import Config, refuse
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.processes import DiscreteProcess
 from components.configuration.sampling import (
@@ -33,12 +31,6 @@ from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.precompute import PrecomputeConfig, TextEncoderConfig
 from components.stages.samples import SamplesConfig
-
-
-def refuse(wrong: bool, message: str) -> None:
-    """Raise ValueError with the message if something is wrong."""
-    if wrong:
-        raise ValueError(message)
 
 
 class RecipeOfImages(Config):
@@ -81,66 +73,58 @@ class DiffusionBranchRecipe(RecipeOfImages):
         """Resolution of the images that the base learns from, in pixels."""
         return (self.autoencoder or self.base).data.resolution
 
-    @model_validator(mode="after")
-    def _stages_fit(self) -> Self:
+    def _check(self) -> None:
+        sampling = self.sampling.base
         side = check_cascade(self.base, self.upsamplers, self.sampling, first=self.learned)
         self.check_images(side, "the largest that a model makes")
         if self.classifier is not None and self.autoencoder is None:
             check_guide(self.classifier, self.base)
         if self.weaker is not None:
             check_weaker(self.weaker, self.base)
-        elif self.sampling.base.autoguidance_scale != 1:
-            raise ValueError("sampling.base.autoguidance_scale must be 1: there is no weaker model to be guided by")
-        return self
-
-    @model_validator(mode="after")
-    def _latents_fit(self) -> Self:
+        unguided = self.weaker is None and sampling.autoguidance_scale != 1
+        refuse(unguided, "sampling.base.autoguidance_scale must be 1: there is no weaker model to be guided by")
         if self.autoencoder is None:
             check_channels(self.base, self.upsamplers)
-            return self
-        data, latent, threshold = self.base.data, self.autoencoder.network, self.sampling.base.threshold
-        side, channels, of = self.learned // latent.factor, latent.diffused_channels, "the autoencoder's latents"
-        refuse(data.resolution != side, f"base.data.resolution must be {side}, the side of {of}")
-        refuse(data.in_channels != channels, f"base.data.in_channels must be {channels}, those of {of}")
-        refuse(threshold != "none", "sampling.base.threshold must be none: latents have no range to be clipped to")
-        refuse(self.classifier is not None, "classifier knows images, the base makes latents: leave one of them out")
-        return self
+        else:
+            data, latent, of = self.base.data, self.autoencoder.network, "the autoencoder's latents"
+            side, channels = self.learned // latent.factor, latent.diffused_channels
+            refuse(data.resolution != side, f"base.data.resolution must be {side}, the side of {of}")
+            refuse(data.in_channels != channels, f"base.data.in_channels must be {channels}, those of {of}")
+            fault = "sampling.base.threshold must be none: latents have no range to be clipped to"
+            refuse(sampling.threshold != "none", fault)
+            refuse(self.classifier, "classifier knows images, the base makes latents: leave one of them out")
+        self._check_encoders()
+        if self.precompute is not None:
+            self._check_precompute(self.precompute)
 
-    @model_validator(mode="after")
-    def _encoders_are_there(self) -> Self:
-        contrastive, text, prior = (p is not None for p in (self.contrastive, self.text_encoder, self.diffusion_prior))
-        conditions = {name for model in (self.base, *self.upsamplers) for name in model.conditioning.conditions}
-        states, embedding = ("text_states" in conditions and not contrastive), "image_embedding" in conditions
-        refuse(states and not text, "text_states among the conditions need contrastive or text_encoder")
-        if embedding and not (contrastive and prior):
-            raise ValueError("image_embedding among the conditions needs contrastive and diffusion_prior")
-        refuse(prior and not embedding, "diffusion_prior makes image_embedding, which is among no model's conditions")
-        refuse(prior and text, "contrastive reads the prompts of a diffusion_prior: leave text_encoder out")
-        return self
-
-    @model_validator(mode="after")
-    def _encoders_fit(self) -> Self:
-        if (encoder := self.contrastive) is None:
-            return self
-        dims = {"image_embedding": encoder.network.embedding_dim}
-        if self.text_encoder is None:
-            dims["text_states"] = encoder.text.text_dim
+    def _check_encoders(self) -> None:
+        contrastive, text, prior = self.contrastive, self.text_encoder, self.diffusion_prior
         models = {"base": self.base} | {f"upsamplers.{n}": upsampler for n, upsampler in enumerate(self.upsamplers)}
+        conditions = {name for model in models.values() for name in model.conditioning.conditions}
+        unknown = "text_states" in conditions and not (contrastive or text)
+        refuse(unknown, "text_states among the conditions need contrastive or text_encoder")
+        embedding = "image_embedding" in conditions
+        fault = "image_embedding among the conditions needs contrastive and diffusion_prior"
+        refuse(embedding and not (contrastive and prior), fault)
+        fault = "diffusion_prior makes image_embedding, which is among no model's conditions"
+        refuse(prior and not embedding, fault)
+        refuse(prior and text, "contrastive reads the prompts of a diffusion_prior: leave text_encoder out")
+        if contrastive is None:
+            return
+        dims = {"image_embedding": contrastive.network.embedding_dim}
+        if text is None:
+            dims["text_states"] = contrastive.text.text_dim
         for where, model in models.items():
             for name in dims.keys() & {*model.conditioning.conditions}:
                 wrong = getattr(model.conditioning, f"{name}_dim") not in (None, dims[name])
                 refuse(wrong, f"{where}.{name}_dim must be {dims[name]}, as contrastive makes it")
-        seen, prior, used = encoder.data.resolution, self.diffusion_prior, self.base.conditioning.conditions
-        too_large = "image_embedding" in used and self.learned < seen
-        if prior is not None and prior.data.resolution < seen:
-            raise ValueError(f"diffusion_prior.resolution must be at least contrastive.resolution {seen}")
-        refuse(too_large, f"contrastive.resolution must be at most {self.learned}, that of the images base learns from")
-        return self
+        seen = contrastive.data.resolution
+        small = prior is not None and prior.data.resolution < seen
+        refuse(small, f"diffusion_prior.resolution must be at least contrastive.resolution {seen}")
+        small = "image_embedding" in self.base.conditioning.conditions and self.learned < seen
+        refuse(small, f"contrastive.resolution must be at most {self.learned}, that of the images base learns from")
 
-    @model_validator(mode="after")
-    def _precompute_fits(self) -> Self:
-        if (once := self.precompute) is None:
-            return self
+    def _check_precompute(self, once: PrecomputeConfig) -> None:
         makers = {"latents": self.autoencoder, "text_states": self.contrastive or self.text_encoder}
         for column in once.columns:
             fault = f"{column} among precompute.columns has no model that makes it in this recipe"
@@ -152,7 +136,6 @@ class DiffusionBranchRecipe(RecipeOfImages):
             least = max(least, self.diffusion_prior.data.resolution)
         refuse(encoded and once.resolution != side, f"precompute.resolution must be {side}, that of the autoencoder")
         refuse(once.kept < least, f"precompute.kept_resolution must be at least {least}, what is read of its images")
-        return self
 
 
 class ImageToImageRecipe(RecipeOfImages):
@@ -163,14 +146,12 @@ class ImageToImageRecipe(RecipeOfImages):
     sampling: RestorationSampling = RestorationSampling()
     restoration: RestorationConfig
 
-    @model_validator(mode="after")
-    def _images_are_large_enough(self) -> Self:
+    def _check(self) -> None:
         self.check_images(self.model.data.resolution, "model.resolution")
         check_steps("sampling.model", self.sampling.model, self.model)
         refuse(self.model.degradation is None, "model.degradation is missing: what it restores")
-        if self.images.holdout_fraction == 0:
-            raise ValueError("images.holdout_fraction must be above 0: held-out images are restored")
-        return self
+        fault = "images.holdout_fraction must be above 0: held-out images are restored"
+        refuse(self.images.holdout_fraction == 0, fault)
 
 
 class DiffusionStudiesRecipe(RecipeOfImages):
@@ -189,8 +170,7 @@ class DiffusionStudiesRecipe(RecipeOfImages):
     guidance_study: GuidanceStudyConfig | None = None
     evaluation: EvaluationConfig
 
-    @model_validator(mode="after")
-    def _models_fit(self) -> Self:
+    def _check(self) -> None:
         check_channels(self.base)
         side, own = check_cascade(self.base, (), self.sampling), self.images.resolution
         for name, model in {"classifier": self.classifier, "judge": self.judge}.items():
@@ -201,18 +181,25 @@ class DiffusionStudiesRecipe(RecipeOfImages):
         if self.classifier is not None:
             check_guide(self.classifier, self.base)
         noised = 0 if self.noising_study is None else self.noising_study.resolution or side
-        noisy = self.judge is not None and self.judge.noisy
         refuse(own < noised, f"noising_study.resolution must be at most images.resolution {own}")
-        refuse(noisy, "judge.noisy must be false: it judges finished images")
-        return self
+        refuse(self.judge is not None and self.judge.noisy, "judge.noisy must be false: it judges finished images")
+        self._check_steps()
+        if (study := self.guidance_study) is None:
+            return
+        by_classifier = {"classifier", "classifier_unconditional"} & {*study.methods}
+        needs = {"judge": True, "weaker": "autoguidance" in study.methods, "classifier": by_classifier}
+        for name, needed in needs.items():
+            missing = needed and getattr(self, name) is None
+            refuse(missing, f"{name} is missing: guidance_study.methods {list(study.methods)} need it")
+        labels = "label" in self.base.conditioning.conditions
+        refuse(not labels, "base.conditions must hold label: guidance_study asks for classes")
 
-    @model_validator(mode="after")
-    def _steps_exist(self) -> Self:
+    def _check_steps(self) -> None:
         process = self.base.process
         if not isinstance(process, DiscreteProcess):
             for name in ("likelihood", "noising_study"):
                 refuse(getattr(self, name) is not None, f"{name} needs base.process discrete, not {process.kind}")
-            return self
+            return
         most, counts = process.num_train_timesteps, dict[str, int]()
         if self.likelihood is not None:
             count = self.likelihood.timesteps_per_image or most
@@ -223,21 +210,6 @@ class DiffusionStudiesRecipe(RecipeOfImages):
             counts["guidance_study.num_inference_steps"] = self.guidance_study.num_inference_steps
         for name, steps in counts.items():
             refuse(steps > most, f"{name} must be at most base.num_train_timesteps {most}, not {steps}")
-        return self
-
-    @model_validator(mode="after")
-    def _a_guidance_study_has_its_models(self) -> Self:
-        if self.guidance_study is None:
-            return self
-        methods = self.guidance_study.methods
-        by_classifier = bool({"classifier", "classifier_unconditional"} & {*methods})
-        needs = {"judge": True, "weaker": "autoguidance" in methods, "classifier": by_classifier}
-        for name, needed in needs.items():
-            missing = needed and getattr(self, name) is None
-            refuse(missing, f"{name} is missing: guidance_study.methods {list(methods)} need it")
-        labels = "label" in self.base.conditioning.conditions
-        refuse(not labels, "base.conditions must hold label: guidance_study asks for classes")
-        return self
 
 
 def check_cascade(
@@ -254,8 +226,8 @@ def check_cascade(
 
     Raises ValueError for a stage that does not fit the one before it, or whose sampling it can't do.
     """
-    if base.low_res is not None or base.degradation is not None:
-        raise ValueError("base.low_res and base.degradation must be empty: the base model starts from noise alone")
+    fault = "base.low_res and base.degradation must be empty: the base model starts from noise alone"
+    refuse(base.low_res or base.degradation, fault)
     check_steps("sampling.base", sampling.base, base)
     count, side = len(upsamplers), base.data.resolution if first is None else first
     refuse(len(sampling.upsamplers) != count, f"sampling.upsamplers must be as many as upsamplers, {count}")
@@ -273,18 +245,16 @@ def check_cascade(
 def check_channels(base: DiffusionTraining, upsamplers: Sequence[DiffusionTraining] = ()) -> None:
     """Raise ValueError for a base of images, not latents, with other channels than images have."""
     channels, place = base.data.in_channels, "base.data.in_channels must be 3"
-    gray = f"{place}, or 1 for gray images, not {channels}: others are of latents"
-    color = f"{place}: upsamplers enlarge images in color"
-    refuse(channels not in (1, 3), gray)
-    refuse(channels == 1 and bool(upsamplers), color)
+    refuse(channels not in (1, 3), f"{place}, or 1 for gray images, not {channels}: others are of latents")
+    refuse(channels == 1 and upsamplers, f"{place}: upsamplers enlarge images in color")
 
 
 def check_weaker(weaker: DiffusionTraining, base: DiffusionTraining) -> None:
     """Raise ValueError for a weaker model of other images, conditions or outputs than the base."""
 
-    def facts(model: DiffusionTraining) -> dict[str, Any]:
-        conditions, own = [*model.conditioning.conditions], model.data
-        sizes = {"resolution": own.resolution, "in_channels": own.in_channels}
+    def facts(model: DiffusionTraining) -> dict[str, object]:
+        data, conditions = model.data, [*model.conditioning.conditions]
+        sizes = {"resolution": data.resolution, "in_channels": data.in_channels}
         return {**sizes, "conditions": conditions, "process": model.process}
 
     needed = facts(base)
@@ -297,6 +267,6 @@ def check_steps(where: str, sampling: DiffusionSampling, model: DiffusionTrainin
     if not isinstance(process := model.process, DiscreteProcess):
         return
     most, skips = process.num_train_timesteps, process.zero_terminal_snr and sampling.spacing == "leading"
-    if sampling.num_inference_steps > most:
-        raise ValueError(f"{where}.num_inference_steps must be at most num_train_timesteps {most}")
+    above = sampling.num_inference_steps > most
+    refuse(above, f"{where}.num_inference_steps must be at most num_train_timesteps {most}")
     refuse(skips, f"{where}.spacing must not be leading: it skips the last step of zero_terminal_snr")

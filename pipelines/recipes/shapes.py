@@ -3,11 +3,11 @@
 A check raises ValueError and names the field.
 """
 
-from typing import Any, Literal, NamedTuple, Self
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
 
-from pydantic import model_validator
-
-from components.configuration.config import Config
+from components.configuration.config import Config, refuse
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.families import family_of
 from components.configuration.optimization import Training
@@ -42,7 +42,6 @@ from pipelines.recipes.diffusion_shapes import (
     RecipeOfImages,
     check_cascade,
     check_channels,
-    refuse,
 )
 
 
@@ -53,13 +52,9 @@ class AgreementRecipe(Config):
     matcher: ContrastiveTraining | None = None
     measure: AgreementConfig = AgreementConfig()
 
-    @model_validator(mode="after")
-    def _somebody_judges_finished_images(self) -> Self:
-        nobody = self.judge is None and self.matcher is None
-        refuse(nobody, "judge and matcher are missing: agreement needs one of them")
-        noisy = self.judge is not None and self.judge.noisy
-        refuse(noisy, "judge.noisy must be false: it judges finished images")
-        return self
+    def _check(self) -> None:
+        refuse(not (self.judge or self.matcher), "judge and matcher are missing: agreement needs one of them")
+        refuse(self.judge is not None and self.judge.noisy, "judge.noisy must be false: it judges finished images")
 
 
 class CascadeRecipe(RecipeOfImages):
@@ -76,8 +71,7 @@ class CascadeRecipe(RecipeOfImages):
     evaluation: EvaluationConfig
     agreement: AgreementRecipe | None = None  # whether labels and prompts do anything
 
-    @model_validator(mode="after")
-    def _stages_fit(self) -> Self:
+    def _check(self) -> None:
         check_channels(self.base, self.upsamplers)
         side, tokenized = check_cascade(self.base, self.upsamplers, self.sampling), self.tokenizer.data.resolution
         self.check_images(max(side, tokenized), "the largest that a model makes")
@@ -86,7 +80,6 @@ class CascadeRecipe(RecipeOfImages):
             model = getattr(self.agreement, name, None)
             too_large = model is not None and model.data.resolution > made
             refuse(too_large, f"agreement.{name}.data.resolution must be at most {made}, what is made")
-        return self
 
 
 class ConditionRecipe(Config):
@@ -95,11 +88,9 @@ class ConditionRecipe(Config):
     tokenizer: AutoencoderTraining
     tokens: TokensConfig = TokensConfig()
 
-    @model_validator(mode="after")
-    def _same_member(self) -> Self:
+    def _check(self) -> None:
         own, member = self.tokens.member, self.tokenizer.data.member
         refuse(own != member, f"tokens.member {own} must be tokenizer.member {member}")
-        return self
 
 
 class TokenBranchRecipe(RecipeOfImages):
@@ -115,10 +106,9 @@ class TokenBranchRecipe(RecipeOfImages):
     samples: SamplesConfig
     evaluation: EvaluationConfig
 
-    @model_validator(mode="after")
-    def _stages_fit(self) -> Self:
-        codes = self.tokenizer.has_codes
-        refuse(not codes, "tokenizer.bottleneck gaussian makes no tokens; choose vq_ema, vq, gumbel or fsq")
+    def _check(self) -> None:
+        fault = "tokenizer.bottleneck gaussian makes no tokens; choose vq_ema, vq, gumbel or fsq"
+        refuse(not self.tokenizer.has_codes, fault)
         resolution, conditions = self.tokenizer.data.resolution, self.prior.conditioning.conditions
         too_large = self.reranker is not None and self.reranker.data.resolution > resolution
         refuse(too_large, f"reranker.resolution must be at most tokenizer.resolution {resolution}")
@@ -132,21 +122,15 @@ class TokenBranchRecipe(RecipeOfImages):
             raise ValueError(f"condition is {state}, prior.conditions {asks}")
         grid = self.prior.needs().resolution
         refuse(grid is not None, "prior.resolution must be empty: the grid of the tokens decides")
-        return self
-
-    @model_validator(mode="after")
-    def _sampling_is_the_prior_s(self) -> Self:
         sampling, own = self.sampling.prior, family_of(self.prior.network.kind).sampling
         tokens = (self.tokenizer.data.resolution // self.tokenizer.network.factor) ** 2
         if isinstance(sampling, MaskedTokenSampling):
-            masked, steps = own is MaskedTokenSampling, sampling.num_inference_steps
-            refuse(not masked, "sampling.prior takes no num_inference_steps: only a masked_transformer draws in steps")
-            refuse(
-                steps > tokens, f"sampling.prior.num_inference_steps must be at most {tokens}, the tokens of an image"
-            )
+            fault = "sampling.prior takes no num_inference_steps: only a masked_transformer draws in steps"
+            refuse(own is not MaskedTokenSampling, fault)
+            fault = f"sampling.prior.num_inference_steps must be at most {tokens}, the tokens of an image"
+            refuse(sampling.num_inference_steps > tokens, fault)
         wrong = isinstance(sampling, TransformerSampling) and own is not TransformerSampling
         refuse(wrong, "sampling.prior takes no compile_decoding: only a transformer is decoded so")
-        return self
 
 
 class OneModelRecipe(RecipeOfImages):
@@ -164,8 +148,7 @@ class OneModelRecipe(RecipeOfImages):
         """Settings of the samples; None for an autoencoder with codes: only a token branch draws codes."""
         return None if self.model.has_codes else self.samples
 
-    @model_validator(mode="after")
-    def _model_is_drawn_and_measured_as_its_kind(self) -> Self:
+    def _check(self) -> None:
         if (side := self.model.data.resolution) is None:
             raise ValueError("model.resolution is missing: a model of images needs it")
         self.check_images(side, "model.resolution")
@@ -181,7 +164,6 @@ class OneModelRecipe(RecipeOfImages):
             if family.sampling is None:
                 raise ValueError(f"sampling.model must be empty: a {kind} leaves nothing to choose")
             raise ValueError(f"sampling.model: a {kind} takes {', '.join(family.sampling.model_fields)}")
-        return self
 
 
 Recipe = (
@@ -192,14 +174,19 @@ Recipe = (
     | ImageToImageRecipe
     | DiffusionStudiesRecipe
 )
-SHAPES: dict[str, type[Recipe]] = {
-    "full_cascade": CascadeRecipe,
-    "token_branch": TokenBranchRecipe,
-    "one_model": OneModelRecipe,
-    "diffusion_branch": DiffusionBranchRecipe,
-    "image_to_image": ImageToImageRecipe,
-    "diffusion_studies": DiffusionStudiesRecipe,
-}
+SHAPES: dict[str, type[Recipe]] = {shape.model_fields["workflow"].default: shape for shape in get_args(Recipe)}
+
+
+@dataclass(frozen=True)
+class RecipeRow:
+    """A recipe of the catalog; calling the row builds the recipe."""
+
+    name: str
+    summary: str  # of a recipe of the lecture: its row, a colon and the rest
+    build: Callable[[str], Recipe]  # takes the name
+
+    def __call__(self) -> Recipe:
+        return self.build(self.name)
 
 
 class SharedParts(NamedTuple):
@@ -214,10 +201,16 @@ class SharedParts(NamedTuple):
         return OneModelRecipe(name=name, model=model, **self._asdict() | parts)
 
     def token_branch(
-        self, name: str, tokenizer: AutoencoderTraining, prior: Training, sampling: TokenSampling, **parts: Any
+        self,
+        name: str,
+        tokenizer: AutoencoderTraining,
+        prior: Training,
+        sampling: TokenSampling | TokenBranchSampling,
+        **parts: Any,
     ) -> TokenBranchRecipe:
-        """A recipe of a tokenizer and a prior over the tokens."""
-        parts |= {"tokenizer": tokenizer, "prior": prior, "sampling": TokenBranchSampling(prior=sampling)}
+        """A recipe of a tokenizer and a prior over the tokens; `sampling` is of the prior, or of all."""
+        own = TokenBranchSampling(prior=sampling) if isinstance(sampling, TokenSampling) else sampling
+        parts |= {"tokenizer": tokenizer, "prior": prior, "sampling": own}
         return TokenBranchRecipe(name=name, **self._asdict() | parts)
 
     def branch(

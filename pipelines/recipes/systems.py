@@ -214,8 +214,8 @@ def as_improved_ddpm(training: DiffusionTraining) -> DiffusionTraining:
     return as_ddpm(training).replace(schedule="cosine", variance="learned_range", loss="hybrid")
 
 
-def openmoji() -> CascadeRecipe:
-    """OpenMoji images: tokenizer at 64², base at 16², upsampler 16² -> 64²; the demo."""
+def openmoji(name: str = "openmoji") -> CascadeRecipe:
+    """The demo, of which other recipes take parts."""
     tokenizer = adversarial(autoencoder(), start=600)
     base = unet(16, 32, (1, 2, 4), (8, 4), steps=1300, batch=24)
     upsampler = unet(64, 16, (1, 2, 4, 4), (), steps=1150, batch=6, saves=5)
@@ -232,7 +232,7 @@ def openmoji() -> CascadeRecipe:
         base=SKETCH.replace(num_inference_steps=14, guidance_scale=1.5),
         upsamplers=(LAST_TWELVE.replace(noise_level=80),))
     return CascadeRecipe(
-        name="openmoji", images=emoji(),
+        name=name, images=emoji(),
         tokenizer=tokenizer.replace(total_steps=1200, checkpoint_every=300, sample_every=600),
         prior=by_class_and_caption(transformer()).replace(global_batch_size=24),
         # x_0 gives flat colors after minutes, where v_prediction leaves grain: 177 in place of 192, and 120 of 187.
@@ -240,8 +240,8 @@ def openmoji() -> CascadeRecipe:
         sampling=sampling, samples=SamplesConfig(), evaluation=EvaluationConfig(precision="bf16"), agreement=agreement)
 
 
-def smoke() -> CascadeRecipe:
-    """Colored solids: the whole cascade in about four minutes on two cores, most of it start-up."""
+def smoke(name: str = "smoke") -> CascadeRecipe:
+    """The cascade on colored solids, for tests of the whole system."""
     tokenizer = autoencoder_32().replace(
         channels=16, patch_shortcut=False, codebook_decay=0.99, reconstruction="l1", perceptual_weight=1.0,
         adversarial_weight=0.8, discriminator_channels=16, discriminator_layers=2)
@@ -249,7 +249,7 @@ def smoke() -> CascadeRecipe:
     base = unet(16, 16, (1, 2), (8,), steps=80, batch=32)
     upsampler = unet(32, 16, (1, 2), (), steps=60, batch=16).replace(low_res_resolution=16)
     return CascadeRecipe(
-        name="smoke", images=scenes().replace(samples_per_shard=128, text_length=12, limit=512),
+        name=name, images=scenes().replace(samples_per_shard=128, text_length=12, limit=512),
         tokenizer=brief(tokenizer, batch=16, rate=1e-3), prior=brief(by_class_and_caption(prior), batch=32),
         base=brief(by_class_and_caption(base), batch=32, steps=80), upsamplers=(brief(upsampler, batch=16),),
         sampling=CascadeSampling(

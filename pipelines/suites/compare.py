@@ -17,11 +17,11 @@ from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.report import Figure, Table, duration, figure, number, page_environment, shrunk
 from pipelines.engine.display import say
 from pipelines.engine.run_report import run_images
-from pipelines.recipes.rows import SIDE, TAXONOMY, TRACTABLE, System
+from pipelines.recipes.rows import SIDE, TAXONOMY, TRACTABLE
 from pipelines.suites.runner import Key, Result, Stages, Suite, shown_table
 
 SEEDS = "compare.json"
-SYSTEMS: dict[str, System] = {recipe.__name__: system for recipe, system in TAXONOMY.items()}
+SYSTEMS = {system.name: system for system in TAXONOMY}
 LIKELIHOODS = {  # names in the study's summary -> what they are; an exact one is only that of a tractable density
     "held_out_bits_per_dim": "bound",
     "estimated_held_out_bits_per_dim": "estimated bound",

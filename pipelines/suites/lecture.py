@@ -93,11 +93,10 @@ def run_lecture(
 
 def chosen_rows(names: list[str]) -> dict[str, str]:
     """Recipe -> row, of the rows or recipes named."""
-    rows = {recipe.__name__: row for recipe, row in ROWS.items()}
-    choices = {*rows, *rows.values()}
+    choices = {*ROWS, *ROWS.values()}
     if unknown := [name for name in names if name not in choices]:
         raise UsageError(f"no row or recipe {unknown[0]!r}{nearest(unknown[0], sorted(choices))}")
-    return {recipe: row for recipe, row in rows.items() if not names or recipe in names or row in names}
+    return {recipe: row for recipe, row in ROWS.items() if not names or recipe in names or row in names}
 
 
 class Lecture(Suite[RecipeResult]):
@@ -138,8 +137,8 @@ class Lecture(Suite[RecipeResult]):
 
 def catalog_entry(recipe: str) -> dict[str, str]:
     """Row and summary of a recipe."""
-    first = (RECIPES[recipe].__doc__ or "").strip().splitlines()[0].partition(": ")[2]
-    return {"row": chosen_rows([])[recipe], "summary": first[:1].upper() + first[1:]}
+    summary = RECIPES[recipe].summary.partition(": ")[2]
+    return {"row": ROWS[recipe], "summary": summary[:1].upper() + summary[1:]}
 
 
 def figures_of(artifacts: Mapping[str, Artifact], trained: Mapping[str, Artifact]) -> dict[str, float]:

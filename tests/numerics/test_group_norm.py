@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from components.models.layers import GroupNorm, Normalized16Bits
 from pipelines.planning.memory import counted_activations, model_of
-from pipelines.recipes.published import paper_recipes
+from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.workflows import build_workflow
 
 SHIFT = 30.0  # deviations that the mean lies away from zero: statistics of 16 bits would be off by a twentieth of one
@@ -52,6 +52,6 @@ GIGABYTES = {
 
 @pytest.mark.parametrize(("recipe", "stage"), GIGABYTES)
 def test_a_published_network_keeps_so_many_bytes_a_sample(recipe: str, stage: str) -> None:
-    workflow = build_workflow(paper_recipes()[recipe]())
+    workflow = build_workflow(PAPER_RECIPES[recipe]())
     kept = counted_activations(model_of(workflow.by_name[stage], workflow.stages))
     assert kept.whole.sample / 1e9 == pytest.approx(GIGABYTES[recipe, stage], abs=0.001)

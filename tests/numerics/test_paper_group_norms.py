@@ -20,7 +20,7 @@ from components.models.bundle import NETWORKS
 from components.models.critics import PatchDiscriminator
 from components.models.layers import GroupNorm
 from pipelines.recipes.catalog import RECIPES
-from pipelines.recipes.published import paper_recipes
+from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.recipes.published_networks import AUTOENCODERS, PAPER_CLASSIFIERS, PAPER_DIFFUSION
 
 DATASET_INFO = DatasetInfo(num_classes=1000, vocab_size=50_257, text_length=128)
@@ -208,7 +208,7 @@ def configs_in(part: object) -> Iterator[Config]:
             yield from configs_in(getattr(part, name))
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES.keys() - paper_recipes().keys()))
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - PAPER_RECIPES.keys()))
 def test_networks_of_our_own_size_keep_four_channels_in_each_group(name: str):
     for config in configs_in(RECIPES[name]()):
         found = norms_of(build(config))

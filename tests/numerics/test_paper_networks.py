@@ -15,8 +15,10 @@ from components.models.bundle import NETWORKS
 from components.models.noisy_classifier import NoisyClassifier
 from components.models.transformer import Transformer
 from components.training.learner import make_network, without_memory
-from pipelines.recipes.published import PAPER_BRANCHES, PRIORS, diffusion_branch, token_branch
+from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe
+from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.recipes.published_networks import AUTOENCODERS, PAPER_CLASSIFIERS, PAPER_DIFFUSION
+from pipelines.recipes.shapes import TokenBranchRecipe
 
 DATASET_INFO = DatasetInfo(num_classes=1000, vocab_size=50_257, text_length=128)
 PUBLISHED = {
@@ -73,11 +75,11 @@ def test_a_published_classifier_has_its_published_size(name: str, published: int
         assert count(NoisyClassifier(**PAPER_CLASSIFIERS[name].network_arguments(DATASET_INFO))) == published
 
 
-@pytest.mark.parametrize("name", PAPER_BRANCHES)
+@pytest.mark.parametrize("name", PAPER_RECIPES)
 def test_a_published_classifier_knows_the_noise_of_the_guided_model(name: str):
-    recipe = diffusion_branch(name, PAPER_BRANCHES[name])
-    classifier, base = recipe.classifier, recipe.base
-    if classifier is not None:
+    recipe = PAPER_RECIPES[name]()
+    if isinstance(recipe, DiffusionBranchRecipe) and recipe.classifier is not None:
+        classifier, base = recipe.classifier, recipe.base
         assert classifier.data.resolution == base.data.resolution
         process = classifier.process.objective()
         del process["prediction_type"]  # which says nothing of the noise
@@ -137,7 +139,8 @@ def test_the_vq_vae_makes_the_tokens_of_its_paper():
 
 
 def build_prior(name: str, *, classes: int) -> Transformer:
-    recipe = token_branch(name, PRIORS[name])
+    recipe = PAPER_RECIPES[name]()
+    assert isinstance(recipe, TokenBranchRecipe)
     text = recipe.images
     dataset_info = DatasetInfo(num_classes=classes, vocab_size=text.vocab_size, text_length=text.text_length)
     with without_memory():

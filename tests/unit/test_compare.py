@@ -216,6 +216,6 @@ def test_the_page_shows_every_seed_that_was_asked_for_and_reads_what_is_finished
 
 def test_names_may_leave_out_the_size_and_another_name_is_refused() -> None:
     assert chosen_systems(["gan", "ddpm_32"]) == ["ddpm_32", "gan_32"]
-    assert chosen_systems([]) == [recipe.__name__ for recipe in TAXONOMY]
+    assert chosen_systems([]) == [system.name for system in TAXONOMY]
     with pytest.raises(UsageError, match="no system 'gen'; did you mean 'gan'"):
         run_compare(["gen"], seed=0, storage=None, tracking=None, profile="auto", console=Console(quiet=True))

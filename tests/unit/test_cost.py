@@ -42,7 +42,7 @@ from pipelines.planning.memory import (
 from pipelines.planning.profiles import Profile, parse_cluster
 from pipelines.planning.shares import share_cluster, trainings
 from pipelines.recipes.catalog import RECIPES
-from pipelines.recipes.published import paper_recipes
+from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.recipes.published_networks import PAPER_DIFFUSION
 from pipelines.workflow import Workflow
 from pipelines.workflows import build_workflow
@@ -97,7 +97,7 @@ def cluster(gpus: int):
 
 @pytest.mark.parametrize(("recipe", "stage"), GMACS)
 def test_operations_of_a_published_network_are_within_two_percent_of_those_published(recipe: str, stage: str):
-    config = build_workflow(paper_recipes()[recipe]()).by_name[stage].config
+    config = build_workflow(PAPER_RECIPES[recipe]()).by_name[stage].config
     assert isinstance(config, DiffusionTraining)
     assert near(per_image(config), published_flops(recipe, stage) or 0)
 
@@ -277,8 +277,8 @@ def test_the_plan_says_what_each_stage_costs():
 
 def test_published_recipes_stand_in_tables_that_the_command_prints(monkeypatch: pytest.MonkeyPatch):
     """Each training once among the costs and once in what a GPU holds, and the compute of each published system."""
-    recipes = {name: paper_recipes()[name] for name in ("ddpm_cifar_10", "adm_imagenet_128_512")}
-    monkeypatch.setattr(plan, "paper_recipes", lambda: recipes)
+    recipes = {name: PAPER_RECIPES[name] for name in ("ddpm_cifar_10", "adm_imagenet_128_512")}
+    monkeypatch.setattr(plan, "PAPER_RECIPES", recipes)
     result = CliRunner().invoke(cli.app, COMMAND.split()[1:])
     assert result.exit_code == 0, result.exception
     rows = [line.split(" | ")[:2] for line in result.stdout.splitlines() if line.startswith("| `")]
@@ -293,4 +293,4 @@ def test_published_recipes_stand_in_tables_that_the_command_prints(monkeypatch: 
 def test_no_page_repeats_the_figures_of_published_recipes():
     assert COMMAND in PAGE.read_text()
     for page in PAGE.parent.glob("*.md"):
-        assert not re.findall(r"^\| `(?:" + "|".join(paper_recipes()) + r")` \|.*[GM]B", page.read_text(), re.MULTILINE)
+        assert not re.findall(r"^\| `(?:" + "|".join(PAPER_RECIPES) + r")` \|.*[GM]B", page.read_text(), re.MULTILINE)

@@ -9,8 +9,7 @@ from components.configuration.usage import UsageError
 from components.models.autoencoder import Autoencoder
 from components.stages.precompute import TextEncoderConfig
 from pipelines.planning.preflight import Needs, check_needs
-from pipelines.recipes.catalog import load_recipe
-from pipelines.recipes.diffusion_rows import imagen
+from pipelines.recipes.catalog import RECIPES, load_recipe
 from pipelines.recipes.systems import vae_gan
 from pipelines.workflows import build_workflow
 from tests.in_process import in_process
@@ -37,8 +36,9 @@ def test_the_channels_of_latents_are_known_without_the_network(bottleneck: dict)
 
 def asked_by(uri: str) -> Needs:
     """What Imagen needs with the pretrained encoder at `uri`."""
-    numbers = imagen().model_dump() | {"contrastive": None, "text_encoder": TextEncoderConfig(uri=uri)}
-    return Needs(tuple(stage.config for stage in build_workflow(type(imagen())(**numbers)).stages))
+    imagen = RECIPES["imagen"]()
+    numbers = imagen.model_dump() | {"contrastive": None, "text_encoder": TextEncoderConfig(uri=uri)}
+    return Needs(tuple(stage.config for stage in build_workflow(type(imagen)(**numbers)).stages))
 
 
 def test_a_text_encoder_is_looked_for_before_anything_starts(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_missing_text_encoder_is_one_line_and_exit_code_2(tmp_path: Path) -> N
 
 
 def test_imagens_upsampler_is_told_the_text_by_the_frozen_encoder_that_the_base_is() -> None:
-    workflow = build_workflow(imagen())
+    workflow = build_workflow(RECIPES["imagen"]())
     assert workflow.before("upsampler_32") == {"images", "contrastive"}
     assert "upsampler_32" not in workflow.before("base")  # trained at the same time
 

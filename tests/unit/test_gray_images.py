@@ -24,7 +24,6 @@ from components.training.randomness import sample_normal, sample_uniform
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.tasks.prior import PixelTask
 from pipelines.recipes.catalog import load_recipe
-from pipelines.recipes.diffusion_rows import fashion_likelihood_loss_aware
 from tests.tiny_training import DATASET_INFO, diffusion_config, pixel_config, rows_at
 
 PROCESSES: dict[str, dict[str, Any]] = {
@@ -156,7 +155,7 @@ def test_pngs_are_measured_in_bits_of_the_channels_that_the_model_knows(tmp_path
 
 def test_loss_aware_timesteps_begin_before_half_of_the_training() -> None:
     """By the recipe's own draws: after the step at which each timestep has its losses."""
-    base = fashion_likelihood_loss_aware().base
+    base = load_recipe("fashion_likelihood_loss_aware", []).base
     numbers, total = base.optimization, base.process.num_train_timesteps
     positions = torch.arange(numbers.total_steps // 2 * numbers.global_batch_size)
     uniform = sample_uniform(numbers.seed, positions, stream="timestep")

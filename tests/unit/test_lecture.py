@@ -15,7 +15,7 @@ from pipelines import suites
 from pipelines.engine import driver
 from pipelines.recipes.catalog import RECIPES, ROWS
 from pipelines.recipes.diffusion_rows import FASHION
-from pipelines.recipes.shapes import Recipe
+from pipelines.recipes.shapes import RecipeRow
 from pipelines.suites.lecture import SLIDES, Lecture, RecipeResult, chosen_rows, run_lecture
 from pipelines.suites.runner import finished_stages
 from pipelines.suites.slides import read_slides
@@ -86,7 +86,7 @@ def test_rows_without_their_images_are_known_before_anything_runs_and_the_page_i
     monkeypatch.setattr(packaged, "INSTALLED", str(tmp_path / "nothing"))
     lecture.write()
     away = {recipe: result.obstacle for (recipe, _), result in lecture.results.items() if result.obstacle}
-    assert set(away) == {recipe.__name__ for recipe in FASHION}
+    assert set(away) == {row.name for row in FASHION}
     assert all("dataset-fashion-mnist" in reason for reason in away.values())
     assert len(lecture.results) == len(ROWS)
     lecture.root.delete(lecture.page)
@@ -118,14 +118,11 @@ def test_a_recipe_with_all_its_stages_and_its_report_is_not_run_again(lecture: L
 
 
 def test_a_new_row_is_a_recipe_with_its_row_and_a_slide(lecture: Lecture, monkeypatch: pytest.MonkeyPatch) -> None:
-    def smaller_gan() -> Recipe:
-        """D16: a smaller GAN."""
-        return RECIPES["gan"]()
-
+    smaller_gan = RecipeRow("smaller_gan", "D16: a smaller GAN.", lambda name: RECIPES["gan"]())
     slide = "# One\n\n## New\n\n$$x$$\n\n- recipes: smaller_gan\n"
     monkeypatch.setattr(suites.lecture, "SLIDES", (*SLIDES, *read_slides(slide)))
     lecture.results = {(recipe, 0): RecipeResult(recipe=recipe) for recipe in chosen_rows([])}
-    monkeypatch.setitem(ROWS, smaller_gan, "D16")
+    monkeypatch.setitem(ROWS, "smaller_gan", "D16")
     monkeypatch.setitem(RECIPES, "smaller_gan", smaller_gan)
     lecture.write()
     page = lecture.root.read(lecture.page).decode()

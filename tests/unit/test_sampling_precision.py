@@ -18,7 +18,7 @@ from components.sampling import device as devices
 from components.sampling.cascade import DESCRIPTION, Cascade
 from components.sampling.device import computes_bf16, products, samples_bf16, sampling_in, state_products
 from components.sampling.requests import Request
-from pipelines.recipes.published import paper_recipes
+from pipelines.recipes.published import PAPER_RECIPES
 from tests.pretend_gpu import GPU
 from tests.tiny_cascade import write_cascade
 from tests.tiny_generators import LONE, PRIORS, lone, token_branch
@@ -135,9 +135,9 @@ def test_autocast_ends_with_the_sampling(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (one @ one).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", paper_recipes())
+@pytest.mark.parametrize("name", PAPER_RECIPES)
 def test_published_recipes_train_and_sample_in_bf16(name: str) -> None:
-    found = [part.optimization for part in trainings(paper_recipes()[name]())]
+    found = [part.optimization for part in trainings(PAPER_RECIPES[name]())]
     assert found
     assert {part.precision for part in found} == {"bf16"}
 

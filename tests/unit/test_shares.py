@@ -18,9 +18,7 @@ from pipelines.planning.preflight import check_shares
 from pipelines.planning.profiles import CPUS_PER_CORE, Cluster, Profile, load_profile, local_cpus, parse_cluster
 from pipelines.planning.shares import concurrent_stages, concurrent_trainings, resource_rows, share_cluster, trainings
 from pipelines.recipes.catalog import RECIPES
-from pipelines.recipes.diffusion_rows import dalle2, fashion_guidance
-from pipelines.recipes.published import paper_recipes
-from pipelines.recipes.rows import depth_transformer
+from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.recipes.systems import openmoji
 from pipelines.workflow import Workflow
 from pipelines.workflows import build_workflow
@@ -45,9 +43,9 @@ def sets_at_once(workflow: Workflow) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("profile", ["auto", "kuberay"])
-@pytest.mark.parametrize("name", paper_recipes())
+@pytest.mark.parametrize("name", PAPER_RECIPES)
 def test_a_training_takes_the_most_workers_that_share_its_batch_on_the_gpus_it_may_use(name: str, profile: str):
-    workflow = build_workflow(paper_recipes()[name]())
+    workflow = build_workflow(PAPER_RECIPES[name]())
     at_once = sets_at_once(workflow)
     for gpus in GPUS:
         shares = share_cluster(workflow, load_profile(profile), Cluster(cpus=8 * gpus, gpus=gpus))
@@ -84,10 +82,11 @@ def test_what_an_equal_share_leaves_goes_to_those_that_can_use_it():
 
 
 def test_trainings_in_turn_have_all_gpus_each():
-    shares = shares_of(depth_transformer, gpus=8)
+    shares = shares_of(RECIPES["depth_transformer"], gpus=8)
     assert shares["tokenizer"].num_workers + shares["condition_tokenizer"].num_workers == 8
     assert shares["prior"].num_workers == 8
-    shares = shares_of(dalle2, gpus=8)  # base and prior wait for the contrastive encoder, and then run at once
+    # Base and prior wait for the contrastive encoder, and then run at once.
+    shares = shares_of(RECIPES["dalle2"], gpus=8)
     assert shares["contrastive"].num_workers == 8
     assert shares["base"].num_workers + shares["diffusion_prior"].num_workers == 8
 
@@ -117,7 +116,7 @@ def test_stages_that_train_nothing_use_every_gpu_that_trainings_leave(gpus: int)
 )
 def test_pools_that_run_at_once_never_wait_for_gpus_that_another_pool_holds(gpus: int, profile: Profile):
     """Two pools with half of the GPUs each, both waiting for the other half before they begin, would wait for ever."""
-    workflow = build_workflow(fashion_guidance())
+    workflow = build_workflow(RECIPES["fashion_guidance"]())
     shares = share_cluster(workflow, profile, Cluster(cpus=8 * gpus, gpus=gpus))
     pools = [stage.name for stage in workflow.stages if not isinstance(stage.config, Training)]
     pools = [name for name in pools if shares[name].gpus_per_worker]
@@ -147,11 +146,11 @@ def test_parts_of_a_gpu_are_workers_too():
 @pytest.mark.parametrize("cpus", [8, 32, 96])
 @pytest.mark.parametrize("gpus", [0, 1, 8])
 @pytest.mark.parametrize("profile", [Profile(), Profile(num_workers=4), Profile(cpus_per_worker=32)])
-@pytest.mark.parametrize("recipe", [openmoji, depth_transformer, dalle2])
+@pytest.mark.parametrize("recipe", ["openmoji", "depth_transformer", "dalle2"])
 def test_all_that_trains_at_once_leaves_half_of_the_logical_cpus_to_the_readers(
-    recipe, profile: Profile, gpus: int, cpus: int
+    recipe: str, profile: Profile, gpus: int, cpus: int
 ):
-    workflow = build_workflow(recipe())
+    workflow = build_workflow(RECIPES[recipe]())
     shares = share_cluster(workflow, profile, Cluster(cpus=cpus, gpus=gpus))
     for found in sets_at_once(workflow):
         assert sum(shares[name].num_workers * shares[name].cpus_per_worker for name in found) <= cpus / 2
@@ -300,7 +299,7 @@ def test_a_plan_says_how_many_gpus_idle_and_why(recipe: str, stage: str, profile
 
 
 def test_the_table_of_published_recipes_has_a_row_for_each_training():
-    workflows = [build_workflow(recipe()) for recipe in paper_recipes().values()]
+    workflows = [build_workflow(recipe()) for recipe in PAPER_RECIPES.values()]
     lines = overview(workflows, Profile(), [parse_cluster(f"gpus={gpus}") for gpus in GPUS])
     rows = [line.split(" | ")[:2] for line in lines[2:]]
     assert rows == [[f"| `{workflow.name}`", name] for workflow in workflows for name in trainings(workflow)]
