@@ -29,8 +29,13 @@ class Gaussian(NamedTuple):
     """Mean and covariance of a set's features, all that the Fréchet distance reads."""
 
     mean: np.ndarray  # (D,) float64
-    covariance: np.ndarray  # (D, D) float64
+    root: np.ndarray  # (D, min(N, D)) float64; times its transpose, it is the covariance
     count: int
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Unbiased covariance, (D, D)."""
+        return self.root @ self.root.T
 
 
 class PrecisionRecall(NamedTuple):
@@ -96,20 +101,20 @@ def gaussian_of(features: np.ndarray) -> Gaussian:
     if not np.isfinite(features).all():
         raise ValueError("features are not finite: the images or the feature network are damaged")
     values = features.astype(np.float64)
-    return Gaussian(values.mean(axis=0), np.cov(values, rowvar=False).reshape(values.shape[1], -1), len(values))
+    mean = values.mean(axis=0)
+    return Gaussian(mean, np.linalg.qr(values - mean, mode="r").T / np.sqrt(len(values) - 1), len(values))
 
 
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     """|m - n|^2 + tr(A + B - 2 (A B)^(1/2)), in float64.
 
-    The trace of the root comes from the symmetric A^(1/2) B A^(1/2), which has the eigenvalues of A B: no general
-    matrix root and no imaginary rest. Symmetric up to rounding; zero, up to rounding, for equal sets.
+    With A = R R^T and B = S S^T, the trace of the root is the sum of the singular values of R^T S, as A B has the
+    eigenvalues of (R^T S)(R^T S)^T: no matrix root, no imaginary rest, and no D x D matrix for few images. Symmetric up
+    to rounding; zero, up to rounding, for equal sets.
     """
-    root = _square_root(one.covariance)
-    trace_of_root = np.sqrt(np.linalg.eigvalsh(root @ other.covariance @ root).clip(min=0)).sum()
     difference = one.mean - other.mean
-    traces = np.trace(one.covariance) + np.trace(other.covariance)
-    return float(max(0.0, difference @ difference + traces - 2 * trace_of_root))
+    traces = (one.root**2).sum() + (other.root**2).sum()
+    return float(max(0.0, difference @ difference + traces - 2 * np.linalg.norm(one.root.T @ other.root, "nuc")))
 
 
 def distance_error(features: np.ndarray, reference: Gaussian, *, seed: int) -> float | None:
@@ -125,23 +130,19 @@ def distance_error(features: np.ndarray, reference: Gaussian, *, seed: int) -> f
     if len(features) < 2 * GROUPS:
         return None
     values = features.astype(np.float64)
-    rooted = values @ _square_root(reference.covariance)
+    rooted = values @ reference.root
     group = np.random.default_rng(seed).permutation(len(values)) % GROUPS
     kept = [group != left_out for left_out in range(GROUPS)]
     return float(np.sqrt((GROUPS - 1) * np.var([_distance_of_rooted(values[k], rooted[k], reference) for k in kept])))
 
 
 def _distance_of_rooted(values: np.ndarray, rooted: np.ndarray, reference: Gaussian) -> float:
-    """Fréchet distance of a set to the reference, by features (n, D) and `rooted` (n, D).
-
-    `rooted` is the features times the root of the covariance of the reference. The eigenvalues of A^(1/2) B A^(1/2) are
-    those of a product of `rooted` with itself, of the smaller size.
-    """
+    """Fréchet distance of a set to the reference, by features (n, D) and `rooted`, their product with its root."""
     mean, count = values.mean(axis=0), len(values) - 1
     centered = rooted - rooted.mean(axis=0)
-    product = centered @ centered.T if count < values.shape[1] else centered.T @ centered
+    product = centered @ centered.T if len(centered) < centered.shape[1] else centered.T @ centered
     trace_of_root = np.sqrt(np.linalg.eigvalsh(product / count).clip(min=0)).sum()
-    traces = ((values - mean) ** 2).sum() / count + np.trace(reference.covariance)
+    traces = ((values - mean) ** 2).sum() / count + (reference.root**2).sum()
     return float(((mean - reference.mean) ** 2).sum() + traces - 2 * trace_of_root)
 
 
@@ -158,11 +159,6 @@ def pack_gaussian(gaussian: Gaussian) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, mean=mean, covariance=covariance, count=gaussian.count)
     return buffer.getvalue()
-
-
-def _square_root(covariance: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
 def precision_recall(real: np.ndarray, generated: np.ndarray, *, neighbors: int = NEIGHBORS) -> PrecisionRecall:

@@ -37,9 +37,7 @@ def test_a_set_has_no_distance_from_itself() -> None:
 def test_the_distance_of_gaussians_that_share_axes_is_the_closed_form() -> None:
     means, spreads = np.array([[0.0, 1.0, 2.0], [3.0, 1.0, -1.0]]), np.array([[1.0, 2.0, 3.0], [2.0, 2.0, 0.5]])
     rotation = np.linalg.qr(np.random.default_rng(1).standard_normal((3, 3)))[0]
-    one, other = (
-        Gaussian(rotation @ m, rotation @ np.diag(s**2) @ rotation.T, 9) for m, s in zip(means, spreads, strict=True)
-    )
+    one, other = (Gaussian(rotation @ m, rotation @ np.diag(s), 9) for m, s in zip(means, spreads, strict=True))
     expected = ((means[0] - means[1]) ** 2).sum() + ((spreads[0] - spreads[1]) ** 2).sum()
     assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-12)
 
@@ -58,9 +56,17 @@ def test_the_distance_does_not_know_which_set_comes_first() -> None:
     assert frechet_distance(one, other) == pytest.approx(frechet_distance(other, one), rel=1e-9)
 
 
-def test_fewer_images_than_features_still_give_a_finite_distance() -> None:
-    few = gaussian_of(features(5, dims=40))
-    assert 0 < frechet_distance(few, gaussian_of(features(80, dims=40, seed=3))) < np.inf
+@pytest.mark.parametrize("count", [5, 80])
+def test_fewer_images_than_features_have_the_distance_of_their_covariances(count: int) -> None:
+    few, other = gaussian_of(features(5, dims=40)), gaussian_of(features(count, dims=40, seed=3))
+    assert few.root.shape == (40, 5)
+    values, vectors = np.linalg.eigh(np.cov(features(5, dims=40).astype(float), rowvar=False))
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    covariance = np.cov(features(count, dims=40, seed=3).astype(float), rowvar=False)
+    trace = np.sqrt(np.linalg.eigvalsh(root @ covariance @ root).clip(min=0)).sum()
+    means = ((few.mean - other.mean) ** 2).sum()
+    expected = means + values.sum() + np.trace(covariance) - 2 * trace
+    assert frechet_distance(few, other) == pytest.approx(expected, rel=1e-7)
 
 
 def test_two_halves_of_a_set_come_closer_the_larger_it_is() -> None:
@@ -71,7 +77,9 @@ def test_two_halves_of_a_set_come_closer_the_larger_it_is() -> None:
 def test_statistics_survive_storage() -> None:
     one, other = gaussian_of(features(200, seed=1)), gaussian_of(features(300, seed=2))
     with np.load(io.BytesIO(pack_gaussian(one)), allow_pickle=False) as arrays:
-        stored = Gaussian(arrays["mean"].astype(float), arrays["covariance"].astype(float), int(arrays["count"]))
+        stored = Gaussian(
+            arrays["mean"].astype(float), np.linalg.cholesky(arrays["covariance"].astype(float)), int(arrays["count"])
+        )
     assert stored.count == 200
     assert frechet_distance(stored, other) == pytest.approx(frechet_distance(one, other), rel=1e-5)
 

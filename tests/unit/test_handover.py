@@ -27,7 +27,7 @@ from components.data.shards import BPE, INDEX
 from components.evaluation.agreement import AgreementConfig
 from components.evaluation.features import FeatureExtractor
 from components.evaluation.likelihood_study import LikelihoodConfig
-from components.evaluation.metrics import METRICS, Gaussian, Metric
+from components.evaluation.metrics import METRICS, Metric
 from components.evaluation.noising_study import NoisingStudyConfig
 from components.evaluation.restoration import RestorationConfig
 from components.runtime.events import Event, SilentRecorder, Warning
@@ -139,10 +139,6 @@ def run_trainer(job: TrainingJob) -> bool:
     return False
 
 
-def distance_of_means(one: Gaussian, other: Gaussian) -> float:
-    return float(np.square(one.mean - other.mean).sum())
-
-
 @pytest.fixture(scope="module")
 def simulated() -> Iterator[None]:
     load_state_dict = nn.Module.load_state_dict
@@ -159,8 +155,6 @@ def simulated() -> Iterator[None]:
         for module in ("ingest", "parts"):
             patch.setattr(f"components.data.{module}.run_pieces", read_pieces)
         patch.setattr(launch, "run_trainer", run_trainer)
-        # Roots of large matrices would take most of the time of these laws.
-        patch.setattr("components.evaluation.metrics.frechet_distance", distance_of_means)
         yield
 
 
