@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.warm_workers import warm_environment
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
 def local_cluster(folder: Path, **variables: str) -> Iterator[dict[str, str]]:
     """Environment of a user of the cluster that infra/local/cluster.sh starts, with these variables in all of it."""
-    known = os.environ | variables
+    known = os.environ | variables | warm_environment("libraries")
     process = subprocess.Popen(
         ["bash", "infra/local/cluster.sh", str(folder)], cwd=ROOT, env=known, stdout=subprocess.DEVNULL
     )

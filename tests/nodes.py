@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 
 from tests.conftest import free_port
+from tests.warm_workers import warm_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -107,7 +108,7 @@ class Cluster:
         self.folder, self.started = folder, 0
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         places = {"HOME": "/tmp/home", "TMPDIR": "/tmp", "RAY_TMPDIR": "/tmp", "PATH": f"{BIN}:{os.environ['PATH']}"}
-        self.environment = os.environ | token | places | environment
+        self.environment = os.environ | warm_environment("libraries") | token | places | environment
         self.environment.pop("RAY_ADDRESS", None)
         self.workers: list[Node] = []
         self.head = self.start_head()

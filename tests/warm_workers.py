@@ -4,8 +4,9 @@ more than most tests do with it.
 A raylet starts its workers by the interpreter of who started Ray, which is `warm/python` here. The first worker starts
 a server with its environment (Ray reads its settings once, at import), which forks it and all others of that
 environment, until the raylet ends. Ray knows a worker by the pid that it registers, so nothing else changes: each is a
-process of its own, with its own environment, that can be killed. What has to start from nothing (the wheel, a copy
-without git) starts so.
+process of its own, with its own environment, that can be killed. Clusters of tests to which code is shipped, or whose
+nodes share nothing, fork from a process that has imported libraries alone. What has to start from nothing (the wheel, a
+copy without git) starts so.
 """
 
 import contextlib
@@ -21,20 +22,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-PYTHON, FOLDER = "TESTS_PYTHON", Path(__file__).resolve().with_name("warm")
+PYTHON, IMPORTED, FOLDER = "TESTS_PYTHON", "TESTS_IMPORTED", Path(__file__).resolve().with_name("warm")
 WORKERS, OF_SETUP = "/ray/_private/workers", ("--serialized-runtime-env-context=", "--language=")
 LATE = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"  # which Ray Train sets for its workers, and Ray reads at each call
-MODULES = (
-    *("torch._dynamo", "torch.distributed.fsdp", "ray.data", "ray.train.torch", "mlflow", "pytest"),
-    *("ray.train.v2._internal.execution.worker_group", "pipelines.engine.execute", "pipelines.workflows"),
-    *("tests.tiny_training", "tests.tiny_text_image", "tests.distributed.recording", "tests.image_sets"),
+LIBRARIES = (
+    *("torch._dynamo", "torch.distributed.fsdp", "ray.data", "ray.train.torch", "ray.serve", "mlflow", "s3fs"),
+    *("ray.train.v2._internal.execution.worker_group", "scipy.linalg", "pyarrow.parquet", "fastapi"),
+)
+PRODUCT = (
+    *("pytest", "pipelines.engine.execute", "pipelines.workflows", "tests.tiny_training", "tests.tiny_text_image"),
+    *("tests.distributed.recording", "tests.image_sets"),
 )
 
 
-def warm_environment() -> dict[str, str]:
-    """Environment of a program, a `ray start` too, whose Ray forks its workers."""
+def warm_environment(imported: str = "product") -> dict[str, str]:
+    """Environment of a program, a `ray start` too, whose Ray forks its workers from what has `imported` the product
+    or `libraries` alone."""
     path = os.pathsep.join(part for part in (str(FOLDER), os.environ.get("PYTHONPATH")) if part)
-    return {PYTHON: sys.executable, "PYTHONPATH": path}
+    return {PYTHON: sys.executable, IMPORTED: imported, "PYTHONPATH": path}
 
 
 @contextlib.contextmanager
@@ -109,9 +114,12 @@ def serve(address: str) -> None:
 
     # Ray's C++ seeds its random numbers with the first; a seed before the fork would give all workers the same numbers.
     ray.actor.ActorClassID = SimpleNamespace(from_random=lambda: ActorClassID(os.urandom(ActorClassID.size())))
-    for name in MODULES:
+    product = os.environ.get(IMPORTED) != "libraries"
+    for name in (*LIBRARIES, *(PRODUCT if product else ())):
         with contextlib.suppress(ImportError):  # some tests take packages away
             importlib.import_module(name)
+    if not product:
+        sys.path.pop(0)  # the checkout: a worker takes the code that was shipped to it
     ray.actor.ActorClassID = ActorClassID
     assert drawn() != drawn(), "an import has drawn from Ray's random numbers"
     gc.freeze()

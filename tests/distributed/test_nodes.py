@@ -31,6 +31,7 @@ from components.training.tasks.diffusion import DiffusionTask
 from components.training.worker import RankStream, TrainingJob
 from tests.image_sets import write_set
 from tests.tiny_training import DATASET_INFO, diffusion_config, rows_at
+from tests.warm_workers import warm_environment
 
 CORES = os.cpu_count() or 1
 SMALL, LARGE, WITH_GPUS = 1, 3, 4  # logical CPUs of the three nodes that work; the head's has none
@@ -128,7 +129,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the program found, in a process of its own: these nodes are no part of the suite's cluster."""
     folder = tmp_path_factory.mktemp("nodes")
     command = [sys.executable, "-m", "tests.distributed.test_nodes", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    environment = os.environ | warm_environment()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "found.json").read_text())
 

@@ -22,6 +22,7 @@ from components.data.shards import ShardIndex, load_index, read_shard, split_of
 from components.data.stream import rank_batches, training_stream
 from components.runtime.storage.store import Store
 from tests.image_sets import number_of, write_set
+from tests.warm_workers import warm_environment
 
 BATCH, STEPS, SEED = 8, 300, 7
 WORKERS = (2, 4, 1)  # of each try
@@ -113,7 +114,8 @@ def all_tries(index: ShardIndex) -> list[dict[str, Any]]:
 def on_two_nodes(folder: Path) -> list[dict[str, Any]]:
     """In a process of its own: a second node is no part of the suite's cluster."""
     command = [sys.executable, "-m", "tests.distributed.test_order_nodes", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    environment = os.environ | warm_environment()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "found.json").read_text())
 

@@ -13,6 +13,8 @@ import mlflow
 import pytest
 import s3fs
 
+from tests.warm_workers import warm_environment
+
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "AKIAPLANTEDKEYNUMBER",
     "AWS_SECRET_ACCESS_KEY": "planted/secret+access/key0123456789abcdef",
@@ -55,7 +57,7 @@ def gan_run(s3_server: str, mlflow_server: str, tmp_path_factory: pytest.TempPat
     keys = {"key": SECRETS["AWS_ACCESS_KEY_ID"], "secret": SECRETS["AWS_SECRET_ACCESS_KEY"]}
     store = s3fs.S3FileSystem(endpoint_url=s3_server, skip_instance_cache=True, use_listings_cache=False, **keys)
     store.mkdir("secrets")
-    variables = {**os.environ, **SECRETS, "AWS_ENDPOINT_URL": s3_server, "RAY_TMPDIR": str(logs)}
+    variables = {**os.environ, **warm_environment(), **SECRETS, "AWS_ENDPOINT_URL": s3_server, "RAY_TMPDIR": str(logs)}
     address = mlflow_server.replace("//", f"//planted-user-name:{IN_ADDRESS}@")
     command = [str(Path(sys.executable).with_name("cascade")), "run", "--recipe", "gan"]
     command += ["--storage", "s3://secrets/runs", "--tracking", address, *SCENES, *SHOWN]
