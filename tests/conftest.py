@@ -31,7 +31,7 @@ SHARE_RAY = (  # beside tests/distributed
 )
 ONE_RUN = ("test_rows", "test_secrets")  # look at one run, and share the suite's Ray too
 LONG = (
-    *("test_submitted_job", "test_share_nothing", "test_installed", "test_cluster_checks", "test_serve_deploy"),
+    *("test_submitted_job", "test_installed", "test_cluster_checks", "test_serve_deploy"),
     *("test_serve_command", "test_packed_models"),
 )
 RAY = "the suite's Ray"
