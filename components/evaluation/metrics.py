@@ -102,7 +102,8 @@ def gaussian_of(features: np.ndarray) -> Gaussian:
         raise ValueError("features are not finite: the images or the feature network are damaged")
     values = features.astype(np.float64)
     mean = values.mean(axis=0)
-    return Gaussian(mean, np.linalg.qr(values - mean, mode="r").T / np.sqrt(len(values) - 1), len(values))
+    factor = np.asarray(np.linalg.qr(values - mean, mode="r"))  # (min(N, D), D)
+    return Gaussian(mean, factor.T / np.sqrt(len(values) - 1), len(values))
 
 
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
