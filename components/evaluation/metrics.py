@@ -138,7 +138,7 @@ def distance_error(features: np.ndarray, reference: Gaussian, *, seed: int) -> f
 
 
 def _distance_of_rooted(values: np.ndarray, rooted: np.ndarray, reference: Gaussian) -> float:
-    """Fréchet distance of a set to the reference, by features (n, D) and `rooted`, their product with its root."""
+    """Fréchet distance of a set to the reference; `rooted` is the features (n, D) times its root."""
     mean, count = values.mean(axis=0), len(values) - 1
     centered = rooted - rooted.mean(axis=0)
     product = centered @ centered.T if len(centered) < centered.shape[1] else centered.T @ centered
