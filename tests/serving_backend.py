@@ -70,13 +70,13 @@ class SmallBackend:
     async def make(self, job: ImageJob) -> AsyncGenerator[Event]:
         self.jobs.append(job)
         if self.working >= self.most:
-            yield Refused("busy", "too many images wait: try again in 2 s", 2)
+            yield Refused(429, "too many images wait: try again in 2 s", 2)
             return
         try:
             for request in job.requests:
                 self.cascade.resolve(request)
         except ValueError as error:
-            yield Refused("invalid", str(error))
+            yield Refused(400, str(error))
             return
         events: asyncio.Queue[Event | None] = asyncio.Queue()
         loop, left = asyncio.get_running_loop(), threading.Event()

@@ -11,7 +11,7 @@ from components.models.bundle import NETWORKS, ModelBundle, save_bundle
 from components.runtime.storage.artifact import Artifact, commit_artifact, describe
 from components.runtime.storage.store import Store
 from components.sampling.cascade import compose
-from components.sampling.text_encoding import SPECIAL_TOKENS
+from components.sampling.image_files import SPECIAL_TOKENS
 
 CLASSES = ["animals", "food", "flags"]
 TEXT_LENGTH = 8

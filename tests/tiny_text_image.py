@@ -12,8 +12,8 @@ from components.configuration.trainings import ClassifierTraining, ContrastiveTr
 from components.data.ingest import train_bpe
 from components.models.contrastive import ContrastiveEncoder
 from components.sampling.frozen_text import ContrastiveText
+from components.sampling.image_files import parse_bpe
 from components.sampling.model import TextCondition
-from components.sampling.text_encoding import parse_bpe
 from components.training.frozen import Encoder, image_encoder, text_encoder
 from tests.tiny_training import SHARED, diffusion_config, make_task
 

@@ -1,6 +1,7 @@
 """Errors of a single line for the user: UsageError, the nearest name to a typo, validation errors."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import get_args
 
@@ -13,6 +14,15 @@ MOST_NAMES = 40  # names that an error message lists
 
 class UsageError(Exception):
     """An invalid request of the user, described in a single line. Exit code 2."""
+
+
+@contextmanager
+def usage_errors(place: str = "") -> Iterator[None]:
+    """Inside, a ValueError becomes a UsageError; `place` stands in front of the message."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"{place}{error}") from error
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -27,7 +27,7 @@ from components.data.shards import (
     read_shard,
     split_of,
 )
-from components.sampling.text_encoding import encode_text, parse_bpe
+from components.sampling.image_files import encode_text, parse_bpe
 
 CACHE_BYTES = 96 * 2**20  # of one reading process
 

@@ -37,7 +37,7 @@ from components.data.sources.source import COMMON, Columns, Source
 from components.data.sources.webdataset import LICENSE, TarFacts, TarResharder, TarSurvey, list_tars, merge_classes
 from components.runtime.storage.artifact import Record
 from components.runtime.storage.store import Store, absolute
-from components.sampling.text_encoding import SPECIAL_TOKENS
+from components.sampling.image_files import SPECIAL_TOKENS
 
 logger = logging.getLogger(__name__)
 

@@ -23,18 +23,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from components.configuration.families import family_name, family_of
-from components.models.autoencoder import Autoencoder
-from components.models.bundle import DESCRIPTION as MODEL
-from components.models.contrastive import ContrastiveEncoder
-from components.sampling.cascade import DESCRIPTION, Cascade, lone_cascade, read_parts
+from components.configuration.families import family_name
+from components.sampling.cascade import Cascade, opened
 from components.sampling.device import best_device, products
 from components.sampling.frozen_text import load_frozen_text
 from components.sampling.generators.diffusion import class_log_probabilities, sample_upsampler
 from components.sampling.generators.tokens import check_prior, sample_prior
 from components.sampling.image_files import base64_png, gray_png
 from components.sampling.images import read_image, to_uint8
-from components.sampling.model import SamplingModel, describe_model, load_model
+from components.sampling.model import SamplingModel
 from components.sampling.plan import check_conditions, check_prompt_length, check_request, plan_of
 from components.sampling.requests import Request, RequestRow
 
@@ -70,25 +67,6 @@ def predictor_of(folder: Path) -> Predict:
             return [answerer.answer(model, row) for row in rows]
 
     return answer
-
-
-def opened(folder: Path, *, device: str | torch.device = "cpu", weights: bool = True) -> Cascade | SamplingModel | None:
-    """Loads `folder`, a single model with the random streams of a cascade.
-    Returns a cascade for a composed one and for a single model that makes images, None for a pretrained text encoder.
-    Without weights: as `read_parts`. Raises ValueError if the folder can't be read."""
-    if (folder / DESCRIPTION).is_file():
-        return Cascade(**read_parts(folder, device=device, weights=weights))
-    if not (folder / MODEL).is_file():
-        return None
-    stage = _stage_of(folder)
-    model = load_model(stage, folder, device=device) if weights else describe_model(stage, folder)
-    return lone_cascade(model) or model
-
-
-def cascade_in(folder: Path, *, device: str | torch.device = "cpu", weights: bool = True) -> Cascade | None:
-    """Loads `folder` like `opened`; returns None for a model that makes no images."""
-    model = opened(folder, device=device, weights=weights)
-    return model if isinstance(model, Cascade) else None
 
 
 def example_of(folder: Path) -> RequestRow | None:
@@ -136,7 +114,6 @@ def _reconstruct(model: SamplingModel, row: RequestRow) -> str:
 
 def reconstructed(model: SamplingModel, image: torch.Tensor) -> np.ndarray:
     """An autoencoder's reconstruction of an image (3, S, S) in [-1, 1]: uint8 (S, S, 3)."""
-    assert isinstance(model.module, Autoencoder)
     return to_uint8(model.module.reconstruct(image[None].to(model.device)))[0]
 
 
@@ -145,7 +122,6 @@ def _embed(model: SamplingModel, row: RequestRow) -> str:
     """Embeds the row's text or image on the common unit sphere.
     The likeness of two embeddings is the sum of their products."""
     network, text = model.module, model.text
-    assert isinstance(network, ContrastiveEncoder)
     assert text is not None
     if (row.prompt is None) == (row.image is None):
         raise ValueError("this model needs either a prompt or an image")
@@ -191,11 +167,3 @@ ANSWERERS: dict[str, Answerer] = {  # by family
     "contrastive": Answerer(_embed),
     "classifier": Answerer(_classify, "resolution"),
 }
-
-
-def _stage_of(folder: Path) -> str:
-    """Returns the stage's name, which seeds the same random streams as in the cascade."""
-    description = json.loads((folder / MODEL).read_text())
-    settings, kind = description["settings"], description["kind"]
-    role = settings.get("role") or ("model" if family_of(kind).alone else kind)
-    return {"upsampler": f"upsampler_{settings.get('resolution')}", "image_to_image": "model"}.get(role, role)

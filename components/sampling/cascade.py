@@ -12,14 +12,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from components.configuration.families import family_of
 from components.configuration.file_names import folder_name
 from components.configuration.optimization import Precision
+from components.models.bundle import DESCRIPTION as MODEL
 from components.sampling.device import sampling_in
 from components.sampling.frozen_text import load_frozen_text
 from components.sampling.generator import Between, ConditionImages, Generator, Hooks, OnStep, Parts
@@ -62,14 +64,6 @@ def compose(
     description = {"stages": stages, "sampling": dict(sampling or {}), "precision": precision}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
     return folder
-
-
-class SampleSettings(TypedDict, total=False):
-    """How plans are made, whatever they ask for."""
-
-    batch_size: int | None  # images of a batch at most; None: `most_at_once`
-    on_step: OnStep | None  # told of each denoising step
-    between: Between | None  # called before each batch and after each denoising step, token and value; may raise
 
 
 @dataclass(frozen=True)
@@ -142,15 +136,15 @@ class Cascade(Parts):
                 raise ValueError(f"request {number}: {error}" if len(requests) > 1 else str(error)) from None
         return plans
 
-    def sample(self, requests: Sequence[Request], **settings: Unpack[SampleSettings]) -> list[np.ndarray]:
-        """Returns a finished uint8 image (H, W, 3) for each request, in order.
+    def sample(self, requests: Sequence[Request], **settings: Any) -> list[np.ndarray]:
+        """Returns a finished uint8 image (H, W, 3) for each request, in order; `settings` are those of `make`.
 
         The same request gives the same image in whatever company: on a CPU within one gray level, on a GPU to the eye
         (`components.sampling.device`).
         Raises ValueError, before any work, if a request can't be met; the message names it by its number from 1."""
         return [list(images.values())[-1] for images in self.sample_stages(requests, **settings)]
 
-    def sample_stages(self, requests: Sequence[Request], **settings: Unpack[SampleSettings]) -> list[Images]:
+    def sample_stages(self, requests: Sequence[Request], **settings: Any) -> list[Images]:
         """Samples like `sample`, and returns the images of every stage, the finished images last."""
         plans = self.resolve_all(requests)
         finished: list[Images] = [{} for _ in plans]
@@ -162,16 +156,25 @@ class Cascade(Parts):
 
     @torch.no_grad()
     def make(
-        self, plans: Sequence[Plan], **settings: Unpack[SampleSettings]
+        self,
+        plans: Sequence[Plan],
+        *,
+        batch_size: int | None = None,
+        on_step: OnStep | None = None,
+        between: Between | None = None,
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """Yields the images of plans batch by batch: (places of the plans, images of each stage).
         The images are uint8 (B, H, W, 3) and still on the device, which may be computing them: no batch waits for the
-        one before."""
-        batch_size, hooks = settings.get("batch_size"), Hooks(settings.get("on_step"), settings.get("between"))
+        one before.
+
+        Args:
+            batch_size: images of a batch at most. None: `most_at_once`.
+            on_step: told of each denoising step.
+            between: called before each batch and after each denoising step, token and value; may raise."""
+        hooks = Hooks(on_step, between)
         for batch in batches(plans, batch_size=self.most_at_once if batch_size is None else batch_size):
             together = [plans[index] for index in batch]
-            if hooks.between is not None:
-                hooks.between()
+            hooks.each()
             maker = self.makers[together[0].generator]
             with sampling_in(self.precision, maker.first.device):
                 made = maker.make(together, hooks)
@@ -192,12 +195,30 @@ def quick(cascade: Cascade, request: Request) -> Request:
     return shorter
 
 
-def lone_cascade(model: SamplingModel) -> Cascade | None:
-    """A cascade of this model alone; None for a model that makes no images."""
-    if not model.works_alone:
+def opened(folder: Path, *, device: str | torch.device = "cpu", weights: bool = True) -> Cascade | SamplingModel | None:
+    """Loads `folder`, a single model with the random streams of a cascade.
+    Returns a cascade for a composed one and for a single model that makes images, None for a pretrained text encoder.
+    Without weights: as `read_parts`. Raises ValueError if the folder can't be read."""
+    if (folder / DESCRIPTION).is_file():
+        return Cascade(**read_parts(folder, device=device, weights=weights))
+    if not (folder / MODEL).is_file():
         return None
-    cascade = Cascade(base=model) if model.settings.get("role") == "base" else Cascade(model=model)
-    return cascade if cascade.generators else None
+    description = json.loads((folder / MODEL).read_text())
+    settings, kind = description["settings"], description["kind"]
+    role = settings.get("role") or ("model" if family_of(kind).alone else kind)
+    # The stage's name seeds the same random streams as in the cascade.
+    stage = {"upsampler": f"upsampler_{settings.get('resolution')}", "image_to_image": "model"}.get(role, role)
+    model = load_model(stage, folder, device=device) if weights else describe_model(stage, folder)
+    if not model.works_alone:
+        return model
+    alone = Cascade(base=model) if role == "base" else Cascade(model=model)
+    return alone if alone.generators else model
+
+
+def cascade_in(folder: Path, *, device: str | torch.device = "cpu", weights: bool = True) -> Cascade | None:
+    """Loads `folder` like `opened`; returns None for a model that makes no images."""
+    model = opened(folder, device=device, weights=weights)
+    return model if isinstance(model, Cascade) else None
 
 
 def read_parts(folder: Path, *, device: str | torch.device = "cpu", weights: bool = True) -> dict[str, Any]:

@@ -24,10 +24,9 @@ from components.models.contrastive import ContrastiveEncoder, unit_variance
 from components.models.diffusion.guidance import guide
 from components.models.diffusion.objective import make_objective
 from components.models.diffusion.samplers import sample
-from components.sampling.best_of import best_of
+from components.sampling.image_files import load_bpe
 from components.sampling.model import BPE, SamplingModel, TextCondition
-from components.sampling.plan import Conditions, Plan, noise_of
-from components.sampling.text_encoding import load_bpe
+from components.sampling.plan import Conditions, Plan, best_of, noise_of
 
 PRETRAINED_FILES = ("config.json", "tokenizer.json", "model.safetensors")  # as save_pretrained writes them
 LENGTH = "text_encoder.json"  # {"length": ...}: of what texts are padded or cut to

@@ -19,34 +19,23 @@ Between = Callable[[], None]
 
 
 class Hooks(NamedTuple):
-    """Callbacks during sampling; None costs nothing. An exception in a callback ends the sampling."""
+    """Callbacks during sampling. An exception in a callback ends the sampling."""
 
     on_step: OnStep | None = None  # of denoising, with what is made on the way
     between: Between | None = None  # between batches, denoising steps, tokens and values
 
-    @property
-    def each(self) -> Callable[..., None] | None:
-        """`between` for samplers, which call it with arguments."""
-        between = self.between
-        if between is None:
-            return None
+    def each(self, *values: object) -> None:
+        """Calls `between`, for samplers, which give arguments."""
+        if self.between is not None:
+            self.between()
 
-        def heard(*values: object) -> None:
-            del values
-            between()
-
-        return heard
-
-    def of_stage(self, stage: str, image: Callable[[Tensor], Tensor] = lambda image: image) -> samplers.OnStep | None:
+    def of_stage(self, stage: str, image: Callable[[Tensor], Tensor] = lambda image: image) -> samplers.OnStep:
         """Merges both callbacks for a stage's sampler; `image` turns its values into images (B, 3, H, W)."""
-        on_step, between = self
-        if on_step is None:
-            return self.each
 
         def shown(step: int, time: float, x_t: Tensor, x_0: Tensor) -> None:
-            on_step(stage, step, time, image(x_t), image(x_0))
-            if between is not None:
-                between()
+            if self.on_step is not None:
+                self.on_step(stage, step, time, image(x_t), image(x_0))
+            self.each()
 
         return shown
 

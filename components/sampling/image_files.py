@@ -1,18 +1,24 @@
-"""Image files: decoded safely, encoded as PNG; and small images enlarged, to be looked at.
+"""Image files, decoded safely and encoded as PNG; captions as token ids, by a byte-level BPE of `tokenizers`.
 
-Without torch: the readers of shards, one on every core, would only pay for it. Shapes: images are uint8 (H, W, 3).
+Without torch: the readers of shards, one on every core, would only pay for it. Readers and packed models import this
+file alike, so that both see the same pixels and ids. Shapes: images are uint8 (H, W, 3), B captions, L text_length.
 """
 
 import base64
 import io
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tokenizers import Tokenizer
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no other decoder runs: EPS starts Ghostscript
 MAX_PIXELS = 2**27  # of one image: 400 MB as RGB; a kilobyte of PNG can claim more
 WHITE = 128  # gray levels of a mask from here on are its mask
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")  # their place is their id
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -66,3 +72,23 @@ def gray_png(side: int) -> bytes:
 def enlarged(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
     """Enlarges to (height, width, 3) without smoothing, so that single pixels stay visible."""
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST))
+
+
+def load_bpe(path: Path | str) -> Tokenizer:
+    """The tokenizer in a `bpe.json` file."""
+    return Tokenizer.from_file(str(path))
+
+
+def parse_bpe(content: str) -> Tokenizer:
+    """The tokenizer in the text of a `bpe.json` file."""
+    return Tokenizer.from_str(content)
+
+
+def encode_text(tokenizer: Tokenizer, captions: Sequence[str], *, text_length: int) -> np.ndarray:  # (B, L) int64
+    """Encodes captions as `<bos> caption <eos> <pad>…`; long captions lose their end.
+    The `<eos>` is never cut. The null text of classifier-free guidance is the encoding of ""."""
+    ids = np.full((len(captions), text_length), PAD, dtype=np.int64)
+    for row, encoding in zip(ids, tokenizer.encode_batch(list(captions), add_special_tokens=False), strict=True):
+        tokens = [BOS, *encoding.ids[: text_length - 2], EOS]
+        row[: len(tokens)] = tokens
+    return ids

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from pydantic import ValidationError
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.configuration.families import family_of
 from components.configuration.sampling import ModelSampling
 from components.models.bundle import DESCRIPTION, describe_bundle, load_bundle
-from components.sampling.text_encoding import encode_text, load_bpe
+from components.sampling.image_files import encode_text, load_bpe
 
 BPE = "bpe.json"
 MOST_PIXELS = 2**20  # of a batch
@@ -45,7 +45,7 @@ class SamplingModel(NamedTuple):
     kind: str
     network: dict[str, Any]  # constructor arguments
     settings: dict[str, Any]
-    module: nn.Module
+    module: Any  # the network of its kind
     text: TextCondition | None  # None if the model takes no prompt
     sampling: ModelSampling  # where a request asks for nothing else
 

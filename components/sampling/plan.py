@@ -93,7 +93,29 @@ def noise_of(plans: Sequence[Plan], stage: str, shape: Sequence[int], device: to
     return noise
 
 
-def sampling_of(model: SamplingModel, request: Request, *, first: bool) -> ModelSampling:
+def best_of(sample: Callable[[int], Tensor], score: Callable[[Tensor], Tensor], *, n: int) -> Tensor:
+    """Draw n candidates of each of B images and keep the first one of the highest score.
+    DALL-E ranks 512 candidates by a contrastive model (Ramesh et al. 2021, 2.6).
+
+    Args:
+        sample: called with the candidate's number k from 0, gives (B, …): tokens or images. Where candidate k of a
+            image is a function of (its seed, k), so is the choice.
+        score: (B, …) -> (B,), the higher the better; NaN is never better.
+        n: candidates, at least 1; raises ValueError for fewer."""
+    if n < 1:
+        raise ValueError(f"best of {n} is nothing: n must be at least 1")
+    chosen = sample(0)
+    best = score(chosen).float().nan_to_num(nan=-torch.inf)  # (B,)
+    for k in range(1, n):
+        drawn = sample(k)
+        scores = score(drawn).float()
+        better = scores > best
+        best = torch.where(better, scores, best)
+        chosen = torch.where(better.to(chosen.device).view(-1, *[1] * (chosen.ndim - 1)), drawn, chosen)
+    return chosen
+
+
+def sampling_of(model: SamplingModel, request: Request, *, first: bool) -> Any:
     """Returns the model's sampling settings, with the request's settings of the stage.
 
     Args:

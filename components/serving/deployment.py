@@ -17,6 +17,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import RayServeException, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from components.configuration.usage import UsageError
 from components.serving.app import build_app
 from components.serving.messages import Card, Event, ImageJob, Taken, Unavailable
 from components.serving.settings import ServedModel, ServiceSettings
@@ -31,10 +32,6 @@ LOOKS = 10_000  # requests more than are answered with images: none for health o
 CHECK_SECONDS, SILENT_SECONDS = 5, 60  # a busy node answers late; that a process is gone Ray sees by itself
 
 
-class StartError(Exception):
-    """The service can't start; the message is one line."""
-
-
 class Api:
     """The deployment for HTTP: no weights, and a connection to each model.
     `read_keys`: gives the API keys in this process, so that no other is sent them. Raises ValueError."""
@@ -43,18 +40,17 @@ class Api:
         self, settings: ServiceSettings, models: Mapping[str, DeploymentHandle], read_keys: Callable[[], Sequence[str]]
     ) -> None:
         self._settings, self._read_keys = settings, read_keys
-        self._backends = {name: RayBackend(handle, seconds=settings.limits.seconds) for name, handle in models.items()}
+        self._backends = {name: RayBackend(handle) for name, handle in models.items()}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_app(self._backends, self._settings, keys=self._read_keys())
 
 
 class RayBackend:
-    """A model in other processes.
-    `seconds`: that a replica gives a job."""
+    """A model in other processes."""
 
-    def __init__(self, handle: DeploymentHandle, *, seconds: float) -> None:
-        self._handle, self._streaming, self._seconds = handle, handle.options(stream=True), seconds
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle, self._streaming = handle, handle.options(stream=True)
 
     async def card(self) -> Card:
         """Returns the model's card. Raises Unavailable if no replica answers in time."""
@@ -66,14 +62,13 @@ class RayBackend:
     async def make(self, job: ImageJob) -> AsyncGenerator[Event]:
         """Yields the events of a job.
         If its replica is lost before an event came, another replica gets the job, once. Raises Unavailable if no
-        replica takes it in time, or the one that did is lost."""
+        replica takes it in time, or the one that did is lost. How long the job may take the reader decides."""
         is_told = False
         for number in range(1, TRIES + 1):
             responses, seconds = self._streaming.make.remote(job), TAKE_SECONDS
             try:
                 while True:
-                    event = await asyncio.wait_for(anext(responses), seconds)
-                    seconds = self._seconds + TAKE_SECONDS  # the replica keeps the time; it may be lost without a word
+                    event, seconds = await asyncio.wait_for(anext(responses), seconds), None
                     if not isinstance(event, Taken):
                         is_told = True
                         yield event
@@ -132,15 +127,15 @@ def model_application(model: ServedModel, settings: ServiceSettings) -> Applicat
 
 
 def check_room(host: str, port: int) -> None:
-    """Raises StartError if this program's Ray has no room for a service at an address."""
+    """Raises UsageError if this program's Ray has no room for a service at an address."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # a bar shows what it says on its way
     before = serve.status()
     if APPLICATION in before.applications:
-        raise StartError("this cluster serves images already: end that service first, or take another cluster")
+        raise UsageError("this cluster serves images already: end that service first, or take another cluster")
     if not before.proxies:
         check_port(host, port)
     elif not listens(host, port):
-        raise StartError(
+        raise UsageError(
             f"Ray Serve runs on this cluster already and does not listen at {host}:{port}: give its own address with "
             "--host and --port, or end it with `serve shutdown`"
         )
@@ -150,14 +145,14 @@ def run_service(
     settings: ServiceSettings, *, host: str, port: int, read_keys: Callable[[], Sequence[str]] = tuple
 ) -> None:
     """Starts the service after checking for room, and returns when every model answers.
-    `read_keys`: gives the API keys in the process that compares them; none where nothing is said. Raises StartError."""
+    `read_keys`: gives the API keys in the process that compares them; none where nothing is said. Raises UsageError."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
         application = service(settings, read_keys)
         serve.run(application, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
     except RuntimeError as error:
-        raise StartError(reason_of_failure() or " ".join(str(error).split())) from error
+        raise UsageError(reason_of_failure() or " ".join(str(error).split())) from error
 
 
 def end_service() -> None:
@@ -169,7 +164,7 @@ def end_service() -> None:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises StartError if no program may listen there."""
+    """Raises UsageError if no program may listen there."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -177,7 +172,7 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
     except OSError as error:
         reason = "another program listens there" if listens(host, port) else str(error.strerror)
-        raise StartError(f"can't listen at {host}:{port}, {reason}: choose another with --port") from error
+        raise UsageError(f"can't listen at {host}:{port}, {reason}: choose another with --port") from error
 
 
 def listens(host: str, port: int) -> bool:

@@ -7,15 +7,13 @@ import re
 import reprlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from components.sampling.requests import Request
 
-Trouble = Literal["invalid", "busy", "late"]  # the client's fault; too many images wait; the time is up
-STATUS: dict[Trouble, int] = {"invalid": 400, "busy": 429, "late": 503}  # of HTTP
 INVALID = {400: "invalid_value", 401: "invalid_api_key", 403: "forbidden", 404: "not_found", 405: "method_not_allowed"}
 INVALID |= {408: "request_timeout", 413: "too_large", 415: "unsupported_media_type"}
 CODES = {status: ("invalid_request_error", code) for status, code in INVALID.items()}  # type and code of an error
@@ -61,9 +59,9 @@ class FinishedImage(NamedTuple):
 class Refused(NamedTuple):
     """The last event of a refused job."""
 
-    trouble: Trouble
+    status: int  # of HTTP: 400 where the client is at fault, 429 where too many images wait
     message: str  # one sentence for the user
-    retry_after: int = 1  # seconds; of "busy" and "late"
+    retry_after: int = 0  # seconds; 0: never
 
 
 Event = Partial | FinishedImage | Refused
@@ -107,12 +105,10 @@ class Backend(Protocol):
 
     async def card(self) -> Card:
         """Returns the card of the current version."""
-        ...
 
     def make(self, job: ImageJob) -> AsyncIterator[Event]:
         """Yields the events of a job: previews of an image in order, then the image; images interleave.
         Closing the iterator, or canceling the task that reads it, cancels the job."""
-        ...
 
 
 class ErrorBody(BaseModel):
@@ -176,12 +172,9 @@ def sendable(text: str) -> str:
 def of_refused(refused: Refused, request: Request) -> ServiceError:
     """Returns the error for a job that a model refuses.
     `request`: the first of the job, whose fields the client wrote."""
-    if refused.trouble == "invalid":
-        param = param_of(refused.message, request)
-        remedy = ": ask /v1/images/edits" if param == "image" and request.image is None else ""
-        return ServiceError(400, refused.message + remedy, param=param)
-    code = "timeout" if refused.trouble == "late" else None
-    return ServiceError(STATUS[refused.trouble], refused.message, code=code, retry_after=refused.retry_after)
+    param = param_of(refused.message, request) if refused.status == 400 else None
+    remedy = ": ask /v1/images/edits" if param == "image" and request.image is None else ""
+    return ServiceError(refused.status, refused.message + remedy, param=param, retry_after=refused.retry_after)
 
 
 def param_of(message: str, request: Request) -> str | None:

@@ -13,7 +13,6 @@ import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +22,6 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from components.configuration.sampling import DiffusionSampling
 from components.runtime.execution import Resources, node_threads
-from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
 from components.sampling.generator import Generator, OnStep
 from components.sampling.image_files import encode_png
@@ -31,7 +29,7 @@ from components.sampling.images import to_uint8
 from components.sampling.model import most_at_once
 from components.sampling.plan import Plan
 from components.sampling.requests import Request, settings_of, with_settings
-from components.serving.messages import STATUS, Card, Event, FinishedImage, ImageJob, Partial, Refused, Taken
+from components.serving.messages import Card, Event, FinishedImage, ImageJob, Partial, Refused, Taken
 from components.serving.settings import ServedModel, ServiceSettings
 from components.serving.versions import Version, Versions
 
@@ -44,11 +42,7 @@ Shown = dict[tuple[str, int], int]  # (stage, step from 1) -> number of the prev
 
 
 class BusyError(Exception):
-    """Too many images wait."""
-
-    def __init__(self, waiting: int, retry_after: int) -> None:
-        super().__init__(f"{waiting} images wait already; try again in {retry_after} s")
-        self.retry_after = retry_after
+    """Too many images wait; its arguments are a sentence and the seconds until another try."""
 
 
 class FailedError(Exception):
@@ -137,8 +131,8 @@ class Batcher:
             waiting = len(self._waiting)
             # A job of more images than may wait is taken where none waits: it would be refused forever.
             if waiting and waiting + len(images) > self._waiting_images:
-                batches = math.ceil(waiting / self._batch_images)
-                raise BusyError(waiting, max(1, math.ceil(batches * self._batch_seconds)))
+                seconds = max(1, math.ceil(math.ceil(waiting / self._batch_images) * self._batch_seconds))
+                raise BusyError(f"{waiting} images wait already; try again in {seconds} s", seconds)
             self._change(self._waiting + images)
         return ticket
 
@@ -235,7 +229,7 @@ class Model:
     Raises ValueError, in one line, if there is no such model or it makes no image."""
 
     def __init__(self, model: ServedModel, settings: ServiceSettings) -> None:
-        self._seconds, threads = settings.limits.seconds, sampling_threads(settings)
+        threads = sampling_threads(settings)
         if threads is not None:
             torch.set_num_threads(threads)
         self._versions = Versions(model, tracking=settings.tracking, poll_seconds=settings.poll_seconds)
@@ -255,18 +249,29 @@ class Model:
         """Yields `Taken`, then the job's events.
         Closing the iterator, or canceling its task, cancels the job. Raises FailedError for an image that could not be
         made, though its request was checked."""
-        started, code = time.monotonic(), WENT_AWAY
+        started, code, missing, ticket = time.monotonic(), WENT_AWAY, len(job.requests), None
+        events = asyncio.Queue[Partial | FinishedImage | Exception]()
+        tell = partial(asyncio.get_running_loop().call_soon_threadsafe, events.put_nowait)
         try:
-            async with aclosing(self._events(job)) as events:
-                async for event in events:
-                    if isinstance(event, Refused):
-                        code = STATUS[event.trouble]
-                    yield event
-            code = OK if code == WENT_AWAY else code
+            ticket = await self._accept(job, tell)
+            if isinstance(ticket, Refused):
+                code = ticket.status
+                yield ticket
+                return
+            yield Taken()
+            while missing:
+                event = await events.get()
+                if isinstance(event, Exception):
+                    raise event
+                missing -= isinstance(event, FinishedImage)
+                yield event
+            code = OK
         except Exception:
             code = FAILED
             raise
         finally:
+            if isinstance(ticket, Ticket):
+                self._batcher.cancel(ticket)
             self._measures.ended(code, time.monotonic() - started)
 
     async def check_health(self) -> None:
@@ -282,46 +287,15 @@ class Model:
             if part in self.__dict__:  # else the constructor failed
                 self.__dict__[part].close()
 
-    async def _events(self, job: ImageJob) -> AsyncGenerator[Taken | Event]:
-        deadline, images = time.monotonic() + self._seconds, len(job.requests)
-        loop, queue = asyncio.get_running_loop(), asyncio.Queue[Partial | FinishedImage | Exception]()
+    async def _accept(self, job: ImageJob, tell: Tell) -> Ticket | Refused:
         version = self._versions.current
         try:
-            plans = await asyncio.to_thread(plans_of, version.cascade, job)
-            tell = partial(loop.call_soon_threadsafe, queue.put_nowait)
-            ticket = self._batcher.add(job, plans, version, tell)
+            plans = await asyncio.to_thread(lambda: [version.cascade.resolve(request) for request in job.requests])
+            return self._batcher.add(job, plans, version, tell)
         except ValueError as error:
-            yield Refused("invalid", str(error))
-            return
+            return Refused(400, str(error))
         except BusyError as error:
-            yield Refused("busy", str(error), error.retry_after)
-            return
-        try:
-            yield Taken()
-            while images:
-                try:
-                    event = await asyncio.wait_for(queue.get(), deadline - time.monotonic())
-                except TimeoutError:
-                    message = f"the images were not made within {self._seconds:g} s; ask for fewer images or steps"
-                    yield Refused("late", message)
-                    return
-                if isinstance(event, Exception):
-                    raise event
-                images -= isinstance(event, FinishedImage)
-                yield event
-        finally:
-            self._batcher.cancel(ticket)
-
-
-def plans_of(cascade: Cascade, job: ImageJob) -> list[Plan]:
-    """Returns the plan of each image of a job. Raises ValueError, in one line, with the image's number."""
-    plans = []
-    for number, request in enumerate(job.requests, 1):
-        try:
-            plans.append(cascade.resolve(request))
-        except ValueError as error:
-            raise ValueError(f"image {number}: {error}" if number > 1 else str(error)) from None
-    return plans
+            return Refused(429, *error.args)
 
 
 def sampling_threads(settings: ServiceSettings) -> int | None:

@@ -286,7 +286,8 @@ async def watched(
                 async with asyncio.timeout_at(deadline):
                     item = await items.get()
             except TimeoutError:
-                item = Refused("late", f"the image was not ready within {seconds:g} s: ask for fewer images or steps")
+                message = f"the image was not ready within {seconds:g} s: ask for fewer images or steps"
+                raise ServiceError(503, message, code="timeout", retry_after=1) from None
             if item is None:
                 return
             if isinstance(item, Exception):

@@ -10,8 +10,7 @@ from typing import Any
 
 from components.runtime.tracking.names import REGISTRY, shown_source
 from components.runtime.tracking.registry import Named, find_named, is_model_folder, local_model, model_artifact
-from components.sampling.answers import cascade_in
-from components.sampling.cascade import Cascade, quick
+from components.sampling.cascade import Cascade, cascade_in, quick
 from components.sampling.device import best_device
 from components.sampling.generator import Generator
 from components.serving.messages import Card, GeneratorCard

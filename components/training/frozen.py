@@ -36,9 +36,9 @@ from components.sampling.frozen_text import (
     contrastive_text,
     load_frozen_text,
 )
+from components.sampling.image_files import parse_bpe
 from components.sampling.images import from_uint8, one_channel
 from components.sampling.model import most_at_once
-from components.sampling.text_encoding import parse_bpe
 from components.training.batches import to_batch, with_positions
 from components.training.loop import Arrays, Batch
 

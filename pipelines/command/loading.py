@@ -13,12 +13,11 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress
 
-from components.configuration.usage import UsageError
+from components.configuration.usage import UsageError, usage_errors
 from components.runtime.storage.store import absolute
 from components.runtime.tracking import registry
 from components.runtime.tracking.names import REGISTRY, environment
-from components.sampling.answers import cascade_in
-from components.sampling.cascade import Cascade
+from components.sampling.cascade import Cascade, cascade_in
 from components.sampling.device import best_device
 from components.sampling.requests import (
     IMAGES,
@@ -71,12 +70,9 @@ class OpenModel(NamedTuple):
 @contextmanager
 def at_work(console: Console) -> Iterator[None]:
     """Shows that the command loads and samples; a ValueError inside becomes a UsageError."""
-    try:
-        with Progress(console=console, transient=True) as bar:
-            bar.add_task("loading and sampling", total=None)
-            yield
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    with usage_errors(), Progress(console=console, transient=True) as bar:
+        bar.add_task("loading and sampling", total=None)
+        yield
 
 
 def open_model(model: str | None, *, like: Path | None, tracking: str | None, **given: object) -> OpenModel:

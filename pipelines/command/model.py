@@ -49,12 +49,12 @@ def ema(
     - `cascade ema --model models:/image-cascade-edm-base@champion --length 0.15 --out edm-0.15`
     - `cascade ema --model runs/stages/base/1a2b3c --length 0.05 --out edm-0.05`
     """
-    from pipelines.command.versions import write_average
+    from pipelines.command.upkeep import write_average
 
-    made = write_average(model, length=length, tracking=tracking, out=out)
-    typer.echo(f"model: {made.folder}")
-    if made.registered:
-        typer.echo(f"registered: {made.registered}")
+    registered = write_average(model, length=length, tracking=tracking, out=out)
+    typer.echo(f"model: {out}")
+    if registered:
+        typer.echo(f"registered: {registered}")
 
 
 def promote(
@@ -72,7 +72,7 @@ def promote(
     - `cascade promote models:/image-cascade-openmoji/7`
     - `cascade promote image-cascade-openmoji --back`
     """
-    from pipelines.command.versions import promote_version
+    from pipelines.command.upkeep import promote_version
 
     typer.echo(promote_version(model, back=back, tracking=tracking))
 
@@ -101,6 +101,8 @@ def serve(
     - `CASCADE_API_KEYS=one,another cascade serve --model models:/image-cascade-openmoji@champion --host 0.0.0.0`
     - `cascade serve --model models:/image-cascade-openmoji@champion --replicas 1..4 --gpus 0.5`
     """
-    from pipelines.command.serve import ServeOptions, serve
+    from pipelines.command.serve import serve_models
 
-    serve(ServeOptions(model, host, port, tracking, replicas, gpus, batch), Console())
+    serve_models(
+        model, host=host, port=port, tracking=tracking, replicas=replicas, gpus=gpus, batch=batch, console=Console()
+    )

@@ -10,10 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
-from components.configuration.usage import UsageError
+from components.configuration.usage import UsageError, usage_errors
 from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.restoration import psnr
-from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import GaussianBottleneck
 from components.models.bundle import DESCRIPTION as MODEL
 from components.sampling.answers import reconstructed
@@ -44,13 +43,11 @@ def reconstruct_images(
 
     Raises UsageError for a model that is not there or is no autoencoder, and for files that are no images.
     """
-    try:
+    with usage_errors():
         files = [image_bytes("--image", image) for image in images]
         with local_model(model, tracking) as folder:
             loaded = load_autoencoder(model, folder)
         found = [reconstruct_file(loaded, data) for data in files]
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     for image, each in zip(images, found, strict=True):
         console.print(f"{image}: {figures(loaded, each)}", highlight=False, soft_wrap=True)
     taken = Counter(image.stem for image in images)  # equal stems get a number
@@ -83,7 +80,6 @@ def kind_of(folder: Path) -> str:
 
 def reconstruct_file(model: SamplingModel, data: bytes) -> Reconstruction:
     """Reconstructs an image file with an autoencoder. Raises ValueError for a file that is no image."""
-    assert isinstance(model.module, Autoencoder)
     image = read_image(data, resolution=model.settings["resolution"])
     seen, codes = to_uint8(image[None]), None
     with products("fp32"):
@@ -98,7 +94,6 @@ def figures(model: SamplingModel, found: Reconstruction) -> str:
     kept = f"{psnr(found.made[None], found.seen[None], everywhere):.1f} dB"
     if found.codes is None:
         return f"{kept}, no codes"
-    assert isinstance(model.module, Autoencoder)
     (height, width), size = found.codes.shape[:2], model.module.codebook_size
     bits = height * width * math.log2(size)
     return f"{kept}, {height} x {width} codes of {size}: {bits:,.0f} bits for {8 * found.seen.size:,}"

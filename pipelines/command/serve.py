@@ -7,14 +7,14 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import ray
 from pydantic import ValidationError
 from rich.console import Console
 
 import components
-from components.configuration.usage import UsageError, explain
+from components.configuration.usage import UsageError, explain, usage_errors
 from components.runtime.tracking.names import REGISTRY, environment, shown_source
 from components.serving.settings import KEYS, KEYS_FILE, ServedModel, ServiceSettings, is_loopback, read_keys
 from pipelines.command.options import SHARED_CORES
@@ -35,18 +35,6 @@ ON_THIS_MACHINE = SHARED_CORES | {
 START_SECONDS = 60
 
 
-class ServeOptions(NamedTuple):
-    """Options of the command."""
-
-    model: Sequence[str]
-    host: str = "127.0.0.1"
-    port: int = 8000
-    tracking: str | None = None
-    replicas: str = "1"
-    gpus: float | None = None  # of a replica; None: one where there are GPUs
-    batch: int = 16
-
-
 def build(args: dict[str, Any]) -> "Application":
     """Returns the service for `serve deploy` and RayService.
     Their import_path is `image_cascade.pipelines.command.serve:build`. `args`: the fields of `ServiceSettings`;
@@ -54,66 +42,69 @@ def build(args: dict[str, Any]) -> "Application":
     from components.serving.deployment import service  # here and below, for wrong use is said before torch is there
 
     set_environment(environment())
-    return service(read_settings({"tracking": os.environ.get("MLFLOW_TRACKING_URI")} | args), read_keys_here)
+    return service(read_settings({"tracking": os.environ.get("MLFLOW_TRACKING_URI")} | args), read_keys)
 
 
-def read_keys_here() -> tuple[str, ...]:
-    """Returns the API keys of this process's environment.
-    Keys are read where they are compared, and sent to no other process. Raises ValueError, in one line, for keys that
-    can't be read."""
-    return read_keys(os.environ)
+def serve_models(
+    models: Sequence[str],
+    *,
+    host: str,
+    port: int,
+    tracking: str | None,
+    replicas: str,
+    gpus: float | None,
+    batch: int,
+    console: Console,
+) -> None:
+    """Serves until SIGTERM or Ctrl-C. Raises UsageError, in one line, for a service that can't start.
 
-
-def serve(options: ServeOptions, console: Console) -> None:
-    """Serves until SIGTERM or Ctrl-C. Raises UsageError, in one line, for a service that can't start."""
+    Args:
+        models: NAME=SOURCE, or a source alone.
+        replicas: of each model: a number, or the least and the most such as 1..4.
+        gpus: of a replica. None: one where there are GPUs.
+        batch: images of one at most.
+    """
     end_by_signals()
     if find_spec("fastapi") is None:
         raise UsageError("cascade serve needs the extra serve: pip install 'image-cascade[serve]'")
     set_environment(environment() | SERVING | ON_THIS_MACHINE)
-    settings = settings_of(options)
+    least, _, most = replicas.partition("..")
+    if not least.isdecimal() or not (most or least).isdecimal():
+        raise UsageError(f"--replicas {replicas}: write a number, or the least and the most such as 1..4")
+    settings = read_settings(
+        {
+            "models": [served_model(text) for text in models],
+            "tracking": tracking_uri(tracking),
+            "min_replicas": int(least),
+            "max_replicas": int(most or least),
+            "batch_images": batch,
+        }
+    )
+    settings = settings.model_copy(update={"keys_required": needs_keys(host)})
 
-    from components.serving.deployment import StartError, check_port, check_room, end_service, run_service
+    from components.serving.deployment import check_port, check_room, end_service, run_service
     from components.serving.versions import find_version
 
-    try:
+    with usage_errors():
         versions = [find_version(model.source, settings.tracking) for model in settings.models]
         if not on_cluster():
-            check_port(options.host, options.port)
+            check_port(host, port)
         with console.status("starting Ray"):
             cluster = start_ray(worker_start_timeout=START_SECONDS, verbose=False)
         end_by_signals()  # again: Ray has put its own in the place, which ends in a core dump
-        settings = with_gpus(settings, options.gpus, cluster)
-        check_room(options.host, options.port)  # before what follows would end a service of somebody else
+        settings = with_gpus(settings, gpus, cluster)
+        check_room(host, port)  # before what follows would end a service of somebody else
         try:
             with console.status(f"loading {', '.join(model.source for model in settings.models)}"):
-                run_service(settings, host=options.host, port=options.port, read_keys=read_keys_here)
+                run_service(settings, host=host, port=port, read_keys=read_keys)
             for model, named in zip(settings.models, versions, strict=True):
                 served = f"{model.name}: {shown_source(model.source)}, version {named.version}"
-                address = f"http://{bracketed(options.host)}:{options.port}"
+                address = f"http://{bracketed(host)}:{port}"
                 console.print(f"{address} serves {served}", highlight=False, soft_wrap=True)
             threading.Event().wait()
         finally:  # with a Ray of its own it ends at once; on a cluster that is joined, when who is answered has images.
             # A second signal waits for nobody, and the cluster ends the service alone.
             ray.shutdown() if cluster.here else end_service()
-    except (ValueError, StartError) as error:
-        raise UsageError(str(error)) from error
-
-
-def settings_of(options: ServeOptions) -> ServiceSettings:
-    """Returns the settings of a service from the command's options. Raises UsageError, in one line."""
-    least, _, most = options.replicas.partition("..")
-    if not least.isdecimal() or not (most or least).isdecimal():
-        raise UsageError(f"--replicas {options.replicas}: write a number, or the least and the most such as 1..4")
-    settings = read_settings(
-        {
-            "models": [served_model(text) for text in options.model],
-            "tracking": tracking_uri(options.tracking),
-            "min_replicas": int(least),
-            "max_replicas": int(most or least),
-            "batch_images": options.batch,
-        }
-    )
-    return settings.model_copy(update={"keys_required": needs_keys(options.host)})
 
 
 def read_settings(fields: Mapping[str, Any]) -> ServiceSettings:
@@ -157,10 +148,8 @@ def end_by_signals() -> None:
 def needs_keys(host: str) -> bool:
     """Tells whether other machines reach an address.
     Raises UsageError where they do and no keys can be read."""
-    try:
-        keys, others = read_keys(os.environ), not is_loopback(bracketed(host))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    with usage_errors():
+        keys, others = read_keys(), not is_loopback(bracketed(host))
     if others and not keys:
         raise UsageError(f"--host {host} is reached by others: set {KEYS} (keys by commas) or {KEYS_FILE}")
     return others

@@ -1,4 +1,4 @@
-"""`cascade verify`: checks a run's artifacts or a model's files by their manifests; `cascade gc`.
+"""Upkeep of runs and models: `cascade verify`, `cascade gc`, `cascade ema` and `cascade promote`.
 
 A registered model carries the list of its files with it. Garbage are folders that no manifest lists.
 """
@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from components.configuration.usage import UsageError
+from components.configuration.usage import UsageError, usage_errors
+from components.models.bundle import DESCRIPTION
 from components.models.file_list import LIST, differences
 from components.runtime.storage.artifact import Artifact, ArtifactError, load_artifact, verify_files
 from components.runtime.storage.garbage import collect, find_garbage
@@ -51,10 +52,8 @@ def verify_model(model: str, *, tracking: str | None, console: Console) -> int:
     compare with.
     """
     set_environment(environment())
-    try:
+    with usage_errors():
         bad = model_differences(model, tracking_uri(tracking))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     return _verdict(model, bad, "all files as they were registered", console)
 
 
@@ -114,3 +113,47 @@ def collect_garbage(storage: str | None, *, unused: bool, delete: bool) -> None:
     for folder in garbage:
         if folder not in gone:
             typer.echo(f"left alone, it is needed again: {folder.path}")
+
+
+def write_average(model: str, *, length: float, tracking: str | None, out: Path) -> str | None:
+    """Write the model with an average of another length, a share of training in (0, 0.28), to `out`.
+
+    An average of a registered model becomes a version of its name too, and its candidate: returns its address.
+
+    Raises UsageError for a model that is not there or kept no snapshots, a length that has no average, and a folder
+    that holds something.
+    """
+    from components.runtime.tracking.registry import register_average
+    from components.training.results import choose_average
+    from pipelines.command.loading import local_model
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} holds something already: name a new folder")
+    with usage_errors():
+        with local_model(model, tracking) as folder:
+            if not (folder / DESCRIPTION).is_file():
+                raise UsageError(f"{model} is a whole cascade, which keeps no snapshots: give the model of one stage")
+            with usage_errors(f"{model}: "):
+                choose_average(folder, out, sigma_rel=length)
+        uri = tracking_uri(tracking) if model.startswith(REGISTRY) else None
+        if uri is None:
+            return None
+        made = register_average(model, out, sigma_rel=length, tracking_uri=uri)
+    return f"{REGISTRY}{made.name}/{made.version}"
+
+
+def promote_version(model: str, *, back: bool, tracking: str | None) -> str:
+    """Move the champion's alias to another version by hand; returns lines about it and the way back.
+
+    Raises UsageError if there is no such version.
+    """
+    from components.runtime.tracking.promotion import promote_by_hand
+
+    set_environment(environment())
+    uri = tracking_uri(tracking)
+    if uri is None:
+        raise UsageError(f"{model} is in a registry: name it with --tracking")
+    with usage_errors():
+        name, version, before = promote_by_hand(model, tracking_uri=uri, back=back)
+    again = "" if before in (None, version) else f"; to take it back: cascade promote {name}@{before}"
+    return f"{REGISTRY}{name}@champion is version {version}{again}"

@@ -141,7 +141,7 @@ def from_http_to_png(folder: Path) -> list[str]:
     settings = ServiceSettings(models=(served,), max_replicas=2)  # of several each has a thread, and asks no Ray
     threading.setprofile(hook)
     model = Model(served, settings)
-    backends = {"tiny": RayBackend(Handle(model), seconds=60)}
+    backends = {"tiny": RayBackend(Handle(model))}
     client = TestClient(build_app(backends, settings), base_url="http://localhost")
     counted.set()  # its generators are warm
     answer = client.post(GENERATIONS, json={"prompt": "red apple"})

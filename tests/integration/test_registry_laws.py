@@ -27,7 +27,7 @@ from components.sampling.cascade import Cascade, compose
 from components.sampling.requests import Request, read_settings
 from components.training.results import SNAPSHOTS, reconstruct
 from pipelines.command.cli import app
-from pipelines.command.versions import write_average
+from pipelines.command.upkeep import write_average
 from tests.tiny_cascade import commit_model, write_cascade, write_models
 from tests.tiny_generators import LONE, lone, write
 from tests.tiny_training import assert_equal_bits
@@ -194,17 +194,16 @@ def test_another_average_of_a_registered_model_is_a_version_of_its_name_once(
 
     client = MlflowClient(tracking_uri)
     for again, source in enumerate((f"models:/{name}@champion", f"models:/{name}/1")):
-        made = write_average(source, length=0.15, tracking=tracking_uri, out=tmp_path / str(again))
-        assert made.registered == f"models:/{name}/2"
+        registered = write_average(source, length=0.15, tracking=tracking_uri, out=tmp_path / str(again))
+        assert registered == f"models:/{name}/2"
     assert aliases(client, name) == {"candidate": "2", "champion": "1"}, "no run ended well with it"
     version = client.get_model_version(name, "2")
     assert version.tags["cascade.stage_key"] == "k1-ema-0.15"
     assert version.run_id == client.get_model_version(name, "1").run_id, "it tells by which run it was trained"
     stored = download_model(f"models:/{name}@candidate", tmp_path / "stored", tracking_uri=tracking_uri)
     assert_equal_bits(load_bundle(stored).module.state_dict(), reconstruct(model / SNAPSHOTS, 0.15))
-    assert (
-        write_average(f"models:/{name}/1", length=0.1, tracking=tracking_uri, out=tmp_path / "x").registered[-1] == "3"
-    )
+    registered = write_average(f"models:/{name}/1", length=0.1, tracking=tracking_uri, out=tmp_path / "x")
+    assert registered == f"models:/{name}/3"
 
 
 def test_a_model_that_is_not_there_is_one_clear_line(tracking_uri: str, tmp_path: Path):

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from components.models.transformer import Transformer
-from components.sampling.best_of import best_of, mutual_information
+from components.sampling.generators.tokens import mutual_information
+from components.sampling.plan import best_of
 
 SCORES = torch.tensor([[0.1, 0.9, 0.2, 0.9], [3.0, -1.0, 2.0, 3.0], [-5.0, -4.0, -3.0, -2.0]])  # (B, n)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from components.data.ingest import train_bpe
-from components.sampling.text_encoding import BOS, EOS, PAD, encode_text, load_bpe, parse_bpe
+from components.sampling.image_files import BOS, EOS, PAD, encode_text, load_bpe, parse_bpe
 
 CAPTIONS = ["a red square", "a green circle", "two blue squares", "ein grünes Dreieck"] * 3
 

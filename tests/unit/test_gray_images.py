@@ -13,7 +13,7 @@ from components.configuration.usage import UsageError
 from components.evaluation.likelihood_study import bound_jobs, measure_bound, png_bits
 from components.models.bundle import ModelBundle, save_bundle
 from components.models.diffusion.timestep_sampling import KEPT, draw_timesteps, empty_history
-from components.sampling.cascade import Cascade, lone_cascade
+from components.sampling.cascade import Cascade
 from components.sampling.images import ColorError, from_uint8, one_channel, to_uint8
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.requests import Request
@@ -110,8 +110,7 @@ def test_a_model_of_pixels_counts_one_channel(kind: str, tmp_path: Path) -> None
     assert torch.equal(task.values(to_batch(rows))[:, 0], torch.from_numpy(rows["image"][..., 0]).long())
     assert np.isfinite(float(task.train_step(to_batch(rows), 1)["loss"]))
     model = sampling_model(task, tmp_path, {"resolution": 8, "classes": ["a", "b", "c"]})
-    cascade = lone_cascade(model)
-    assert cascade is not None
+    cascade = Cascade(model=model)
     (image,) = cascade.sample([Request(seed=1, label=1)] if model.classes else [Request(seed=1)])
     assert image.shape == (8, 8, 3)
     assert (image == image[..., :1]).all()

@@ -8,8 +8,13 @@ import torch
 
 from components.models.bundle import NETWORKS, ModelBundle, save_bundle
 from components.sampling import autoregressive
-from components.sampling.best_of import mutual_information
-from components.sampling.generators.tokens import check_prior, prior_conditions, sample_best, sample_prior
+from components.sampling.generators.tokens import (
+    check_prior,
+    mutual_information,
+    prior_conditions,
+    sample_best,
+    sample_prior,
+)
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.plan import Plan, check_request, plan_of
 from components.sampling.requests import Request

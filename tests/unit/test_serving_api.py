@@ -110,9 +110,8 @@ def test_models_are_listed_with_what_they_can_do(client: openai.OpenAI, backends
 @pytest.mark.parametrize(
     ("told", "status", "retry_after", "message"),
     [
-        ([Refused("busy", "64 images wait: try again in 9 s", 9)], 429, "9", "64 images wait: try again in 9 s"),
-        ([Refused("late", "the time is up", 4)], 503, "4", "the time is up"),
-        ([Refused("invalid", "unknown label 9")], 400, None, "unknown label 9"),
+        ([Refused(429, "64 images wait: try again in 9 s", 9)], 429, "9", "64 images wait: try again in 9 s"),
+        ([Refused(400, "unknown label 9")], 400, None, "unknown label 9"),
         (
             [Unavailable("the model was lost on the way; try again")],
             503,
@@ -148,6 +147,7 @@ def test_images_that_take_too_long_are_given_up(backends: dict[str, SmallBackend
     with serving(slow, limits=Limits(seconds=0.5)) as url:
         answer = HTTP.post(url + GENERATIONS, json={"label": 0})
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert answer.json()["error"]["code"] == "timeout"
     assert answer.json()["error"]["message"].startswith("the image was not ready within 0.5 s")
     assert slow.left, "the job was canceled"
 

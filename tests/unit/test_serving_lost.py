@@ -60,7 +60,7 @@ class Answers:
 
 def events(handle: Handle) -> list[Event]:
     async def ask() -> list[Event]:
-        return [event async for event in RayBackend(handle, seconds=10).make(JOB)]
+        return [event async for event in RayBackend(handle).make(JOB)]
 
     return asyncio.run(ask())
 
@@ -87,7 +87,7 @@ def test_who_goes_away_cancels_the_call():
     handle = Handle([Taken(), PREVIEW, IMAGE])
 
     async def ask() -> None:
-        made = RayBackend(handle, seconds=10).make(JOB)
+        made = RayBackend(handle).make(JOB)
         assert await anext(made) == PREVIEW
         await made.aclose()
 

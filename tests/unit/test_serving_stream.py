@@ -75,7 +75,7 @@ def test_previews_come_while_the_image_is_made(cascade: Cascade) -> None:
     ("told", "code", "message"),
     [
         ([Unavailable("the model was lost; try again")], "unavailable", "the model was lost; try again"),
-        ([Refused("late", "the time is up", 4)], "timeout", "the time is up"),
+        ([Refused(429, "8 images wait", 4)], "rate_limit_exceeded", "8 images wait"),
         ([], "unavailable", "the model stopped before its images were made; try again"),
         (
             [FinishedImage(1, gray_png(8), "3")],
@@ -107,6 +107,7 @@ def test_time_runs_out_in_a_stream_too(cascade: Cascade) -> None:
     assert answer.text.count("event: ") == 2
     assert "event: error" in answer.text
     assert "was not ready within 0.7 s" in answer.text
+    assert '"code":"timeout"' in answer.text
     assert slow.left
 
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from components.configuration.sampling import NOISE_LEVEL, DiffusionPriorSampling, DiffusionSampling
-from components.models.autoencoder import Autoencoder
 from components.models.diffusion import guidance, samplers
 from components.models.diffusion.corruption import augment_low_res, quantize_8_bit, upsample
 from components.models.diffusion.degradation import MASK_TASKS
@@ -364,7 +363,6 @@ class Diffusion(Generator):
             """Decodes the base's output to images (B, 3, H, W)."""
             if decoder is None:
                 return made
-            assert isinstance(decoder.module, Autoencoder)
             latents, side = made / self.first.settings["latent_scale"], decoder.settings["resolution"]
             return in_slices(decoder.module.from_latents, latents, resolution=side)
 

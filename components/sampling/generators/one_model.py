@@ -10,10 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from components.models.autoencoder import Autoencoder
 from components.models.diffusion.corruption import from_levels
 from components.models.diffusion.degradation import MASK_TASKS, Degraded, denoise_in_mask, fill_mask
-from components.sampling.autoregressive import PixelNetwork, generate_grid
+from components.sampling.autoregressive import generate_grid
 from components.sampling.generator import Generator, Hooks, Parts
 from components.sampling.generators.diffusion import check_sampling, denoise, image_noise
 from components.sampling.image_files import gray_png
@@ -35,7 +34,6 @@ class Pixels(Generator):
 
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
         side = self.first.settings["resolution"]
-        assert isinstance(self.first.module, PixelNetwork)
         values = generate_grid(
             self.first.module,
             encode_conditions(self.first, plans),
@@ -110,7 +108,6 @@ class VAE(Generator):
 
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
         model = self.first
-        assert isinstance(model.module, Autoencoder)
         z = noise_of(plans, model.name, model.module.latent_shape, model.device)()
         return {model.name: model.module.decode(z)}
 

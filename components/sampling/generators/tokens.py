@@ -3,7 +3,7 @@
 Shapes: B plans, h w the grid of tokens, N = h * w, M tokens of a condition image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,12 +12,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from components.configuration.sampling import MaskedTokenSampling
-from components.models.autoencoder import Autoencoder
+from components.models.diffusion.corruption import downsample, quantize_8_bit
 from components.models.token_network import TokenNetwork
 from components.models.transformer import MaskedTransformer, Transformer
 from components.sampling.autoregressive import PixelNetwork, generate, generate_grid
-from components.sampling.best_of import best_of, likeness_to_prompts, mutual_information
 from components.sampling.generator import ConditionImages, Generator, Hooks, Parts
 from components.sampling.image_files import gray_png
 from components.sampling.maskgit import maskgit
@@ -25,6 +23,7 @@ from components.sampling.model import SamplingModel, in_slices
 from components.sampling.plan import (
     Conditions,
     Plan,
+    best_of,
     check_conditions,
     check_prompt_length,
     condition_images,
@@ -45,7 +44,6 @@ def check_prior(model: SamplingModel, request: Request, *, reranked: bool = Fals
         raise ValueError("this prior takes no steps: it samples each token once")
     if isinstance(model.module, MaskedTransformer):
         sampling, most = sampling_of(model, request, first=True), model.module.num_tokens
-        assert isinstance(sampling, MaskedTokenSampling)
         if sampling.num_inference_steps > most:
             raise ValueError(f"steps must be in [1, {most}], not {sampling.num_inference_steps}")
 
@@ -124,7 +122,6 @@ def prior_conditions(
         raise ValueError(f"the model of stage {model.name} needs a condition image of {length} tokens")
     if length == 0:
         raise ValueError(f"the model of stage {model.name} takes no condition image: it was trained without")
-    assert isinstance(network, TokenNetwork)
     if condition.shape != (len(plans), length) and not larger:
         raise ValueError(f"condition tokens of {tuple(condition.shape)} where {(len(plans), length)} are needed")
     if not 0 <= int(condition.min()) <= int(condition.max()) < network.null_condition:
@@ -132,6 +129,41 @@ def prior_conditions(
     condition = condition.to(model.device)
     null = torch.full_like(condition, network.null_condition)
     return Conditions(conditions.condition | {"condition": condition}, conditions.null | {"condition": null})
+
+
+@torch.no_grad()
+def mutual_information(
+    transformer: Transformer, tokens: Tensor, *, condition: Mapping[str, Tensor], null: Mapping[str, Tensor]
+) -> Tensor:
+    """log p(tokens | condition) - log p(tokens | null) of each image under the prior, in nats.
+    Without a second network this tells how much the condition explains: the pointwise mutual information.
+
+    Args:
+        transformer: in eval mode, trained with dropped conditions.
+        tokens: (B, N) int64 in [0, K).
+        condition, null: arguments of the transformer by name, each (B, …), with the same names.
+    Returns (B,) fp32."""
+    doubled = tokens.repeat(2, 1)
+    both = {name: torch.cat([condition[name], null[name]]) for name in condition}
+    logits = transformer(doubled, **both)  # (2B, N, K)
+    log_p = logits.float().log_softmax(dim=-1).gather(-1, doubled[..., None])[..., 0].sum(dim=1)
+    return log_p[: len(tokens)] - log_p[len(tokens) :]
+
+
+def likeness_to_prompts(reranker: SamplingModel, plans: Sequence[Plan]) -> Callable[[Tensor], Tensor]:
+    """Cosines (B,) between images (B, 3, H, W) in [-1, 1] and the plans' prompts.
+    The cosine is 0 for a plan without a prompt."""
+    encoder, text, side = reranker.module, reranker.text, reranker.settings["resolution"]
+    assert text is not None  # a bundle of this kind has its tokenizer
+    wanted = encoder.encode_text(text.encode([plan.prompt or "" for plan in plans]).to(reranker.device))
+    asked = torch.tensor([plan.prompt is not None for plan in plans], device=reranker.device)
+
+    def score(image: Tensor) -> Tensor:
+        finished = quantize_8_bit(image.to(reranker.device))  # as it is handed out
+        seen = quantize_8_bit(downsample(finished, side))  # as the encoder was trained on images
+        return (encoder.encode_image(seen) * wanted.embedding).sum(dim=1) * asked
+
+    return score
 
 
 class Tokens(Generator):
@@ -173,12 +205,10 @@ class Tokens(Generator):
         tokenizer, seen, condition = self.parts.tokenizer, self.parts.condition, None
         assert tokenizer is not None
         if seen is not None:
-            assert isinstance(seen.module, Autoencoder)
             images = condition_images(plans, seen.settings["resolution"]).to(seen.device)
             condition = seen.module.tokenize(images).flatten(1)
         candidates, decoder, reranker = plans[0].candidates, tokenizer.module, self.parts.reranker
         side = max(plans[0].size or self.size)
-        assert isinstance(decoder, Autoencoder)
 
         def image(tokens: Tensor) -> Tensor:
             return in_slices(decoder.detokenize, tokens.to(tokenizer.device), resolution=side)
