@@ -137,7 +137,7 @@ class Cascade(Parts):
         return plans
 
     def sample(self, requests: Sequence[Request], **settings: Any) -> list[np.ndarray]:
-        """Returns a finished uint8 image (H, W, 3) for each request, in order; `settings` are those of `make`.
+        """Returns a finished uint8 image (H, W, 3) for each request, in order; `settings`: see `make`.
 
         The same request gives the same image in whatever company: on a CPU within one gray level, on a GPU to the eye
         (`components.sampling.device`).
