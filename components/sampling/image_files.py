@@ -1,4 +1,4 @@
-"""Image files, decoded safely and encoded as PNG; captions as token ids, by a byte-level BPE of `tokenizers`.
+"""Image files, decoded safely and encoded as PNG; captions as token ids, by a byte-level BPE.
 
 Without torch: the readers of shards, one on every core, would only pay for it. Readers and packed models import this
 file alike, so that both see the same pixels and ids. Shapes: images are uint8 (H, W, 3), B captions, L text_length.
