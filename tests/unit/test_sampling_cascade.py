@@ -115,10 +115,7 @@ def test_an_upsampler_of_half_the_strength_takes_half_its_steps_from_its_low_res
             "upsampler_16.strength: Input should be greater",
         ),
         (Request(label=0, sampling=(("base", "top_k", 3),)), "base.top_k: this model takes no such setting"),
-        (
-            Request(label=0, sampling=(("upsampler_32", "eta", 0.5),)),
-            "no stage 'upsampler_32' of the diff",
-        ),
+        (Request(label=0, sampling=(("upsampler_32", "eta", 0.5),)), "no stage 'upsampler_32' of the diff"),
         (Request(label=0, top_k=4), "the diffusion generator takes no top_k"),
         (Request(label=0, generator="tokens", top_p=0.0), "prior.top_p: Input should be greater than 0"),
         (Request(label=0, guidance_scale=float("nan")), "base.guidance_scale: Input should be a finite number"),

@@ -183,11 +183,7 @@ def test_a_request_is_a_line_of_the_log_without_prompt_or_key(address: str, capl
 
 
 def test_every_answer_has_strict_headers(address: str) -> None:
-    for answer in (
-        HTTP.get(address + "/healthz"),
-        HTTP.get(address + "/nowhere"),
-        HTTP.get(address + "/v1/models"),
-    ):
+    for answer in (HTTP.get(address + "/healthz"), HTTP.get(address + "/nowhere"), HTTP.get(address + "/v1/models")):
         assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self'")
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.headers["Referrer-Policy"] == "no-referrer"

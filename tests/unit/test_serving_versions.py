@@ -134,10 +134,7 @@ def test_a_registry_that_is_away_is_told_once_and_found_again(registry, caplog):
         ("models:/image-cascade-none@champion", "can't get models:/image-cascade-none@champion from the registry at"),
         (f"models:/{NAME}@nobody", f"can't get models:/{NAME}@nobody"),
         (f"models:/{NAME}/7", f"can't get models:/{NAME}/7"),
-        (
-            "models:/m-0123456789abcdef0123456789abcdef",
-            "names no version: write models:/NAME@ALIAS",
-        ),
+        ("models:/m-0123456789abcdef0123456789abcdef", "names no version: write models:/NAME@ALIAS"),
         (f"models:/{NAME}", "names no version: write models:/NAME@ALIAS"),
     ],
 )
