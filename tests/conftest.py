@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from pipelines.command.options import share_cores
+from tests.waiting import eventually
 from tests.warm_workers import warm_workers
 
 share_cores()  # before torch is imported, here and in all that the tests start
@@ -37,14 +38,8 @@ LONG = (
 RAY = "the suite's Ray"
 FIRST, LAST = (RAY, *LONG), len(LONG) + 1
 FORKED = (  # imported once, by the process that is forked for ranks of gloo and for racing writers
-    *(
-        "torch._dynamo",
-        "torch.distributed.fsdp",
-        "tests.distributed.gloo",
-        "tests.tiny_training",
-        "tests.tiny_text_image",
-    ),
-    *("s3fs", "gcsfs", "adlfs", "tests.stored_files"),
+    *("torch._dynamo", "torch.distributed.fsdp", "tests.distributed.gloo", "tests.tiny_training"),
+    *("tests.tiny_text_image", "s3fs", "gcsfs", "adlfs", "tests.stored_files"),
 )
 UNLOGGED: list[str] = []  # records that a handler could not write, which nothing but a traceback in the output says
 
@@ -148,16 +143,16 @@ def free_port() -> int:
 
 def wait_for(url: str, process: subprocess.Popen) -> None:
     """Wait until a server answers. Raises if its process ends or the time is up."""
-    deadline = time.monotonic() + SERVER_SECONDS
-    while time.monotonic() < deadline:
+
+    def answers() -> bool:
         if process.poll() is not None:
             raise RuntimeError(f"the server of {url} ended with {process.returncode}")
-        try:
-            urllib.request.urlopen(url, timeout=2)
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise TimeoutError(f"{url} did not answer in {SERVER_SECONDS} s")
+        with suppress(OSError):
+            return bool(urllib.request.urlopen(url, timeout=2))
+        return False
+
+    if not eventually(answers, SERVER_SECONDS, pause=0.2):
+        raise TimeoutError(f"{url} did not answer in {SERVER_SECONDS} s")
 
 
 def stop(process: subprocess.Popen) -> None:
@@ -182,24 +177,27 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a real MLflow server with artifact proxy."""
-    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
+@contextmanager
+def mlflow_process(folder: Path, port: int | None = None) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Address and process, in a group of its own, of an MLflow server with artifact proxy on what a folder holds."""
+    port = port or free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        str(folder / "files"),
-    ]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/files"]
     variables = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven processes that nobody asks here
-    process = subprocess.Popen(command, cwd=folder, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with open(folder / "server.log", "a") as log:
+        process = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log, start_new_session=True)
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", process
     finally:
         stop(process)
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an MLflow server that all tests share."""
+    with mlflow_process(tmp_path_factory.mktemp("mlflow")) as (address, _):
+        yield address
 
 
 @pytest.fixture(scope="session")
@@ -215,22 +213,10 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """Endpoint of a real S3 server process; its address and keys stand in the environment for all that follows."""
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(f"http://127.0.0.1:{port}/moto-api/", process)
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    yield settings["AWS_ENDPOINT_URL"]
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
-    stop(process)
+    from tests.emulators import s3_server
+
+    with s3_server() as settings:
+        yield settings["AWS_ENDPOINT_URL"]
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """A folder over HTTP, by a server that counts the bytes of the files that it sends."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tests.waiting import in_thread
 
 
 class CountedFiles(NamedTuple):
@@ -28,10 +29,5 @@ def counted_files(folder: Path) -> Iterator[CountedFiles]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Counting, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with in_thread(server):
         yield CountedFiles(f"http://127.0.0.1:{server.server_port}", sent)
-    finally:
-        server.shutdown()
-        thread.join()

@@ -1,17 +1,17 @@
 """An S3 server in this process that counts the bytes of each object that it sends."""
 
 import logging
-import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from unittest import mock
 
 import s3fs
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
+
+from tests.emulators import in_environment, of_s3
+from tests.waiting import in_thread
 
 
 class CountedS3(NamedTuple):
@@ -46,18 +46,6 @@ def counted_s3() -> Iterator[CountedS3]:
 
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # or it says each request
     server = make_server("127.0.0.1", 0, counting, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
-    settings = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "x",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    try:
-        with mock.patch.dict(os.environ, settings):
-            yield CountedS3(endpoint, sent)
-    finally:
-        server.shutdown()
-        thread.join()
+    with in_thread(server), in_environment(of_s3(endpoint)):
+        yield CountedS3(endpoint, sent)

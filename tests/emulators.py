@@ -11,6 +11,7 @@ import venv
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from filelock import FileLock
@@ -18,6 +19,7 @@ from fsspec.registry import _registry
 
 from components.runtime.storage.connection import connect
 from tests.conftest import SERVER_SECONDS, free_port, stop
+from tests.waiting import eventually
 
 AZURITE = "3.35.0"  # the last for Node 20
 CACHE = Path(sys.prefix) / "azurite"  # goes with the virtual environment
@@ -55,6 +57,22 @@ use = egg:swift#bulk
 [filter:slo]
 use = egg:swift#slo
 """
+
+
+def of_s3(endpoint: str, key: str = "test", secret: str = "test") -> dict[str, str]:
+    """The environment of who uses an S3 server."""
+    keys = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_DEFAULT_REGION": "us-east-1"}
+    return {"AWS_ENDPOINT_URL": endpoint, **keys}
+
+
+@contextmanager
+def s3_server() -> Iterator[dict[str, str]]:
+    """An S3 server, moto, whose address and keys stand in the environment of all that is started meanwhile."""
+    port = free_port()
+    settings = of_s3(f"http://127.0.0.1:{port}")
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with _running(command, port), in_environment(settings):
+        yield settings
 
 
 @contextmanager
@@ -106,36 +124,19 @@ def swift_server(folder: Path) -> Iterator[dict[str, str]]:
             subprocess.run(command, check=True, capture_output=True, timeout=60)
     with ExitStack() as servers:
         for kind, port in ports.items():
-            (folder / f"{kind}.conf").write_text(
-                SWIFT_SETTINGS.format(
-                    folder=folder,
-                    port=port,
-                    user=user,
-                    kind=kind,
-                    pipeline="cache s3api tempauth bulk slo proxy-server" if kind == "proxy" else f"{kind}-server",
-                )
-            )
-            servers.enter_context(
-                _running([str(programs / f"swift-{kind}-server"), str(folder / f"{kind}.conf")], port)
-            )
-        yield {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['proxy']}",
-            "AWS_ACCESS_KEY_ID": "test:tester",
-            "AWS_SECRET_ACCESS_KEY": "testing",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
+            pipeline = "cache s3api tempauth bulk slo proxy-server" if kind == "proxy" else f"{kind}-server"
+            about = {"folder": folder, "port": port, "user": user, "kind": kind, "pipeline": pipeline}
+            (folder / f"{kind}.conf").write_text(SWIFT_SETTINGS.format(**about))
+            command = [str(programs / f"swift-{kind}-server"), str(folder / f"{kind}.conf")]
+            servers.enter_context(_running(command, port))
+        yield of_s3(f"http://127.0.0.1:{ports['proxy']}", "test:tester", "testing")
 
 
 @contextmanager
 def in_environment(settings: dict[str, str]) -> Iterator[None]:
     """These variables for this process and all that it starts."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
+    with mock.patch.dict(os.environ, settings):
         yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
 
 def new_bucket(protocol: str) -> str:
@@ -187,15 +188,14 @@ def _swift() -> Path:
 def _running(command: list[str], port: int) -> Iterator[None]:
     """A server process that listens. It need not answer who has no key."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + SERVER_SECONDS
+
+    def listens() -> bool:
+        assert process.poll() is None, f"{command[0]} ended with {process.returncode}"
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
     try:
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, f"{command[0]} ended with {process.returncode}"
-            assert time.monotonic() < deadline, f"{command[0]} does not listen after {SERVER_SECONDS} s"
-            time.sleep(0.1)
+        assert eventually(listens, SERVER_SECONDS, pause=0.1), f"{command[0]} does not listen"
         yield
     finally:
         stop(process)

@@ -10,7 +10,7 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from statistics import mean, median
 from typing import NamedTuple
@@ -93,6 +93,7 @@ class Count(NamedTuple):
         return self.value < self.limit if self.least else self.value > self.limit
 
 
+@cache
 def modules(root: Path = ROOT) -> list[Module]:
     """Every file of the product, by name."""
     return [Module(path, root) for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]

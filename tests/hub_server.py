@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.waiting import in_thread
 
 SHA = "0123456789abcdef0123456789abcdef01234567"  # of the commit that `main` is
 
@@ -78,14 +79,8 @@ def hub(folder: Path, repo: str) -> Iterator[Hub]:
             """Tests read what was asked, not the terminal."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with in_thread(server):
         yield Hub(f"http://127.0.0.1:{server.server_port}", asked, sent)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def listing(folder: Path, below: str, *, recursive: bool) -> list[dict]:

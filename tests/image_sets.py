@@ -180,7 +180,6 @@ def write_tar(
     extra: dict[str, bytes] | None = None,
 ) -> None:
     """A tar as users have them: numbered images of any size, class names instead of labels."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     files: dict[str, bytes] = {}
     for number in numbers:
         data = png(image(number, resolution=side))
@@ -190,8 +189,16 @@ def write_tar(
             "txt": CAPTIONS[number % 3].encode(),
         }
         files |= {f"{number:06d}.{name}": parts[name] for name in members}
-    with tarfile.open(path, "w") as tar:
-        for name, data in sorted((files | (extra or {})).items()):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tar_of(sorted((files | (extra or {})).items())))
+
+
+def tar_of(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """A tar of (name, content)."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()

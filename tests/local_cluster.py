@@ -4,11 +4,11 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.waiting import eventually
 from tests.warm_workers import warm_environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,11 +22,9 @@ def local_cluster(folder: Path, **variables: str) -> Iterator[dict[str, str]]:
         ["bash", "infra/local/cluster.sh", str(folder)], cwd=ROOT, env=known, stdout=subprocess.DEVNULL
     )
     try:
-        deadline = time.monotonic() + 240
-        while not (folder / "cluster.env").exists():
-            assert process.poll() is None, "the local cluster ended"
-            assert time.monotonic() < deadline, "the local cluster does not start"
-            time.sleep(0.5)
+        started = (folder / "cluster.env").exists
+        eventually(lambda: started() or process.poll() is not None, 240, pause=0.5)
+        assert started(), "the local cluster ended or does not start"
         settings = [line.removeprefix("export ") for line in (folder / "cluster.env").read_text().splitlines()]
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         yield {**known, **dict("".join(shlex.split(line)).split("=", 1) for line in settings), "PATH": path}

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from tests.conftest import free_port
+from tests.waiting import eventually
 from tests.warm_workers import warm_environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,12 +70,11 @@ class Node:
 
     def wait(self) -> None:
         """Until Ray has started. Raises RuntimeError with what was said if it does not."""
-        deadline = time.monotonic() + START_SECONDS
-        while "block forever" not in self.log.read_text():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError(f"node {self.name} did not start: {self.log.read_text()[-2000:]}")
-            time.sleep(0.2)
+        started = lambda: "block forever" in self.log.read_text()  # noqa: E731
+        eventually(lambda: started() or self.process.poll() is not None, START_SECONDS, pause=0.2)
+        if not started():
+            self.kill()
+            raise RuntimeError(f"node {self.name} did not start: {self.log.read_text()[-2000:]}")
         self.namespace = namespace(self.process.pid)
         assert self.namespace != namespace(os.getpid())
 
@@ -168,14 +167,14 @@ class Cluster:
     def _wait_for_dashboard(self) -> None:
         url, token = self.environment["RAY_API_SERVER_ADDRESS"], self.environment["RAY_AUTH_TOKEN"]
         request = urllib.request.Request(f"{url}/api/version", headers={"Authorization": f"Bearer {token}"})
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(request, timeout=5)
-                return
-            except OSError:
-                time.sleep(0.5)
-        raise TimeoutError(f"the dashboard at {url} did not answer in {START_SECONDS} s")
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError):
+                return urllib.request.urlopen(request, timeout=5).status == 200
+            return False
+
+        if not eventually(answers, START_SECONDS, pause=0.5):
+            raise TimeoutError(f"the dashboard at {url} did not answer in {START_SECONDS} s")
 
 
 @contextmanager

@@ -16,17 +16,10 @@ from components.runtime.events import SilentRecorder
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.training.batches import batches_ahead, to_batch
-from components.training.frozen import Encoder, image_encoder, text_encoder
-from components.training.loop import Arrays, Task
+from components.training.loop import Arrays
 from components.training.parallel import Worker
 from components.training.reporting import Reporter
-from tests.tiny_text_image import (
-    PRIOR_DATASET_INFO,
-    classifier_config,
-    contrastive_config,
-    frozen_contrastive,
-    prior_config,
-)
+from tests.tiny_text_image import classifier_config, contrastive_config, prior_config, prior_task
 from tests.tiny_training import KINDS, batches, config_of, make_task, rows_at
 
 OTHERS = {"contrastive": contrastive_config, "diffusion_prior": prior_config, "classifier": classifier_config}
@@ -34,27 +27,13 @@ TASKS = (*KINDS, "gan", "vlb", "edm", "flow", *OTHERS)
 SAMPLES = 8  # of a batch
 
 
-def task_on(worker: Worker, kind: str, config: Any) -> Task:
-    frozen = {"dataset_info": PRIOR_DATASET_INFO, "load_encoders": (load_image_encoder, load_text_encoder)}
-    return make_task(config, worker=worker, **(frozen if kind == "diffusion_prior" else {}))
-
-
-def load_image_encoder(device: torch.device) -> Encoder:
-    return image_encoder(frozen_contrastive().network.to(device))
-
-
-def load_text_encoder(device: torch.device) -> Encoder:
-    text = frozen_contrastive()
-    text.network.to(device)
-    return text_encoder(text)
-
-
 def steps_with_logs(kind: str, device: torch.device, **changes: Any) -> Iterator[int]:
     """Each step, before it is taken and told of: the first, in which tables go to the device, and `log_every` more."""
     config = OTHERS[kind](**changes) if kind in OTHERS else config_of(kind, **changes)
     worker = Worker(device=device)
     reporter = Reporter(config.optimization, worker=worker, stage="test", recorder=SilentRecorder(), start_step=0)
-    task, stream = task_on(worker, kind, config), batches(config, partial(to_batch, device=device))
+    task = (prior_task if kind == "diffusion_prior" else make_task)(config, worker=worker)
+    stream = batches(config, partial(to_batch, device=device))
     for step in range(1, config.optimization.log_every + 2):
         yield step
         reporter.log(step, task.train_step(next(stream), step))

@@ -1,6 +1,10 @@
 """Networks with every condition, and U-Nets of diffusers: their weights in the order of ours, and random weights."""
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import torch
+from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from components.models.dit import DiT
@@ -44,10 +48,31 @@ def randomized(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
+def peer_unet(
+    resolution: int,
+    model_channels: int,
+    channel_mult: Sequence[int],
+    num_res_blocks: int,
+    attention_resolutions: Sequence[int],
+    head_dim: int,
+    resample_in_blocks: bool = True,
+    **changes: Any,
+) -> UNet2DModel:
+    """diffusers' U-Net of the sizes that ours takes; time by adaptive group norm."""
+    attends = [resolution >> level in attention_resolutions for level in range(len(channel_mult))]
+    plain = ("ResnetDownsample", "ResnetUpsample") if resample_in_blocks else ("Down", "Up")
+    about = dict.fromkeys(("downsample_type", "upsample_type"), "resnet" if resample_in_blocks else "conv")
+    about |= {"layers_per_block": num_res_blocks, "attention_head_dim": head_dim, "sample_size": resolution}
+    about |= {"block_out_channels": tuple(model_channels * mult for mult in channel_mult)}
+    about |= {"down_block_types": tuple(f"{'AttnDown' if there else plain[0]}Block2D" for there in attends)}
+    about |= {"up_block_types": tuple(f"{'AttnUp' if there else plain[1]}Block2D" for there in reversed(attends))}
+    return UNet2DModel(**{"resnet_time_scale_shift": "scale_shift", **about, **changes})
+
+
 def layers_of(peer: nn.Module) -> list[nn.Module]:
     """Every layer of the peer in the order in which ours are run."""
     layers = []
-    for block in [*peer.down_blocks, peer.mid_block, *peer.up_blocks]:
+    for block in [*getattr(peer, "down_blocks", []), peer.mid_block, *getattr(peer, "up_blocks", [])]:
         attentions = list(getattr(block, "attentions", []))
         for i, resnet in enumerate(block.resnets):
             layers += [resnet, *attentions[i : i + 1]]
@@ -68,13 +93,9 @@ def weights_of(layer: nn.Module) -> list[Tensor]:
         return [layer.group_norm.weight, layer.group_norm.bias, *qkv, *layer.to_out[0].parameters()]
     if not hasattr(layer, "conv1"):
         return list(layer.parameters())
-    parts = ["norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut"]
-    return [
-        tensor
-        for part in parts
-        if getattr(layer, part, None) is not None
-        for tensor in getattr(layer, part).parameters()
-    ]
+    names = ("norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut")
+    parts = [part for name in names if (part := getattr(layer, name, None)) is not None]
+    return [tensor for part in parts for tensor in part.parameters()]
 
 
 def weights_of_transformer_block(block: nn.Module) -> list[Tensor]:
@@ -85,20 +106,23 @@ def weights_of_transformer_block(block: nn.Module) -> list[Tensor]:
     return [*weights, *block.norm3.parameters(), *block.ff.parameters()]
 
 
-def copy_weights(network: UNet, peer: nn.Module) -> None:
-    """Give `network` the weights of `peer`, and raise ValueError where one has a layer that the other lacks."""
-    ours = [layer for layers in [*network.down, network.middle, *network.up] for layer in layers]
-    pairs = [(layer.parameters(), weights_of(other)) for layer, other in zip(ours, layers_of(peer), strict=True)]
-    ends = [
-        (network.time_mlp, peer.time_embedding),
-        (network.conv_in, peer.conv_in),
-        (network.norm_out, peer.conv_norm_out),
-        (network.conv_out, peer.conv_out),
-    ]
-    if network.class_embedding is not None:
-        ends.append((network.class_embedding, peer.class_embedding))
-    pairs += [(mine.parameters(), list(theirs.parameters())) for mine, theirs in ends]
+def copy_layers(network: nn.Module, peer: nn.Module, levels: Iterable[Iterable[nn.Module]], **more: nn.Module) -> None:
+    """Give layers, in the order in which they run, and the ends of `network` the weights of `peer`.
+
+    Raises ValueError where one has a layer that the other lacks. `more`: the peer's, by their names in `network`.
+    """
+    ours, theirs = [layer for level in levels for layer in level], layers_of(peer)
+    pairs = [(layer, weights_of(other)) for layer, other in zip(ours, theirs, strict=True)]
+    ends = {"conv_in": peer.conv_in, "norm_out": peer.conv_norm_out, "conv_out": peer.conv_out, **more}
+    pairs += [(getattr(network, name), list(other.parameters())) for name, other in ends.items()]
     with torch.no_grad():
-        for mine, theirs in pairs:
-            for parameter, tensor in zip(mine, theirs, strict=True):
+        for mine, tensors in pairs:
+            for parameter, tensor in zip(mine.parameters(), tensors, strict=True):
                 parameter.copy_(tensor.reshape(parameter.shape))
+
+
+def copy_weights(network: UNet, peer: nn.Module) -> None:
+    """Give `network` the weights of `peer`."""
+    more = {"time_mlp": peer.time_embedding}
+    more |= {} if network.class_embedding is None else {"class_embedding": peer.class_embedding}
+    copy_layers(network, peer, [*network.down, network.middle, *network.up], **more)

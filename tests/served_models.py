@@ -8,8 +8,10 @@ import torch
 from mlflow import MlflowClient
 
 from components.models.bundle import ModelBundle, load_bundle, save_bundle
+from components.runtime import events
 from components.runtime.tracking.promotion import make_champion
 from components.runtime.tracking.registry import register_version
+from components.runtime.tracking.tracker import Tracker
 from tests.tiny_cascade import commit_model, write_cascade
 
 NAME = "image-cascade-tiny"
@@ -35,6 +37,14 @@ class Registry:
 
     def promote(self, version: str) -> None:
         make_champion(self.client, NAME, version, reason="by hand")
+
+
+def track_cascade(tracking: str, home: Path, folder: Path, key: str, *, recipe: str = "tiny") -> None:
+    """Register a model's folder as the tracker of a run of `recipe` does: a version of `image-cascade-RECIPE`."""
+    tracker = Tracker(tracking, experiment=recipe, spool=home / f"spool-{key}", flush_seconds=0.3)
+    tracker.emit(events.RunStarted("run", "", {}, {"name": recipe}))
+    tracker.emit(events.StageCached("cascade", commit_model(home, "cascade", key, folder)))
+    assert tracker.close("FINISHED") == []
 
 
 def write_other_cascade(folder: Path) -> Path:

@@ -143,14 +143,11 @@ class ToldBackend(SmallBackend):
 def load_backends(folder: Path, **options: Any) -> dict[str, SmallBackend]:
     """A cascade, a token branch, an image-to-image model, a base alone, one of few steps, and one that sees depth."""
     few, depth = {"objective": OBJECTIVE | {"num_train_timesteps": 10}}, {"condition_member": "depth"}
-    folders = {
-        "tiny": write_cascade(folder / "tiny"),
-        "tokens": token_branch(PRIORS["transformer"], folder / "tokens"),
-        "palette": write_palette(folder / "palette"),
-        "base": write_base(folder / "base"),
-        "short": write_base(folder / "short", settings=few),
-        "depth": write_base(folder / "depth", settings=depth, condition_image_channels=3),
-    }
+    folders = {"tiny": write_cascade(folder / "tiny")}
+    folders |= {"tokens": token_branch(PRIORS["transformer"], folder / "tokens")}
+    folders |= {"palette": write_palette(folder / "palette"), "base": write_base(folder / "base")}
+    folders |= {"short": write_base(folder / "short", settings=few)}
+    folders |= {"depth": write_base(folder / "depth", settings=depth, condition_image_channels=3)}
     return {name: SmallBackend(Cascade.load(path), name=name, **options) for name, path in folders.items()}
 
 

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from components.runtime.storage.store import Store, in_parallel
+from tests.waiting import in_thread
 
 
 def flip(file: Path) -> None:
@@ -91,7 +91,6 @@ def answering(answer: Callable[[str, int], tuple[int, bytes]]) -> Iterator[tuple
         def log_message(self, *arguments: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with in_thread(server):
         yield f"http://127.0.0.1:{server.server_port}", came
-        server.shutdown()

@@ -17,40 +17,19 @@ CLASSES = ["animals", "food", "flags"]
 TEXT_LENGTH = 8
 VOCAB_SIZE = 280
 TEXT = {"vocab_size": VOCAB_SIZE, "context_length": TEXT_LENGTH, "model_dim": 8, "num_layers": 1, "num_heads": 2}
-UNET = {
-    "model_channels": 8,
-    "channel_mult": [1, 2],
-    "num_res_blocks": 1,
-    "attention_resolutions": [4],
-    "head_dim": 8,
-    "num_classes": len(CLASSES),
-    "text": TEXT,
-}
+UNET = {"model_channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_resolutions": [4], "head_dim": 8}
+UNET |= {"num_classes": len(CLASSES), "text": TEXT}
 OBJECTIVE = {"kind": "discrete", "schedule": "cosine", "num_train_timesteps": 50, "prediction_type": "v_prediction"}
 DIFFUSION = {"objective": OBJECTIVE, "classes": CLASSES}
 LOW_RES = {"low_res_resolution": 8, "max_noise_level": 20, "augmentation_schedule": "cosine", "augmentation_steps": 50}
 UPSAMPLER = {"role": "upsampler", "resolution": 16, **LOW_RES}
 FEW = {"sampler": "ddpm", "num_inference_steps": 4}
 SAMPLING = {"base": FEW, "upsampler_16": FEW | {"sampler": "ddim", "noise_level": 5}}
-TOKENIZER = {
-    "resolution": 16,
-    "channels": 32,
-    "channel_mult": [1, 1, 1],
-    "num_res_blocks": 1,
-    "attention_resolutions": [],
-    "latent_channels": 8,
-    "bottleneck": {"kind": "vq_ema", "codebook_size": 32, "codebook_dim": 4},
-}
-PRIOR = {
-    "codebook_size": 32,
-    "num_tokens": 16,
-    "model_dim": 16,
-    "num_layers": 2,
-    "num_heads": 2,
-    "num_classes": len(CLASSES),
-    "vocab_size": VOCAB_SIZE,
-    "text_length": TEXT_LENGTH,
-}
+TOKENIZER = {"resolution": 16, "channels": 32, "channel_mult": [1, 1, 1], "num_res_blocks": 1}
+TOKENIZER |= {"attention_resolutions": [], "latent_channels": 8}
+TOKENIZER |= {"bottleneck": {"kind": "vq_ema", "codebook_size": 32, "codebook_dim": 4}}
+PRIOR = {"codebook_size": 32, "num_tokens": 16, "model_dim": 16, "num_layers": 2, "num_heads": 2}
+PRIOR |= {"num_classes": len(CLASSES), "vocab_size": VOCAB_SIZE, "text_length": TEXT_LENGTH}
 
 
 def write_models(folder: Path) -> dict[str, Path]:

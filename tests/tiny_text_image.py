@@ -21,18 +21,8 @@ CAPTIONS = ("a red circle", "a blue square", "two green circles", "a red square"
 
 
 def contrastive_config(**changes: Any) -> ContrastiveTraining:
-    numbers = {
-        "resolution": 8,
-        "channels": 8,
-        "channel_mult": (1, 2),
-        "num_res_blocks": 1,
-        "patch_size": 2,
-        "embedding_dim": 6,
-        "text_dim": 8,
-        "text_layers": 1,
-        "text_heads": 2,
-        "max_shift": 1,
-    }
+    numbers = {"resolution": 8, "channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "patch_size": 2}
+    numbers |= {"embedding_dim": 6, "text_dim": 8, "text_layers": 1, "text_heads": 2, "max_shift": 1}
     return ContrastiveTraining.of(**(SHARED | numbers | changes))
 
 
@@ -50,22 +40,18 @@ def frozen_contrastive() -> ContrastiveText:
 
 
 def load_frozen_image(device: torch.device) -> Encoder:
-    return image_encoder(frozen_contrastive().network)
+    return image_encoder(frozen_contrastive().network.to(device))
 
 
 def load_frozen_text_tower(device: torch.device) -> Encoder:
-    return text_encoder(frozen_contrastive())
+    text = frozen_contrastive()
+    text.network.to(device)
+    return text_encoder(text)
 
 
 def prior_config(**changes: Any) -> DiffusionPriorTraining:
-    numbers = {
-        "resolution": 8,
-        "model_dim": 16,
-        "num_layers": 2,
-        "num_heads": 2,
-        "cond_drop_prob": 0.3,
-        "num_train_timesteps": 50,
-    }
+    numbers = {"resolution": 8, "model_dim": 16, "num_layers": 2, "num_heads": 2, "cond_drop_prob": 0.3}
+    numbers |= {"num_train_timesteps": 50}
     return DiffusionPriorTraining.of(**(SHARED | numbers | changes))
 
 
@@ -85,16 +71,8 @@ def decoder_config(**changes: Any) -> DiffusionTraining:
 
 
 def classifier_config(**changes: Any) -> ClassifierTraining:
-    numbers = {
-        "resolution": 8,
-        "model_channels": 8,
-        "channel_mult": (1, 2),
-        "num_res_blocks": 1,
-        "attention_resolutions": (4,),
-        "head_dim": 8,
-        "max_shift": 1,
-        "mirror": True,
-    }
+    numbers = {"resolution": 8, "model_channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1}
+    numbers |= {"attention_resolutions": (4,), "head_dim": 8, "max_shift": 1, "mirror": True}
     numbers |= {} if "process" in changes else {"num_train_timesteps": 50}
     return ClassifierTraining.of(**(SHARED | numbers | changes))
 

@@ -23,18 +23,9 @@ from components.training.parallel import ALONE, Worker
 CONDITION = TokenGrid(codebook_size=6, height=1, width=2)
 DATASET_INFO = DatasetInfo(num_classes=3, vocab_size=20, text_length=6, condition=CONDITION)
 GRID = TokenGrid(codebook_size=16, height=2, width=2)
-SHARED = {
-    "total_steps": 20,
-    "global_batch_size": 8,
-    "seed": 5,
-    "learning_rate": 2e-3,
-    "warmup_steps": 4,
-    "ema_decay": 0.9,
-    "weight_decay": 0.01,
-    "log_every": 5,
-    "checkpoint_every": 10,
-    "sample_every": 10,
-}
+SHARED = {"total_steps": 20, "global_batch_size": 8, "seed": 5, "learning_rate": 2e-3, "warmup_steps": 4}
+SHARED |= {"ema_decay": 0.9, "weight_decay": 0.01, "log_every": 5, "checkpoint_every": 10, "sample_every": 10}
+TRANSFORMER = {"model_dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.1, "conditions": ("label", "text")}
 KINDS = (
     *("tokenizer", "prior", "masked_prior", "pixelcnn", "row_lstm"),
     *("base", "upsampler", "cropped_upsampler", "dit", "hybrid", "image_to_image"),
@@ -56,56 +47,31 @@ DIFFUSIONS: dict[str, dict[str, Any]] = {  # two training steps are soon drawn o
 
 
 def autoencoder_config(**changes: Any) -> AutoencoderTraining:
-    numbers = {
-        "resolution": 16,
-        "channels": 8,
-        "channel_mult": (1, 1, 2, 2),
-        "num_res_blocks": 1,
-        "latent_channels": 8,
-        "bottleneck": {"kind": "vq_ema", "codebook_size": 16, "codebook_dim": 4},
-        "perceptual_network": "none",
-        "discriminator_channels": 8,
-        "discriminator_layers": 1,
-        "discriminator_start": 3,
-    }
+    numbers = {"resolution": 16, "channels": 8, "channel_mult": (1, 1, 2, 2), "num_res_blocks": 1}
+    numbers |= {"latent_channels": 8, "bottleneck": {"kind": "vq_ema", "codebook_size": 16, "codebook_dim": 4}}
+    numbers |= {"perceptual_network": "none", "discriminator_channels": 8, "discriminator_layers": 1}
+    numbers |= {"discriminator_start": 3}
     return AutoencoderTraining.of(**(SHARED | numbers | changes))
 
 
 def prior_config(**changes: Any) -> PriorTraining:
-    numbers = {"model_dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.1, "conditions": ("label", "text")}
-    return PriorTraining.of(**(SHARED | numbers | changes))
+    return PriorTraining.of(**(SHARED | TRANSFORMER | changes))
 
 
 def pixel_config(**changes: Any) -> PixelTraining:
-    numbers = {
-        "network": "pixelcnn",
-        "channels": 12,
-        "num_layers": 1,
-        "kernel_size": 3,
-        "resolution": 4,
-        "dropout": 0.1,
-        "learning_rate": 1e-2,
-    }
+    numbers = {"network": "pixelcnn", "channels": 12, "num_layers": 1, "kernel_size": 3, "resolution": 4}
+    numbers |= {"dropout": 0.1, "learning_rate": 1e-2}
     return PixelTraining.of(**(SHARED | numbers | changes))
 
 
 def masked_prior_config(**changes: Any) -> MaskedPriorTraining:
-    numbers = {"model_dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.1, "conditions": ("label", "text")}
-    return MaskedPriorTraining.of(**(SHARED | numbers | changes))
+    return MaskedPriorTraining.of(**(SHARED | TRANSFORMER | changes))
 
 
 def diffusion_config(**changes: Any) -> DiffusionTraining:
     network = {"model_channels": 8, "channel_mult": (1, 2), "attention_resolutions": (4,), "head_dim": 8}
-    numbers = {
-        "resolution": 8,
-        "network": network,
-        "conditions": ("label", "text"),
-        "cond_drop_prob": 0.3,
-        "text_dim": 8,
-        "text_layers": 1,
-        "text_heads": 2,
-        "process": "discrete",
-    }
+    numbers = {"resolution": 8, "network": network, "conditions": ("label", "text"), "cond_drop_prob": 0.3}
+    numbers |= {"text_dim": 8, "text_layers": 1, "text_heads": 2, "process": "discrete"}
     numbers |= {} if "process" in changes else {"num_train_timesteps": 50}
     numbers |= {"max_noise_level": 20} if "low_res_resolution" in changes else {}
     return DiffusionTraining.of(**(SHARED | numbers | changes))
@@ -122,37 +88,22 @@ def image_to_image_config(**changes: Any) -> DiffusionTraining:
 
 
 def gan_config(**changes: Any) -> GANTraining:
-    numbers = {
-        "resolution": 8,
-        "channels": 8,
-        "channel_mult": (1, 2),
-        "noise_dim": 6,
-        "discriminator_channels": 8,
-        "discriminator_channel_mult": (1, 2),
-        "attention_resolutions": (4,),
-        "discriminator_learning_rate": 4e-3,
-        "discriminator_steps": 2,
-        "augment": True,
-    }
+    numbers = {"resolution": 8, "channels": 8, "channel_mult": (1, 2), "noise_dim": 6, "discriminator_channels": 8}
+    numbers |= {"discriminator_channel_mult": (1, 2), "attention_resolutions": (4,)}
+    numbers |= {"discriminator_learning_rate": 4e-3, "discriminator_steps": 2, "augment": True}
     return GANTraining.of(**(SHARED | numbers | changes))
 
 
+CONFIGS: dict[str, Callable[..., Any]] = {"gan": gan_config, "dit": dit_config, "tokenizer": autoencoder_config}
+CONFIGS |= {"prior": prior_config, "masked_prior": masked_prior_config, "image_to_image": image_to_image_config}
+
+
 def config_of(kind: str, **changes: Any) -> Any:
-    if kind == "gan":
-        return gan_config(**changes)
-    if kind == "dit":
-        return dit_config(**changes)
-    if kind == "tokenizer":
-        return autoencoder_config(**changes)
-    if kind == "prior":
-        return prior_config(**changes)
     if kind in ("pixelcnn", "row_lstm"):
         return pixel_config(network=kind, **changes)
-    if kind == "masked_prior":
-        return masked_prior_config(**changes)
-    if kind == "image_to_image":
-        return image_to_image_config(**changes)
-    return diffusion_config(**DIFFUSIONS.get(kind, {}) | changes)
+    if kind not in CONFIGS:
+        return diffusion_config(**DIFFUSIONS.get(kind, {}) | changes)
+    return CONFIGS[kind](**changes)
 
 
 def make_task(config: Any, *, worker: Worker = ALONE, max_batch_per_device: int | None = None, **options: Any) -> Any:

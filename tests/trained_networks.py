@@ -1,6 +1,7 @@
 """A tiny real training of every network of the catalogue, the same numbers each time."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,12 @@ LAST_STEP = 20  # when every loss has begun
 BOTTLENECKS = ("vae", "vq_vae", "dvae", "fsq")  # beside the tokenizer's
 OWN = ("tokenizer", "prior", "masked_prior", "pixelcnn", "row_lstm", "base", "dit", "gan")
 IMAGE_ATTENTION = {"kind": "image_attention_unet", "model_channels": 8, "channel_mult": (1, 2), "head_dim": 8}
+IMAGE_ATTENTION |= {"attention_resolutions": (4,), "image_token_dim": 8, "image_patch_size": 2}
+BASES: dict[str, dict[str, Any]] = {
+    "cross_attention": {"text_conditioning": "cross_attention"},
+    "spatial_transformer": {"text_conditioning": "spatial_transformer", "class_token_dim": 8},
+    "image_attention": {"network": IMAGE_ATTENTION, "conditions": ("condition_image",), "condition_member": "depth"},
+}
 
 
 class Kind(NamedTuple):
@@ -24,27 +31,10 @@ class Kind(NamedTuple):
     task: Callable[[Any], Task] = make_task
 
 
-def kind_of(name: str) -> Callable[..., Any]:
-    return lambda **changes: config_of(name, **changes)
-
-
-def autoencoder_of(name: str) -> Callable[..., Any]:
-    return lambda **changes: tiny_autoencoders.config_of(name, **changes)
-
-
-def image_attention_config(**changes: Any) -> Any:
-    network = {**IMAGE_ATTENTION, "attention_resolutions": (4,), "image_token_dim": 8, "image_patch_size": 2}
-    return config_of("base", network=network, conditions=("condition_image",), condition_member="depth", **changes)
-
-
 TRAININGS = {
-    **{name: Kind(kind_of(name)) for name in OWN},
-    **{name: Kind(autoencoder_of(name)) for name in BOTTLENECKS},
-    "cross_attention": Kind(lambda **changes: config_of("base", text_conditioning="cross_attention", **changes)),
-    "spatial_transformer": Kind(
-        lambda **changes: config_of("base", text_conditioning="spatial_transformer", class_token_dim=8, **changes)
-    ),
-    "image_attention": Kind(image_attention_config),
+    **{name: Kind(partial(config_of, name)) for name in OWN},
+    **{name: Kind(partial(tiny_autoencoders.config_of, name)) for name in BOTTLENECKS},
+    **{name: Kind(partial(config_of, "base", **about)) for name, about in BASES.items()},
     **{name: Kind(*made) for name, made in TEXT_IMAGE.items()},
 }
 

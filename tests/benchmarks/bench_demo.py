@@ -10,10 +10,9 @@ from typing import Any
 
 from components.runtime.storage.artifact import load_artifact
 from components.runtime.storage.store import Store, absolute
+from tests.benchmarks.interleaving import Row, row
 
 PROVES = ("components", "pipelines")
-
-Row = dict[str, Any]
 
 
 def rows(rounds: int) -> list[Row]:
@@ -26,7 +25,7 @@ def rows(rounds: int) -> list[Row]:
         return []
     plan = max(whole, key=lambda plan: plan["saved"])
     share = 1 - covered(training_intervals(root, plan)) / plan["seconds"]
-    return [{"name": "demo_overhead", "ours": share, "peer": None, "ratio": None, "unit": "share of wall time"}]
+    return [row("demo_overhead", share, unit="share of wall time")]
 
 
 def training_intervals(root: Store, plan: dict[str, Any]) -> list[tuple[float, float]]:

@@ -13,10 +13,12 @@ from statistics import median
 
 import psutil
 
+from tests.benchmarks.interleaving import Row, own_ray, row
+
 SHARDS, SAMPLES, BATCH = 100_000, 10**9, 1024
 
 
-def rows(rounds: int) -> list[dict[str, object]]:
+def rows(rounds: int) -> list[Row]:
     """`peer` is what the rows must stay below."""
     with tempfile.TemporaryDirectory() as folder:
         write_index(Path(folder))
@@ -24,53 +26,28 @@ def rows(rounds: int) -> list[dict[str, object]]:
         runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(rounds)]
     middle = {name: median(run[name] for run in runs) for name in runs[0]}
     return [
-        row("planning", middle["seconds"], "s, limit 2", peer=2.0, cpu=middle["cpu"]),
-        row("planning_memory", middle["megabytes"], "MB, limit 500", peer=500.0),
-        row("planning_tasks", middle["tasks"], "s / 10,000 reading tasks"),
+        row("planning", middle["seconds"], 2.0, "s, limit 2", cpu_ours=middle["cpu"]),
+        row("planning_memory", middle["megabytes"], 500.0, "MB, limit 500"),
+        row("planning_tasks", middle["tasks"], unit="s / 10,000 reading tasks"),
     ]
-
-
-def row(name: str, mine: float, unit: str, *, peer: float | None = None, cpu: float | None = None) -> dict[str, object]:
-    ratio = None if peer is None else mine / peer
-    return {"name": name, "ours": mine, "peer": peer, "ratio": ratio, "unit": unit, "cpu_ours": cpu}
 
 
 def write_index(folder: Path) -> None:
-    shards = [
-        {
-            "url": f"shard-{number:06d}.tar",
-            "bytes": 10**9,
-            "sha256": f"{number:064x}",
-            "samples": SAMPLES // SHARDS,
-            "train_samples": SAMPLES // SHARDS,
-            "quarantined": [],
-        }
-        for number in range(SHARDS)
-    ]
-    index = {
-        "source": "folder",
-        "license": "unspecified",
-        "resolution": 64,
-        "classes": [f"class {number}" for number in range(1000)],
-        "holdout_fraction": 0,
-        "samples": SAMPLES,
-        "train_samples": SAMPLES,
-        "quarantined": 0,
-        "text": {"sha256": "0" * 64, "vocab_size": 8192, "text_length": 64},
-        "shards": shards,
-    }
+    each = SAMPLES // SHARDS
+    same = {"bytes": 10**9, "samples": each, "train_samples": each, "quarantined": []}
+    shards = [{"url": f"shard-{n:06d}.tar", "sha256": f"{n:064x}"} | same for n in range(SHARDS)]
+    index = {"source": "folder", "license": "unspecified", "resolution": 64}
+    index |= {"classes": [f"class {number}" for number in range(1000)], "holdout_fraction": 0, "samples": SAMPLES}
+    index |= {"train_samples": SAMPLES, "quarantined": 0}
+    index |= {"text": {"sha256": "0" * 64, "vocab_size": 8192, "text_length": 64}, "shards": shards}
     (folder / "index.json").write_text(json.dumps(index, indent=1))
 
 
 def plan(folder: str) -> dict[str, float]:
     """In a process of its own, so that its memory is known."""
-    import ray
-
     from components.data.shards import load_index
     from components.data.stream import Layout, plan_chunks, training_stream
-    from pipelines.engine.session import start_ray
 
-    start_ray(worker_start_timeout=120, verbose=False)
     memory = psutil.Process().memory_info().rss
     start, cpu = time.perf_counter(), time.process_time()
     index = load_index(folder)
@@ -81,14 +58,9 @@ def plan(folder: str) -> dict[str, float]:
     megabytes = (psutil.Process().memory_info().rss - memory) / 2**20
     start = time.perf_counter()
     sum(1 for _ in islice(plan_chunks(index, Layout(64, BATCH, 8, 0, 64), **how), 10_000))
-    tasks = time.perf_counter() - start
-    ray.shutdown()
-    return {"seconds": seconds, "cpu": cpu, "megabytes": megabytes, "tasks": tasks}
+    return {"seconds": seconds, "cpu": cpu, "megabytes": megabytes, "tasks": time.perf_counter() - start}
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    with own_ray():
         print(json.dumps(plan(sys.argv[1])))
-    else:
-        for row in rows(1):
-            print(row)

@@ -8,7 +8,6 @@ Images are small and few, so that reading costs little: blocks cost the same wha
 
 import tempfile
 import time
-from pathlib import Path
 from statistics import median
 
 import psutil
@@ -18,10 +17,11 @@ from components.data.crews import BLOCK_SECONDS, HAND_SECONDS, STEP_SECONDS, cou
 from components.data.shards import ShardIndex
 from components.data.stream import rank_batches, training_stream
 from components.runtime.storage.store import Store
-from pipelines.engine.session import start_ray
-from tests.benchmarks.bench_planning import row
+from tests.benchmarks.interleaving import Row, own_ray, row
 from tests.dealing import Dealing
 from tests.image_sets import write_set
+from tests.nodes import title_of
+from tests.waiting import eventually
 
 RANKS, SHARE = 16, 32
 WARM_UP, STEPS = 30, 150
@@ -29,20 +29,16 @@ PAUSE = 0.1  # seconds, in the place of a training step
 SIMULATED = (64, 512)
 
 
-def rows(rounds: int) -> list[dict[str, object]]:
+def rows(rounds: int) -> list[Row]:
     """Seconds a step; `peer` is what rows must stay below."""
-    start_ray(worker_start_timeout=120, verbose=False)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            index = write_set(Store(str(Path(folder))), sizes=(100,) * 4)
-            runs = [run(index) for _ in range(rounds)]
-    finally:
-        ray.shutdown()
+    with own_ray(), tempfile.TemporaryDirectory() as folder:
+        index = write_set(Store(folder), sizes=(100,) * 4)
+        runs = [run(index) for _ in range(rounds)]
     middle = {name: median(run[name] for run in runs) for name in runs[0]}
     limit = {"unit": f"s a step, limit {STEP_SECONDS}", "peer": STEP_SECONDS}
     return [
-        row("ranks_16_coordinator", middle["coordinator"], "s of CPU a step"),
-        row("ranks_16_dealer", middle["dealer"], "s of CPU a step"),
+        row("ranks_16_coordinator", middle["coordinator"], unit="s of CPU a step"),
+        row("ranks_16_dealer", middle["dealer"], unit="s of CPU a step"),
         row("ranks_16_wait", middle["wait"], **limit),
         *(row(f"ranks_{n}_simulated", simulated(n), **limit) for n in SIMULATED),
     ]
@@ -56,15 +52,8 @@ def simulated(world_size: int) -> float:
 
 def run(index: ShardIndex) -> dict[str, float]:
     """Seconds a step: of waiting, in the rank that waits most; of CPU time, in coordinator and busiest dealer."""
-    stream = training_stream(
-        index,
-        resolution=8,
-        global_batch_size=RANKS * SHARE,
-        world_size=RANKS,
-        seed=0,
-        start_step=0,
-        total_steps=WARM_UP + STEPS,
-    )
+    steps = {"start_step": 0, "total_steps": WARM_UP + STEPS}
+    stream = training_stream(index, resolution=8, global_batch_size=RANKS * SHARE, world_size=RANKS, seed=0, **steps)
     older = {*actors("CrewDealer"), *actors("SplitCoordinator")}  # of the round before, which end in their own time
     parts = split_stream(stream, world_size=RANKS)
     dealers = wait_for("CrewDealer", count_crews(RANKS), older=older)
@@ -96,26 +85,17 @@ def cpu_seconds(pids: list[int]) -> list[float]:
 
 def wait_for(actor: str, count: int, *, older: set[int]) -> list[int]:
     """Process ids of the new actors of that class on this Ray, once there are `count`."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        found = [pid for pid in actors(actor) if pid not in older]
-        if len(found) == count:
-            return found
-        time.sleep(0.2)
-    raise TimeoutError(f"no {count} processes of {actor} within two minutes")
+    found: list[int] = []
+
+    def there() -> bool:
+        found[:] = [pid for pid in actors(actor) if pid not in older]
+        return len(found) == count
+
+    assert eventually(there, 120, pause=0.2), f"no {count} processes of {actor} within two minutes"
+    return found
 
 
 def actors(name: str) -> list[int]:
-    return [child.pid for child in psutil.Process().children(recursive=True) if is_actor(child, name)]
-
-
-def is_actor(process: psutil.Process, actor: str) -> bool:
-    try:
-        return process.cmdline()[0].startswith(f"ray::{actor}")  # and, now and then, the method that it was last in
-    except (psutil.NoSuchProcess, IndexError):
-        return False
-
-
-if __name__ == "__main__":
-    for row_ in rows(1):
-        print(row_)
+    """Process ids; a title goes on, now and then, with the method that the actor was last in."""
+    children = psutil.Process().children(recursive=True)
+    return [child.pid for child in children if title_of(child).startswith(f"ray::{name}")]

@@ -10,13 +10,11 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import median
 
 import numpy as np
-import psutil
-import ray
 import webdataset as wds
 
 from components.data.crews import split_stream
@@ -24,24 +22,23 @@ from components.data.ingest import IngestConfig, ingest
 from components.data.shards import ShardIndex
 from components.data.stream import rank_batches, training_stream
 from components.runtime.storage.store import Store
-from pipelines.engine.session import start_ray
+from tests.benchmarks.interleaving import Row, cpu_of_tree, own_ray, row
 
 BATCH = 64
 READERS = (os.cpu_count() or 1) + 1  # one works while another waits for its next task
 WARM_UP = 600  # batches; more than either reader keeps ahead
+Read = Callable[[], Iterator[np.ndarray]]
 
 
-def rows(rounds: int) -> list[dict[str, object]]:
+def rows(rounds: int) -> list[Row]:
     """One row for each set; seconds for the same number of images."""
-    start_ray(worker_start_timeout=120, verbose=False)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            return [
-                measure("reader", make_set(folder, 64), steps=400, rounds=rounds),
-                measure("reader_decoding", make_set(folder, 128), steps=300, rounds=rounds),
-            ]
-    finally:
-        ray.shutdown()
+    found = []
+    with own_ray(), tempfile.TemporaryDirectory() as folder:
+        for name, resolution, steps in (("reader", 64, 400), ("reader_decoding", 128, 300)):
+            index, whole = make_set(folder, resolution), WARM_UP + steps + WARM_UP
+            peer = partial(web_loader, [index.url(shard.url) for shard in index.shards], whole)
+            found.append(compared(name, partial(ours, index, whole), peer, steps, WARM_UP, rounds))
+    return found
 
 
 def make_set(folder: str, resolution: int) -> ShardIndex:
@@ -52,50 +49,23 @@ def make_set(folder: str, resolution: int) -> ShardIndex:
     return ingest("openmoji", out=Store(str(Path(folder) / str(resolution))), config=config, num_cpus=4)
 
 
-def measure(name: str, index: ShardIndex, *, steps: int, rounds: int) -> dict[str, object]:
-    """Both readers in turn, round by round."""
-    times: dict[str, list[float]] = {"ours": [], "peer": []}
-    cpu: dict[str, list[float]] = {"ours": [], "peer": []}
-    readers: dict[str, Callable[[ShardIndex, int], Iterator[np.ndarray]]] = {"ours": ours, "peer": peer}
-    for _ in range(rounds):
-        for side, read in readers.items():
-            seconds, cpu_seconds = drain(read(index, WARM_UP + steps + WARM_UP), steps)
-            times[side].append(seconds)
-            cpu[side].append(cpu_seconds)
-    best = {side: median(values) for side, values in times.items()}
-    return {
-        "name": name,
-        "ours": best["ours"],
-        "peer": best["peer"],
-        "ratio": median(a / b for a, b in zip(times["ours"], times["peer"], strict=True)),
-        "unit": f"s / {steps * BATCH} images",
-        "cpu_ours": median(cpu["ours"]),
-        "cpu_peer": median(cpu["peer"]),
-    }
+def compared(name: str, mine: Read, theirs: Read, steps: int, warm_up: int, rounds: int) -> Row:
+    """Both readers in turn, round by round, between two batches in the middle of a stream."""
+    times = [[drain(read(), steps, warm_up=warm_up) for read in (mine, theirs)] for _ in range(rounds)]
+    (seconds, cpu), (peer_seconds, peer_cpu) = np.median(times, axis=0).tolist()
+    return row(name, seconds, peer_seconds, f"s / {steps * BATCH} images", cpu_ours=cpu, cpu_peer=peer_cpu)
 
 
 def ours(index: ShardIndex, steps: int) -> Iterator[np.ndarray]:
-    dataset = training_stream(
-        index,
-        resolution=int(index.resolution or 0),
-        global_batch_size=BATCH,
-        world_size=1,
-        seed=0,
-        start_step=0,
-        total_steps=steps,
-        readers=READERS,
-    )
+    how = {"resolution": int(index.resolution or 0), "global_batch_size": BATCH, "world_size": 1, "seed": 0}
+    dataset = training_stream(index, **how, start_step=0, total_steps=steps, readers=READERS)
     (iterator,) = split_stream(dataset, world_size=1)
     for batch in rank_batches(iterator, batch_size=BATCH, steps=steps):
         yield batch["image"]
 
 
-def peer(index: ShardIndex, steps: int) -> Iterator[np.ndarray]:
-    """Its usual pipeline: shards drawn at random, a buffer of samples shuffled, decoded and batched in the workers."""
-    yield from web_loader([index.url(shard.url) for shard in index.shards], steps)
-
-
 def web_loader(urls: list[str], steps: int, *, buffer: int = 1000) -> Iterator[np.ndarray]:
+    """Its usual pipeline: shards drawn at random, a buffer of samples shuffled, decoded and batched in the workers."""
     dataset = (
         wds.WebDataset(urls, shardshuffle=False, resampled=True, nodesplitter=wds.shardlists.single_node_only)
         .shuffle(buffer)
@@ -114,7 +84,7 @@ def web_loader(urls: list[str], steps: int, *, buffer: int = 1000) -> Iterator[n
         gc.unfreeze()
 
 
-def drain(batches: Iterator[np.ndarray], steps: int, *, warm_up: int = WARM_UP) -> tuple[float, float]:
+def drain(batches: Iterator[np.ndarray], steps: int, *, warm_up: int) -> tuple[float, float]:
     """Seconds and CPU seconds, of this process and its children, of the `steps` batches after the first `warm_up`.
 
     Batches that follow are read too, and not measured: as a stream ends, one reading process after the other has no
@@ -128,19 +98,3 @@ def drain(batches: Iterator[np.ndarray], steps: int, *, warm_up: int = WARM_UP) 
     for _ in batches:
         pass
     return seconds, cpu_seconds
-
-
-def cpu_of_tree() -> float:
-    total = 0.0
-    me = psutil.Process()
-    for process in [me, *me.children(recursive=True)]:
-        try:
-            total += sum(process.cpu_times()[:4])
-        except psutil.NoSuchProcess:
-            continue
-    return total
-
-
-if __name__ == "__main__":
-    for row in rows(1):
-        print(row)

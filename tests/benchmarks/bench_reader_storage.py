@@ -8,7 +8,8 @@ import io
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import islice
@@ -18,7 +19,6 @@ from statistics import median
 
 import numpy as np
 import psutil
-import ray
 from PIL import Image
 
 from components.data.images import load_image
@@ -26,48 +26,46 @@ from components.data.ingest import IngestConfig, ingest
 from components.data.shards import ShardIndex, read_shard
 from components.data.stream import Layout, plan_chunks, read_chunk
 from components.runtime.storage.store import Store
-from pipelines.engine.session import start_ray
-from tests.benchmarks.bench_reader import BATCH, READERS, drain, ours, web_loader
-from tests.benchmarks.photos import peak_megabytes, s3_server, upload, write_photos
+from tests.benchmarks.bench_reader import BATCH, READERS, Read, compared, ours, web_loader
+from tests.benchmarks.interleaving import Row, own_ray, row
+from tests.benchmarks.photos import peak_megabytes, upload, write_photos
+from tests.emulators import s3_server
 
 SETS = {64: (8, 1024), 512: (6, 128)}  # resolution -> (shards, samples of each)
 STEPS, WARM_UP = {64: 200, 512: 64}, {64: 600, 512: 32}  # batches; nobody keeps more than WARM_UP of them ahead
 BUFFER = {64: 1000, 512: 64}  # samples that the peer shuffles
-Row = dict[str, object]
-Read = Callable[[], Iterator[np.ndarray]]
 Decode = Callable[[bytes], np.ndarray]
 
 
 def rows(rounds: int) -> list[Row]:
     found: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder, s3_server() as address:
-        start_ray(worker_start_timeout=120, verbose=False)
-        try:
-            for resolution, (shards, samples) in SETS.items():
-                place = Path(folder) / str(resolution)
-                write_photos(place, resolution=resolution, shards=shards, samples=samples)
-                upload(place, address, f"photos-{resolution}")
-                index = make_index(str(place), f"{folder}/local-{resolution}", resolution)
-                remote = make_index(f"s3://photos-{resolution}", f"{folder}/s3-{resolution}", resolution)
-                found += rows_of(index, remote, resolution, address, rounds)
-        finally:
-            ray.shutdown()
+    with tempfile.TemporaryDirectory() as folder, s3_server() as settings, own_ray():
+        address = settings["AWS_ENDPOINT_URL"]
+        for resolution, (shards, samples) in SETS.items():
+            place = Path(folder) / str(resolution)
+            write_photos(place, resolution=resolution, shards=shards, samples=samples)
+            upload(place, address, f"photos-{resolution}")
+            index = make_index(str(place), f"{folder}/local-{resolution}", resolution)
+            remote = make_index(f"s3://photos-{resolution}", f"{folder}/s3-{resolution}", resolution)
+            found += rows_of(index, remote, resolution, address, rounds)
     return found
 
 
 def rows_of(index: ShardIndex, remote: ShardIndex, resolution: int, address: str, rounds: int) -> list[Row]:
-    steps, unit = STEPS[resolution], f"s / {STEPS[resolution] * BATCH} images"
-    whole = WARM_UP[resolution] + steps + WARM_UP[resolution]
+    steps, warm_up = STEPS[resolution], WARM_UP[resolution]
+    whole, unit = warm_up + steps + warm_up, f"s / {steps * BATCH} images"
     local_urls = [index.url(shard.url) for shard in index.shards]
     web_urls = [shard.url.replace("s3://", f"{address}/") for shard in remote.shards]
     loader = partial(web_loader, steps=whole, buffer=BUFFER[resolution])
     found = [
-        compare(f"reader_{resolution}_{where}", partial(ours, of, whole), partial(loader, urls), resolution, rounds)
+        compared(
+            f"reader_{resolution}_{where}", partial(ours, of, whole), partial(loader, urls), steps, warm_up, rounds
+        )
         for where, of, urls in (("local", index, local_urls), ("s3", remote, web_urls))
     ]
     for name, decode in (("bare", by_pillow), ("bare_own", partial(load_image, resolution=resolution))):
         bare = median(bare_seconds(index, decode, steps * BATCH) for _ in range(rounds))
-        found += [row(f"{one['name']}_{name}", float(str(one["ours"])), bare, unit) for one in found[:2]]
+        found += [row(f"{one['name']}_{name}", one["ours"], bare, unit) for one in found[:2]]
     first = [first_batch(partial(ours, index, 1)), first_batch(partial(loader, local_urls))]
     found.append(row(f"first_batch_{resolution}", *first, "s to the first batch"))
     found.append(memory(partial(ours, index, steps), partial(loader, local_urls), resolution))
@@ -76,25 +74,12 @@ def rows_of(index: ShardIndex, remote: ShardIndex, resolution: int, address: str
     return found
 
 
-def row(name: str, mine: float, theirs: float, unit: str, **more: float) -> Row:
-    return {"name": name, "ours": mine, "peer": theirs, "ratio": mine / theirs, "unit": unit, **more}
-
-
 def make_index(source: str, out: str, resolution: int) -> ShardIndex:
     config = IngestConfig(
         resolution=resolution, samples_per_shard=128, holdout_fraction=0, vocab_size=300, text_length=16
     )
     index = ingest("webdataset", source, out=Store(out), config=config)
     return index.model_copy(update={"resolution": resolution})
-
-
-def compare(name: str, mine: Read, theirs: Read, resolution: int, rounds: int) -> Row:
-    """Both in turn, round by round, between two batches in the middle of a stream."""
-    steps, warm_up = STEPS[resolution], WARM_UP[resolution]
-    times = [[drain(read(), steps, warm_up=warm_up) for read in (mine, theirs)] for _ in range(rounds)]
-    (seconds, cpu), (peer_seconds, peer_cpu) = (np.median([pair[side] for pair in times], axis=0) for side in (0, 1))
-    unit = f"s / {steps * BATCH} images"
-    return row(name, float(seconds), float(peer_seconds), unit, cpu_ours=float(cpu), cpu_peer=float(peer_cpu))
 
 
 def bare_seconds(index: ShardIndex, decode: Decode, images: int) -> float:
@@ -123,14 +108,10 @@ def first_batch(read: Read) -> float:
 
 def memory(mine: Read, theirs: Read, resolution: int) -> Row:
     """Private memory of the largest process that reads; images on their way lie in shared memory on both sides."""
-
-    def read(batches: Iterator[np.ndarray]) -> None:
-        for _ in islice(batches, STEPS[resolution]):
-            pass
-
+    own_title = re.escape(" ".join(psutil.Process().cmdline()))  # of the peer's forks
     peaks = (
-        peak_megabytes(lambda: read(mine()), name=r"ray::Read"),
-        peak_megabytes(lambda: read(theirs()), name=re.escape(" ".join(psutil.Process().cmdline()))),  # its forks
+        peak_megabytes(lambda read=read: deque(islice(read(), STEPS[resolution]), maxlen=0), name=name)
+        for read, name in ((mine, r"ray::Read"), (theirs, own_title))
     )
     return row(f"memory_{resolution}", *peaks, "MB of one reading process")
 
@@ -146,8 +127,3 @@ def epoch_seconds(index: ShardIndex, resolution: int) -> tuple[float, float]:
                 pass
         seconds.append(time.perf_counter() - start)
     return seconds[1], seconds[0]
-
-
-if __name__ == "__main__":
-    for one in rows(1):
-        print(one)

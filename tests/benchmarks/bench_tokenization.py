@@ -27,15 +27,9 @@ from tests.benchmarks.photos import write_photos
 from tests.tiny_cascade import commit_model, write_model
 
 RESOLUTION, SHARDS, SAMPLES = 64, 5, 256
-NETWORK = {
-    "resolution": RESOLUTION,
-    "channels": 32,
-    "channel_mult": [1, 2, 2, 4],
-    "num_res_blocks": 1,
-    "attention_resolutions": [8],
-    "latent_channels": 128,
-    "bottleneck": {"kind": "vq_ema", "codebook_size": 512, "codebook_dim": 8},
-}
+NETWORK = {"resolution": RESOLUTION, "channels": 32, "channel_mult": [1, 2, 2, 4], "num_res_blocks": 1}
+NETWORK |= {"attention_resolutions": [8], "latent_channels": 128}
+NETWORK |= {"bottleneck": {"kind": "vq_ema", "codebook_size": 512, "codebook_dim": 8}}
 
 
 def rows(rounds: int) -> list[dict[str, object]]:

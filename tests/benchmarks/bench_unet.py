@@ -9,49 +9,27 @@ from denoising_diffusion_pytorch import Unet
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from components.models.diffusion.objective import make_objective
 from components.models.diffusion.samplers import sample
 from components.models.unet import UNet
-from tests.benchmarks.interleaving import Step, interleaved
+from tests.benchmarks.interleaving import Row, Step, interleaved, one_thread, raced
+from tests.known_denoisers import discrete
+from tests.peer_unets import peer_unet
 
-RESOLUTION, CHANNELS, CHANNEL_MULT, HEAD_DIM, NUM_CLASSES, BATCH = 16, 32, (1, 2, 4), 32, 9, 64
+RESOLUTION, NUM_CLASSES, BATCH = 16, 9, 64
+SIZES = {"resolution": RESOLUTION, "model_channels": 32, "channel_mult": (1, 2, 4), "num_res_blocks": 1}
+SIZES |= {"attention_resolutions": (8, 4), "head_dim": 32}
 LUCIDRAINS_DIM = 36  # 3.26 million parameters, ours 3.21
 SAMPLED, STEPS = 16, 20
 FORMATS = (torch.channels_last, torch.contiguous_format)
 
 
 def our_network(num_classes: int | None = NUM_CLASSES) -> UNet:
-    return UNet(
-        resolution=RESOLUTION,
-        model_channels=CHANNELS,
-        channel_mult=CHANNEL_MULT,
-        num_res_blocks=1,
-        attention_resolutions=(8, 4),
-        head_dim=HEAD_DIM,
-        num_classes=num_classes,
-    )
+    return UNet(**SIZES, num_classes=num_classes)
 
 
 def peer_network(num_classes: int | None = NUM_CLASSES) -> UNet2DModel:
-    """The same architecture, so that both have the same number of parameters."""
-    return UNet2DModel(
-        sample_size=RESOLUTION,
-        layers_per_block=1,
-        block_out_channels=tuple(CHANNELS * mult for mult in CHANNEL_MULT),
-        down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
-        downsample_type="resnet",
-        upsample_type="resnet",
-        resnet_time_scale_shift="scale_shift",
-        attention_head_dim=HEAD_DIM,
-        norm_num_groups=8,
-        attn_norm_num_groups=8,
-        num_class_embeds=None if num_classes is None else num_classes + 1,
-    )
-
-
-def lucidrains_network() -> Unet:
-    return Unet(LUCIDRAINS_DIM, dim_mults=CHANNEL_MULT)
+    rows = None if num_classes is None else num_classes + 1
+    return peer_unet(**SIZES, num_class_embeds=rows, norm_num_groups=8, attn_norm_num_groups=8)
 
 
 def training_step(
@@ -77,8 +55,7 @@ def training_step(
 
 def our_sampling() -> Step:
     network = our_network(None).eval().to(memory_format=torch.channels_last)
-    settings = {"kind": "discrete", "schedule": "linear", "num_train_timesteps": 1000, "prediction_type": "epsilon"}
-    objective = make_objective(settings)
+    objective = discrete()
     streams = [torch.Generator().manual_seed(seed) for seed in range(SAMPLED)]
 
     def step() -> None:
@@ -105,32 +82,20 @@ def peer_sampling(memory_format: torch.memory_format) -> Step:
     return step
 
 
-def rows(rounds: int) -> list[dict[str, float | str]]:
+def rows(rounds: int) -> list[Row]:
     """Ours against each peer at the faster of its two memory formats, in fp32 and under bf16 autocast."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        training = [row for bf16 in (False, True) for row in training_rows(bf16=bf16, rounds=rounds)]
+    found = []
+    with one_thread():
+        for bf16, suffix in ((False, ""), (True, "_bf16")):
+            steps = {"ours": training_step(our_network(), "label", bf16=bf16)}
+            for memory in FORMATS:
+                how = {"bf16": bf16, "memory_format": memory}
+                steps[f"diffusers {memory}"] = training_step(peer_network(), "class_labels", **how)
+                lucidrains = Unet(LUCIDRAINS_DIM, dim_mults=SIZES["channel_mult"])
+                steps[f"lucidrains {memory}"] = training_step(lucidrains, None, **how)
+            times = interleaved(steps, rounds=rounds)
+            found.append(raced(f"unet_step{suffix}", times, peer="diffusers"))
+            found.append(raced(f"unet_step_lucidrains{suffix}", times, peer="lucidrains"))
         steps = {"ours": our_sampling()} | {f"peer {memory}": peer_sampling(memory) for memory in FORMATS}
-        return [*training, row("unet_sampling", interleaved(steps, rounds=rounds), peer="peer")]
-    finally:
-        torch.set_num_threads(before)
-
-
-def training_rows(*, bf16: bool, rounds: int) -> list[dict[str, float | str]]:
-    steps = {"ours": training_step(our_network(), "label", bf16=bf16)}
-    for memory in FORMATS:
-        how = {"bf16": bf16, "memory_format": memory}
-        steps[f"diffusers {memory}"] = training_step(peer_network(), "class_labels", **how)
-        steps[f"lucidrains {memory}"] = training_step(lucidrains_network(), None, **how)
-    times, suffix = interleaved(steps, rounds=rounds), "_bf16" if bf16 else ""
-    return [
-        row(f"unet_step{suffix}", times, peer="diffusers"),
-        row(f"unet_step_lucidrains{suffix}", times, peer="lucidrains"),
-    ]
-
-
-def row(name: str, times: dict[str, tuple[float, float]], *, peer: str) -> dict[str, float | str]:
-    (ours, cpu_ours), (theirs, cpu_theirs) = times["ours"], min(times[side] for side in times if side.startswith(peer))
-    seconds = {"ours": ours, "peer": theirs, "ratio": ours / theirs, "cpu_ours": cpu_ours, "cpu_peer": cpu_theirs}
-    return {"name": name, "unit": "s"} | seconds
+        found.append(raced("unet_sampling", interleaved(steps, rounds=rounds)))
+    return found

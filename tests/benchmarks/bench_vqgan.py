@@ -5,10 +5,7 @@ Both sides have the same discriminator, feature network, losses, adaptive weight
 updates its codebook.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +17,7 @@ from components.models.critics import PatchDiscriminator, PerceptualLoss
 from components.models.devices import autocast
 from components.models.losses.adversarial import balanced_generator_loss, generator_loss, hinge_discriminator_loss
 from components.models.losses.reconstruction import reconstruction_loss
-from tests.benchmarks.interleaving import Step, interleaved
+from tests.benchmarks.interleaving import Row, Step, interleaved, one_thread, raced
 
 RESOLUTION, BATCH_SIZE, CHANNELS, CHANNEL_MULT = 64, 8, 32, (1, 2, 2, 4)
 LATENT_CHANNELS, CODEBOOK_SIZE, CODEBOOK_DIM, COMMITMENT_COST = 128, 512, 8, 0.25
@@ -67,19 +64,6 @@ def peer_model(channels: int, channel_mult: tuple[int, ...], **settings: int) ->
         up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * (levels - 1),
         **settings,
     )
-
-
-def make_peer() -> Peer:
-    model = peer_model(
-        CHANNELS,
-        CHANNEL_MULT,
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        num_vq_embeddings=CODEBOOK_SIZE,
-        vq_embed_dim=CODEBOOK_DIM,
-        norm_num_groups=8,
-    )
-    return Peer(model)
 
 
 class Ours(nn.Module):
@@ -170,40 +154,18 @@ def training_step(
     return step
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def rows(rounds: int) -> list[dict[str, Any]]:
+def rows(rounds: int) -> list[Row]:
     """Both steps of each side in its faster memory format, at least nine times each."""
-    return [
-        measured_row("vqgan_step", rounds, adversarial=True),
-        measured_row("autoencoder_step", rounds, adversarial=False),
-    ]
-
-
-def measured_row(name: str, rounds: int, *, adversarial: bool) -> dict[str, Any]:
-    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-    steps = {
-        f"{side} {layout}": make_step(make(), memory_format=memory_format, adversarial=adversarial)
-        for layout, memory_format in formats.items()
-        for side, make in (("ours", Ours), ("peer", make_peer))
-    }
-    with one_thread():
-        times = interleaved(steps, rounds=max(rounds, 9), warm_up=1)
-    ours, peer = (min(times[f"{side} {layout}"] for layout in formats) for side in ("ours", "peer"))
-    return {
-        "name": name,
-        "ours": ours[0],
-        "peer": peer[0],
-        "ratio": ours[0] / peer[0],
-        "unit": "s",
-        "cpu_ours": ours[1],
-        "cpu_peer": peer[1],
-    }
+    found, formats = [], (torch.contiguous_format, torch.channels_last)
+    sizes = {"layers_per_block": 1, "latent_channels": LATENT_CHANNELS, "norm_num_groups": 8}
+    sizes |= {"num_vq_embeddings": CODEBOOK_SIZE, "vq_embed_dim": CODEBOOK_DIM}
+    sides = (("ours", Ours), ("peer", lambda: Peer(peer_model(CHANNELS, CHANNEL_MULT, **sizes))))
+    for name, adversarial in (("vqgan_step", True), ("autoencoder_step", False)):
+        steps = {
+            f"{side} {layout}": make_step(make(), memory_format=layout, adversarial=adversarial)
+            for layout in formats
+            for side, make in sides
+        }
+        with one_thread():
+            found.append(raced(name, interleaved(steps, rounds=max(rounds, 9), warm_up=1)))
+    return found

@@ -65,13 +65,12 @@ def own_file(frame: FrameType) -> str | None:
     return os.path.relpath(name, ROOT)
 
 
-def from_prompt_to_png(folder: Path) -> list[str]:
-    """Files on the stacks of `cascade sample --prompt` where the U-Net works and where its image becomes a PNG."""
-    entered: dict[str, None] = {}
+def counting(entered: dict[str, None], points: set[tuple[str, str]]) -> Callable[..., None]:
+    """A profiler's hook that adds the files on the stack at each of the points, the outermost first."""
 
     def hook(frame: FrameType | None, event: str, argument: object) -> None:
         code = frame.f_code if frame is not None else None
-        if event != "call" or code is None or (code.co_name, Path(code.co_filename).name) not in REQUEST_POINTS:
+        if event != "call" or code is None or (code.co_name, Path(code.co_filename).name) not in points:
             return
         stack: list[str] = []
         while frame is not None:
@@ -79,8 +78,14 @@ def from_prompt_to_png(folder: Path) -> list[str]:
             frame = frame.f_back
         entered.update(dict.fromkeys(reversed(stack)))
 
+    return hook
+
+
+def from_prompt_to_png(folder: Path) -> list[str]:
+    """Files on the stacks of `cascade sample --prompt` where the U-Net works and where its image becomes a PNG."""
+    entered: dict[str, None] = {}
     options = ["sample", "--model", str(write_cascade(folder)), "--prompt", "red apple", "--count", "1"]
-    sys.setprofile(hook)
+    sys.setprofile(counting(entered, REQUEST_POINTS))
     done = CliRunner().invoke(app, [*options, "--out", str(folder / "out")])
     sys.setprofile(None)
     assert done.exit_code == 0, done.output
@@ -124,26 +129,13 @@ def from_http_to_png(folder: Path) -> list[str]:
     """Files on the stacks of a request over HTTP: API, replica, its sampling thread, network and PNG."""
     entered: dict[str, None] = {}
     points = REQUEST_POINTS | {("lasting", "responses.py"), ("remote", "files_entered.py"), ("add", "replica.py")}
-    counted = threading.Event()
-
-    def hook(frame: FrameType | None, event: str, argument: object) -> None:
-        code = frame.f_code if frame is not None else None
-        if event != "call" or code is None or (code.co_name, Path(code.co_filename).name) not in points:
-            return
-        stack: list[str] = []
-        while frame is not None:
-            stack += [name] if (name := own_file(frame)) is not None else []
-            frame = frame.f_back
-        if counted.is_set():
-            entered.update(dict.fromkeys(reversed(stack)))
-
     served = ServedModel(name="tiny", source=str(write_cascade(folder)))
     settings = ServiceSettings(models=(served,), max_replicas=2)  # of several each has a thread, and asks no Ray
-    threading.setprofile(hook)
+    threading.setprofile(counting(entered, points))
     model = Model(served, settings)
     backends = {"tiny": RayBackend(Handle(model))}
     client = TestClient(build_app(backends, settings), base_url="http://localhost")
-    counted.set()  # its generators are warm
+    entered.clear()  # its generators are warm
     answer = client.post(GENERATIONS, json={"prompt": "red apple"})
     threading.setprofile(None)
     assert answer.status_code == 200, answer.text

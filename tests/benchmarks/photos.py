@@ -1,14 +1,9 @@
-"""Sets for measurements: tars of photograph-like JPEGs, an S3 server, and memory of the processes that read."""
+"""Sets for measurements: tars of photograph-like JPEGs, and memory of the processes that read."""
 
 import io
-import os
 import re
-import subprocess
-import sys
-import tarfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +11,7 @@ import psutil
 import s3fs
 from PIL import Image
 
-from tests.conftest import free_port, stop, wait_for
+from tests.image_sets import tar_of
 
 DIFFERENT = 32  # images; the others are the same again
 SECONDS_BETWEEN = 0.1
@@ -28,12 +23,9 @@ def write_photos(folder: Path, *, resolution: int, shards: int, samples: int) ->
     draw = np.random.default_rng(0)
     files = [photo(draw, resolution) for _ in range(DIFFERENT)]
     for shard in range(shards):
-        with tarfile.open(folder / f"photos-{shard:04d}.tar", "w") as tar:
-            for number in range(samples):
-                for name, data in (("cls", b"1"), ("jpg", files[number % DIFFERENT])):
-                    info = tarfile.TarInfo(f"{shard:04d}-{number:05d}.{name}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+        keys = [(f"{shard:04d}-{number:05d}", files[number % DIFFERENT]) for number in range(samples)]
+        members = [(f"{key}.{name}", data) for key, image in keys for name, data in (("cls", b"1"), ("jpg", image))]
+        (folder / f"photos-{shard:04d}.tar").write_bytes(tar_of(members))
     return f"{folder}/*.tar"
 
 
@@ -48,22 +40,6 @@ def photo(draw: np.random.Generator, resolution: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
-
-
-@contextmanager
-def s3_server() -> Iterator[str]:
-    """Address of an S3 server process; its keys stand in the environment of all that is started meanwhile."""
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
-    os.environ |= {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
-    os.environ |= {"AWS_DEFAULT_REGION": "us-east-1"}
-    try:
-        wait_for(f"{address}/moto-api/", process)
-        yield address
-    finally:
-        stop(process)
 
 
 def upload(folder: Path, address: str, bucket: str) -> None:

@@ -9,7 +9,6 @@ Equal bits are promised on one machine with one version of torch alone, so both 
 
 import difflib
 import hashlib
-import io
 import json
 import os
 import subprocess
@@ -24,21 +23,19 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from components.sampling.cascade import Cascade, compose
+from components.sampling.image_files import encode_png
 from components.sampling.requests import Request
 from components.training.batches import to_batch
 from components.training.loop import Task
-from components.training.tasks.diffusion import DiffusionTask
-from components.training.tasks.prior import PixelTask
 from pipelines.recipes.catalog import load_recipe
 from tests import tiny_autoencoders, tiny_cascade, tiny_diffusion_branches, tiny_generators, tiny_text_image
 from tests.evidence import REPOSITORY, Row, commit, machine
 from tests.serving_documents import openapi_text
-from tests.tiny_training import DATASET_INFO, DIFFUSIONS, GRID, KINDS, batches, config_of, make_task, pixel_config
+from tests.tiny_training import DIFFUSIONS, KINDS, batches, config_of, make_task, pixel_config
 from tests.unit.test_sampling_translate import write_palette
 
 STEPS = 20  # of a tiny training: by then every loss has begun
@@ -71,15 +68,11 @@ def tiny_trainings() -> Iterator[tuple[str, Any, Callable[[Any], Task]]]:
         yield name, configuration(), task
     yield "power average", config_of("prior", ema="power", ema_sigma_rel=0.07), make_task
     for network in ("pixelcnn", "row_lstm"):
-        config = pixel_config(network=network, resolution=None)
-        yield f"{network} of tokens", config, partial(PixelTask, dataset_info=DATASET_INFO, grid=GRID)
+        yield f"{network} of tokens", pixel_config(network=network, resolution=None), make_task
     for how in ("cross_attention", "spatial_transformer"):
         yield how, config_of("base", text_conditioning=how), make_task
-    encoders = (tiny_text_image.load_frozen_image, tiny_text_image.load_frozen_text_tower)
-    seen = tiny_text_image.PRIOR_DATASET_INFO
-    decoder = partial(DiffusionTask, dataset_info=seen, load_encoders=encoders)
-    conditions = {"conditions": ("text_states", "image_embedding"), "text_conditioning": "cross_attention"}
-    yield "decoder of frozen encoders", config_of("base", cond_drop="independent", **conditions), decoder
+    decoder = tiny_text_image.decoder_config(cond_drop="independent")
+    yield "decoder of frozen encoders", decoder, tiny_text_image.prior_task
 
 
 def tiny() -> Records:
@@ -146,20 +139,14 @@ def lone_base(folder: Path) -> Path:
 
 
 def drawn_png(side: int) -> bytes:
-    return png(np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8))
+    return encode_png(np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
 def mask_png(side: int) -> bytes:
     """White in the lower right quarter."""
     hidden = np.zeros((side, side), np.uint8)
     hidden[side // 2 :, side // 2 :] = 255
-    return png(hidden)
-
-
-def png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()
+    return encode_png(hidden)
 
 
 def run_recipe(recipe: str, settings: Iterable[str]) -> tuple[Records, Row]:

@@ -1,44 +1,51 @@
 """Pages in the machine's own Chromium, driven by Playwright."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
-from playwright.sync_api import ConsoleMessage, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--hide-scrollbars"]
-SECONDS = 60
+LAPTOP, PHONE = {"width": 1366, "height": 768}, {"width": 390, "height": 844}
 
 
-class Visit(NamedTuple):
-    """What one page did while it was open, and what it answered."""
+class Opened(NamedTuple):
+    """A tab, and what it asked for and complained of."""
 
-    answers: list[Any]  # of the expressions, in their order
-    requests: list[str]  # URLs that the page asked for, itself first; `data:` left out
+    page: Page
+    requests: list[str]  # URLs, the page itself first; without those of data in the page
     complaints: list[str]  # errors and warnings of the console, and exceptions
-    screenshot: bytes  # PNG of the whole page
 
 
 def find_chromium() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def visit(url: str, *, width: int, dark: bool = False, expressions: Sequence[str] = ()) -> Visit:
-    """Open a page at a width in pixels, evaluate JavaScript expressions in it, and close it. Raises TimeoutError."""
-    requests: list[str] = []
-    complaints: list[str] = []
-
-    def listen(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            complaints.append(message.text)
-
+@contextmanager
+def chromium() -> Iterator[Browser]:
     with sync_playwright() as driver, driver.chromium.launch(executable_path=find_chromium(), args=FLAGS) as browser:
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
-        page.set_default_timeout(1000 * SECONDS)
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("console", listen)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(url)
-        answers = [page.evaluate(expression) for expression in expressions]
-        asked = [request for request in requests if not request.startswith("data:")]
-        return Visit(answers, asked, complaints, page.screenshot(full_page=True))
+        yield browser
+
+
+@contextmanager
+def opened(browser: Browser, address: str, *, viewport: dict[str, int] = LAPTOP, **options: Any) -> Iterator[Opened]:
+    """A tab of a fresh profile with the page; at the end it has asked no other host."""
+    with browser.new_context(viewport=viewport, **options) as context:
+        tab = Opened(context.new_page(), [], [])
+
+        def ask(url: str) -> None:
+            tab.requests.extend([] if url.startswith(("data:", "blob:")) else [url])
+
+        def listen(message: ConsoleMessage) -> None:
+            tab.complaints.extend([message.text] if message.type in ("error", "warning") else [])
+
+        tab.page.set_default_timeout(20_000)
+        tab.page.on("request", lambda request: ask(request.url))
+        tab.page.on("console", listen)
+        tab.page.on("pageerror", lambda error: tab.complaints.append(str(error)))
+        tab.page.goto(address)
+        yield tab
+        assert {urlsplit(url).netloc for url in tab.requests} == {urlsplit(address).netloc}

@@ -2,28 +2,22 @@
 
 import base64
 import io
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Page
 
 from components.sampling.cascade import compose
 from components.sampling.requests import settings_of, with_settings
-from components.serving.app import build_app
 from components.serving.messages import Event, FinishedImage, ImageJob
-from components.serving.settings import ServedModel, ServiceSettings
-from tests.browser.chromium import FLAGS, find_chromium
-from tests.serving_backend import SmallBackend, served
+from tests.serving_backend import SmallBackend
 from tests.tiny_cascade import FEW, SAMPLING, UNET, write_model, write_models
 from tests.unit.test_sampling_translate import PALETTE
 
 SIDE = 16
-LAPTOP, PHONE = {"width": 1366, "height": 768}, {"width": 390, "height": 844}
 PIXELS = """image => {
   const [width, height] = [image.naturalWidth, image.naturalHeight];
   const canvas = Object.assign(document.createElement("canvas"), {width, height});
@@ -66,14 +60,6 @@ class KeepingBackend(SmallBackend):
                 yield event
 
 
-class Opened(NamedTuple):
-    """A tab, and what it asked for and complained of."""
-
-    page: Page
-    requests: list[str]  # URLs
-    complaints: list[str]
-
-
 def write_whole_cascade(folder: Path) -> Path:
     """Diffusion and tokens of the tiny cascade, with an image-to-image model of the same size."""
     parts = write_models(folder / "models")
@@ -81,42 +67,6 @@ def write_whole_cascade(folder: Path) -> Path:
     parts["model"] = write_model(folder / "models" / "palette", "unet", network, PALETTE)
     upsamplers = {"upsampler_16": parts.pop("upsampler_16")}
     return compose(folder / "cascade", **parts, upsamplers=upsamplers, sampling=SAMPLING | {"model": FEW})
-
-
-@contextmanager
-def served_page(*backends: SmallBackend, keys: Sequence[str] = (), **settings: Any) -> Iterator[str]:
-    """The address of a service of these models."""
-    models = tuple(ServedModel(name=each.name, source=each.name) for each in backends)
-    app = build_app({each.name: each for each in backends}, ServiceSettings(models=models, **settings), keys=keys)
-    with served(app) as address:
-        yield address
-
-
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as driver, driver.chromium.launch(executable_path=find_chromium(), args=FLAGS) as browser:
-        yield browser
-
-
-@contextmanager
-def opened(browser: Browser, address: str, *, viewport: dict[str, int] = LAPTOP, **options: Any) -> Iterator[Opened]:
-    """A tab of a fresh profile with the page, its controls there; at the end it has asked no other host."""
-    with browser.new_context(viewport=viewport, **options) as context:
-        tab = Opened(context.new_page(), [], [])
-
-        def listen(message: ConsoleMessage) -> None:
-            if message.type in ("error", "warning"):
-                tab.complaints.append(message.text)
-
-        tab.page.set_default_timeout(20_000)
-        tab.page.on("request", lambda request: tab.requests.append(request.url))
-        tab.page.on("console", listen)
-        tab.page.on("pageerror", lambda error: tab.complaints.append(str(error)))
-        tab.page.goto(address)
-        yield tab
-        own = urlsplit(address).netloc
-        asked = [url for url in tab.requests if not url.startswith(("data:", "blob:"))]
-        assert [url for url in asked if urlsplit(url).netloc != own] == []
 
 
 def ready(page: Page) -> Page:

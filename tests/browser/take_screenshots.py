@@ -10,7 +10,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page
 
-from tests.browser.service_page import LAPTOP, PHONE, chromium, finished, opened, ready
+from tests.browser.chromium import PHONE, chromium, opened
+from tests.browser.service_page import finished, ready
 
 
 def save(page: Page, path: Path) -> None:
@@ -42,7 +43,7 @@ def edit(page: Page) -> None:
 
 def main(address: str, folder: Path) -> None:
     with chromium() as browser:
-        with opened(browser, address, viewport=LAPTOP) as tab:
+        with opened(browser, address) as tab:
             page = ready(tab.page)
             for kind, seed in ((1, 4), (2, 1), (3, 2), (4, 7), (2, 5)):
                 fill(page, kind, seed)

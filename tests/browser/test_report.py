@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from components.evaluation.report import render_report
-from tests.browser.chromium import Visit, find_chromium, visit
+from tests.browser.chromium import LAPTOP, PHONE, chromium, find_chromium, opened
 from tests.unit.test_evaluation_report import full_report, images
 from tests.unit.test_lecture_page import lecture
 
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(
     find_chromium() is None and os.environ.get("CI") != "true", reason="no Chromium on this machine"
 )
 LOADED = "[...document.images].filter(image => image.complete && image.naturalWidth > 0).length"
+IMAGES = "document.images.length"
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
 CONTRAST = """
 (() => {
@@ -42,56 +43,24 @@ CONTRAST = """
   return poor;
 })()
 """
-
-
 FLAT_FORMULAS = """
 [...document.querySelectorAll('math')].filter(m => m.getBoundingClientRect().height < 12).map(m => m.outerHTML)
 """
 
 
-@pytest.fixture(scope="module", params=[(1280, False), (390, True)], ids=["desktop-light", "phone-dark"])
-def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Visit:
-    width, dark = request.param
-    page: Path = tmp_path_factory.mktemp("report") / "report.html"
-    page.write_text(render_report(full_report()), encoding="utf-8")
-    return visit(page.as_uri(), width=width, dark=dark, expressions=[LOADED, OVERFLOW, CONTRAST])
-
-
-def test_the_report_opens_without_complaint_or_any_request(opened: Visit) -> None:
-    assert opened.complaints == []
-    assert len(opened.requests) == 1
-
-
-def test_all_images_of_the_report_are_loaded(opened: Visit) -> None:
-    assert opened.answers[0] == len(images())
-
-
-def test_the_report_fits_the_width_of_its_window(opened: Visit) -> None:
-    assert opened.answers[1] <= 0
-
-
-def test_all_text_of_the_report_stands_out_from_its_ground(opened: Visit) -> None:
+@pytest.mark.parametrize("what", ["report", "lecture"])
+@pytest.mark.parametrize("dark", [False, True], ids=["laptop-light", "phone-dark"])
+def test_a_page_is_drawn_whole_and_fits_without_complaint_or_any_request(what: str, dark: bool, tmp_path: Path) -> None:
     """WCAG 2.2, 1.4.3: a contrast of at least 4.5."""
-    assert opened.answers[2] == []
-
-
-def test_the_report_follows_the_light_or_dark_of_the_system(opened: Visit, request: pytest.FixtureRequest) -> None:
-    corner = Image.open(io.BytesIO(opened.screenshot)).convert("L").getpixel((2, 2))
-    assert (corner < 60) == ("dark" in request.node.callspec.id)
-
-
-@pytest.fixture(scope="module", params=[(1366, False), (390, True)], ids=["laptop-light", "phone-dark"])
-def lecture_opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Visit:
-    width, dark = request.param
-    page: Path = tmp_path_factory.mktemp("lecture") / "lecture.html"
-    page.write_text(lecture(), encoding="utf-8")
-    return visit(page.as_uri(), width=width, dark=dark, expressions=[LOADED, OVERFLOW, CONTRAST, FLAT_FORMULAS])
-
-
-def test_the_lecture_is_drawn_whole_without_complaint_or_any_request(lecture_opened: Visit) -> None:
-    loaded, overflow, poor, flat = lecture_opened.answers
-    assert loaded > 0
-    assert overflow <= 0
-    assert (poor, flat) == ([], [])
-    assert lecture_opened.complaints == []
-    assert len(lecture_opened.requests) == 1
+    path, viewport = tmp_path / "page.html", PHONE if dark else LAPTOP
+    path.write_text(render_report(full_report()) if what == "report" else lecture(), encoding="utf-8")
+    scheme = "dark" if dark else "light"
+    with chromium() as browser, opened(browser, path.as_uri(), viewport=viewport, color_scheme=scheme) as tab:
+        loaded, there, overflow = (tab.page.evaluate(each) for each in (LOADED, IMAGES, OVERFLOW))
+        assert loaded == there > 0
+        assert overflow <= 0
+        assert [tab.page.evaluate(each) for each in (CONTRAST, FLAT_FORMULAS)] == [[], []]
+        corner = Image.open(io.BytesIO(tab.page.screenshot(full_page=True))).convert("L").getpixel((2, 2))
+        assert (corner < 60) == dark
+        assert (tab.complaints, len(tab.requests)) == ([], 1)
+    assert what == "lecture" or loaded == len(images())

@@ -14,23 +14,20 @@ from playwright.sync_api import Browser, Page, expect
 from components.sampling.cascade import Cascade, compose
 from components.sampling.image_files import encode_png
 from components.sampling.requests import Request, read_settings
-from tests.browser.chromium import find_chromium
+from tests.browser.chromium import PHONE, chromium, find_chromium, opened
 from tests.browser.service_page import (
-    PHONE,
     SIDE,
     WATCH,
     KeepingBackend,
-    chromium,
     decoded,
     drop,
     finished,
     make,
-    opened,
     pixels,
     ready,
-    served_page,
     write_whole_cascade,
 )
+from tests.serving_backend import serving
 from tests.tiny_generators import LONE, conditioned, write
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine")
@@ -46,7 +43,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> KeepingBackend:
 
 @pytest.fixture(scope="module")
 def address(backend: KeepingBackend) -> Iterator[str]:
-    with served_page(backend) as address:
+    with serving(backend) as address:
         yield address
 
 
@@ -105,20 +102,14 @@ def test_prompt_options_and_settings_of_stages_reach_the_model(page: Page, backe
     page.locator("#option-sampler").select_option("heun")
     make(page, prompt="red apple", seed="3", **{"option-steps": "3", "option-guidance_scale": "2"})
     request = backend.jobs[-1].requests[0]
-    assert request == Request(
-        prompt="red apple",
-        seed=3,
-        generator="diffusion",
-        sampler="heun",
-        steps=3,
-        guidance_scale=2,
-        sampling=(("upsampler_16", "noise_level", 7),),
-    )
+    about = {"prompt": "red apple", "seed": 3, "generator": "diffusion", "sampler": "heun"}
+    own = (("upsampler_16", "noise_level", 7),)
+    assert request == Request(**about, steps=3, guidance_scale=2, sampling=own)
 
 
 def test_denoising_is_seen_in_at_least_four_frames(browser: Browser, backend: KeepingBackend) -> None:
     slow = KeepingBackend(backend.cascade, step_seconds=0.15)
-    with served_page(slow) as address, opened(browser, address) as tab:
+    with serving(slow) as address, opened(browser, address) as tab:
         page = ready(tab.page)
         page.evaluate(WATCH)
         page.locator("#label").select_option("food")
@@ -277,7 +268,7 @@ def test_what_the_service_refuses_is_shown_as_a_sentence(browser: Browser, addre
 
 def test_stop_cancels_the_images_that_are_being_made(browser: Browser, backend: KeepingBackend) -> None:
     slow = KeepingBackend(backend.cascade, step_seconds=0.4)
-    with served_page(slow) as address, opened(browser, address) as tab:
+    with serving(slow) as address, opened(browser, address) as tab:
         page = ready(tab.page)
         page.locator("#label").select_option("food")
         page.locator("#make").click()
@@ -293,7 +284,7 @@ def test_stop_cancels_the_images_that_are_being_made(browser: Browser, backend: 
 
 def test_a_key_is_asked_for_where_the_service_wants_one(browser: Browser, backend: KeepingBackend) -> None:
     with (
-        served_page(backend, keys=("secret-one", "secret-two"), keys_required=True) as address,
+        serving(backend, keys=("secret-one", "secret-two"), keys_required=True) as address,
         opened(browser, address) as tab,
     ):
         page = tab.page
@@ -355,7 +346,7 @@ def test_controls_are_those_of_the_model_that_is_chosen(
     classes = [f"kind {number}" for number in range(30)]
     model = write(tmp_path / "gan", kind, network | {"num_classes": 30}, settings | {"classes": classes})
     other = KeepingBackend(Cascade.load(compose(tmp_path / "cascade", model=model)), name="gan")
-    with served_page(backend, other) as address, opened(browser, address) as tab:
+    with serving(backend, other) as address, opened(browser, address) as tab:
         page = ready(tab.page)
         assert page.locator("#prompt").is_visible()
         page.locator("#model").select_option("gan")
@@ -369,7 +360,7 @@ def test_controls_are_those_of_the_model_that_is_chosen(
 
 def test_an_image_that_a_model_is_conditioned_on_is_dropped(browser: Browser, tmp_path: Path) -> None:
     backend = KeepingBackend(Cascade.load(conditioned(tmp_path)))
-    with served_page(backend) as address, opened(browser, address) as tab:
+    with serving(backend) as address, opened(browser, address) as tab:
         page = ready(tab.page)
         larger = np.zeros((2 * SIDE, 2 * SIDE, 3), np.uint8)
         drop(page, encode_png(larger), on="#condition-drop")
@@ -380,7 +371,7 @@ def test_an_image_that_a_model_is_conditioned_on_is_dropped(browser: Browser, tm
 
 
 def test_a_service_that_does_not_answer_is_asked_again(browser: Browser, backend: KeepingBackend) -> None:
-    with served_page(backend) as address, opened(browser, address) as tab:
+    with serving(backend) as address, opened(browser, address) as tab:
         page = ready(tab.page)
         page.route("**/v1/**", lambda route: route.abort())
         page.reload()
@@ -445,7 +436,7 @@ def test_everything_is_done_by_keyboard_and_told_to_screen_readers(page: Page) -
 
 def test_nothing_moves_where_less_motion_is_wanted(browser: Browser, backend: KeepingBackend) -> None:
     slow = KeepingBackend(backend.cascade, step_seconds=0.4)
-    with served_page(slow) as address, opened(browser, address, reduced_motion="reduce") as tab:
+    with serving(slow) as address, opened(browser, address, reduced_motion="reduce") as tab:
         page = ready(tab.page)
         page.locator("#label").select_option("food")
         page.locator("#make").click()

@@ -1,4 +1,4 @@
-"""What `precision` means on a GPU: `components.sampling.device`, held by the device itself."""
+"""What `precision` means on a GPU, held by the device itself, and that a compiled training is the plain one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from components.configuration.optimization import Precision
 from components.sampling.device import computes_bf16, products, samples_bf16, sampling_in, state_products
 from components.training.learner import Learner
 from components.training.parallel import Worker
-from tests.on_device import errors_of_products, in_company, norm_of_16_bits
+from tests.on_device import errors_of_products, in_company, losses_and_norms, norm_of_16_bits
 from tests.tiny_cascade import write_cascade
 from tests.tiny_training import config_of
 
@@ -54,6 +54,13 @@ def test_training_and_sampling_compute_in_bf16_where_the_gpu_has_it(gpu: torch.d
         with inside:
             assert (one @ one).dtype == (torch.bfloat16 if there else torch.float32)
     assert (one @ one).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["base", "upsampler", "dit", "prior", "tokenizer"])
+def test_compiled_steps_have_the_losses_and_gradients_of_plain_ones(kind: str, gpu: torch.device) -> None:
+    torch.compiler.reset()
+    plain, compiled = (losses_and_norms(kind, gpu, compile_network=there) for there in (False, True))
+    assert compiled == pytest.approx(plain, rel=1e-3)
 
 
 def test_a_group_norm_gives_back_16_bits_rounded_once(gpu: torch.device) -> None:

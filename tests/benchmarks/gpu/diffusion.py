@@ -24,6 +24,7 @@ from components.training.tasks.diffusion import DiffusionTask
 from pipelines.recipes.published_networks import LABEL, SIMPLE, UNCONDITIONAL, unet
 from tests.benchmarks.gpu.case import Case, MakeStep, Side, bf16_on_gpu, counted, script_step, task_step
 from tests.benchmarks.interleaving import Step
+from tests.peer_unets import peer_unet as peers_unet
 
 CLASSES = DatasetInfo(num_classes=1000)
 
@@ -64,33 +65,15 @@ def dit_training(size: DiTSize) -> DiffusionTraining:
 
 
 def peer_unet(size: UNetSize, *, labels: bool = True) -> UNet2DModel:
-    attends = [size.resolution >> level in size.attention_resolutions for level in range(len(size.channel_mult))]
-    return UNet2DModel(
-        sample_size=size.resolution,
-        layers_per_block=size.num_res_blocks,
-        block_out_channels=tuple(size.channels * mult for mult in size.channel_mult),
-        down_block_types=tuple("AttnDownBlock2D" if there else "ResnetDownsampleBlock2D" for there in attends),
-        up_block_types=tuple("AttnUpBlock2D" if there else "ResnetUpsampleBlock2D" for there in reversed(attends)),
-        downsample_type="resnet",
-        upsample_type="resnet",
-        resnet_time_scale_shift="scale_shift",
-        attention_head_dim=size.head_dim,
-        dropout=0.1,
-        norm_num_groups=32,
-        num_class_embeds=CLASSES.num_classes if labels else None,
-    )
+    classes = CLASSES.num_classes if labels else None
+    return peers_unet(*size[:6], dropout=0.1, num_class_embeds=classes)
 
 
 def peer_dit(size: DiTSize) -> DiTTransformer2DModel:
+    heads = {"num_attention_heads": size.num_heads, "attention_head_dim": size.model_dim // size.num_heads}
+    sizes = {"num_layers": size.num_layers, "sample_size": size.resolution, "patch_size": 2}
     return DiTTransformer2DModel(
-        num_attention_heads=size.num_heads,
-        attention_head_dim=size.model_dim // size.num_heads,
-        in_channels=4,
-        out_channels=4,
-        num_layers=size.num_layers,
-        sample_size=size.resolution,
-        patch_size=2,
-        num_embeds_ada_norm=CLASSES.num_classes,
+        **heads, **sizes, in_channels=4, out_channels=4, num_embeds_ada_norm=CLASSES.num_classes
     )
 
 

@@ -87,10 +87,8 @@ def wait_for(device: torch.device) -> None:
 
 def machine(device: torch.device) -> dict[str, Any]:
     about = torch.cuda.get_device_properties(device)
-    versions = {name: version(name) for name in PACKAGES} | {
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-    }
+    versions = {"cuda": torch.version.cuda, "python": platform.python_version()}
+    versions |= {name: version(name) for name in PACKAGES}
     return {"card": about.name, "memory_gb": about.total_memory / GIGABYTE, "versions": versions}
 
 
@@ -127,10 +125,8 @@ def main(
     if unknown := {*chosen} - {*CASES}:
         raise typer.BadParameter(f"no case {', '.join(sorted(unknown))}: choose from {', '.join(CASES)}")
     if not torch.cuda.is_available():
-        console.print(
-            "no GPU that torch can use: nothing is measured, and bench-gpu.json stays as it is", soft_wrap=True
-        )
-        return
+        line = "no GPU that torch can use: nothing is measured, and bench-gpu.json stays as it is"
+        return console.print(line, soft_wrap=True)
     device = torch.device("cuda", torch.cuda.current_device())
     state_products("bf16")
     for package in (diffusers, transformers):

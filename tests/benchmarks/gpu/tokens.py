@@ -8,7 +8,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from components.configuration.conditions import DatasetInfo, TokenGrid
 from components.configuration.sampling import TokenSampling
@@ -21,11 +21,12 @@ from components.training.learner import make_network
 from components.training.parallel import Worker
 from components.training.step_model import counting, step_flops
 from components.training.tasks.prior import PriorTask
+from tests.benchmarks.bench_prior import STATIC, TOP_K, peer_transformer
 from tests.benchmarks.gpu.case import Case, MakeStep, Side, bf16_on_gpu, counted, script_step, task_step
 from tests.benchmarks.interleaving import Step
 
 CLASSES = DatasetInfo(num_classes=1000)
-TOP_K = 100
+LONG = {"total_steps": 500_000, "ema_decay": 0.0, "precision": "bf16", "log_every": 100}
 
 
 class PriorSize(NamedTuple):
@@ -46,35 +47,15 @@ MEDIUM = PriorSize(16, 1024, 1024, 24, 16, batch=32, drawn=16)  # GPT-2 medium's
 
 
 def prior_training(size: PriorSize) -> PriorTraining:
-    return PriorTraining.of(
-        model_dim=size.model_dim,
-        num_layers=size.num_layers,
-        num_heads=size.num_heads,
-        conditions=("label",),
-        total_steps=500_000,
-        global_batch_size=size.batch,
-        learning_rate=3e-4,
-        ema_decay=0.0,
-        precision="bf16",
-        log_every=100,
-    )
+    network = {"model_dim": size.model_dim, "num_layers": size.num_layers, "num_heads": size.num_heads}
+    how = {"global_batch_size": size.batch, "learning_rate": 3e-4, "conditions": ("label",)}
+    return PriorTraining.of(**network, **how, **LONG)
 
 
 def peer_prior(size: PriorSize) -> GPT2LMHeadModel:
     """Classes are words behind the codes."""
-    config = GPT2Config(
-        vocab_size=size.codebook_size + CLASSES.num_classes,
-        n_positions=size.side**2 + 1,
-        n_embd=size.model_dim,
-        n_layer=size.num_layers,
-        n_head=size.num_heads,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=None,
-    )
-    return GPT2LMHeadModel(config)
+    sizes = {"tokens": size.side**2, "width": size.model_dim, "layers": size.num_layers, "heads": size.num_heads}
+    return peer_transformer(size.codebook_size + CLASSES.num_classes, **sizes)
 
 
 def our_step(size: PriorSize, device: torch.device, compiled: bool) -> Step:
@@ -122,15 +103,8 @@ def peer_decoding(size: PriorSize, device: torch.device, compiled: bool) -> Step
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = peer_prior(size).eval().to(device, dtype)
     condition = torch.full((size.drawn, 1), size.codebook_size, device=device)
-    settings = {
-        "max_new_tokens": size.side**2,
-        "do_sample": True,
-        "top_k": TOP_K,
-        "cache_implementation": "static",
-        "pad_token_id": 0,
-    }
-    given = {"attention_mask": torch.ones_like(condition), "disable_compile": not compiled}
-    return lambda: model.generate(condition, **given, **settings)[:, 1:]
+    given = {"attention_mask": torch.ones_like(condition), "max_new_tokens": size.side**2}
+    return lambda: model.generate(condition, **given, disable_compile=not compiled, **STATIC)[:, 1:]
 
 
 def decoding(size: PriorSize = MEDIUM) -> Case:

@@ -16,6 +16,7 @@ from components.training.step_model import step_flops
 from components.training.tasks.autoencoder import AutoencoderTask
 from tests.benchmarks.bench_vqgan import Peer, peer_model, training_step
 from tests.benchmarks.gpu.case import Case, MakeStep, Side, counted
+from tests.benchmarks.gpu.tokens import LONG
 from tests.benchmarks.interleaving import Step
 
 
@@ -35,25 +36,11 @@ F16 = VQGANSize(256, 128, (1, 1, 2, 2, 4), 2, 32, 256, 1024, 64, batch=8)
 
 
 def vqgan_training(size: VQGANSize) -> AutoencoderTraining:
-    bottleneck = {"kind": "vq", "codebook_size": size.codebook_size, "codebook_dim": None, "l2_normalize": False}
-    return AutoencoderTraining.of(
-        resolution=size.resolution,
-        channels=size.channels,
-        channel_mult=size.channel_mult,
-        num_res_blocks=size.num_res_blocks,
-        attention_resolutions=(size.resolution >> (len(size.channel_mult) - 1),),
-        latent_channels=size.latent_channels,
-        norm_groups=size.norm_groups,
-        bottleneck=bottleneck,
-        perceptual_network="none",
-        discriminator_channels=size.discriminator_channels,
-        total_steps=500_000,
-        global_batch_size=size.batch,
-        learning_rate=1e-4,
-        ema_decay=0.0,
-        precision="bf16",
-        log_every=100,
-    )
+    sizes = size._asdict()
+    bottleneck = {"kind": "vq", "codebook_size": sizes.pop("codebook_size"), "codebook_dim": None}
+    sizes |= {"attention_resolutions": (size.resolution >> (len(size.channel_mult) - 1),), "perceptual_network": "none"}
+    sizes |= {"bottleneck": bottleneck | {"l2_normalize": False}, "global_batch_size": sizes.pop("batch")}
+    return AutoencoderTraining.of(**sizes, learning_rate=1e-4, **LONG)
 
 
 def our_step(size: VQGANSize, device: torch.device, compiled: bool) -> Step:
@@ -65,15 +52,9 @@ def our_step(size: VQGANSize, device: torch.device, compiled: bool) -> Step:
 
 
 def peer_network(size: VQGANSize) -> VQModel:
-    return peer_model(
-        size.channels,
-        size.channel_mult,
-        layers_per_block=size.num_res_blocks,
-        latent_channels=size.latent_channels,
-        num_vq_embeddings=size.codebook_size,
-        vq_embed_dim=size.latent_channels,
-        norm_num_groups=size.norm_groups,
-    )
+    sizes = {"latent_channels": size.latent_channels, "vq_embed_dim": size.latent_channels}
+    sizes |= {"num_vq_embeddings": size.codebook_size, "norm_num_groups": size.norm_groups}
+    return peer_model(size.channels, size.channel_mult, layers_per_block=size.num_res_blocks, **sizes)
 
 
 def peer_step(size: VQGANSize, device: torch.device, compiled: bool) -> Step:
