@@ -8,61 +8,40 @@ from components.configuration.sampling import TokenSampling
 from components.models.transformer import Transformer
 from components.sampling.autoregressive import draw, generate, token_probabilities
 from components.sampling.plan import Conditions
-
-NULL_TEXT = torch.tensor([1, 2, 0, 0, 0])
-TEXT = torch.tensor([[1, 7, 9, 2, 0], [1, 4, 5, 6, 2], [1, 2, 0, 0, 0], [1, 9, 9, 2, 0], [1, 3, 2, 0, 0]])
-LABEL = torch.tensor([0, 3, 4, 1, 2])
-NULL = {"label": torch.full((5,), 5), "text": NULL_TEXT.expand(5, 5)}
-GIVEN = Conditions({"label": LABEL, "text": TEXT}, NULL)
+from tests.token_models import (
+    GIVEN,
+    LABEL,
+    NULL,
+    POSITIONS,
+    TEXT,
+    assert_own_streams,
+    generators,
+    rows,
+    transformer,
+)
 
 
 @pytest.fixture(scope="module")
-def transformer() -> Transformer:
-    torch.manual_seed(0)
-    model = Transformer(
-        codebook_size=13,
-        num_tokens=10,
-        model_dim=32,
-        num_layers=2,
-        num_heads=4,
-        num_classes=5,
-        vocab_size=12,
-        text_length=5,
-    ).eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.data.normal_().mul_(0.3)
-    return model
-
-
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def row(number: int) -> Conditions:
-    """The conditions of one image."""
-    return Conditions(*({name: value[number : number + 1] for name, value in each.items()} for each in GIVEN))
+def model() -> Transformer:
+    return transformer()
 
 
 def probabilities(logits: Tensor, **filters: object) -> Tensor:
     return token_probabilities(logits, TokenSampling(**filters))
 
 
-def test_the_same_seed_gives_the_same_tokens_in_a_batch_of_one_and_of_five(transformer: Transformer):
+def test_the_same_seed_gives_the_same_tokens_in_a_batch_of_one_and_of_five(model: Transformer):
     sampling = TokenSampling(guidance_scale=2, temperature=0.9, top_k=10, top_p=0.95)
-    together = generate(transformer, GIVEN, generators=generators(*range(5)), sampling=sampling)
-    for i in range(5):
-        alone = generate(transformer, row(i), generators=generators(i), sampling=sampling)
-        assert torch.equal(alone, together[i : i + 1])
-    other = generate(transformer, GIVEN, generators=generators(*range(5, 10)), sampling=sampling)
-    assert not torch.equal(other, together)
+    assert_own_streams(
+        lambda part, seeds: generate(model, rows(part), generators=generators(*seeds), sampling=sampling), 5
+    )
 
 
-def test_samples_follow_the_model(transformer: Transformer):
+def test_samples_follow_the_model(model: Transformer):
     """The first token of 4,000 images against its exact distribution, chi-squared with 12 degrees of freedom."""
     label, text = LABEL[:1].expand(4000), TEXT[:1].expand(4000, 5)
     with torch.no_grad():
-        expected = transformer.start(1, label=label[:1], text=text[:1])[0].softmax(dim=-1)[0] * 4000
+        expected = model.start(1, label=label[:1], text=text[:1])[0].softmax(dim=-1)[0] * 4000
     uniforms = torch.rand(4000, generator=torch.Generator().manual_seed(0))
     logits = expected.log().expand(4000, 13)
     drawn = draw(logits, uniforms=uniforms, sampling=TokenSampling())
@@ -70,20 +49,20 @@ def test_samples_follow_the_model(transformer: Transformer):
     assert ((counts - expected) ** 2 / expected).sum() < 32.9  # passed by 99.9 % of fair samples
 
 
-def test_guidance_with_equal_conditions_changes_nothing(transformer: Transformer):
+def test_guidance_with_equal_conditions_changes_nothing(model: Transformer):
     null, sampling = Conditions(NULL, NULL), TokenSampling(guidance_scale=4)
-    plain = generate(transformer, null, generators=generators(*range(5)))
-    guided = generate(transformer, null, generators=generators(*range(5)), sampling=sampling)
+    plain = generate(model, null, generators=generators(*range(5)))
+    guided = generate(model, null, generators=generators(*range(5)), sampling=sampling)
     assert torch.equal(guided, plain)
 
 
-def test_drawn_tokens_can_be_trained_on_and_every_step_is_reported(transformer: Transformer):
-    seen, condition = [], {"label": LABEL[:1], "text": TEXT[:1]}
-    given, report = Conditions(condition, condition), lambda done, total: seen.append((done, total))
-    tokens = generate(transformer, given, generators=generators(0), on_token=report)
+def test_drawn_tokens_can_be_trained_on_and_every_step_is_reported(model: Transformer):
+    seen, given = [], rows(slice(1))
+    report = lambda done, total: seen.append((done, total))  # noqa: E731
+    tokens = generate(model, given, generators=generators(0), on_token=report)
     assert seen == [(i, 10) for i in range(1, 11)]
-    transformer(tokens, **condition).sum().backward()
-    assert transformer.head.weight.grad.abs().sum() > 0
+    model(tokens, **given.condition).sum().backward()
+    assert model.head.weight.grad.abs().sum() > 0
 
 
 def test_top_k_keeps_the_k_most_likely_tokens_and_all_that_tie_with_the_last():
@@ -124,28 +103,12 @@ def test_inversion_never_draws_a_token_of_probability_zero():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("positions", ["learned", "learned_2d", "rotary_2d"])
+@pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_greedy_decoding_with_the_cache_equals_greedy_decoding_without(positions: str, guidance_scale: float):
-    torch.manual_seed(1)
-    model = Transformer(
-        codebook_size=13,
-        num_tokens=8,
-        grid=(2, 4),
-        positions=positions,
-        model_dim=32,
-        num_layers=2,
-        num_heads=4,
-        num_classes=5,
-        vocab_size=12,
-        text_length=5,
-        condition_codebook_size=6,
-        condition_grid=(1, 3),
-    ).eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.data.normal_().mul_(0.3)
-    given = {"label": LABEL, "text": TEXT, "condition": torch.randint(0, 6, (5, 3))}
+    sizes = {"num_tokens": 8, "grid": (2, 4), "condition_codebook_size": 6, "condition_grid": (1, 3)}
+    model = transformer(positions=positions, **sizes)
+    given = GIVEN | {"condition": torch.randint(0, 6, (5, 3))}
     null = NULL | {"condition": torch.full((5, 3), 6)}
     expected = torch.zeros(5, 8, dtype=torch.int64)
     for i in range(8):

@@ -7,6 +7,7 @@ from torch import Tensor
 from components.models.transformer import Transformer
 from components.sampling.generators.tokens import mutual_information
 from components.sampling.plan import best_of
+from tests.token_models import unit_gain
 
 SCORES = torch.tensor([[0.1, 0.9, 0.2, 0.9], [3.0, -1.0, 2.0, 3.0], [-5.0, -4.0, -3.0, -2.0]])  # (B, n)
 
@@ -16,32 +17,23 @@ def test_the_candidate_of_the_highest_score_is_kept_and_the_first_of_equal_ones(
     seen = iter(SCORES.T)
     best = best_of(lambda k: candidates[k], lambda tokens: next(seen), n=4)
     assert torch.equal(best, torch.stack([candidates[1, 0], candidates[0, 1], candidates[3, 2]]))
-
-
-def test_any_function_of_what_was_drawn_may_score_it():
     best = best_of(lambda k: torch.tensor([[k, 1], [2, -k]]), lambda tokens: tokens.float().sum(dim=1), n=5)
     assert best.tolist() == [[4, 1], [2, 0]]
 
 
-def test_of_one_candidate_it_is_the_best_whatever_its_score():
+def test_one_candidate_is_the_best_whatever_its_score_and_of_several_no_score_that_is_no_number_wins():
     best = best_of(lambda k: torch.ones(2, 3) * k, lambda tokens: torch.tensor([torch.nan, -torch.inf]), n=1)
     assert not best.any()
     with pytest.raises(ValueError, match="best of 0"):
         best_of(lambda k: torch.ones(2, 3), lambda tokens: torch.ones(2), n=0)
-
-
-def test_a_score_that_is_no_number_never_wins():
     scores = iter(torch.tensor([[torch.nan, 1.0], [0.5, torch.nan]]))
     assert best_of(lambda k: torch.tensor([k, k]), lambda tokens: next(scores), n=2).tolist() == [1, 0]
 
 
 @pytest.fixture
 def transformer() -> Transformer:
-    model = Transformer(codebook_size=7, num_tokens=4, model_dim=16, num_layers=1, num_heads=2, num_classes=3).eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.data.normal_().mul_(0.3)
-    return model
+    sizes = {"codebook_size": 7, "num_tokens": 4, "model_dim": 16, "num_layers": 1, "num_heads": 2}
+    return unit_gain(Transformer(**sizes, num_classes=3))
 
 
 def log_likelihood(transformer: Transformer, tokens: Tensor, label: Tensor) -> Tensor:

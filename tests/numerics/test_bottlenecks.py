@@ -85,13 +85,6 @@ def test_the_categorical_divergence_is_that_of_torch_and_zero_for_equal_logits()
     assert abs(float(quantizer(torch.full_like(logits, 0.7)).losses["kl_loss"])) < 1e-5
 
 
-def test_gumbel_noise_draws_codes_with_the_probabilities_of_the_logits():
-    logits = torch.tensor([0.0, 1.0, -1.0])
-    noise = -torch.empty(40_000, 3).exponential_().log()
-    counts = torch.bincount((logits + noise).argmax(dim=1), minlength=3)
-    torch.testing.assert_close(counts / 40_000, logits.softmax(dim=0), atol=0.01, rtol=0)
-
-
 def test_a_relaxation_that_starts_at_features_is_soft_vector_quantization():
     quantizer, to_logits = GumbelQuantizer(codebook_size=16, codebook_dim=4), torch.nn.Conv2d(4, 16, 1)
     centers, features = 3 + 0.1 * torch.randn(16, 4), 3 + 0.1 * torch.randn(2, 4, 5, 5)
@@ -151,17 +144,13 @@ def test_levels_that_hold_no_choice_are_refused():
             ScalarQuantizer(levels=levels)
 
 
-def quantizer_pair() -> tuple[VectorQuantizer, DiffusersQuantizer]:
+def test_codebook_and_commitment_loss_and_their_gradients_equal_the_oracle_with_the_weights_of_the_paper():
+    """taming-transformers #57: the weights stood on each other's term, and nothing failed."""
     ours = VectorQuantizer(codebook_size=16, codebook_dim=4)
     assert ours.codebook.abs().max() <= 1 / 16  # as published
     ours.codebook.data.normal_()
     peer = DiffusersQuantizer(16, 4, beta=0.25, legacy=False, sane_index_shape=True)
     peer.embedding.weight.data.copy_(ours.codebook)
-    return ours, peer
-
-
-def test_codebook_and_commitment_loss_and_their_gradients_equal_the_oracle_with_the_weights_of_the_paper():
-    ours, peer = quantizer_pair()
     z_e = torch.randn(3, 4, 5, 5, requires_grad=True)
     encoded = ours(z_e)
     z_q, loss, (_, _, indices) = peer(z_e)
@@ -172,23 +161,15 @@ def test_codebook_and_commitment_loss_and_their_gradients_equal_the_oracle_with_
     direction = torch.randn_like(z_q)
     gradients = torch.autograd.grad((encoded.z * direction).sum() + mine, (z_e, ours.codebook))
     expected = torch.autograd.grad((z_q * direction).sum() + loss, (z_e, peer.embedding.weight))
-    for gradient, peer_gradient in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(gradient, peer_gradient, **TOLERANCE)
+    torch.testing.assert_close(gradients, expected, **TOLERANCE)
 
 
 def test_a_learnable_codebook_has_the_gradients_of_vector_quantize_pytorch():
     """There one squared difference moves codes and latents alike: the sum of our two losses, each with weight one."""
     ours = VectorQuantizer(codebook_size=16, codebook_dim=4)
     ours.codebook.data.normal_()
-    peer = VectorQuantize(
-        dim=4,
-        codebook_size=16,
-        learnable_codebook=True,
-        ema_update=False,
-        rotation_trick=False,
-        commitment_weight=1.0,
-        accept_image_fmap=True,
-    ).train()
+    how = {"learnable_codebook": True, "ema_update": False, "rotation_trick": False, "commitment_weight": 1.0}
+    peer = VectorQuantize(dim=4, codebook_size=16, accept_image_fmap=True, **how).train()
     peer._codebook.embed.data.copy_(ours.codebook[None])
     z_e = torch.randn(3, 4, 5, 5, requires_grad=True)
     encoded, (z, indices, loss) = ours(z_e), peer(z_e)
@@ -197,22 +178,7 @@ def test_a_learnable_codebook_has_the_gradients_of_vector_quantize_pytorch():
     torch.testing.assert_close(encoded.losses["commitment_loss"], loss.squeeze(), **TOLERANCE)
     gradients = torch.autograd.grad(sum(encoded.losses.values()), (z_e, ours.codebook))
     expected = torch.autograd.grad(loss.squeeze(), (z_e, peer._codebook.embed))
-    torch.testing.assert_close(gradients[0], expected[0], **TOLERANCE)
-    torch.testing.assert_close(gradients[1], expected[1][0], **TOLERANCE)
-
-
-def test_each_loss_moves_its_own_side_only():
-    """taming-transformers #57: the weights stood on each other's term, and nothing failed."""
-    quantizer = VectorQuantizer(codebook_size=16, codebook_dim=4)
-    z_e = torch.randn(2, 4, 4, 4, requires_grad=True)
-    losses = quantizer(z_e).losses
-    for name, moved, still in (
-        ("codebook_loss", quantizer.codebook, z_e),
-        ("commitment_loss", z_e, quantizer.codebook),
-    ):
-        moving, resting = torch.autograd.grad(losses[name], (moved, still), allow_unused=True)
-        assert moving.abs().sum() > 0
-        assert resting is None
+    torch.testing.assert_close(gradients, (expected[0], expected[1][0]), **TOLERANCE)
 
 
 def test_normalized_codes_are_found_by_direction():

@@ -12,24 +12,8 @@ from components.configuration.sampling import TokenSampling
 from components.models.transformer import Transformer
 from components.sampling import autoregressive
 from components.sampling.autoregressive import KEPT, OnToken, generate
-from components.sampling.plan import Conditions
+from tests.token_models import GIVEN, POSITIONS, assert_own_streams, generators, rows, transformer
 from tests.trained_networks import forget_compiled
-
-SIZES: dict[str, Any] = {
-    "codebook_size": 13,
-    "num_tokens": 12,
-    "grid": (3, 4),
-    "model_dim": 32,
-    "num_layers": 2,
-    "num_heads": 4,
-    "num_classes": 5,
-    "vocab_size": 12,
-    "text_length": 5,
-}
-TEXT = torch.tensor([[1, 7, 9, 2, 0], [1, 4, 5, 6, 2], [1, 2, 0, 0, 0]])
-LABEL = torch.tensor([0, 3, 4])
-NULL_TEXT = torch.tensor([1, 2, 0, 0, 0])
-POSITIONS = ("learned", "learned_2d", "rotary_2d")
 
 
 @pytest.fixture(autouse=True)
@@ -40,47 +24,28 @@ def without_a_code_generator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget_compiled()
 
 
-def transformer(**changes: Any) -> Transformer:
-    torch.manual_seed(0)
-    model = Transformer(**(SIZES | changes)).eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.data.normal_().mul_(0.3)
-    return model
+def made(**changes: Any) -> Transformer:
+    return transformer(**{"num_tokens": 12, "grid": (3, 4)} | changes)
 
 
 def drawn(
-    model: Transformer,
-    rows: slice = slice(0, 3),
-    *,
-    compiled: bool,
-    on_token: OnToken | None = None,
-    **settings: float,
+    model: Transformer, part: slice = slice(3), *, compiled: bool, on_token: OnToken | None = None, **settings: float
 ) -> Tensor:
-    generators = [torch.Generator().manual_seed(seed) for seed in range(3)[rows]]
-    null = {"label": torch.full((len(generators),), 5), "text": NULL_TEXT.expand(len(generators), 5)}
-    return generate(
-        model,
-        Conditions({"label": LABEL[rows], "text": TEXT[rows]}, null),
-        generators=generators,
-        sampling=TokenSampling(**settings),
-        compiled=compiled,
-        on_token=on_token,
-    )
+    how = {"generators": generators(*range(5)[part]), "sampling": TokenSampling(**settings)}
+    return generate(model, rows(part), **how, compiled=compiled, on_token=on_token)
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("text", [True, False])
 def test_a_step_at_a_position_of_the_device_gives_the_logits_of_a_step(positions: str, text: bool) -> None:
     """Also where the cache holds another batch: what has not been written over is not looked at."""
-    model = transformer(positions=positions, **({} if text else {"vocab_size": None, "text_length": None}))
-    conditions = {"label": LABEL} | ({"text": TEXT} if text else {})
-    _, plain = model.start(3, **conditions)
-    _, other = model.start(3, **conditions)
+    model = made(positions=positions, **({} if text else {"vocab_size": None, "text_length": None}))
+    conditions = {name: value[:3] for name, value in GIVEN.items() if text or name == "label"}
+    (_, plain), (_, other) = (model.start(3, **conditions) for _ in range(2))
     for keys in (*other.keys, *other.values):
         keys.normal_(std=10)
     _, fixed = model.start(3, **conditions, cache=other)
-    for number in range(SIZES["num_tokens"] - 1):
+    for number in range(model.num_tokens - 1):
         tokens = torch.tensor([number, 1, 2])
         expected = model.step(tokens, cache=plain)
         position = torch.tensor(model.num_conditions + number)
@@ -90,7 +55,7 @@ def test_a_step_at_a_position_of_the_device_gives_the_logits_of_a_step(positions
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_compiled_greedy_decoding_gives_the_tokens_of_eager_decoding(positions: str, guidance_scale: float) -> None:
-    model = transformer(positions=positions)
+    model = made(positions=positions)
     settings = {"temperature": 0.0, "guidance_scale": guidance_scale}
     tokens = drawn(model, compiled=True, **settings)
     assert torch.equal(tokens, drawn(model, compiled=False, **settings))
@@ -98,9 +63,9 @@ def test_compiled_greedy_decoding_gives_the_tokens_of_eager_decoding(positions: 
 
 
 def test_one_compilation_serves_every_position_and_every_batch_of_its_size() -> None:
-    model = transformer()
-    for rows in (slice(0, 2), slice(1, 3), slice(0, 2)):
-        drawn(model, rows, compiled=True)
+    model = made()
+    for part in (slice(0, 2), slice(1, 3), slice(0, 2)):
+        drawn(model, part, compiled=True)
     assert counters["stats"]["unique_graphs"] == 1
     with torch.compiler.set_stance("fail_on_recompile"):
         drawn(model, slice(1, 3), compiled=True, temperature=0.5)
@@ -109,16 +74,14 @@ def test_one_compilation_serves_every_position_and_every_batch_of_its_size() -> 
 
 
 def test_the_same_seed_gives_the_same_tokens_in_whatever_company_also_compiled() -> None:
-    model = transformer()
-    settings = {"guidance_scale": 2.0, "temperature": 0.9, "top_k": 10, "top_p": 0.95, "compiled": True}
-    together = drawn(model, **settings)
-    for row in range(3):
-        assert torch.equal(drawn(model, slice(row, row + 1), **settings), together[row : row + 1])
+    model, sampling = made(), TokenSampling(guidance_scale=2.0, temperature=0.9, top_k=10, top_p=0.95)
+    how = {"sampling": sampling, "compiled": True}
+    assert_own_streams(lambda part, seeds: generate(model, rows(part), generators=generators(*seeds), **how), 3)
 
 
 def test_a_batch_that_broke_off_leaves_its_cache_to_no_other() -> None:
     """Another batch of the same transformer may be drawn meanwhile: each has a cache of its own."""
-    model, seen = transformer(), []
+    model, seen = made(), list[bool]()
 
     def on_token(done: int, total: int) -> None:
         seen.append(model in KEPT)
@@ -135,7 +98,7 @@ def test_a_batch_that_broke_off_leaves_its_cache_to_no_other() -> None:
 
 def test_generated_code_draws_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoregressive, "BACKEND", "inductor")
-    model = transformer(num_layers=1)
+    model = made(num_layers=1)
     tokens = drawn(model, compiled=True, temperature=0.0)
     assert counters["inductor"]
     assert torch.equal(tokens, drawn(model, compiled=False, temperature=0.0))

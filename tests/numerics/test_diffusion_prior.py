@@ -49,10 +49,9 @@ def test_what_stands_before_the_query_sees_nothing_behind_it() -> None:
 
 
 def test_a_text_of_another_length_is_refused() -> None:
+    conditions = {"text_states": torch.zeros(1, 5, 8), "text_embedding": torch.zeros(1, 6)}
     with pytest.raises(ValueError, match="5 tokens where 6"):
-        prior().module(
-            torch.zeros(1, 6), torch.zeros(1), text_states=torch.zeros(1, 5, 8), text_embedding=torch.zeros(1, 6)
-        )
+        prior().module(torch.zeros(1, 6), torch.zeros(1), **conditions)
 
 
 def test_an_embedding_does_not_depend_on_the_batch() -> None:

@@ -19,17 +19,17 @@ from components.models.gan import (
     settle_spectral_norms,
 )
 
+SHAPE = {"resolution": 16, "channels": 8, "channel_mult": (1, 2), "attention_resolutions": (8,)}
 
-def small_generator(num_classes: int | None = 3, **changes: object) -> GANGenerator:
+
+def small_generator() -> GANGenerator:
     torch.manual_seed(0)
-    shape = {"resolution": 16, "channels": 8, "channel_mult": (1, 2), "noise_dim": 6, "attention_resolutions": (8,)}
-    return GANGenerator(**(shape | {"num_classes": num_classes} | changes)).double()
+    return GANGenerator(**SHAPE, noise_dim=6, num_classes=3).double()
 
 
 def small_discriminator(num_classes: int | None = 3) -> ProjectionDiscriminator:
     torch.manual_seed(1)
-    shape = {"resolution": 16, "channels": 8, "channel_mult": (1, 2), "attention_resolutions": (8,)}
-    return ProjectionDiscriminator(**shape, num_classes=num_classes).double()
+    return ProjectionDiscriminator(**SHAPE, num_classes=num_classes).double()
 
 
 def scrambled(network: nn.Module) -> nn.Module:
@@ -58,6 +58,10 @@ def test_every_layer_has_spectral_norm_one(network: nn.Module):
     plain = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m not in layers]
     assert len(layers) >= 8
     assert len(plain) == 2  # the two maps inside attention
+    assert_norms_of_one(layers)
+
+
+def assert_norms_of_one(layers: list[nn.Module]) -> None:
     for layer in layers:
         norm = torch.linalg.matrix_norm(layer.weight.flatten(1), ord=2)
         torch.testing.assert_close(norm, torch.ones_like(norm), atol=0.02, rtol=0)
@@ -68,13 +72,10 @@ def test_training_finds_the_norms_by_itself():
     images, labels = torch.rand(2, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 2])
     for _ in range(40):
         network(images, labels)
-    for layer in normed_layers(network.eval()):
-        norm = torch.linalg.matrix_norm(layer.weight.flatten(1), ord=2)
-        torch.testing.assert_close(norm, torch.ones_like(norm), atol=0.02, rtol=0)
+    assert_norms_of_one(normed_layers(network.eval()))
 
 
 def test_resampling_convolutions_are_their_two_steps_in_one():
-    torch.manual_seed(0)
     x = torch.randn(2, 5, 6, 8, dtype=torch.float64)
     up, down = NormedConv2d(5, 7, bias=False, resample="up"), NormedConv2d(5, 7, resample="down")
     up, down = up.double().eval(), down.double().eval()
@@ -93,7 +94,7 @@ def test_evaluation_moves_no_buffer():
 
 
 def test_the_logit_is_psi_of_phi_plus_the_projection_on_the_class():
-    """Miyato & Koyama (2018), equation 3, by hand."""
+    """Miyato & Koyama (2018), equation 3, by hand; psi alone without classes, and each image for itself."""
     network = scrambled(small_discriminator()).eval()
     images, labels = torch.rand(4, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 2, 1, 2])
     h = images
@@ -103,24 +104,14 @@ def test_the_logit_is_psi_of_phi_plus_the_projection_on_the_class():
     psi = phi @ network.logit.weight[0] + network.logit.bias
     by_hand = psi + torch.stack([phi[i] @ network.embedding.weight[label] for i, label in enumerate(labels)])
     torch.testing.assert_close(network(images, labels), by_hand)
-
-
-def test_a_discriminator_without_classes_gives_psi_alone():
-    network = small_discriminator(num_classes=None).eval()
-    images = torch.rand(4, 3, 16, 16, dtype=torch.float64)
-    phi = network.features(images)
-    torch.testing.assert_close(network(images), network.logit(phi)[:, 0])
-
-
-def test_a_image_is_judged_the_same_in_any_batch():
-    network = scrambled(small_discriminator()).eval()
-    images, labels = torch.rand(4, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 2, 1, 2])
     alone = torch.cat([network(image[None], label[None]) for image, label in zip(images, labels, strict=True)])
-    torch.testing.assert_close(network(images, labels), alone)
+    torch.testing.assert_close(by_hand, alone)
+    network = small_discriminator(num_classes=None).eval()
+    torch.testing.assert_close(network(images), network.logit(network.features(images))[:, 0])
 
 
 def test_conditional_batch_norm_has_its_closed_form():
-    torch.manual_seed(0)
+    """Without classes it is the batch norm of torch."""
     norm = ConditionalBatchNorm2d(4, num_classes=3).double()
     nn.init.normal_(norm.gain.weight)
     nn.init.normal_(norm.bias.weight)
@@ -130,21 +121,14 @@ def test_conditional_batch_norm_has_its_closed_form():
     for i, row in enumerate(label):
         expected[i] = expected[i] * norm.gain.weight[row, :, None, None] + norm.bias.weight[row, :, None, None]
     torch.testing.assert_close(norm(x, label), expected)
-
-
-def test_without_classes_it_is_the_batch_norm_of_torch():
-    torch.manual_seed(0)
     norm, other = ConditionalBatchNorm2d(4, num_classes=None).double(), nn.BatchNorm2d(4).double()
-    x = torch.randn(5, 4, 6, 6, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn(5, 4, 6, 6, dtype=torch.float64)
-    results = [norm(x, None), other(x)]
+    results = [norm(x.requires_grad_(), None), other(x)]
     torch.testing.assert_close(*results)
-    gradients = [torch.autograd.grad((result * weights).sum(), x)[0] for result in results]
-    torch.testing.assert_close(*gradients)
+    weights = torch.randn_like(x)
+    torch.testing.assert_close(*(torch.autograd.grad((result * weights).sum(), x)[0] for result in results))
 
 
 def test_moments_of_parts_pool_to_the_moments_of_the_whole():
-    torch.manual_seed(0)
     x = torch.randn(12, 4, 3, 3, dtype=torch.float64) * torch.arange(1, 13)[:, None, None, None]
     parts = torch.stack([batch_moments(part) for part in x.chunk(3)])
     torch.testing.assert_close(pool_moments(parts), batch_moments(x))
@@ -188,13 +172,9 @@ def test_class_and_noise_decide_the_image():
 
 def test_widths_are_those_of_biggan_128():
     """Brock et al. (2019), table 4: 16, 16, 8, 4, 2, 1 times 96 channels from 4 pixels on, and back."""
+    shape = {"resolution": 128, "channels": 96, "channel_mult": (1, 2, 4, 8, 16), "num_classes": 1000}
     with torch.device("meta"):
-        generator = GANGenerator(
-            resolution=128, channels=96, channel_mult=(1, 2, 4, 8, 16), noise_dim=128, num_classes=1000
-        )
-        discriminator = ProjectionDiscriminator(
-            resolution=128, channels=96, channel_mult=(1, 2, 4, 8, 16), num_classes=1000
-        )
+        generator, discriminator = GANGenerator(**shape, noise_dim=128), ProjectionDiscriminator(**shape)
     assert generator.start == 4
     ups = [(block.conv_1.in_channels // 96, block.conv_1.out_channels // 96) for block in generator.blocks]
     assert ups == [(16, 16), (16, 8), (8, 4), (4, 2), (2, 1)]

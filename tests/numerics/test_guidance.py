@@ -45,16 +45,12 @@ def test_guidance_extrapolates_from_the_null_to_the_condition_and_keeps_what_has
 
 
 @pytest.mark.parametrize("guidance_scale", [1, 1.0, torch.ones(4), {"label": 1.0}])
-def test_scale_1_changes_nothing_and_runs_the_network_once(guidance_scale):
+def test_scale_1_changes_nothing_and_runs_the_network_once_and_any_other_a_doubled_batch(guidance_scale):
     model = CountingModel()
     assert torch.equal(guided(guidance_scale, model), conditional(LABEL))
     assert model.batches == [4]
-
-
-def test_any_other_scale_runs_one_doubled_batch():
-    model = CountingModel()
     guided(2.0, model)
-    assert model.batches == [8]
+    assert model.batches == [4, 8]
 
 
 def test_each_sample_has_its_own_scale():
@@ -139,15 +135,8 @@ def test_guidance_comes_before_clipping():
     condition = {"label": LABEL, "low_res": LOW_RES}
     denoise = guide(OBJECTIVE, CountingModel(), condition, {"label": NULL}, 5.0)
     shown = []
-    sample(
-        denoise,
-        OBJECTIVE,
-        X_T,
-        sampler="ddim",
-        num_inference_steps=5,
-        noise=torch.zeros_like,
-        on_step=lambda step, timestep, x_t, x_0: shown.append((timestep, x_t, x_0)),
-    )
+    how = {"sampler": "ddim", "num_inference_steps": 5, "noise": torch.zeros_like}
+    sample(denoise, OBJECTIVE, X_T, **how, on_step=lambda step, *now: shown.append(now))
     for timestep, x_t, x_0 in shown:
         time = torch.full((4,), timestep)
         raw = OBJECTIVE.predict_x_0(denoise(x_t, time), x_t=x_t, time=time)
@@ -229,11 +218,6 @@ def test_the_scale_follows_the_closed_form_on_a_mixture(name, guidance_scale):
         torch.testing.assert_close(denoise(x_t, times), expected, rtol=1e-6, atol=1e-8)
 
 
-def class_logits(objective: Objective) -> Callable[[Tensor, Tensor], Tensor]:
-    """The mixture's own classifier of noisy images, as a network that the objective calls."""
-    return lambda x, told: log_joint(objective, *undone(objective, x, told))
-
-
 @pytest.mark.parametrize("name", ["epsilon", "v_prediction", "edm"])  # in pure noise, where flow starts, no class shows
 @pytest.mark.parametrize("sampler", ["ddim", "dpm_solver_pp", "heun", "euler"])
 def test_the_true_classifier_guides_as_the_true_conditional_does(name, sampler):
@@ -243,7 +227,8 @@ def test_the_true_classifier_guides_as_the_true_conditional_does(name, sampler):
     how = {"sampler": sampler, "num_inference_steps": 12, "noise": torch.zeros_like, "threshold": "none"}
     free = guide(objective, Mixture(objective), {"label": label}, {"label": nothing}, scale)
     plain = guide(objective, Mixture(objective), {"label": nothing}, {}, 1.0)
-    score = classifier_score(objective, class_logits(objective), label, scale)
+    of_mixture = lambda x, told: log_joint(objective, *undone(objective, x, told))  # noqa: E731
+    score = classifier_score(objective, of_mixture, label, scale)
     expected = sample(free, objective, x_t, **how)
     torch.testing.assert_close(sample(plain, objective, x_t, score=score, **how), expected, rtol=1e-6, atol=1e-8)
     assert (expected - sample(plain, objective, x_t, **how)).abs()[[0, 2, 3]].min() > 1e-4

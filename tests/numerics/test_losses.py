@@ -45,21 +45,14 @@ def test_the_balanced_loss_has_the_value_and_gradient_of_the_published_formula()
         return reconstruction, (reconstruction - image).abs().mean(), generator_loss(discriminator(reconstruction))
 
     _, nll_loss, adversarial_loss = losses()
-    norms = [
-        torch.autograd.grad(loss, last.weight, retain_graph=True)[0].norm() for loss in (nll_loss, adversarial_loss)
-    ]
+    both = (nll_loss, adversarial_loss)
+    norms = [torch.autograd.grad(loss, last.weight, retain_graph=True)[0].norm() for loss in both]
     expected_weight = norms[0] / (norms[1] + 1e-4)
     expected = nll_loss + 0.8 * expected_weight.detach() * adversarial_loss
     expected_gradients = torch.autograd.grad(expected, parameters)
-
     reconstruction, nll_loss, adversarial_loss = losses()
-    balanced = balanced_generator_loss(
-        reconstruction,
-        nll_loss=nll_loss,
-        adversarial_loss=adversarial_loss,
-        last_layer=last.weight,
-        adversarial_weight=0.8,
-    )
+    given = {"nll_loss": nll_loss, "adversarial_loss": adversarial_loss, "last_layer": last.weight}
+    balanced = balanced_generator_loss(reconstruction, **given, adversarial_weight=0.8)
     balanced.loss.backward()
     torch.testing.assert_close(balanced.adaptive_weight, expected_weight)
     torch.testing.assert_close(balanced.loss, expected)
@@ -71,13 +64,8 @@ def test_the_generator_step_leaves_no_gradient_in_the_discriminator_and_its_grap
     body, last, discriminator, image = small_gan()
     reconstruction = last(torch.tanh(body(image)))
     fake_logits = discriminator(reconstruction)
-    balanced_generator_loss(
-        reconstruction,
-        nll_loss=(reconstruction - image).abs().mean(),
-        adversarial_loss=generator_loss(fake_logits),
-        last_layer=last.weight,
-        adversarial_weight=0.8,
-    ).loss.backward()
+    given = {"nll_loss": (reconstruction - image).abs().mean(), "adversarial_loss": generator_loss(fake_logits)}
+    balanced_generator_loss(reconstruction, **given, last_layer=last.weight, adversarial_weight=0.8).loss.backward()
     assert all(p.grad is None for p in discriminator.parameters())
     generator_gradient = last.weight.grad.clone()
     parameters = list(discriminator.parameters())

@@ -12,78 +12,64 @@ from components.configuration.sampling import MaskedTokenSampling
 from components.models.losses.cross_entropy import masked_token_loss
 from components.models.transformer import MaskedTransformer
 from components.sampling.maskgit import gumbel, keep_surest, masked_counts, maskgit
-from components.sampling.plan import Conditions
 from components.training.tasks.prior import evaluation_masks, random_masks, training_masks
+from tests.token_models import CONDITIONED as TOKENS
+from tests.token_models import NULL as WITHOUT
+from tests.token_models import (
+    POSITIONS,
+    TEXT,
+    assert_own_streams,
+    generators,
+    heard,
+    reach,
+    train_on,
+    unit_gain,
+    unmoved,
+)
+from tests.token_models import rows as rows_of
 
 N, K = 9, 11
-NULL_TEXT = torch.tensor([1, 2, 0, 0, 0])
-CONDITIONS = {
-    "label": torch.tensor([0, 3, 4, 1, 5]),
-    "text": torch.tensor([[1, 7, 9, 2, 0], [1, 4, 5, 6, 2], [1, 2, 0, 0, 0], [1, 9, 9, 2, 0], [1, 3, 2, 0, 0]]),
-    "condition": torch.tensor([[0, 1], [2, 3], [6, 6], [5, 5], [4, 0]]),
-}
-NULL = {"label": torch.full((5,), 5), "text": NULL_TEXT.expand(5, 5), "condition": torch.full((5, 2), 6)}
+CONDITIONS = {"label": torch.tensor([0, 3, 4, 1, 5]), "text": TEXT}
+CONDITIONS |= {"condition": torch.tensor([[0, 1], [2, 3], [6, 6], [5, 5], [4, 0]])}
+NULL = WITHOUT | {"condition": torch.full((5, 2), 6)}
+CONDITIONED = TOKENS | {"condition_codebook_size": 6, "condition_grid": (1, 2)}
 
 
 def make_transformer(positions: str = "learned", **settings: object) -> MaskedTransformer:
     torch.manual_seed(0)
     sizes = {"codebook_size": K, "num_tokens": N, "grid": (3, 3), "model_dim": 32, "num_layers": 2, "num_heads": 4}
-    model = MaskedTransformer(**sizes | {"positions": positions} | settings).eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.data.normal_().mul_(0.3)
-    return model
+    return unit_gain(MaskedTransformer(**sizes | {"positions": positions} | settings))
 
 
 @pytest.fixture(scope="module")
 def transformer() -> MaskedTransformer:
-    return make_transformer(
-        num_classes=5, vocab_size=12, text_length=5, condition_codebook_size=6, condition_grid=(1, 2)
-    )
+    return make_transformer(**CONDITIONED)
 
 
 def drawn(model: MaskedTransformer, *seeds: int, rows: slice = slice(5), steps: int = 4, **settings: Any) -> Tensor:
     on_step = settings.pop("on_step", None)
-    return maskgit(
-        model,
-        Conditions(*({name: value[rows] for name, value in each.items()} for each in (CONDITIONS, NULL))),
-        generators=[torch.Generator().manual_seed(seed) for seed in seeds],
-        sampling=MaskedTokenSampling(num_inference_steps=steps, **settings),
-        on_step=on_step,
-    )
+    sampling = MaskedTokenSampling(num_inference_steps=steps, **settings)
+    given = rows_of(rows, CONDITIONS, NULL)
+    return maskgit(model, given, generators=generators(*seeds), sampling=sampling, on_step=on_step)
 
 
-@pytest.mark.parametrize("positions", ["learned", "learned_2d", "rotary_2d"])
-def test_every_logit_hears_all_tokens_and_conditions_but_pads(positions: str):
-    transformer = make_transformer(
-        positions, num_classes=5, vocab_size=12, text_length=5, condition_codebook_size=6, condition_grid=(1, 2)
-    )
-    vectors = {}
-    for name in ("class_embedding", "text_embedding", "condition_embedding", "token_embedding"):
-        getattr(transformer, name).register_forward_hook(
-            lambda _module, _inputs, output, name=name: vectors.update({name: output.requires_grad_()})
-        )
-    tokens = torch.randint(0, K + 1, (1, N))
-    logits = transformer(tokens, **{name: value[:1] for name, value in CONDITIONS.items()})
-    assert logits.shape == (1, N, K)
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_every_logit_hears_all_tokens_and_conditions_but_pads_and_every_parameter_is_trained(positions: str):
+    model = make_transformer(positions, **CONDITIONED).train()
+    vectors = heard(model, "class_embedding", "text_embedding", "condition_embedding", "token_embedding")
+    logits = model(torch.randint(0, K + 1, (5, N)), **CONDITIONS)
+    assert logits.shape == (5, N, K)
     for i in range(N):
-        gradients = torch.autograd.grad(logits[0, i].square().sum(), list(vectors.values()), retain_graph=True)
-        reached = {name: g[0].abs().sum(dim=-1) > 0 for name, g in zip(vectors, gradients, strict=True)}
-        assert reached.pop("text_embedding").tolist() == [True] * 4 + [False]
-        assert all(heard.all() for heard in reached.values())
-
-
-@pytest.mark.parametrize("positions", ["learned", "learned_2d", "rotary_2d"])
-def test_every_parameter_takes_part_in_training(positions: str):
-    transformer = make_transformer(positions, num_classes=5, condition_codebook_size=6, condition_grid=(1, 2)).train()
-    tokens, label, condition = torch.randint(0, K + 1, (5, N)), CONDITIONS["label"], CONDITIONS["condition"]
-    transformer(tokens, label=label, condition=condition).square().sum().backward()
-    assert [name for name, p in transformer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+        reached = reach(logits[0, i], vectors)
+        assert reached.pop("text_embedding") == [True] * 4 + [False]
+        assert all(torch.tensor(places).all() for places in reached.values())
+    logits.square().sum().backward()
+    assert unmoved(model) == []
 
 
 @torch.no_grad()
 def test_equal_tokens_are_told_apart_by_their_places():
-    for positions in ("learned", "learned_2d", "rotary_2d"):
+    for positions in POSITIONS:
         logits = make_transformer(positions, num_classes=5)(torch.full((1, N), K))[0]
         assert torch.pdist(logits).min() > 1e-3, positions
 
@@ -156,11 +142,7 @@ def test_every_place_is_filled_exactly_once(transformer: MaskedTransformer, step
 
 def test_the_same_seed_gives_the_same_tokens_in_a_batch_of_one_and_of_five(transformer: MaskedTransformer):
     settings = {"temperature": 0.9, "top_k": 8, "top_p": 0.95, "guidance_scale": 2.0}
-    together = drawn(transformer, *range(5), **settings)
-    for i in range(5):
-        assert torch.equal(drawn(transformer, i, rows=slice(i, i + 1), **settings), together[i : i + 1])
-    other = drawn(transformer, *range(5, 10), **settings)
-    assert not torch.equal(other, together)
+    assert_own_streams(lambda rows, seeds: drawn(transformer, *seeds, rows=rows, **settings), 5)
 
 
 @torch.no_grad()
@@ -228,16 +210,13 @@ def test_trained_on_a_known_distribution_it_reaches_its_entropy_in_random_order(
     distribution *= torch.where(images[:, 2] == (images[:, 0] + images[:, 1]) % 3, 0.8, 0.1)
     entropy = -(distribution * distribution.log()).sum() / 3
     model = MaskedTransformer(codebook_size=3, num_tokens=3, model_dim=32, num_layers=2, num_heads=4)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    draws = torch.multinomial(distribution, 300 * 256, replacement=True).view(300, 256)
-    for step, chosen in enumerate(draws):
-        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / len(draws))
+
+    def loss(step: int, rows: Tensor) -> Tensor:
         masked = evaluation_masks(step, torch.arange(256), num_tokens=3, draw=0)
-        inputs = images[chosen].masked_fill(masked, 3)
-        loss = masked_token_loss(model(inputs), tokens=images[chosen], masked=masked, label_smoothing=0.0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        logits = model(images[rows].masked_fill(masked, 3))
+        return masked_token_loss(logits, tokens=images[rows], masked=masked, label_smoothing=0.0)
+
+    train_on(model, distribution, loss)
     with torch.no_grad():
         bound = bits_in_random_order(model, images, distribution)
     assert entropy <= bound < 1.02 * entropy

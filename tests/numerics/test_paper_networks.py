@@ -1,20 +1,28 @@
-"""The published networks have their published number of parameters (trainable; buffers do not count).
+"""Published networks have their published number of parameters (trainable; buffers do not count) and of groups in
+every norm, which no count of parameters notices; networks of our own keep four channels in each group.
 
 Tables of priors differ from ours (classes in a table of their own, no bias at the head): the counts agree to the digits
 that their papers round to.
 """
 
+import json
+import math
+from collections.abc import Iterator
+
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from components.configuration.conditions import DatasetInfo
-from components.configuration.diffusion import DiffusionTraining
-from components.models.autoencoder import Autoencoder
+from components.configuration.config import Config
+from components.configuration.optimization import Training
 from components.models.bundle import NETWORKS
-from components.models.noisy_classifier import NoisyClassifier
+from components.models.critics import PatchDiscriminator
+from components.models.layers import GroupNorm
 from components.models.transformer import Transformer
 from components.training.learner import make_network, without_memory
+from pipelines.recipes.catalog import RECIPES
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe
 from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.recipes.published_networks import AUTOENCODERS, PAPER_CLASSIFIERS, PAPER_DIFFUSION
@@ -37,13 +45,33 @@ PUBLISHED = {
     "ldm_imagenet_f8": 394_984_196,
     "ldm_imagenet_f4": 400_920_579,
     "ldm_text_to_image": 872_300_484,
+    # The code of CDM and of Palette was not published: both networks are ADM's here. CDM's knows the noise of its
+    # condition; into Palette's go an image and its mask too, and no variance comes out.
+    "cdm_upsampler_64_256": 311_795_910 + (192 * 768 + 768) + (768 * 768 + 768),
+    "palette": 552_814_086 + 4 * 256 * 9 - (3 * 256 * 9 + 3),
 }
-WITHOUT_A_COUNT = {"cdm_upsampler_64_256", "palette"}
+LATENTS: dict[str, tuple[int, tuple[int, int, int]]] = {  # parameters and shape of what autoencoders make
+    "vqgan_imagenet_f16_1024": (72_141_699, (256, 16, 16)),
+    "vqgan_imagenet_f16_16384": (76_073_859, (256, 16, 16)),
+    "ldm_kl_f4": (55_312_063, (3, 64, 64)),
+    "ldm_kl_f8": (83_653_863, (4, 32, 32)),
+    "ldm_kl_f16": (69_610_963, (16, 16, 16)),
+    "ldm_vq_f4": (55_322_782, (3, 64, 64)),
+    "ldm_vq_f8": (67_717_295, (4, 32, 32)),
+    "ldm_vq_f16": (69_593_371, (8, 16, 16)),
+}
+# In all of them 32 groups, at every width: `normalization` of openai/improved-diffusion, guided-diffusion (nn.py),
+# openai/glide-text2im (nn.py) and CompVis/latent-diffusion (diffusionmodules/util.py) makes `GroupNorm32` of 32 groups;
+# `Normalize` of CompVis/latent-diffusion (diffusionmodules/model.py, as taming-transformers, and attention.py) too; the
+# code of DDPM leaves `group_norm` of tf.contrib at its default, 32.
+GROUPS = {32}
 
 
-def build(config: DiffusionTraining) -> nn.Module:
+def build(config: Config) -> nn.Module:
+    """A recipe's network as its bundle rebuilds it, without weights."""
+    arguments = json.loads(json.dumps(config.network_arguments(DATASET_INFO)))
     with torch.device("meta"):
-        return NETWORKS[config.network.kind](**config.network_arguments(DATASET_INFO))
+        return NETWORKS[config.network.kind](**arguments)
 
 
 def count(module: nn.Module) -> int:
@@ -51,28 +79,29 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def norms_of(network: nn.Module) -> list[tuple[int, int]]:
+    """(channels, groups) of each group norm."""
+    return [(m.num_channels, m.num_groups) for m in network.modules() if isinstance(m, nn.GroupNorm)]
+
+
+def groups_of(network: nn.Module) -> set[int]:
+    return {groups for _, groups in norms_of(network)}
+
+
 @pytest.mark.parametrize("name", PAPER_DIFFUSION)
 def test_a_published_network_has_its_published_size(name: str):
     network = build(PAPER_DIFFUSION[name])
-    size = count(network)
-    if network.class_is_token:  # LDM counts its U-Net alone; the table of class tokens stands outside it
-        size -= count(network.class_embedding)
-    if name in WITHOUT_A_COUNT:
-        assert size > 300e6
-    else:
-        assert size == PUBLISHED[name]
-
-
-def test_every_published_network_is_in_the_list():
-    assert PAPER_DIFFUSION.keys() == PUBLISHED.keys() | WITHOUT_A_COUNT
+    # LDM counts its U-Net alone; the table of class tokens stands outside it.
+    size = count(network) - (count(network.class_embedding) if network.class_is_token else 0)
+    assert (size, groups_of(network)) == (PUBLISHED[name], GROUPS)
 
 
 @pytest.mark.parametrize(
     ("name", "published"), zip(PAPER_CLASSIFIERS, (65_438_568, 42_568_040, 54_096_360, 54_448_360), strict=True)
 )
 def test_a_published_classifier_has_its_published_size(name: str, published: int):
-    with torch.device("meta"):
-        assert count(NoisyClassifier(**PAPER_CLASSIFIERS[name].network_arguments(DATASET_INFO))) == published
+    network = build(PAPER_CLASSIFIERS[name])
+    assert (count(network), groups_of(network)) == (published, GROUPS)
 
 
 @pytest.mark.parametrize("name", PAPER_RECIPES)
@@ -86,56 +115,25 @@ def test_a_published_classifier_knows_the_noise_of_the_guided_model(name: str):
         assert process.items() <= base.process.objective().items()
 
 
-def test_palette_is_the_unconditional_network_of_adm_with_a_image_and_without_a_variance():
-    adm = build(PAPER_DIFFUSION["adm_imagenet_256_unconditional"])
-    more = 4 * 256 * 9  # four more channels go in: an image and its mask
-    fewer = 3 * 256 * 9 + 3  # and three fewer come out
-    assert count(build(PAPER_DIFFUSION["palette"])) == count(adm) + more - fewer
-
-
-def build_autoencoder(name: str) -> Autoencoder:
-    with torch.device("meta"):
-        return Autoencoder(**AUTOENCODERS[name].training.network_arguments())
-
-
-@pytest.mark.parametrize(
-    ("name", "published", "latent_shape"),
-    [
-        ("vqgan_imagenet_f16_1024", 72_141_699, (256, 16, 16)),
-        ("vqgan_imagenet_f16_16384", 76_073_859, (256, 16, 16)),
-        ("ldm_kl_f4", 55_312_063, (3, 64, 64)),
-        ("ldm_kl_f8", 83_653_863, (4, 32, 32)),
-        ("ldm_kl_f16", 69_610_963, (16, 16, 16)),
-        ("ldm_vq_f4", 55_322_782, (3, 64, 64)),
-        ("ldm_vq_f8", 67_717_295, (4, 32, 32)),
-        ("ldm_vq_f16", 69_593_371, (8, 16, 16)),
-    ],
-)
-def test_a_published_autoencoder_has_its_published_size_and_latent(
-    name: str, published: int, latent_shape: tuple[int, int, int]
-):
-    network = build_autoencoder(name)
-    assert count(network) == published
-    assert network.latent_shape == latent_shape
+@pytest.mark.parametrize("name", LATENTS)
+def test_a_published_autoencoder_has_its_published_size_and_latent(name: str):
+    network = build(AUTOENCODERS[name].training)
+    assert (count(network), network.latent_shape) == LATENTS[name]
+    assert groups_of(network) == GROUPS
 
 
 def test_encoder_and_decoder_of_vqgan_have_their_published_sizes():
-    network = build_autoencoder("vqgan_imagenet_f16_1024")
+    network = build(AUTOENCODERS["vqgan_imagenet_f16_1024"].training)
     assert [count(network.encoder), count(network.decoder)] == [29_298_176, 42_449_795]
 
 
-def test_the_dvae_makes_the_tokens_of_dalle():
-    """Its network is ours: DALL-E's own encoder and decoder have another architecture."""
-    network = build_autoencoder("dalle_dvae_f8_8192")
-    assert network.codebook_size == 8192
-    assert network.grid == (32, 32)
-    assert network.last_layer.shape[0] == 6  # mu and log b of the logit-Laplace
-
-
 def test_the_vq_vae_makes_the_tokens_of_its_paper():
-    """128² images, 32² latents, 512 codes."""
-    network = build_autoencoder("vqvae_imagenet_128")
+    """128² images, 32² latents, 512 codes; and the dVAE those of DALL-E, whose own network is another."""
+    network, dvae = (build(AUTOENCODERS[name].training) for name in ("vqvae_imagenet_128", "dalle_dvae_f8_8192"))
     assert (network.grid, network.codebook_size) == ((32, 32), 512)
+    assert (dvae.grid, dvae.codebook_size) == ((32, 32), 8192)
+    assert dvae.last_layer.shape[0] == 6  # mu and log b of the logit-Laplace
+    assert AUTOENCODERS.keys() == {*LATENTS, "vqvae_imagenet_128", "dalle_dvae_f8_8192"}
 
 
 def build_prior(name: str, *, classes: int) -> Transformer:
@@ -163,3 +161,63 @@ def test_dalle_s_prior_has_the_sequence_and_the_heads_of_its_paper():
     assert (network.grid, network.codebook_size) == ((32, 32), 8192)
     matrices = sum(parameter.numel() for parameter in network.blocks.parameters() if parameter.ndim == 2)
     assert matrices == 64 * 12 * 3968**2
+
+
+def test_the_classifier_of_512_pixels_computes_norms_of_two_channels_a_group():
+    """Its first level is 64 wide, where four channels a group would be 16 groups and another function."""
+    norm = build(PAPER_CLASSIFIERS["adm_classifier_512"]).down[0][0].norm_1
+    assert (norm.num_channels, norm.num_groups) == (64, 32)
+    norm.to_empty(device="cpu")
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 64, 8, 8) * torch.rand(64, 1, 1) + torch.randn(64, 1, 1)
+    of_32, of_16 = (nn.GroupNorm(groups, 64) for groups in (32, 16))
+    for reference in (of_32, of_16):
+        reference.load_state_dict(norm.state_dict())
+    torch.testing.assert_close(norm(x), of_32(x))
+    assert (norm(x) - of_16(x)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("channels", [4, 8, 12, 24, 32, 48, 64, 96, 128, 160, 192, 224, 1024])
+def test_a_norm_that_names_no_groups_has_32_or_keeps_four_channels_in_each(channels: int):
+    """Karras et al. (2022): min(32, C / 4); here it divides the channels too."""
+    assert GroupNorm(channels).num_groups == math.gcd(channels, min(32, channels // 4)) <= channels // 4
+
+
+def test_the_patch_discriminator_takes_groups_too():
+    with torch.device("meta"):
+        assert norms_of(PatchDiscriminator(channels=32)) == [(64, 16), (128, 32), (256, 32)]
+        assert norms_of(PatchDiscriminator(channels=32, norm_groups=32)) == [(64, 32), (128, 32), (256, 32)]
+
+
+def configs_in(part: object) -> Iterator[Config]:
+    """Every configuration in a recipe that names groups of norms."""
+    if isinstance(part, tuple):
+        for each in part:
+            yield from configs_in(each)
+    elif isinstance(part, Config):
+        if isinstance(part, Training) and "norm_groups" in type(part.network).model_fields:
+            yield part
+        for name in type(part).model_fields:
+            yield from configs_in(getattr(part, name))
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - PAPER_RECIPES.keys()))
+def test_networks_of_our_own_size_keep_four_channels_in_each_group(name: str):
+    for config in configs_in(RECIPES[name]()):
+        found = norms_of(build(config))
+        assert found == [(channels, math.gcd(channels, min(32, channels // 4))) for channels, _ in found]
+
+
+@pytest.mark.parametrize("name", ["openmoji", "classifier_guided", "glide", "dalle2", "imagen", "latent_diffusion"])
+def test_groups_that_are_named_are_those_of_every_norm(name: str):
+    """Attention too, of each kind, whose widths at published sizes would have 32 groups either way."""
+    for config in configs_in(RECIPES[name]()):
+        if config.network.kind != "dit":
+            assert groups_of(build(config.replace(norm_groups=2))) == {2}
+
+
+@pytest.mark.parametrize("groups", [7, 48])
+def test_groups_that_divide_no_level_are_refused_by_name(groups: int):
+    with pytest.raises(ValidationError, match=f"norm_groups {groups} must divide the channels of every level"):
+        PAPER_CLASSIFIERS["adm_classifier_512"].replace(norm_groups=groups)

@@ -15,6 +15,7 @@ from components.models.row_lstm import lstm
 from components.sampling.autoregressive import PixelNetwork, generate_grid
 from components.sampling.plan import Conditions
 from tests.pixel_models import KINDS, Place, make_model, places, random_values, seen_places
+from tests.token_models import assert_own_streams, generators, unmoved
 
 LABEL = torch.tensor([0, 3, 4])  # 4 is the null label
 BOTH = pytest.mark.parametrize("kind", KINDS)
@@ -23,24 +24,14 @@ INPUTS = pytest.mark.parametrize(
 )
 
 
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
 def drawn(
     model: PixelNetwork, *seeds: int, height: int, width: int, label: Tensor | None = None, **settings: float
 ) -> Tensor:
     given, null = {}, {}
     if label is not None:
         given, null = {"label": label}, {"label": torch.full_like(label, 4)}
-    return generate_grid(
-        model,
-        Conditions(given, null),
-        generators=generators(*seeds),
-        height=height,
-        width=width,
-        sampling=TokenSampling(**settings),
-    )
+    how = {"height": height, "width": width, "sampling": TokenSampling(**settings)}
+    return generate_grid(model, Conditions(given, null), generators=generators(*seeds), **how)
 
 
 def log_likelihoods(model: PixelNetwork, values: Tensor, label: Tensor | None = None) -> Tensor:
@@ -98,8 +89,7 @@ def test_no_label_is_the_null_label(kind: str):
 def test_every_parameter_takes_part_in_training(kind: str, num_channels: int, embedding: str):
     model = make_model(kind, num_channels=num_channels, embedding=embedding, dropout=0.1).train()
     model(random_values(model, batch_size=3, height=4, width=4), label=LABEL).square().sum().backward()
-    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert still == []
+    assert unmoved(model) == []
 
 
 @torch.no_grad()
@@ -129,12 +119,7 @@ def test_greedy_drawing_with_the_cache_equals_greedy_drawing_without(kind: str, 
 def test_the_same_seed_gives_the_same_image_in_a_batch_of_one_and_of_three(kind: str):
     model = make_model(kind).float()
     settings = {"height": 4, "width": 3, "guidance_scale": 2.0, "temperature": 0.9, "top_k": 4, "top_p": 0.95}
-    together = drawn(model, 0, 1, 2, label=LABEL, **settings)
-    for i in range(3):
-        alone = drawn(model, i, label=LABEL[i : i + 1], **settings)
-        assert torch.equal(alone, together[i : i + 1])
-    other = drawn(model, 3, 4, 5, label=LABEL, **settings)
-    assert not torch.equal(other, together)
+    assert_own_streams(lambda part, seeds: drawn(model, *seeds, label=LABEL[part], **settings), 3)
 
 
 @BOTH
@@ -169,8 +154,8 @@ def test_images_follow_the_model(kind: str):
 @BOTH
 def test_drawn_images_can_be_trained_on_and_every_step_is_reported(kind: str):
     model, seen = make_model(kind), []
-    settings = {"generators": generators(0), "height": 2, "width": 2}
-    values = generate_grid(model, **settings, on_token=lambda done, total: seen.append((done, total)))
+    report = lambda done, total: seen.append((done, total))  # noqa: E731
+    values = generate_grid(model, generators=generators(0), height=2, width=2, on_token=report)
     assert seen == [(i, 12) for i in range(1, 13)]
     model(values).sum().backward()
     assert model.head.out.weight.grad.abs().sum() > 0
@@ -301,21 +286,6 @@ def test_every_value_sees_the_triangle_above_it_and_nothing_else(num_channels: i
     left = ENTRY_REACH + 2 * (3 // 2)  # two recurrent layers with a kernel of 3
     for place in order:
         assert seen[place] == {other for other in order if in_reach(place, other, left=left)}, place
-
-
-def test_what_is_out_of_reach_is_far_to_the_right_or_left():
-    """The earlier positions that position (2, 0) of an 8 columns wide grid can't see, and those that (2, 7) can't."""
-    model = make_model("row_lstm", num_channels=1)
-    seen = seen_places(model, height=3, width=8)
-    order = places(model, height=3, width=8)
-
-    def missing(row: int, column: int) -> list[tuple[int, int]]:
-        place = (row, column, 0)
-        return [other[:2] for other in order if other < place and other not in seen[place]]
-
-    assert missing(1, 0) == [(0, 4), (0, 5), (0, 6), (0, 7)]
-    assert missing(2, 0) == [(0, 5), (0, 6), (0, 7), (1, 4), (1, 5), (1, 6), (1, 7)]
-    assert missing(2, 7) == [(1, 0), (2, 0), (2, 1)]
 
 
 def test_one_step_equals_the_lstm_cell_of_torch():

@@ -97,10 +97,8 @@ def test_all_steps_strided_are_the_plain_chain(sampler, eta):
         else:
             step = objective.trajectory(30).step(29 - index)
             plain = ddim_step(step, x_t=plain, x_0=x_0, noise=random, eta=eta)
-    strided = sample(
-        wavy, objective, x_t, sampler=sampler, num_inference_steps=30, eta=eta, noise=seeded_noise(x_t.shape)
-    )
-    torch.testing.assert_close(strided, plain)
+    how = {"sampler": sampler, "num_inference_steps": 30, "eta": eta}
+    torch.testing.assert_close(sample(wavy, objective, x_t, noise=seeded_noise(x_t.shape), **how), plain)
 
 
 @pytest.mark.parametrize("indices", [list(range(40)), [0, 3, 11, 39]])
@@ -128,11 +126,11 @@ def run(sampler: str, *, eta: float = 0.0, num_inference_steps: int = 10, **chan
     return sample(denoise, objective, x_t, **arguments)
 
 
-def test_ddim_at_eta_1_is_ddpm():
+def test_ddim_is_ddpm_at_eta_1_and_euler_at_eta_0_and_solvers_start_and_end_as_they_do():
     torch.testing.assert_close(run("ddim", eta=1.0), run("ddpm"))
-
-
-def test_euler_is_ddim_at_eta_0_and_dpm_solver_pp_starts_and_ends_as_ddim():
+    assert torch.equal(run("sde_dpm_solver_pp", num_inference_steps=1), run("dpm_solver_pp", num_inference_steps=1))
+    ancestral = run("ddpm", num_inference_steps=2, spacing="karras")
+    torch.testing.assert_close(run("sde_dpm_solver_pp", num_inference_steps=2), ancestral)
     torch.testing.assert_close(run("euler", spacing="linspace"), run("ddim"))
     for steps in (1, 2):
         shown: dict[str, list[Tensor]] = {"ddim": [], "dpm_solver_pp": []}
@@ -140,13 +138,6 @@ def test_euler_is_ddim_at_eta_0_and_dpm_solver_pp_starts_and_ends_as_ddim():
             on_step = lambda *shown, s=states: s.append(shown[2])  # noqa: E731
             run(sampler, num_inference_steps=steps, spacing="linspace", on_step=on_step)
         torch.testing.assert_close(shown["ddim"], shown["dpm_solver_pp"])
-
-
-def test_the_stochastic_solver_starts_and_ends_as_the_ancestral_sampler():
-    assert torch.equal(run("sde_dpm_solver_pp", num_inference_steps=1), run("dpm_solver_pp", num_inference_steps=1))
-    torch.testing.assert_close(
-        run("sde_dpm_solver_pp", num_inference_steps=2), run("ddpm", num_inference_steps=2, spacing="karras")
-    )
 
 
 def test_only_samplers_that_draw_ask_for_noise_and_none_asks_at_the_last_step():
@@ -195,9 +186,8 @@ def test_a_wild_denoiser_cannot_leave_the_range_of_images(sampler, threshold):
 def test_dynamic_thresholding_scales_a_image_by_its_own_quantile_and_none_leaves_latents_alone():
     x_0 = torch.tensor([[-4.0, 0.0, 1.0, 2.0], [-0.5, 0.0, 0.1, 1.0]], dtype=torch.float64).reshape(2, 1, 1, 4)
     objective = discrete("cosine", 100, prediction_type="sample")
-    at = partial(
-        sample, lambda x_t, t: x_0, objective, torch.randn_like(x_0), sampler="ddim", num_inference_steps=1, noise=None
-    )
+    how = {"sampler": "ddim", "num_inference_steps": 1, "noise": None}
+    at = partial(sample, lambda x_t, t: x_0, objective, torch.randn_like(x_0), **how)
     by_quantile = at(threshold="dynamic", percentile=1.0).flatten(1)
     torch.testing.assert_close(by_quantile, x_0.flatten(1) / torch.tensor([[4.0], [1.0]], dtype=torch.float64))
     torch.testing.assert_close(at(threshold="none"), x_0)
@@ -248,9 +238,8 @@ def test_what_is_known_pulls_the_rest_with_it():
     known = Known(image, mask, seeded_noise(shape, 1)(0))
     how = {"sampler": "ddpm", "num_inference_steps": 250, "noise": seeded_noise(shape), "threshold": "none"}
     free = sample(denoise, objective, seeded_noise(shape, 2)(0), **how)
-    pulled = sample(
-        denoise, objective, seeded_noise(shape, 2)(0), known=known, **(how | {"noise": seeded_noise(shape)})
-    )
+    how |= {"noise": seeded_noise(shape)}
+    pulled = sample(denoise, objective, seeded_noise(shape, 2)(0), known=known, **how)
     assert free[..., 1].mean().abs() < 0.1
     assert 0.6 < pulled[..., 1].mean() < 0.85
 
@@ -303,18 +292,10 @@ def test_without_terminal_signal_sampling_starts_at_the_last_step():
         objective.trajectory(10, spacing="leading")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"num_inference_steps": 0},
-        {"num_inference_steps": 101},
-        {"eta": 1.5},
-        {"eta": -0.1},
-        {"sampler": "plms"},
-        {"percentile": 0.0},
-        {"percentile": 1.1},
-    ],
-)
+WRONG = {"num_inference_steps": (0, 101), "eta": (1.5, -0.1), "sampler": ("plms",), "percentile": (0.0, 1.1)}
+
+
+@pytest.mark.parametrize("change", [{name: value} for name, values in WRONG.items() for value in values])
 def test_what_cannot_be_sampled_is_refused(change):
     with pytest.raises(ValueError, match=r"must be in|unknown sampler"):
         run(**({"sampler": "ddim"} | change))

@@ -9,31 +9,13 @@ from components.configuration.sampling import TokenSampling
 from components.models.transformer import Transformer
 from components.sampling.autoregressive import draw, draw_in_order, generate, window_logits, window_of
 from components.sampling.plan import Conditions
-
-NULL_TEXT = torch.tensor([1, 2, 0, 0, 0])
+from tests.token_models import NULL, generators, transformer
 
 
 @pytest.fixture(scope="module")
-def transformer() -> Transformer:
-    torch.manual_seed(0)
-    model = Transformer(
-        codebook_size=13,
-        num_tokens=16,
-        grid=(4, 4),
-        positions="learned_2d",
-        model_dim=32,
-        num_layers=2,
-        num_heads=4,
-        num_classes=5,
-        vocab_size=12,
-        text_length=5,
-        condition_codebook_size=6,
-        condition_grid=(2, 2),
-    ).eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            parameter.data.normal_().mul_(0.3)
-    return model
+def model() -> Transformer:
+    sizes = {"num_tokens": 16, "grid": (4, 4), "condition_codebook_size": 6, "condition_grid": (2, 2)}
+    return transformer(positions="learned_2d", **sizes)
 
 
 def conditions(batch_size: int, *, condition_tokens: int) -> Conditions:
@@ -43,34 +25,30 @@ def conditions(batch_size: int, *, condition_tokens: int) -> Conditions:
         "text": torch.tensor([[1, 7, 9, 2, 0]]).expand(batch_size, 5),
         "condition": torch.randint(0, 6, shape, generator=generator),
     }
-    null = {"label": torch.full((batch_size,), 5), "text": NULL_TEXT.expand(batch_size, 5)}
+    null = {"label": torch.full((batch_size,), 5), "text": NULL["text"][0].expand(batch_size, 5)}
     return Conditions(given, null | {"condition": torch.full(shape, 6)})
 
 
-def generators(count: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in range(count)]
-
-
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
-def test_on_the_trained_grid_it_is_generate(transformer: Transformer, guidance_scale: float):
+def test_on_the_trained_grid_it_is_generate(model: Transformer, guidance_scale: float):
     sampling, given = TokenSampling(guidance_scale=guidance_scale, top_k=10), conditions(3, condition_tokens=4)
-    plain = generate(transformer, given, generators=generators(3), sampling=sampling)
-    steps, device = partial(window_logits, transformer, (4, 4)), torch.device("cpu")
-    windows = draw_in_order(steps, 16, given, generators=generators(3), sampling=sampling, device=device)
+    plain = generate(model, given, generators=generators(0, 1, 2), sampling=sampling)
+    steps, device = partial(window_logits, model, (4, 4)), torch.device("cpu")
+    windows = draw_in_order(steps, 16, given, generators=generators(0, 1, 2), sampling=sampling, device=device)
     assert torch.equal(windows, plain)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("grid", [(8, 6), (4, 6), (6, 4)])
-def test_each_token_is_drawn_from_its_window_and_from_nothing_else(transformer: Transformer, grid: tuple[int, int]):
+def test_each_token_is_drawn_from_its_window_and_from_nothing_else(model: Transformer, grid: tuple[int, int]):
     """Against a full forward pass of each window, the condition image cut by hand; both guided."""
     height, width = grid
     given = conditions(2, condition_tokens=height * width // 4)
     sampling = TokenSampling(guidance_scale=2, top_k=10, temperature=0.9)
-    made = generate(transformer, given, grid=grid, generators=generators(2), sampling=sampling).view(2, *grid)
-    uniforms = torch.stack([torch.rand(height * width, generator=g) for g in generators(2)], dim=1)
+    made = generate(model, given, grid=grid, generators=generators(0, 1), sampling=sampling).view(2, *grid)
+    uniforms = torch.stack([torch.rand(height * width, generator=g) for g in generators(0, 1)], dim=1)
     image = given.condition["condition"].view(2, height // 2, width // 2)
-    null = {"text": NULL_TEXT.expand(2, 5), "condition": torch.full((2, 4), 6)}
+    null = {"text": NULL["text"][0].expand(2, 5), "condition": torch.full((2, 4), 6)}
     for row in range(height):
         for column in range(width):
             top, left = (min(max(at - 2, 0), size - 4) for at, size in ((row, height), (column, width)))
@@ -78,8 +56,8 @@ def test_each_token_is_drawn_from_its_window_and_from_nothing_else(transformer: 
             tokens = made[:, top : top + 4, left : left + 4].reshape(2, 16).clone()
             place = 4 * (row - top) + column - left
             tokens[:, place:] = 0  # a causal network hears nothing of them; they are not there yet
-            conditional = transformer(tokens, **given.condition | {"condition": part})[:, place]
-            unconditional = transformer(tokens, **null)[:, place]
+            conditional = model(tokens, **given.condition | {"condition": part})[:, place]
+            unconditional = model(tokens, **null)[:, place]
             logits = torch.lerp(unconditional, conditional, 2.0)
             expected = draw(logits, uniforms=uniforms[row * width + column], sampling=sampling)
             assert torch.equal(made[:, row, column], expected), (row, column)
@@ -93,11 +71,11 @@ def test_windows_of_sixteen_follow_the_published_rule():
         assert (window.left, window.place) == (column - local, local)
 
 
-def test_a_grid_or_condition_that_does_not_fit_is_refused(transformer: Transformer):
+def test_a_grid_or_condition_that_does_not_fit_is_refused(model: Transformer):
     for grid, message in (
         ((3, 4), "3×4 is smaller than the 4×4"),
         ((8, 8), "a condition of 4 tokens does not fit"),
         ((5, 4), "a condition of 4 tokens does not fit"),
     ):
         with pytest.raises(ValueError, match=message):
-            generate(transformer, conditions(1, condition_tokens=4), grid=grid, generators=generators(1))
+            generate(model, conditions(1, condition_tokens=4), grid=grid, generators=generators(0))

@@ -60,13 +60,10 @@ def test_steps_are_drawn_with_their_probability_and_the_weights_keep_the_mean_lo
     history = warm(losses)
     uniform = (torch.arange(20_000) + 0.5) / 20_000
     timesteps, weights = draw_timesteps(history, uniform)
-    torch.testing.assert_close(
-        timesteps.bincount(minlength=T) / 20_000, probabilities(history).float(), atol=1e-4, rtol=0
-    )
+    drawn = timesteps.bincount(minlength=T) / 20_000
+    torch.testing.assert_close(drawn, probabilities(history).float(), atol=1e-4, rtol=0)
     assert (weights * losses[timesteps]).mean().item() == pytest.approx(losses.mean().item(), rel=1e-3)
-
-
-def test_without_a_history_the_draw_is_even_and_weighs_one():
+    # Without a history the draw is even, and weighs one.
     timesteps, weights = draw_timesteps(empty_history(4), torch.tensor([0.0, 0.24, 0.25, 0.5, 0.75, 1 - 2**-24]))
     assert timesteps.tolist() == [0, 0, 1, 2, 3, 3]
     assert torch.equal(weights, torch.ones(6))

@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from components.models.layers import grid_rotation, rotate
 from components.models.losses.cross_entropy import token_loss
 from components.models.transformer import Transformer, _causal_mask
+from tests.token_models import POSITIONS, heard, reach, train_on, unit_gain, unmoved
 
 CONDITIONS = {
     "nothing": {},
@@ -22,7 +23,6 @@ CONDITIONS = {
 }
 CONDITIONS["all"] = CONDITIONS["label and text"] | CONDITIONS["image"]
 CONDITIONS["all, text learned too"] = CONDITIONS["all"] | {"predict_text": True}
-POSITIONS = ("learned", "learned_2d", "rotary_2d")
 VARIANTS = {
     f"{name}, {positions}": settings | {"positions": positions}
     for positions in POSITIONS
@@ -34,42 +34,23 @@ IMAGE = torch.tensor([[0, 3, 6, 1], [7, 7, 7, 7], [5, 2, 2, 4]])  # the second i
 
 def make_transformer(*, codebook_size: int = 11, num_tokens: int = 9, **settings: object) -> Transformer:
     torch.manual_seed(0)
-    side = math.isqrt(num_tokens)
-    settings = {"grid": (side, side)} | settings
-    transformer = Transformer(
-        codebook_size=codebook_size, num_tokens=num_tokens, model_dim=32, num_layers=2, num_heads=4, **settings
-    ).eval()
-    for parameter in transformer.parameters():  # weights of unit gain, so that every part shows in the logits
-        if parameter.ndim == 2:
-            parameter.data.normal_().mul_(0.3)
-    return transformer
+    sizes = {"codebook_size": codebook_size, "num_tokens": num_tokens, "grid": (math.isqrt(num_tokens),) * 2}
+    return unit_gain(Transformer(**sizes | {"model_dim": 32, "num_layers": 2, "num_heads": 4} | settings))
 
 
 def condition_of(transformer: Transformer, *, batch_size: int = 3) -> dict[str, Tensor]:
-    condition = {}
-    if transformer.null_label:
-        condition["label"] = torch.tensor([0, 4, 5])[:batch_size]
-    if transformer.text_length:
-        condition["text"] = TEXT[:batch_size]
-    if transformer.condition_length:
-        condition["condition"] = IMAGE[:batch_size]
-    return condition
+    every = {"label": torch.tensor([0, 4, 5]), "text": TEXT, "condition": IMAGE}
+    takes = (transformer.null_label, transformer.text_length, transformer.condition_length)
+    return {name: every[name][:batch_size] for name, taken in zip(every, takes, strict=True) if taken}
 
 
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 def test_logits_depend_on_all_earlier_tokens_and_on_no_later_one(settings: dict[str, int]):
     transformer = make_transformer(**settings)
-    condition = condition_of(transformer, batch_size=1)
-    tokens = torch.randint(0, 11, (1, 9))
-    vectors = {}
-    transformer.token_embedding.register_forward_hook(
-        lambda _module, _inputs, output: vectors.update(image=output.requires_grad_())
-    )
-    logits = transformer(tokens, **condition)
+    vectors = heard(transformer, "token_embedding")
+    logits = transformer(torch.randint(0, 11, (1, 9)), **condition_of(transformer, batch_size=1))
     for i in range(9):
-        (gradient,) = torch.autograd.grad(logits[0, i].square().sum(), vectors["image"], retain_graph=True)
-        reached = gradient[0].abs().sum(dim=1) > 0
-        assert reached.tolist() == [j < i for j in range(8)]
+        assert reach(logits[0, i], vectors) == {"token_embedding": [j < i for j in range(8)]}
 
 
 @torch.no_grad()
@@ -81,18 +62,6 @@ def test_probabilities_of_all_images_sum_to_one(settings: dict[str, int]):
     log_probabilities = transformer(tokens, **condition).log_softmax(dim=-1).gather(-1, tokens[..., None])
     assert log_probabilities.std() > 0.1
     torch.testing.assert_close(log_probabilities.sum(dim=(1, 2)).exp().sum(), torch.tensor(1.0))
-
-
-@torch.no_grad()
-def test_pads_do_not_show_in_the_logits_and_words_do():
-    transformer = make_transformer(**CONDITIONS["text"])
-    tokens = torch.randint(0, 11, (3, 9))
-    before = transformer(tokens, text=TEXT)
-    transformer.text_embedding.weight[0] += torch.randn(32)
-    torch.testing.assert_close(transformer(tokens, text=TEXT), before)
-    transformer.text_embedding.weight[7] += torch.randn(32)
-    changed = (transformer(tokens, text=TEXT) - before).abs().amax(dim=(1, 2)) > 1e-3
-    assert changed.tolist() == [True, False, True]
 
 
 def test_no_row_of_the_mask_sees_nothing():
@@ -123,8 +92,7 @@ def test_every_parameter_takes_part_in_training(positions: str):
     transformer = make_transformer(**CONDITIONS["all, text learned too"], positions=positions, dropout=0.1).train()
     logits = transformer(torch.randint(0, 11, (3, 9)), **condition_of(transformer), with_text=True)
     (logits.tokens.square().sum() + logits.text.square().sum()).backward()
-    still = [name for name, p in transformer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert still == []
+    assert unmoved(transformer) == []
 
 
 @torch.no_grad()
@@ -153,20 +121,18 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, int], message:
         )
 
 
-def test_a_text_of_another_length_is_refused():
-    transformer = make_transformer(**CONDITIONS["text"])
-    with pytest.raises(ValueError, match="text_length is 6"):
-        transformer(torch.zeros(3, 9, dtype=torch.int64), text=TEXT[:, :5])
-    with pytest.raises(ValueError, match="text_length is 6"):
-        transformer(torch.zeros(3, 9, dtype=torch.int64))
-
-
-def test_a_condition_image_of_another_size_is_refused():
-    transformer = make_transformer(**CONDITIONS["image"])
-    with pytest.raises(ValueError, match="condition_grid is 2×2"):
-        transformer(torch.zeros(3, 9, dtype=torch.int64), condition=IMAGE[:, :3])
-    with pytest.raises(ValueError, match="condition of None, condition_grid is 2×2"):
-        transformer(torch.zeros(3, 9, dtype=torch.int64))
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        ("text", {"text": TEXT[:, :5]}, "text_length is 6"),
+        ("text", {}, "text_length is 6"),
+        ("image", {"condition": IMAGE[:, :3]}, "condition_grid is 2×2"),
+        ("image", {}, "condition of None, condition_grid is 2×2"),
+    ],
+)
+def test_a_text_or_a_condition_image_of_another_size_is_refused(kind: str, given: dict[str, Tensor], message: str):
+    with pytest.raises(ValueError, match=message):
+        make_transformer(**CONDITIONS[kind])(torch.zeros(3, 9, dtype=torch.int64), **given)
 
 
 @torch.no_grad()
@@ -190,18 +156,12 @@ def test_cached_logits_equal_those_of_the_full_forward(settings: dict[str, objec
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_logits_depend_on_every_token_of_every_condition_but_pads(positions: str):
     transformer = make_transformer(**CONDITIONS["all"], positions=positions)
-    vectors = {}
-    for name in ("class_embedding", "text_embedding", "condition_embedding"):
-        getattr(transformer, name).register_forward_hook(
-            lambda _module, _inputs, output, name=name: vectors.update({name: output.requires_grad_()})
-        )
+    vectors = heard(transformer, "class_embedding", "text_embedding", "condition_embedding")
     logits = transformer(torch.randint(0, 11, (1, 9)), **condition_of(transformer, batch_size=1))
     for i in range(9):
-        gradients = torch.autograd.grad(logits[0, i].square().sum(), list(vectors.values()), retain_graph=True)
-        reached = {name: g[0].abs().sum(dim=-1) > 0 for name, g in zip(vectors, gradients, strict=True)}
-        assert reached["class_embedding"]
-        assert reached["text_embedding"].tolist() == [True, True, True, True, False, False]
-        assert reached["condition_embedding"].tolist() == [True] * 4
+        reached = reach(logits[0, i], vectors)
+        assert reached["text_embedding"] == [True, True, True, True, False, False]
+        assert (reached["class_embedding"], reached["condition_embedding"]) == (True, [True] * 4)
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -212,15 +172,11 @@ def test_text_logits_depend_on_earlier_words_and_on_nothing_else(positions: str)
     assert torch.equal(logits.tokens, transformer(tokens, **condition))
     other = {"label": torch.tensor([1, 2, 3]), "condition": IMAGE.flip(0)}
     torch.testing.assert_close(transformer(tokens.flip(0), **condition | other, with_text=True).text, logits.text)
-    vectors = {}
-    transformer.text_embedding.register_forward_hook(
-        lambda _module, _inputs, output: vectors.update(text=output.requires_grad_())
-    )
+    vectors = heard(transformer, "text_embedding")
     whole = {name: value[2:] for name, value in condition.items()}  # a text without pads
     logits = transformer(tokens[2:], **whole, with_text=True)
     for i in range(5):
-        (gradient,) = torch.autograd.grad(logits.text[0, i].square().sum(), vectors["text"], retain_graph=True)
-        assert (gradient[0].abs().sum(dim=1) > 0).tolist() == [j <= i for j in range(6)]
+        assert reach(logits.text[0, i], vectors) == {"text_embedding": [j <= i for j in range(6)]}
 
 
 @torch.no_grad()
@@ -319,14 +275,7 @@ def test_a_transformer_trained_on_a_known_distribution_reaches_its_entropy():
     distribution /= distribution.sum()
     entropy = -(distribution * distribution.log()).sum() / 4  # nats a token
     transformer = Transformer(codebook_size=3, num_tokens=4, model_dim=32, num_layers=2, num_heads=4)
-    optimizer = torch.optim.Adam(transformer.parameters(), lr=3e-3)
-    draws = torch.multinomial(distribution, 300 * 256, replacement=True).view(300, 256)
-    for step, chosen in enumerate(draws):
-        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / len(draws))
-        loss = token_loss(transformer(images[chosen]), tokens=images[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    train_on(transformer, distribution, lambda step, rows: token_loss(transformer(images[rows]), tokens=images[rows]))
     with torch.no_grad():
         log_p = transformer(images).log_softmax(dim=-1).gather(-1, images[..., None]).sum(dim=(1, 2)).double()
     cross_entropy = -(distribution * log_p).sum() / 4

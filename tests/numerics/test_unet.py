@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from diffusers import UNet2DModel
-from torch import Tensor, nn
 
 from components.models.layers import recompute_blocks
 from components.models.unet import UNet
 from components.models.unet_blocks import TimedResBlock
-from tests.peer_unets import SMALL_UNET, copy_weights, full_network, inputs, randomized
+from tests.peer_unets import SMALL_UNET, copy_weights, full_network, inputs, peer_unet, randomized
 
 
 def num_parameters(**settings) -> int:
@@ -21,36 +19,18 @@ def test_our_upsampler_is_that_of_adm_and_an_embedding_of_the_noise_level():
     assert num_parameters(low_res=True, num_classes=10) == num_parameters(in_channels=6, num_classes=10) + mlp
 
 
-def peer_of(settings: dict, *, scale_shift_norm: bool, resample_in_blocks: bool, out_channels: int) -> UNet2DModel:
-    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if resample_in_blocks else ("DownBlock2D", "UpBlock2D")
-    resampling = "resnet" if resample_in_blocks else "conv"
-    return UNet2DModel(
-        sample_size=settings["resolution"],
-        layers_per_block=settings["num_res_blocks"],
-        block_out_channels=tuple(mult * settings["model_channels"] for mult in settings["channel_mult"]),
-        down_block_types=(plain[0], "AttnDownBlock2D", "DownBlock2D"),
-        up_block_types=(plain[1], "AttnUpBlock2D", "UpBlock2D"),
-        downsample_type=resampling,
-        upsample_type=resampling,
-        resnet_time_scale_shift="scale_shift" if scale_shift_norm else "default",
-        attention_head_dim=settings["head_dim"],
-        attn_norm_num_groups=32,
-        num_class_embeds=settings["num_classes"] + 1,
-        out_channels=out_channels,
-        flip_sin_to_cos=True,
-        freq_shift=0,
-    )
-
-
 @pytest.mark.parametrize("scale_shift_norm", [True, False])
 @pytest.mark.parametrize("resample_in_blocks", [True, False])
 def test_the_network_equals_that_of_diffusers_under_a_map_of_weights(scale_shift_norm, resample_in_blocks):
     """Time by addition and adaptive group norm, resampling in blocks and by convolutions; with a learned variance."""
     settings = {"resolution": 8, "model_channels": 128, "channel_mult": (1, 1, 2), "num_res_blocks": 1}
     settings |= {"attention_resolutions": (4,), "head_dim": 64, "num_classes": 9}
-    style = {"scale_shift_norm": scale_shift_norm, "resample_in_blocks": resample_in_blocks}
-    network = UNet(**settings, **style, learned_variance=True).eval()
-    peer = randomized(peer_of(settings, **style, out_channels=6))
+    settings |= {"resample_in_blocks": resample_in_blocks}
+    network = UNet(**settings, scale_shift_norm=scale_shift_norm, learned_variance=True).eval()
+    shift = "scale_shift" if scale_shift_norm else "default"
+    del settings["num_classes"]
+    about = {"num_class_embeds": 10, "out_channels": 6, "attn_norm_num_groups": 32, "resnet_time_scale_shift": shift}
+    peer = randomized(peer_unet(**settings, **about))
     copy_weights(network, peer)
     network, peer = network.double(), peer.double()
     x_t, time, label = torch.randn(2, 3, 8, 8).double(), torch.tensor([3, 977]), torch.tensor([0, 9])
@@ -180,40 +160,26 @@ def test_only_the_null_label_needs_the_last_row_of_the_table():
     assert full_network(null_label=False).class_embedding.num_embeddings == 5
 
 
-def gradients_of(network: nn.Module, known: dict[str, Tensor], *, bf16: bool) -> list[Tensor]:
-    torch.manual_seed(3)  # of the dropout
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        loss = network(**known).square().mean()
-    return list(torch.autograd.grad(loss, list(network.parameters())))
-
-
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("text_conditioning", ["pooled", "cross_attention", "spatial_transformer", None])
-def test_gradient_checkpointing_changes_no_gradient(text_conditioning, bf16):
+def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(text_conditioning, bf16):
     """With dropout: what is computed again drops the same units, under the same autocast. None: a transformer."""
-    kind, settings = "unet", {"dropout": 0.3, "text_conditioning": text_conditioning}
-    if text_conditioning is None:
-        kind, settings = "dit", {}
-    plain, checkpointed = full_network(kind, **settings), full_network(kind, **settings)
-    randomized(plain).train()
-    recompute_blocks(checkpointed)
-    checkpointed.load_state_dict(plain.state_dict())
-    ours, wanted = gradients_of(checkpointed.train(), inputs(), bf16=bf16), gradients_of(plain, inputs(), bf16=bf16)
-    assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
-    assert all(gradient.abs().max() > 0 for gradient in ours)
-
-
-def test_gradient_checkpointing_keeps_less_for_the_backward_pass():
-    kept = {}
-    for choice in (False, True):
+    kind, settings = ("dit", {}) if text_conditioning is None else ("unet", {"text_conditioning": text_conditioning})
+    settings |= {} if kind == "dit" else {"dropout": 0.3}
+    networks = [randomized(full_network(kind, **settings)).train() for _ in range(2)]
+    recompute_blocks(networks[1])
+    gradients, kept = [], []
+    for network in networks:
+        torch.manual_seed(3)  # of the dropout
         sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
-            network = randomized(full_network()).train()
-            if choice:
-                recompute_blocks(network)
-            network(**inputs())
-        kept[choice] = sum(sizes)
-    assert kept[True] < kept[False] / 2
+        keep = torch.autograd.graph.saved_tensors_hooks(lambda x, of=sizes: of.append(x.numel()) or x, lambda x: x)
+        with keep, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = network(**inputs()).square().mean()
+        gradients.append(torch.autograd.grad(loss, list(network.parameters())))
+        kept.append(sum(sizes))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert all(gradient.abs().max() > 0 for gradient in gradients[1])
+    assert kept[1] < kept[0] / 2
 
 
 @pytest.mark.parametrize("change", [{"resolution": 9}, {"head_dim": None}, {"num_heads": 2}, {"head_dim": 3}])

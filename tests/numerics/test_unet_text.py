@@ -11,14 +11,8 @@ from components.models.cross_attention import TextAttention2d, rotations
 from components.models.unet import UNet
 from tests.peer_unets import copy_weights, randomized
 
-SMALL = {
-    "resolution": 8,
-    "model_channels": 16,
-    "channel_mult": (1, 2),
-    "num_res_blocks": 1,
-    "attention_resolutions": (4,),
-    "num_heads": 2,
-}
+SMALL = {"resolution": 8, "model_channels": 16, "channel_mult": (1, 2), "num_res_blocks": 1}
+SMALL |= {"attention_resolutions": (4,), "num_heads": 2}
 TEXT = {"vocab_size": 20, "context_length": 8, "model_dim": 16, "num_layers": 1, "num_heads": 2}
 SEEN = ("cross_attention", "spatial_transformer")
 GENERATOR = torch.Generator().manual_seed(1)
@@ -35,18 +29,9 @@ def network_of(text_conditioning: str, **changes) -> nn.Module:
 @pytest.mark.parametrize("scale_shift_norm", [False, True])
 def test_the_network_of_latent_diffusion_equals_that_of_diffusers_under_a_map_of_weights(scale_shift_norm, depth):
     settings = {"resolution": 8, "model_channels": 128, "channel_mult": (1, 1, 2), "num_res_blocks": 1}
-    network = UNet(
-        **settings,
-        attention_resolutions=(4,),
-        num_heads=4,
-        text_conditioning="spatial_transformer",
-        transformer_depth=depth,
-        text_states_dim=24,
-        scale_shift_norm=scale_shift_norm,
-        resample_in_blocks=False,
-        in_channels=4,
-        out_channels=4,
-    ).eval()
+    settings |= {"attention_resolutions": (4,), "num_heads": 4, "text_conditioning": "spatial_transformer"}
+    settings |= {"transformer_depth": depth, "text_states_dim": 24, "in_channels": 4, "out_channels": 4}
+    network = UNet(**settings, scale_shift_norm=scale_shift_norm, resample_in_blocks=False).eval()
     peer = UNet2DConditionModel(
         sample_size=8,
         layers_per_block=1,
@@ -58,8 +43,7 @@ def test_the_network_of_latent_diffusion_equals_that_of_diffusers_under_a_map_of
         transformer_layers_per_block=depth,
         resnet_time_scale_shift="scale_shift" if scale_shift_norm else "default",
     )
-    peer = randomized(peer)
-    copy_weights(network, peer)
+    copy_weights(network, randomized(peer))
     network, peer = network.double(), peer.double()
     x_t, time, states = torch.randn(2, 4, 8, 8).double(), torch.tensor([3, 977]), torch.randn(2, 7, 24).double()
     with torch.no_grad():
@@ -194,7 +178,8 @@ def reversed_patches(image: Tensor, size: int) -> Tensor:
 @pytest.mark.parametrize("style", STYLES)
 def test_the_image_is_a_set_of_patches_and_their_positions(style: str) -> None:
     """Concatenated, it would matter where a patch lies without any position."""
-    network = randomized(UNet(**SIZES, text_conditioning=style)).eval()
+    network = randomized(UNet(**SIZES, text_conditioning=style))
+    assert network.conv_in.in_channels == 3
     given = inputs()
     moved = given | {"condition_image": reversed_patches(given["condition_image"], 2)}
     with torch.no_grad():
@@ -215,10 +200,6 @@ def test_a_patch_lies_in_the_middle_of_its_positions_and_a_text_nowhere(side: in
     covered = rearrange(angles, "(h p w q) d -> (h w) (p q) d", h=2, w=2, p=side // 2).mean(1)
     torch.testing.assert_close(covered, patches, atol=1e-6, rtol=0)
     assert len(patches.unique(dim=0)) == 4
-
-
-def test_what_is_denoised_keeps_its_channels() -> None:
-    assert UNet(**SIZES, text_conditioning="cross_attention").conv_in.in_channels == 3
 
 
 def test_a_text_of_the_same_size_stands_beside_the_image() -> None:
