@@ -3,6 +3,8 @@ import subprocess
 
 import pytest
 
+from tests.house import Module, modules
+
 
 @pytest.fixture(scope="session")
 def repository() -> pathlib.Path:
@@ -18,6 +20,6 @@ def tracked_files(repository: pathlib.Path) -> list[pathlib.Path]:
 
 
 @pytest.fixture(scope="session")
-def sources(repository: pathlib.Path) -> list[pathlib.Path]:
-    """Every module of the two packages."""
-    return sorted(path for room in ("components", "pipelines") for path in (repository / room).rglob("*.py"))
+def house(repository: pathlib.Path) -> list[Module]:
+    """Every module of the two packages, by name."""
+    return modules(repository)

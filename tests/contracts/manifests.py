@@ -14,27 +14,16 @@ import yaml
 
 Manifest = dict[str, Any]
 
-KUSTOMIZATIONS = [
-    "infra/kuberay/base",
-    "infra/kuberay/overlays/aws",
-    "infra/kuberay/overlays/azure",
-    "infra/kuberay/overlays/dev",
-    "infra/kuberay/overlays/gcp",
-    "infra/kuberay/overlays/raycluster",
-    "infra/kuberay/overlays/service",
-    "infra/kuberay/overlays/service-gateway",
-    "infra/kuberay/overlays/service-ingress",
-    "infra/kuberay/overlays/whole-node",
-    "infra/kuberay/overlays/whole-node-efa",
-    "infra/kuberay/overlays/whole-node-rdma",
-    "infra/mlflow/base",
-    "infra/mlflow/overlays/aws",
-    "infra/mlflow/overlays/azure",
-    "infra/mlflow/overlays/gcp",
-    "infra/monitoring",
-]
+CLOUDS = ("aws", "azure", "gcp")
+SERVICES, WHOLE_NODES = (
+    ("service", "service-gateway", "service-ingress"),
+    ("whole-node", "whole-node-efa", "whole-node-rdma"),
+)
+OVERLAYS = (*CLOUDS, "dev", "raycluster", *SERVICES, *WHOLE_NODES)
+KUBERAY = ["infra/kuberay/base", *(f"infra/kuberay/overlays/{name}" for name in OVERLAYS)]
+MLFLOW = ["infra/mlflow/base", *(f"infra/mlflow/overlays/{name}" for name in CLOUDS)]
+KUSTOMIZATIONS = [*KUBERAY, *MLFLOW, "infra/monitoring"]
 COMPONENTS = [f"infra/kuberay/components/{name}" for name in ("efa", "rdma", "whole-node")]
-KUBERAY = [folder for folder in KUSTOMIZATIONS if "kuberay" in folder]
 
 
 @functools.cache

@@ -10,6 +10,8 @@ from itertools import pairwise
 
 import pytest
 
+from tests.house import Module
+
 # Excepted, and no second one: the main graph is also a program, `ray job submit -- python pipelines/full_cascade.py`.
 PROGRAM = ("pipelines/full_cascade.py", "pipelines/command/cli.py")
 ENTRY = "pipelines/__main__.py"  # of `python -m pipelines`; nothing imports it
@@ -21,7 +23,7 @@ def starts_a_program(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
 
 
-def imported_modules(trees: list[ast.AST]) -> Iterator[str]:
+def imported_modules(trees: list[ast.stmt]) -> Iterator[str]:
     """Every dotted name that is imported at any depth; `from a import b` gives a.b and a."""
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Import):
@@ -37,14 +39,13 @@ def module_name(file: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def trees(repository: pathlib.Path, sources: list[pathlib.Path]) -> dict[str, list[ast.AST]]:
+def trees(house: list[Module]) -> dict[str, list[ast.stmt]]:
     """File -> its statements; a package's own file, which only says what the package is, is left out."""
-    files = {path.relative_to(repository).as_posix(): path for path in sources if path.name != "__init__.py"}
-    return {name: list(ast.parse(path.read_text()).body) for name, path in files.items()}
+    return {module.name: module.tree.body for module in house if not module.name.endswith("__init__.py")}
 
 
 @pytest.fixture(scope="module")
-def arrows(trees: dict[str, list[ast.AST]]) -> Arrows:
+def arrows(trees: dict[str, list[ast.stmt]]) -> Arrows:
     """File -> files that it imports, without what stands below `if __name__ == "__main__"`."""
     files = {module_name(file): file for file in trees}
     return {
@@ -85,7 +86,7 @@ def test_no_rooms_import_each_other_in_a_circle(arrows: Arrows) -> None:
     assert not rooms, "\n".join(steps)
 
 
-def test_one_file_alone_imports_more_where_it_is_run_as_a_program(trees: dict[str, list[ast.AST]]) -> None:
+def test_one_file_alone_imports_more_where_it_is_run_as_a_program(trees: dict[str, list[ast.stmt]]) -> None:
     programs = {
         (file, name)
         for file, body in trees.items()

@@ -90,18 +90,13 @@ def command_help(copy: Path) -> str:
 
 
 def test_a_sampler_stands_in_help_api_page_recipe_and_study(found: dict, command_help: str) -> None:
-    assert "euler_ancestral" in found["samplers"]
-    assert "euler_ancestral" in command_help
-    assert "euler_ancestral" in found["api"]
+    for place in (command_help, *(found[name] for name in ("samplers", "api", "recipe", "studied"))):
+        assert "euler_ancestral" in place
     assert ["euler_ancestral", "Euler, ancestral"] in found["choices"]["sampler"]
-    assert "euler_ancestral" in found["recipe"]
-    assert "euler_ancestral" in found["studied"]
 
 
 def test_a_schedule_stands_in_recipe_and_study(found: dict) -> None:
-    assert "quarter_circle" in found["schedules"]
-    assert "quarter_circle" in found["recipe"]
-    assert "quarter_circle" in found["drawn"]
+    assert all("quarter_circle" in found[name] for name in ("schedules", "recipe", "drawn"))
 
 
 def test_an_option_stands_in_help_api_and_page(found: dict, command_help: str) -> None:

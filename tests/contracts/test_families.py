@@ -10,6 +10,7 @@ from components.configuration.families import FAMILIES
 from components.configuration.networks import NetworkConfig
 from components.models.bundle import NETWORKS
 from components.training.families import TASKS
+from tests.house import Module
 
 TABLES = {
     "components/configuration/families.py",
@@ -39,12 +40,8 @@ def own_files(repository: Path) -> dict[str, set[str]]:
     """Each name of a family's class or kind -> files in which the family may be told from others."""
     files: dict[str, set[str]] = {}
     for name, family in FAMILIES.items():
-        parts = [
-            family.training,
-            TASKS[name],
-            *configurations(family.training),
-            *(NETWORKS[k] for k in family.networks),
-        ]
+        networks = [NETWORKS[kind] for kind in family.networks]
+        parts = [family.training, TASKS[name], *configurations(family.training), *networks]
         homes = {Path(inspect.getfile(part)).resolve().relative_to(repository).as_posix() for part in parts}
         for each in (*(part.__name__ for part in parts), *family.networks):
             files.setdefault(each, set()).update(homes)
@@ -62,7 +59,7 @@ def decisions(tree: ast.AST, names: set[str]) -> Iterator[tuple[int, set[str]]]:
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
             chosen = {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
         elif isinstance(node, ast.Compare) and "kind" in ast.unparse(node):
-            chosen = strings(node) & KINDS
+            chosen = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)} & KINDS
         elif (
             isinstance(node, ast.Dict) and len(keys := {k.value for k in node.keys if isinstance(k, ast.Constant)}) > 1
         ):
@@ -73,19 +70,15 @@ def decisions(tree: ast.AST, names: set[str]) -> Iterator[tuple[int, set[str]]]:
             yield node.lineno, chosen & names
 
 
-def strings(node: ast.AST) -> set[str]:
-    return {part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)}
-
-
 def test_families_are_told_apart_in_their_tables_and_their_own_files_alone(
-    repository: Path, sources: list[Path]
+    repository: Path, house: list[Module]
 ) -> None:
     own, found, parts = own_files(repository), [], set()
-    for path in sources:
-        name = path.relative_to(repository).as_posix()
+    for module in house:
+        name = module.name
         if name in TABLES or name.startswith(GENERATORS):
             continue
-        for line, chosen in decisions(ast.parse(path.read_text()), {*own}):
+        for line, chosen in decisions(module.tree, {*own}):
             if all(name in own.get(each, ()) for each in chosen):
                 continue
             if name in PARTS:

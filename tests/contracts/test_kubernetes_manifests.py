@@ -98,18 +98,16 @@ def test_a_misspelt_core_field_is_refused(repository):
 
 
 @pytest.mark.parametrize("folder", KUBERAY)
-def test_the_head_is_given_no_work_and_never_stands_on_a_spot_node(repository, folder):
+def test_clusters_authenticate_by_token_and_the_head_is_given_no_work_and_never_stands_on_a_spot_node(
+    repository, folder
+):
     for spec in cluster_specs(build(repository / folder)):
+        assert spec["authOptions"] == {"mode": "token"}
         head = spec["headGroupSpec"]
         assert head["rayStartParams"]["num-cpus"] == "0"
         affinity = head["template"]["spec"]["affinity"]["nodeAffinity"]
         (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
         assert {rule["operator"] for rule in term["matchExpressions"]} == {"NotIn"}
-
-
-@pytest.mark.parametrize("folder", KUBERAY)
-def test_ray_clusters_authenticate_by_token(repository, folder):
-    assert all(spec["authOptions"] == {"mode": "token"} for spec in cluster_specs(build(repository / folder)))
 
 
 def test_the_job_runs_the_bare_command_and_is_taken_up_again_by_a_new_cluster(repository):
@@ -153,8 +151,9 @@ def test_prometheus_finds_and_reaches_the_metrics_of_every_pod(repository, folde
 
 
 @pytest.mark.parametrize("folder", KUSTOMIZATIONS)
-def test_every_pod_is_unprivileged_sized_and_covered_by_a_network_policy(repository, folder):
+def test_every_pod_is_unprivileged_sized_covered_by_a_network_policy_and_refers_to_secrets_only(repository, folder):
     manifests = build(repository / folder)
+    assert "Secret" not in {manifest["kind"] for manifest in manifests}
     policies = [m["spec"]["podSelector"].get("matchLabels") for m in manifests if m["kind"] == "NetworkPolicy"]
     for template in pod_templates(manifests):
         labels = template["metadata"]["labels"].items()
@@ -166,21 +165,13 @@ def test_every_pod_is_unprivileged_sized_and_covered_by_a_network_policy(reposit
             assert capabilities.get("add", []) in ([], ["IPC_LOCK"])
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
+            assert all("valueFrom" in variable for variable in container.get("env", []))
 
 
 def test_the_namespace_denies_all_traffic_that_no_policy_names(repository):
     policies = [m for m in build(repository / "infra/kuberay/base") if m["kind"] == "NetworkPolicy"]
     (deny,) = [policy["spec"] for policy in policies if not policy["spec"]["podSelector"]]
     assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
-
-
-@pytest.mark.parametrize("folder", KUSTOMIZATIONS)
-def test_secrets_are_only_referred_to(repository, folder):
-    manifests = build(repository / folder)
-    assert "Secret" not in {manifest["kind"] for manifest in manifests}
-    for template in pod_templates(manifests):
-        for container in template["spec"]["containers"]:
-            assert all("valueFrom" in variable for variable in container.get("env", []))
 
 
 def test_mlflow_answers_to_the_name_that_the_cascade_calls(repository):

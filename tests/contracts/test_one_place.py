@@ -1,7 +1,8 @@
 """What the house does in one place is done nowhere else: a second conversion of pixels would round in its own way."""
 
 import re
-from pathlib import Path
+
+from tests.house import Module
 
 PLACES = {  # what a line of the product holds -> the files where it may stand
     r"127\.5|[/*] ?255\b|\.byte\(\)|\.to\(torch\.uint8\)": {
@@ -26,23 +27,24 @@ PLACES = {  # what a line of the product holds -> the files where it may stand
 }
 
 
-def test_pixels_are_converted_encoded_and_resized_in_one_place(repository: Path, sources: list[Path]) -> None:
+def test_pixels_are_converted_encoded_and_resized_in_one_place(house: list[Module]) -> None:
     found, used = [], set()
-    for path in sources:
-        name = path.relative_to(repository).as_posix()
-        for line in path.read_text().splitlines():
+    for module in house:
+        for line in module.text.splitlines():
             for pattern, places in PLACES.items():
                 if re.search(pattern, line):
-                    used.add((pattern, name))
-                    found += [f"{name}: {line.strip()} (stands in {next(iter(places))})"] * (name not in places)
+                    used.add((pattern, module.name))
+                    found += [f"{module.name}: {line.strip()} (not in {next(iter(places))})"] * (
+                        module.name not in places
+                    )
     assert found == []
     assert used == {(pattern, name) for pattern, places in PLACES.items() for name in places}
 
 
-def test_no_class_name_stands_for_two_things(repository: Path, sources: list[Path]) -> None:
+def test_no_class_name_stands_for_two_things(house: list[Module]) -> None:
     """A name that two files define must be looked up each time it is read."""
     defined: dict[str, list[str]] = {}
-    for path in sources:
-        for name in re.findall(r"^class (\w+)", path.read_text(), flags=re.MULTILINE):
-            defined.setdefault(name, []).append(path.relative_to(repository).as_posix())
+    for module in house:
+        for name in re.findall(r"^class (\w+)", module.text, flags=re.MULTILINE):
+            defined.setdefault(name, []).append(module.name)
     assert {name: files for name, files in defined.items() if len(files) > 1} == {}

@@ -32,7 +32,6 @@ def test_ray_of_image_client_and_every_manifest_is_one_version(repository):
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     (requirement,) = [line for line in project["dependencies"] if line.startswith("ray[")]
     manifests = "\n".join(path.read_text() for path in (repository / "infra").rglob("*.yaml"))
-
     assert re.findall(r"^ARG RAY_VERSION=(.+)$", dockerfile, re.MULTILINE) == [version]
     assert requirement.partition("==")[2] == version.rpartition(".")[0] + ".*"
     assert set(re.findall(r"rayVersion: *[\"']?([\d.]+)", manifests)) == {version}
@@ -52,24 +51,16 @@ def test_every_line_that_builds_the_image_tells_it_the_commit(repository):
     assert f'RUN echo "${{GIT_COMMIT}}" > {COMMIT}' in dockerfile
 
 
-def test_the_three_parts_of_mlflow_are_one_version(repository):
+def test_constraints_are_exact_versions_past_known_flaws_and_leave_torch_to_the_machine(repository):
+    """Without builds, addresses or paths; one of MLflow's three parts."""
     versions = pinned(repository)
-    assert versions["mlflow"] == versions["mlflow-skinny"] == versions["mlflow-tracing"]
-
-
-@pytest.mark.parametrize(("package", "floor"), [("certifi", (2026, 10, 19)), ("aiohttp", (3, 14, 4))])
-def test_packages_with_known_flaws_are_past_their_fix(repository, package, floor):
-    assert tuple(int(part) for part in pinned(repository)[package].split(".")[:3]) >= floor
-
-
-def test_constraints_are_exact_versions_without_builds_addresses_or_paths(repository):
-    for name, version in pinned(repository).items():
+    for name, version in versions.items():
         assert re.fullmatch(r"[A-Za-z0-9._-]+", name)
         assert re.fullmatch(r"[0-9][0-9a-z.]*", version), f"{name}=={version}"
-
-
-def test_torch_is_left_to_the_machine(repository):
-    assert not {"torch", "torchvision"} & pinned(repository).keys()
+    for package, floor in (("certifi", (2026, 10, 19)), ("aiohttp", (3, 14, 4))):
+        assert tuple(int(part) for part in versions[package].split(".")[:3]) >= floor
+    assert versions["mlflow"] == versions["mlflow-skinny"] == versions["mlflow-tracing"]
+    assert not {"torch", "torchvision"} & versions.keys()
 
 
 def hashed(repository: Path, image: str) -> dict[str, str]:
@@ -103,10 +94,8 @@ def test_an_image_installs_what_was_tested_and_all_that_it_asks_for(repository, 
 
 
 def test_the_image_of_ray_pods_installs_the_package_s_requirements_and_one_torch(repository):
-    project, versions = (
-        tomllib.loads((repository / "pyproject.toml").read_text())["project"],
-        hashed(repository, "image"),
-    )
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    versions = hashed(repository, "image")
     lines = [*project["dependencies"], *(line for extra in EXTRAS for line in project["optional-dependencies"][extra])]
     every = [*map(Requirement, [*lines, "hatchling"])]
     of_extras = [need for whole in every for need in needs(whole.name, whole.extras)]

@@ -56,62 +56,50 @@ def modules(wheel) -> dict[str, str]:
     return {name: wheel.read(name).decode() for name in wheel.namelist() if name.endswith(".py")}
 
 
-def test_the_wheel_holds_one_package_and_nothing_else(wheel):
+def test_the_wheel_holds_one_package_with_every_tracked_file_and_nothing_else(wheel, repository, tracked_files):
     folders = {name.partition("/")[0] for name in wheel.namelist()}
     assert {folder for folder in folders if not folder.endswith(".dist-info")} == {"image_cascade"}
     inside = {name.split("/")[1] for name in wheel.namelist() if name.startswith("image_cascade/")}
     assert inside == {"__init__.py", "py.typed", "components", "pipelines", COMMIT}
+    names = [path.relative_to(repository).as_posix() for path in tracked_files]
+    ours = {f"image_cascade/{name}" for name in names if name.startswith(("components/", "pipelines/"))}
+    assert not ours - {*wheel.namelist()}
 
 
-def test_the_wheel_says_of_which_commit_it_is(wheel, repository):
-    assert wheel.read(f"image_cascade/{COMMIT}").decode().strip() == commit(repository)
-
-
-def test_a_wheel_that_is_built_from_a_source_distribution_says_the_same(repository, tmp_path):
+def test_a_wheel_says_of_which_commit_it_is_also_one_of_a_source_distribution(wheel, repository, tmp_path):
     """As `python -m build` makes it: there is no .git in between."""
     sdist, unpacked = build(repository, "sdist", tmp_path / "sdist"), tmp_path / "unpacked"
     with tarfile.open(sdist) as archive:
         archive.extractall(unpacked, filter="data")
     (source,) = unpacked.iterdir()
-    wheel = zipfile.ZipFile(build(source, "wheel", tmp_path / "wheel"))
-    assert wheel.read(f"image_cascade/{COMMIT}").decode().strip() == commit(repository)
+    for each in (wheel, zipfile.ZipFile(build(source, "wheel", tmp_path / "wheel"))):
+        assert each.read(f"image_cascade/{COMMIT}").decode().strip() == commit(repository)
 
 
-def test_the_wheel_holds_every_tracked_file_of_the_packages(wheel, repository, tracked_files):
-    inside = [path.relative_to(repository).as_posix() for path in tracked_files]
-    packed = set(wheel.namelist())
-    ours = [f"image_cascade/{name}" for name in inside if name.startswith(("components/", "pipelines/"))]
-    assert not [name for name in ours if name not in packed]
+def test_its_modules_import_each_other_by_the_package_keep_their_lines_and_name_none_of_the_checkout(
+    modules, repository
+):
+    """A text that names a module by its place in the checkout would name nothing here; it follows from `__name__`."""
 
-
-def test_its_modules_import_each_other_by_the_package_and_keep_their_lines(modules, repository):
     def imports(text: str) -> set[str]:
         nodes = list(ast.walk(ast.parse(text)))
         names = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
         return names | {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
 
     for path, text in modules.items():
+        constants = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
+        texts = [value for value in constants if isinstance(value, str) and MODULE_NAME.fullmatch(value)]
+        assert not texts, f"{path}: {texts}"
         assert not [name for name in imports(text) if name.split(".")[0] in ("components", "pipelines")], path
         checkout = repository / path.removeprefix("image_cascade/")
         if checkout.is_file():
             assert len(text.splitlines()) == len(checkout.read_text().splitlines()), path
 
 
-def test_no_text_of_the_program_names_a_module_by_its_place_in_the_checkout(modules, repository):
-    """Such a text would name nothing where the wheel is installed; it follows from `__name__` instead."""
-    for path, text in modules.items():
-        constants = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
-        texts = [value for value in constants if isinstance(value, str) and MODULE_NAME.fullmatch(value)]
-        assert not texts, f"{path}: {texts}"
-
-
-def test_the_wheel_brings_the_command_and_the_licence(wheel):
+def test_the_wheel_brings_the_command_the_licence_and_a_readme_without_links_into_the_repository(wheel):
     (entry_points,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     assert "cascade = image_cascade.pipelines.command.cli:main" in wheel.read(entry_points).decode()
     assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
-
-
-def test_the_readme_of_the_package_has_no_link_into_the_repository(wheel):
     (name,) = [name for name in wheel.namelist() if name.endswith("METADATA")]
     headers, _, text = wheel.read(name).decode().partition("\n\n")
     assert "Description-Content-Type: text/markdown" in headers

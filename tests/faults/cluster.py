@@ -1,5 +1,6 @@
 """A Ray cluster of several nodes on this machine, whose processes can be killed one by one."""
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests.nodes import title_of
 
 NODE_CPUS = 4  # logical
 TRAINER, CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
@@ -32,7 +35,7 @@ class Nodes:
 
     def kill(self, node: Any) -> None:
         """`kill -9` of all of a node's processes; its workers go with it."""
-        workers = [process for pid in raylets(node) for process in psutil.Process(pid).children(recursive=True)]
+        workers = processes(node)
         self.cluster.remove_node(node, allow_graceful=False)
         for process in workers:
             if process.is_running():
@@ -59,27 +62,13 @@ class Nodes:
         return processes(self.cluster.head_node, CONTROLLER)
 
 
-def raylets(node: Any) -> list[int]:
-    return [info.process.pid for info in node.all_processes.get("raylet", [])]
-
-
-def processes(node: Any, title: str) -> list[psutil.Process]:
+def processes(node: Any, title: str = "") -> list[psutil.Process]:
     """The node's processes whose title starts so."""
     found = []
-    for pid in raylets(node):
-        try:
-            children = psutil.Process(pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            continue
-        found += [process for process in children if _title(process).startswith(title)]
-    return found
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+    for info in node.all_processes.get("raylet", []):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += psutil.Process(info.process.pid).children(recursive=True)
+    return [process for process in found if title_of(process).startswith(title)]
 
 
 @contextmanager

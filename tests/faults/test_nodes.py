@@ -16,12 +16,12 @@ from mlflow.tracking import MlflowClient
 from components.runtime.events import Metrics
 from components.runtime.tracking.event_log import stage_records
 from components.training.results import read_finished
-from tests.conftest import free_port
+from tests.conftest import mlflow_process
+from tests.emulators import in_environment
 from tests.faults.cluster import TRAINER
 from tests.faults.conftest import Record
 from tests.faults.memory import Memory
 from tests.faults.runs import Stored, wait_until
-from tests.faults.test_services import start_server
 from tests.integration.conftest import FEW, settings
 from tests.nodes import Cluster, Node, nodes
 
@@ -42,15 +42,10 @@ IMPORTED, GROWTH, HEAD = 430 * MIB, 300 * MIB, 6 * 2**30  # bytes: of a process 
 @pytest.fixture(scope="module")
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen]:
     """An MLflow server that can be stopped for a while; its address stands in the environment."""
-    port = free_port()
-    server = start_server(tmp_path_factory.mktemp("mlflow"), port)
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
-    yield server
-    os.environ.pop("MLFLOW_TRACKING_URI") if before is None else os.environ.update(MLFLOW_TRACKING_URI=before)
-    os.killpg(server.pid, signal.SIGCONT)
-    os.killpg(server.pid, signal.SIGTERM)
-    server.wait(30)
+    with mlflow_process(tmp_path_factory.mktemp("mlflow")) as (address, server):
+        with in_environment({"MLFLOW_TRACKING_URI": address}):
+            yield server
+        os.killpg(server.pid, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -26,14 +25,15 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from components.runtime import events
-from components.runtime.tracking.tracker import Tracker
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from tests.conftest import free_port, wait_for
+from tests.emulators import in_environment
 from tests.faults.cluster import Nodes, nodes, processes
 from tests.faults.conftest import Record
-from tests.tiny_cascade import CLASSES, commit_model, write_cascade
+from tests.served_models import track_cascade
+from tests.serving_backend import sending
+from tests.tiny_cascade import CLASSES, write_cascade
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
@@ -73,7 +73,8 @@ class Service(NamedTuple):
         except urllib.error.HTTPError as error:
             return Answer(error.code, seed, label, steps, retry_after=error.headers["Retry-After"])
         (data,) = made["data"]
-        return Answer(200, seed, label, steps, made["version"], decoded(data["b64_json"]))
+        image = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["b64_json"]))))
+        return Answer(200, seed, label, steps, made["version"], image)
 
     def check(self, answers: list[Answer]) -> Counter[int]:
         """How many answers there are of each status; fails for a wrong image and for any other status."""
@@ -128,17 +129,6 @@ def generation(url: str, body: dict[str, Any]) -> urllib.request.Request:
     return urllib.request.Request(f"{url}/v1/images/generations", json.dumps(body).encode(), headers)
 
 
-def decoded(text: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
-
-
-def register(tracking: str, home: Path, folder: Path, key: str) -> None:
-    tracker = Tracker(tracking, experiment="tiny", spool=home / f"spool-{key}", flush_seconds=0.3)
-    tracker.emit(events.RunStarted("run", "", {}, {"name": "tiny"}))
-    tracker.emit(events.StageCached("cascade", commit_model(home, "cascade", key, folder)))
-    assert tracker.close("FINISHED") == []
-
-
 def champion_of(registry: MlflowClient) -> str:
     return str(registry.get_model_version_by_alias(NAME, "champion").version)
 
@@ -158,14 +148,14 @@ def service(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     home, port = tmp_path_factory.mktemp("serving"), free_port()
     folder = write_cascade(home / "models")
     tracking = f"sqlite:///{shutil.copy(empty_database, home)}"
-    register(tracking, home, another(folder, home / "other"), "k2")
-    register(tracking, home, folder, "k1")
+    track_cascade(tracking, home, another(folder, home / "other"), "k2")
+    track_cascade(tracking, home, folder, "k1")
     registry = MlflowClient(tracking)
     champion = champion_of(registry)
     (other,) = {str(found.version) for found in registry.search_model_versions(f"name='{NAME}'")} - {champion}
     versions = {champion: Cascade.load(folder), other: Cascade.load(home / "other")}
-    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "components.serving.middleware:middlewares"
-    with nodes(2) as cluster, open(home / "serve.log", "wb") as log:
+    callback = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "components.serving.middleware:middlewares"}
+    with in_environment(callback), nodes(2) as cluster, open(home / "serve.log", "wb") as log:
         command = [str(Path(sys.executable).with_name("cascade")), "serve", "--model", f"models:/{NAME}@champion"]
         command += ["--port", str(port), "--tracking", tracking, "--replicas", "2"]
         variables = os.environ | {"RAY_ADDRESS": cluster.address}
@@ -176,30 +166,29 @@ def service(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(120)
-    del os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
 
 
 def proof(counts: Counter[int]) -> str:
-    refused = sum(counts[status] for status in REFUSED)
-    return (
-        f"of {counts.total()} requests {counts[200]} answered with the right image, {refused} refused with 429 or 503"
-    )
+    right, refused = counts[200], sum(counts[status] for status in REFUSED)
+    return f"of {counts.total()} requests {right} answered with the right image, {refused} refused with 429 or 503"
+
+
+def survived(service: Service, disturb: Callable[[], None], *, answered: int = 50) -> Counter[int]:
+    """Answers to a hundred requests and more, with a disturbance among them, and an image after it."""
+    counts = service.check(service.under_way(100, disturb))
+    assert counts[200] >= answered
+    service.healthy()
+    return counts
 
 
 def test_a_killed_replica_of_the_model_loses_no_request(service: Service, record: Record):
     for _ in range(2):
-        answers = service.under_way(100, lambda: service.replicas(f":{NAME}")[0].kill())
-        counts = service.check(answers)
-        assert counts[200] >= 80
-        service.healthy()
+        counts = survived(service, lambda: service.replicas(f":{NAME}")[0].kill(), answered=80)
     record("kill -9 of a model's replica, 8 clients", 2, proof(counts))
 
 
 def test_a_killed_api_loses_no_request(service: Service, record: Record):
-    answers = service.under_way(100, lambda: service.replicas(API)[0].kill())
-    counts = service.check(answers)
-    assert counts[200] >= 50
-    service.healthy()
+    counts = survived(service, lambda: service.replicas(API)[0].kill())
     record("kill -9 of the API's process, 8 clients", 1, proof(counts))
 
 
@@ -221,22 +210,11 @@ def test_a_moved_alias_mixes_no_request_and_loses_none(service: Service, record:
 def test_clients_that_vanish_leave_the_others_their_images(service: Service, record: Record):
     def vanish() -> None:
         for seed in range(41):
-            body = {"prompt": "", "label": "food", "seed": seed, "steps": 50, "n": 4}
-            sent = generation(service.url, body)
-            host, _, port = service.url.removeprefix("http://").partition(":")
-            with socket.create_connection((host, int(port))) as client:
-                data = sent.data
-                assert isinstance(data, bytes)
-                head = (
-                    f"POST /v1/images/generations HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
-                )
-                client.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+            data = json.dumps({"prompt": "", "label": "food", "seed": seed, "steps": 50, "n": 4}).encode()
+            with sending(service.url, data, length=len(data)):
                 time.sleep(0.05)
 
-    counts = service.check(service.under_way(100, vanish))
-    assert counts[200] >= 50
-    service.healthy()
-    record("41 clients vanish, 8 others ask", 41, proof(counts))
+    record("41 clients vanish, 8 others ask", 41, proof(survived(service, vanish)))
 
 
 def test_a_node_that_is_drained_and_then_lost_loses_no_request(service: Service, record: Record):
@@ -247,8 +225,4 @@ def test_a_node_that_is_drained_and_then_lost_loses_no_request(service: Service,
         time.sleep(20)
         service.cluster.kill(node)
 
-    answers = service.under_way(100, drain)
-    counts = service.check(answers)
-    assert counts[200] >= 50
-    service.healthy()
-    record("a node drained and then lost", 1, proof(counts))
+    record("a node drained and then lost", 1, proof(survived(service, drain)))

@@ -1,10 +1,7 @@
 """Large tars of a user: written again though the machine goes away half-way, and read as often as the plan says."""
 
 import hashlib
-import io
-import os
 import subprocess
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +9,7 @@ import numpy as np
 import pytest
 
 from components.data.read_amplification import estimated_index, planned_reads
-from components.data.shards import ShardEntry, ShardIndex, load_index
+from components.data.shards import load_index
 from components.data.sources.webdataset import TarFacts, TarResharder, TarSurvey, list_tars
 from components.data.stream import Layout
 from components.runtime.storage.store import Store
@@ -21,7 +18,7 @@ from tests.benchmarks.photos import DIFFERENT, photo
 from tests.counted_s3 import CountedS3, counted_s3
 from tests.faults.conftest import Record
 from tests.faults.runs import CASCADE, Stored, kill_group, wait_until
-from tests.image_sets import write_set
+from tests.image_sets import tar_of, write_set
 from tests.simulated_readers import read_epoch
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
@@ -45,14 +42,12 @@ def tars(server: CountedS3) -> str:
     bucket, draw = Store(server.bucket("tars")), np.random.default_rng(0)
     files = [photo(draw, 256).ljust(IMAGE_BYTES, b"\0") for _ in range(DIFFERENT)]
     for shard in range(TARS):
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as tar:
-            for number in range(TAR_SAMPLES):
-                for name, data in (("cls", str(shard % 4).encode()), ("jpg", files[number % DIFFERENT])):
-                    info = tarfile.TarInfo(f"{shard:02d}-{number:05d}.{name}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-        bucket.write(f"train-{shard:02d}.tar", buffer.getvalue())
+        members = [
+            (f"{shard:02d}-{number:05d}.{name}", data)
+            for number in range(TAR_SAMPLES)
+            for name, data in (("cls", str(shard % 4).encode()), ("jpg", files[number % DIFFERENT]))
+        ]
+        bucket.write(f"train-{shard:02d}.tar", tar_of(members))
     return bucket.uri
 
 
@@ -64,13 +59,7 @@ class Resharding(Stored):
         self.tars, self.out = tars, Store(out)
 
     def start(self) -> subprocess.Popen:
-        command = [CASCADE, "data", "webdataset", f"{self.tars}/*.tar", "--out", self.out.uri]
-        with open(self.log, "ab") as log:
-            driver = subprocess.Popen(
-                command, cwd=self.place, env=os.environ, stdout=log, stderr=log, start_new_session=True
-            )
-        self.drivers.append(driver)
-        return driver
+        return self.launch(CASCADE, "data", "webdataset", f"{self.tars}/*.tar", "--out", self.out.uri)
 
     def done(self) -> int:
         return len(self.out.list("parts"))
@@ -118,7 +107,9 @@ def test_sixteen_readers_are_sent_what_the_plan_says_before_tars_are_written_aga
     told = planned_reads(estimate, LAYOUT, readers=READERS).amplification
     found = []
     for name, facts in (("before", surveyed), ("after", written)):
-        index = with_shards(header, [entry for tar in facts for entry in tar.entries])
+        entries = tuple(entry for tar in facts for entry in tar.entries)
+        counts = {name: sum(getattr(e, name) for e in entries) for name in ("samples", "train_samples")}
+        index = header.model_copy(update={"shards": entries, "classes": tuple("0123"), "labels": "name"} | counts)
         assert index.samples == TARS * TAR_SAMPLES
         planned = planned_reads(index, LAYOUT, readers=READERS)
         server.take()
@@ -130,8 +121,3 @@ def test_sixteen_readers_are_sent_what_the_plan_says_before_tars_are_written_aga
         found.append(planned.amplification)
     assert found[0] == pytest.approx(told, rel=0.02)
     assert found[1] < 1.5 < 3 < found[0]
-
-
-def with_shards(header: ShardIndex, entries: list[ShardEntry]) -> ShardIndex:
-    counts = {name: sum(getattr(entry, name) for entry in entries) for name in ("samples", "train_samples")}
-    return header.model_copy(update={"shards": tuple(entries), "classes": tuple("0123"), "labels": "name"} | counts)
