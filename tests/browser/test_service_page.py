@@ -73,12 +73,6 @@ def give(page: Page, image: np.ndarray = PHOTO) -> None:
     page.locator("#mask").wait_for()
 
 
-def box_of(page: Page, tile: int) -> dict[str, float]:
-    box = page.locator("#view .frame").nth(tile).bounding_box()
-    assert box is not None
-    return {**box}
-
-
 def sent_mask(backend: KeepingBackend) -> np.ndarray:
     """Where the mask of the last request is white."""
     mask = backend.jobs[-1].requests[0].mask
@@ -129,7 +123,7 @@ def test_denoising_is_seen_in_at_least_four_frames(browser: Browser, backend: Ke
 def test_both_generators_from_one_seed_stand_next_to_each_other(page: Page, backend: KeepingBackend) -> None:
     page.locator("#both").check()
     make(page, label="animals", seed="5")
-    left, right = [box_of(page, tile) for tile in range(2)]
+    left, right = (page.locator("#view .frame").nth(tile).bounding_box() or {} for tile in range(2))
     assert left["y"] == right["y"]
     assert left["x"] + left["width"] <= right["x"]
     for tile, name in enumerate(("diffusion", "tokens")):

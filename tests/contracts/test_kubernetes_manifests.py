@@ -151,7 +151,7 @@ def test_prometheus_finds_and_reaches_the_metrics_of_every_pod(repository, folde
 
 
 @pytest.mark.parametrize("folder", KUSTOMIZATIONS)
-def test_every_pod_is_unprivileged_sized_covered_by_a_network_policy_and_refers_to_secrets_only(repository, folder):
+def test_every_pod_is_unprivileged_sized_and_covered_by_a_network_policy(repository, folder):
     manifests = build(repository / folder)
     assert "Secret" not in {manifest["kind"] for manifest in manifests}
     policies = [m["spec"]["podSelector"].get("matchLabels") for m in manifests if m["kind"] == "NetworkPolicy"]

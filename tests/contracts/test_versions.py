@@ -52,7 +52,6 @@ def test_every_line_that_builds_the_image_tells_it_the_commit(repository):
 
 
 def test_constraints_are_exact_versions_past_known_flaws_and_leave_torch_to_the_machine(repository):
-    """Without builds, addresses or paths; one of MLflow's three parts."""
     versions = pinned(repository)
     for name, version in versions.items():
         assert re.fullmatch(r"[A-Za-z0-9._-]+", name)

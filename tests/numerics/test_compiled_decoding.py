@@ -80,7 +80,6 @@ def test_the_same_seed_gives_the_same_tokens_in_whatever_company_also_compiled()
 
 
 def test_a_batch_that_broke_off_leaves_its_cache_to_no_other() -> None:
-    """Another batch of the same transformer may be drawn meanwhile: each has a cache of its own."""
     model, seen = made(), list[bool]()
 
     def on_token(done: int, total: int) -> None:

@@ -74,7 +74,6 @@ def test_a_new_network_predicts_nothing_and_its_blocks_pass_their_input_on():
 
 
 def test_without_positions_patches_may_be_moved_and_with_them_not():
-    """Attention and the feed-forwards treat all tokens alike; what tells them apart are the positions alone."""
     network, known = randomized(DiT(**SMALL_DIT)), {"x_t": inputs()["x_t"], "time": inputs()["time"]}
     moved = known | {"x_t": known["x_t"].roll((2, 4), dims=(2, 3))}  # by whole patches
     with torch.no_grad():

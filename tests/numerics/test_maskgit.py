@@ -150,7 +150,6 @@ def test_the_same_seed_gives_the_same_tokens_in_a_batch_of_one_and_of_five(trans
 def test_each_step_keeps_what_is_surest_by_log_p_and_fading_gumbel_noise(
     transformer: MaskedTransformer, choice_temperature: float
 ):
-    """Decoding written out, guided, with the most likely token each time."""
     expected, streams = torch.full((5, N), K), [torch.Generator().manual_seed(seed) for seed in range(5)]
     for step, left in enumerate(masked_counts(N, steps=3), start=1):
         conditional, unconditional = transformer(expected, **CONDITIONS), transformer(expected, **NULL)

@@ -120,7 +120,6 @@ def test_it_guides_models_of_its_own_process_only(objective: str) -> None:
 
 @pytest.mark.parametrize("objective", ["discrete", "edm", "flow"])
 def test_guidance_raises_the_probability_of_the_class(objective: str) -> None:
-    """One small step along the score, at a time of each process."""
     model, label = classifier(process=objective), torch.tensor([1, 1])
     process = make_objective(model.settings["objective"])
     time = process.times(torch.tensor([0.3, 0.6], dtype=torch.float64))

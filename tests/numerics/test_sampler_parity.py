@@ -3,6 +3,7 @@
 Its float32 tables are replaced by float64 ones, or their cancellation would be all that a comparison shows.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -36,6 +37,14 @@ def start() -> Tensor:
     return torch.randn(SHAPE, dtype=torch.float64)
 
 
+def chain(peer: Any, x_t: Tensor, denoise: Callable[[Tensor, Tensor], Tensor], **options: Any) -> Tensor:
+    """What a peer makes of noise; of its options those that are functions are called with the number of the step."""
+    for index, timestep in enumerate(peer.timesteps):
+        now = {name: option(index) if callable(option) else option for name, option in options.items()}
+        x_t = peer.step(denoise(x_t, timestep.double().repeat(4)), timestep, x_t, **now).prev_sample
+    return x_t.double()
+
+
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
 @pytest.mark.parametrize("num_inference_steps", [25, 1000])
 def test_a_whole_ddpm_chain_equals_that_of_diffusers(variance, num_inference_steps):
@@ -44,10 +53,8 @@ def test_a_whole_ddpm_chain_equals_that_of_diffusers(variance, num_inference_ste
     peer.set_timesteps(num_inference_steps)
     with_variance = lambda x_t, time: torch.cat([wavy(x_t, time), torch.sin(5 * x_t)], dim=1)  # noqa: E731
     denoise = with_variance if variance == "learned_range" else wavy
-    x_t = theirs = start()
-    generator = torch.Generator().manual_seed(0)
-    for timestep in peer.timesteps:
-        theirs = peer.step(denoise(theirs, timestep.repeat(4)), timestep, theirs, generator=generator).prev_sample
+    x_t = start()
+    theirs = chain(peer, x_t, denoise, generator=torch.Generator().manual_seed(0))
     objective = discrete(variance=variance, loss="hybrid" if variance == "learned_range" else "simple")
     how = {"sampler": "ddpm", "num_inference_steps": num_inference_steps, "spacing": "leading"}
     ours = sample(denoise, objective, x_t, noise=seeded_noise(SHAPE), **how)
@@ -64,11 +71,9 @@ def ddim_of_diffusers(num_inference_steps: int) -> DDIMScheduler:
 def test_a_whole_ddim_chain_equals_that_of_diffusers(eta):
     """With the noise derived from the clipped x_0; without (the default of diffusers) the two differ by units."""
     peer = ddim_of_diffusers(25)
-    x_t = theirs = start()
-    noise = seeded_noise(SHAPE)
-    for timestep in peer.timesteps:
-        options = {"eta": eta, "use_clipped_model_output": True, "variance_noise": noise(0) if eta else None}
-        theirs = peer.step(wavy(theirs, timestep.repeat(4)), timestep, theirs, **options).prev_sample
+    x_t = start()
+    options = {"eta": eta, "variance_noise": seeded_noise(SHAPE) if eta else None}
+    theirs = chain(peer, x_t, wavy, use_clipped_model_output=True, **options)
     how = {"sampler": "ddim", "num_inference_steps": 25, "spacing": "leading", "eta": eta}
     ours = sample(wavy, discrete(), x_t, noise=seeded_noise(SHAPE), **how)
     torch.testing.assert_close(ours, theirs, atol=2.6e-5, rtol=0)
@@ -97,9 +102,8 @@ def test_dpm_solver_pp_equals_that_of_diffusers(prediction_type, num_inference_s
     assert trajectory.times.tolist() == peer.timesteps.tolist()
     torch.testing.assert_close(ratios(trajectory).float(), peer.sigmas, atol=0, rtol=1e-4)
     peer.sigmas = ratios(trajectory)
-    x_t = theirs = start()
-    for timestep in peer.timesteps:
-        theirs = peer.step(gentle(theirs, timestep.repeat(4)), timestep, theirs).prev_sample
+    x_t = start()
+    theirs = chain(peer, x_t, gentle)
     how = {"sampler": "dpm_solver_pp", "num_inference_steps": num_inference_steps, "spacing": "trailing"}
     ours = sample(gentle, objective, x_t, noise=none, threshold="none", **how)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
@@ -111,11 +115,8 @@ def test_sde_dpm_solver_pp_equals_that_of_diffusers(num_inference_steps):
     peer.set_timesteps(num_inference_steps)
     objective = discrete()
     peer.sigmas = ratios(objective.trajectory(num_inference_steps, spacing="trailing"))
-    x_t = theirs = start()
-    noise = seeded_noise(SHAPE)
-    for index, timestep in enumerate(peer.timesteps):
-        random = noise(index) if index < num_inference_steps - 1 else torch.zeros(SHAPE)  # at the end it is times 0
-        theirs = peer.step(gentle(theirs, timestep.repeat(4)), timestep, theirs, variance_noise=random).prev_sample
+    x_t = start()
+    theirs = chain(peer, x_t, gentle, variance_noise=seeded_noise(SHAPE))  # at the end it is times 0
     how = {"sampler": "sde_dpm_solver_pp", "num_inference_steps": num_inference_steps, "spacing": "trailing"}
     ours = sample(gentle, objective, x_t, noise=seeded_noise(SHAPE), threshold="none", **how)
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
@@ -168,12 +169,11 @@ def test_edm_sampling_equals_that_of_diffusers(sampler, scheduler, num_inference
 def test_euler_on_a_straight_path_equals_that_of_diffusers():
     peer, objective = FlowMatchEulerDiscreteScheduler(), FlowObjective()
     peer.set_timesteps(sigmas=torch.linspace(1, 0.1, 10).tolist())
-    x_t = theirs = start()
-    for timestep in peer.timesteps:
-        theirs = peer.step(wavy(theirs, timestep.double().repeat(4)), timestep, theirs).prev_sample
+    x_t = start()
+    theirs = chain(peer, x_t, wavy)
     how = {"sampler": "euler", "num_inference_steps": 10, "threshold": "none"}
     ours = sample(lambda x, t: objective.apply(wavy, x, t), objective, x_t, noise=none, **how)
-    torch.testing.assert_close(ours, theirs.double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
@@ -190,10 +190,8 @@ def test_steps_are_spaced_as_diffusers_spaces_them(spacing, num_inference_steps)
 def test_dynamic_thresholding_equals_that_of_diffusers():
     peer = DDPMScheduler(**LINEAR, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1e6)
     in_float64(peer).set_timesteps(20)
-    x_t = theirs = start()
-    generator = torch.Generator().manual_seed(0)
-    for timestep in peer.timesteps:
-        theirs = peer.step(wavy(theirs, timestep.repeat(4)), timestep, theirs, generator=generator).prev_sample
+    x_t = start()
+    theirs = chain(peer, x_t, wavy, generator=torch.Generator().manual_seed(0))
     how = {"sampler": "ddpm", "num_inference_steps": 20, "spacing": "leading", "threshold": "dynamic"}
     ours = sample(wavy, discrete(), x_t, noise=seeded_noise(SHAPE), percentile=0.9, **how)
     torch.testing.assert_close(ours, theirs, atol=5.5e-4, rtol=0)

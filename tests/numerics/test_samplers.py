@@ -103,7 +103,6 @@ def test_all_steps_strided_are_the_plain_chain(sampler, eta):
 
 @pytest.mark.parametrize("indices", [list(range(40)), [0, 3, 11, 39]])
 def test_a_step_of_a_trajectory_is_the_posterior_of_the_respaced_schedule(indices):
-    """Its variances too: beta recomputed, and the posterior variance from it."""
     schedule = respaced(discrete("linear", 40).schedule, indices)
     alphas_cumprod = schedule.alphas_cumprod.flip(0)
     trajectory = with_clean_end(torch.tensor(indices).flip(0), alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())

@@ -83,6 +83,12 @@ def test_posterior_is_what_bayes_rule_gives(name):
     torch.testing.assert_close(log_variance, -precision.log())
 
 
+def test_the_shortest_possible_schedules_are_finite():
+    for schedule in (make_schedule("linear", num_train_timesteps=21), make_schedule("cosine", num_train_timesteps=1)):
+        assert schedule.tables["posterior_log_variance_clipped"].isfinite().all()
+        assert (schedule.alphas_cumprod > 0).all()
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_signal_to_noise_falls_with_time(name):
     snr = make_schedule(name, num_train_timesteps=100).tables["signal_to_noise"].float()
@@ -105,12 +111,6 @@ def test_signal_to_noise_falls_with_time(name):
 def test_options_that_make_no_schedule_are_refused_in_one_line(options):
     with pytest.raises(ValueError, match=r"^[^\n]+$"):
         make_schedule(**({"num_train_timesteps": 100} | options))
-
-
-def test_the_shortest_possible_schedules_are_finite():
-    for schedule in (make_schedule("linear", num_train_timesteps=21), make_schedule("cosine", num_train_timesteps=1)):
-        assert schedule.tables["posterior_log_variance_clipped"].isfinite().all()
-        assert (schedule.alphas_cumprod > 0).all()
 
 
 def test_respacing_keeps_the_signal_of_each_kept_step_and_its_original_index():

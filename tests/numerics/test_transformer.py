@@ -138,7 +138,6 @@ def test_a_text_or_a_condition_image_of_another_size_is_refused(kind: str, given
 @torch.no_grad()
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 def test_cached_logits_equal_those_of_the_full_forward(settings: dict[str, object]):
-    """After any number of first tokens."""
     transformer = make_transformer(**settings).double()
     condition, tokens = condition_of(transformer), torch.randint(0, 11, (3, 9))
     full = transformer(tokens, **condition)

@@ -73,7 +73,6 @@ def test_every_condition_reaches_the_prediction(name, value, kind):
 
 
 def test_the_noise_level_has_an_embedding_of_its_own():
-    """Exchanging timestep and noise level is not the same question."""
     network, known = randomized(full_network()), inputs()
     exchanged = known | {"time": known["noise_level"], "noise_level": known["time"]}
     with torch.no_grad():
@@ -143,7 +142,6 @@ def test_an_upsampler_without_noise_takes_the_level_and_does_not_look_at_it():
 
 
 def test_a_learned_variance_doubles_the_output_and_starts_in_the_middle():
-    """v = 0 is halfway between the two log-variances."""
     predicted, v = full_network(learned_variance=True)(**inputs()).chunk(2, dim=1)
     assert predicted.shape == v.shape == (3, 3, 8, 8)
     assert v.abs().max() == 0
