@@ -60,7 +60,7 @@ def test_a_page_is_drawn_whole_and_fits_without_complaint_or_any_request(what: s
         assert loaded == there > 0
         assert overflow <= 0
         assert [tab.page.evaluate(each) for each in (CONTRAST, FLAT_FORMULAS)] == [[], []]
-        corner = Image.open(io.BytesIO(tab.page.screenshot(full_page=True))).convert("L").getpixel((2, 2))
+        corner = Image.open(io.BytesIO(tab.page.screenshot())).convert("L").getpixel((2, 2))
         assert (corner < 60) == dark
         assert (tab.complaints, len(tab.requests)) == ([], 1)
     assert what == "lecture" or loaded == len(images())

@@ -41,7 +41,7 @@ def chain(peer: Any, x_t: Tensor, denoise: Callable[[Tensor, Tensor], Tensor], *
     """What a peer makes of noise; of its options those that are functions are called with the number of the step."""
     for index, timestep in enumerate(peer.timesteps):
         now = {name: option(index) if callable(option) else option for name, option in options.items()}
-        x_t = peer.step(denoise(x_t, timestep.double().repeat(4)), timestep, x_t, **now).prev_sample
+        x_t = peer.step(denoise(x_t, timestep.repeat(4)), timestep, x_t, **now).prev_sample
     return x_t.double()
 
 
@@ -170,7 +170,7 @@ def test_euler_on_a_straight_path_equals_that_of_diffusers():
     peer, objective = FlowMatchEulerDiscreteScheduler(), FlowObjective()
     peer.set_timesteps(sigmas=torch.linspace(1, 0.1, 10).tolist())
     x_t = start()
-    theirs = chain(peer, x_t, wavy)
+    theirs = chain(peer, x_t, lambda x, t: wavy(x, t.double()))
     how = {"sampler": "euler", "num_inference_steps": 10, "threshold": "none"}
     ours = sample(lambda x, t: objective.apply(wavy, x, t), objective, x_t, noise=none, **how)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
