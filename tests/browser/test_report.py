@@ -56,6 +56,7 @@ def test_a_page_is_drawn_whole_and_fits_without_complaint_or_any_request(what: s
     path.write_text(render_report(full_report()) if what == "report" else lecture(), encoding="utf-8")
     scheme = "dark" if dark else "light"
     with chromium() as browser, opened(browser, path.as_uri(), viewport=viewport, color_scheme=scheme) as tab:
+        tab.page.set_default_timeout(60_000)
         loaded, there, overflow = (tab.page.evaluate(each) for each in (LOADED, IMAGES, OVERFLOW))
         assert loaded == there > 0
         assert overflow <= 0

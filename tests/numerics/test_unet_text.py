@@ -167,11 +167,11 @@ def test_the_image_is_a_set_of_patches_and_their_positions(style: str) -> None:
         torch.testing.assert_close(network(**given), network(**moved), atol=1e-4, rtol=1e-4)
         other = given | {"condition_image": torch.zeros_like(given["condition_image"])}
         assert (network(**given) - network(**other)).abs().amax((1, 2, 3)).min() > 1e-3
-    beside = randomized(UNet(**SIZES, text_conditioning=style, text=TEXT | {"model_dim": 12}))
+    with_text = randomized(UNet(**SIZES, text_conditioning=style, text=TEXT | {"model_dim": 12}))
     given |= {"text": torch.tensor([[1, 5, 2, 0], [1, 6, 7, 2]])}
     with torch.no_grad():
         for name in ("text", "condition_image"):
-            change = beside(**given) - beside(**(given | {name: given[name].flip(0)}))
+            change = with_text(**given) - with_text(**(given | {name: given[name].flip(0)}))
             assert change.abs().amax((1, 2, 3)).min() > 1e-3
 
 
