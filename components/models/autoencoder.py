@@ -6,8 +6,7 @@ diffusion. With `channels=128, channel_mult=(1, 1, 2, 2, 4)` encoder and decoder
 model.
 
 Shapes: B batch, C channels of a level or of z, H W pixels of a level, D latent_channels, h w latent grid, O channels of
-the decoder's output.
-"""
+the decoder's output."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -37,10 +36,8 @@ EPS = 1e-6  # of every group norm
 
 class ResBlock(NetworkBlock):
     """Pre-activation residual block, (B, C_in, H, W) -> (B, C_out, H, W).
-
     The block starts as its skip connection, so that encoder and decoder start nearly linear: colors are learned in half
-    the steps.
-    """
+    the steps."""
 
     def __init__(self, in_channels: int, *, out_channels: int, norm_groups: int | None = None) -> None:
         super().__init__()
@@ -69,10 +66,8 @@ class Downsample(nn.Module):
 
 class Upsample(nn.Module):
     """Nearest neighbor, then a convolution, (B, C, H, W) -> (B, C, 2H, 2W).
-
     Nearest neighbor repeats each pixel, so every output pixel needs 2 x 2 input pixels under sums of the 3 x 3 kernel:
-    the two together are one transposed convolution with a 4 x 4 kernel, which multiplies 2.25 times less.
-    """
+    the two together are one transposed convolution with a 4 x 4 kernel, which multiplies 2.25 times less."""
 
     fold: Tensor  # (4, 3)
 
@@ -127,9 +122,7 @@ class Sizes(NamedTuple):
 
 class Encoder(nn.Module):
     """Image (B, 3, H, W) -> features (B, out_channels, h, w), out_channels D or for a Gaussian 2D.
-
-    With `patch_shortcut` a linear map of each patch is added, and the encoder starts as that map alone.
-    """
+    With `patch_shortcut` a linear map of each patch is added, and the encoder starts as that map alone."""
 
     def __init__(self, sizes: Sizes, *, out_channels: int) -> None:
         super().__init__()
@@ -158,9 +151,8 @@ class Encoder(nn.Module):
 
 class Decoder(nn.Module):
     """Features (B, D, h, w) -> output (B, O, H, W), with a block more a level than the encoder.
-
-    With `patch_shortcut` a color of each feature is added, blended between positions, and the decoder starts as that.
-    """
+    With `patch_shortcut` a color of each feature is added, blended between positions, and the decoder starts as
+    that."""
 
     def __init__(self, sizes: Sizes, *, latent_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -205,8 +197,7 @@ class Autoencoder(nn.Module):
             linear, colors first, is learned in minutes. The published networks have none.
         norm_groups: of every group norm; see `groups_of`.
 
-    Raises ValueError when the resolution cannot be halved that often, or the bottleneck is unknown.
-    """
+    Raises ValueError when the resolution cannot be halved that often, or the bottleneck is unknown."""
 
     def __init__(
         self,
@@ -254,9 +245,7 @@ class Autoencoder(nn.Module):
 
     def encode(self, image: Tensor, **draws: Tensor | float) -> Encoded:
         """Encode an image (B, 3, H, W) in [-1, 1] to z (B, C, h, w), losses and indices.
-
-        `draws` are noise and temperature of a random bottleneck; without draws the encoding is deterministic.
-        """
+        `draws` are noise and temperature of a random bottleneck; without draws the encoding is deterministic."""
         return self.bottleneck(self.project_in(self.encoder(image)), **draws)
 
     def decode_raw(self, z: Tensor) -> Tensor:
@@ -275,10 +264,8 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def to_latents(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [-1, 1] -> latents (B, C, h, w), the space of latent diffusion.
-
         The latents are the mean of a Gaussian, or the features before quantization, a step then left to `from_latents`
-        (Rombach et al., 2022, section 3.1).
-        """
+        (Rombach et al., 2022, section 3.1)."""
         features = self.project_in(self.encoder(image))
         return self.bottleneck(features).z if self.is_gaussian else features
 
@@ -317,9 +304,7 @@ class Autoencoder(nn.Module):
 
 def make_bottleneck(*, kind: str, latent_channels: int, **own: Any) -> Bottleneck:
     """The bottleneck of a kind of BOTTLENECKS; `own` are arguments of the bottleneck's class.
-
-    A codebook_dim of None stands for latent_channels. Raises ValueError if the kind is unknown.
-    """
+    A codebook_dim of None stands for latent_channels. Raises ValueError if the kind is unknown."""
     if kind not in BOTTLENECKS:
         raise ValueError(f"unknown bottleneck {kind!r}: choose {', '.join(BOTTLENECKS)}")
     if kind == "gaussian":

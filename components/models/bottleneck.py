@@ -4,8 +4,7 @@ Sources: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", section 3 and
 "Zero-Shot Text-to-Image Generation", section 2.1; Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE Made
 Simple", section 3. Nearest-code lookups are in `quantizer.py`.
 
-Shapes: B batch, C channels of the bottleneck, h w latent grid, K codebook_size.
-"""
+Shapes: B batch, C channels of the bottleneck, h w latent grid, K codebook_size."""
 
 import math
 from collections.abc import Sequence
@@ -28,9 +27,7 @@ class Encoded(NamedTuple):
 
 class GaussianBottleneck(nn.Module):
     """A diagonal Gaussian for each position: mean and log-variance (B, 2C, h, w) -> a sample (B, C, h, w).
-
-    `kl_loss` is KL(q(z|x) || N(0, I)) in nats an image: 1/2 sum(mean^2 + s^2 - 1 - log s^2).
-    """
+    `kl_loss` is KL(q(z|x) || N(0, I)) in nats an image: 1/2 sum(mean^2 + s^2 - 1 - log s^2)."""
 
     def __init__(self, *, channels: int) -> None:
         super().__init__()
@@ -47,9 +44,7 @@ class GaussianBottleneck(nn.Module):
 
 class GumbelQuantizer(nn.Module):
     """A relaxed categorical over K codes for each position: logits (B, K, h, w) -> z (B, C, h, w).
-
-    `kl_loss` is KL(q(code|x) || uniform) in nats an image: sum over positions of sum_k q_k (log q_k + log K).
-    """
+    `kl_loss` is KL(q(code|x) || uniform) in nats an image: sum over positions of sum_k q_k (log q_k + log K)."""
 
     sharpness = 20.0  # of logits that start as distances: the mean squared distance between two codes, in nats
 
@@ -62,9 +57,7 @@ class GumbelQuantizer(nn.Module):
 
     def forward(self, logits: Tensor, *, noise: Tensor | None = None, temperature: float = 1.0) -> Encoded:
         """z = softmax((logits + noise) / temperature) @ codebook, with Gumbel noise (B, K, h, w).
-
-        Without noise z is the code of the largest logit, as for tokens; no gradient reaches the logits through it.
-        """
+        Without noise z is the code of the largest logit, as for tokens; no gradient reaches the logits through it."""
         logits = logits.float()
         indices = logits.argmax(dim=1)
         if noise is None:
@@ -79,10 +72,8 @@ class GumbelQuantizer(nn.Module):
     @torch.no_grad()
     def start_at(self, centers: Tensor, *, project_in: nn.Conv2d) -> None:
         """Make the codes of `centers` (K, C), and `project_in` (C -> K, 1 x 1) to match.
-
         logit_k = -beta ||f - c_k||^2, of which a softmax does not see the part beta ||f||^2, so that it is linear in f:
-        the relaxation starts as soft vector quantization. From random logits most codes are never used again.
-        """
+        the relaxation starts as soft vector quantization. From random logits most codes are never used again."""
         mean = centers.mean(dim=0)
         codes = centers - mean
         beta = self.sharpness / torch.cdist(codes, codes).square().mean()
@@ -98,10 +89,8 @@ class GumbelQuantizer(nn.Module):
 
 class ScalarQuantizer(nn.Module):
     """Finite scalar quantization: each channel is bounded and rounded to `levels[c]` values in [-1, 1].
-
     There is no codebook to learn and no loss; K is the product of the levels. Index i has the digits i % levels[0],
-    then i // levels[0] % levels[1] and so on, one a channel.
-    """
+    then i // levels[0] % levels[1] and so on, one a channel."""
 
     levels: Tensor  # (C,) int64
     basis: Tensor  # (C,) int64, products of the levels before
@@ -119,10 +108,8 @@ class ScalarQuantizer(nn.Module):
 
     def forward(self, z_e: Tensor) -> Encoded:
         """Round `z_e` (B, C, h, w), straight-through: the code's value, the gradient of the bound.
-
         The bound has as many integers in each channel as the channel has levels. An even number of levels is off center
-        by half a step; the shift keeps zero at zero.
-        """
+        by half a step; the shift keeps zero at zero."""
         reach = (self.levels - 1) * (1 + 1e-3) / 2
         offset = (self.levels % 2 == 0) * 0.5
         z = rearrange(z_e, "b c h w -> b h w c").float()

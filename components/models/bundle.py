@@ -1,7 +1,5 @@
 """A trained model on disk: safetensors weights and a JSON description, independent of the recipe.
-
-Imports only what the packed model of the registry carries (no ray, mlflow, fsspec or pydantic).
-"""
+Imports only what the packed model of the registry carries (no ray, mlflow, fsspec or pydantic)."""
 
 import json
 from collections.abc import Mapping
@@ -68,9 +66,7 @@ def describe_bundle(description: bytes) -> ModelBundle:
 
 def load_bundle(folder: Path) -> ModelBundle:
     """Rebuild the network and load the weights, in evaluation mode on the CPU in fp32.
-
-    Raises ValueError if the folder holds no model, or one that this version doesn't know.
-    """
+    Raises ValueError if the folder holds no model, or one that this version doesn't know."""
     path = folder / DESCRIPTION
     if not path.is_file():
         raise ValueError(f"{folder} holds no {DESCRIPTION}; give the folder of a trained model")

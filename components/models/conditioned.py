@@ -1,7 +1,5 @@
 """Common parts of diffusion networks: conditions by name, embeddings, and tokens for attention.
-
-Shapes: B batch, D embedding size, L tokens, E features of a token, H W height and width, P patch_size.
-"""
+Shapes: B batch, D embedding size, L tokens, E features of a token, H W height and width, P patch_size."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,9 +14,7 @@ from components.models.text import TextTransformer
 
 class ImageTokens(nn.Module):
     """Patch embedding, normalized (Dosovitskiy et al., 2021, equation 1, without positions).
-
-    Their places come from attention. The image has H = W = resolution, or ValueError unless patches divide it.
-    """
+    Their places come from attention. The image has H = W = resolution, or ValueError unless patches divide it."""
 
     def __init__(self, *, channels: int, resolution: int, patch_size: int, token_dim: int) -> None:
         super().__init__()
@@ -67,8 +63,7 @@ class ConditionedNetwork(nn.Module):
             as the upsamplers of ADM and GLIDE, which know no noise.
 
     Raises ValueError if `text` and `text_states_dim` are both given, `class_token_dim` without classes, or
-    `image_tokens` without the channels of an image.
-    """
+    `image_tokens` without the channels of an image."""
 
     def __init__(
         self,
@@ -132,9 +127,8 @@ class ConditionedNetwork(nn.Module):
 
     def checked(self, x_t: Tensor, conditions: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """The given conditions, by name.
-
-        Raises ValueError if one is missing, is one that the network was not built for, or is an image of another size.
-        """
+        Raises ValueError if one is missing, is one that the network was not built for, or is an image of another
+        size."""
         present = {name: value for name, value in conditions.items() if value is not None}
         for name in self.conditions:
             if name not in present:
@@ -150,9 +144,7 @@ class ConditionedNetwork(nn.Module):
 
     def concatenated(self, x_t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """Concatenate x_t with the images among the conditions: (B, input_channels, H, W).
-
-        Raises ValueError if together they have other channels than the network was built for.
-        """
+        Raises ValueError if together they have other channels than the network was built for."""
         images = [conditions[name] for name in self.concatenates if name in conditions]
         x = torch.cat([x_t, *images], dim=1) if images else x_t
         if x.shape[1] != self.input_channels:

@@ -4,8 +4,7 @@ Sources: Radford et al. 2021, "Learning Transferable Visual Models From Natural 
 2022, "Hierarchical Text-Conditional Image Generation with CLIP Latents", section 2.2. A residual convolutional network
 sees images, because it learns from thousands of images where a transformer wants millions.
 
-Shapes: B batch, E embedding_dim, L text length, T text_dim, D model_dim of a transformer, C channels, H W pixels.
-"""
+Shapes: B batch, E embedding_dim, L text length, T text_dim, D model_dim of a transformer, C channels, H W pixels."""
 
 import math
 from collections.abc import Sequence
@@ -114,12 +113,9 @@ EXTRA_TOKENS = 4  # text embedding, time, noised image embedding, query
 
 class DiffusionPrior(nn.Module):
     """Causal transformer from text, time and noised image embedding to the image embedding.
-
     The sequence is the text's states, the text's embedding, the time, the noised image embedding and a query, at whose
-    place the output predicts the image embedding: x_0, or another target of the objective.
-
-    A state of zeros is padding and is not looked at; model_dim is even and a multiple of num_heads.
-    """
+    place the output predicts the image embedding: x_0, or another target of the objective. A state of zeros is padding
+    and is not looked at; model_dim is even and a multiple of num_heads."""
 
     def __init__(
         self,
@@ -148,10 +144,8 @@ class DiffusionPrior(nn.Module):
 
     def forward(self, x_t: Tensor, time: Tensor, *, text_states: Tensor, text_embedding: Tensor) -> Tensor:
         """Return the prediction (B, E), fp32 under autocast too.
-
         The noised image embedding x_t and text_embedding are (B, E), of components with unit variance; time is (B,) and
-        text_states (B, L, T), zeros at padding. Raises ValueError for a text of another length.
-        """
+        text_states (B, L, T), zeros at padding. Raises ValueError for a text of another length."""
         if text_states.shape[1] != self.text_length:
             raise ValueError(f"text_states of {text_states.shape[1]} tokens where {self.text_length} are needed")
         frequencies = timestep_embedding(time, self.model_dim).to(self.query.dtype)

@@ -1,10 +1,7 @@
 """The two networks that judge reconstructions: a patch discriminator, and the distance LPIPS.
-
 Sources: Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", section 3.2; Zhang et
 al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", equation 1.
-
-Shapes: B batch, H W pixels, h w patches; C_l H_l W_l features of layer l.
-"""
+Shapes: B batch, H W pixels, h w patches; C_l H_l W_l features of layer l."""
 
 from collections.abc import Sequence
 
@@ -16,10 +13,8 @@ from components.models.layers import groups_of
 
 class PatchDiscriminator(nn.Module):
     """Image (B, 3, H, W) in [-1, 1] -> a logit for each patch (B, 1, h, w), higher for real.
-
     Group normalization in place of batch normalization: no statistics over a batch, so none that depend on its split
-    over ranks, and real and generated images may share a batch.
-    """
+    over ranks, and real and generated images may share a batch."""
 
     def __init__(self, *, channels: int = 64, num_layers: int = 3, norm_groups: int | None = None) -> None:
         super().__init__()

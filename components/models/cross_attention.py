@@ -1,9 +1,6 @@
 """Attention of an image to tokens: GLIDE's, and the spatial transformer of latent diffusion.
-
 Where the tokens are patches of an image, rotary positions give each query the places of the patches.
-
-Shapes: B batch, C channels, H W height and width, N = H * W positions, L tokens, E features of a token.
-"""
+Shapes: B batch, C channels, H W height and width, N = H * W positions, L tokens, E features of a token."""
 
 import math
 
@@ -46,9 +43,7 @@ class TextAttention2d(nn.Module):
 
 class SpatialTransformer(nn.Module):
     """Transformer blocks, `depth` in number, with attention to the tokens, around a skip (LDM, 3.3).
-
-    Source: Rombach et al. (2022). Channels are a multiple of num_heads.
-    """
+    Source: Rombach et al. (2022). Channels are a multiple of num_heads."""
 
     def __init__(
         self, channels: int, *, num_heads: int, context_dim: int, depth: int = 1, norm_groups: int | None = None
@@ -91,9 +86,7 @@ class ContextBlock(nn.Module):
 
 class CrossAttention(nn.Module):
     """Multi-head attention of x (B, N, C) to tokens (B, L, E); only the last projection has a bias.
-
-    With a context, attention is to the visible tokens alone, and patches are placed by rotary positions.
-    """
+    With a context, attention is to the visible tokens alone, and patches are placed by rotary positions."""
 
     def __init__(self, dim: int, *, num_heads: int, context_dim: int) -> None:
         super().__init__()
@@ -114,9 +107,7 @@ class CrossAttention(nn.Module):
 
 def rotations(context: Context, *, positions: int, head_dim: int) -> tuple[Tensor, Tensor]:
     """Rotations of N positions of a square image, (N, d / 2, 2), and of all tokens, (L, d / 2, 2).
-
-    A patch lies in the middle of its pixels; other tokens lie nowhere and are not turned.
-    """
+    A patch lies in the middle of its pixels; other tokens lie nowhere and are not turned."""
     side, grid, device = math.isqrt(positions), context.grid, context.states.device
     here = grid_rotation(side, side, head_dim=head_dim, theta=THETA, pitch=grid / side, device=device)
     patches = grid_rotation(grid, grid, head_dim=head_dim, theta=THETA, device=device)

@@ -1,8 +1,6 @@
 """Devices: transfers without a wait of the host, and autocast to bf16 around parts in fp32.
-
 torch's own autocast knows no meta device. A computation there stands for the computation of a GPU, so `Casting` casts
-as CUDA's autocast documents (docs.pytorch.org, "Automatic Mixed Precision package", CUDA op-specific behavior).
-"""
+as CUDA's autocast documents (docs.pytorch.org, "Automatic Mixed Precision package", CUDA op-specific behavior)."""
 
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
@@ -17,10 +15,8 @@ from torch.utils._pytree import tree_map
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Copy the tensor to `device`, or return a tensor that is there unchanged.
-
     A copy to an accelerator goes from pinned memory and in the order of the current stream: the host doesn't wait. From
-    pageable memory the host would wait until the device has done all earlier work.
-    """
+    pageable memory the host would wait until the device has done all earlier work."""
     device = torch.device(device)
     if device.type == "cpu" or tensor.device.type != "cpu":
         return tensor.to(device)
@@ -79,9 +75,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 class Casting(TorchFunctionMode):
     """Autocast of the meta device; of nested contexts the innermost counts.
-
-    Copies of weights are made once and live as long as the outermost context.
-    """
+    Copies of weights are made once and live as long as the outermost context."""
 
     def __init__(self, *, enabled: bool) -> None:
         super().__init__()

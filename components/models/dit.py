@@ -1,7 +1,5 @@
 """Diffusion transformer with zero-initialized adaptive layer norm (DiT; Peebles and Xie, 2023).
-
-Shapes: B batch, H W height and width, P patch_size, N = (H / P) * (W / P) tokens, D model_dim.
-"""
+Shapes: B batch, H W height and width, P patch_size, N = (H / P) * (W / P) tokens, D model_dim."""
 
 from typing import Any
 
@@ -27,8 +25,7 @@ class DiT(ConditionedNetwork):
         num_layers: number of blocks.
         conditions: see `ConditionedNetwork`; of a text it knows what is pooled.
 
-    Raises ValueError for sizes that do not fit each other.
-    """
+    Raises ValueError for sizes that do not fit each other."""
 
     positions: Tensor  # (N, D)
 
@@ -113,10 +110,8 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:  # (B, N, D), 
 
 def grid_positions(size: int, *, dim: int) -> Tensor:
     """Sinusoidal positions of a square grid in raster order, (size * size, dim).
-
     The first half of the features stands for the column, the second for the row: sines, then cosines, of frequencies
-    10000 ** (-4 i / dim).
-    """
+    10000 ** (-4 i / dim)."""
     frequencies = 10_000 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     angles = torch.arange(size)[:, None] * frequencies  # (size, dim / 4)
     line = torch.cat([angles.sin(), angles.cos()], dim=1)  # (size, dim / 2)

@@ -1,8 +1,6 @@
 """The list of a packed model's files and digests, to check files against the registered model.
-
 The list lies in the model's folder in the format of `sha256sum`, so `sha256sum -c SHA256SUMS` works. Imports only what
-the packed model of the registry carries.
-"""
+the packed model of the registry carries."""
 
 import hashlib
 from collections.abc import Mapping

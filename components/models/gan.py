@@ -5,8 +5,7 @@ appendix B); gains and biases belong to the class (Miyato & Koyama 2018, "cGANs 
 convolution, linear map and table has spectral norm 1 (Miyato et al. 2018, "Spectral Normalization for Generative
 Adversarial Networks"), but for those inside attention and the gains and biases of the norms.
 
-Shapes: B batch, Z noise_dim, C channels of a level, H W pixels of a level, N batches or ranks.
-"""
+Shapes: B batch, Z noise_dim, C channels of a level, H W pixels of a level, N batches or ranks."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeVar
@@ -31,12 +30,10 @@ FOLDS = {  # which rows of a 3 x 3 kernel each row of the 4 x 4 kernel adds up
 
 class NormedConv2d(nn.Conv2d):
     """Size-preserving convolution; the kernel as a (C_out, C_in k k) matrix has spectral norm 1.
-
     With `resample` it is one of 3 x 3 after nearest neighbor, (B, C_in, H, W) -> (B, C_out, 2H, 2W), or before the mean
     of 2 x 2 pixels, (B, C_in, H, W) -> (B, C_out, H/2, W/2). Every output pixel of "up" needs 2 x 2 input pixels under
     sums of the kernel, so the two together are one transposed convolution with a 4 x 4 kernel, which multiplies 2.25
-    times less; "down" is one convolution of stride 2 with a 4 x 4 kernel. The norm is that of the 3 x 3 kernel.
-    """
+    times less; "down" is one convolution of stride 2 with a 4 x 4 kernel. The norm is that of the 3 x 3 kernel."""
 
     fold: Tensor  # (4, 3)
 
@@ -68,9 +65,7 @@ class NormedConv2d(nn.Conv2d):
 
 def normed(layer: Layer) -> Layer:
     """Initialize orthogonally (Brock et al., 2019) and add torch's spectral norm.
-
-    The norm takes a single power iteration in each training forward.
-    """
+    The norm takes a single power iteration in each training forward."""
     nn.init.orthogonal_(layer.weight)
     if not isinstance(layer, nn.Embedding) and layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -86,10 +81,9 @@ def weight_of(layer: nn.Conv2d | nn.Linear | nn.Embedding, input: Tensor) -> Ten
 
 class ConditionalBatchNorm2d(nn.Module):
     """Batch norm with a gain and a bias for each class, in the dtype of the weights.
-
     In training mode the statistics are those of the batch, on several ranks of the batches of all of them (which must
-    have one size), with their gradient. Running averages are not kept: in evaluation mode the statistics are those
-    that `estimate_statistics` set.
+    have one size), with their gradient. Running averages are not kept: in evaluation mode the statistics are those that
+    `estimate_statistics` set.
 
     Args:
         num_classes: None for one gain and bias for all, the ordinary batch norm.
@@ -142,9 +136,8 @@ def pool_moments(moments: Tensor) -> Tensor:
 
 class _Gather(torch.autograd.Function):
     """Gather a tensor of each rank, (N, ...), with gradient.
-
-    The backward pass sums the gradients of all ranks, so gradients averaged over the ranks are those of the mean loss.
-    """
+    The backward pass sums the gradients of all ranks, so gradients averaged over the ranks are those of the mean
+    loss."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]
@@ -161,9 +154,7 @@ class _Gather(torch.autograd.Function):
 
 class GeneratorBlock(NetworkBlock):
     """Residual block with doubled sides, (B, C_in, H, W) -> (B, C_out, 2H, 2W).
-
-    Convolutions have no bias: the batch norm that follows would take it away.
-    """
+    Convolutions have no bias: the batch norm that follows would take it away."""
 
     def __init__(self, in_channels: int, *, out_channels: int, num_classes: int | None, attention: bool) -> None:
         super().__init__()
@@ -245,13 +236,9 @@ class DiscriminatorBlock(NetworkBlock):
 
 class ProjectionDiscriminator(nn.Module):
     """Image and class -> a logit, higher for real: D(x, y) = psi(phi(x)) + e_y . phi(x).
-
     Equation 3 of Miyato & Koyama (2018), with phi the sum over positions of the last features. No statistics over a
-    batch, so real and generated images may share one.
-
-    Arguments are those of the generator: each level halves the sides, and one block without halving follows;
-    `num_classes` None leaves the projection out.
-    """
+    batch, so real and generated images may share one. Arguments are those of the generator: each level halves the
+    sides, and one block without halving follows; `num_classes` None leaves the projection out."""
 
     def __init__(
         self,
@@ -295,11 +282,9 @@ class ProjectionDiscriminator(nn.Module):
 @torch.no_grad()
 def estimate_statistics(generator: GANGenerator, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
     """Set the statistics of each batch norm from noise (B, Z) and labels (B,) in batches of equal size.
-
     What sampling normalizes with, in place of averages over training (standing statistics; Brock et al., 2019, section
     4.1). While they are collected each batch is normalized by its own. The generator must be in evaluation mode; ranks
-    do not meet here.
-    """
+    do not meet here."""
     norms = [module for module in generator.modules() if isinstance(module, ConditionalBatchNorm2d)]
     for norm in norms:
         norm.collected = []

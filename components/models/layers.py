@@ -1,7 +1,5 @@
 """Shared parts of networks: blocks, timestep embedding, group norm, attention, and rotary positions.
-
-Shapes: B batch, C channels, H W height and width, D embedding size; in attention S sequence, E head_dim.
-"""
+Shapes: B batch, C channels, H W height and width, D embedding size; in attention S sequence, E head_dim."""
 
 import math
 from typing import Any
@@ -20,9 +18,7 @@ VARIANTS = 256  # of one class of blocks in one network: sizes, with and without
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding (B, dim) float32 of timesteps (B,), cosines first (Vaswani et al., 2017).
-
-    As in Ho et al. (2020), frequencies are exp(-ln(10000) i / half) with half = dim / 2, which must be whole.
-    """
+    As in Ho et al. (2020), frequencies are exp(-ln(10000) i / half) with half = dim / 2, which must be whole."""
     half = dim // 2
     frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, device=timesteps.device))
     angles = timesteps.float()[:, None] * frequencies
@@ -31,20 +27,16 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
 
 def groups_of(channels: int, norm_groups: int | None) -> int:
     """Groups of a group norm: `norm_groups` where given, else at most 32 of at least four channels.
-
     Published networks have 32 groups at any width; four channels a group are a rule of Karras et al. (2022). One
-    channel a group, as 32 groups of 32 channels would have, erases every channel's mean.
-    """
+    channel a group, as 32 groups of 32 channels would have, erases every channel's mean."""
     return norm_groups or math.gcd(channels, min(32, channels // 4))
 
 
 class GroupNorm(nn.GroupNorm):
     """Group norm with statistics in fp32, under autocast too.
-
     On a CPU it returns the dtype of its weights, for the bf16 kernel for channels_last is several times slower there.
     Elsewhere it returns the dtype that it was given, as `Normalized16Bits`: what follows keeps half of the bytes.
-    Groups are those of `groups_of`; ValueError is raised if they don't divide the channels.
-    """
+    Groups are those of `groups_of`; ValueError is raised if they don't divide the channels."""
 
     def __init__(self, channels: int, *, norm_groups: int | None = None, eps: float = 1e-5) -> None:
         super().__init__(groups_of(channels, norm_groups), channels, eps=eps)
@@ -57,10 +49,8 @@ class GroupNorm(nn.GroupNorm):
 
 class Normalized16Bits(torch.autograd.Function):
     """Group norm of x (B, C, ...) of 16 bits in fp32, returned in 16 bits.
-
     The backward pass keeps x itself, not the copy of twice the bytes that `x.float()` would leave there: 2.9 GB for a
-    sample of ADM at 256² in place of 4.0.
-    """
+    sample of ADM at 256² in place of 4.0."""
 
     @staticmethod
     def forward(  # pyrefly: ignore[bad-override]
@@ -108,10 +98,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causa
 
 class SelfAttention2d(nn.Module):
     """Residual attention among all positions of a feature map (Ho et al., 2020).
-
     As in ADM (Dhariwal and Nichol, 2021), queries, keys and values are outermost in the projection ("new attention
-    order"), heads inside; channels are a multiple of num_heads, norm_groups see `groups_of`.
-    """
+    order"), heads inside; channels are a multiple of num_heads, norm_groups see `groups_of`."""
 
     def __init__(self, channels: int, *, num_heads: int, norm_groups: int | None = None, eps: float = 1e-5) -> None:
         super().__init__()
@@ -129,10 +117,8 @@ class SelfAttention2d(nn.Module):
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turn each pair of features of x (B, H, S, E) by the position's angle (Su et al. 2021, eq. 34).
-
     `rotation` holds cosine and sine of each pair's angle, (S, E / 2, 2). Products of rotated queries and keys depend on
-    the difference of their angles alone.
-    """
+    the difference of their angles alone."""
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, S, E / 2)
     cos, sin = rotation.unbind(-1)  # (S, E / 2)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)
@@ -148,7 +134,6 @@ def grid_rotation(
     device: torch.device | None = None,
 ) -> Tensor:
     """Rotations of the places of a grid in raster order, (height * width, E / 2, 2): cosine and sine.
-
     Axial (Heo et al., 2024): the first half of the features turns with the row, the second with the column, each pair
     slower than the one before by the same factor, down to about 1 / theta.
 
@@ -165,9 +150,7 @@ def grid_rotation(
 
 class NetworkBlock(nn.Module):
     """A part repeated many times in a network, the unit of compilation, recomputation and sharding.
-
-    Names of weights are independent of blocks.
-    """
+    Names of weights are independent of blocks."""
 
     recomputed = False  # in the backward pass, instead of keeping what it needs of the forward pass
 
@@ -188,19 +171,15 @@ def blocks_of(network: nn.Module, prefix: str = "") -> dict[str, NetworkBlock]:
 
 def recompute_blocks(network: nn.Module) -> None:
     """Keep only each block's input for the backward pass, and compute the block again there.
-
     The same gradients, bit for bit, with less memory and a third more time (Chen et al., 2016, "Training Deep Nets with
-    Sublinear Memory Cost").
-    """
+    Sublinear Memory Cost")."""
     for block in blocks_of(network).values():
         block.recomputed = True
 
 
 def compile_blocks(network: nn.Module, *, backend: str = "inductor") -> None:
     """Compile a network in place at the first call, block by block, or whole without blocks.
-
     Equal blocks are compiled once; copies, such as an average's network, are not. Each size is compiled by itself: one
-    for all sizes would be slower, and round otherwise once a second one came.
-    """
+    for all sizes would be slower, and round otherwise once a second one came."""
     for part in blocks_of(network).values() or [network]:
         part.compile(backend=backend, dynamic=False, recompile_limit=VARIANTS)

@@ -2,13 +2,11 @@
 
 The order is that of van den Oord et al. 2016, "Pixel Recurrent Neural Networks": row by row, from left to right, and at
 each position color by color. Every feature channel belongs to one color. At a position, channels of color o see of the
-input the colors below o (mask A, the first layer) or up to o (mask B, all others): section 3.4 and figure 4.
-
-No position is computed twice: what a layer takes from the rows above is computed once a row; what it takes from the row
+input the colors below o (mask A, the first layer) or up to o (mask B, all others): section 3.4 and figure 4. No
+position is computed twice: what a layer takes from the rows above is computed once a row; what it takes from the row
 itself, for one color of one position at a time, by matrices that hold the masked weights.
 
-Shapes: B batch, C num_channels (colors), H W height and width, K num_values, I O channels in and out.
-"""
+Shapes: B batch, C num_channels (colors), H W height and width, K num_values, I O channels in and out."""
 
 from collections.abc import Sequence
 from typing import Literal, Protocol
@@ -27,9 +25,7 @@ NO_COLOR = -1  # a channel that says nothing of the image; all may see it
 
 def color_groups(channels: int, *, num_channels: int, parts: int = 1) -> Groups:
     """The colors of `parts` times `channels` channels: each part equally many a color, ascending.
-
-    Raises ValueError when the colors can't share the channels equally.
-    """
+    Raises ValueError when the colors can't share the channels equally."""
     if channels % num_channels:
         raise ValueError(f"{num_channels} colors can't share {channels} channels equally")
     return tuple(channel * num_channels // channels for _ in range(parts) for channel in range(channels))
@@ -57,9 +53,7 @@ class RowConv2d(nn.Conv2d):
 
 class RowsConv2d(nn.Conv2d):
     """Convolution over `rows` rows up to the position's own row, (B, I, H, W) -> (B, O, H, W).
-
-    It sees to the right in its own row too: shift its output down before anything uses it.
-    """
+    It sees to the right in its own row too: shift its output down before anything uses it."""
 
     def __init__(self, in_channels: int, out_channels: int, *, rows: int, kernel_size: int) -> None:
         super().__init__(in_channels, out_channels, (rows, kernel_size))
@@ -76,11 +70,9 @@ def shift_down(x: Tensor) -> Tensor:
 
 class ValueEmbedding(nn.Module):
     """Values of an image as channels, each for a single color.
-
     Kind "intensity" scales values to [-1, 1] and adds a channel of ones, which tells mid-gray from the zeros outside
     the image (Salimans et al. 2017, "PixelCNN++"); "table" learns a vector for each value, in `channels` for all colors
-    together.
-    """
+    together."""
 
     weight: Tensor  # (K, I / C)
 
@@ -209,9 +201,7 @@ class GridCache:
 
     def append(self, values: Tensor) -> None:
         """Make the next value of each image, (B,), known.
-
-        Raises IndexError when nothing depends on it: it is the last one.
-        """
+        Raises IndexError when nothing depends on it: it is the last one."""
         if self.index + 1 >= self.total:
             raise IndexError(f"the cache is full: an image has {self.total} values")
         column, color = self._place()
@@ -254,8 +244,7 @@ class PixelNetwork(nn.Module):
         num_classes: classes; their tables have one row more, the null label `num_classes`. None: no classes.
         embedding: of values that are "intensity" or, without an order among them, "table".
 
-    Raises ValueError when the colors can't share the channels equally, or kernel_size has no middle.
-    """
+    Raises ValueError when the colors can't share the channels equally, or kernel_size has no middle."""
 
     head: ValueHead
 
@@ -288,10 +277,8 @@ class PixelNetwork(nn.Module):
 
     def forward(self, values: Tensor, *, label: Tensor | None = None) -> Tensor:
         """Teacher-forced logits.
-
         `values` are (B, C, H, W) int64 in [0, K), of any height and width, `label` (B,) int64 in [0, num_classes], the
-        last or None being the null label. Returns (B, C, H, W, K), each from the label and the values before it.
-        """
+        last or None being the null label. Returns (B, C, H, W, K), each from the label and the values before it."""
         return self.head(self.features(self.embedding(values), label=self._label(len(values), label)))
 
     @torch.no_grad()
@@ -306,9 +293,7 @@ class PixelNetwork(nn.Module):
     @torch.no_grad()
     def step(self, values: Tensor, *, cache: GridCache) -> Tensor:
         """Append `values` (B,) to the images in `cache` and return the next logits (B, K).
-
-        Raises IndexError when the images are complete.
-        """
+        Raises IndexError when the images are complete."""
         cache.append(values)
         return cache.logits()
 

@@ -1,9 +1,6 @@
 """Classifier of noisy images for guidance: ADM's U-Net down to the middle, and an attention pool.
-
 Source: Dhariwal and Nichol (2021), section 4 and appendix I; the pool is that of CLIP (Radford et al., 2021, 2.4).
-
-Shapes: B batch, C channels, H W height and width of a feature map, D = 4 * model_channels, K num_classes.
-"""
+Shapes: B batch, C channels, H W height and width of a feature map, D = 4 * model_channels, K num_classes."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,10 +18,8 @@ from components.models.unet_blocks import Paths, TimedResBlock, heads_of, levels
 
 class NoisyClassifier(nn.Module):
     """Class of the image behind x_t, given the time.
-
     Arguments are those of `UNet`; `head_dim` or `num_heads` are of the pool too. Raises ValueError for sizes that do
-    not fit each other.
-    """
+    not fit each other."""
 
     def __init__(
         self,
@@ -72,9 +67,7 @@ class NoisyClassifier(nn.Module):
 
     def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
         """Logits (B, K) of x_t (B, in_channels, H, W) at time (B,), float32 under autocast too.
-
-        Raises ValueError if x_t has another size than the network was built for.
-        """
+        Raises ValueError if x_t has another size than the network was built for."""
         if x_t.shape[2:] != (self.resolution, self.resolution):
             raise ValueError(f"x_t is {x_t.shape[2]} x {x_t.shape[3]}, this network takes {self.resolution} squared")
         frequencies = timestep_embedding(time, self.model_channels).to(self.conv_in.weight.dtype)
@@ -89,9 +82,7 @@ class NoisyClassifier(nn.Module):
 
 class AttentionPool2d(nn.Module):
     """Attention of the mean of all positions to mean and positions, with learned position vectors.
-
-    Channels are a multiple of num_heads; the feature map has H = W = `size`.
-    """
+    Channels are a multiple of num_heads; the feature map has H = W = `size`."""
 
     def __init__(self, channels: int, *, size: int, num_heads: int, out_features: int) -> None:
         super().__init__()

@@ -1,7 +1,5 @@
 """Gated PixelCNN (van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders").
-
-Shapes: B batch, C num_channels (colors), H W height and width, I channels into a layer, D channels.
-"""
+Shapes: B batch, C num_channels (colors), H W height and width, I channels into a layer, D channels."""
 
 from typing import Any
 
@@ -25,10 +23,8 @@ from components.models.masked import (
 
 class GatedLayer(NetworkBlock):
     """A gated layer of two stacks (figure 2): the vertical sees rows above, the horizontal the row.
-
     Together the stacks see everything that comes before: there is no blind spot. Mask A (`first`) has no residual,
-    because a residual would show a position to itself.
-    """
+    because a residual would show a position to itself."""
 
     def __init__(
         self, in_groups: Groups, *, groups: Groups, kernel_size: int, num_labels: int, dropout: float, first: bool

@@ -1,10 +1,7 @@
 """Vector quantizers with nearest-code lookup, and a codebook moved by averages or by gradient.
-
 Sources: van den Oord et al. 2017, "Neural Discrete Representation Learning", equation 3 and appendix A.1 (EMA updates);
 Yu et al. 2022, "Vector-quantized Image Modeling with Improved VQGAN", section 3.2 (l2-normalized short codes).
-
-Shapes: B batch, C codebook_dim, h w latent grid, K codebook_size, N = B*h*w latents.
-"""
+Shapes: B batch, C codebook_dim, h w latent grid, K codebook_size, N = B*h*w latents."""
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +16,14 @@ KMEANS_STEPS = 10
 
 class VectorQuantizer(nn.Module):
     """Nearest-code lookup in a codebook of parameters, trained by `codebook_loss`.
-
     `codebook_loss` is equation 3 of van den Oord et al. Its weight is 1 and the weight of `commitment_loss` is lower:
-    the published code of VQ-GAN has the two the other way round (taming-transformers #57).
-    """
+    the published code of VQ-GAN has the two the other way round (taming-transformers #57)."""
 
     def __init__(
         self, *, codebook_size: int, codebook_dim: int, l2_normalize: bool = False, codebook_init: str = "uniform"
     ) -> None:
         """Codes start in U(-1/K, 1/K) as published, or as random directions with `l2_normalize`.
-
-        With `codebook_init` "data" training first calls `start_at`.
-        """
+        With `codebook_init` "data" training first calls `start_at`."""
         super().__init__()
         self.codebook_size, self.codebook_init, self.l2_normalize = codebook_size, codebook_init, l2_normalize
         self.in_channels = self.channels = codebook_dim
@@ -49,9 +42,7 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def start_at(self, centers: Tensor, *, project_in: nn.Conv2d) -> None:
         """Make codes of `centers` (K, D), features of which `project_in` (D -> C, 1 x 1) makes latents.
-
-        Codes in U(-1/K, 1/K) are nearly equal: a few are nearest to all latents, and only those ever move.
-        """
+        Codes in U(-1/K, 1/K) are nearly equal: a few are nearest to all latents, and only those ever move."""
         codes = rearrange(project_in(centers[:, :, None, None]), "k c 1 1 -> k c")
         self.codebook.copy_(F.normalize(codes, dim=-1) if self.l2_normalize else codes)
 
@@ -63,10 +54,8 @@ class VectorQuantizer(nn.Module):
 
 class EMAQuantizer(nn.Module):
     """Nearest-code lookup in a codebook without gradient, moved by averages of the codes' latents.
-
     The codebook moves only in `update_codebook`, which the caller runs once after each optimizer step. Its whole state
-    is in buffers and its randomness comes from the caller's generator, so a resumed run repeats itself bit for bit.
-    """
+    is in buffers and its randomness comes from the caller's generator, so a resumed run repeats itself bit for bit."""
 
     codebook: Tensor  # (K, C)
     ema_count: Tensor  # (K,)
@@ -84,10 +73,9 @@ class EMAQuantizer(nn.Module):
         codebook_init: str = "data",
     ) -> None:
         """Arguments of the codebook's updates.
-
         `dead_code_threshold` is a share of the mean EMA count, independent of the batch size and the number of ranks;
-        `codebook_init` what the first update makes of its latents: "data" takes some of them, "kmeans" their clusters.
-        """
+        `codebook_init` what the first update makes of its latents: "data" takes some of them, "kmeans" their
+        clusters."""
         super().__init__()
         self.codebook_size, self.codebook_init, self.l2_normalize = codebook_size, codebook_init, l2_normalize
         self.codebook_decay, self.dead_code_threshold = codebook_decay, dead_code_threshold
@@ -120,15 +108,12 @@ class EMAQuantizer(nn.Module):
         self, latents: Tensor, *, indices: Tensor, generator: torch.Generator, taken: Tensor | None = None
     ) -> Tensor:
         """Move the codebook by an EMA step over the latents of all ranks; restart dead codes at latents.
-
         The first call takes every code for dead: that is the initialization from data. The host doesn't ask the device
         which codes are dead, but where k-means waits for its first call. Sums are in fp64 and rounded once, so that
-        neither the split over ranks nor the order of additions shows.
-
-        `latents` (N, C) fp32 and N `indices` in any shape are those of an `Encoded`, the same N on every rank, with
-        micro-batches concatenated. The CPU generator is in the same state on every rank, derived from (seed, step).
-        Where `taken` () bool is false nothing moves. Returns the number of codes that were restarted, () int64.
-        """
+        neither the split over ranks nor the order of additions shows. `latents` (N, C) fp32 and N `indices` in any
+        shape are those of an `Encoded`, the same N on every rank, with micro-batches concatenated. The CPU generator is
+        in the same state on every rank, derived from (seed, step). Where `taken` () bool is false nothing moves.
+        Returns the number of codes that were restarted, () int64."""
         taken = torch.ones_like(self.initialized) if taken is None else taken
         totals = _totals_by_code(latents, indices.flatten(), codebook_size=self.codebook_size)
         if distributed.is_initialized():
@@ -153,10 +138,8 @@ class EMAQuantizer(nn.Module):
 
     def _restarts(self, dead: Tensor, *, latents: Tensor, generator: torch.Generator) -> Tensor:
         """New vectors (K, C) for the codes of `dead` (K,): latents in random order, or clusters of latents.
-
         Rows of other codes have no meaning. Of more dead codes than latents some restart as twins, of which argmin uses
-        one and the other soon restarts again.
-        """
+        one and the other soon restarts again."""
         if self.codebook_init == "kmeans" and not self.has_started:
             self.has_started = bool(self.initialized)  # the device is asked until an update was taken
             if not self.has_started:
@@ -170,9 +153,7 @@ class EMAQuantizer(nn.Module):
 
     def _cluster(self, points: Tensor, *, centers: Tensor) -> Tensor:
         """k-means of `points` (P, C) from `centers` (K, C): (K, C). A center without nearest points stays.
-
-        Every rank has all points and takes the same steps; rank 0 speaks for all where a device adds in any order.
-        """
+        Every rank has all points and takes the same steps; rank 0 speaks for all where a device adds in any order."""
         for _ in range(KMEANS_STEPS):
             totals = _totals_by_code(points, nearest_codes(points, centers), codebook_size=len(centers))
             means = self._normalize((totals[:, 1:] / totals[:, :1].clamp(min=1)).to(centers.dtype))
@@ -184,9 +165,7 @@ class EMAQuantizer(nn.Module):
 
 def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
     """argmin_k ||z - e_k||^2 for z (..., C) and codes (K, C): (...) int64, any of equal codes.
-
-    In fp32 under autocast too; ||z||^2 is the same for every code and left out.
-    """
+    In fp32 under autocast too; ||z||^2 is the same for every code and left out."""
     with autocast(z.device, enabled=False):
         flat = z.reshape(-1, z.shape[-1])
         distances = torch.addmm(codebook.square().sum(dim=1), flat, codebook.T, alpha=-2)  # (N, K)
@@ -195,10 +174,8 @@ def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
 
 def _straight_through(e: Tensor, z: Tensor) -> Tensor:
     """Value of the codes e, gradient to z; both (B, h, w, C) -> (B, C, h, w).
-
     e + (z - sg[z]) and not z + sg[e - z]: the value is then exactly the code, so that detokenize equals forward.
-    Contiguous: the decoder's own weights then decide on its memory format.
-    """
+    Contiguous: the decoder's own weights then decide on its memory format."""
     return rearrange(e + (z - z.detach()), "b h w c -> b c h w").contiguous()
 
 
@@ -220,9 +197,7 @@ def gather_over_ranks(latents: Tensor) -> Tensor:
 
 def rows_of_ranks(latents: Tensor, places: Tensor) -> Tensor:
     """Rows `places` (K,) of the latents (N, C) of all ranks, the same N on all, rank 0's first: (K, C).
-
-    Each rank gives its own and all are added, so that as much goes over the wire with many ranks as with two.
-    """
+    Each rank gives its own and all are added, so that as much goes over the wire with many ranks as with two."""
     if not distributed.is_initialized():
         return latents[places]
     own = places - distributed.get_rank() * len(latents)

@@ -1,10 +1,7 @@
 """Row LSTM (van den Oord et al. 2016, "Pixel Recurrent Neural Networks", section 3.1).
-
 It reads an image row by row: the state of a position is made of the three states above it and of the row so far. What
 it can see is therefore a triangle that opens upwards; far to the right in near rows stays out of reach.
-
-Shapes: B batch, C num_channels (colors), H W height and width, I channels in, D channels, S = D / 2 of the state.
-"""
+Shapes: B batch, C num_channels (colors), H W height and width, I channels in, D channels, S = D / 2 of the state."""
 
 from typing import Any
 
@@ -67,9 +64,7 @@ class RowLSTMLayer(NetworkBlock):
 
 def lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     """Equation 3: gates (B, 4S, …) and cell (B, S, …) -> the new state and cell.
-
-    The gates are in the order output, forget, input, content.
-    """
+    The gates are in the order output, forget, input, content."""
     opened, content = gates.tensor_split([3 * cell.shape[1]], dim=1)
     let_out, keep, let_in = opened.sigmoid().chunk(3, dim=1)
     cell = keep * cell + let_in * content.tanh()
@@ -82,8 +77,7 @@ class RowLSTM(PixelNetwork):
     Args: see `PixelNetwork`; channels is D, a multiple of 2 * num_channels, for the state has half as many;
         kernel_size is that of input-to-state, and `dropout` the probability, in [0, 1), on each residual branch.
 
-    Raises ValueError as `PixelNetwork`, or when the colors can't share the state's channels equally.
-    """
+    Raises ValueError as `PixelNetwork`, or when the colors can't share the state's channels equally."""
 
     def __init__(
         self, *, num_channels: int, channels: int, num_layers: int, dropout: float = 0.0, **settings: Any
@@ -137,9 +131,7 @@ class CachedEntryLayer:
 
 class CachedRowLSTMLayer:
     """A `RowLSTMLayer` at the current row of the drawing.
-
-    `mix` holds the states of the row, and before a state is drawn, the state of the row above.
-    """
+    `mix` holds the states of the row, and before a state is drawn, the state of the row above."""
 
     def __init__(self, layer: RowLSTMLayer, *, label: Tensor, width: int) -> None:
         self.layer = layer

@@ -1,8 +1,6 @@
 """Text encoder: a small bidirectional pre-norm transformer over BPE ids (Vaswani et al., 2017).
-
 Pre-norm as in GPT-2. Shapes: B batch, L text length, N context_length, D model_dim. Padding is id 0 and stands only at
-the end of a row, which has at least one real token (the empty text is begin and end).
-"""
+the end of a row, which has at least one real token (the empty text is begin and end)."""
 
 from typing import NamedTuple
 
@@ -25,11 +23,9 @@ class EncodedText(NamedTuple):
 
 class TextTransformer(nn.Module):
     """Encode token ids; padding is never attended to, so the amount of padding changes nothing.
-
     With `learned_padding` every text is padded to N tokens, each pad has a learned vector of its position, all are
     attended to and the last is pooled (as in the code of Nichol et al., 2022): then L of the encoded text is N. The
-    model_dim is a multiple of num_heads.
-    """
+    model_dim is a multiple of num_heads."""
 
     def __init__(
         self,

@@ -4,9 +4,8 @@ The sequence is [text tokens][condition tokens][class token] + image tokens. The
 classes it is the start token. Conditions have tables of their own, so no class, word or token of another image ever
 shares a vector with an image token.
 
-Shapes: B batch, N num_tokens, L text_length, M condition tokens, P = L + M + 1 tokens of the conditions together,
-S sequence, D model_dim, H heads, E head_dim = D / H, K codebook_size.
-"""
+Shapes: B batch, N num_tokens, L text_length, M condition tokens, P = L + M + 1 tokens of the conditions together, S
+sequence, D model_dim, H heads, E head_dim = D / H, K codebook_size."""
 
 import math
 from collections.abc import Sequence
@@ -67,10 +66,8 @@ class SelfAttention(nn.Module):
 
 class Block(NetworkBlock):
     """Attention and feed-forward network, each pre-norm with a residual, (B, S, D) (Radford et al. 2019).
-
     Dropout is on the residual branches alone, as in LlamaGen (Sun et al. 2024): none of the attention weights is
-    dropped, which keeps fused attention kernels in training.
-    """
+    dropped, which keeps fused attention kernels in training."""
 
     def __init__(self, model_dim: int, *, num_heads: int, dropout: float, causal: bool = True) -> None:
         super().__init__()
@@ -89,10 +86,8 @@ class Block(NetworkBlock):
 
 def kept_with(new: Tensor, whole: Tensor, start: int | Tensor) -> Tensor:
     """Write keys or values (B, H, S, E) into a cache from `start` on, and return the filled cache.
-
     The result ends with the new entries. Where `start` is a number on the device, on which no shape may depend, it is
-    the whole cache.
-    """
+    the whole cache."""
     if isinstance(start, Tensor):
         return whole.index_copy_(2, start[None], new.to(whole.dtype))
     filled = whole[:, :, : start + new.shape[2]]
@@ -123,8 +118,7 @@ class TokenNetwork(nn.Module):
         condition_grid: (height, width) of the condition image in tokens; given with condition_codebook_size.
         dropout: probability, in [0, 1), after the embedding and on each residual branch.
 
-    Raises ValueError when sizes do not fit each other, or only one of two that belong together is given.
-    """
+    Raises ValueError when sizes do not fit each other, or only one of two that belong together is given."""
 
     causal: ClassVar[bool]
     rotation: Tensor | None
@@ -209,10 +203,7 @@ class TokenNetwork(nn.Module):
         return self.head.weight.device
 
     def _place(self, x: Tensor, first: int | Tensor) -> Tensor:
-        """Add learned positions of the image's places first..first+n to x (B, n, D).
-
-        `first` may be () int64.
-        """
+        """Add learned positions of the image's places first..first+n to x (B, n, D). `first` may be () int64."""
         if self.positions == "learned":
             return x + part_of(self.position, first, x.shape[1])
         if self.positions == "learned_2d":

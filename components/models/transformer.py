@@ -1,11 +1,8 @@
 """The causal and the masked transformer over the tokens of an image, after those of conditions.
-
 Sources: decoder-only and pre-norm, Esser et al. 2021 and Radford et al. 2019; the text in the same sequence with a head
 of its own, DALL-E (Ramesh et al. 2021, 2.2); masked tokens, MaskGIT (Chang et al. 2022, 3.1).
-
-Shapes: B batch, N num_tokens, L text_length, P tokens of the conditions together, S sequence, D model_dim, H heads,
-E head_dim, K codebook_size, V vocab_size.
-"""
+Shapes: B batch, N num_tokens, L text_length, P tokens of the conditions together, S sequence, D model_dim, H heads, E
+head_dim, K codebook_size, V vocab_size."""
 
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
@@ -32,8 +29,7 @@ class Transformer(TokenNetwork):
         settings: see `TokenNetwork`. Row i of a table of positions is added to the input that predicts token i: no row
             is left unused, and the class token has one. Rotations go by the place of the input token itself.
 
-    Raises ValueError as `TokenNetwork`, or when there is no text to predict.
-    """
+    Raises ValueError as `TokenNetwork`, or when there is no text to predict."""
 
     causal: ClassVar[bool] = True
 
@@ -64,10 +60,8 @@ class Transformer(TokenNetwork):
                 the model has a table for it.
             with_text: return `JointLogits`, for a model that predicts text; otherwise those of the tokens alone.
 
-        Returns (B, N, K), logits[:, i] from the conditions and the tokens before i.
-
-        Raises ValueError when the shape of a condition is not the one that the model was built for.
-        """
+        Returns (B, N, K), logits[:, i] from the conditions and the tokens before i. Raises ValueError when the shape of
+        a condition is not the one that the model was built for."""
         conditions = self._embed_conditions(len(tokens), label=label, text=text, condition=condition)  # (B, P, D)
         image = self._place(self.token_embedding(tokens[:, :-1]), 1)  # (B, N - 1, D)
         x = self.dropout(torch.cat([conditions, image], dim=1))
@@ -97,8 +91,7 @@ class Transformer(TokenNetwork):
         Args:
             cache: of an earlier batch of this size, to be written over; None: a new one.
 
-        Returns the logits (B, K) of token n, and the cache for `step`.
-        """
+        Returns the logits (B, K) of token n, and the cache for `step`."""
         x = self._embed_conditions(batch_size, label=label, text=text, condition=condition)  # (B, P, D)
         visible = self._visible(text)
         if cache is None:
@@ -117,9 +110,7 @@ class Transformer(TokenNetwork):
     @torch.no_grad()
     def step(self, tokens: Tensor, *, cache: KVCache) -> Tensor:
         """Append `tokens` (B,) to the sequence in `cache` and return the next logits (B, K).
-
-        Raises IndexError when the cache holds the inputs of all N tokens already.
-        """
+        Raises IndexError when the cache holds the inputs of all N tokens already."""
         index = cache.length - self.num_conditions + 1  # of the token to predict
         if index >= self.num_tokens:
             raise IndexError(f"the cache is full: an image has {self.num_tokens} tokens")
@@ -131,10 +122,8 @@ class Transformer(TokenNetwork):
     @torch.no_grad()
     def step_at(self, tokens: Tensor, position: Tensor, *, cache: KVCache) -> Tensor:
         """Append tokens at a `position` () int64 known to the device alone; otherwise like `step`.
-
         No shape and no number of the host depends on the position, so one compiled step serves all of them. It looks at
-        the whole cache through a mask, and neither reads nor moves `cache.length`.
-        """
+        the whole cache through a mask, and neither reads nor moves `cache.length`."""
         x = self._place(self.token_embedding(tokens[:, None]), position - self.num_conditions + 1)  # (B, 1, D)
         filled = torch.arange(cache.keys[0].shape[2], device=x.device) <= position  # (whole sequence,)
         mask = filled[None] if cache.visible is None else filled & cache.visible
@@ -159,7 +148,6 @@ def _causal_mask(visible: Tensor) -> Tensor:
 
 class MaskedTransformer(TokenNetwork):
     """Distribution of every token of an image, given conditions and unmasked tokens.
-
     Without the causal mask every position sees all conditions and all tokens, and the head says what stands behind the
     masked ones.
 
@@ -182,10 +170,8 @@ class MaskedTransformer(TokenNetwork):
         condition: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, N, K) of tokens (B, N) int64 in [0, K], K being the mask token.
-
         Those at tokens that are not masked mean nothing, since they see themselves. Conditions and errors are those of
-        `Transformer.forward`.
-        """
+        `Transformer.forward`."""
         conditions = self._embed_conditions(len(tokens), label=label, text=text, condition=condition)  # (B, P, D)
         image = self._place(self.token_embedding(tokens), 0)  # (B, N, D)
         x = self.dropout(torch.cat([conditions, image], dim=1))

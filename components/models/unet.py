@@ -1,10 +1,7 @@
 """Diffusion U-Net of ADM (Dhariwal and Nichol, 2021), with the U-Nets of DDPM and IDDPM included.
-
 Source of DDPM: Ho et al. (2020). With attention to text, the network is the U-Net of GLIDE (Nichol et al., 2022) or of
 latent diffusion (Rombach et al., 2022).
-
-Shapes: B batch, C channels, H W height and width, D = 4 * model_channels size of the embedding.
-"""
+Shapes: B batch, C channels, H W height and width, D = 4 * model_channels size of the embedding."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -46,8 +43,7 @@ class UNet(ConditionedNetwork):
             pixels, which are tokens of so many features for the attention, with rotary positions.
         conditions: see `ConditionedNetwork`.
 
-    Raises ValueError for sizes that do not fit each other, or attention to tokens where there are none.
-    """
+    Raises ValueError for sizes that do not fit each other, or attention to tokens where there are none."""
 
     def __init__(
         self,
@@ -112,7 +108,6 @@ class UNet(ConditionedNetwork):
 
     def forward(self, x_t: Tensor, time: Tensor, **conditions: Tensor | None) -> Tensor:
         """The prediction (B, out_channels, H, W), in float32 under autocast too.
-
         With a learned variance it is (prediction, v), of 2 * out_channels channels.
 
         Args:
@@ -126,8 +121,8 @@ class UNet(ConditionedNetwork):
             condition_image: (B, condition_image_channels, H, W).
             image_embedding: (B, image_embedding_dim).
 
-        Raises ValueError if a condition is missing, is one that the network was not built for, or is of another size.
-        """
+        Raises ValueError if a condition is missing, is one that the network was not built for, or is of another
+        size."""
         present = self.checked(x_t, conditions)
         embedding, context = self.embed(time, present)
         embedding = F.silu(embedding)  # (B, D)
@@ -147,9 +142,7 @@ def context_dim_of(
     text_conditioning: TextConditioning, text_dim: int | None, class_token_dim: int | None, image_token_dim: int | None
 ) -> int | None:
     """Features of the tokens seen by attention; None for attention without tokens.
-
-    Raises ValueError if it needs some and there are none, would miss some, or their sizes differ.
-    """
+    Raises ValueError if it needs some and there are none, would miss some, or their sizes differ."""
     dims = {dim for dim in (text_dim, class_token_dim, image_token_dim) if dim is not None}
     if text_conditioning != "spatial_transformer" and class_token_dim is not None:
         raise ValueError(f"text_conditioning {text_conditioning} does not see class tokens: spatial_transformer does")

@@ -1,7 +1,5 @@
 """Blocks of the diffusion U-Net, and the paths down and up.
-
-Shapes: B batch, C channels, H W height and width, D size of the embedding.
-"""
+Shapes: B batch, C channels, H W height and width, D size of the embedding."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -25,9 +23,7 @@ class Level(NamedTuple):
 
 class TimedResBlock(nn.Module):
     """Two convolutions with the embedding between, around a skip; resampling comes first.
-
-    Source: Dhariwal and Nichol (2021), section 3 and appendix A; time by addition, Ho et al. (2020), appendix B.
-    """
+    Source: Dhariwal and Nichol (2021), section 3 and appendix A; time by addition, Ho et al. (2020), appendix B."""
 
     def __init__(
         self,
@@ -82,9 +78,7 @@ def levels_of(
     resolution: int, model_channels: int, channel_mult: Sequence[float], attention_resolutions: Sequence[int]
 ) -> list[Level]:
     """Channels and attention of each level; a factor may be a fraction, 1/2 in ADM's 512² networks.
-
-    Raises ValueError if the resolution cannot be halved between the levels.
-    """
+    Raises ValueError if the resolution cannot be halved between the levels."""
     if resolution % 2 ** (len(channel_mult) - 1):
         raise ValueError(f"resolution {resolution} cannot be halved {len(channel_mult) - 1} times")
     return [

@@ -3,11 +3,9 @@
 The task itself takes its step on torch's meta device, in the recipe's precision and with the kernels of a GPU, with so
 many samples and with twice as many: the difference is what each sample keeps. The rest does not grow: in bf16, above
 all, the copies of weights that their gradients need. Counted is each storage once, as
-`torch.autograd.graph.saved_tensors_hooks` sees them.
-
-Not counted is what lives for a moment (outputs that nothing needs later, gradients between layers, workspaces of
-kernels), what fragments a GPU's memory, and what frozen networks that make columns need. Compiled blocks keep less.
-"""
+`torch.autograd.graph.saved_tensors_hooks` sees them. Not counted is what lives for a moment (outputs that nothing needs
+later, gradients between layers, workspaces of kernels), what fragments a GPU's memory, and what frozen networks that
+make columns need. Compiled blocks keep less."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -50,10 +48,8 @@ class Activations(NamedTuple):
 
     def needed(self, *, recompute: bool, sharded: bool) -> Linear:
         """The most bytes at any time of a step.
-
         Where blocks are computed again, one block is whole meanwhile; the copies in bf16 of all weights last until the
-        forward pass ends, but for the copies of weights in shards.
-        """
+        forward pass ends, but for the copies of weights in shards."""
         if not recompute:
             return self.whole
         fixed = self.recomputed.fixed + self.block.fixed

@@ -4,8 +4,7 @@ Conditions are dropped for classifier-free guidance (Ho & Salimans, 2022). Windo
 these look at the surroundings of a pixel, not at the whole image, so they learn from windows, for a fraction of the
 memory, and sample whole images (the top stages of a cascade).
 
-Shapes: B batch, H W pixels, S resolution, W window size.
-"""
+Shapes: B batch, H W pixels, S resolution, W window size."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -71,11 +70,9 @@ def null_conditions(
     batch: Batch, names: Sequence[str], *, num_classes: int, null_condition: int = 0
 ) -> dict[str, Tensor]:
     """The null of each condition, in the place of a dropped one.
-
     The label after the last class, the encoding of an empty text, the token after the last one of condition images, an
     image or embedding of zeros; for outputs of a frozen text encoder (text_states, text_embedding) its output for an
-    empty text, a column of the batch.
-    """
+    empty text, a column of the batch."""
     empty = {name: batch[f"null_{name}"] for name in names if f"null_{name}" in batch}
     if "label" in names:
         empty["label"] = torch.full_like(batch["label"], num_classes)
@@ -95,10 +92,8 @@ def dropped_conditions(
     batch: Batch, conditioning: ConditionsConfig, dataset_info: DatasetInfo, *, seed: int
 ) -> dict[str, Tensor]:
     """Replace conditions by nulls with probability cond_drop_prob, sample by sample.
-
     "joint" drops all of a sample's conditions together; "independent" draws for each, as guidance by one of several
-    conditions needs. Draws depend on (seed, position) alone.
-    """
+    conditions needs. Draws depend on (seed, position) alone."""
     null_condition = dataset_info.condition.codebook_size if dataset_info.condition else 0
     empty = null_conditions(
         batch, conditioning.conditions, num_classes=dataset_info.num_classes, null_condition=null_condition

@@ -1,7 +1,5 @@
 """Checkpoints: copies of a state in the host's memory, written whole and never non-finite.
-
-On disk: weights as safetensors, the rest as a `weights_only` state, and digests of both.
-"""
+On disk: weights as safetensors, the rest as a `weights_only` state, and digests of both."""
 
 import json
 import os
@@ -41,13 +39,10 @@ class HostCopy(NamedTuple):
 
 def copy_to_host(state: dict[str, Any], *, step: int, worker: Worker = ALONE) -> HostCopy:
     """Copy a task's state after `step` steps; training may go on after the return.
-
     Called by all ranks where networks are in shards: rank 0 gets whole tensors, the other ranks no state.
-
     `state["weights"]` maps flat names to tensors; the rest holds plain values and optimizer states. The data position
     is the step itself: the stream is a function of (seed, step). Training draws nothing from the global generators but
-    dropout, which is seeded at each step; the generators are copied all the same.
-    """
+    dropout, which is seeded at each step; the generators are copied all the same."""
     whole = gathered_on_host(state, copies=worker.rank == 0) if worker.shards else on_host(state)
     return HostCopy(step, whole or {}, generator_states())
 
@@ -130,10 +125,8 @@ def restore_generators(states: dict[str, Any]) -> None:
 
 def on_host(state: Any) -> Any:
     """Copies a task's state to the host's memory; of tensors in shards, the calling rank's shard.
-
     A state is dictionaries and lists of tensors and plain values. From a GPU all tensors go at once into pinned memory,
-    which torch reuses for the next copy, with a single wait.
-    """
+    which torch reuses for the next copy, with a single wait."""
     return _mapped(state, lambda tensor: _copied(local(tensor.detach())))
 
 

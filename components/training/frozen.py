@@ -4,8 +4,7 @@ The contrastive encoder adds the columns of DALL-E 2's prior and decoder, a text
 is loaded in every worker, from an artifact, and changes no more. Columns may have been made before, and then come with
 the images: the stage that encodes a set (`components.stages.precompute`) names each array's model in the index.
 
-Shapes: B batch, E embedding_dim, L text length, D features of a text's state.
-"""
+Shapes: B batch, E embedding_dim, L text length, D features of a text's state."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -68,9 +67,8 @@ class ImageInputs(NamedTuple):
 @torch.no_grad()
 def encoded(batch: Batch, encoders: Iterable[Encoder]) -> Batch:
     """The batch with the columns of all encoders; each encoder sees the columns of earlier ones.
-
-    A column called `null_text_states` is the null of `text_states`, and so on; see `components.training.augmentation`.
-    """
+    A column called `null_text_states` is the null of `text_states`, and so on; see
+    `components.training.augmentation`."""
     for encoder in encoders:
         batch = {**batch, **encoder(batch)}
     return batch
@@ -119,10 +117,8 @@ def text_encoder(text: ContrastiveText) -> Encoder:
 
 def caption_encoder(text: FrozenText, bpe: Tokenizer) -> Encoder:
     """Adds `text_states` (B, L, D) of captions, by an encoder with a tokenizer of its own.
-
     Captions are decoded from the ids of `bpe` in column `text`: a byte-level BPE gives the caption back, in lower case
-    and cut where it was too long.
-    """
+    and cut where it was too long."""
     nothing = {"null_text_states": text.encode([""])}
 
     def encode(batch: Batch) -> Batch:
@@ -153,8 +149,7 @@ def frozen_encoders(
         contrastive: a model of the contrastive stage; makes all three.
         text_encoder: a model of the text_encoder stage; makes the text_states in the contrastive model's place.
 
-    Raises ValueError, in a line, for a needed encoder that is missing or does not fit.
-    """
+    Raises ValueError, in a line, for a needed encoder that is missing or does not fit."""
     loaders: list[LoadEncoder] = []
     sizes: dict[str, int] = {}
     if {"image_embedding", "text_embedding"} & {*columns}:
@@ -337,10 +332,8 @@ def latents_of(
     needs: TrainingNeeds, open_pool: Callable[[], Pool], index: ShardIndex, autoencoder: Artifact, *, seed: int
 ) -> tuple[LoadEncoder, float]:
     """The encoder of latents, and the scale for unit variance (Rombach et al., 2022, appendix G).
-
     The scale is one over the deviation of the latents of MEASURED training images. Raises ValueError if the recipe's
-    sizes are not the autoencoder's.
-    """
+    sizes are not the autoencoder's."""
     shape = describe_autoencoder(autoencoder).diffused_shape
     sizes = (needs.channels, needs.resolution, needs.resolution)
     if shape != sizes:

@@ -1,8 +1,6 @@
 """The driver's side of data-parallel training on Ray Train v2; `worker.py` is the ranks' side.
-
 A run is named by its stage's key, so starting it again resumes it: Train restores the list of checkpoints from the run
-folder, restarted workers load the last one, and the data stream is rebuilt from its step for any number of workers.
-"""
+folder, restarted workers load the last one, and the data stream is rebuilt from its step for any number of workers."""
 
 import logging
 import re
@@ -39,7 +37,6 @@ class TrainingError(RuntimeError):
 
 def train(job: TrainingJob) -> Trained:
     """Train to the end, resuming a run in the run folder, and leave the model's files in `job.store`.
-
     Returns the entries of the model's files (bundle, metrics, preview, snapshots of a power EMA) and the summary; the
     weights never pass through the driver.
 
@@ -75,10 +72,8 @@ def warn(job: TrainingJob, line: str) -> None:
 
 def run_trainer(job: TrainingJob) -> bool:
     """Run Ray Train in the job's run folder.
-
     Returns True to run again: a checkpoint was damaged, or training left a node in time that is taken away. Raises
-    TrainingError with the worker's own last line.
-    """
+    TrainingError with the worker's own last line."""
     path, filesystem = storage_of(job.folder)
     resources, counts = job.resources, job.resources.worker_counts(job.config.global_batch_size)
     trainer = Trainer(
@@ -124,10 +119,8 @@ def run_trainer(job: TrainingJob) -> bool:
 
 class Trainer(ray.train.torch.TorchTrainer):
     """Ray's trainer, for numbers of workers in `worker_counts`, and without a useless actor.
-
     Ray 2.60 starts an actor that removes the placement group if the controller dies. It asks the dashboard whether the
-    controller lives; without a dashboard it hears nothing, costs time all along, and 12 seconds at the end.
-    """
+    controller lives; without a dashboard it hears nothing, costs time all along, and 12 seconds at the end."""
 
     def __init__(self, *arguments: Any, worker_counts: list[int], **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -159,9 +152,7 @@ class EqualShares(ElasticScalingPolicy):
 
 def resumed(job: TrainingJob) -> MakeDataset:
     """Makes the stream from the checkpoint that workers are about to load; called whenever workers start.
-
     The result goes to `OrderedShards` in the place of a dataset: only there the number of workers is known. Workers ask
-    for no stream where all steps are taken and only the evaluation is missing.
-    """
+    for no stream where all steps are taken and only the evaluation is missing."""
     done = last_checkpoint(job.run)
     return partial(job.stream.make, start_step=done.step if done else 0)

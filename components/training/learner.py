@@ -44,10 +44,8 @@ def make_network(training: Training, dataset_info: DatasetInfo = IMAGES, grid: T
 
 class Learner:
     """A network in training.
-
     `self.forward` is the data-parallel network, `self.network` the plain one; where the worker shards, both are the
-    network in shards.
-    """
+    network in shards."""
 
     def __init__(self, network: Any, *, config: OptimizationConfig, worker: Worker, averaged: bool = True) -> None:
         """Builds the optimizer and, if `averaged`, the configuration's EMA; discriminators have none."""
@@ -81,10 +79,8 @@ class Learner:
 
     def backward(self, loss: Tensor, *, retain_graph: bool = False) -> None:
         """Add the gradient of `loss` to the network's parameters, and to no other network's in the graph.
-
         Weights gathered for a pass are not the parameters, so FSDP2 would silently give named parameters no gradient. A
-        sharded network has the graph for itself: tasks with two networks are never sharded.
-        """
+        sharded network has the graph for itself: tasks with two networks are never sharded."""
         if self.worker.shards:
             loss.backward(retain_graph=retain_graph)
             return
@@ -93,11 +89,9 @@ class Learner:
 
     def update(self, step: int) -> tuple[Tensor, Tensor]:
         """Clip, step the optimizer, clear gradients.
-
         Returns (taken, gradient norm before clipping), both () on the device. Only the device knows whether the step is
         taken: the fused optimizer learns it from `found_inf`, as from a gradient scaler, and leaves weights, moments
-        and its count of steps unchanged after a refusal.
-        """
+        and its count of steps unchanged after a refusal."""
         if self.worker.shards:
             norm = clip_shards(self.network, self.worker, max_norm=self.config.max_grad_norm)
         else:
@@ -152,9 +146,8 @@ class Learner:
 
 class LearnerTask:
     """The common part of all tasks; see `components.training.loop.Task`.
-
-    A task of one network says in `part_losses` what a part of a batch costs, and in `measures` how good the average is.
-    """
+    A task of one network says in `part_losses` what a part of a batch costs, and in `measures` how good the average
+    is."""
 
     config: Any
     grid: Any  # TokenGrid, or None for a training on images
@@ -229,10 +222,8 @@ class LearnerTask:
 
     def accumulated(self, batch: Batch, *learners: Learner, step: int) -> Iterator[tuple[Batch, float]]:
         """Yields parts of at most `max_batch` samples, each with its loss factor, the share of the batch.
-
         Gradients are averaged over the ranks with the last part only. Dropout alone draws from a global generator,
-        which is seeded by (seed, step, rank, part), so a resumed run drops the same units.
-        """
+        which is seeded by (seed, step, rank, part), so a resumed run drops the same units."""
         parts = list(split(batch, self.max_batch))
         for index, part in enumerate(parts):
             with ExitStack() as stack:

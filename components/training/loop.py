@@ -50,13 +50,10 @@ def fit(
     due: Callable[[int], bool] | None = None,
 ) -> int:
     """Train from `start_step` (steps already taken) to `config.total_steps`.
-
-    `batches` must start at `start_step` too.
-    `log` is called at every step and decides what to read, `save` and `show` at their intervals: first `save`, so that
-    a failing preview loses nothing. The last step is saved and not shown: the caller shows and evaluates the finished
-    model. `due` decides whether a step is saved; None: `is_scheduled`. `leave` is called after every step: if true, the
-    state is saved and training ends. Returns the steps taken.
-    """
+    `batches` must start at `start_step` too. `log` is called at every step and decides what to read, `save` and `show`
+    at their intervals: first `save`, so that a failing preview loses nothing. The last step is saved and not shown: the
+    caller shows and evaluates the finished model. `due` decides whether a step is saved; None: `is_scheduled`. `leave`
+    is called after every step: if true, the state is saved and training ends. Returns the steps taken."""
     step, due = start_step, due or partial(is_scheduled, config=config)
     for step in range(start_step + 1, config.total_steps + 1):
         metrics = task.train_step(next(batches), step)

@@ -2,12 +2,10 @@
 
 Each rank tries its share of the first batch by itself, and halves the parts for as long as its device is out of memory;
 all ranks then take the smallest size of all, and the state from before the trials is restored. Where parts train
-another model (batch norm, dropout) only the whole share is tried, and the user must set a size if it does not fit.
-
-The stored number is one of samples at a time, for a share of any size. Every restart takes it, with other workers too:
-a share is cut into parts as equal as can be, of at most that number. Only a share that must not be cut is tried again
-after it has grown.
-"""
+another model (batch norm, dropout) only the whole share is tried, and the user must set a size if it does not fit. The
+stored number is one of samples at a time, for a share of any size. Every restart takes it, with other workers too: a
+share is cut into parts as equal as can be, of at most that number. Only a share that must not be cut is tried again
+after it has grown."""
 
 import json
 import logging
@@ -79,10 +77,8 @@ def with_room(task: Task, batches: Iterator[Batch], reporter: Reporter, run: Sto
 
 def most_that_fits(task: Task, batch: Batch, *, step: int, worker: Worker) -> int:
     """The most samples at a time with which the calling rank trains within its memory; 0 if none fits.
-
     Tries the rank's share of the batch and, where parts do not matter, its halves. No other rank takes part. The task
-    and all generators are afterwards as they were, bit for bit.
-    """
+    and all generators are afterwards as they were, bit for bit."""
     before, generators = on_host(task.state_dict()), generator_states()
     share = len(batch["position"])
     with by_itself(worker):
@@ -99,10 +95,8 @@ def most_that_fits(task: Task, batch: Batch, *, step: int, worker: Worker) -> in
 
 def fits(task: Task, batch: Batch, *, step: int, device: torch.device) -> bool:
     """Try if two steps leave RESERVE of a GPU free.
-
     The second has the optimizer's state in memory from its beginning; `step` is the run's last, when every loss has
-    begun.
-    """
+    begun."""
     total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
     try:
         reserve = torch.empty(int(RESERVE * total), dtype=torch.uint8, device=device)

@@ -61,8 +61,7 @@ class EMA:
         decays: name in checkpoints -> the decay of update number n, () float64, 1-based.
         copied: copies a network.
 
-    Averages start from the weights of `network`; the first is for samples. Buffers are copied.
-    """
+    Averages start from the weights of `network`; the first is for samples. Buffers are copied."""
 
     def __init__(self, network: Any, decays: Decays, *, copied: Callable[[Any], Any] = deepcopy) -> None:
         self.decays = decays
@@ -82,10 +81,8 @@ class EMA:
 
 def decay_at(update: Tensor, *, decay: float) -> Tensor:
     """The decay of update number `update` of an exponential average, () float64, 1-based.
-
     At most (1 + n) / (10 + n): without that warm-up a short run's average is mostly the random initialization
-    (improved-diffusion issue 59).
-    """
+    (improved-diffusion issue 59)."""
     return ((1 + update) / (10 + update)).clamp(max=decay)
 
 
@@ -97,8 +94,7 @@ def move_average(average: nn.Module, network: nn.Module, *, weight: Tensor, take
         weight: share of the way, () float64.
         taken: nothing moves where () bool is false.
 
-    Each rank moves its own shards.
-    """
+    Each rank moves its own shards."""
     masters = [local(parameter).float() for parameter in network.parameters()]
     averages = [local(parameter) for parameter in average.parameters()]
     if weight.device.type != "cpu":
@@ -122,11 +118,9 @@ class NonFiniteError(RuntimeError):
 
 class NonFiniteGuard:
     """Counts consecutive non-finite steps. All ranks see the same averaged norm, so all decide the same.
-
     The device decides at each step, and masks the updates of refused steps. On a CPU the host reads the count at every
     step; elsewhere every `every` steps, and then the count of `every` steps before: that number has long arrived, and
-    all ranks stop at the same step.
-    """
+    all ranks stop at the same step."""
 
     def __init__(self, device: torch.device | str = "cpu", *, every: int = 1) -> None:
         self.every = every

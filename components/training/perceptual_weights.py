@@ -1,10 +1,7 @@
 """Perceptual networks of tokenizers, with pretrained weights or an error: never with random weights.
-
 `efficientnet_lite1` comes from two small packages and needs no network access; `vgg16_lpips` (Zhang et al., 2018) reads
 its weights from a URI. Distances are measured by another network (lite0), so the yardstick is not trained on.
-
-Shapes: B batch, H W pixels; C_l H_l W_l features of layer l.
-"""
+Shapes: B batch, H W pixels; C_l H_l W_l features of layer l."""
 
 import json
 from importlib.util import find_spec

@@ -5,8 +5,7 @@ average of width s (sigma_rel) looks back over a share of training, however long
 in proportion to k^gamma. Two averages are tracked, of widths 0.05 and 0.10, and stored now and then as snapshots; a
 linear combination of snapshots is the average of any width, to be chosen after training.
 
-Shapes: N snapshots.
-"""
+Shapes: N snapshots."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -97,7 +96,6 @@ def posthoc_ema(
         profiles: width and moment of each snapshot.
         snapshots: weights by name in the same order; read in turn.
 
-    Raises ValueError for a width without a profile, or where there is no snapshot.
-    """
+    Raises ValueError for a width without a profile, or where there is no snapshot."""
     last = max((profile.updates for profile in profiles), default=0)
     return combine(snapshots, coefficients(profiles, EMAProfile(last, sigma_rel)))

@@ -5,8 +5,7 @@ workers, on gradient accumulation or on the step of a resume. Scalars come strai
 generator seeded by it, on the device that needs them. Positions are on the host, where hashes are made: on a device the
 host would have to wait for them.
 
-Shapes: B batch.
-"""
+Shapes: B batch."""
 
 import hashlib
 from collections.abc import Callable

@@ -1,8 +1,6 @@
 """Reports of a training worker: progress each second, metrics and speed every log_every steps, images.
-
 Training is saved by steps or by the clock of rank 0; votes of the clock travel with the metrics. Names of figures:
-`runtime.events`.
-"""
+`runtime.events`."""
 
 import logging
 import math
@@ -47,11 +45,9 @@ PEAK_TFLOPS: dict[tuple[str, ...], float] = {
 
 class CheckpointClock:
     """Decides when to save: by the recipe's steps or, with `checkpoint_minutes`, by the clock of rank 0.
-
     The clock's vote goes with the metrics that ranks average at every `log_every` steps, so it costs no collective and
     no wait of its own, and every rank saves at the same step. Snapshots of a power EMA, which are part of the model,
-    come by steps all the same.
-    """
+    come by steps all the same."""
 
     def __init__(self, config: OptimizationConfig, worker: Worker) -> None:
         self.config, self.worker = config, worker
@@ -169,10 +165,8 @@ class Reporter:
 
     def summary(self, seconds_before: float, step: int) -> dict[str, float]:
         """Steps, seconds in all tries, samples/s, and seconds that checkpoints held training in this try.
-
         Samples/s are of this try, or of all tries if it took no step. The last checkpoint comes after all logs, so its
-        hold is reported only here.
-        """
+        hold is reported only here."""
         seconds, steps = time.monotonic() - self.started, step - self.start_step
         if not steps:
             seconds, steps = 0.0, step
@@ -226,10 +220,8 @@ def counted_flops(count: Callable[[], float] | None, worker: Worker) -> float | 
 
 def flops_measures(flops_per_second: float, worker: Worker) -> dict[str, float]:
     """MFU on GPUs with a known peak, GFLOP/s elsewhere.
-
     MFU by PaLM (Chowdhery et al., 2022, appendix B): FLOPs that the model needs, without recomputed activations, over
-    the peak of the devices in all of the time, waits and checkpoints included.
-    """
+    the peak of the devices in all of the time, waits and checkpoints included."""
     peak = peak_flops(torch.cuda.get_device_name(worker.device)) if worker.device.type == "cuda" else None
     if peak is None:
         return {"achieved_gflops": flops_per_second / 1e9}

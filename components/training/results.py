@@ -2,8 +2,7 @@
 
 A run with `ema: power` leaves two files at each checkpoint, named by profile: `snapshots/0.050-000000200.safetensors`
 is the average of width 0.05 after 200 updates. They stay in the run folder when checkpoints are removed, and go into
-the model's artifact, so that `choose_average` needs nothing else.
-"""
+the model's artifact, so that `choose_average` needs nothing else."""
 
 import json
 import shutil
@@ -68,8 +67,7 @@ def write_model(
         weights: of the task's state, flat names.
         previews: name -> PNG; the last one is written.
 
-    Returns the summary with the number of parameters.
-    """
+    Returns the summary with the number of parameters."""
     module = NETWORKS[description.kind](**description.network)
     if (folder / SNAPSHOTS).is_dir():
         module.load_state_dict(reconstruct(folder / SNAPSHOTS, summary["ema_sigma_rel"]))
@@ -153,8 +151,7 @@ def choose_average(model: Path, folder: Path, *, sigma_rel: float) -> ModelBundl
     Args:
         model: a model artifact's files, from a run with `ema: power`.
 
-    Raises ValueError for a model without snapshots, or a width without a profile.
-    """
+    Raises ValueError for a model without snapshots, or a width without a profile."""
     if not (model / SNAPSHOTS).is_dir():
         raise ValueError(f"no {SNAPSHOTS}: only a model that was trained with ema: power lets you choose")
     bundle = load_bundle(model)

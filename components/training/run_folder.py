@@ -69,9 +69,8 @@ def forget_checkpoint(run: Store, name: str) -> Checkpointed | None:
 
 def fetch_checkpoint(run: Store, name: str, local: Path) -> Path:
     """Copy a checkpoint to `local`, verified by its digests. Returns `local`.
-
-    Raises DamagedFileError for a missing file, the list of digests included, or a file that differs at every reading.
-    """
+    Raises DamagedFileError for a missing file, the list of digests included, or a file that differs at every
+    reading."""
     try:
         expected = read_digests(run.read(f"{name}/{DIGESTS}"))
         in_parallel(lambda file: run.download(f"{name}/{file}", local, file, expected=expected[file]), expected)
@@ -136,10 +135,8 @@ def storage_of(folder: Store) -> tuple[str, pyarrow.fs.FileSystem]:
 
 class WholeFiles(pyarrow.fs.FSSpecHandler):
     """A filesystem whose files appear whole or not at all, for Ray Train's own small files.
-
     A driver killed while it writes its snapshot must not lose the run. Checkpoints go by `upload_folder` and
-    `fetch_checkpoint`. A call that fails is retried.
-    """
+    `fetch_checkpoint`. A call that fails is retried."""
 
     def get_file_info(self, paths: list[str]) -> list[pyarrow.fs.FileInfo]:
         return retried(lambda: super(WholeFiles, self).get_file_info(paths), self.fs.unstrip_protocol(paths[0]))

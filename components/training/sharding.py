@@ -2,13 +2,10 @@
 
 By FSDP2 of torch (Zhao et al., 2023, "PyTorch FSDP", and torch's `fully_shard`): every tensor is cut along its first
 dimension. A block's weights are gathered from all ranks when its forward or backward pass begins and freed when it
-ends; its gradients are summed into their shards. Parameters outside of blocks are gathered with the root.
-
-Sharding is no part of a training's identity. A checkpoint holds whole tensors, so any number of ranks goes on from it,
-sharded or not; models for inference bear no trace of sharding.
-
-FSDP2 is imported where a network is cut: that takes 0.7 s, and every `cascade` command reads this file.
-"""
+ends; its gradients are summed into their shards. Parameters outside of blocks are gathered with the root. Sharding is
+no part of a training's identity. A checkpoint holds whole tensors, so any number of ranks goes on from it, sharded or
+not; models for inference bear no trace of sharding. FSDP2 is imported where a network is cut: that takes 0.7 s, and
+every `cascade` command reads this file."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -32,10 +29,8 @@ def why_whole(kind: str) -> str | None:
 
 def shard(network: nn.Module, worker: Worker) -> Callable[[nn.Module], nn.Module]:
     """Cut a network in the host's memory into shards on the workers' devices, in place.
-
     Block by block, so that no device ever holds the whole network. Weights are the calling rank's, equal on all ranks
-    by equal seeds. Returns a function that copies the sharded network, as `deepcopy` copies a whole one.
-    """
+    by equal seeds. Returns a function that copies the sharded network, as `deepcopy` copies a whole one."""
     empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in network.parameters()}
     bare = deepcopy(network, empty)  # with parameters on the meta device, without memory
     cut(network, worker)
@@ -64,10 +59,8 @@ def cut(network: nn.Module, worker: Worker) -> None:
 
 def collectives() -> tuple[Any, Any]:
     """FSDP2's own all-gather and reduce-scatter; in a rank by itself (`parallel.by_itself`) copies.
-
     Such a rank takes its own shard in the place of the others', and its part of its own gradients: shapes and memory
-    stay, and no rank waits.
-    """
+    stay, and no rank waits."""
     from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 
     class Gather(DefaultAllGather):

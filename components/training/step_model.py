@@ -2,12 +2,9 @@
 
 The task itself takes its own step, in the recipe's losses and conditions, up to the last gradient. torch counts matrix
 products, convolutions and attention, whose products it counts under its plain kernel alone (SDPBackend.MATH). A
-multiplication and an addition are two operations, where many papers count one.
-
-Not counted is what costs no product (norms, optimizer, averages), and the price of little memory: parts of a batch,
-which cost a VQ-GAN and a contrastive encoder one more pass forward, and recomputed activations. A model's utilization
-wants it so.
-"""
+multiplication and an addition are two operations, where many papers count one. Not counted is what costs no product
+(norms, optimizer, averages), and the price of little memory: parts of a batch, which cost a VQ-GAN and a contrastive
+encoder one more pass forward, and recomputed activations. A model's utilization wants it so."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -66,8 +63,7 @@ class StepModel:
             dataset_info: what the data set conditions on.
             grid: of the tokens that a prior learns; None for what learns images.
 
-        Raises ValueError for a data set that the training can't learn from.
-        """
+        Raises ValueError for a data set that the training can't learn from."""
         self.training, self.dataset_info, self.grid = training, dataset_info, grid
         config: Any = training
         config = config.replace(
@@ -94,8 +90,7 @@ class StepModel:
         Args:
             step: which one (1-based); None: the last, when every loss has begun.
 
-        Raises PerceptualWeightsError where the package of its perceptual network is missing.
-        """
+        Raises PerceptualWeightsError where the package of its perceptual network is missing."""
         samples, step = self.training.optimization.global_batch_size, step or self.training.optimization.total_steps
         once = (
             1 if self.training.needs().degradations else samples

@@ -1,8 +1,6 @@
 """Traces of a few steps by torch.profiler: all operations on the CPU and on the GPU, with times.
-
 A trace opens in Perfetto and chrome://tracing. Recording slows these steps and changes no number. The first of them
-also pays for the profiler's own start.
-"""
+also pays for the profiler's own start."""
 
 import logging
 import tempfile
@@ -33,10 +31,8 @@ def traced(
     start_step: int,
 ) -> Iterator[Iterator[Batch]]:
     """The same batches; rank 0 records the steps of `profiling` between them.
-
     A step lasts from the request of its batch to the request of the next, so its log, checkpoint and images are part of
-    it. At the end of training, of whatever kind, the recorded steps are stored. No failure here ends a training.
-    """
+    it. At the end of training, of whatever kind, the recorded steps are stored. No failure here ends a training."""
     if profiling is None or worker.rank > 0:
         yield batches
         return

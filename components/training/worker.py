@@ -90,11 +90,9 @@ class TrainingJob(NamedTuple):
 
 def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     """The whole work of a rank: build the task, restore, train, report.
-
     Returns {} at the end, or the reason of an early end: {"stopped": why} if a restart would not help (numbers that are
     not finite, data, memory), {"preempted": step} if a node is taken away, {"damaged": name of the checkpoint, "why":
-    …} if its state can't be read.
-    """
+    …} if its state can't be read."""
     job: TrainingJob = arguments["job"]
     torch.set_num_threads(node_threads(job.resources))
     state_products(job.config.precision)
@@ -221,11 +219,9 @@ def job_batches(job: TrainingJob, worker: Worker, *, start_step: int) -> Iterato
 
 class Saver:
     """Checkpoints (every rank reports, rank 0 writes), previews and the finished model (rank 0).
-
     A checkpoint holds training while its state is copied to the host's memory. It is written, hashed and sent behind
     training, one at a time: the next one waits, so that memory and disk hold a single one. (Ray's own queue has no
-    bound.)
-    """
+    bound.)"""
 
     def __init__(self, job: TrainingJob, reporter: Reporter, held_out: Arrays, *, seconds_before: float) -> None:
         self.job, self.reporter, self.held_out, self.seconds_before = job, reporter, held_out, seconds_before
@@ -295,10 +291,8 @@ class Saver:
 
     def upload(self, checkpoint: Checkpoint, name: str, *, copy: HostCopy, storage: Any) -> Checkpoint:
         """Write a copy and send it, in a thread of Ray Train; then free memory and disk of the node.
-
         Snapshots are sent first, so that a checkpoint in the store has all its snapshots; they go next to the
-        checkpoints, which Train removes in time.
-        """
+        checkpoints, which Train removes in time."""
         folder, config, run = Path(checkpoint.path), self.job.config, self.job.run
         try:
             if self.has_snapshots and is_scheduled(copy.step, config):

@@ -2,8 +2,7 @@
 
 A new schedule is a function, a name in `ScheduleName` and a row in `SCHEDULES`; configuration, `make_schedule` and the
 study of noising read the schedules here. torch is imported where betas are made, so that `cascade --help` needs no
-torch. Shapes: T num_train_timesteps; betas are (T,) float64.
-"""
+torch. Shapes: T num_train_timesteps; betas are (T,) float64."""
 
 from __future__ import annotations
 
@@ -64,9 +63,7 @@ SCHEDULES: dict[ScheduleName, NoiseSchedule] = {
 
 def check_ends(name: ScheduleName, beta_start: float | None, beta_end: float | None) -> None:
     """Raise ValueError, in a single line, for an unknown schedule or for wrong ends.
-
-    Wrong ends are a beta_start without beta_end, the reverse, or ends for a schedule without ends.
-    """
+    Wrong ends are a beta_start without beta_end, the reverse, or ends for a schedule without ends."""
     if name not in SCHEDULES:
         *names, last = SCHEDULES
         raise ValueError(f"unknown schedule {name!r}: choose {', '.join(names)} or {last}")

@@ -1,7 +1,5 @@
 """Images with less in them: fewer pixels, noise (cascades; Ho et al., 2022), 256 levels, gray.
-
-Images are float (B, C, H, W) in [-1, 1].
-"""
+Images are float (B, C, H, W) in [-1, 1]."""
 
 from functools import cache
 

@@ -3,10 +3,8 @@
 Source: Palette (Saharia et al., 2022). A degraded image is an image and a `mask` (B, 1, H, W), 1 where a pixel is
 unknown (GLIDE's mask is the opposite): brush strokes, rectangles or borders. Tasks that change every pixel
 (colorization, JPEG restoration, super-resolution) have a mask of ones. The network sees image and mask, four channels,
-and no name of a task: the network recognizes the task from the image (section 4.5, "multi-task Palette").
-
-No random number is drawn here. Images are float (B, 3, H, W) in [-1, 1], of S = H = W pixels.
-"""
+and no name of a task: the network recognizes the task from the image (section 4.5, "multi-task Palette"). No random
+number is drawn here. Images are float (B, 3, H, W) in [-1, 1], of S = H = W pixels."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -32,10 +30,8 @@ SMALLEST_RADIUS = 0.75  # pixels; a disk of this size holds the center of a pixe
 
 def inpainting_mask(numbers: Sequence[float], resolution: int, *, area: tuple[float, float]) -> Tensor:
     """Return a rectangle or brush strokes somewhere in the image, (S, S) bool, never empty.
-
     `numbers` are NUMBERS draws in [0, 1), `area` the least and greatest share of the image that a rectangle hides;
-    strokes have their own sizes, from Yu et al.
-    """
+    strokes have their own sizes, from Yu et al."""
     rest = numbers[1:]
     return rectangle(rest, resolution, area=area) if numbers[0] < RECTANGLES else strokes(rest, resolution)
 
@@ -53,10 +49,8 @@ def rectangle(numbers: Sequence[float], resolution: int, *, area: tuple[float, f
 
 def border_mask(numbers: Sequence[float], resolution: int, *, area: tuple[float, float]) -> Tensor:
     """The mask of uncropping: a border of equal width at up to four sides, (S, S) bool.
-
     The width w solves (1 - n w)(1 - m w) = 1 - a for a hidden share a, between the two of `area`, and n, m sides of the
-    two directions.
-    """
+    two directions."""
     share, count = between(area, numbers[0]), 1 + int(4 * numbers[1])
     sides = sorted(range(4), key=lambda side: numbers[2 + side])[:count]  # of top, bottom, left, right
     across = sum(side < 2 for side in sides)
@@ -176,11 +170,9 @@ def loss_in_mask(
     objective: Objective, output: Tensor, *, x_0: Tensor, noise: Tensor, x_t: Tensor, time: Tensor, mask: Tensor
 ) -> Tensor:
     """The objective's loss (B,) averaged over the pixels of the mask; known pixels do not count.
-
     The error of every target that is linear in x_0, noise and x_t is zero where these three and the output are zero, so
     the mean over all pixels, divided by the mask's share of the pixels, is the mean over the mask. A learned variance
-    is not linear, and image-to-image models do not accept a learned variance.
-    """
+    is not linear, and image-to-image models do not accept a learned variance."""
     whole = objective.loss(output * mask, x_0=x_0 * mask, noise=noise * mask, x_t=x_t * mask, time=time)
     return whole / mask.mean(dim=(1, 2, 3))
 

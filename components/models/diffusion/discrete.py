@@ -1,9 +1,8 @@
 """Diffusion in discrete steps: DDPM, Improved DDPM, v-prediction, min-SNR, variational bound.
 
 Sources: epsilon and bound, Ho et al. (2020); learned variance and hybrid loss, Nichol and Dhariwal (2021); v, Salimans
-and Ho (2022), appendix D; weights, Hang et al. (2023), equation 8. Everywhere x_0, noise, x_t and prediction are
-(B, ...) of one shape; timesteps are (B,), int64 in [0, T), or, where a sampler goes between them, float64.
-"""
+and Ho (2022), appendix D; weights, Hang et al. (2023), equation 8. Everywhere x_0, noise, x_t and prediction are (B,
+...) of one shape; timesteps are (B,), int64 in [0, T), or, where a sampler goes between them, float64."""
 
 import math
 from collections.abc import Callable
@@ -35,10 +34,8 @@ DATA_STEP = 2 / 255  # distance of neighbors among the 256 values in [-1, 1]
 
 def interpolated_log_variance(values: Tensor, *, small: Tensor, large: Tensor) -> Tensor:
     """Log of the learned variance (Nichol and Dhariwal, 2021, equation 15).
-
     Values in [-1, 1], the second half of the network's channels (B, C, H, W), span small to large, not squashed: the
-    logs of the posterior variance and of beta, for the steps actually taken.
-    """
+    logs of the posterior variance and of beta, for the steps actually taken."""
     fraction = (values + 1) / 2
     return fraction * large + (1 - fraction) * small
 
@@ -51,12 +48,10 @@ def normal_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_varian
 
 def discretized_gaussian_nll(x_0: Tensor, *, mean: Tensor, log_variance: Tensor) -> Tensor:
     """Negative log likelihood of 8-bit values in [-1, 1], by element (Ho et al., 2020, equation 13).
-
     Each value owns the interval of 2/255 around the value, and the two end values own the tails beyond, so the 256
     probabilities add up to 1. The normal distribution function is exact; Improved DDPM uses a tanh approximation here.
     Differences are taken of logarithms in the lower tail, so that neither a far mean nor a narrow Gaussian rounds to
-    zero.
-    """
+    zero."""
     inverse = (-0.5 * log_variance).exp()
     upper, lower = (x_0 - mean + DATA_STEP / 2) * inverse, (x_0 - mean - DATA_STEP / 2) * inverse
     flip = upper + lower > 0  # mirror an interval mostly above the mean
@@ -78,8 +73,7 @@ class DiscreteObjective:
             gradient then reaches the variance alone; "vlb" is the bound itself (the objective of Sohl-Dickstein et al.,
             2015).
 
-    Raises ValueError for targets that cannot be learned, as the noise, where the last step has no signal left.
-    """
+    Raises ValueError for targets that cannot be learned, as the noise, where the last step has no signal left."""
 
     schedule: Schedule
     prediction_type: PredictionType
@@ -122,10 +116,8 @@ class DiscreteObjective:
 
     def loss(self, output: Tensor, *, x_0: Tensor, noise: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
         """Loss (B,) of each sample; the bound counts T times, in bits/dim, and in "hybrid" T / 1000 times.
-
         T / 1000 is the lambda of 0.001 of Nichol and Dhariwal (2021) in the form of their code: the bound is a sum of T
-        terms, of which training draws one.
-        """
+        terms, of which training draws one."""
         total = len(self.schedule)
         if self.loss_kind == "vlb":
             return total * self.bits(output, x_0=x_0, x_t=x_t, time=time)
@@ -146,9 +138,7 @@ class DiscreteObjective:
 
     def loss_weight(self, time: Tensor) -> Tensor:
         """Weight (B,) float32 of each sample's mean squared error; 1 without a gamma.
-
-        With one it is min(snr, gamma) on the scale of x_0, divided by snr for epsilon and by snr + 1 for v.
-        """
+        With one it is min(snr, gamma) on the scale of x_0, divided by snr for epsilon and by snr + 1 for v."""
         snr = self.schedule.table("signal_to_noise", time.device)[time].float()
         if self.min_snr_gamma is None:
             return snr.new_ones(snr.shape)
@@ -163,8 +153,7 @@ class DiscreteObjective:
                            - log p(x_0 | x_1)                                                  reconstruction
 
         At time (B,) int64 of 0 the cost of coding the 8-bit x_0, elsewhere the divergence from the true posterior; for
-        the prior see `prior_bits`. `clip` limits x_0 to [-1, 1], as sampling does.
-        """
+        the prior see `prior_bits`. `clip` limits x_0 to [-1, 1], as sampling does."""
         predicted = self.predict_x_0(output, x_t=x_t, time=time)
         predicted = predicted.clamp(-1, 1) if clip else predicted
         true_mean, true_log_variance = self.schedule.posterior(x_0, x_t, time)
@@ -202,9 +191,7 @@ class DiscreteObjective:
 
     def trajectory(self, num_inference_steps: int, *, spacing: Spacing = "linspace") -> Trajectory:
         """The steps of `Objective.trajectory`; "karras" interpolates between training steps, with rho = 7.
-
-        Where the last training step has no signal, every spacing starts there, but "leading" raises ValueError.
-        """
+        Where the last training step has no signal, every spacing starts there, but "leading" raises ValueError."""
         if spacing == "karras":
             return self.karras_trajectory(num_inference_steps)
         if spacing == "leading" and self.schedule.betas[-1] == 1:

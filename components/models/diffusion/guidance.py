@@ -1,9 +1,6 @@
 """Guidance: classifier-free (Ho and Salimans, 2022), by a weaker network, and by a classifier.
-
 Sources of the latter two: Karras et al. (2024), and Dhariwal and Nichol (2021).
-
-Shapes: B batch; outputs are (B, C, H, W), or (B, 2 C, H, W) where the variance is learned.
-"""
+Shapes: B batch; outputs are (B, C, H, W), or (B, 2 C, H, W) where the variance is learned."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -29,7 +26,6 @@ def guide(
     rescale: float = 0.0,
 ) -> Denoise:
     """Bind conditions and guidance: output = unconditional + scale * (conditional - unconditional).
-
     Only the first C channels are guided; a learned variance comes from the conditional output alone.
 
     Args:
@@ -47,8 +43,7 @@ def guide(
             conditional output (Lin et al., 2024, equations 15 and 16).
 
     Raises ValueError if null has a key that condition lacks, guidance_scale a key that null lacks, or scales by
-    condition are combined with weaker or rescale.
-    """
+    condition are combined with weaker or rescale."""
     if not null.keys() <= condition.keys():
         raise ValueError(f"null conditions without a condition: {', '.join(sorted(null.keys() - condition.keys()))}")
     if isinstance(guidance_scale, Mapping) and (rescale > 0 or weaker is not None):
@@ -82,10 +77,8 @@ def guide(
 
 def classifier_score(objective: Objective, classifier: Network, label: Tensor, scale: Scale) -> Score:
     """Return the gradient at x_t of scale * log p(label | x_t), for the argument `score` of `sample`.
-
     Source: Dhariwal and Nichol (2021), section 4. The classifier is called by the objective like a network, without
-    conditions: noisy images -> logits (B, classes). `label` is (B,) int64; a scale of 0 is no guidance.
-    """
+    conditions: noisy images -> logits (B, classes). `label` is (B,) int64; a scale of 0 is no guidance."""
 
     def score(x_t: Tensor, time: Tensor) -> Tensor:
         with torch.enable_grad():

@@ -1,9 +1,8 @@
 """Training objectives: the noise added, the network's target, the loss, and the way back to x_0.
 
 Three processes in the same form, x_t = signal * x_0 + sigma * noise: discrete steps, EDM (Karras et al., 2022) and
-rectified flow (Liu et al., 2023; Lipman et al., 2023; Esser et al., 2024). Everywhere x_0, noise and x_t are
-(B, C, H, W) of one shape and time is (B,), in the objective's own unit.
-"""
+rectified flow (Liu et al., 2023; Lipman et al., 2023; Esser et al., 2024). Everywhere x_0, noise and x_t are (B, C, H,
+W) of one shape and time is (B,), in the objective's own unit."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -48,9 +47,7 @@ class Objective(Protocol):
 
     def trajectory(self, num_inference_steps: int, *, spacing: Spacing = "linspace") -> Trajectory:
         """The levels of sampling; `spacing` chooses among training steps, a choice of discrete steps only.
-
-        Raises ValueError if num_inference_steps is out of range.
-        """
+        Raises ValueError if num_inference_steps is out of range."""
 
 
 class Preconditioning(NamedTuple):
@@ -64,7 +61,6 @@ class Preconditioning(NamedTuple):
 @dataclass(frozen=True)
 class EDMObjective(Objective):
     """EDM: a network with preconditioned input and output, for all noise levels (Karras et al., 2022).
-
     x_t = x_0 + sigma * noise. The time (B,) is sigma; the network's time input is log(sigma) / 4. Input and target of
     the network have unit variance at every sigma, where the data have deviation sigma_data (table 1).
 
@@ -82,9 +78,7 @@ class EDMObjective(Objective):
 
     def times(self, uniform: Tensor) -> Tensor:
         """Log-normal sigmas by the inverse distribution function; a draw of 0 counts as 2^-25.
-
-        That is half of the least number of float32 draws; the inverse of 0 itself would be infinite.
-        """
+        That is half of the least number of float32 draws; the inverse of 0 itself would be infinite."""
         return (self.log_mean + self.log_std * torch.special.ndtri(uniform.clamp(min=2**-25))).exp()
 
     def levels(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,7 +114,6 @@ class EDMObjective(Objective):
 @dataclass(frozen=True)
 class FlowObjective(Objective):
     """Flow matching on straight paths, x_t = (1 - t) * x_0 + t * noise: rectified flow.
-
     The time (B,) is t in [0, 1], 1 for noise; the network's time input is 1000 t, and the prediction is the velocity
     noise - x_0.
 
@@ -159,11 +152,9 @@ class FlowObjective(Objective):
 
 def make_objective(settings: Mapping[str, Any]) -> Objective:
     """Build an objective from the plain values of a model bundle's `settings["objective"]`.
-
     "kind" is "discrete", "edm" or "flow"; all further keys are arguments of `DiscreteObjective` (loss_kind under the
     key "loss", and those of `make_schedule`, the name under "schedule"), `EDMObjective` or `FlowObjective`. Raises
-    ValueError for an unknown kind, or settings that do not go together.
-    """
+    ValueError for an unknown kind, or settings that do not go together."""
     values = dict(settings)
     kind = values.pop("kind")
     if kind == "edm":

@@ -1,7 +1,5 @@
 """Sampling from noise to images: any sampler of `steps.py`, any objective, any number of steps.
-
-Shapes: B batch; images and latents are (B, C, H, W).
-"""
+Shapes: B batch; images and latents are (B, C, H, W)."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -32,9 +30,7 @@ class Known(NamedTuple):
 
 class Start(NamedTuple):
     """Initial image of sampling: the image is noised, and only the last steps are taken.
-
-    Sources: SDEdit, Meng et al. (2022); for super-resolution, Chung et al. (2022).
-    """
+    Sources: SDEdit, Meng et al. (2022); for super-resolution, Chung et al. (2022)."""
 
     image: Tensor  # (B, C, H, W)
     steps: int
@@ -74,8 +70,7 @@ def sample(
         start: the image that x_T noises where sampling does not start from noise alone.
         on_step: called after each denoising with the step, the time, x_t before the step and the thresholded x_0.
 
-    Raises ValueError for an unknown sampler, or eta, percentile or num_inference_steps out of range.
-    """
+    Raises ValueError for an unknown sampler, or eta, percentile or num_inference_steps out of range."""
     check_options(sampler, eta, percentile)
     kind = SAMPLERS[sampler]
     levels = objective.trajectory(num_inference_steps, spacing=spacing or kind.spacing)
@@ -119,11 +114,9 @@ def check_options(sampler: str, eta: float, percentile: float) -> None:
 
 def thresholded(x_0: Tensor, threshold: Threshold, percentile: float) -> Tensor:
     """A predicted image, limited to the range of images by the named rule.
-
     "dynamic" clips each image to the image's own quantile of |x_0| and scales that quantile to 1 (Saharia et al., 2022,
     Imagen, section 2.3); for a quantile below 1 the result is the clipping to [-1, 1] of "static". "none" changes
-    nothing.
-    """
+    nothing."""
     if threshold == "none":
         return x_0
     if threshold == "static":

@@ -1,10 +1,8 @@
 """Tables of a noise schedule, closed forms of the forward process, and the levels of a sampler.
 
-Sources: Ho et al. (2020); Nichol and Dhariwal (2021); Lin et al. (2024); Karras et al. (2022).
-
-Tables are float64; `timesteps` are 0-based: index 0 has seen one noising step. At a level of any process of training
-x_t = signal * x_0 + sigma * noise. Shapes: B batch, T num_train_timesteps, N num_inference_steps.
-"""
+Sources: Ho et al. (2020); Nichol and Dhariwal (2021); Lin et al. (2024); Karras et al. (2022). Tables are float64;
+`timesteps` are 0-based: index 0 has seen one noising step. At a level of any process of training x_t = signal * x_0 +
+sigma * noise. Shapes: B batch, T num_train_timesteps, N num_inference_steps."""
 
 import math
 from dataclasses import dataclass, field
@@ -44,10 +42,8 @@ class Schedule:
     @cached_property
     def tables(self) -> dict[str, Tensor]:
         """Tables (T,) by name; `posterior` is that of x_{t-1}, Ho et al. (2020), equation 7.
-
         Two logarithms are clipped: that of the posterior variance, which is 0 at index 0, holds there the value of
-        index 1, for a floor of 1e-20 would ruin likelihoods; so does that of beta (code of Improved DDPM).
-        """
+        index 1, for a floor of 1e-20 would ruin likelihoods; so does that of beta (code of Improved DDPM)."""
         with torch.inference_mode(mode=False):  # training may use tables made while sampling
             betas = self.betas
             alphas_cumprod = (1 - betas).cumprod(0)
@@ -96,9 +92,7 @@ class Schedule:
 
     def posterior(self, x_0: Tensor, x_t: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """The Gaussian q(x_{t-1} | x_t, x_0), Ho et al. (2020), equations 6 and 7, at timesteps (B,) int64.
-
-        Returns the mean (B, ...) and the log variance (B, 1, ...), clipped: index 0 holds the value of index 1.
-        """
+        Returns the mean (B, ...) and the log variance (B, 1, ...), clipped: index 0 holds the value of index 1."""
         mean = self.at("posterior_of_x_0", timesteps, x_t) * x_0 + self.at("posterior_of_x_t", timesteps, x_t) * x_t
         return mean, self.at("posterior_log_variance_clipped", timesteps, x_t)
 
@@ -125,8 +119,7 @@ def make_schedule(
             and 1e-2. The defaults are the ends of the table, times 1000 / T.
         zero_terminal_snr: rescale so that the last step leaves no signal; not for networks that predict the noise.
 
-    Raises ValueError for an unknown name, or a schedule that does not exist.
-    """
+    Raises ValueError for an unknown name, or a schedule that does not exist."""
     if num_train_timesteps < 1:
         raise ValueError(f"num_train_timesteps must be at least 1, not {num_train_timesteps}")
     check_ends(name, beta_start, beta_end)
@@ -149,9 +142,7 @@ def _check_betas(betas: Tensor) -> None:
 
 def without_terminal_signal(betas: Tensor) -> Tensor:
     """Betas (T,) rescaled to zero terminal SNR, the first unchanged (Lin et al., 2024, algorithm 1).
-
-    Raises ValueError for a single step, which cannot be first and last.
-    """
+    Raises ValueError for a single step, which cannot be first and last."""
     if len(betas) < 2:
         raise ValueError("zero terminal SNR needs num_train_timesteps of at least 2")
     signal = (1 - betas).cumprod(0).sqrt()
@@ -194,8 +185,7 @@ def spaced_timesteps(num_train_timesteps: int, num_inference_steps: int, *, spac
             where alone sampling can start from noise. "leading" has a whole stride from 0, so that the last steps are
             never taken; "trailing" has an even stride down from the last step.
 
-    Raises ValueError if num_inference_steps is not in [1, num_train_timesteps].
-    """
+    Raises ValueError if num_inference_steps is not in [1, num_train_timesteps]."""
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ValueError(f"num_inference_steps must be in [1, {num_train_timesteps}], not {num_inference_steps}")
     if spacing == "leading":
@@ -211,9 +201,7 @@ def spaced_timesteps(num_train_timesteps: int, num_inference_steps: int, *, spac
 
 def karras_sigmas(num_inference_steps: int, *, sigma_min: float, sigma_max: float) -> Tensor:
     """Levels (N,) float64 from sigma_max down to sigma_min with rho = 7 (Karras et al., 2022, equation 5).
-
-    Raises ValueError if num_inference_steps is below 1.
-    """
+    Raises ValueError if num_inference_steps is below 1."""
     if num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")
     ramp = torch.linspace(0, 1, num_inference_steps, dtype=torch.float64)

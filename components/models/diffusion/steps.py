@@ -3,8 +3,7 @@
 A new sampler is a class, a name in `SamplerName` and a row in `SAMPLERS`; the command, the HTTP API, the page and the
 recipes read the samplers here. Nothing is imported from torch, so that `cascade --help` needs no torch: the formulas
 are arithmetic on tensors (B, ...). The formulas hold for any process with x_t = signal * x_0 + sigma * noise; the
-numbers of a `Step` are float64, and x_0 is the image that the network sees in x_t.
-"""
+numbers of a `Step` are float64, and x_0 is the image that the network sees in x_t."""
 
 from __future__ import annotations
 
@@ -65,9 +64,7 @@ class Euler:
 
     def __init__(self, log_variance: Callable[..., Tensor], *, eta: float, scaled: bool) -> None:
         """Prepare a trajectory with the objective's `log_variance` and the request's eta in [0, 1].
-
-        `scaled`: every level has some of the image's signal.
-        """
+        `scaled`: every level has some of the image's signal."""
         self.log_variance, self.scaled = log_variance, scaled
         self.eta = eta if self.own_eta is None else self.own_eta
         self.draws = self.eta > 0  # noise in every step but the last
@@ -97,10 +94,8 @@ class DDPM(Euler):
 
     def step(self, prediction: Prediction, look: Callable[[Tensor], Tensor]) -> Tensor:
         """The mean of the posterior plus deviation * noise.
-
         A score moves the mean by variance * gradient (Dhariwal and Nichol, 2021, algorithm 1). The posterior variance
-        of the last step is zero; as in `Schedule`, the step before supplies the value.
-        """
+        of the last step is zero; as in `Schedule`, the step before supplies the value."""
         del look
         step, x_t = prediction.step, prediction.x_t
         mean = ddpm_step(step, x_t=x_t, x_0=prediction.x_0)
@@ -123,9 +118,8 @@ class DPMSolver(Euler):
 
     def step(self, prediction: Prediction, look: Callable[[Tensor], Tensor]) -> Tensor:
         """DDIM's step to an x_0 extrapolated from the current and the previous prediction.
-
-        In the last step, where the extrapolation would be infinite, x_0 is its own: a step of order 1, like the first.
-        """
+        In the last step, where the extrapolation would be infinite, x_0 is its own: a step of order 1, like the
+        first."""
         before, self.before = self.before, prediction
         gain = prediction.step.log_snr_gain
         if before is not None and not math.isinf(gain):
@@ -148,10 +142,8 @@ class Heun(Euler):
 
     def step(self, prediction: Prediction, look: Callable[[Tensor], Tensor]) -> Tensor:
         """Euler's step, corrected by the prediction at the end of the step (lines 7 and 8).
-
         Solved for x_t / signal as a function of sigma / signal, as Karras et al. do; for a process with no signal at
-        the start along the straight line between the two levels.
-        """
+        the start along the straight line between the two levels."""
         step, x_t, x_0 = prediction.step, prediction.x_t, prediction.x_0
         x_next = super().step(prediction, look)
         if step.next_sigma == 0:
@@ -185,9 +177,7 @@ def ddpm_step(step: Step, *, x_t: Tensor, x_0: Tensor) -> Tensor:
 
 def ddim_step(step: Step, *, x_t: Tensor, x_0: Tensor, noise: Tensor | None = None, eta: float = 0.0) -> Tensor:
     """Step of DDIM, Song et al. (2021), equation 12, with the noise derived again from the (clipped) x_0.
-
-    Eta 1 is DDPM; at eta 0 this is also Euler's step of the probability flow, and DPM-Solver++ of order 1.
-    """
+    Eta 1 is DDPM; at eta 0 this is also Euler's step of the probability flow, and DPM-Solver++ of order 1."""
     variance = eta**2 * step.posterior_variance  # equation 16
     epsilon = (x_t - step.signal * x_0) / step.sigma
     mean = step.next_signal * x_0 + math.sqrt(max(step.next_sigma**2 - variance, 0)) * epsilon

@@ -1,8 +1,6 @@
 """Loss-aware sampling of training steps (Nichol and Dhariwal, 2021, equation 18).
-
 The history is plain tensors, so that a checkpoint can hold the history; every rank must record the same losses in the
-same order. Shapes: T num_train_timesteps, K losses kept of each step, B batch.
-"""
+same order. Shapes: T num_train_timesteps, K losses kept of each step, B batch."""
 
 from typing import NamedTuple
 
@@ -29,9 +27,7 @@ def empty_history(num_train_timesteps: int, device: torch.device | str = "cpu") 
 
 def record(history: LossHistory, *, timesteps: Tensor, losses: Tensor) -> LossHistory:
     """The history with the losses (B,) at timesteps (B,) appended in order; infinite and NaN left out.
-
-    All on the device of the history; of each step the last K stay.
-    """
+    All on the device of the history; of each step the last K stay."""
     total, counts = len(history.counts), history.counts
     finite = losses.isfinite()
     new = torch.zeros_like(counts).index_add_(0, timesteps, finite.long())  # (T,)
@@ -49,9 +45,7 @@ def record(history: LossHistory, *, timesteps: Tensor, losses: Tensor) -> LossHi
 
 def probabilities(history: LossHistory) -> Tensor:
     """Probability of each step, (T,) float64: proportional to the root mean square of the step's losses.
-
-    Even until all steps have K losses.
-    """
+    Even until all steps have K losses."""
     total = len(history.counts)
     even = torch.full((total,), 1 / total, dtype=torch.float64, device=history.counts.device)
     moments = history.losses.square().mean(dim=1).sqrt()
@@ -61,10 +55,8 @@ def probabilities(history: LossHistory) -> Tensor:
 
 def draw_timesteps(history: LossHistory, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Steps (B,) int64 from numbers (B,) in [0, 1), and the weights (B,) float32 of the losses.
-
     The weights 1 / (T p) make the mean of the weighted losses an unbiased estimate of the mean over even draws. All
-    tensors are on the same device.
-    """
+    tensors are on the same device."""
     chances = probabilities(history)
     edges = chances.cumsum(0)
     timesteps = torch.searchsorted(edges, uniform.double(), right=True).clamp(max=len(chances) - 1)

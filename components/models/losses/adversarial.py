@@ -1,8 +1,6 @@
 """Adversarial losses: hinge and adaptive weight of VQ-GAN, and augmentation of judged images.
-
 Sources: Esser et al. 2021, "Taming Transformers", equations 4 to 7; Zhao et al. 2020, "Differentiable Augmentation for
-Data-Efficient GAN Training". Shapes: B batch, h w patches, H W pixels.
-"""
+Data-Efficient GAN Training". Shapes: B batch, h w patches, H W pixels."""
 
 from typing import NamedTuple
 
@@ -25,9 +23,7 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
 
 def adaptive_weight(nll_gradient: Tensor, *, adversarial_gradient: Tensor) -> Tensor:
     """Ratio of the norms of the two gradients (equation 7), () without gradient, in [0, 1e4].
-
-    They are those of reconstruction plus perceptual loss and of `generator_loss` at the decoder's last layer.
-    """
+    They are those of reconstruction plus perceptual loss and of `generator_loss` at the decoder's last layer."""
     norms = [torch.linalg.vector_norm(g.float()) for g in (nll_gradient, adversarial_gradient)]
     return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
 
@@ -43,17 +39,14 @@ def balanced_generator_loss(
     reconstruction: Tensor, *, nll_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor, adversarial_weight: float
 ) -> GeneratorLoss:
     """`nll_loss` plus the adversarial loss times the adaptive weight, one backward pass of each network.
-
     Both gradients are taken at the pixels of `reconstruction` (B, 3, H, W), carried on from there to `last_layer` for
     the weight, and summed for `.backward()`. So the discriminator's parameters receive no gradient that the caller
     would have to zero, and the discriminator's graph stays for the discriminator's own loss:
-    `hinge.backward(inputs=list(discriminator.parameters()))`.
-
-    `nll_loss` () is reconstruction plus weighted perceptual loss, a function of the reconstruction only, and
-    `adversarial_loss` () the `generator_loss` of the reconstruction, any value on the way from the decoder's output to
-    the losses; `last_layer` is the raw weight of the decoder's last layer, not the weight of a DDP wrapper, and
-    `adversarial_weight` a factor on top of the adaptive weight (0.8 as published).
-    """
+    `hinge.backward(inputs=list(discriminator.parameters()))`. `nll_loss` () is reconstruction plus weighted perceptual
+    loss, a function of the reconstruction only, and `adversarial_loss` () the `generator_loss` of the reconstruction,
+    any value on the way from the decoder's output to the losses; `last_layer` is the raw weight of the decoder's last
+    layer, not the weight of a DDP wrapper, and `adversarial_weight` a factor on top of the adaptive weight (0.8 as
+    published)."""
     (nll_pixels,) = torch.autograd.grad(nll_loss, reconstruction)
     (adversarial_pixels,) = torch.autograd.grad(adversarial_loss, reconstruction, retain_graph=True)
     nll_gradient, adversarial_gradient = (
@@ -82,7 +75,6 @@ SHIFT, CUT = 1 / 8, 1 / 2  # of the side
 
 def augment(image: Tensor, *, draws: Tensor) -> Tensor:
     """Augment images (B, 3, H, W) in [-1, 1] with gradient, each by a row of draws alone.
-
     The discriminator sees real and generated images augmented alike, in all of its losses: so it cannot learn a small
     set of images by heart, and the augmentation does not appear in generated images. As published: color, translation
     by up to an eighth of the side, cutout of half the side.

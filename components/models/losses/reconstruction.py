@@ -6,8 +6,7 @@
     discretized_logistic  -log probability of 8-bit values in nats (Salimans et al. 2017, "PixelCNN++", equation 2, with
                           one component): the only kind that gives bits per dimension
 
-Shapes: B batch, H W pixels, O channels of the output: 3, or 6 where a location has a log-scale.
-"""
+Shapes: B batch, H W pixels, O channels of the output: 3, or 6 where a location has a log-scale."""
 
 import math
 
@@ -22,11 +21,9 @@ MIN_LOG_SCALE = -7.0
 
 def discretized_logistic_nll(output: Tensor, *, image: Tensor) -> Tensor:
     """-log P of each 8-bit value in nats, (B, 3, H, W) fp32, under a discretized logistic.
-
     P is the logistic's mass within half a level around the value. The two edges are open, so that the 256 probabilities
     sum to one. `output` (B, 6, H, W) holds means in [-1, 1] and log-scales, of which those below -7 count as -7;
-    `image` is (B, 3, H, W) in [-1, 1], of 8 bits.
-    """
+    `image` is (B, 3, H, W) in [-1, 1], of 8 bits."""
     mean, log_scale = output.float().chunk(2, dim=1)
     log_scale = log_scale.clamp(min=MIN_LOG_SCALE)
     image = image.float()
@@ -46,8 +43,7 @@ def logit_laplace_nll(output: Tensor, *, image: Tensor) -> Tensor:
         log f(y) = -log(2b) - log(y (1 - y)) - |logit(y) - mu| / b,
 
     where y = (1 - 2 eps) x + eps and x is the image in [0, 1]. A density may exceed one, so nats may be negative.
-    `output` (B, 6, H, W) holds mu and log b; `image` is (B, 3, H, W) in [-1, 1].
-    """
+    `output` (B, 6, H, W) holds mu and log b; `image` is (B, 3, H, W) in [-1, 1]."""
     mean, log_scale = output.float().chunk(2, dim=1)
     y = (1 - 2 * LOGIT_LAPLACE_EPS) * (image.float() + 1) / 2 + LOGIT_LAPLACE_EPS
     distance = (y.logit() - mean).abs() * (-log_scale).exp()

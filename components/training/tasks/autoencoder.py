@@ -1,10 +1,7 @@
 """Training of autoencoders: VAE, VAE-GAN, VQ-VAE, dVAE or VQ-GAN, by the weights of the losses.
-
 VQ-GAN: Esser et al. (2021). With an adversarial weight there are two networks and two optimizers; without one no
 discriminator is built.
-
-Shapes: B batch, H W pixels, O channels of the decoder's output, h w latent grid, N = B*h*w latents, K codes.
-"""
+Shapes: B batch, H W pixels, O channels of the decoder's output, h w latent grid, N = B*h*w latents, K codes."""
 
 import math
 from collections.abc import Iterator
@@ -68,10 +65,8 @@ class AutoencoderTask(AdversarialTask):
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """Train both networks on the same reconstructions.
-
         The discriminator learns from step 1: an untrained discriminator would ruin reconstructions when the generator
-        begins to use its gradients (taming-transformers issue 93).
-        """
+        begins to use its gradients (taming-transformers issue 93)."""
         if step == 1:
             self.start_codes(batch)
         in_parts = self.max_batch is not None and self.max_batch < len(batch["position"])
@@ -217,10 +212,8 @@ class AutoencoderTask(AdversarialTask):
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
         """Losses of the averaged weights over all held-out images.
-
         With codes also usage and perplexity of the codebook; with a reconstruction that is a probability of 8-bit
-        values also the bound in bits per dimension.
-        """
+        values also the bound in bits per dimension."""
         network, indices, totals = self.generator.snapshot(), list[Tensor](), dict[str, float]()
         for part, share in self.held_out_parts(held_out):
             losses = self.losses(part, network, self.draws(part, step=None))
@@ -237,10 +230,8 @@ class AutoencoderTask(AdversarialTask):
 
     def bits_per_dim(self, terms: dict[str, float]) -> float:
         """Upper bound on the bits of each 8-bit value: reconstruction plus the cost of z under the prior.
-
         A Gaussian costs its KL divergence from N(0, I). Codes are decided by the image and uniform under their prior:
-        log K each, independent of the relaxation's divergence.
-        """
+        log K each, independent of the relaxation's divergence."""
         network = self.generator.network
         if self.config.network.bottleneck.kind == "gaussian":
             nats = terms["kl_loss"]

@@ -4,8 +4,7 @@ They are bases, upsamplers, or models from image to image: a single network for 
 et al., 2022). DALL-E 2's diffusion prior (Ramesh et al., 2022, section 2.2) predicts image embeddings, by a frozen
 encoder of the batch's images, from noised embeddings and a text, by mean squared error.
 
-Shapes: B batch, H W pixels of x_0, S resolution, E embedding_dim, L text length, T features of a text's state.
-"""
+Shapes: B batch, H W pixels of x_0, S resolution, E embedding_dim, L text length, T features of a text's state."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -129,9 +128,8 @@ class DiffusionTask(LearnerTask):
 
     def augmented(self, cond: dict[str, Tensor], position: Tensor, noise_level: int | None) -> dict[str, Tensor]:
         """Noise conditioning augmentation of `low_res`, if any.
-
-        Each sample draws its own level in training (independent of the batch); `noise_level` is the level at sampling.
-        """
+        Each sample draws its own level in training (independent of the batch); `noise_level` is the level at
+        sampling."""
         settings = self.config.low_res
         if settings is None:
             return cond
@@ -209,10 +207,8 @@ class DiffusionTask(LearnerTask):
 
 class ImageToImageTask(DiffusionTask):
     """A diffusion task conditioned on a degraded image, with a loss inside the mask alone.
-
     Batches hold `task` (B,), places in the configuration's tasks, and `condition_image`, the images after JPEG where
-    JPEG is the task: see `components.data.images.degrade`. All else is made here, by (seed, position).
-    """
+    JPEG is the task: see `components.data.images.degrade`. All else is made here, by (seed, position)."""
 
     def degraded(self, batch: Batch) -> Degraded:
         """The degraded images of a batch, with masks."""

@@ -1,7 +1,5 @@
 """Training of class-conditional GANs (Brock et al., 2019): two networks and optimizers, hinge losses.
-
-Shapes: B batch, Z noise_dim, H W pixels.
-"""
+Shapes: B batch, Z noise_dim, H W pixels."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -26,11 +24,9 @@ STATISTICS_BATCHES, STATISTICS_BATCH = 16, 64  # of noise, to estimate the stati
 
 class GANTask(AdversarialTask):
     """Generator against discriminator. Only the averaged generator is stored.
-
     Batch norm sees the batches of all ranks together, so two ranks equal one. A batch taken in parts is seen part by
     part: with `max_batch` below the rank's share the statistics are those of a smaller batch, and accumulation does not
-    equal none.
-    """
+    equal none."""
 
     config: GANTraining
     parts_matter = True
@@ -48,11 +44,9 @@ class GANTask(AdversarialTask):
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """Train the discriminator on `discriminator_steps` equal parts of the batch, then the generator once.
-
-        The generator makes as many images as the batch holds. Position p is in part p mod `discriminator_steps`, on
-        any rank. Singular vectors move with each forward: after a refused update they are put back, since numbers that
-        are not finite may have reached them.
-        """
+        The generator makes as many images as the batch holds. Position p is in part p mod `discriminator_steps`, on any
+        rank. Singular vectors move with each forward: after a refused update they are put back, since numbers that are
+        not finite may have reached them."""
         before = [buffer.clone() for buffer in self.buffers()]
         turns = self.config.optimization.discriminator_steps
         taken, totals = [], Metrics()

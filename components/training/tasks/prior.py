@@ -5,8 +5,7 @@ of texts too (Ramesh et al., 2021, section 2.2); or masked tokens from visible t
 section 3.1). Pixels: gated PixelCNN and Row LSTM (van den Oord et al., 2016), of an image's exact likelihood; values
 are 8-bit RGB or gray (dimensions of 256 values), or grids of tokens.
 
-Shapes: B batch, C colors, H W height and width, K num_values, N tokens an image, L text length, M condition tokens.
-"""
+Shapes: B batch, C colors, H W height and width, K num_values, N tokens an image, L text length, M condition tokens."""
 
 import math
 from collections.abc import Callable, Iterator

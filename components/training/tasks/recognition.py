@@ -5,8 +5,7 @@ Radford et al. (2021), section 2. Their loss sees the pairs of all ranks and of 
 ranks equal one and accumulation equals none. A batch taken in parts is encoded twice: once for the pairs of other
 parts, once for the gradients.
 
-Shapes: B images or pairs on this rank, N pairs of all ranks, K classes, H W pixels, E embedding_dim, L text length.
-"""
+Shapes: B images or pairs on this rank, N pairs of all ranks, K classes, H W pixels, E embedding_dim, L text length."""
 
 import torch
 import torch.nn.functional as F
@@ -142,7 +141,6 @@ class ContrastiveTask(LearnerTask):
 
 def retrieval_accuracy(query: Tensor, candidates: Tensor, *, same: Tensor) -> Tensor:
     """Share of rows of `query` (N, E) with a right answer as the nearest row of `candidates` (N, E), ().
-
     Of several rows equally near, each counts for its share: the last bit of a product depends on the place of a row.
 
     Args:
