@@ -16,9 +16,9 @@ from components.configuration.trainings import (
     PixelTraining,
     PriorTraining,
 )
-from components.training.families import task_maker
 from components.training.loop import Arrays, Batch, Task
 from components.training.parallel import ALONE, Worker
+from components.training.step_model import task_maker
 
 CONDITION = TokenGrid(codebook_size=6, height=1, width=2)
 DATASET_INFO = DatasetInfo(num_classes=3, vocab_size=20, text_length=6, condition=CONDITION)

@@ -2,7 +2,7 @@
 
 To add a family, write its network and sampling (`components.models`, `components.sampling.generators`), a subclass of
 `Training` and a task, then add a row here and one each to `components.models.bundle.NETWORKS` and
-`components.training.families.TASKS`. `train_model` trains it, and `cascade plan` counts its memory and operations.
+`components.training.step_model.TASKS`. `train_model` trains it, and `cascade plan` counts its memory and operations.
 """
 
 from typing import Literal, NamedTuple

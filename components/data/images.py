@@ -147,7 +147,7 @@ class Degradation(NamedTuple):
 def degrade(images: np.ndarray, position: np.ndarray, degradation: Degradation) -> dict[str, np.ndarray]:
     """Draws a degradation for each image of a batch, and applies JPEG, the only one that needs an encoder.
 
-    Masks, borders, gray and fewer pixels are made of tensors, see components/models/diffusion/degradation.py. Palette,
+    Masks, borders, gray and fewer pixels are made of tensors, see components/models/diffusion/corruption.py. Palette,
     Saharia et al. (2022), section 4: one model for all tasks. A draw is a function of (seed, position), so it depends
     neither on the batch nor on the ranks.
 

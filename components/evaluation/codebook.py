@@ -33,7 +33,7 @@ from components.evaluation.gallery import (
 from components.evaluation.image_sets import ShardImages
 from components.evaluation.measure import MeasureConfig
 from components.models.autoencoder import Autoencoder
-from components.models.quantizer import codebook_histogram, codebook_perplexity, codebook_usage
+from components.models.bottleneck import codebook_histogram, codebook_perplexity, codebook_usage
 from components.runtime.pool import Later, Pool, write_job
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store

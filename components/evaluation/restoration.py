@@ -19,8 +19,15 @@ from components.evaluation.grids import GridBlock, readable, render_blocks
 from components.evaluation.image_sets import ImageSet
 from components.evaluation.measure import MeasureConfig
 from components.evaluation.study import Findings, ModelStudy, StudyPlan
-from components.models.diffusion.corruption import blurred, downsample, gray
-from components.models.diffusion.degradation import MASK_TASKS, NUMBERS, border_mask, inpainting_mask
+from components.models.diffusion.corruption import (
+    MASK_TASKS,
+    NUMBERS,
+    blurred,
+    border_mask,
+    downsample,
+    gray,
+    inpainting_mask,
+)
 from components.sampling.cascade import Cascade
 from components.sampling.image_files import encode_png
 from components.sampling.images import from_uint8, to_uint8

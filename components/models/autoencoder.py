@@ -16,10 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.models.bottleneck import Encoded, GaussianBottleneck, GumbelQuantizer, ScalarQuantizer
+from components.models.bottleneck import (
+    EMAQuantizer,
+    Encoded,
+    GaussianBottleneck,
+    GumbelQuantizer,
+    ScalarQuantizer,
+    VectorQuantizer,
+)
 from components.models.layers import GroupNorm, NetworkBlock, SelfAttention2d, zeroed
 from components.models.losses.reconstruction import image_of, output_channels
-from components.models.quantizer import EMAQuantizer, VectorQuantizer
 
 Bottleneck = GaussianBottleneck | GumbelQuantizer | ScalarQuantizer | EMAQuantizer | VectorQuantizer
 BOTTLENECKS: dict[str, type[Bottleneck]] = {

@@ -1,10 +1,12 @@
-"""Bottlenecks between encoder and decoder: a Gaussian, relaxed categorical codes, or rounded scalars.
+"""Bottlenecks of an autoencoder: a Gaussian, relaxed codes, rounded scalars, or nearest codes.
 
 Sources: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", section 3 and appendix B; Ramesh et al. 2021,
 "Zero-Shot Text-to-Image Generation", section 2.1; Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE Made
-Simple", section 3. Nearest-code lookups are in `quantizer.py`.
+Simple", section 3. Nearest codes, moved by averages or by gradient: van den Oord et al. 2017, "Neural Discrete
+Representation Learning", equation 3 and appendix A.1 (EMA updates); Yu et al. 2022, "Vector-quantized Image Modeling
+with Improved VQGAN", section 3.2 (l2-normalized short codes).
 
-Shapes: B batch, C channels of the bottleneck, h w latent grid, K codebook_size."""
+Shapes: B batch, C channels of the bottleneck (codebook_dim), h w latent grid, K codebook_size, N = B*h*w latents."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +15,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+
+from components.models.devices import autocast, to_device
 
 
 class Encoded(NamedTuple):
@@ -125,3 +129,221 @@ class ScalarQuantizer(nn.Module):
         half = self.levels // 2
         digits = indices[..., None] // self.basis % self.levels
         return rearrange((digits - half) / half, "b h w c -> b c h w").contiguous()
+
+
+KMEANS_STEPS = 10
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest-code lookup in a codebook of parameters, trained by `codebook_loss`.
+    `codebook_loss` is equation 3 of van den Oord et al. Its weight is 1 and the weight of `commitment_loss` is lower:
+    the published code of VQ-GAN has the two the other way round (taming-transformers #57)."""
+
+    def __init__(
+        self, *, codebook_size: int, codebook_dim: int, l2_normalize: bool = False, codebook_init: str = "uniform"
+    ) -> None:
+        """Codes start in U(-1/K, 1/K) as published, or as random directions with `l2_normalize`.
+        With `codebook_init` "data" training first calls `start_at`."""
+        super().__init__()
+        self.codebook_size, self.codebook_init, self.l2_normalize = codebook_size, codebook_init, l2_normalize
+        self.in_channels = self.channels = codebook_dim
+        codebook = torch.empty(codebook_size, codebook_dim).uniform_(-1 / codebook_size, 1 / codebook_size)
+        self.codebook = nn.Parameter(F.normalize(torch.randn_like(codebook), dim=-1) if l2_normalize else codebook)
+
+    def forward(self, z_e: Tensor) -> Encoded:
+        """Replace each latent of `z_e` (B, C, h, w) by the nearest code."""
+        z = rearrange(z_e, "b c h w -> b h w c").float()
+        z, codes = (F.normalize(x, dim=-1) if self.l2_normalize else x for x in (z, self.codebook.float()))
+        indices = nearest_codes(z.detach(), codes.detach())  # (B, h, w)
+        e = F.embedding(indices, codes)  # (B, h, w, C)
+        losses = {"codebook_loss": F.mse_loss(e, z.detach()), "commitment_loss": F.mse_loss(z, e.detach())}
+        return Encoded(z=_straight_through(e.detach(), z), losses=losses, indices=indices)
+
+    @torch.no_grad()
+    def start_at(self, centers: Tensor, *, project_in: nn.Conv2d) -> None:
+        """Make codes of `centers` (K, D), features of which `project_in` (D -> C, 1 x 1) makes latents.
+        Codes in U(-1/K, 1/K) are nearly equal: a few are nearest to all latents, and only those ever move."""
+        codes = rearrange(project_in(centers[:, :, None, None]), "k c 1 1 -> k c")
+        self.codebook.copy_(F.normalize(codes, dim=-1) if self.l2_normalize else codes)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codes of `indices` (B, h, w): (B, C, h, w)."""
+        codes = F.normalize(self.codebook, dim=-1) if self.l2_normalize else self.codebook
+        return rearrange(F.embedding(indices, codes), "b h w c -> b c h w").contiguous()
+
+
+class EMAQuantizer(nn.Module):
+    """Nearest-code lookup in a codebook without gradient, moved by averages of the codes' latents.
+    The codebook moves only in `update_codebook`, which the caller runs once after each optimizer step. Its whole state
+    is in buffers and its randomness comes from the caller's generator, so a resumed run repeats itself bit for bit."""
+
+    codebook: Tensor  # (K, C)
+    ema_count: Tensor  # (K,)
+    ema_sum: Tensor  # (K, C)
+    initialized: Tensor  # ()  bool
+
+    def __init__(
+        self,
+        *,
+        codebook_size: int,
+        codebook_dim: int,
+        codebook_decay: float = 0.99,
+        dead_code_threshold: float = 0.25,
+        l2_normalize: bool = True,
+        codebook_init: str = "data",
+    ) -> None:
+        """Arguments of the codebook's updates.
+        `dead_code_threshold` is a share of the mean EMA count, independent of the batch size and the number of ranks;
+        `codebook_init` what the first update makes of its latents: "data" takes some of them, "kmeans" their
+        clusters."""
+        super().__init__()
+        self.codebook_size, self.codebook_init, self.l2_normalize = codebook_size, codebook_init, l2_normalize
+        self.codebook_decay, self.dead_code_threshold = codebook_decay, dead_code_threshold
+        self.in_channels = self.channels = codebook_dim
+        codebook = self._normalize(torch.randn(codebook_size, codebook_dim))
+        self.register_buffer("codebook", codebook)
+        self.register_buffer("ema_count", torch.ones(codebook_size))
+        self.register_buffer("ema_sum", codebook.clone())
+        self.register_buffer("initialized", torch.tensor(False))
+        self.has_started = False  # what the host knows of `initialized`
+
+    def forward(self, z_e: Tensor) -> Encoded:
+        """Replace each latent of `z_e` (B, C, h, w) by the nearest code."""
+        z = self._normalize(rearrange(z_e, "b c h w -> b h w c").float())  # (B, h, w, C)
+        indices = nearest_codes(z.detach(), self.codebook)  # (B, h, w)
+        e = self.codebook[indices].detach()  # (B, h, w, C)
+        return Encoded(
+            z=_straight_through(e, z),
+            losses={"commitment_loss": F.mse_loss(z, e)},
+            indices=indices,
+            latents=rearrange(z.detach(), "b h w c -> (b h w) c"),
+        )
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codes of `indices` (B, h, w): (B, C, h, w)."""
+        return rearrange(self.codebook[indices], "b h w c -> b c h w").contiguous()
+
+    @torch.no_grad()
+    def update_codebook(
+        self, latents: Tensor, *, indices: Tensor, generator: torch.Generator, taken: Tensor | None = None
+    ) -> Tensor:
+        """Move the codebook by an EMA step over the latents of all ranks; restart dead codes at latents.
+        The first call takes every code for dead: that is the initialization from data. The host doesn't ask the device
+        which codes are dead, but where k-means waits for its first call. Sums are in fp64 and rounded once, so that
+        neither the split over ranks nor the order of additions shows. `latents` (N, C) fp32 and N `indices` in any
+        shape are those of an `Encoded`, the same N on every rank, with micro-batches concatenated. The CPU generator is
+        in the same state on every rank, derived from (seed, step). Where `taken` () bool is false nothing moves.
+        Returns the number of codes that were restarted, () int64."""
+        taken = torch.ones_like(self.initialized) if taken is None else taken
+        totals = _totals_by_code(latents, indices.flatten(), codebook_size=self.codebook_size)
+        if distributed.is_initialized():
+            distributed.all_reduce(totals)
+        counts, sums = totals[:, 0].float(), totals[:, 1:].float()
+        ema_count = self.ema_count.lerp(counts, 1 - self.codebook_decay)
+        ema_sum = self.ema_sum.lerp(sums, 1 - self.codebook_decay)
+        eps, total = 1e-5, ema_count.sum()
+        smoothed = (ema_count + eps) / (total + self.codebook_size * eps) * total  # by Laplace
+        codebook = self._normalize(ema_sum / smoothed[:, None])
+        dead = ~self.initialized | (ema_count < self.dead_code_threshold * ema_count.mean())
+        chosen, count = self._restarts(dead, latents=latents, generator=generator), counts.mean()
+        # Without the last line the old average would overwrite the new vector in the next step (espnet #6284).
+        self.codebook.copy_(torch.where(taken, torch.where(dead[:, None], chosen, codebook), self.codebook))
+        self.ema_count.copy_(torch.where(taken, torch.where(dead, count, ema_count), self.ema_count))
+        self.ema_sum.copy_(torch.where(taken, torch.where(dead[:, None], chosen * count, ema_sum), self.ema_sum))
+        self.initialized.logical_or_(taken)
+        return (dead & taken).sum()
+
+    def _normalize(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=-1) if self.l2_normalize else vectors
+
+    def _restarts(self, dead: Tensor, *, latents: Tensor, generator: torch.Generator) -> Tensor:
+        """New vectors (K, C) for the codes of `dead` (K,): latents in random order, or clusters of latents.
+        Rows of other codes have no meaning. Of more dead codes than latents some restart as twins, of which argmin uses
+        one and the other soon restarts again."""
+        if self.codebook_init == "kmeans" and not self.has_started:
+            self.has_started = bool(self.initialized)  # the device is asked until an update was taken
+            if not self.has_started:
+                pool = gather_over_ranks(latents)  # (N * world_size, C), the same on every rank
+                return self._cluster(pool, centers=draw_latents(pool, len(dead), generator=generator))
+        total = len(latents) * (distributed.get_world_size() if distributed.is_initialized() else 1)
+        if total == 0:
+            return self.codebook
+        order = to_device(torch.randperm(total, generator=generator), latents.device)
+        return rows_of_ranks(latents, order[(dead.cumsum(0) - 1) % total])
+
+    def _cluster(self, points: Tensor, *, centers: Tensor) -> Tensor:
+        """k-means of `points` (P, C) from `centers` (K, C): (K, C). A center without nearest points stays.
+        Every rank has all points and takes the same steps; rank 0 speaks for all where a device adds in any order."""
+        for _ in range(KMEANS_STEPS):
+            totals = _totals_by_code(points, nearest_codes(points, centers), codebook_size=len(centers))
+            means = self._normalize((totals[:, 1:] / totals[:, :1].clamp(min=1)).to(centers.dtype))
+            centers = torch.where(totals[:, :1] > 0, means, centers)
+        if distributed.is_initialized():
+            distributed.broadcast(centers, src=0)
+        return centers
+
+
+def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
+    """argmin_k ||z - e_k||^2 for z (..., C) and codes (K, C): (...) int64, any of equal codes.
+    In fp32 under autocast too; ||z||^2 is the same for every code and left out."""
+    with autocast(z.device, enabled=False):
+        flat = z.reshape(-1, z.shape[-1])
+        distances = torch.addmm(codebook.square().sum(dim=1), flat, codebook.T, alpha=-2)  # (N, K)
+    return distances.argmin(dim=1).view(z.shape[:-1])
+
+
+def _straight_through(e: Tensor, z: Tensor) -> Tensor:
+    """Value of the codes e, gradient to z; both (B, h, w, C) -> (B, C, h, w).
+    e + (z - sg[z]) and not z + sg[e - z]: the value is then exactly the code, so that detokenize equals forward.
+    Contiguous: the decoder's own weights then decide on its memory format."""
+    return rearrange(e + (z - z.detach()), "b h w c -> b c h w").contiguous()
+
+
+def _totals_by_code(latents: Tensor, indices: Tensor, *, codebook_size: int) -> Tensor:
+    """Count and sum of the latents (N, C) of each code, in fp64: (K, 1 + C)."""
+    ones = torch.ones(len(latents), 1, dtype=torch.float64, device=latents.device)
+    totals = torch.zeros(codebook_size, latents.shape[1] + 1, dtype=torch.float64, device=latents.device)
+    return totals.index_add_(0, indices, torch.cat([ones, latents.double()], dim=1))
+
+
+def gather_over_ranks(latents: Tensor) -> Tensor:
+    """Gather the latents (N, C) of all ranks, the same N on each, rank 0's first: (N * world_size, C)."""
+    if not distributed.is_initialized():
+        return latents
+    parts = [torch.empty_like(latents) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, latents.contiguous())
+    return torch.cat(parts)
+
+
+def rows_of_ranks(latents: Tensor, places: Tensor) -> Tensor:
+    """Rows `places` (K,) of the latents (N, C) of all ranks, the same N on all, rank 0's first: (K, C).
+    Each rank gives its own and all are added, so that as much goes over the wire with many ranks as with two."""
+    if not distributed.is_initialized():
+        return latents[places]
+    own = places - distributed.get_rank() * len(latents)
+    is_own = (own >= 0) & (own < len(latents))
+    rows = torch.where(is_own[:, None], latents[own.clamp(0, len(latents) - 1)], 0.0)
+    distributed.all_reduce(rows)
+    return rows
+
+
+def draw_latents(pool: Tensor, count: int, *, generator: torch.Generator) -> Tensor:
+    """`count` latents of (N, C), each once before any comes twice: (count, C)."""
+    order = torch.randperm(len(pool), generator=generator)[torch.arange(count) % len(pool)]
+    return pool[to_device(order, pool.device)]
+
+
+def codebook_histogram(indices: Tensor, *, codebook_size: int) -> Tensor:
+    """Count of each code in `indices` (any shape), to be added up over an epoch and ranks: (K,) int64."""
+    return torch.bincount(indices.flatten(), minlength=codebook_size)
+
+
+def codebook_usage(histogram: Tensor) -> Tensor:
+    """Share of distinct codes in use, () in [0, 1], from a histogram (K,) of a whole epoch."""
+    return (histogram > 0).double().mean()
+
+
+def codebook_perplexity(histogram: Tensor) -> Tensor:
+    """Perplexity exp(-sum p log p), () in [1, K], from a histogram (K,) of an epoch; a batch's is too low."""
+    p = histogram.double() / histogram.sum()
+    return torch.special.entr(p).sum().exp()

@@ -15,8 +15,7 @@ from components.models.contrastive import ContrastiveEncoder, DiffusionPrior
 from components.models.dit import DiT
 from components.models.gan import GANGenerator
 from components.models.noisy_classifier import NoisyClassifier
-from components.models.pixelcnn import GatedPixelCNN
-from components.models.row_lstm import RowLSTM
+from components.models.pixelcnn import GatedPixelCNN, RowLSTM
 from components.models.transformer import MaskedTransformer, Transformer
 from components.models.unet import UNet
 

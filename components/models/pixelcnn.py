@@ -1,8 +1,16 @@
-"""Gated PixelCNN (van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders").
-Shapes: B batch, C num_channels (colors), H W height and width, I channels into a layer, D channels."""
+"""Networks of pixels: the gated PixelCNN, and the Row LSTM.
+
+Sources: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders"; van den Oord et al. 2016,
+"Pixel Recurrent Neural Networks", section 3.1. The Row LSTM reads an image row by row: the state of a position is made
+of the three states above it and of the row so far. What it can see is therefore a triangle that opens upwards; far to
+the right in near rows stays out of reach.
+
+Shapes: B batch, C num_channels (colors), H W height and width, I channels into a layer, D channels, S = D / 2 of the
+Row LSTM's state."""
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from components.models.layers import NetworkBlock
@@ -17,6 +25,7 @@ from components.models.masked import (
     RowConv2d,
     RowsConv2d,
     ValueHead,
+    color_groups,
     shift_down,
 )
 
@@ -112,3 +121,132 @@ class CachedGatedLayer:
         self.mix.write(gate(row), column=0, color=color)
         out = self.mix.apply(column=0, color=color)
         return out if self.layer.first else out + self.conv.read(column=column, color=color)
+
+
+class EntryLayer(nn.Module):
+    """A convolution with mask A, (B, I, H, W) -> (B, D, H, W), over three rows above and the row so far."""
+
+    def __init__(self, in_groups: Groups, *, groups: Groups) -> None:
+        super().__init__()
+        reach = FIRST_KERNEL_SIZE // 2
+        self.above = RowsConv2d(len(in_groups), len(groups), rows=reach, kernel_size=FIRST_KERNEL_SIZE)
+        self.beside = RowConv2d(in_groups, groups, reach=reach, mask="A")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.beside(x) + shift_down(self.above(x))
+
+
+class RowLSTMLayer(NetworkBlock):
+    """A recurrent layer with a residual (equation 3, figure 5), (B, D, H, W) -> (B, D, H, W)."""
+
+    def __init__(self, *, channels: int, num_channels: int, kernel_size: int, num_labels: int, dropout: float) -> None:
+        super().__init__()
+        state = channels // 2
+        groups = color_groups(channels, num_channels=num_channels)
+        state_groups = color_groups(state, num_channels=num_channels)
+        self.input_to_state = RowConv2d(groups, 4 * state_groups, reach=kernel_size // 2)
+        self.label = LabelBias(num_labels, 4 * state)
+        self.state_to_state = nn.Conv1d(state, 4 * state, 3, padding=1, bias=False)
+        self.mix = RowConv2d(state_groups, groups)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, *, label: Tensor) -> Tensor:
+        gates = self.input_to_state(x) + self.label(label)  # (B, 4S, H, W)
+        state = cell = self.state_to_state.weight.new_zeros(len(x), self.state_to_state.in_channels, x.shape[3])
+        states = []
+        for row in gates.unbind(dim=2):
+            state, cell = lstm(row + self.state_to_state(state), cell)
+            states.append(state)
+        return x + self.mix(self.dropout(torch.stack(states, dim=2)))
+
+
+def lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """Equation 3: gates (B, 4S, …) and cell (B, S, …) -> the new state and cell.
+    The gates are in the order output, forget, input, content."""
+    opened, content = gates.tensor_split([3 * cell.shape[1]], dim=1)
+    let_out, keep, let_in = opened.sigmoid().chunk(3, dim=1)
+    cell = keep * cell + let_in * content.tanh()
+    return let_out * cell.tanh(), cell
+
+
+class RowLSTM(PixelNetwork):
+    """A first convolution with a kernel of 7, and `num_layers` recurrent layers.
+
+    Args: see `PixelNetwork`; channels is D, a multiple of 2 * num_channels, for the state has half as many;
+        kernel_size is that of input-to-state, and `dropout` the probability, in [0, 1), on each residual branch.
+
+    Raises ValueError as `PixelNetwork`, or when the colors can't share the state's channels equally."""
+
+    def __init__(
+        self, *, num_channels: int, channels: int, num_layers: int, dropout: float = 0.0, **settings: Any
+    ) -> None:
+        if channels % (2 * num_channels):
+            raise ValueError(
+                f"channels {channels} must be a multiple of {2 * num_channels}: the state has half of them"
+            )
+        super().__init__(num_channels=num_channels, channels=channels, **settings)
+        self.entry = EntryLayer(self.embedding.groups, groups=self.groups)
+        self.layers = nn.ModuleList(
+            RowLSTMLayer(
+                channels=channels,
+                num_channels=num_channels,
+                kernel_size=settings["kernel_size"],
+                num_labels=self.null_label + 1,
+                dropout=dropout,
+            )
+            for _ in range(num_layers)
+        )
+        self.head = ValueHead(channels, num_channels=num_channels, num_values=self.num_values)
+
+    def features(self, x: Tensor, *, label: Tensor) -> Tensor:
+        x = self.entry(x)
+        for layer in self.layers:
+            x = layer(x, label=label)
+        return x
+
+    def cached_layers(self, *, label: Tensor, width: int) -> list[CachedLayer]:
+        layers = (layer for layer in self.layers if isinstance(layer, RowLSTMLayer))
+        recurrent = [CachedRowLSTMLayer(layer, label=label, width=width) for layer in layers]
+        return [CachedEntryLayer(self.entry, batch_size=len(label), width=width), *recurrent]
+
+
+class CachedEntryLayer:
+    """An `EntryLayer` at the current row of the drawing."""
+
+    def __init__(self, layer: EntryLayer, *, batch_size: int, width: int) -> None:
+        self.conv = CachedRowConv(layer.beside, batch_size=batch_size, width=width)
+        self.above = CachedRowsConv(layer.above, batch_size=batch_size, width=width)
+        self.nothing = self.terms = layer.above.weight.new_zeros(batch_size, layer.above.out_channels, width)
+
+    def begin_row(self, above: Tensor | None) -> Tensor | None:
+        """The embedded row above, (B, I, W); recurrent layers keep the needed part."""
+        self.terms = self.conv.terms(self.nothing if above is None else self.above.append(above))
+
+    def step(self, *, column: int, color: int) -> Tensor:
+        """Features of a color, (B, D / C)."""
+        return self.conv.apply(column=column, color=color, bias=self.terms[color, column])
+
+
+class CachedRowLSTMLayer:
+    """A `RowLSTMLayer` at the current row of the drawing.
+    `mix` holds the states of the row, and before a state is drawn, the state of the row above."""
+
+    def __init__(self, layer: RowLSTMLayer, *, label: Tensor, width: int) -> None:
+        self.layer = layer
+        self.conv = CachedRowConv(layer.input_to_state, batch_size=len(label), width=width)
+        self.mix = CachedRowConv(layer.mix, batch_size=len(label), width=width)
+        self.label = layer.label(label)[..., 0]  # (B, 4S, 1)
+        colors, share = len(self.mix.shares), len(self.mix.shares[0])
+        self.cells = self.terms = layer.mix.weight.new_zeros(colors, width, len(label), share)
+
+    def begin_row(self, above: Tensor | None) -> Tensor | None:
+        states = self.layer.state_to_state(self.mix.row())  # (B, 4S, W); zeros above the first row
+        self.terms = self.conv.terms(states + self.label)  # (C, W, B, 4S / C)
+
+    def step(self, *, column: int, color: int) -> Tensor:
+        """Features of a color, (B, D / C)."""
+        gates = self.conv.apply(column=column, color=color, bias=self.terms[color, column])
+        state, cell = lstm(gates, self.cells[color, column])
+        self.cells[color, column] = cell
+        self.mix.write(state, column=column, color=color)
+        return self.mix.apply(column=column, color=color) + self.conv.read(column=column, color=color)

@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.models.conditioned import ConditionedNetwork
-from components.models.cross_attention import SpatialTransformer, TextAttention2d
 from components.models.devices import autocast
 from components.models.layers import GroupNorm, SelfAttention2d, zeroed
-from components.models.unet_blocks import Paths, TimedResBlock, heads_of, levels_of
+from components.models.unet_blocks import Paths, SpatialTransformer, TextAttention2d, TimedResBlock, heads_of, levels_of
 
 TextConditioning = Literal["pooled", "cross_attention", "spatial_transformer"]
 

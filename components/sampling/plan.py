@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from components.configuration.sampling import ModelSampling
-from components.models.diffusion.corruption import gray, upsample
-from components.models.diffusion.degradation import MASK_TASKS, TASKS
+from components.models.diffusion.corruption import MASK_TASKS, TASKS, gray, upsample
 from components.sampling.image_files import open_given_image
 from components.sampling.images import fitted_image, from_uint8, read_mask
 from components.sampling.model import SamplingModel, TextCondition, checked

@@ -9,7 +9,7 @@ from components.data.encoding import describe_autoencoder, encode_shards, token_
 from components.data.shards import BPE, Member, check_member, load_index, read_bpe
 from components.data.tokens import parse_tokens
 from components.evaluation.codebook import codebook_use
-from components.models.quantizer import codebook_histogram
+from components.models.bottleneck import codebook_histogram
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact, read_records
 from components.runtime.storage.store import Store

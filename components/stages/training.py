@@ -19,12 +19,11 @@ from components.data.tokens import (
 )
 from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
-from components.training.families import task_maker
 from components.training.frozen import image_inputs
 from components.training.launch import train
 from components.training.perceptual_weights import check_perceptual_network
 from components.training.results import ModelDescription
-from components.training.step_model import step_flops
+from components.training.step_model import step_flops, task_maker
 from components.training.worker import RankStream, RayStream, TrainingJob
 
 HELD_OUT = 256  # images for previews and the final evaluation

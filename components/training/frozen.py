@@ -68,7 +68,7 @@ class ImageInputs(NamedTuple):
 def encoded(batch: Batch, encoders: Iterable[Encoder]) -> Batch:
     """The batch with the columns of all encoders; each encoder sees the columns of earlier ones.
     A column called `null_text_states` is the null of `text_states`, and so on; see
-    `components.training.augmentation`."""
+    `components.training.randomness`."""
     for encoder in encoders:
         batch = {**batch, **encoder(batch)}
     return batch

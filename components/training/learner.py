@@ -20,14 +20,12 @@ from components.models.diffusion.objective import Objective, make_objective
 from components.models.gan import ProjectionDiscriminator
 from components.models.layers import compile_blocks, recompute_blocks
 from components.sampling.device import computes_bf16
-from components.training.augmentation import dropped_conditions
 from components.training.batches import png_grid, to_batch, with_positions
 from components.training.frozen import LoadEncoder, encoded
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.optim import EMA, NonFiniteGuard, decay_at, learning_rate, make_optimizer
+from components.training.optim import EMA, NonFiniteGuard, decay_at, learning_rate, make_optimizer, power_decays
 from components.training.parallel import ALONE, Worker, data_parallel, synchronized
-from components.training.power_ema import power_decays
-from components.training.randomness import derive_seed
+from components.training.randomness import derive_seed, dropped_conditions
 from components.training.sharding import clip_shards, load_weights, placed_optimizer, shard
 
 PREVIEW_SAMPLES = 8

@@ -27,7 +27,7 @@ from components.runtime.storage.artifact import (
 from components.runtime.storage.store import SCRATCH, DamagedFileError, Store, in_parallel
 from components.sampling.model import BPE
 from components.training.learner import below
-from components.training.power_ema import EMAProfile, nearest_first, posthoc_ema
+from components.training.optim import EMAProfile, nearest_first, posthoc_ema
 
 METRICS = "metrics.json"
 FINISHED = "finished.json"  # in the run folder of a finished training: the list of its model's files

@@ -1,12 +1,12 @@
-"""The real step of a training on torch's meta device, which counts operations without any memory.
+"""Tasks by model family, and the real step of a training on the meta device, which counts operations.
 
-The task itself takes its own step, in the recipe's losses and conditions, up to the last gradient. torch counts matrix
-products, convolutions and attention, whose products it counts under its plain kernel alone (SDPBackend.MATH). A
-multiplication and an addition are two operations, where many papers count one. Not counted is what costs no product
-(norms, optimizer, averages), and the price of little memory: parts of a batch, which cost a VQ-GAN and a contrastive
-encoder one more pass forward, and recomputed activations. A model's utilization wants it so."""
+The task itself takes its own step, in the recipe's losses and conditions, up to the last gradient, without any memory.
+torch counts matrix products, convolutions and attention, whose products it counts under its plain kernel alone
+(SDPBackend.MATH). A multiplication and an addition are two operations, where many papers count one. Not counted is what
+costs no product (norms, optimizer, averages), and the price of little memory: parts of a batch, which cost a VQ-GAN and
+a contrastive encoder one more pass forward, and recomputed activations. A model's utilization wants it so."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -18,11 +18,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.configuration.conditions import IMAGES, DatasetInfo, TokenGrid
+from components.configuration.families import family_name
 from components.configuration.optimization import PerceptualNetwork, Training
+from components.models.autoencoder import Autoencoder
 from components.models.critics import PerceptualLoss
-from components.training.families import task_maker
+from components.training.frozen import LoadEncoder
 from components.training.learner import Learner, without_memory
-from components.training.loop import Batch
+from components.training.loop import Batch, Task
 from components.training.parallel import Worker
 from components.training.perceptual_weights import (
     VGG16_CHANNELS,
@@ -30,6 +32,44 @@ from components.training.perceptual_weights import (
     VGG16Features,
     check_perceptual_network,
 )
+from components.training.tasks.autoencoder import AutoencoderTask
+from components.training.tasks.diffusion import DiffusionPriorTask, diffusion_task
+from components.training.tasks.gan import GANTask
+from components.training.tasks.prior import MaskedPriorTask, PixelTask, PriorTask
+from components.training.tasks.recognition import ClassifierTask, ContrastiveTask
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "autoencoder": AutoencoderTask,
+    "prior": PriorTask,
+    "masked_prior": MaskedPriorTask,
+    "pixels": PixelTask,
+    "gan": GANTask,
+    "diffusion": diffusion_task,
+    "diffusion_prior": DiffusionPriorTask,
+    "classifier": ClassifierTask,
+    "contrastive": ContrastiveTask,
+}
+
+
+def task_maker(
+    training: Training,
+    dataset_info: DatasetInfo = IMAGES,
+    *,
+    grid: TokenGrid | None = None,
+    load_encoders: Sequence[LoadEncoder] = (),
+    load_tokenizer: Callable[[], Autoencoder] | None = None,
+) -> Callable[..., Task]:
+    """A maker of the training's task, to be called with `worker`; picklable.
+
+    Args:
+        dataset_info: the data set's facts, such as the number of classes.
+        grid: of a prior's tokens; None for a training on images.
+        load_encoders: loaders of frozen networks that add columns to batches.
+        load_tokenizer: loads the network from tokens to images, for previews; None: no previews.
+    """
+    make = partial(TASKS[family_name(training.network.kind)], training, dataset_info=dataset_info, grid=grid)
+    return partial(make, load_encoders=load_encoders, load_tokenizer=load_tokenizer)
+
 
 META = Worker(device=torch.device("meta"))
 DRAWN = {Tensor.exponential_, Tensor.normal_, Tensor.uniform_}

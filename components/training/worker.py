@@ -38,10 +38,9 @@ from components.training.loop import Arrays, Batch, Task, fit, is_scheduled
 from components.training.memory import NoRoomError, out_of_memory, with_room
 from components.training.optim import NonFiniteError
 from components.training.parallel import Worker, any_rank
-from components.training.reporting import Reporter, counted_flops
+from components.training.reporting import Reporter, counted_flops, traced
 from components.training.results import SNAPSHOTS, ModelDescription, finish, send_snapshots, write_snapshots
 from components.training.run_folder import checkpoint_name, read_on_node, upload_folder
-from components.training.trace import traced
 
 RUN_AGAIN = "run again: it goes on from its last checkpoint"
 

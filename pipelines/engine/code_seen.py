@@ -67,7 +67,7 @@ def code_of(stage: Stage, root: Path = ROOT) -> dict[str, Any]:
     one of them if the stage or one that it needs has its kind, a training's task if it is that of the stage's family.
     """
     from components.models.bundle import NETWORKS  # torch takes seconds to import
-    from components.training.families import TASKS
+    from components.training.step_model import TASKS
 
     families = {family_name(stage.config.network.kind)} if isinstance(stage.config, Training) else set[str]()
     foreign = _names_of_others(NETWORKS, _kinds(stage)) | _names_of_others(TASKS, families)

@@ -8,8 +8,7 @@ temperature 1, fp32 on one thread. The peer is the same network without its cach
 import torch
 
 from components.configuration.sampling import TokenSampling
-from components.models.pixelcnn import GatedPixelCNN
-from components.models.row_lstm import RowLSTM
+from components.models.pixelcnn import GatedPixelCNN, RowLSTM
 from components.sampling.autoregressive import PixelNetwork, draw, generate_grid
 from components.sampling.plan import Conditions
 from tests.benchmarks.interleaving import Row, Step, interleaved, one_thread, raced

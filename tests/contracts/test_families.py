@@ -9,7 +9,7 @@ from pathlib import Path
 from components.configuration.families import FAMILIES
 from components.configuration.networks import NetworkConfig
 from components.models.bundle import NETWORKS
-from components.training.families import TASKS
+from components.training.step_model import TASKS
 from tests.house import Module
 
 TABLES = {
@@ -17,7 +17,7 @@ TABLES = {
     "components/models/bundle.py",
     "components/sampling/answers.py",
     "components/training/learner.py",
-    "components/training/families.py",
+    "components/training/step_model.py",
 }
 GENERATORS = "components/sampling/generators/"  # how families sample
 PARTS = {  # where another model's part must be of one family -> that part

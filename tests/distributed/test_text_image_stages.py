@@ -18,7 +18,7 @@ from components.sampling.plan import Plan
 from components.stages.precompute import PrecomputeConfig, encoders_of, precompute
 from components.stages.training import train_model
 from components.training.frozen import ColumnEncoder
-from components.training.power_ema import WIDTHS, EMAProfile
+from components.training.optim import WIDTHS, EMAProfile
 from components.training.results import SNAPSHOTS, choose_average, kept_profiles
 from tests.distributed.runs import context_of, images_artifact
 from tests.tiny_text_image import classifier_config, contrastive_config, prior_config

@@ -10,9 +10,14 @@ from torch import Tensor
 from torch.distributions import Categorical, Normal, kl_divergence
 from vector_quantize_pytorch import FSQ, VectorQuantize
 
-from components.models.bottleneck import GaussianBottleneck, GumbelQuantizer, ScalarQuantizer
+from components.models.bottleneck import (
+    GaussianBottleneck,
+    GumbelQuantizer,
+    ScalarQuantizer,
+    VectorQuantizer,
+    nearest_codes,
+)
 from components.models.losses.reconstruction import discretized_logistic_nll
-from components.models.quantizer import VectorQuantizer, nearest_codes
 
 TOLERANCE = {"atol": 1.2e-6, "rtol": 0.0}  # ten times the difference measured between implementations
 LEVELS = (8, 5, 5, 5)

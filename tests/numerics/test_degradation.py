@@ -5,7 +5,7 @@ import torch
 from scipy import ndimage
 
 from components.models.diffusion.corruption import augment_low_res, downsample, gray, quantize_8_bit, upsample
-from components.models.diffusion.degradation import (
+from components.models.diffusion.corruption import (
     MASK_TASKS,
     NUMBERS,
     RECTANGLES,

@@ -5,16 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from components.training.optim import EMA
-from components.training.power_ema import (
+from components.training.optim import (
+    EMA,
     WIDTHS,
     EMAProfile,
     coefficients,
     correlations,
-    decay_at,
     gamma_of,
     nearest_first,
     posthoc_ema,
+    power_decay_at,
     power_decays,
 )
 
@@ -64,7 +64,7 @@ def test_a_tracked_average_has_the_shares_of_its_profile_and_nothing_of_the_init
     for width, average in zip(nearest_first(0.1), ema.averages.values(), strict=True):
         wanted = torch.from_numpy(shares(UPDATES, width)) @ weights
         torch.testing.assert_close(average.weight[0].double(), wanted, rtol=0, atol=1e-5)
-    assert decay_at(1, gamma=3.0) == 0
+    assert power_decay_at(1, gamma=3.0) == 0
 
 
 def test_the_average_nearest_to_the_wanted_width_is_the_one_that_previews_see() -> None:
@@ -72,7 +72,7 @@ def test_the_average_nearest_to_the_wanted_width_is_the_one_that_previews_see() 
         ema = EMA(nn.Linear(2, 2), power_decays(sigma_rel))
         assert nearest_first(sigma_rel)[0] == nearest
         assert ema.network is ema.averages["ema"]
-        assert ema.decays["ema"](torch.tensor(9.0)) == decay_at(torch.tensor(9.0), gamma=gamma_of(nearest))
+        assert ema.decays["ema"](torch.tensor(9.0)) == power_decay_at(torch.tensor(9.0), gamma=gamma_of(nearest))
         assert sorted(nearest_first(sigma_rel)) == sorted(WIDTHS)
 
 

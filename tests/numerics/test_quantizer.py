@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 from vector_quantize_pytorch import VectorQuantize
 
-from components.models.quantizer import (
+from components.models.bottleneck import (
     EMAQuantizer,
     codebook_histogram,
     codebook_perplexity,

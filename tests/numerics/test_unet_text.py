@@ -7,8 +7,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from components.models.conditioned import Context
-from components.models.cross_attention import TextAttention2d, rotations
 from components.models.unet import UNet
+from components.models.unet_blocks import TextAttention2d, rotations
 from tests.peer_unets import copy_weights, randomized
 
 SMALL = {"resolution": 8, "model_channels": 16, "channel_mult": (1, 2), "num_res_blocks": 1}

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from components.models.bundle import ModelBundle, save_bundle
+from components.models.diffusion.discrete import KEPT, record
 from components.models.diffusion.steps import SAMPLERS
-from components.models.diffusion.timestep_sampling import KEPT, record
 from components.sampling.generators.diffusion import denoise, sample_upsampler
 from components.sampling.model import load_model
 from components.sampling.plan import plan_of

@@ -21,7 +21,7 @@ from components.evaluation.likelihood_study import (
     summarize,
 )
 from components.models.losses.reconstruction import reconstruction_loss
-from components.models.row_lstm import RowLSTM
+from components.models.pixelcnn import RowLSTM
 from components.sampling.images import from_uint8
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.plan import random_stream

@@ -12,7 +12,7 @@ from PIL import Image
 from components.configuration.usage import UsageError
 from components.evaluation.likelihood_study import bound_jobs, measure_bound, png_bits
 from components.models.bundle import ModelBundle, save_bundle
-from components.models.diffusion.timestep_sampling import KEPT, draw_timesteps, empty_history
+from components.models.diffusion.discrete import KEPT, draw_timesteps, empty_history
 from components.sampling.cascade import Cascade
 from components.sampling.images import ColorError, from_uint8, one_channel, to_uint8
 from components.sampling.model import SamplingModel, load_model

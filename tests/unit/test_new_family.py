@@ -20,12 +20,12 @@ from components.stages.images import ImagesConfig, ingest_images
 from components.stages.training import train_model
 from components.training import launch
 from components.training.batches import to_batch, with_positions
-from components.training.families import TASKS
 from components.training.learner import DISCRIMINATORS, LearnerTask
 from components.training.loop import Batch, Metrics, fit
 from components.training.parallel import ALONE
 from components.training.results import finish
 from components.training.sharding import why_whole
+from components.training.step_model import TASKS
 from components.training.worker import TrainingJob
 from pipelines.planning.cost import rate_of, stage_costs
 from pipelines.workflow import Stage, Workflow

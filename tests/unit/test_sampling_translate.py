@@ -11,7 +11,7 @@ from PIL import Image
 
 from components.data.images import jpeg_compressed
 from components.evaluation.restoration import asked_of, damage, psnr, restored_findings
-from components.models.diffusion.degradation import MASK_TASKS, TASKS
+from components.models.diffusion.corruption import MASK_TASKS, TASKS
 from components.runtime.tracking.registry import input_example
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade, compose

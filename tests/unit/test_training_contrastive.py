@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from components.configuration.conditions import DatasetInfo
-from components.training.augmentation import mirrored, shifted
 from components.training.batches import to_batch
+from components.training.randomness import mirrored, shifted
 from tests.tiny_text_image import contrastive_config
 from tests.tiny_training import assert_equal_bits, batches, make_task, rows_at, weights_of
 

@@ -3,7 +3,7 @@
 import torch
 
 from components.models.diffusion.schedule import make_schedule
-from components.training.augmentation import cropped, draw_windows
+from components.training.randomness import cropped, draw_windows
 
 
 def test_windows_lie_inside_and_each_place_comes_alike() -> None:

@@ -7,9 +7,9 @@ import torch
 from pydantic import ValidationError
 
 from components.configuration.diffusion import TASKS
-from components.models.diffusion.degradation import MASK_TASKS
-from components.training.augmentation import draw_windows, dropped_conditions
+from components.models.diffusion.corruption import MASK_TASKS
 from components.training.batches import to_batch
+from components.training.randomness import draw_windows, dropped_conditions
 from components.training.tasks.diffusion import ImageToImageTask
 from tests.tiny_training import DATASET_INFO, diffusion_config, image_to_image_config, make_task, rows_at
 

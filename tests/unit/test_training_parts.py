@@ -17,7 +17,6 @@ from components.configuration.diffusion import DiffusionTraining
 from components.configuration.sampling import DiffusionSampling
 from components.runtime.storage.store import DamagedFileError, Store
 from components.training import perceptual_weights
-from components.training.augmentation import dropped_conditions, null_conditions
 from components.training.batches import to_batch
 from components.training.checkpoint import (
     DIGESTS,
@@ -35,6 +34,7 @@ from components.training.perceptual_weights import (
     check_perceptual_network,
     load_perceptual_loss,
 )
+from components.training.randomness import dropped_conditions, null_conditions
 from components.training.run_folder import (
     checkpoint_name,
     fetch_checkpoint,

@@ -15,7 +15,7 @@ from components.training.batches import to_batch
 from components.training.checkpoint import WEIGHTS
 from components.training.learner import below
 from components.training.loop import Task, fit
-from components.training.power_ema import EMAProfile
+from components.training.optim import EMAProfile
 from components.training.results import (
     SNAPSHOTS,
     ModelDescription,

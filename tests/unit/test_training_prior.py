@@ -22,9 +22,9 @@ from components.data.tokens import (
 from components.models.transformer import Transformer
 from components.runtime.storage.artifact import Artifact, commit_artifact, describe
 from components.runtime.storage.store import Store
-from components.training.augmentation import dropped_conditions
 from components.training.batches import to_batch
 from components.training.loop import Batch
+from components.training.randomness import dropped_conditions
 from components.training.tasks.prior import PriorTask, learned_text
 from tests.tiny_training import (
     CONDITION,

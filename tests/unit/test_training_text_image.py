@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from components.training.augmentation import dropped_conditions
 from components.training.batches import to_batch
 from components.training.frozen import encoded
+from components.training.randomness import dropped_conditions
 from tests.tiny_text_image import PRIOR_DATASET_INFO, classifier_config, frozen_contrastive, prior_config, prior_task
 from tests.tiny_training import batches, make_task, rows_at, weights_of
 

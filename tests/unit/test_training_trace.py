@@ -15,7 +15,7 @@ from components.runtime.execution import Profiling
 from components.training.batches import to_batch
 from components.training.loop import fit
 from components.training.parallel import ALONE, Worker
-from components.training.trace import traced
+from components.training.reporting import traced
 from pipelines.engine.driver import parse_steps
 from pipelines.recipes.catalog import load_recipe
 from pipelines.workflows import build_workflow

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from components.configuration.sampling import NOISE_LEVEL, DiffusionPriorSampling, DiffusionSampling
 from components.models.diffusion import guidance, samplers
-from components.models.diffusion.corruption import augment_low_res, quantize_8_bit, upsample
-from components.models.diffusion.degradation import MASK_TASKS
+from components.models.diffusion.corruption import MASK_TASKS, augment_low_res, quantize_8_bit, upsample
 from components.models.diffusion.objective import make_objective
 from components.models.diffusion.samplers import Denoise, Known, Score, sample
 from components.models.diffusion.schedule import make_schedule

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from components.models.diffusion.corruption import from_levels
-from components.models.diffusion.degradation import MASK_TASKS, Degraded, denoise_in_mask, fill_mask
+from components.models.diffusion.corruption import MASK_TASKS, Degraded, denoise_in_mask, fill_mask
 from components.sampling.autoregressive import generate_grid
 from components.sampling.generator import Generator, Hooks, Parts
 from components.sampling.generators.diffusion import check_sampling, denoise, image_noise

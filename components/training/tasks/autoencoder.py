@@ -12,7 +12,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from components.configuration.trainings import AutoencoderTraining
-from components.models.bottleneck import Encoded, GumbelQuantizer
+from components.models.bottleneck import (
+    EMAQuantizer,
+    Encoded,
+    GumbelQuantizer,
+    VectorQuantizer,
+    codebook_histogram,
+    codebook_perplexity,
+    codebook_usage,
+    draw_latents,
+    gather_over_ranks,
+)
 from components.models.losses.adversarial import (
     GeneratorLoss,
     adaptive_weight,
@@ -21,15 +31,6 @@ from components.models.losses.adversarial import (
     hinge_discriminator_loss,
 )
 from components.models.losses.reconstruction import image_of, reconstruction_loss
-from components.models.quantizer import (
-    EMAQuantizer,
-    VectorQuantizer,
-    codebook_histogram,
-    codebook_perplexity,
-    codebook_usage,
-    draw_latents,
-    gather_over_ranks,
-)
 from components.training.learner import AdversarialTask, add, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.optim import kl_weight_at, temperature_at

@@ -18,26 +18,36 @@ from components.configuration.processes import DiscreteProcess
 from components.configuration.sampling import NOISE_LEVEL
 from components.configuration.trainings import DiffusionPriorTraining
 from components.models.devices import to_device
-from components.models.diffusion.corruption import augment_low_res, downsample, quantize_8_bit, upsample
-from components.models.diffusion.degradation import (
+from components.models.diffusion.corruption import (
     NUMBERS,
     Degraded,
     add_noise_in_mask,
+    augment_low_res,
     degrade,
     denoise_in_mask,
+    downsample,
     loss_in_mask,
+    quantize_8_bit,
+    upsample,
 )
+from components.models.diffusion.discrete import LossHistory, draw_timesteps, empty_history, record
 from components.models.diffusion.guidance import guide
 from components.models.diffusion.objective import Network
 from components.models.diffusion.samplers import Denoise, sample
 from components.models.diffusion.schedule import Schedule, make_schedule
-from components.models.diffusion.timestep_sampling import LossHistory, draw_timesteps, empty_history, record
-from components.training.augmentation import cropped, draw_windows, null_conditions
 from components.training.frozen import Latents
 from components.training.learner import LearnerTask
 from components.training.loop import Batch, Metrics
 from components.training.parallel import gather
-from components.training.randomness import sample_integers, sample_normal, sample_uniform, sample_uniforms
+from components.training.randomness import (
+    cropped,
+    draw_windows,
+    null_conditions,
+    sample_integers,
+    sample_normal,
+    sample_uniform,
+    sample_uniforms,
+)
 
 PREVIEW_STEPS, PREVIEW_SCALE = 20, 2.0
 

@@ -19,11 +19,10 @@ from components.models.losses.cross_entropy import (
     contrastive_gradients,
     contrastive_loss,
 )
-from components.training.augmentation import mirrored, shifted
 from components.training.learner import LearnerTask, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import gather
-from components.training.randomness import sample_normal, sample_uniform
+from components.training.randomness import mirrored, sample_normal, sample_uniform, shifted
 
 LEVELS = (0, 25, 50, 75)  # percent of the way from the image to noise, where accuracy is measured
 
