@@ -58,8 +58,13 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, S, E) each
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        if cache is not None:
-            k, v = (kept_with(new, whole, start) for new, whole in zip((k, v), cache, strict=True))
+        for new, whole in zip((k, v), cache or (), strict=False):
+            if isinstance(start, Tensor):
+                whole.index_copy_(2, start[None], new.to(whole.dtype))
+            else:
+                whole[:, :, start : start + length] = new
+        if cache is not None:  # filled up to here; no shape may depend on a start that the device alone knows
+            k, v = cache if isinstance(start, Tensor) else (whole[:, :, : start + length] for whole in cache)
         h = attend(q, k, v, mask=mask, causal=self.causal and mask is None and length > 1)
         return self.proj(h.transpose(1, 2).reshape(batch, length, -1))
 
@@ -82,17 +87,6 @@ class Block(NetworkBlock):
         """Keywords are those of `SelfAttention.forward`."""
         x = x + self.dropout(self.attention(self.norm_1(x), **attention))
         return x + self.dropout(self.contract(F.gelu(self.expand(self.norm_2(x)))))
-
-
-def kept_with(new: Tensor, whole: Tensor, start: int | Tensor) -> Tensor:
-    """Write keys or values (B, H, S, E) into a cache from `start` on, and return the filled cache.
-    The result ends with the new entries. Where `start` is a number on the device, on which no shape may depend, it is
-    the whole cache."""
-    if isinstance(start, Tensor):
-        return whole.index_copy_(2, start[None], new.to(whole.dtype))
-    filled = whole[:, :, : start + new.shape[2]]
-    filled[:, :, start:] = new
-    return filled
 
 
 Positions = Literal["learned", "learned_2d", "rotary_2d"]

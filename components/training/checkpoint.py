@@ -5,21 +5,17 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from components.configuration.config import first_fault
-from components.configuration.file_names import FileName
-from components.runtime.storage.store import Digest, digest_of
+from components.runtime.storage.store import digest_of
 from components.training.optim import NonFiniteError
 from components.training.parallel import ALONE, Worker, gathered, local
 
@@ -43,12 +39,12 @@ def copy_to_host(state: dict[str, Any], *, step: int, worker: Worker = ALONE) ->
     `state["weights"]` maps flat names to tensors; the rest holds plain values and optimizer states. The data position
     is the step itself: the stream is a function of (seed, step). Training draws nothing from the global generators but
     dropout, which is seeded at each step; the generators are copied all the same."""
-    whole = gathered_on_host(state, copies=worker.rank == 0) if worker.shards else on_host(state)
+    whole = on_host(state, gathers=worker.shards, copies=worker.rank == 0 or not worker.shards)
     return HostCopy(step, whole or {}, generator_states())
 
 
 def write_host_copy(folder: Path, copy: HostCopy) -> None:
-    """Write a checkpoint of finite weights. The folder appears whole or not at all.
+    """Write a checkpoint of finite weights, with digests. The folder appears whole or not at all.
     Called behind training: computes nothing, and leaves Python's lock free during writes."""
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -57,6 +53,7 @@ def write_host_copy(folder: Path, copy: HostCopy) -> None:
     rest = {name: value for name, value in copy.state.items() if name != "weights"}
     torch.save({"task": rest, "generators": copy.generators}, part / STATE)
     (part / POSITION).write_text(json.dumps({"step": copy.step}))
+    (part / DIGESTS).write_text(json.dumps({path.name: digest_of(path) for path in sorted(part.iterdir())}))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
 
@@ -68,20 +65,6 @@ def read_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:
     state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
     restore_generators(state["generators"])
     return step, {"weights": load_file(folder / WEIGHTS), **state["task"]}
-
-
-def write_digests(folder: Path) -> None:
-    """Record size and sha256 of the files in `folder`, as the last file."""
-    digests = {path.name: digest_of(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    (folder / DIGESTS).write_text(json.dumps(digests))
-
-
-def read_digests(text: bytes) -> dict[str, Digest]:
-    """Parses a list of digests, by names of files. Raises ValueError for any other text."""
-    try:
-        return TypeAdapter(dict[FileName, Digest]).validate_json(text)
-    except ValidationError as error:
-        raise ValueError(f"{DIGESTS} is no list of digests: {first_fault(error)}") from None
 
 
 def refuse_non_finite(weights: dict[str, Tensor], *, step: int, worker: Worker = ALONE) -> None:
@@ -123,33 +106,26 @@ def restore_generators(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
 
 
-def on_host(state: Any) -> Any:
+def on_host(state: Any, *, gathers: bool = False, copies: bool = True) -> Any:
     """Copies a task's state to the host's memory; of tensors in shards, the calling rank's shard.
     A state is dictionaries and lists of tensors and plain values. From a GPU all tensors go at once into pinned memory,
-    which torch reuses for the next copy, with a single wait."""
-    return _mapped(state, lambda tensor: _copied(local(tensor.detach())))
+    which torch reuses for the next copy, with a single wait.
 
-
-def gathered_on_host(state: Any, *, copies: bool) -> Any:
-    """Like `on_host`, with tensors in shards gathered whole; None on a rank that does not copy.
-    Called by all ranks, which gather one tensor at a time: no device holds more than one whole."""
+    Args:
+        gathers: tensors in shards are gathered whole. Called by all ranks, which gather one tensor at a time: no device
+            holds more than one whole.
+        copies: False for a rank that only takes part; the result is then None.
+    """
 
     def copied(tensor: Tensor) -> Tensor | None:
-        whole = gathered(tensor.detach())
-        return _copied(whole) if copies else None
+        part = (gathered if gathers else local)(tensor.detach())
+        if not copies:
+            return None
+        if part.device.type != "cuda":
+            return part.to("cpu", copy=True)
+        return torch.empty_like(part, device="cpu", pin_memory=True).copy_(part, non_blocking=True)
 
-    copy = _mapped(state, copied)
-    return copy if copies else None
-
-
-def _mapped(state: Any, change: Callable[[Tensor], Any]) -> Any:
-    mapped = tree_map_only(Tensor, change, state)
+    copy = tree_map_only(Tensor, copied, state)
     if torch.cuda.is_initialized():
         torch.cuda.current_stream().synchronize()
-    return mapped
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    if tensor.device.type != "cuda":
-        return tensor.to("cpu", copy=True)
-    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+    return copy if copies else None

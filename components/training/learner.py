@@ -7,7 +7,9 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
 from components.configuration.conditions import IMAGES, DatasetInfo, TokenGrid
@@ -24,8 +26,8 @@ from components.training.batches import png_grid, to_batch, with_positions
 from components.training.frozen import LoadEncoder, encoded
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.optim import EMA, NonFiniteGuard, decay_at, learning_rate, make_optimizer, power_decays
-from components.training.parallel import ALONE, Worker, data_parallel, synchronized
-from components.training.randomness import derive_seed, dropped_conditions
+from components.training.parallel import ALONE, Worker, data_parallel
+from components.training.randomness import derive_seed, dropped_conditions, sample_normal
 from components.training.sharding import clip_shards, load_weights, placed_optimizer, shard
 
 PREVIEW_SAMPLES = 8
@@ -214,19 +216,26 @@ class LearnerTask:
         """The model's conditions: label (B,), text (B, L), condition (B, M), image_embedding (B, E)…"""
         return {name: part[name] for name in self.config.conditioning.conditions}
 
+    def normal(self, position: Tensor, *, stream: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers (B, *shape) of the positions (B,), on the worker's device."""
+        return sample_normal(self.seed, position, stream=stream, shape=tuple(shape), device=self.worker.device)
+
     def dropped(self, part: Batch) -> dict[str, Tensor]:
         """The conditions, some of them replaced by nulls as the recipe has it."""
         return dropped_conditions(part, self.config.conditioning, self.dataset_info, seed=self.seed)
 
     def accumulated(self, batch: Batch, *learners: Learner, step: int) -> Iterator[tuple[Batch, float]]:
         """Yields parts of at most `max_batch` samples, each with its loss factor, the share of the batch.
-        Gradients are averaged over the ranks with the last part only. Dropout alone draws from a global generator,
-        which is seeded by (seed, step, rank, part), so a resumed run drops the same units."""
+        Gradients are averaged over the ranks with the last part only, and never in a rank by itself; those of a network
+        in shards in each part, for until then they would be whole on every rank. Dropout alone draws from a global
+        generator, which is seeded by (seed, step, rank, part), so a resumed run drops the same units."""
         parts = list(split(batch, self.max_batch))
         for index, part in enumerate(parts):
             with ExitStack() as stack:
-                for learner in learners:
-                    stack.enter_context(synchronized(learner.forward, last=index == len(parts) - 1))
+                for network in (learner.forward for learner in learners):
+                    early = index < len(parts) - 1
+                    if isinstance(network, DistributedDataParallel) and (early or dist.get_world_size() == 1):
+                        stack.enter_context(network.no_sync())
                 stack.enter_context(seeded(self.seed, step, self.worker.rank, index))
                 yield part, len(part["position"]) / len(batch["position"])
 

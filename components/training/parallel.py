@@ -43,17 +43,6 @@ def data_parallel(network: nn.Module, worker: Worker) -> nn.Module:
 
 
 @contextmanager
-def synchronized(network: nn.Module, *, last: bool) -> Iterator[None]:
-    """Average gradients only in the last part of an accumulated step; never in a rank by itself.
-    Gradients of a network in shards are averaged in each part: until then they would be whole on every rank."""
-    if isinstance(network, DistributedDataParallel) and (not last or dist.get_world_size() == 1):
-        with network.no_sync():
-            yield
-    else:
-        yield
-
-
-@contextmanager
 def by_itself(worker: Worker) -> Iterator[None]:
     """Restricts every collective inside, also of networks and losses, to the calling rank alone.
     The rank waits for no other rank and none waits for it, so it may fail at any place."""

@@ -103,20 +103,17 @@ class VGG16Features(nn.Module):
             features.append(x)
         return features
 
-    def load_torchvision(self, weights: dict[str, Tensor]) -> None:
-        """Fill the convolutions in order from torchvision's `features.N.weight` and `features.N.bias`."""
-        layers = sorted({int(name.split(".")[1]) for name in weights if name.startswith("features.")})
-        convolutions = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
-        for layer, convolution in zip(layers, convolutions, strict=True):
-            convolution.load_state_dict({n: weights[f"features.{layer}.{n}"] for n in ("weight", "bias")})
-
 
 def _vgg16_lpips(uri: str | None) -> PerceptualLoss:
-    """Loads LPIPS from a safetensors file: VGG-16's `features.*`, and `lin0.model.1.weight` to `lin4...`."""
+    """Loads LPIPS from a safetensors file: VGG-16's `features.*`, and `lin0.model.1.weight` to `lin4...`.
+    Convolutions are filled in order from torchvision's `features.N.weight` and `features.N.bias`."""
     try:
         weights = load(read_url(str(uri)))
         features = VGG16Features()
-        features.load_torchvision(weights)
+        layers = sorted({int(name.split(".")[1]) for name in weights if name.startswith("features.")})
+        convolutions = [module for module in features.modules() if isinstance(module, nn.Conv2d)]
+        for layer, convolution in zip(layers, convolutions, strict=True):
+            convolution.load_state_dict({n: weights[f"features.{layer}.{n}"] for n in ("weight", "bias")})
         linear = [weights[name].flatten() for name in LINEAR]
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError, StoreError) as error:
         raise _unusable(uri, error) from error

@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 
 import pyarrow.fs
 from filelock import FileLock
+from pydantic import TypeAdapter, ValidationError
 
+from components.configuration.config import first_fault
+from components.configuration.file_names import FileName
 from components.runtime.storage.connection import connect, retried
-from components.runtime.storage.store import SCRATCH, DamagedFileError, Store, StoreError, in_parallel, read_url
-from components.training.checkpoint import DIGESTS, read_checkpoint, read_digests
+from components.runtime.storage.store import SCRATCH, DamagedFileError, Digest, Store, StoreError, in_parallel, read_url
+from components.training.checkpoint import DIGESTS, read_checkpoint
 from components.training.parallel import Worker, any_rank, lowest
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of finished checkpoints
@@ -72,10 +75,12 @@ def fetch_checkpoint(run: Store, name: str, local: Path) -> Path:
     Raises DamagedFileError for a missing file, the list of digests included, or a file that differs at every
     reading."""
     try:
-        expected = read_digests(run.read(f"{name}/{DIGESTS}"))
+        expected = TypeAdapter(dict[FileName, Digest]).validate_json(run.read(f"{name}/{DIGESTS}"))
         in_parallel(lambda file: run.download(f"{name}/{file}", local, file, expected=expected[file]), expected)
     except (FileNotFoundError, ValueError) as error:
-        raise DamagedFileError(f"{run.url(name)} is not whole: {error}") from error
+        unread = isinstance(error, ValidationError)
+        fault = f"{DIGESTS} is no list of digests: {first_fault(error)}" if unread else error
+        raise DamagedFileError(f"{run.url(name)} is not whole: {fault}") from error
     return local
 
 

@@ -29,12 +29,11 @@ from components.training.batches import batches_ahead
 from components.training.checkpoint import (
     HostCopy,
     copy_to_host,
-    gathered_on_host,
+    on_host,
     refuse_non_finite,
-    write_digests,
     write_host_copy,
 )
-from components.training.loop import Arrays, Batch, Task, fit, is_scheduled
+from components.training.loop import Arrays, Task, fit, is_scheduled
 from components.training.memory import NoRoomError, out_of_memory, with_room
 from components.training.optim import NonFiniteError
 from components.training.parallel import Worker, any_rank
@@ -121,7 +120,7 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     preemption, trained = get_train_context().preemption_context, False
     try:
         saver = Saver(job, reporter, read_held_out(job, worker), seconds_before=seconds)
-        batches = reporter.timed(job_batches(job, worker, start_step=start_step))
+        batches = reporter.timed(batches_ahead(job_rows(job, worker, start_step=start_step), worker.device))
         tries = job.resources.gpus_per_worker > 0 if job.tries_memory is None else job.tries_memory
         if tries and job.resources.max_batch_per_device is None:
             batches = with_room(task, batches, reporter, job.run)
@@ -197,7 +196,7 @@ def is_own(error: Exception | None) -> bool:
     return type(error).__module__.startswith(f"{components.__name__}.")
 
 
-def job_batches(job: TrainingJob, worker: Worker, *, start_step: int) -> Iterator[Batch]:
+def job_rows(job: TrainingJob, worker: Worker, *, start_step: int) -> Iterator[Arrays]:
     """The rank's share of each global batch. Raises RuntimeError for rows of another rank or step."""
     size = job.config.global_batch_size
     share = worker.share(size)
@@ -205,15 +204,11 @@ def job_batches(job: TrainingJob, worker: Worker, *, start_step: int) -> Iterato
         rows = job.stream.make(rank=worker.rank, world_size=worker.world_size, start_step=start_step)
     else:
         rows = rank_batches(ray.train.get_dataset_shard("train"), batch_size=share)
-
-    def in_place() -> Iterator[Arrays]:
-        for step, arrays in enumerate(rows, start=start_step):
-            expected = step * size + worker.rank * share
-            if int(arrays["position"][0]) != expected or len(arrays["position"]) != share:
-                raise RuntimeError(f"data are at sample {arrays['position'][0]}, training at {expected}")
-            yield arrays
-
-    yield from batches_ahead(in_place(), worker.device)
+    for step, arrays in enumerate(rows, start=start_step):
+        expected = step * size + worker.rank * share
+        if int(arrays["position"][0]) != expected or len(arrays["position"]) != share:
+            raise RuntimeError(f"data are at sample {arrays['position'][0]}, training at {expected}")
+        yield arrays
 
 
 class Saver:
@@ -256,7 +251,7 @@ class Saver:
         previews = self.show(config.total_steps, task)
         weights = task.state_dict()["weights"]
         if self.shards:
-            weights = gathered_on_host(weights, copies=self.worker.rank == 0)
+            weights = on_host(weights, gathers=True, copies=self.worker.rank == 0)
         if self.worker.rank == 0:
             model = {"weights": weights, "summary": summary, "previews": previews}
             finish(self.job.run, self.job.store, self.job.model, **model)
@@ -299,7 +294,6 @@ class Saver:
                 send_snapshots(folder / SNAPSHOTS, run)
                 shutil.rmtree(folder / SNAPSHOTS)
             write_host_copy(folder / name, copy)
-            write_digests(folder / name)
             upload_folder(folder / name, run, name)
             copy.state.clear()
         finally:

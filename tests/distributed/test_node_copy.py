@@ -10,7 +10,7 @@ import torch
 
 from components.runtime.storage.store import DamagedFileError, Store
 from components.training import run_folder
-from components.training.checkpoint import STATE, WEIGHTS, write_digests
+from components.training.checkpoint import STATE, WEIGHTS
 from components.training.parallel import ALONE, Worker
 from components.training.run_folder import fetch_checkpoint, fetch_once, read_on_node, upload_folder
 from tests.checkpoints import write_checkpoint
@@ -23,7 +23,6 @@ def saved(folder: Path) -> Store:
     """A run folder with one checkpoint."""
     run = Store(str(folder / "run"))
     write_checkpoint(folder / "written", {"weights": {"a": torch.arange(4.0)}, "seconds": 1.5}, step=7)
-    write_digests(folder / "written")
     upload_folder(folder / "written", run, NAME)
     (folder / "node").mkdir()
     return run

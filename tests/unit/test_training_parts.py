@@ -24,7 +24,6 @@ from components.training.checkpoint import (
     STATE,
     WEIGHTS,
     read_checkpoint,
-    write_digests,
 )
 from components.training.loop import Batch, fit
 from components.training.perceptual_weights import (
@@ -77,7 +76,6 @@ def test_a_forgotten_checkpoint_makes_the_one_before_the_last(any_store: str) ->
 def test_a_checkpoint_comes_back_as_written_or_not_at_all(any_store: str, tmp_path: Path) -> None:
     run, folder = Store(any_store), tmp_path / "written"
     write_checkpoint(folder, {"weights": {"a": torch.arange(4.0)}, "seconds": 1.5}, step=7)
-    write_digests(folder)
     upload_folder(folder, run, "step-7")
     step, state = read_checkpoint(fetch_checkpoint(run, "step-7", tmp_path / "back"))
     assert (step, state["seconds"]) == (7, 1.5)

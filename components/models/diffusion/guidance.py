@@ -55,8 +55,10 @@ def guide(
 
     def denoise(x_t: Tensor, time: Tensor) -> Tensor:
         """The guided output; outside the interval that of the condition alone."""
-        if interval is not None and not _inside(objective, interval, x_t, time):
-            return objective.apply(network, x_t, time, **condition)
+        if interval is not None:  # all samples have a common time
+            signal, sigma = objective.levels(time[:1], x_t.new_zeros(1, dtype=torch.float64))
+            if not bool((sigma >= interval[0] * signal) & (sigma <= interval[1] * signal)):
+                return objective.apply(network, x_t, time, **condition)
         if weaker is None:
             # The outputs of all branches, by a single run on a concatenated batch.
             together = {name: torch.cat([branch[name] for branch in branches]) for name in branches[0]}
@@ -104,13 +106,6 @@ def _branches(
     nothing = full | {name: null[name] for name in guidance_scale}
     alone = [nothing | {name: condition[name]} for name in guidance_scale]
     return [*alone, nothing], [torch.as_tensor(scale, dtype=torch.float32) for scale in guidance_scale.values()]
-
-
-def _inside(objective: Objective, interval: tuple[float, float], x_t: Tensor, time: Tensor) -> bool:
-    """True if the level of all samples, at a common time, lies in the interval of sigma / signal."""
-    signal, sigma = objective.levels(time[:1], x_t.new_zeros(1, dtype=torch.float64))
-    low, high = interval
-    return bool((sigma >= low * signal) & (sigma <= high * signal))
 
 
 def _extrapolated(conditional: list[Tensor], reference: Tensor, scales: list[Tensor]) -> Tensor:

@@ -49,24 +49,19 @@ def balanced_generator_loss(
     published)."""
     (nll_pixels,) = torch.autograd.grad(nll_loss, reconstruction)
     (adversarial_pixels,) = torch.autograd.grad(adversarial_loss, reconstruction, retain_graph=True)
-    nll_gradient, adversarial_gradient = (
-        _mean_over_ranks(torch.autograd.grad(reconstruction, last_layer, pixels, retain_graph=True)[0])
+    gradients = [
+        torch.autograd.grad(reconstruction, last_layer, pixels, retain_graph=True)[0]
         for pixels in (nll_pixels, adversarial_pixels)
-    )
-    ratio = adaptive_weight(nll_gradient, adversarial_gradient=adversarial_gradient)
+    ]
+    for gradient in gradients if distributed.is_initialized() else ():
+        distributed.all_reduce(gradient)  # a weight of each rank alone would let the result depend on their number
+        gradient /= distributed.get_world_size()
+    ratio = adaptive_weight(gradients[0], adversarial_gradient=gradients[1])
     weight = adversarial_weight * ratio
     value = (nll_loss + weight * adversarial_loss).detach()
     pixels = nll_pixels.float() + weight * adversarial_pixels.float()
     linear = (reconstruction.float() * pixels).sum()  # of gradient `pixels`; the value cancels
     return GeneratorLoss(loss=linear - linear.detach() + value, adaptive_weight=ratio)
-
-
-def _mean_over_ranks(gradient: Tensor) -> Tensor:
-    """The mean over all ranks: a weight of each rank alone would let the result depend on their number."""
-    if distributed.is_initialized():
-        distributed.all_reduce(gradient)
-        gradient /= distributed.get_world_size()
-    return gradient
 
 
 DRAWS = ("brightness", "saturation", "contrast", "shift_y", "shift_x", "cut_y", "cut_x")  # of each image

@@ -36,7 +36,7 @@ from components.training.loop import Arrays, Batch, Metrics
 from components.training.optim import kl_weight_at, temperature_at
 from components.training.parallel import average
 from components.training.perceptual_weights import load_perceptual_loss
-from components.training.randomness import sample_gumbel, sample_normal, step_generator
+from components.training.randomness import sample_gumbel, step_generator
 
 
 class Losses(NamedTuple):
@@ -166,14 +166,13 @@ class AutoencoderTask(AdversarialTask):
 
     def draws(self, part: Batch, *, step: int | None) -> dict[str, Tensor | float]:
         """Random arguments of the bottleneck for a part; step None: of an evaluation, with hard codes."""
-        network, seed, position = self.generator.network, self.seed, part["position"]
-        device = self.worker.device
+        network, position = self.generator.network, part["position"]
         stream = "latent" if step is not None else "latent_held_out"
         if self.config.network.bottleneck.kind == "gaussian":
-            return {"noise": sample_normal(seed, position, stream=stream, shape=network.latent_shape, device=device)}
+            return {"noise": self.normal(position, stream=stream, shape=network.latent_shape)}
         if self.config.network.bottleneck.kind == "gumbel" and step is not None:
             shape = (network.codebook_size, *network.grid)
-            noise = sample_gumbel(seed, position, stream=stream, shape=shape, device=device)
+            noise = sample_gumbel(self.seed, position, stream=stream, shape=shape, device=self.worker.device)
             return {"noise": noise, "temperature": temperature_at(self.config.losses, step)}
         return {}
 
@@ -246,7 +245,6 @@ class AutoencoderTask(AdversarialTask):
         for part in parts:
             rows = [part["image"], network.reconstruct(part["image"])]
             if self.config.network.bottleneck.kind == "gaussian":
-                shape, device = network.latent_shape, self.worker.device
-                z = sample_normal(self.seed, part["position"], stream="preview", shape=shape, device=device)
+                z = self.normal(part["position"], stream="preview", shape=network.latent_shape)
                 rows.append(network.decode(z))
             yield rows

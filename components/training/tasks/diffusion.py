@@ -44,7 +44,6 @@ from components.training.randomness import (
     draw_windows,
     null_conditions,
     sample_integers,
-    sample_normal,
     sample_uniform,
     sample_uniforms,
 )
@@ -108,13 +107,9 @@ class DiffusionTask(LearnerTask):
     def integers(self, position: Tensor, *, stream: str, high: int) -> Tensor:
         return sample_integers(self.seed, position, stream=stream, high=high, device=self.worker.device)
 
-    def normal(self, position: Tensor, *, stream: str, like: Tensor) -> Tensor:
-        """Noise of the positions, with shape and device of the images `like` (B, ...)."""
-        return sample_normal(self.seed, position, stream=stream, shape=tuple(like.shape[1:]), device=like.device)
-
     def losses(self, network: Network, batch: Batch, conditions: dict[str, Tensor], time: Tensor) -> Tensor:  # (B,)
         x_0 = batch["image"]
-        noise = self.normal(batch["position"], stream="noise", like=x_0)
+        noise = self.normal(batch["position"], stream="noise", shape=x_0.shape[1:])
         x_t = self.objective.add_noise(x_0, noise, time).contiguous(memory_format=torch.channels_last)
         with self.learner.autocast():
             output = self.objective.apply(network, x_t, time, **conditions)
@@ -148,7 +143,7 @@ class DiffusionTask(LearnerTask):
             level = self.integers(position, stream="noise_level", high=settings.max_noise_level + 1)
         else:
             level = torch.full(position.shape, noise_level, device=low_res.device)
-        noise = self.normal(position, stream="low_res_noise", like=low_res)
+        noise = self.normal(position, stream="low_res_noise", shape=low_res.shape[1:])
         assert self.augmentation is not None
         return cond | {"low_res": augment_low_res(self.augmentation, low_res, noise, level), "noise_level": level}
 
@@ -202,7 +197,7 @@ class DiffusionTask(LearnerTask):
         return sample(
             network,
             self.objective,
-            self.normal(batch["position"], stream="preview", like=batch["image"]),
+            self.normal(batch["position"], stream="preview", shape=batch["image"].shape[1:]),
             sampler="ddim",
             num_inference_steps=min(PREVIEW_STEPS, most),
             threshold="none" if latents else "static",
@@ -229,7 +224,7 @@ class ImageToImageTask(DiffusionTask):
             batch["condition_image"],
             tasks=[degradation.tasks[place] for place in batch["task"].tolist()],
             numbers=sample_uniforms(self.seed, position, stream="degradation", shape=(NUMBERS,)),
-            noise=self.normal(position, stream="mask_noise", like=image),
+            noise=self.normal(position, stream="mask_noise", shape=image.shape[1:]),
             mask_area=degradation.mask_area,
             factors=degradation.super_resolution_factors,
         )
@@ -241,7 +236,7 @@ class ImageToImageTask(DiffusionTask):
     def losses(self, network: Network, batch: Batch, conditions: dict[str, Tensor], time: Tensor) -> Tensor:  # (B,)
         """Losses of `DiffusionTask` (B,) over the mask, where alone x_t is noisy."""
         x_0, mask = batch["image"], conditions["condition_image"][:, 3:]
-        noise = self.normal(batch["position"], stream="noise", like=x_0)
+        noise = self.normal(batch["position"], stream="noise", shape=x_0.shape[1:])
         x_t = add_noise_in_mask(self.objective, x_0, noise, time, mask).contiguous(memory_format=torch.channels_last)
         with self.learner.autocast():
             output = self.objective.apply(network, x_t, time, **conditions)
@@ -277,9 +272,9 @@ class DiffusionPriorTask(LearnerTask):
 
     def losses(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
         """Mean squared error of each embedding, (B,), at times and with noise (B, E) of its position."""
-        seed, position, x_0 = self.seed, batch["position"], batch["image_embedding"]
-        time = self.objective.times(sample_uniform(seed, position, stream="timestep", device=x_0.device))
-        noise = sample_normal(seed, position, stream="noise", shape=tuple(x_0.shape[1:]), device=x_0.device)
+        position, x_0 = batch["position"], batch["image_embedding"]
+        time = self.objective.times(sample_uniform(self.seed, position, stream="timestep", device=x_0.device))
+        noise = self.normal(position, stream="noise", shape=x_0.shape[1:])
         x_t = self.objective.add_noise(x_0, noise, time)
         with self.learner.autocast():
             output = self.objective.apply(network, x_t, time, **conditions)
@@ -287,18 +282,15 @@ class DiffusionPriorTask(LearnerTask):
 
     def measures(self, network: nn.Module, part: Batch) -> Metrics:
         """Loss, and two cosines with the image's embedding.
-        The cosines are those of the prior's guess from pure noise in one step, and of the text's embedding."""
-        conditions, x_0 = self.conditions(part), part["image_embedding"]
+        The cosines are those of the prior's guess from pure noise in one step, which is near the mean embedding under
+        the text, and of the text's embedding."""
+        conditions, position, x_0 = self.conditions(part), part["position"], part["image_embedding"]
+        time = self.objective.times(torch.full(position.shape, 1 - 2**-24, device=self.worker.device))
+        noise = self.normal(position, stream="guess", shape=x_0.shape[1:])
+        output = self.objective.apply(network, noise, time, **conditions)
+        guess = self.objective.predict_x_0(output, x_t=noise, time=time)
         return {
             "held_out_loss": self.losses(network, part, conditions).mean(),
-            "held_out_prior_cosine": F.cosine_similarity(self.guess(network, part, conditions), x_0).mean(),
+            "held_out_prior_cosine": F.cosine_similarity(guess, x_0).mean(),
             "held_out_text_cosine": F.cosine_similarity(part["text_embedding"], x_0).mean(),
         }
-
-    def guess(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
-        """The network's prediction from pure noise, near the mean embedding under the text, (B, E)."""
-        position, shape, device = batch["position"], batch["image_embedding"].shape[1:], self.worker.device
-        time = self.objective.times(torch.full(position.shape, 1 - 2**-24, device=device))
-        noise = sample_normal(self.seed, position, stream="guess", shape=tuple(shape), device=device)
-        output = self.objective.apply(network, noise, time, **conditions)
-        return self.objective.predict_x_0(output, x_t=noise, time=time)

@@ -16,7 +16,7 @@ from components.models.losses.adversarial import DRAWS, augment, generator_loss,
 from components.training.batches import png_grid
 from components.training.learner import PREVIEW_SAMPLES, AdversarialTask, add, split
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.randomness import sample_integers, sample_normal, sample_uniform
+from components.training.randomness import sample_integers, sample_uniform
 
 PREVIEW_ROWS = 10
 STATISTICS_BATCHES, STATISTICS_BATCH = 16, 64  # of noise, to estimate the statistics of batch norms
@@ -95,14 +95,9 @@ class GANTask(AdversarialTask):
             total += loss.detach()
         return total
 
-    def noise(self, position: Tensor, stream: str) -> Tensor:
-        """The generator's noise, (B, Z), on the device."""
-        shape = (self.config.network.noise_dim,)
-        return sample_normal(self.seed, position, stream=stream, shape=shape, device=self.worker.device)
-
     def generate(self, generator: nn.Module, part: Batch, *, stream: str) -> Tensor:
         """Images (B, 3, H, W) for the labels of a part, from noise by position."""
-        noise = self.noise(part["position"], stream)
+        noise = self.normal(part["position"], stream=stream, shape=[self.config.network.noise_dim])
         return generator(noise, part["label"] if self.config.conditioning.conditions else None)
 
     def judge(self, discriminator: nn.Module, image: Tensor, part: Batch) -> Tensor:
@@ -135,7 +130,7 @@ class GANTask(AdversarialTask):
         config, positions = self.config, torch.arange(STATISTICS_BATCHES * STATISTICS_BATCH)
         classes = {"high": self.dataset_info.num_classes, "device": self.worker.device}
         for position in positions.split(STATISTICS_BATCH):
-            noise = self.noise(position, "statistics_noise")
+            noise = self.normal(position, stream="statistics_noise", shape=[config.network.noise_dim])
             label = sample_integers(self.seed, position, stream="statistics_label", **classes)
             yield noise, label if config.conditioning.conditions else None
 
@@ -175,7 +170,7 @@ class GANTask(AdversarialTask):
         config, device = self.config, self.worker.device
         classes = min(self.dataset_info.num_classes, PREVIEW_ROWS) if config.conditioning.conditions else 1
         position = torch.arange(PREVIEW_SAMPLES)
-        noise = self.noise(position, "preview")
+        noise = self.normal(position, stream="preview", shape=[config.network.noise_dim])
         label = repeat(torch.arange(classes, device=device), "rows -> (rows columns)", columns=PREVIEW_SAMPLES)
         batch = {"noise": noise.repeat(classes, 1), "label": label, "position": position.repeat(classes)}
         images = [

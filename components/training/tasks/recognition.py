@@ -22,7 +22,7 @@ from components.models.losses.cross_entropy import (
 from components.training.learner import LearnerTask, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import gather
-from components.training.randomness import mirrored, sample_normal, sample_uniform, shifted
+from components.training.randomness import mirrored, sample_uniform, shifted
 
 LEVELS = (0, 25, 50, 75)  # percent of the way from the image to noise, where accuracy is measured
 
@@ -44,14 +44,13 @@ class ClassifierTask(LearnerTask):
 
     def logits(self, network: nn.Module, image: Tensor, part: Batch, *, level: float | None = None) -> Tensor:
         """Logits (B, K) fp32 of images, each noised to a random time, or to `level` (0 to 1)."""
-        seed, position = self.seed, part["position"]
-        uniform = sample_uniform(seed, position, stream="timestep", device=image.device)
+        position = part["position"]
+        uniform = sample_uniform(self.seed, position, stream="timestep", device=image.device)
         if level is not None or not self.config.noisy:
             uniform = torch.full_like(uniform, level or 0.0)
         time, x_t = self.objective.times(uniform), image
         if self.config.noisy:
-            noise = sample_normal(seed, position, stream="noise", shape=tuple(image.shape[1:]), device=image.device)
-            x_t = self.objective.add_noise(image, noise, time)
+            x_t = self.objective.add_noise(image, self.normal(position, stream="noise", shape=image.shape[1:]), time)
         with self.learner.autocast():
             logits = self.objective.apply(network, x_t.contiguous(memory_format=torch.channels_last), time)
         return logits.float()
