@@ -28,13 +28,7 @@ from components.models.diffusion.corruption import downsample
 from components.runtime.pool import Pool
 from components.runtime.storage.artifact import Artifact
 from components.sampling.device import best_device
-from components.sampling.frozen_text import (
-    BPE,
-    ContrastiveText,
-    FrozenText,
-    contrastive_text,
-    load_frozen_text,
-)
+from components.sampling.frozen_text import BPE, ContrastiveText, FrozenText, contrastive_text, load_frozen_text
 from components.sampling.image_files import parse_bpe
 from components.sampling.images import from_uint8, one_channel
 from components.sampling.model import most_at_once

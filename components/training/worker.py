@@ -26,13 +26,7 @@ from components.runtime.storage.store import SCRATCH, DamagedFileError, Store
 from components.sampling.device import computes_bf16, state_products
 from components.sampling.images import ColorError
 from components.training.batches import batches_ahead
-from components.training.checkpoint import (
-    HostCopy,
-    copy_to_host,
-    on_host,
-    refuse_non_finite,
-    write_host_copy,
-)
+from components.training.checkpoint import HostCopy, copy_to_host, on_host, refuse_non_finite, write_host_copy
 from components.training.loop import Arrays, Task, fit, is_scheduled
 from components.training.memory import NoRoomError, out_of_memory, with_room
 from components.training.optim import NonFiniteError

@@ -75,11 +75,7 @@ class GANTask(AdversarialTask):
             real_logits, fake_logits = logits.chunk(2)
             loss = hinge_discriminator_loss(real_logits, fake_logits=fake_logits)
             self.discriminator.backward(loss * share)
-            metrics = {
-                "discriminator_loss": loss,
-                "real_logits": real_logits.mean(),
-                "fake_logits": fake_logits.mean(),
-            }
+            metrics = {"discriminator_loss": loss, "real_logits": real_logits.mean(), "fake_logits": fake_logits.mean()}
             add(totals, metrics, share)
         return totals
 
