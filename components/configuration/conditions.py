@@ -55,7 +55,7 @@ class TextConfig(Config):
     text_heads: int = Field(4, ge=1)
 
     def arguments(self, dataset_info: DatasetInfo) -> dict[str, Any]:
-        """Arguments of `components.models.text.TextTransformer` for the captions of a set."""
+        """Arguments of `components.models.layers.TextTransformer` for the captions of a set."""
         return {
             "vocab_size": dataset_info.vocab_size,
             "context_length": dataset_info.text_length,

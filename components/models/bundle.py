@@ -14,10 +14,9 @@ from components.models.autoencoder import Autoencoder
 from components.models.contrastive import ContrastiveEncoder, DiffusionPrior
 from components.models.dit import DiT
 from components.models.gan import GANGenerator
-from components.models.noisy_classifier import NoisyClassifier
 from components.models.pixelcnn import GatedPixelCNN, RowLSTM
 from components.models.transformer import MaskedTransformer, Transformer
-from components.models.unet import UNet
+from components.models.unet import NoisyClassifier, UNet
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"

@@ -8,8 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from components.models.layers import timestep_embedding
-from components.models.text import TextTransformer
+from components.models.layers import TextTransformer, timestep_embedding
 
 
 class ImageTokens(nn.Module):

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from components.models.autoencoder import Downsample, ResBlock
 from components.models.devices import autocast
-from components.models.layers import GroupNorm, timestep_embedding
-from components.models.text import PAD_ID, TextTransformer
+from components.models.layers import PAD_ID, GroupNorm, TextTransformer, timestep_embedding
 from components.models.token_network import Block
 
 INITIAL_TEMPERATURE = 0.07

@@ -13,7 +13,7 @@ from diffusers import VQModel
 from torch import Tensor, nn
 
 from components.models.autoencoder import Autoencoder
-from components.models.critics import PatchDiscriminator, PerceptualLoss
+from components.models.losses.reconstruction import PatchDiscriminator, PerceptualLoss
 from components.models.devices import autocast
 from components.models.losses.adversarial import balanced_generator_loss, generator_loss, hinge_discriminator_loss
 from components.models.losses.reconstruction import reconstruction_loss

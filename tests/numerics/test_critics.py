@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.models.critics import PatchDiscriminator, PerceptualLoss
+from components.models.losses.reconstruction import PatchDiscriminator, PerceptualLoss
 from components.models.losses.adversarial import DRAWS, augment, cut_out, jitter_color, shift
 
 

@@ -5,7 +5,7 @@ import torch
 
 from components.configuration.sampling import ClassifierSampling
 from components.models.diffusion.objective import make_objective
-from components.models.noisy_classifier import AttentionPool2d, NoisyClassifier
+from components.models.unet import AttentionPool2d, NoisyClassifier
 from components.sampling.generators.diffusion import check_guides, class_log_probabilities, classifier_score
 from components.sampling.model import SamplingModel
 from tests.peer_unets import randomized

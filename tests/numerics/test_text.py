@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from components.models.text import TextTransformer
+from components.models.layers import TextTransformer
 
 TEXT = torch.tensor([[1, 5, 6, 7, 2, 0, 0, 0], [1, 9, 2, 0, 0, 0, 0, 0], [1, 2, 0, 0, 0, 0, 0, 0]])
 

@@ -11,8 +11,7 @@ from components.configuration.config import IDENTITY
 from components.configuration.networks import ImageAttentionUNetConfig
 from components.models.bundle import NETWORKS, ModelBundle, load_bundle, save_bundle
 from components.models.dit import DiT
-from components.models.noisy_classifier import NoisyClassifier
-from components.models.unet import UNet
+from components.models.unet import NoisyClassifier, UNet
 from components.sampling.model import load_model
 from components.sampling.plan import Plan, check_conditions, encode_conditions
 from components.sampling.requests import Request
