@@ -207,7 +207,12 @@ class TokenNetwork(nn.Module):
         return x
 
     def _embed_conditions(
-        self, batch_size: int, *, label: Tensor | None, text: Tensor | None, condition: Tensor | None
+        self,
+        batch_size: int,
+        *,
+        label: Tensor | None = None,
+        text: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Vectors of [text][condition][class], (B, P, D), with a position for a predicting class token."""
         _check_length("text", text, self.text_length, f"text_length is {self.text_length}")

@@ -41,15 +41,7 @@ class Transformer(TokenNetwork):
             self.text_head = nn.Linear(self.head.in_features, self.text_embedding.num_embeddings, bias=False)
             nn.init.normal_(self.text_head.weight, std=0.02)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        *,
-        label: Tensor | None = None,
-        text: Tensor | None = None,
-        condition: Tensor | None = None,
-        with_text: bool = False,
-    ) -> Tensor | JointLogits:
+    def forward(self, tokens: Tensor, *, with_text: bool = False, **conditions: Tensor | None) -> Tensor | JointLogits:
         """Teacher-forced logits.
 
         Args:
@@ -62,10 +54,10 @@ class Transformer(TokenNetwork):
 
         Returns (B, N, K), logits[:, i] from the conditions and the tokens before i. Raises ValueError when the shape of
         a condition is not the one that the model was built for."""
-        conditions = self._embed_conditions(len(tokens), label=label, text=text, condition=condition)  # (B, P, D)
+        before = self._embed_conditions(len(tokens), **conditions)  # (B, P, D)
         image = self._place(self.token_embedding(tokens[:, :-1]), 1)  # (B, N - 1, D)
-        x = self.dropout(torch.cat([conditions, image], dim=1))
-        visible = self._visible(text)
+        x = self.dropout(torch.cat([before, image], dim=1))
+        visible = self._visible(conditions.get("text"))
         mask = None if visible is None else _causal_mask(visible)
         rotation = self._rotation(0, x.shape[1])
         for block in self.blocks:
@@ -80,11 +72,9 @@ class Transformer(TokenNetwork):
         self,
         batch_size: int,
         *,
-        label: Tensor | None = None,
-        text: Tensor | None = None,
-        condition: Tensor | None = None,
         tokens: Tensor | None = None,
         cache: KVCache | None = None,
+        **conditions: Tensor | None,
     ) -> tuple[Tensor, KVCache]:
         """Read the conditions (see `forward`) and any first n < N `tokens` (B, n).
 
@@ -92,8 +82,8 @@ class Transformer(TokenNetwork):
             cache: of an earlier batch of this size, to be written over; None: a new one.
 
         Returns the logits (B, K) of token n, and the cache for `step`."""
-        x = self._embed_conditions(batch_size, label=label, text=text, condition=condition)  # (B, P, D)
-        visible = self._visible(text)
+        x = self._embed_conditions(batch_size, **conditions)  # (B, P, D)
+        visible = self._visible(conditions.get("text"))
         if cache is None:
             length = self.num_conditions + self.num_tokens - 1
             shape = (len(self.blocks), batch_size, self.num_heads, length, x.shape[2] // self.num_heads)
@@ -161,21 +151,14 @@ class MaskedTransformer(TokenNetwork):
         """The token K in place of unknown tokens."""
         return self.codebook_size
 
-    def forward(
-        self,
-        tokens: Tensor,
-        *,
-        label: Tensor | None = None,
-        text: Tensor | None = None,
-        condition: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, **conditions: Tensor | None) -> Tensor:
         """Logits (B, N, K) of tokens (B, N) int64 in [0, K], K being the mask token.
         Those at tokens that are not masked mean nothing, since they see themselves. Conditions and errors are those of
         `Transformer.forward`."""
-        conditions = self._embed_conditions(len(tokens), label=label, text=text, condition=condition)  # (B, P, D)
+        before = self._embed_conditions(len(tokens), **conditions)  # (B, P, D)
         image = self._place(self.token_embedding(tokens), 0)  # (B, N, D)
-        x = self.dropout(torch.cat([conditions, image], dim=1))
-        mask = self._visible(text)
+        x = self.dropout(torch.cat([before, image], dim=1))
+        mask = self._visible(conditions.get("text"))
         for block in self.blocks:
             x = block(x, mask=mask, rotation=self.rotation)
         return self.head(self.norm_out(x[:, self.num_conditions :]))
