@@ -42,8 +42,7 @@ EPS = 1e-6  # of every group norm
 
 class ResBlock(NetworkBlock):
     """Pre-activation residual block, (B, C_in, H, W) -> (B, C_out, H, W).
-    The block starts as its skip connection, so that encoder and decoder start nearly linear: colors are learned in half
-    the steps."""
+    It starts as its skip connection, so that encoder and decoder start nearly linear: colors take half the steps."""
 
     def __init__(self, in_channels: int, *, out_channels: int, norm_groups: int | None = None) -> None:
         super().__init__()
@@ -157,8 +156,7 @@ class Encoder(nn.Module):
 
 class Decoder(nn.Module):
     """Features (B, D, h, w) -> output (B, O, H, W), with a block more a level than the encoder.
-    With `patch_shortcut` a color of each feature is added, blended between positions, and the decoder starts as
-    that."""
+    With `patch_shortcut` a color of each feature is added, blended between positions, and the decoder starts so."""
 
     def __init__(self, sizes: Sizes, *, latent_channels: int, out_channels: int) -> None:
         super().__init__()

@@ -126,8 +126,7 @@ class ConditionedNetwork(nn.Module):
 
     def checked(self, x_t: Tensor, conditions: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """The given conditions, by name.
-        Raises ValueError if one is missing, is one that the network was not built for, or is an image of another
-        size."""
+        Raises ValueError if one is missing, is one that the network was not built for, or has another size."""
         present = {name: value for name, value in conditions.items() if value is not None}
         for name in self.conditions:
             if name not in present:

@@ -136,8 +136,7 @@ def pool_moments(moments: Tensor) -> Tensor:
 
 class _Gather(torch.autograd.Function):
     """Gather a tensor of each rank, (N, ...), with gradient.
-    The backward pass sums the gradients of all ranks, so gradients averaged over the ranks are those of the mean
-    loss."""
+    The backward pass sums the gradients of all ranks, so averages over the ranks are gradients of the mean loss."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]

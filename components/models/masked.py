@@ -71,8 +71,7 @@ def shift_down(x: Tensor) -> Tensor:
 class ValueEmbedding(nn.Module):
     """Values of an image as channels, each for a single color.
     Kind "intensity" scales values to [-1, 1] and adds a channel of ones, which tells mid-gray from the zeros outside
-    the image (Salimans et al. 2017, "PixelCNN++"); "table" learns a vector for each value, in `channels` for all colors
-    together."""
+    the image (Salimans et al. 2017, "PixelCNN++"); "table" learns a vector a value, `channels` for all colors."""
 
     weight: Tensor  # (K, I / C)
 

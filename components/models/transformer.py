@@ -153,8 +153,7 @@ class MaskedTransformer(TokenNetwork):
 
     def forward(self, tokens: Tensor, **conditions: Tensor | None) -> Tensor:
         """Logits (B, N, K) of tokens (B, N) int64 in [0, K], K being the mask token.
-        Those at tokens that are not masked mean nothing, since they see themselves. Conditions and errors are those of
-        `Transformer.forward`."""
+        Those at tokens that are not masked mean nothing, since they see themselves. Conditions as in `Transformer`."""
         before = self._embed_conditions(len(tokens), **conditions)  # (B, P, D)
         image = self._place(self.token_embedding(tokens), 0)  # (B, N, D)
         x = self.dropout(torch.cat([before, image], dim=1))

@@ -124,8 +124,7 @@ class UNet(ConditionedNetwork):
             condition_image: (B, condition_image_channels, H, W).
             image_embedding: (B, image_embedding_dim).
 
-        Raises ValueError if a condition is missing, is one that the network was not built for, or is of another
-        size."""
+        Raises ValueError if a condition is missing, is one that the network was not built for, or has another size."""
         present = self.checked(x_t, conditions)
         embedding, context = self.embed(time, present)
         embedding = F.silu(embedding)  # (B, D)
@@ -187,8 +186,7 @@ def attention_of(
 
 class NoisyClassifier(nn.Module):
     """Class of the image behind x_t, given the time.
-    Arguments are those of `UNet`; `head_dim` or `num_heads` are of the pool too. Raises ValueError for sizes that do
-    not fit each other."""
+    Arguments are those of `UNet`; `head_dim` or `num_heads` are of the pool too. Raises ValueError for bad sizes."""
 
     def __init__(
         self,

@@ -3,8 +3,7 @@
 Attention is that of GLIDE, or the spatial transformer of latent diffusion. Where the tokens are patches of an image,
 rotary positions give each query the places of the patches.
 
-Shapes: B batch, C channels, H W height and width, D size of the embedding, N = H * W positions, L tokens, E features of
-a token."""
+Shapes: B batch, C channels, H W height and width, D size of the embedding, N = H * W places, L tokens, E features."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -26,8 +26,7 @@ Item = TypeVar("Item")
 def to_batch(rows: Arrays, device: torch.device | str = "cpu") -> Batch:
     """Converts rows of arrays to a batch of tensors on `device`.
     Images uint8 (B, H, W, 3) become float32 (B, 3, H, W) in [-1, 1], arrays of an encoded set float32, all else int64.
-    Columns that the host reads, to draw and to choose by, stay there. Columns that no task reads (captions, keys) are
-    left out."""
+    Columns that the host reads, to draw and to choose by, stay there. Columns without a reader (captions, keys) go."""
     batch = {}
     for name in TENSORS:
         if name in rows:

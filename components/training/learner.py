@@ -44,8 +44,7 @@ def make_network(training: Training, dataset_info: DatasetInfo = IMAGES, grid: T
 
 class Learner:
     """A network in training.
-    `self.forward` is the data-parallel network, `self.network` the plain one; where the worker shards, both are the
-    network in shards."""
+    `self.forward` is the data-parallel network, `self.network` the plain one; with shards both are sharded."""
 
     def __init__(self, network: Any, *, config: OptimizationConfig, worker: Worker, averaged: bool = True) -> None:
         """Builds the optimizer and, if `averaged`, the configuration's EMA; discriminators have none."""
@@ -146,8 +145,7 @@ class Learner:
 
 class LearnerTask:
     """The common part of all tasks; see `components.training.loop.Task`.
-    A task of one network says in `part_losses` what a part of a batch costs, and in `measures` how good the average
-    is."""
+    A task of one network says in `part_losses` what a part of a batch costs, in `measures` how good the average is."""
 
     config: Any
     grid: Any  # TokenGrid, or None for a training on images

@@ -95,8 +95,7 @@ def most_that_fits(task: Task, batch: Batch, *, step: int, worker: Worker) -> in
 
 def fits(task: Task, batch: Batch, *, step: int, device: torch.device) -> bool:
     """Try if two steps leave RESERVE of a GPU free.
-    The second has the optimizer's state in memory from its beginning; `step` is the run's last, when every loss has
-    begun."""
+    The second has the optimizer's state in memory from the start; `step` is the last, when all losses have begun."""
     total = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
     try:
         reserve = torch.empty(int(RESERVE * total), dtype=torch.uint8, device=device)

@@ -72,8 +72,7 @@ def forget_checkpoint(run: Store, name: str) -> Checkpointed | None:
 
 def fetch_checkpoint(run: Store, name: str, local: Path) -> Path:
     """Copy a checkpoint to `local`, verified by its digests. Returns `local`.
-    Raises DamagedFileError for a missing file, the list of digests included, or a file that differs at every
-    reading."""
+    Raises DamagedFileError for a missing file, also the list of digests, or a file that differs at every reading."""
     try:
         expected = TypeAdapter(dict[FileName, Digest]).validate_json(run.read(f"{name}/{DIGESTS}"))
         in_parallel(lambda file: run.download(f"{name}/{file}", local, file, expected=expected[file]), expected)

@@ -208,8 +208,7 @@ def job_rows(job: TrainingJob, worker: Worker, *, start_step: int) -> Iterator[A
 class Saver:
     """Checkpoints (every rank reports, rank 0 writes), previews and the finished model (rank 0).
     A checkpoint holds training while its state is copied to the host's memory. It is written, hashed and sent behind
-    training, one at a time: the next one waits, so that memory and disk hold a single one. (Ray's own queue has no
-    bound.)"""
+    training, one at a time: the next one waits, so memory and disk hold a single one (Ray's queue has no bound)."""
 
     def __init__(self, job: TrainingJob, reporter: Reporter, held_out: Arrays, *, seconds_before: float) -> None:
         self.job, self.reporter, self.held_out, self.seconds_before = job, reporter, held_out, seconds_before

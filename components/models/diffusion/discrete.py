@@ -52,8 +52,7 @@ def discretized_gaussian_nll(x_0: Tensor, *, mean: Tensor, log_variance: Tensor)
     """Negative log likelihood of 8-bit values in [-1, 1], by element (Ho et al., 2020, equation 13).
     Each value owns the interval of 2/255 around the value, and the two end values own the tails beyond, so the 256
     probabilities add up to 1. The normal distribution function is exact; Improved DDPM uses a tanh approximation here.
-    Differences are taken of logarithms in the lower tail, so that neither a far mean nor a narrow Gaussian rounds to
-    zero."""
+    Differences are taken of logarithms in the lower tail, so that no far mean and no narrow Gaussian rounds to zero."""
     inverse = (-0.5 * log_variance).exp()
     upper, lower = (x_0 - mean + DATA_STEP / 2) * inverse, (x_0 - mean - DATA_STEP / 2) * inverse
     flip = upper + lower > 0  # mirror an interval mostly above the mean

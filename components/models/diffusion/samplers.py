@@ -115,8 +115,7 @@ def check_options(sampler: str, eta: float, percentile: float) -> None:
 def thresholded(x_0: Tensor, threshold: Threshold, percentile: float) -> Tensor:
     """A predicted image, limited to the range of images by the named rule.
     "dynamic" clips each image to the image's own quantile of |x_0| and scales that quantile to 1 (Saharia et al., 2022,
-    Imagen, section 2.3); for a quantile below 1 the result is the clipping to [-1, 1] of "static". "none" changes
-    nothing."""
+    Imagen, section 2.3); for a quantile below 1 this is the clipping to [-1, 1] of "static". "none" changes nothing."""
     if threshold == "none":
         return x_0
     if threshold == "static":

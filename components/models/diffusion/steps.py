@@ -118,8 +118,7 @@ class DPMSolver(Euler):
 
     def step(self, prediction: Prediction, look: Callable[[Tensor], Tensor]) -> Tensor:
         """DDIM's step to an x_0 extrapolated from the current and the previous prediction.
-        In the last step, where the extrapolation would be infinite, x_0 is its own: a step of order 1, like the
-        first."""
+        In the last step, where the extrapolation would be infinite, x_0 is its own: a step of order 1, as at first."""
         before, self.before = self.before, prediction
         gain = prediction.step.log_snr_gain
         if before is not None and not math.isinf(gain):

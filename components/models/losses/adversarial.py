@@ -45,8 +45,7 @@ def balanced_generator_loss(
     `hinge.backward(inputs=list(discriminator.parameters()))`. `nll_loss` () is reconstruction plus weighted perceptual
     loss, a function of the reconstruction only, and `adversarial_loss` () the `generator_loss` of the reconstruction,
     any value on the way from the decoder's output to the losses; `last_layer` is the raw weight of the decoder's last
-    layer, not the weight of a DDP wrapper, and `adversarial_weight` a factor on top of the adaptive weight (0.8 as
-    published)."""
+    layer, not the weight of a DDP wrapper, and `adversarial_weight` a factor on top (as published 0.8)."""
     (nll_pixels,) = torch.autograd.grad(nll_loss, reconstruction)
     (adversarial_pixels,) = torch.autograd.grad(adversarial_loss, reconstruction, retain_graph=True)
     gradients = [

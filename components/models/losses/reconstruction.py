@@ -1,4 +1,4 @@
-"""Reconstruction losses of an autoencoder, the image in the decoder's output, and networks that judge it.
+"""Reconstruction losses, the image in a decoder's output, and the two networks that judge it.
 
     l1                    mean absolute difference, as in the published code of VQ-GAN (Esser et al. 2021)
     mse                   mean squared difference (van den Oord et al. 2017)

@@ -10,8 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from components.models.diffusion.corruption import from_levels
-from components.models.diffusion.corruption import MASK_TASKS, Degraded, denoise_in_mask, fill_mask
+from components.models.diffusion.corruption import MASK_TASKS, Degraded, denoise_in_mask, fill_mask, from_levels
 from components.sampling.autoregressive import generate_grid
 from components.sampling.generator import Generator, Hooks, Parts
 from components.sampling.generators.diffusion import check_sampling, denoise, image_noise

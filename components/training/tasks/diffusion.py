@@ -133,8 +133,7 @@ class DiffusionTask(LearnerTask):
 
     def augmented(self, cond: dict[str, Tensor], position: Tensor, noise_level: int | None) -> dict[str, Tensor]:
         """Noise conditioning augmentation of `low_res`, if any.
-        Each sample draws its own level in training (independent of the batch); `noise_level` is the level at
-        sampling."""
+        Each sample draws its own level in training (independent of the batch); `noise_level` is that of sampling."""
         settings = self.config.low_res
         if settings is None:
             return cond
