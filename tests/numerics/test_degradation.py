@@ -4,21 +4,25 @@ import pytest
 import torch
 from scipy import ndimage
 
-from components.models.diffusion.corruption import augment_low_res, downsample, gray, quantize_8_bit, upsample
 from components.models.diffusion.corruption import (
     MASK_TASKS,
     NUMBERS,
     RECTANGLES,
     TASKS,
     add_noise_in_mask,
+    augment_low_res,
     border_mask,
     brushed,
     degrade,
     denoise_in_mask,
+    downsample,
+    gray,
     inpainting_mask,
     loss_in_mask,
+    quantize_8_bit,
     rectangle,
     strokes,
+    upsample,
 )
 from components.models.diffusion.objective import make_objective
 from components.models.diffusion.schedule import make_schedule

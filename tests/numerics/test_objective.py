@@ -11,9 +11,9 @@ from denoising_diffusion_pytorch.learned_gaussian_diffusion import LearnedGaussi
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from components.models.diffusion.discrete import KEPT, draw_timesteps, empty_history, probabilities, record
 from components.models.diffusion.objective import EDMObjective, FlowObjective, Objective, make_objective
 from components.models.diffusion.schedule import make_schedule
-from components.models.diffusion.timestep_sampling import KEPT, draw_timesteps, empty_history, probabilities, record
 from components.training.randomness import sample_uniform
 from tests.known_denoisers import discrete, output_for
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from components.configuration.sampling import TokenSampling
 from components.models.masked import color_groups
-from components.models.pixelcnn import GatedPixelCNN
-from components.models.pixelcnn import RowLSTM, lstm
+from components.models.pixelcnn import GatedPixelCNN, RowLSTM, lstm
 from components.sampling.autoregressive import PixelNetwork, generate_grid
 from components.sampling.plan import Conditions
 from tests.token_models import assert_own_streams, generators, unmoved
