@@ -163,7 +163,6 @@ def compiled_logits(
     transformer: Transformer, values: Tensor, copies: int, conditions: dict[str, Tensor]
 ) -> Iterator[Tensor]:
     """Yields logits like `cached_logits`, by a single compiled step for every position.
-
     On a GPU a step of a small batch takes as long as its host needs to launch some hundred kernels; there the step is a
     CUDA graph, launched as one. A graph knows its tensors by their addresses, so the last cache of a transformer is
     kept, and the next batch of its size writes over it; no other call does meanwhile. The first batch of each size
@@ -206,7 +205,6 @@ def window_logits(
     transformer: Transformer, grid: tuple[int, int], values: Tensor, copies: int, conditions: dict[str, Tensor]
 ) -> Iterator[Tensor]:
     """Yields logits like `cached_logits`, for a grid (H, W) larger than the trained one.
-
     Each token is drawn from the window of the trained size that has it in its middle, or nearest to it at the borders,
     given what of the window is there already (Esser et al. 2021, 3.3). While the window stands still its cache goes on;
     where it moves, what it holds is read again. Class and text stay; a condition image, which is larger by the same

@@ -138,10 +138,9 @@ class Cascade(Parts):
 
     def sample(self, requests: Sequence[Request], **settings: Any) -> list[np.ndarray]:
         """Returns a finished uint8 image (H, W, 3) for each request, in order; `settings`: see `make`.
-
         The same request gives the same image in whatever company: on a CPU within one gray level, on a GPU to the eye
-        (`components.sampling.device`).
-        Raises ValueError, before any work, if a request can't be met; the message names it by its number from 1."""
+        (`components.sampling.device`). Raises ValueError, before any work, if a request can't be met; the message names
+        it by its number from 1."""
         return [list(images.values())[-1] for images in self.sample_stages(requests, **settings)]
 
     def sample_stages(self, requests: Sequence[Request], **settings: Any) -> list[Images]:

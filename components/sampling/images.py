@@ -98,10 +98,9 @@ def index_grids(network: Autoencoder, images: np.ndarray) -> Tensor:
 
 def code_colors(codes: Tensor) -> Tensor:
     """A color in [-1, 1] for each code, (K, C) -> (K, 3): near codes look alike.
-
-    Red, green and blue are the first three principal components of the codes, each by its rank, so that a far code
-    does not make all others alike. Where codes have fewer than three components, the other colors stay in the middle.
-    Equal codes have one color, and count once: a product of equal rows may differ in its last bit."""
+    Red, green and blue are the first three principal components of the codes, each by its rank, so that a far code does
+    not make all others alike. Where codes have fewer than three components, the other colors stay in the middle. Equal
+    codes have one color, and count once: a product of equal rows may differ in its last bit."""
     distinct, number = codes.double().unique(dim=0, return_inverse=True)  # sorted: the order of codes does not show
     centered = distinct - distinct.mean(dim=0)
     _, lengths, directions = torch.linalg.svd(centered, full_matrices=False)

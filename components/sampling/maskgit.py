@@ -61,10 +61,9 @@ def maskgit(
 
 def masked_counts(num_tokens: int, *, steps: int) -> list[int]:
     """Returns the number of masked tokens after each step, the last being 0.
-
     The number is ⌊N cos(π/2 · t)⌋, t the share of steps done, or one less than before where the first steps would keep
-    no token. The cosine lies above its chord, so with steps <= N a masked token is left for every step to come.
-    Raises ValueError if steps is not in [1, N]."""
+    no token. The cosine lies above its chord, so with steps <= N a masked token is left for every step to come. Raises
+    ValueError if steps is not in [1, N]."""
     if not 1 <= steps <= num_tokens:
         raise ValueError(f"steps must be in [1, {num_tokens}], not {steps}")
     counts = [num_tokens]

@@ -141,8 +141,7 @@ class Request(BaseModel, frozen=True, extra="forbid"):
         ),
     ] = None
     sampler: Annotated[
-        str | None,
-        Option("Sampler", f"Of the base model: {in_words([*SAMPLERS])}.", DENOISING, setting="sampler"),
+        str | None, Option("Sampler", f"Of the base model: {in_words([*SAMPLERS])}.", DENOISING, setting="sampler")
     ] = None
     guidance_scale: Annotated[
         float | None,

@@ -7,7 +7,7 @@ import secrets
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import UploadFile
@@ -165,16 +165,8 @@ def plain(text: str) -> Any:
         return text
 
 
-class GivenImages(NamedTuple):
-    """The images of a request as PNG."""
-
-    image: bytes | None = None
-    mask: bytes | None = None  # white is to be made
-    condition: bytes | None = None
-
-
-def read_given(files: Mapping[str, bytes], *, task: str | None, side: int, limits: Limits) -> GivenImages:
-    """Returns the images of a request in the form of a generator's input.
+def read_given(files: Mapping[str, bytes], *, task: str | None, side: int, limits: Limits) -> dict[str, bytes]:
+    """Returns the images of a request as PNG in the form of a generator's input, a mask white to be made.
     `side`: pixels of the generator's images; a larger square is shrunk to it where the task is then the same one.
     Raises ServiceError for what is no image, or a mask of another size than its image."""
     with warnings.catch_warnings():
@@ -199,11 +191,8 @@ def read_given(files: Mapping[str, bytes], *, task: str | None, side: int, limit
         raise invalid("condition", f"the condition has {size} pixels: give a square image")
     if condition is not None and condition.mode.startswith(("I", "F")):
         raise invalid("condition", "the condition has more than 8 bits a channel: give one of 8 bits")
-    return GivenImages(
-        image=None if image is None else encode_png(image.convert("RGB")),
-        mask=None if mask is None else encode_png(mask),
-        condition=None if condition is None else encode_png(condition.convert("RGB")),
-    )
+    given = {"image": image and image.convert("RGB"), "mask": mask, "condition": condition and condition.convert("RGB")}
+    return {name: encode_png(each) for name, each in given.items() if each is not None}
 
 
 def decoded(name: str, text: str) -> bytes:
@@ -299,31 +288,27 @@ def check_options(asked: Generation, generator: GeneratorCard) -> None:
         raise invalid("size", f"the {generator.name} generator makes no images of {asked.size}: {remedy}")
 
 
-def job_of(asked: Generation, generator: GeneratorCard, given: GivenImages) -> ImageJob:
+def job_of(asked: Generation, generator: GeneratorCard, given: Mapping[str, bytes]) -> ImageJob:
     """Returns the job of a request, checked against the card, with a random seed if none is set.
     Raises ServiceError for what the generator does not take."""
     check_options(asked, generator)
     size, own = size_of(asked), (generator.width, generator.height)
     seed = secrets.randbelow(DRAWN_SEEDS) if asked.seed is None else asked.seed
+    task = asked.task if isinstance(asked, EditForm) else None
+    if task is not None and task not in generator.tasks:
+        can = ", ".join(generator.tasks)
+        raise invalid("task", f"the {generator.name} generator has no task {task!r}: choose {can}")
+    if isinstance(asked, EditForm) and "mask" in given and "inpainting" in generator.tasks:
+        task = task or "inpainting"  # which OpenAI's clients can't name
     request = Request(
         label=asked.label,
         prompt=asked.prompt if (asked.prompt or "").strip() else None,
         generator=generator.name,
         size=None if size is None or size == own else (size[1], size[0]),
         sampling=asked.sampling or {},
-        image=given.image,
-        mask=given.mask,
-        condition=given.condition,
-        task=task_of(asked, generator, given) if isinstance(asked, EditForm) else None,
+        task=task,
+        **given,
         **{name: getattr(asked, name) for name in OPTIONS},
     )
     requests = tuple(request.replace(seed=seed + number) for number in range(asked.n or 1))
     return ImageJob(requests, (asked.partial_images or 0) if generator.shows_steps else 0)
-
-
-def task_of(asked: EditForm, generator: GeneratorCard, given: GivenImages) -> str | None:
-    """Returns the requested task; with a mask `inpainting`, which OpenAI's clients can't name."""
-    if asked.task is not None and asked.task not in generator.tasks:
-        can = ", ".join(generator.tasks)
-        raise invalid("task", f"the {generator.name} generator has no task {asked.task!r}: choose {can}")
-    return asked.task or ("inpainting" if given.mask and "inpainting" in generator.tasks else None)

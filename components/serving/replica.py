@@ -31,7 +31,7 @@ from components.sampling.plan import Plan
 from components.sampling.requests import Request, settings_of, with_settings
 from components.serving.messages import Card, Event, FinishedImage, ImageJob, Partial, Refused, Taken
 from components.serving.settings import ServedModel, ServiceSettings
-from components.serving.versions import Version, Versions
+from components.serving.versions import EndedError, Version, Versions
 
 LOG = logging.getLogger("cascade.serving")
 SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250]
@@ -47,10 +47,6 @@ class BusyError(Exception):
 
 class FailedError(Exception):
     """The model failed on a request that passed the checks."""
-
-
-class _EndedError(Exception):
-    """Nobody wants the batch any more."""
 
 
 class Measures:
@@ -105,8 +101,7 @@ class Batcher:
     Args:
         waiting_images: as many may wait; those of the batch that is sampled don't.
         batch_images: of one batch at most; fewer where images are large.
-        threads: torch's, of the sampling; None: as many as it chooses.
-    """
+        threads: torch's, of the sampling; None: as many as it chooses."""
 
     def __init__(
         self, *, waiting_images: int, batch_images: int, measures: Measures, threads: int | None = None
@@ -170,7 +165,7 @@ class Batcher:
             started = time.monotonic()
             try:
                 self._sample(batch)
-            except _EndedError:
+            except EndedError:
                 pass
             except Exception as error:
                 self._failed(batch, error)
@@ -199,7 +194,7 @@ class Batcher:
                 self._measures.steps.inc(len(batch), tags)
             began = True
             if self._closed or all(image.ticket.left for image in batch):
-                raise _EndedError
+                raise EndedError
 
         plans = [image.plan for image in batch]
         ((_, made),) = version.cascade.make(plans, batch_size=len(batch), on_step=on_step_of(batch), between=between)

@@ -267,10 +267,8 @@ async def watched(
         receive: of a request whose body was read; tells that the client went away.
         started: when the request came, by time.monotonic().
         seconds: that the job may take from then on.
-
     Raises ServiceError for a job that is refused or late, ClientDisconnect when the client went away, and what reading
-    the events raises.
-    """
+    the events raises."""
     items: asyncio.Queue[Event | Exception | None] = asyncio.Queue()  # None: the events are over
 
     async def wait_for_leaving() -> None:

@@ -122,6 +122,10 @@ def makes_none(source: str) -> ValueError:
     )
 
 
+class EndedError(Exception):
+    """Ends a sampling between two steps: nobody wants the batch any more, or the generator is warm."""
+
+
 def warm(cascade: Cascade) -> None:
     """Makes a small image of each generator, to allocate memory and choose kernels early."""
     for maker in cascade.makers.values():
@@ -129,16 +133,12 @@ def warm(cascade: Cascade) -> None:
 
         def between(started: float = started) -> None:
             if time.monotonic() - started > WARM_SECONDS:
-                raise _EnoughError
+                raise EndedError
 
         try:
             cascade.sample_stages([quick(cascade, maker.example())], between=between)
-        except _EnoughError:
+        except EndedError:
             continue
-
-
-class _EnoughError(Exception):
-    """The generator is warm."""
 
 
 def generator_card(maker: Generator) -> GeneratorCard:

@@ -33,10 +33,8 @@ def default_samples(source: str) -> int:
 
 def write_shards(source: str, path: str | None, *, out: str, config: IngestConfig, console: Console) -> None:
     """Write shards and index to `out`. Raises SourceError or StoreError before anything is written.
-
     Every node that works is asked to read the source and to write. What is wrong with a tar is found when it is its
-    turn: ShardError, or DataError for too many corrupt images. What was written until then is used by the next try.
-    """
+    turn: ShardError, or DataError for too many corrupt images. What was written until then is used by the next try."""
     listed = check_source(source, path, config.columns)
     store = Store(absolute(out))
     if source == "webdataset" and path is not None:

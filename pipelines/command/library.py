@@ -24,9 +24,7 @@ def load(model: str, *, tracking: str | None = None) -> Cascade:
         model: `models:/NAME@ALIAS` or `models:/NAME/VERSION` in the registry, the folder of a model's stage in any
             storage, or a folder on disk.
         tracking: address of MLflow; None: as the commands, MLFLOW_TRACKING_URI or `./runs/mlflow.db`.
-
-    Raises ValueError or UsageError, in one line, if there is none or a file differs from what was registered.
-    """
+    Raises ValueError or UsageError, in one line, if there is none or a file differs from what was registered."""
     return load_cascade(model, tracking)
 
 

@@ -51,9 +51,7 @@ class OpenModel(NamedTuple):
 
         Args:
             assignments: of `--set`; an option is stronger than what the image has for the same setting of a stage.
-
-        Raises ValueError, in one line, for a value of another type.
-        """
+        Raises ValueError, in one line, for a value of another type."""
         changes = {name: value for name, value in options.items() if value is not None}
         request = self.cascade.with_generator(self.like.replace(**changes))
         maker, marks = self.cascade.makers.get(str(request.generator)), request_options()
@@ -81,9 +79,7 @@ def open_model(model: str | None, *, like: Path | None, tracking: str | None, **
     Args:
         like: a PNG of an image to make again, of a request with images those in `given`.
         given: images that the command takes, None or empty where the user gives none.
-
-    Raises UsageError, or ValueError in one line, for a file without settings, a missing image, or no such model.
-    """
+    Raises UsageError, or ValueError in one line, for a file without settings, a missing image, or no such model."""
     settings = {} if like is None else read_like(like)
     for name in settings.get("needs", ()):
         if name not in given:
@@ -145,11 +141,8 @@ def source_of(model: str, tracking: str | None) -> tuple[str, str, str | None]:
 
 def load_cascade(model: str, tracking: str | None) -> Cascade:
     """Loads a cascade from the registry, storage or disk, on the best device.
-
-    A model that makes images by itself becomes a cascade of its own, which samples as its kind does.
-
-    Raises UsageError, or ValueError, if there is none.
-    """
+    A model that makes images by itself becomes a cascade of its own, which samples as its kind does. Raises UsageError,
+    or ValueError, if there is none."""
     with local_model(model, tracking) as folder:
         cascade = cascade_in(folder, device=best_device())
     if cascade is None:

@@ -50,8 +50,7 @@ def takes_options(
     Args:
         options: fields of the request, by name.
         before: the command's own parameter that they stand in front of.
-        help_texts: what `--help` says of an option where the command has words of its own.
-    """
+        help_texts: what `--help` says of an option where the command has words of its own."""
 
     def decorate(command: Any) -> Command:
         """Give the command the signature for typer."""
@@ -81,9 +80,7 @@ SHARED_CORES = {"GOMP_SPINCOUNT": "1000"}  # libgomp's own number where there ar
 
 def share_cores() -> None:
     """Let waiting threads give their core away soon, unless the user's environment says otherwise.
-
-    To be called before torch is imported, whose libgomp reads these settings as it is loaded.
-    """
+    To be called before torch is imported, whose libgomp reads these settings as it is loaded."""
     if "OMP_WAIT_POLICY" not in os.environ:
         for name, value in SHARED_CORES.items():
             os.environ.setdefault(name, value)

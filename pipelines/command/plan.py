@@ -12,7 +12,7 @@ from pipelines.engine.code_seen import changes_of_code
 from pipelines.engine.display import plan_table, say
 from pipelines.engine.provenance import code_line
 from pipelines.engine.session import on_cluster
-from pipelines.planning.cost import UTILIZATION, Rate, rate_of, stage_costs
+from pipelines.planning.cost import UTILIZATION, rate_of, stage_costs
 from pipelines.planning.cost_table import cost_notes, cost_overview, cost_table, heading, markdown
 from pipelines.planning.preflight import check_shares
 from pipelines.planning.profiles import Cluster, Profile, load_profile, parse_cluster, this_machine
@@ -38,8 +38,7 @@ class Payment(NamedTuple):
     def check(self, clusters: Sequence[str]) -> None:
         """Raise UsageError for an option without the options that give the option a sense.
 
-        `--price` needs `--gpu`, and `--gpu` a single `--cluster`.
-        """
+        `--price` needs `--gpu`, and `--gpu` a single `--cluster`."""
         if self.gpu is None and (given := [f"--{name}" for name, own in self._asdict().items() if own is not None]):
             raise UsageError(f"{given[0]} needs --gpu, as --gpu h100")
         if self.gpu is not None and len(clusters) != 1:
@@ -53,10 +52,8 @@ UNPAID = Payment()
 
 def show_plan(options: driver.RunOptions, clusters: Sequence[str], console: Console, *, pay: Payment = UNPAID) -> None:
     """Print the plan of a run on this machine; or a recipe's shares and costs on clusters elsewhere.
-
     For such clusters neither the source nor storage is asked, so keys and what is cached take no part. Raises
-    UsageError, in one line, for whatever is written wrongly.
-    """
+    UsageError, in one line, for whatever is written wrongly."""
     pay.check(clusters)
     if not clusters:
         show_keys(options, console)
@@ -72,25 +69,13 @@ def show_plan(options: driver.RunOptions, clusters: Sequence[str], console: Cons
         rate = rate_of(pay.gpu, utilization=UTILIZATION if pay.mfu is None else pay.mfu, price=pay.price)
         if parsed[0].gpus == 0:
             raise UsageError("--gpu needs a cluster with GPUs, as --cluster gpus=64")
-    if not whole and len(parsed) == 1:
-        show_shares(workflows[0], profile, parsed[0], options, rate, pay, console)
-    else:
-        lines = (
+    if whole or len(parsed) > 1:
+        many = (
             overview(workflows, profile, parsed) if rate is None else cost_overview(workflows, profile, parsed[0], rate)
         )
-        say(console, "\n".join(lines))
-
-
-def show_shares(
-    workflow: Workflow,
-    profile: Profile,
-    cluster: Cluster,
-    options: driver.RunOptions,
-    rate: Rate | None,
-    pay: Payment,
-    console: Console,
-) -> None:
-    """Print the shares of a cluster for the selected stages; with a rate the stages' costs."""
+        say(console, "\n".join(many))
+        return
+    workflow, cluster = workflows[0], parsed[0]
     shares = share_cluster(workflow, profile, cluster, running=workflow.selected(options.selection))
     check_shares(workflow, shares)
     if rate is None or pay.gpu is None:
@@ -126,10 +111,8 @@ def show_keys(options: driver.RunOptions, console: Console) -> None:
 
 def overview(workflows: Sequence[Workflow], profile: Profile, clusters: Sequence[Cluster]) -> list[str]:
     """All trainings of several recipes on several clusters, as lines of a Markdown table.
-
     A cell is "workers x samples of a step for each", "in n parts" where the profile says how large one may be, and the
-    GPUs that idle meanwhile.
-    """
+    GPUs that idle meanwhile."""
     lines = heading(["recipe", "training", "batch", *(gpu_count(cluster.gpus) for cluster in clusters)])
     for workflow in workflows:
         cells: dict[str, list[str]] = {name: [] for name in trainings(workflow)}

@@ -40,9 +40,7 @@ def reconstruct_images(
     model: str, *, images: Sequence[Path], tracking: str | None, out: Path, console: Console
 ) -> Path:
     """Reconstruct each image; returns the path of the image that shows all side by side.
-
-    Raises UsageError for a model that is not there or is no autoencoder, and for files that are no images.
-    """
+    Raises UsageError for a model that is not there or is no autoencoder, and for files that are no images."""
     with usage_errors():
         files = [image_bytes("--image", image) for image in images]
         with local_model(model, tracking) as folder:
@@ -57,9 +55,7 @@ def reconstruct_images(
 
 def load_autoencoder(model: str, folder: Path) -> SamplingModel:
     """Loads the autoencoder in a folder: a single model, or a part of a cascade.
-
-    Raises UsageError, naming the model, where the folder has no autoencoder.
-    """
+    Raises UsageError, naming the model, where the folder has no autoencoder."""
     if not (folder / CASCADE).is_file():
         if (kind := kind_of(folder)) != "autoencoder":
             raise UsageError(f"{model} is no autoencoder but a {kind}; give a vae, vqvae, vqgan, dvae or fsq")

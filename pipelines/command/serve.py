@@ -62,8 +62,7 @@ def serve_models(
         models: NAME=SOURCE, or a source alone.
         replicas: of each model: a number, or the least and the most such as 1..4.
         gpus: of a replica. None: one where there are GPUs.
-        batch: images of one at most.
-    """
+        batch: images of one at most."""
     end_by_signals()
     if find_spec("fastapi") is None:
         raise UsageError("cascade serve needs the extra serve: pip install 'image-cascade[serve]'")

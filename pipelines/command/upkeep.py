@@ -26,10 +26,8 @@ SOUND, DAMAGED = 0, 1
 
 def verify_run(run: str | None, *, storage: str | None, console: Console) -> int:
     """Check the artifacts of a run; returns the exit code: 0 sound, 1 damaged.
-
     The run is the newest if `run` is None. Raises UsageError if there is no such run, StoreError if storage can't be
-    reached.
-    """
+    reached."""
     root = Store(storage_uri(storage))
     run = run or newest_run(root)
     artifacts, bad = committed(root, run)
@@ -47,10 +45,8 @@ def verify_run(run: str | None, *, storage: str | None, console: Console) -> int
 
 def verify_model(model: str, *, tracking: str | None, console: Console) -> int:
     """Check a model in the registry, in storage or on disk; returns the exit code: 0 sound, 1 damaged.
-
     On disk the folder may be the copy that MLflow has. Raises UsageError if there is no model, or no list of files to
-    compare with.
-    """
+    compare with."""
     set_environment(environment())
     with usage_errors():
         bad = model_differences(model, tracking_uri(tracking))
@@ -66,9 +62,7 @@ def _verdict(what: str, bad: list[str], sound: str, console: Console) -> int:
 
 def model_differences(model: str, tracking: str | None) -> list[str]:
     """Lists the changed, missing and added files of a model, a line for each.
-
-    Raises ValueError if there is nothing to compare with.
-    """
+    Raises ValueError if there is nothing to compare with."""
     from components.runtime.tracking import registry  # MLflow takes seconds to import
 
     if model.startswith(REGISTRY):
@@ -117,12 +111,9 @@ def collect_garbage(storage: str | None, *, unused: bool, delete: bool) -> None:
 
 def write_average(model: str, *, length: float, tracking: str | None, out: Path) -> str | None:
     """Write the model with an average of another length, a share of training in (0, 0.28), to `out`.
-
-    An average of a registered model becomes a version of its name too, and its candidate: returns its address.
-
-    Raises UsageError for a model that is not there or kept no snapshots, a length that has no average, and a folder
-    that holds something.
-    """
+    An average of a registered model becomes a version of its name too, and its candidate: returns its address. Raises
+    UsageError for a model that is not there or kept no snapshots, a length that has no average, and a folder that holds
+    something."""
     from components.runtime.tracking.registry import register_average
     from components.training.results import choose_average
     from pipelines.command.loading import local_model
@@ -144,9 +135,7 @@ def write_average(model: str, *, length: float, tracking: str | None, out: Path)
 
 def promote_version(model: str, *, back: bool, tracking: str | None) -> str:
     """Move the champion's alias to another version by hand; returns lines about it and the way back.
-
-    Raises UsageError if there is no such version.
-    """
+    Raises UsageError if there is no such version."""
     from components.runtime.tracking.promotion import promote_by_hand
 
     set_environment(environment())

@@ -218,7 +218,6 @@ def sample_upsampler(
     on_step: samplers.OnStep | None = None,
 ) -> Tensor:
     """Enlarge low_res (B, 3, h, w) to (B, 3, H, W).
-
     Guidance scale, steps and noise level are the upsampler's own. The images of the stage before are rounded to 8 bits
     first, as those that the upsampler was trained on, and then noised to a fixed level (noise conditioning
     augmentation; Ho et al., 2022, section 4.2). With a strength below 1 they are also what sampling starts from: the

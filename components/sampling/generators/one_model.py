@@ -48,7 +48,6 @@ class Pixels(Generator):
 @torch.no_grad()
 def sample_gan(model: SamplingModel, plans: Sequence[Plan]) -> Tensor:
     """Samples images (B, 3, S, S) in [-1, 1] from a GAN.
-
     A plan without a label gets one from its own stream, each class alike. Label and seed of a plan count; plans share
     the truncation. Batch norms keep the statistics of noise that is not truncated, so a low threshold feeds them
     activations of other statistics."""
@@ -67,11 +66,9 @@ def sample_gan(model: SamplingModel, plans: Sequence[Plan]) -> Tensor:
 
 def truncated(noise: Tensor, truncation: float | None) -> Tensor:
     """Truncates standard normal noise to |z| <= `truncation` (Brock et al., 2019, section 3.1).
-
-    Shape and dtype stay the same; None leaves the noise as it is.
-
-    Values outside are not drawn again: each keeps its quantile, z' = F^-1(P(z)), with P the normal distribution and F
-    the truncated one. So a seed still decides its noise, and another threshold moves it continuously."""
+    Shape and dtype stay the same; None leaves the noise as it is. Values outside are not drawn again: each keeps its
+    quantile, z' = F^-1(P(z)), with P the normal distribution and F the truncated one. So a seed still decides its
+    noise, and another threshold moves it continuously."""
     if truncation is None:
         return noise
     z = noise.double()  # and erfc in place of torch's ndtr, which is 0 from -9 on

@@ -183,7 +183,8 @@ class Tokens(Generator):
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         assert parts.tokenizer is not None
-        made = parts.tokenizer.settings["resolution"]
+        self.tokenizer = parts.tokenizer
+        made = self.tokenizer.settings["resolution"]
         if parts.reranker is not None and parts.reranker.settings["resolution"] > made:
             raise ValueError(f"the reranker sees {parts.reranker.settings['resolution']}² images, {made}² are made")
 
@@ -202,8 +203,7 @@ class Tokens(Generator):
 
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
         """Makes the images of plans; of several candidates the best by the reranker, or by the prior."""
-        tokenizer, seen, condition = self.parts.tokenizer, self.parts.condition, None
-        assert tokenizer is not None
+        tokenizer, seen, condition = self.tokenizer, self.parts.condition, None
         if seen is not None:
             images = condition_images(plans, seen.settings["resolution"]).to(seen.device)
             condition = seen.module.tokenize(images).flatten(1)
@@ -228,9 +228,8 @@ class Tokens(Generator):
 
     @property
     def size(self) -> tuple[int, int]:
-        assert self.parts.tokenizer is not None
         height, width = self.first.settings["grid"]
-        factor = self.parts.tokenizer.settings["resolution"] // height
+        factor = self.tokenizer.settings["resolution"] // height
         return height * factor, width * factor
 
     def grid(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
