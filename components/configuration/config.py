@@ -182,10 +182,8 @@ class Unkeyed:
 
 class Config(BaseModel):
     """A frozen pydantic model that refuses unknown fields, so that a typo never passes silently.
-
     Its parts are configurations too. Where a part is one of several kinds, its field `kind` says which, and each kind
-    has only its own fields.
-    """
+    has only its own fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -222,11 +220,7 @@ class Config(BaseModel):
     @classmethod
     def of(cls, **values: Any) -> Self:
         """Builds the configuration from named values, wherever the names stand: `total_steps=100`.
-
-        Names are those of `assign`.
-
-        Raises ValueError for a name that is not there or stands in several places.
-        """
+        Names are those of `assign`. Raises ValueError for a name that is not there or stands in several places."""
         return cls.model_validate(assign(cls, {}, values))
 
     def replace(self, **values: Any) -> Self:

@@ -46,8 +46,7 @@ class DegradationConfig(Config):
 
     def _check(self) -> None:
         tasks, (lowest, highest), (least, most) = self.tasks, self.jpeg_qualities, self.mask_area
-        again = not tasks or len(set(tasks)) < len(tasks)
-        refuse(again, f"tasks must name at least one task, each once, not {tasks}")
+        refuse(not tasks or len(set(tasks)) < len(tasks), f"tasks must name at least one task, each once, not {tasks}")
         wrong = not 1 <= lowest <= highest <= 95
         refuse(wrong, f"jpeg_qualities must be lowest and highest within [1, 95], not {self.jpeg_qualities}")
         wrong = not 0 < least <= most < 1
@@ -58,9 +57,7 @@ class DegradationConfig(Config):
 
 class DiffusionTraining(Training):
     """Network, process and data of a diffusion model.
-
-    Text-guided inpainting (GLIDE; Nichol et al., 2022) is conditions ("text",) and tasks ("inpainting",).
-    """
+    Text-guided inpainting (GLIDE; Nichol et al., 2022) is conditions ("text",) and tasks ("inpainting",)."""
 
     stage_version = 3  # windows are cut before noise is drawn
 
@@ -154,8 +151,7 @@ class DiffusionTraining(Training):
             refuse(data.in_channels != 3, wanted)
         if self.degradation is None:
             return
-        given = low_res is not None
-        refuse(given, "an image-to-image model takes no low_res: super_resolution is one of its tasks")
+        refuse(low_res is not None, "an image-to-image model takes no low_res: super_resolution is one of its tasks")
         given = member is not None
         refuse(given, "an image-to-image model is given the degraded image and its mask, and no other image")
         masked = getattr(process, "loss", "simple") == "simple" and size is None

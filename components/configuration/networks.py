@@ -1,8 +1,6 @@
 """Networks by kind; fields are arguments of the constructor in `components.models.bundle.NETWORKS`.
-
 What the data set and the other parts of a training decide is added where the network is built
-(`components.training.learner`).
-"""
+(`components.training.learner`)."""
 
 import math
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Noising processes of images, and training targets of networks.
-
-`objective()` gives what `components.models.diffusion.objective.make_objective` takes.
-"""
+`objective()` gives what `components.models.diffusion.objective.make_objective` takes."""
 
 from typing import Annotated, Any, Literal, Self
 

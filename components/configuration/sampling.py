@@ -1,8 +1,6 @@
 """Sampling defaults of trained models, for requests without settings of their own.
-
 No part of a training: these numbers enter the keys of the cascade, its samples and studies alone, and travel with the
-composed cascade.
-"""
+composed cascade."""
 
 from typing import Annotated, Literal
 

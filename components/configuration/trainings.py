@@ -172,10 +172,15 @@ class GANTraining(Training):
         return {"resolution": self.data.resolution, "classes": list(classes)}
 
 
-class AugmentedData(ImageData):
-    """Images, moved and mirrored at random in training."""
+class ShiftedData(ImageData):
+    """Images, moved at random in training."""
 
     max_shift: int = Field(0, ge=0)  # pixels that images are moved by, at most and each way
+
+
+class AugmentedData(ShiftedData):
+    """Images, moved and mirrored at random in training."""
+
     mirror: bool = False  # half of the images are mirrored
 
 
@@ -208,12 +213,6 @@ class ClassifierTraining(Training):
             "objective": self.process.objective(),
             "classes": list(classes),
         }
-
-
-class ShiftedData(ImageData):
-    """Images, moved at random in training."""
-
-    max_shift: int = Field(0, ge=0)  # pixels that images are moved by, at most and each way
 
 
 class ContrastiveTraining(Training):

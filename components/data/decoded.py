@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
-from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -21,6 +20,7 @@ from components.data.shards import (
     ShardIndex,
     ShardSample,
     Split,
+    View,
     fetch_shard,
     parse_arrays,
     read_bpe,
@@ -34,9 +34,7 @@ CACHE_BYTES = 96 * 2**20  # of one reading process
 
 class Images:
     """An image of each sample of a shard, decoded on request, and cached where `keep` is set.
-
-    Raises ShardError naming shard and sample, here and below, for an image that can't be decoded.
-    """
+    Raises ShardError naming shard and sample, here and below, for an image that can't be decoded."""
 
     def __init__(
         self,
@@ -98,48 +96,36 @@ class DecodedShard:
 
     Args:
         split: the split whose samples are read; None for all.
-        member: the member read as image.
-        condition_member: the member read as condition image, if any.
-        arrays: names of arrays to read.
         data: the tar, if it has been fetched already.
 
     Raises ShardError on construction if the shard differs from the index, or a sample lacks a member.
     """
 
     def __init__(
-        self,
-        index: ShardIndex,
-        entry: ShardEntry,
-        *,
-        resolution: int,
-        split: Split | None,
-        member: Member = "image",
-        condition_member: Member | None = None,
-        arrays: Sequence[str] = (),
-        data: bytes | None = None,
+        self, index: ShardIndex, entry: ShardEntry, view: View, *, split: Split | None, data: bytes | None = None
     ) -> None:
-        self.url, self.array_infos = index.url(entry.url), {name: index.array(name) for name in arrays}
-        stored = read_shard(index, entry, member=member, condition_member=condition_member, arrays=arrays, data=data)
+        self.url, self.array_infos = index.url(entry.url), {name: index.array(name) for name in view.arrays}
+        stored = read_shard(index, entry, view, data=data)
         samples = [(sample, split_of(sample.key, index.holdout_fraction)) for sample in stored]
         self.samples: list[ShardSample] = [sample for sample, own in samples if split in (own, None)]
         self.splits: list[Split] = [own for _, own in samples if split in (own, None)]
         self.labels = np.array([sample.label for sample in self.samples], dtype=np.int64)  # (N,)
         captions = [sample.caption for sample in self.samples]
         self.text = encode_text(tokenizer_of(index), captions, text_length=index.text.text_length)  # (N, L)
-        each = 3 * resolution**2 * (1 if condition_member is None else 2)
+        each = 3 * view.resolution**2 * (1 if view.condition_member is None else 2)
         images = partial(
             Images,
             keys=[sample.key for sample in self.samples],
             url=self.url,
-            resolution=resolution,
+            resolution=view.resolution,
             mask_values=index.mask_values,
             keep=index.samples * each <= CACHE_BYTES,
         )
-        self.image = images([sample.image for sample in self.samples], member=member)
+        self.image = images([sample.image for sample in self.samples], member=view.member)
         self.condition: Images | None = None
-        if condition_member is not None:
+        if view.condition_member is not None:
             files = [sample.condition or b"" for sample in self.samples]  # reading made sure that none lacks
-            self.condition = images(files, member=condition_member)
+            self.condition = images(files, member=view.condition_member)
 
     @property
     def nbytes(self) -> int:
@@ -149,9 +135,7 @@ class DecodedShard:
 
     def fill(self, rows: dict[str, np.ndarray], where: np.ndarray, ordinals: np.ndarray) -> None:
         """Set rows[column][where] to the samples `ordinals`, (n,), in every column of a shard.
-
-        Raises ShardError naming shard and sample for an image or an array that can't be read.
-        """
+        Raises ShardError naming shard and sample for an image or an array that can't be read."""
         self.image.fill(rows["image"], where, ordinals)
         if self.condition is not None:
             self.condition.fill(rows["condition_image"], where, ordinals)
@@ -162,9 +146,7 @@ class DecodedShard:
 
     def array_rows(self, ordinals: np.ndarray) -> dict[str, np.ndarray]:
         """Arrays of the samples `ordinals`, (n,), by name, float16 (n, ...).
-
-        Raises ShardError naming shard and sample.
-        """
+        Raises ShardError naming shard and sample."""
         chosen = [self.samples[ordinal] for ordinal in ordinals]
         return {
             name: parse_arrays(
@@ -174,25 +156,14 @@ class DecodedShard:
         }
 
 
-class View(NamedTuple):
-    """The columns to read of shards, and the resolution."""
-
-    resolution: int
-    member: Member = "image"
-    condition_member: Member | None = None
-    arrays: tuple[str, ...] = ()
-
-
 Key = tuple[str, str, View, int]
 
 
 class ShardCache:
     """The shards used last and the shards fetched ahead, three at least.
-
     Three are the window that is read; there are more only while all fit into `capacity` bytes. So a reader of large
-    shards holds three, however large, and a reader of small shards fetches the next window while it decodes the
-    present one.
-    """
+    shards holds three, however large, and a reader of small shards fetches the next window while it decodes the present
+    one."""
 
     def __init__(self, capacity: int = CACHE_BYTES) -> None:
         self.capacity = capacity
@@ -231,7 +202,7 @@ class ShardCache:
         if key not in self._shards:
             data = self._coming.pop(key)[1].result() if key in self._coming else None
             self._make_room(entry.bytes, self._needed)
-            self._shards[key] = DecodedShard(index, entry, split="train", data=data, **view._asdict())
+            self._shards[key] = DecodedShard(index, entry, view, split="train", data=data)
         self._shards.move_to_end(key)
         return self._shards[key]
 

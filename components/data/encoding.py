@@ -26,6 +26,7 @@ from components.data.shards import (
     Member,
     ShardEntry,
     ShardIndex,
+    View,
     fetch_shard,
     load_index,
     save_index,
@@ -143,7 +144,7 @@ class SetEncoder:
 
     def __call__(self, job: ShardJob) -> None:
         data = fetch_shard(self.index, job.shard)
-        shard = DecodedShard(self.index, job.shard, resolution=self.resolution, split=None, data=data)
+        shard = DecodedShard(self.index, job.shard, View(self.resolution), split=None, data=data)
         columns = self.arrays(shard)
         nulls = {name: column[0] for name, column in columns.items() if name.startswith("null_")}
         arrays = {name: column for name, column in columns.items() if name not in nulls}
@@ -193,9 +194,8 @@ def encode_set(
     warn: Warn = WARN,
 ) -> Iterator[int]:
     """Write the missing tars of an encoded set; yields the number of tars after each.
-
-    For the arguments see `SetEncoder` and `process_shards`. Raises ShardError for a shard that differs from the index.
-    """
+    For the arguments see `SetEncoder` and `process_shards`. Raises ShardError for a shard that differs from the
+    index."""
     first = next((number for number, shard in enumerate(index.shards) if shard.samples), 0)
     make_encoder = partial(SetEncoder, index.header, load_encode, files, resolution, kept_resolution, first)
     return process_shards(make_encoder, index, part_names(index), files=files, resources=resources, warn=warn)
@@ -234,9 +234,7 @@ def open_autoencoder(artifact: Artifact) -> Autoencoder:
 
 def describe_autoencoder(artifact: Artifact) -> Autoencoder:
     """Builds the network on the meta device, without weights, for the head.
-
-    Raises ValueError for a model of another kind.
-    """
+    Raises ValueError for a model of another kind."""
     return _checked(describe_bundle(artifact.read(DESCRIPTION)))
 
 
@@ -256,7 +254,7 @@ class TokenEncoder:
         self.network.to(self.device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
     def __call__(self, job: ShardJob) -> None:
-        samples = read_whole_shard(self.index, job.shard, resolution=self.network.resolution, member=self.member)
+        samples = read_whole_shard(self.index, job.shard, View(self.network.resolution, self.member))
         size = most_at_once(self.network.resolution)
         parts = []
         for start in range(0, len(samples.key), size):

@@ -6,7 +6,6 @@ Shapes: N samples, H = W = resolution, L text_length.
 import logging
 import random
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import accumulate, chain
 from types import MappingProxyType
 from typing import NamedTuple
@@ -15,7 +14,7 @@ import numpy as np
 
 from components.data.decoded import DecodedShard
 from components.data.images import Degradation, degrade
-from components.data.shards import Member, ShardEntry, ShardIndex, Split, read_shard, split_of
+from components.data.shards import ShardEntry, ShardIndex, Split, View, read_shard, split_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,37 +32,13 @@ class SplitArrays(NamedTuple):
     arrays: Mapping[str, np.ndarray] = MappingProxyType({})  # name -> (N, ...) float16, of the requested arrays
 
 
-def read_split(
-    index: ShardIndex,
-    split: Split,
-    *,
-    resolution: int,
-    limit: int | None = None,
-    member: Member = "image",
-    condition_member: Member | None = None,
-    arrays: Sequence[str] = (),
-) -> SplitArrays:
-    """The first `limit` samples of a split in the order of the index. Raises ShardError.
-
-    Args:
-        member: the member of each sample read as image, here and below.
-        condition_member: the member read as condition image, if any, here and below.
-        arrays: names of arrays of the set to read too, here and below.
-    """
-    decoded = partial(
-        DecodedShard,
-        index,
-        split=split,
-        resolution=resolution,
-        member=member,
-        condition_member=condition_member,
-        arrays=arrays,
-    )
+def read_split(index: ShardIndex, split: Split, view: View, *, limit: int | None = None) -> SplitArrays:
+    """The first `limit` samples of a split in the order of the index. Raises ShardError."""
     parts: list[SplitArrays] = []
     count = 0
     for entry in index.shards:
-        shard = decoded(entry)
-        parts.append(_arrays(shard, len(shard.samples) if limit is None else limit - count))
+        shard = DecodedShard(index, entry, view, split=split)
+        parts.append(_arrays(shard, None if limit is None else limit - count))
         count += len(parts[-1].key)
         if count == limit:
             break
@@ -77,7 +52,7 @@ def read_split(
         tuple(chain.from_iterable(key)),
         tuple(chain.from_iterable(own)),
         np.concatenate(conditions) if conditions else None,
-        {name: np.concatenate([part.arrays[name] for part in parts]) for name in arrays},
+        {name: np.concatenate([part.arrays[name] for part in parts]) for name in view.arrays},
     )
 
 
@@ -107,13 +82,12 @@ def joined_words(parts: Sequence[Words]) -> Words:
     return Words(np.concatenate(labels), tuple(chain.from_iterable(captions)))
 
 
-def read_whole_shard(index: ShardIndex, entry: ShardEntry, *, resolution: int, member: Member = "image") -> SplitArrays:
+def read_whole_shard(index: ShardIndex, entry: ShardEntry, view: View) -> SplitArrays:
     """All usable samples of a shard, of both splits, in tar order. Raises ShardError."""
-    shard = DecodedShard(index, entry, resolution=resolution, split=None, member=member)
-    return _arrays(shard, len(shard.samples))
+    return _arrays(DecodedShard(index, entry, view, split=None))
 
 
-def _arrays(shard: DecodedShard, limit: int) -> SplitArrays:
+def _arrays(shard: DecodedShard, limit: int | None = None) -> SplitArrays:
     """The first samples of a shard, at most `limit`."""
     samples = shard.samples[:limit]
     return SplitArrays(
@@ -129,14 +103,7 @@ def _arrays(shard: DecodedShard, limit: int) -> SplitArrays:
 
 
 def held_out_arrays(
-    index: ShardIndex,
-    *,
-    resolution: int,
-    limit: int,
-    member: Member = "image",
-    condition_member: Member | None = None,
-    degradation: Degradation | None = None,
-    arrays: Sequence[str] = (),
+    index: ShardIndex, view: View, *, limit: int, degradation: Degradation | None = None
 ) -> dict[str, np.ndarray]:
     """The first held-out samples as a batch.
 
@@ -145,19 +112,10 @@ def held_out_arrays(
     numbers; the requested arrays, float16 (N, ...). For a set without held-out samples (a choice of its
     `holdout_fraction`, or too few images) training samples are read, with a warning. Raises ShardError.
     """
-    read = partial(
-        read_split,
-        index,
-        resolution=resolution,
-        limit=limit,
-        member=member,
-        condition_member=condition_member,
-        arrays=arrays,
-    )
-    samples = read("holdout")
+    samples = read_split(index, "holdout", view, limit=limit)
     if not samples.key:
         logger.warning("%s holds no image out: previews and evaluation use training images", index.source)
-        samples = read("train")
+        samples = read_split(index, "train", view, limit=limit)
     rows = {"image": samples.image, "label": samples.label, "text": samples.text, **samples.arrays}
     if samples.condition_image is not None:
         rows["condition_image"] = samples.condition_image
@@ -168,10 +126,8 @@ def held_out_arrays(
 
 def random_part(index: ShardIndex, *, samples: int, seed: int) -> ShardIndex:
     """Whole shards of a set, drawn by the seed until they hold `samples` training samples.
-
     At least one shard, in canonical order; the whole set if it holds no more samples. Samples of a shard are assumed to
-    be shuffled, as ingested shards are.
-    """
+    be shuffled, as ingested shards are."""
     order = list(range(len(index.shards)))
     random.Random(seed).shuffle(order)
     before = accumulate((index.shards[number].train_samples for number in order), initial=0)
@@ -179,9 +135,6 @@ def random_part(index: ShardIndex, *, samples: int, seed: int) -> ShardIndex:
     return index.model_copy(update={"shards": tuple(index.shards[number] for number in sorted(chosen))})
 
 
-def read_random_part(
-    index: ShardIndex, *, samples: int, seed: int, resolution: int, arrays: Sequence[str] = ()
-) -> SplitArrays:
+def read_random_part(index: ShardIndex, view: View, *, samples: int, seed: int) -> SplitArrays:
     """At most `samples` training samples of a random part, in canonical order. Raises ShardError."""
-    part = random_part(index, samples=samples, seed=seed)
-    return read_split(part, "train", resolution=resolution, limit=samples, arrays=arrays)
+    return read_split(random_part(index, samples=samples, seed=seed), "train", view, limit=samples)

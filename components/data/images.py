@@ -19,17 +19,13 @@ STREAM = 0x6465  # separates draws of degradations from draws of the order with 
 
 def decode_image(data: bytes) -> Image.Image:
     """Decode a file of any mode to upright RGB: EXIF rotation applied, transparency flattened on white.
-
-    Raises any of Pillow's errors for a corrupt file (OSError, ValueError, SyntaxError, DecompressionBombError).
-    """
+    Raises any of Pillow's errors for a corrupt file (OSError, ValueError, SyntaxError, DecompressionBombError)."""
     return to_rgb(ImageOps.exif_transpose(open_image(data)))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Converts gray, palette, CMYK, 16-bit and transparent images to RGB; transparent parts become white.
-
-    Raises ValueError for floating-point images, whose range is not defined.
-    """
+    Raises ValueError for floating-point images, whose range is not defined."""
     if image.mode == "F":
         raise ValueError("floating-point images have no defined range")
     if image.mode.startswith("I"):  # Pillow's own conversion clips 16-bit gray at 255 instead of scaling it
@@ -53,10 +49,9 @@ def fit_square(
     image: Image.Image, resolution: int, *, last: Image.Resampling = Image.Resampling.BICUBIC
 ) -> Image.Image:
     """Center crop to a square, then resize with antialiasing.
-
-    Halving with a box filter while the side is at least twice the target, then one bicubic step (or that of the filter
-    `last`): the preparation of the ADM training data (Dhariwal & Nichol, 2021, `center_crop_arr`), with the crop first.
-    """
+    Halving with a box filter while the side is at least twice the target, then one bicubic step (or that of the
+    filter `last`): the preparation of the ADM training data (Dhariwal & Nichol, 2021, `center_crop_arr`), with the
+    crop first."""
     image = center_square(image)
     side = image.width
     while side >= 2 * resolution:
@@ -74,10 +69,8 @@ def load_image(data: bytes, *, resolution: int) -> np.ndarray:
 
 def load_into(out: np.ndarray, data: bytes) -> None:
     """Set `out`, uint8 (H, W, 3), contiguous, to the image of a file.
-
     A JPEG that needs only decoding is decoded in place, by the library inside Pillow and so to the same pixels, in two
-    thirds of the time: without Pillow's copies. Raises as `decode_image`.
-    """
+    thirds of the time: without Pillow's copies. Raises as `decode_image`."""
     image = open_header(data)
     upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
     if image.format == "JPEG" and image.mode == "RGB" and image.size == out.shape[:2] and upright:
@@ -91,12 +84,10 @@ def load_into(out: np.ndarray, data: bytes) -> None:
 
 def load_depth(data: bytes, *, resolution: int) -> np.ndarray:
     """Reads a depth map as relative inverse depth, a gray image, uint8 (resolution, resolution, 3).
-
     255 (1/d - 1/d_max) / (1/d_min - 1/d_max) over the image's central square: nearest 255, farthest 0, in any unit of
     d, as monocular depth networks give it (Ranftl et al., 2020). A 0 in the file means no measurement, and is 0 in the
     image too; so is a map of one depth only. Resized after the conversion, with antialiasing (box and bilinear filters,
-    whose values stay between their neighbors').
-    """
+    whose values stay between their neighbors')."""
     depth = np.asarray(center_square(_single_channel(data)), dtype=np.float64)  # (h, h)
     inverse = np.divide(1.0, depth, out=np.zeros_like(depth), where=depth > 0)
     nearest, farthest = inverse.max(), inverse.min(where=depth > 0, initial=np.inf)
@@ -108,12 +99,9 @@ def load_depth(data: bytes, *, resolution: int) -> np.ndarray:
 
 def load_mask(data: bytes, *, resolution: int, mask_values: int) -> np.ndarray:
     """Reads a mask with values 0 .. mask_values - 1 as a gray image, uint8 (resolution, resolution, 3).
-
-    A value v becomes 255 v / (mask_values - 1). Resized to the nearest neighbor, which mixes no two values.
-
-    Raises ValueError for a larger value: the number of values belongs to the set, so that a value is the same gray in
-    all images of the set.
-    """
+    A value v becomes 255 v / (mask_values - 1). Resized to the nearest neighbor, which mixes no two values. Raises
+    ValueError for a larger value: the number of values belongs to the set, so that a value is the same gray in all
+    images of the set."""
     image = center_square(_single_channel(data)).resize((resolution, resolution), Image.Resampling.NEAREST)
     mask = np.asarray(image).astype(np.float64)
     if mask.max() >= mask_values:

@@ -1,8 +1,6 @@
 """Ingest: writes shards and an index from any source of images, a Ray Data task for each shard.
-
 Shards have fixed names and a record each in `parts/`: a run that was killed redoes no finished shard that is whole.
-`bpe.json` and `index.json` are written last: without an index there is no set.
-"""
+`bpe.json` and `index.json` are written last: without an index there is no set."""
 
 import hashlib
 import json
@@ -17,22 +15,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from components.configuration.config import Config, Since
 from components.data.listing import DataError, SourceError
-from components.data.parts import (
-    WARN,
-    Part,
-    PartWriter,
-    Warn,
-    Work,
-    cut_tasks,
-    part_name,
-    run_pieces,
-    whole_parts,
-)
+from components.data.parts import WARN, Part, PartWriter, Warn, Work, cut_tasks, part_name, run_pieces, whole_parts
 from components.data.shards import BPE, ShardEntry, ShardIndex, TextInfo, load_index, order_of, read_bpe, save_index
 from components.data.sources.folder import list_folder
-from components.data.sources.packaged import list_fashion_mnist, list_openmoji
+from components.data.sources.packaged import OPENMOJI_VERSION, list_fashion_mnist, list_openmoji, package_versions
 from components.data.sources.parquet import list_parquet
-from components.data.sources.scenes import list_scenes
+from components.data.sources.scenes import GENERATOR_VERSION, list_scenes
 from components.data.sources.source import COMMON, Columns, Source
 from components.data.sources.webdataset import LICENSE, TarFacts, TarResharder, TarSurvey, list_tars, merge_classes
 from components.runtime.storage.artifact import Record
@@ -42,7 +30,10 @@ from components.sampling.image_files import SPECIAL_TOKENS
 logger = logging.getLogger(__name__)
 
 SOURCES = ("openmoji", "scenes", "folder", "parquet", "fashion_mnist", "webdataset", "shards")
-PACKAGED = ("openmoji", "scenes")  # sources without a path
+PACKAGED: dict[str, Callable[[], object]] = {  # sources without a path -> versions of all that draws their images
+    "openmoji": lambda: [OPENMOJI_VERSION, package_versions()],
+    "scenes": lambda: GENERATOR_VERSION,
+}
 Progress = Callable[[int, int], None]  # done, in all: images, or tars of a webdataset
 ClassCounts = Callable[[dict[str, int]], None]  # usable images by class
 Whole = Callable[[dict[str, str]], dict[str, Record]]  # `whole_parts` of the new set
@@ -109,10 +100,8 @@ def ingest(
 
 def open_source(source: str, path: str | None, *, limit: int | None = None, columns: Columns = COMMON) -> Source:
     """The listing of a source in canonical order.
-
     The order is by hash of the key, so that each shard is a fair sample of the set and a limit keeps the same images.
-    Raises SourceError for a source that can't be used.
-    """
+    Raises SourceError for a source that can't be used."""
     match source:
         case "openmoji":
             listing = list_openmoji()
@@ -184,13 +173,7 @@ def _write_shards(
 
 
 def _index_tars(
-    path: str,
-    work: TarSurvey,
-    out: Store,
-    config: IngestConfig,
-    whole: Whole,
-    run: Run,
-    report: Progress,
+    path: str, work: TarSurvey, out: Store, config: IngestConfig, whole: Whole, run: Run, report: Progress
 ) -> tuple[ShardIndex, dict[str, int]]:
     if config.limit is not None:
         raise SourceError("limit can't cut tars that exist already; name fewer of them with a glob")

@@ -1,7 +1,5 @@
 """Listings of a URL's files, each with the mark of its version, and the errors of this room.
-
-Every error is a clear line: the value, its place, and the remedy.
-"""
+Every error is a clear line: the value, its place, and the remedy."""
 
 import re
 from collections.abc import Callable
@@ -66,10 +64,8 @@ def list_versions(url: str) -> list[FileVersion]:
 
 def first_file(url: str, is_wanted: Callable[[str], bool]) -> FileVersion | None:
     """The first file at or below `url` with a relative path that `is_wanted`, by its absolute URL.
-
     Looks folder by folder, without listing all. None if there is no such file, or if folders can't be listed:
-    `list_versions` says why.
-    """
+    `list_versions` says why."""
     filesystem, root = connect(url)
     root = root.rstrip("/")
     if filesystem.isfile(root):

@@ -39,9 +39,7 @@ class Pick(NamedTuple):
 
 def permutation(count: int, *, key: Sequence[int]) -> np.ndarray:  # int64 (count,)
     """A permutation as a function of `key`, for all time.
-
-    Made of raw bits: numpy promises those to be stable, and no shuffle.
-    """
+    Made of raw bits: numpy promises those to be stable, and no shuffle."""
     return np.argsort(np.random.Philox(np.random.SeedSequence(key)).random_raw(count), kind="stable")
 
 

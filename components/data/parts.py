@@ -31,9 +31,7 @@ T = TypeVar("T")
 
 def run_pieces(work: Work, pieces: Sequence[str], *, num_cpus: float) -> Iterator[tuple[int, str]]:
     """Yields (number, result) of each piece as tasks finish, a Ray Data task for each.
-
-    Raises this package's own errors as the task raised them, without a remote traceback around the line.
-    """
+    Raises this package's own errors as the task raised them, without a remote traceback around the line."""
 
     def run_row(row: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -84,10 +82,8 @@ def whole_parts(recipes: Mapping[str, str], *, files: Store, num_cpus: float, wa
 
 def cut_tasks(listing: Source, samples_per_shard: int) -> list[list[tuple[int, str]]]:
     """Cuts a source's items into shards of at most `samples_per_shard`, and the shards into tasks.
-
     A shard is a task, except where items come in runs that are best read in one go: then as many whole runs as fit into
-    a shard, or a larger run as several equal shards. Returns numbers and items (JSON) of the shards of each task.
-    """
+    a shard, or a larger run as several equal shards. Returns numbers and items (JSON) of the shards of each task."""
     tasks = [even_parts(items, samples_per_shard) for items in _bundles(listing, samples_per_shard)]
     firsts = accumulate(map(len, tasks), initial=0)
     return [

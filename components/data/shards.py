@@ -82,9 +82,7 @@ class Quarantined(Config):
 
 def shard_url(url: str) -> str:
     """Checks a URL, absolute or relative to the index, and returns it unchanged.
-
-    Raises ValueError if a relative URL leads out of the index's folder.
-    """
+    Raises ValueError if a relative URL leads out of the index's folder."""
     return url if "://" in url or url.startswith("/") else file_name(url)
 
 
@@ -146,6 +144,18 @@ class ShardIndex(Config):
         return path if "://" in path or path.startswith("/") else f"{self.root}/{path}"
 
 
+class View(NamedTuple):
+    """The part of each sample to read; order and split of the samples do not depend on it."""
+
+    resolution: int  # side of the images in pixels; stored images of other sizes are resized when they are read
+    member: Member = "image"  # the member read as image
+    condition_member: Member | None = None  # the member read as condition image; None: there is no such image
+    arrays: tuple[str, ...] = ()  # names of arrays of the set
+
+
+STORED = View(resolution=0)  # labels, captions and undecoded images
+
+
 class ShardSample(NamedTuple):
     """A sample in stored form, undecoded."""
 
@@ -165,9 +175,7 @@ def split_of(key: str, holdout_fraction: float) -> Split:
 
 def order_of(key: str) -> bytes:
     """Sort key of a sample in a shuffled order: a hash of its key.
-
-    Another hash than that of the split, or held-out samples would stand together.
-    """
+    Another hash than that of the split, or held-out samples would stand together."""
     return hashlib.sha256(f"order {key}".encode()).digest()
 
 
@@ -199,9 +207,7 @@ def read_bpe(index: ShardIndex) -> str:
 
 def fetch_shard(index: ShardIndex, entry: ShardEntry) -> bytes:
     """Fetch a whole tar, verified by size and sha256; damage in transfer is fetched again.
-
-    Raises ShardError, naming the shard, if the file differs from the index.
-    """
+    Raises ShardError, naming the shard, if the file differs from the index."""
     url = index.url(entry.url)
     try:
         return _fetch(url, Digest(entry.bytes, entry.sha256))
@@ -217,27 +223,15 @@ def fetch_shard(index: ShardIndex, entry: ShardEntry) -> bytes:
 
 
 def read_shard(
-    index: ShardIndex,
-    entry: ShardEntry,
-    *,
-    member: Member = "image",
-    condition_member: Member | None = None,
-    arrays: Sequence[str] = (),
-    data: bytes | None = None,
+    index: ShardIndex, entry: ShardEntry, view: View = STORED, *, data: bytes | None = None
 ) -> list[ShardSample]:
     """The usable samples of a shard in canonical (tar) order, verified. Raises ShardError.
-
-    Args:
-        member: the member of each sample read as image; the samples themselves do not depend on it.
-        condition_member: the member read as condition image; None for no such image.
-        arrays: names of the arrays to read.
-        data: the tar, if `fetch_shard` was called already.
-    """
+    `data` is the tar, if `fetch_shard` was called already."""
     url, train = index.url(entry.url), 0
     samples: list[ShardSample] = []
     for group in usable_groups(index, entry, data):
-        image = _image(group, member, url)
-        condition = None if condition_member is None else _image(group, condition_member, url)
+        image = _image(group, view.member, url)
+        condition = None if view.condition_member is None else _image(group, view.condition_member, url)
         where, count, raw = f"shard {url}, sample {group.key}", len(index.classes), group.text("cls")
         try:
             named = index.labels == "name" and "cls" in group.members
@@ -246,9 +240,9 @@ def read_shard(
             raise ShardError(f"{where}: class {raw!r} is not in the index") from error
         if not 0 <= label < count:
             raise ShardError(f"{where}: label {label} of {count} classes")
-        if missing := [name for name in arrays if f"{name}.npy" not in group.members]:
+        if missing := [name for name in view.arrays if f"{name}.npy" not in group.members]:
             raise ShardError(f"{where}: no {missing[0]}.npy, which the index lists; make it again")
-        files = tuple(group.members[f"{name}.npy"] for name in arrays)
+        files = tuple(group.members[f"{name}.npy"] for name in view.arrays)
         samples.append(ShardSample(group.key, image, label, group.text("txt"), condition, files))
         train += split_of(group.key, index.holdout_fraction) == "train"
     if (len(samples), train) != (entry.samples, entry.train_samples):

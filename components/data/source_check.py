@@ -13,7 +13,7 @@ from typing import NamedTuple
 from components.data.ingest import PACKAGED, SOURCES, needed_path
 from components.data.listing import FileVersion, SourceError, first_file, list_versions
 from components.data.shards import INDEX, load_index
-from components.data.sources import packaged, scenes
+from components.data.sources import packaged
 from components.data.sources.folder import IMAGE_SUFFIXES, list_folder
 from components.data.sources.parquet import SUFFIX, find_parquet, is_parquet
 from components.data.sources.source import COMMON, Columns
@@ -33,9 +33,7 @@ class SourceName(NamedTuple):
 
 def detect_source(uri: str) -> SourceName:
     """The source behind `uri`: a packaged source by name, or the files at the URL.
-
-    Raises SourceError for a URL without files, or without any that are understood.
-    """
+    Raises SourceError for a URL without files, or without any that are understood."""
     if uri in PACKAGED:
         return SourceName(uri, None)
     if uri == "fashion_mnist":
@@ -73,24 +71,20 @@ class Listed(NamedTuple):
 
 def check_source(source: str, path: str | None, columns: Columns = COMMON) -> Listed:
     """Raise SourceError, in a line, for a source that can't be used; lists files, reads no image.
-
-    Warns of files and columns that won't be read, once in a process.
-    """
+    Warns of files and columns that won't be read, once in a process."""
     if source not in SOURCES:
         raise SourceError(f"no source {source!r}; there are {', '.join(SOURCES)}")
     if source == "fashion_mnist" and path is None:
         path = packaged.installed_folder()
-    listed = _listed(source, path if source in PACKAGED else absolute(needed_path(source, path)), columns)
+    listed = _listed(source, None if source in PACKAGED else absolute(needed_path(source, path)), columns)
     for note in listed.notes:
         warn_once(note)
     return listed
 
 
 def _listed(source: str, path: str | None, columns: Columns) -> Listed:
-    if source == "openmoji":
-        return Listed([packaged.OPENMOJI_VERSION, packaged.package_versions()])
     if path is None:
-        return Listed(scenes.GENERATOR_VERSION)
+        return Listed(PACKAGED[source]())
     if source == "shards":
         index = load_index(path)
         return Listed([index.text.sha256, index.holdout_fraction, [entry.sha256 for entry in index.shards]])
@@ -110,11 +104,9 @@ def _listed(source: str, path: str | None, columns: Columns) -> Listed:
 
 def source_digest(source: str, path: str | None, columns: Columns = COMMON) -> str:
     """A digest of a source's contents, never of its place, for the key of the first stage.
-
     Packaged sources: versions of packages and generator. A set with an index: the sha256 of its shards. Otherwise the
     listing: relative names, sizes, and entity tags or modification times, and the way of reading where there are
-    several. Raises SourceError.
-    """
+    several. Raises SourceError."""
     facts = check_source(source, path, columns).facts
     return hashlib.sha256(json.dumps([source, facts], sort_keys=True).encode()).hexdigest()
 

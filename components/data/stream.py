@@ -13,7 +13,7 @@ objects in its store. Here Ray gets the first, and each further task when the ea
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -27,10 +27,10 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.context import DataContext
 
 from components.data.crews import count_crews, crew_rows, fewest_steps
-from components.data.decoded import View, shard_cache
+from components.data.decoded import shard_cache
 from components.data.images import Degradation, degrade
 from components.data.order import ShuffleWindow, pick, windows
-from components.data.shards import Member, ShardEntry, ShardIndex
+from components.data.shards import Member, ShardEntry, ShardIndex, View
 from components.runtime.ray_internals import BlockEntry, ExecutionCallback, InputDataBuffer, RefBundle
 
 SHORTEST_REST = 0.005  # seconds; while a rank waits for a block
@@ -40,11 +40,9 @@ KEPT = 256  # read tasks that Ray may have to run again, for blocks that were lo
 
 class Feeder(ExecutionCallback):
     """Feeds the read operator of a StreamDatasource task by task, and rests between the steps of the loop.
-
     The loop waits for tasks and not for consumers: it would spin for as long as training is slower than reading (ray
     2.60, streaming_executor.py). So rests grow while no rank waits, and a waiting rank makes them short again. Ray's
-    input operator counts as finished from the start; here it finishes after the last task.
-    """
+    input operator counts as finished from the start; here it finishes after the last task."""
 
     def before_execution_starts(self, executor: Any) -> None:  # Ray's StreamingExecutor
         topology = executor._topology or {}
@@ -135,17 +133,14 @@ class Chunk(NamedTuple):
 
 def training_stream(
     index: ShardIndex,
+    view: View,
     *,
-    resolution: int,
     global_batch_size: int,
     world_size: int,
     seed: int,
     start_step: int,
     total_steps: int,
-    member: Member = "image",
-    condition_member: Member | None = None,
     degradation: Degradation | None = None,
-    arrays: Sequence[str] = (),
     reader_cpus: float = 0.5,
     readers: int = 2,
 ) -> Dataset:
@@ -157,14 +152,10 @@ def training_stream(
 
     Args:
         index: the set; its training split is read.
-        resolution: side of the images, pixels; stored images of other sizes are resized when they are read.
         global_batch_size: samples a step over all ranks; a multiple of `world_size`.
         seed: of the order, >= 0.
         start_step, total_steps: the steps to read; start_step < total_steps.
-        member: the member of each sample read as `image`; no other column and no order depends on it.
-        condition_member: the member read as `condition_image`, at the same resolution.
         degradation: makes the `condition_image` of the `image`; not together with a condition member.
-        arrays: names of arrays of the set to read too.
         reader_cpus: logical CPUs of a reading task.
         readers: reading tasks at a time.
 
@@ -175,13 +166,12 @@ def training_stream(
         raise ValueError(f"global_batch_size {global_batch_size} is not a multiple of {world_size} workers")
     if not index.train_samples:
         raise ValueError(f"{index.source} has no training samples: lower holdout_fraction ({index.holdout_fraction})")
-    if condition_member is not None and degradation is not None:
-        raise ValueError(f"condition_image is either {condition_member} or a degraded image, not both")
+    if view.condition_member is not None and degradation is not None:
+        raise ValueError(f"condition_image is either {view.condition_member} or a degraded image, not both")
     text_length = index.text.text_length
-    columns = tuple((name, index.array(name).shape) for name in arrays)
-    layout = Layout(
-        resolution, global_batch_size, world_size, seed, text_length, member, condition_member, degradation, columns
-    )
+    columns = tuple((name, index.array(name).shape) for name in view.arrays)
+    members = (view.member, view.condition_member)
+    layout = Layout(view.resolution, global_batch_size, world_size, seed, text_length, *members, degradation, columns)
     source = StreamDatasource(index, layout, start_step=start_step, total_steps=total_steps, ahead=2 * readers)
     dataset = ray.data.read_datasource(source, num_cpus=reader_cpus, concurrency=readers, override_num_blocks=1)
     _configure(dataset.context, layout, readers)
@@ -206,10 +196,8 @@ def rank_batches(
 
 def plan_chunks(index: ShardIndex, layout: Layout, *, start_step: int, total_steps: int) -> Iterator[Chunk]:
     """Cut the stream into the work of tasks, chunk by chunk on demand.
-
     The first chunk is one group, so that training starts early; a later chunk ends with the last window that fits into
-    it, since each task that touches a window reads the window's shards.
-    """
+    it, since each task that touches a window reads the window's shards."""
     counts = [entry.train_samples for entry in index.shards]
     num_groups = -(-(total_steps - start_step) // layout.steps_per_group)
     first, limit = start_step * layout.global_batch_size, layout.group_rows

@@ -58,9 +58,7 @@ def write_shard(samples: Iterable[dict[str, bytes | str]]) -> bytes:
 
 def unpack(data: bytes, url: str) -> bytes:
     """Unpacks a gzipped tar; returns a plain tar unchanged.
-
-    Raises ShardError for a damaged gzip file, or more than MAX_UNPACKED_BYTES.
-    """
+    Raises ShardError for a damaged gzip file, or more than MAX_UNPACKED_BYTES."""
     unpacked = bytearray()
     while data.startswith(GZIP):  # gzip files may stand one after another
         inflate = zlib.decompressobj(wbits=31)
@@ -78,10 +76,8 @@ def unpack(data: bytes, url: str) -> bytes:
 
 def iterate_shard(data: bytes, url: str) -> Iterator[Group]:
     """Yields the samples of a tar as groups of undecoded members, grouped by webdataset's own function.
-
     Raises ShardError for a tar that can't be read, repeated names or keys, pickles, names that lead out of the folder,
-    and members that are, or claim to be, larger than MAX_MEMBER_BYTES.
-    """
+    and members that are, or claim to be, larger than MAX_MEMBER_BYTES."""
     from webdataset.tariterators import group_by_keys
 
     keys: set[str] = set()

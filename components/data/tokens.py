@@ -70,9 +70,7 @@ def select_split(samples: TokenSet, split: Split) -> TokenSet:
 
 def aligned_tokens(samples: TokenSet, other: TokenSet) -> np.ndarray:
     """Tokens (N, M) of the condition images `other`, matched by key, in the order of `samples`.
-
-    Raises TokensError, naming an image, if images lack condition tokens.
-    """
+    Raises TokensError, naming an image, if images lack condition tokens."""
     places = {key: place for place, key in enumerate(other.key)}
     missing = [key for key in samples.key if key not in places]
     if missing:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from components.configuration.config import Config
 from components.data.held_out import read_split
-from components.data.shards import ShardIndex, Split
+from components.data.shards import ShardIndex, Split, View
 from components.evaluation.generated import JOB_SIZE, SampleJob, accepts, jobs_of
 from components.evaluation.guidance_study import judge
 from components.evaluation.image_sets import FileImages, ImagePart, branch_name, shrink, some_of, split_parts
@@ -180,7 +180,7 @@ def known_split(index: ShardIndex) -> Split:
 
 def wanted_of(index: ShardIndex, samples: int) -> dict[AskedBy, list[Wanted]]:
     """Labels of the first images of the split, and captions of the first images, each caption once."""
-    known = read_split(index, known_split(index), resolution=READ_RESOLUTION, limit=4 * samples)
+    known = read_split(index, known_split(index), View(READ_RESOLUTION), limit=4 * samples)
     labels = [Wanted(row, label, Request(label=label)) for row, label in enumerate(known.label.tolist())]
     first = {caption: known.caption.index(caption) for caption in dict.fromkeys(known.caption) if caption}
     prompts = [Wanted(row, n, Request(prompt=caption)) for n, (caption, row) in enumerate(first.items())]

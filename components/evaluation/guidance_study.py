@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, model_validator
 
 from components.data.held_out import held_out_arrays
+from components.data.shards import View
 from components.evaluation.generated import SampleJob
 from components.evaluation.image_sets import HELD_OUT
 from components.evaluation.plots import Panel, Series, plot_svg
@@ -137,7 +138,7 @@ class GuidanceStudy(VariantStudy[GuidanceStudyConfig]):
 
     def held_out_accuracy(self, models: Models, resolution: int) -> float:
         """Accuracy of the judge on held-out images."""
-        held_out = held_out_arrays(self.index, resolution=resolution, limit=self.config.samples)
+        held_out = held_out_arrays(self.index, View(resolution), limit=self.config.samples)
         return float(np.mean(judge(models.judge, held_out["image"]) == held_out["label"]))
 
     def sample(self, models: Models, job: SampleJob) -> Made:

@@ -15,7 +15,7 @@ from einops import rearrange
 
 from components.data.decoded import DecodedShard
 from components.data.held_out import random_part
-from components.data.shards import ShardIndex, Split
+from components.data.shards import ShardIndex, Split, View
 from components.models.diffusion.corruption import downsample
 from components.runtime.storage.store import Digest, Store
 from components.sampling.images import levels_to_uint8
@@ -72,7 +72,7 @@ class ShardImages(NamedTuple):
     def batches(self) -> Iterator[np.ndarray]:
         """Yields the chosen samples, resized to `resolution`. Raises ShardError."""
         (entry,) = self.index.shards
-        shard = DecodedShard(self.index, entry, resolution=self.resolution, split=self.split)
+        shard = DecodedShard(self.index, entry, View(self.resolution), split=self.split)
         for rows in in_batches(np.array(self.rows, dtype=np.int64)):
             out = np.empty((len(rows), self.resolution, self.resolution, 3), np.uint8)
             shard.image.fill(out, np.arange(len(rows)), rows)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from components.configuration.config import Config
 from components.data.held_out import SplitArrays, read_split
+from components.data.shards import View
 from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.restoration import asked_of
@@ -71,7 +72,7 @@ class NoisingStudy(ModelStudy[NoisingStudyConfig]):
         split = self.held_out(resolution=loaded.settings["resolution"], limit=config.samples)
         seen = split.image
         if config.resolution is not None:
-            seen = read_split(self.index, "holdout", resolution=config.resolution, limit=config.shown).image
+            seen = read_split(self.index, "holdout", View(config.resolution), limit=config.shown).image
         noised = with_noise(split.image, seed=config.seed, device=loaded.device)
         errors = {}
         for time in times_of(schedule, ERROR_TIMES):

@@ -21,7 +21,7 @@ from torch import nn
 
 from components.configuration.config import Config
 from components.data.held_out import SplitArrays, read_random_part, read_split
-from components.data.shards import ShardIndex
+from components.data.shards import ShardIndex, View
 from components.evaluation.features import FeatureNetwork, read_arrays
 from components.evaluation.generated import CascadeSampler, SampleJob, jobs_of, measured_requests
 from components.evaluation.grids import GridBlock, render_blocks
@@ -108,7 +108,7 @@ class ModelStudy(ABC, Generic[C]):
 
     def held_out(self, *, resolution: int, limit: int) -> SplitArrays:
         """The first held-out images. Raises ValueError for a set that holds none out."""
-        split = read_split(self.index, "holdout", resolution=resolution, limit=limit)
+        split = read_split(self.index, "holdout", View(resolution), limit=limit)
         if not split.key:
             raise ValueError(f"{self.index.source} holds no image out; set images.holdout_fraction")
         return split
@@ -220,7 +220,7 @@ class VariantStudy(ModelStudy[V]):
     def plan(self) -> StudyPlan:
         """The same requests in every way, with labels, or labels and captions, of training images."""
         models, config = self.load(), self.config
-        trained = read_random_part(self.index, samples=config.reference_samples, seed=config.seed, resolution=SMALL)
+        trained = read_random_part(self.index, View(SMALL), samples=config.reference_samples, seed=config.seed)
         captions = trained.caption if self.by_prompt else [""] * len(trained.label)
         asked: dict[str, Any] = {"labels": trained.label, "captions": captions, "count": config.samples}
         cascade = models if isinstance(models, Cascade) else Cascade(base=models.base)

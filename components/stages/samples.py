@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from components.data.held_out import WordReader, Words, joined_words, random_part, read_split
-from components.data.shards import ShardIndex, load_index
+from components.data.shards import ShardIndex, View, load_index
 from components.evaluation.gallery import (
     DrawnGrid,
     GalleryConfig,
@@ -93,12 +93,12 @@ def plan_samples(config: SamplesConfig, index: ShardIndex, trained: Words, casca
     with cascade.local_copy() as place:
         models = Cascade.load(place)
     seed, condition, shown, given = config.seed, models.condition_images, list[bytes](), list[bytes]()
-    held_out = read_split(index, "holdout", resolution=READ_RESOLUTION, limit=4 * config.num_prompts)
+    held_out = read_split(index, "holdout", View(READ_RESOLUTION), limit=4 * config.num_prompts)
     if condition is not None:
-        read = partial(read_split, resolution=condition.resolution, member=condition.member)
-        shown = [encode_png(image) for image in read(index, "holdout", limit=config.num_prompts).image]
+        view = View(condition.resolution, condition.member)
+        shown = [encode_png(image) for image in read_split(index, "holdout", view, limit=config.num_prompts).image]
         part = random_part(index, samples=4 * config.measured_samples, seed=seed)
-        given = [encode_png(image) for image in read(part, "train").image]
+        given = [encode_png(image) for image in read_split(part, "train", view).image]
     words: dict[str, Any] = {"labels": trained.label, "captions": trained.caption, "images": given}
     return SamplesPlan(
         gallery_requests(config, models, captions=held_out.caption or trained.caption, images=shown, seed=seed),

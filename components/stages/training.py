@@ -8,7 +8,7 @@ from components.configuration.optimization import Training
 from components.data.encoding import describe_autoencoder, open_autoencoder
 from components.data.held_out import held_out_arrays
 from components.data.images import Degradation
-from components.data.shards import BPE, check_member, load_index, read_bpe
+from components.data.shards import BPE, View, check_member, load_index, read_bpe
 from components.data.stream import training_stream
 from components.data.tokens import (
     check_aligned,
@@ -95,30 +95,19 @@ def train_on_images(
     degradation = None
     if needs.degradations:
         degradation = Degradation(optimization.seed, needs.degradations, needs.jpeg_qualities)
+    view = View(inputs.resolution, needs.member, needs.condition_member, inputs.arrays)
     stream = partial(
         training_stream,
         index,
-        resolution=inputs.resolution,
-        member=needs.member,
-        condition_member=needs.condition_member,
+        view,
         degradation=degradation,
-        arrays=inputs.arrays,
         global_batch_size=optimization.global_batch_size,
         seed=optimization.seed,
         total_steps=optimization.total_steps,
         reader_cpus=resources.reader_cpus,
         readers=resources.readers,
     )
-    held_out = partial(
-        held_out_arrays,
-        index,
-        resolution=inputs.resolution,
-        member=needs.member,
-        condition_member=needs.condition_member,
-        degradation=degradation,
-        arrays=inputs.arrays,
-        limit=HELD_OUT,
-    )
+    held_out = partial(held_out_arrays, index, view, degradation=degradation, limit=HELD_OUT)
     job = TrainingJob(
         task_maker(config, inputs.dataset_info, load_encoders=inputs.load_encoders),
         config=optimization,

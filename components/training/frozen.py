@@ -20,7 +20,7 @@ from components.configuration.conditions import DatasetInfo
 from components.configuration.optimization import Training, TrainingNeeds
 from components.data.encoding import describe_autoencoder, open_autoencoder
 from components.data.held_out import random_part, read_split
-from components.data.shards import ShardIndex, parse_arrays, read_bpe
+from components.data.shards import ShardIndex, View, parse_arrays, read_bpe
 from components.models.autoencoder import Autoencoder
 from components.models.bundle import DESCRIPTION
 from components.models.contrastive import ContrastiveEncoder, unit_variance
@@ -343,9 +343,9 @@ def deviation_of_latents(index: ShardIndex, autoencoder: Artifact, *, samples: i
     Latents are read from an encoded set, and otherwise made."""
     network, device = open_autoencoder(autoencoder), best_device()
     if "latents" in index.array_names:
-        images = read_split(index, "train", resolution=network.grid[0], limit=samples, arrays=["latents"])
+        images = read_split(index, "train", View(network.grid[0], arrays=("latents",)), limit=samples)
         return float(torch.from_numpy(images.arrays["latents"]).float().std())
-    image = from_uint8(read_split(index, "train", resolution=network.resolution, limit=samples).image)
+    image = from_uint8(read_split(index, "train", View(network.resolution), limit=samples).image)
     network = network.to(device)
     batches = image.split(most_at_once(network.resolution))
     return float(torch.cat([network.to_latents(batch.to(device)).cpu() for batch in batches]).std())

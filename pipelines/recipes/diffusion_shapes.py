@@ -1,7 +1,5 @@
 """Shapes of recipes of diffusion models, and checks of facts that stages share.
-
-A check raises ValueError and names the field.
-"""
+A check raises ValueError and names the field."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -48,11 +46,9 @@ class RecipeOfImages(Config):
 
 class DiffusionBranchRecipe(RecipeOfImages):
     """A base, any number of upsamplers, and optional networks from earlier trainings.
-
     With `autoencoder` the base makes latents (Stable Diffusion). With `text_encoder` or `contrastive` its condition is
     a frozen encoder's states of a text (Imagen); with `diffusion_prior` an embedding of the image that a text asks for
-    (DALL-E 2).
-    """
+    (DALL-E 2)."""
 
     workflow: Literal["diffusion_branch"] = "diffusion_branch"
     autoencoder: AutoencoderTraining | None = None

@@ -17,12 +17,7 @@ from components.stages.images import ImagesConfig
 from components.stages.precompute import Column, PrecomputeConfig, TextEncoderConfig
 from components.stages.samples import SamplesConfig
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, ImageToImageRecipe
-from pipelines.recipes.published_networks import (
-    AUTOENCODERS,
-    CHECKPOINT_MINUTES,
-    PAPER_CLASSIFIERS,
-    PAPER_DIFFUSION,
-)
+from pipelines.recipes.published_networks import AUTOENCODERS, CHECKPOINT_MINUTES, PAPER_CLASSIFIERS, PAPER_DIFFUSION
 from pipelines.recipes.shapes import OneModelRecipe, RecipeRow, SharedParts, TokenBranchRecipe
 
 ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=250)  # of IDDPM, ADM, GLIDE

@@ -1,7 +1,5 @@
 """Shapes of recipes with checks: the cascade, a token branch, a single model; shapes by workflow.
-
-A check raises ValueError and names the field.
-"""
+A check raises ValueError and names the field."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Systems of the lecture at the size of minutes on two cores; the demo and `smoke`.
-
-Arguments are what several recipes differ in; a number that a single recipe changes stands there, by `replace`.
-"""
+Arguments are what several recipes differ in; a number that a single recipe changes stands there, by `replace`."""
 
 from typing import Any, Literal, TypeVar
 
@@ -93,10 +91,8 @@ def vae() -> AutoencoderTraining:
 
 def vae_gan() -> AutoencoderTraining:
     """First stage of latent diffusion: 64² pixels to Gaussian latents of 16² x 4.
-
     A divergence that only keeps the latents near the origin (Rombach et al., 2022, appendix G), so that the
-    reconstruction decides what they hold.
-    """
+    reconstruction decides what they hold."""
     return adversarial(autoencoder(), start=300).replace(
         channel_mult=(1, 2, 4), latent_channels=4, bottleneck="gaussian", kl_weight=1e-6)
 

@@ -45,7 +45,7 @@ def write_index(folder: Path) -> None:
 
 def plan(folder: str) -> dict[str, float]:
     """In a process of its own, so that its memory is known."""
-    from components.data.shards import load_index
+    from components.data.shards import View, load_index
     from components.data.stream import Layout, plan_chunks, training_stream
 
     memory = psutil.Process().memory_info().rss
@@ -53,7 +53,7 @@ def plan(folder: str) -> dict[str, float]:
     index = load_index(folder)
     steps = SAMPLES // BATCH
     how = {"start_step": steps * 3 // 2, "total_steps": steps * 9 // 2}
-    training_stream(index, resolution=64, global_batch_size=BATCH, world_size=8, seed=0, **how)
+    training_stream(index, View(64), global_batch_size=BATCH, world_size=8, seed=0, **how)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     megabytes = (psutil.Process().memory_info().rss - memory) / 2**20
     start = time.perf_counter()

@@ -14,7 +14,7 @@ import psutil
 import ray
 
 from components.data.crews import BLOCK_SECONDS, HAND_SECONDS, STEP_SECONDS, count_crews, fewest_steps, split_stream
-from components.data.shards import ShardIndex
+from components.data.shards import ShardIndex, View
 from components.data.stream import rank_batches, training_stream
 from components.runtime.storage.store import Store
 from tests.benchmarks.interleaving import Row, own_ray, row
@@ -53,7 +53,7 @@ def simulated(world_size: int) -> float:
 def run(index: ShardIndex) -> dict[str, float]:
     """Seconds a step: of waiting, in the rank that waits most; of CPU time, in coordinator and busiest dealer."""
     steps = {"start_step": 0, "total_steps": WARM_UP + STEPS}
-    stream = training_stream(index, resolution=8, global_batch_size=RANKS * SHARE, world_size=RANKS, seed=0, **steps)
+    stream = training_stream(index, View(8), global_batch_size=RANKS * SHARE, world_size=RANKS, seed=0, **steps)
     older = {*actors("CrewDealer"), *actors("SplitCoordinator")}  # of the round before, which end in their own time
     parts = split_stream(stream, world_size=RANKS)
     dealers = wait_for("CrewDealer", count_crews(RANKS), older=older)

@@ -19,7 +19,7 @@ import webdataset as wds
 
 from components.data.crews import split_stream
 from components.data.ingest import IngestConfig, ingest
-from components.data.shards import ShardIndex
+from components.data.shards import ShardIndex, View
 from components.data.stream import rank_batches, training_stream
 from components.runtime.storage.store import Store
 from tests.benchmarks.interleaving import Row, cpu_of_tree, own_ray, row
@@ -57,8 +57,8 @@ def compared(name: str, mine: Read, theirs: Read, steps: int, warm_up: int, roun
 
 
 def ours(index: ShardIndex, steps: int) -> Iterator[np.ndarray]:
-    how = {"resolution": int(index.resolution or 0), "global_batch_size": BATCH, "world_size": 1, "seed": 0}
-    dataset = training_stream(index, **how, start_step=0, total_steps=steps, readers=READERS)
+    view, how = View(int(index.resolution or 0)), {"global_batch_size": BATCH, "world_size": 1, "seed": 0}
+    dataset = training_stream(index, view, **how, start_step=0, total_steps=steps, readers=READERS)
     (iterator,) = split_stream(dataset, world_size=1)
     for batch in rank_batches(iterator, batch_size=BATCH, steps=steps):
         yield batch["image"]

@@ -13,7 +13,7 @@ import torch
 
 from components.data.encoding import encode_shards
 from components.data.held_out import read_whole_shard
-from components.data.shards import ShardIndex
+from components.data.shards import ShardIndex, View
 from components.models.autoencoder import Autoencoder
 from components.models.bundle import load_bundle
 from components.runtime.execution import Resources
@@ -65,7 +65,7 @@ def bare(index: ShardIndex, model: Path) -> float:
     network = load_bundle(model).module
     assert isinstance(network, Autoencoder)
     network.to(memory_format=torch.channels_last)
-    shards = [read_whole_shard(index, entry, resolution=RESOLUTION).image for entry in index.shards]
+    shards = [read_whole_shard(index, entry, View(RESOLUTION)).image for entry in index.shards]
     encode(network, shards[0])
     start = time.perf_counter()
     for pixels in shards[1:]:

@@ -18,7 +18,7 @@ import ray
 
 from components.data.crews import split_stream
 from components.data.order import pick, windows
-from components.data.shards import ShardIndex, load_index, read_shard, split_of
+from components.data.shards import ShardIndex, View, load_index, read_shard, split_of
 from components.data.stream import rank_batches, training_stream
 from components.runtime.storage.store import Store
 from tests.image_sets import number_of, write_set
@@ -69,7 +69,7 @@ def consume(iterator: ray.data.DataIterator, share: int, steps: int) -> tuple[st
 def run_try(index: ShardIndex, nodes: list[str], workers: int, start: int, stop: int) -> dict[str, Any]:
     dataset = training_stream(
         index,
-        resolution=8,
+        View(8),
         global_batch_size=BATCH,
         world_size=workers,
         seed=SEED,

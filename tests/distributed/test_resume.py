@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from components.configuration.diffusion import DiffusionTraining
-from components.data.shards import load_index
+from components.data.shards import View, load_index
 from components.data.stream import training_stream
 from components.runtime.execution import Resources, Sharding
 from components.runtime.storage.store import Store
@@ -122,7 +122,7 @@ def run(
     make_stream = partial(
         training_stream,
         index,
-        resolution=config.data.resolution,
+        View(config.data.resolution),
         global_batch_size=config.optimization.global_batch_size,
         seed=config.optimization.seed,
         total_steps=config.optimization.total_steps,

@@ -7,7 +7,7 @@ import pytest
 
 from components.data.encoding import encode_shards, token_names
 from components.data.held_out import read_split
-from components.data.shards import load_index
+from components.data.shards import View, load_index
 from components.data.tokens import parse_tokens
 from components.models.bundle import load_bundle
 from components.runtime.storage.artifact import Artifact, verify_files, write_part
@@ -51,7 +51,7 @@ def test_tokens_are_those_of_the_kept_tokenizer(
     name = tokens.metadata["names"][0]
     found = parse_tokens(tokens.read(name), name)
     index = load_index(images_artifact(folder).url("index.json"))
-    images = read_split(index.model_copy(update={"shards": index.shards[:1]}), "train", resolution=16)
+    images = read_split(index.model_copy(update={"shards": index.shards[:1]}), "train", View(16))
     expected = network.tokenize(from_uint8(images.image)).flatten(1).numpy()
     np.testing.assert_array_equal(found.tokens[found.split == "train"], expected)
 

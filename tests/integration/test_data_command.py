@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from components.data.held_out import read_whole_shard
-from components.data.shards import load_index
+from components.data.shards import View, load_index
 from tests.hub_server import hub
 from tests.image_sets import number_of, write_parquet
 from tests.in_process import Done, in_process
@@ -54,9 +54,7 @@ def test_a_set_of_the_hub_becomes_shards_and_nothing_but_our_lines_is_printed(pe
         done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     index = load_index(str(tmp_path / "set"))
-    found = [
-        number for entry in index.shards for number in number_of(read_whole_shard(index, entry, resolution=8).image)
-    ]
+    found = [number for entry in index.shards for number in number_of(read_whole_shard(index, entry, View(8)).image)]
     assert sorted(found) == [number for number in range(300) if number not in (3, 200)]
     assert {(entry.key, entry.reason) for shard in index.shards for entry in shard.quarantined} >= {
         ("train-00000-of-00002/000003", "ValueError: the row has no class")

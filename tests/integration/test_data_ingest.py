@@ -15,7 +15,7 @@ from PIL import Image
 from components.data.held_out import read_split, read_whole_shard
 from components.data.ingest import IngestConfig, ingest
 from components.data.listing import DataError, ShardError, SourceError
-from components.data.shards import ShardIndex, load_index
+from components.data.shards import ShardIndex, View, load_index
 from components.runtime.storage.store import Store
 from tests.image_sets import image, number_of, png, write_idx, write_set, write_tar
 
@@ -45,7 +45,7 @@ def images(folder: Path, count: int, *, corrupt: int = 0) -> Path:
 
 
 def numbers(index: ShardIndex) -> list[int]:
-    found = [number_of(read_whole_shard(index, entry, resolution=8).image) for entry in index.shards]
+    found = [number_of(read_whole_shard(index, entry, View(8)).image) for entry in index.shards]
     return np.concatenate(found).tolist()
 
 
@@ -63,7 +63,7 @@ def test_a_folder_becomes_shards_that_hold_each_image_once(tmp_path: Path) -> No
     assert index.classes == ("even", "odd")
     assert index.samples == 100
     assert seen[-1] == (100, 100)
-    samples = read_split(index, "train", resolution=8)
+    samples = read_split(index, "train", View(8))
     assert all(number % 2 == label for number, label in zip(number_of(samples.image), samples.label, strict=True))
     assert set(samples.caption) == {"even", "odd"}
     assert load_index(index.root) == index
@@ -85,7 +85,7 @@ def test_another_resolution_makes_all_shards_again(tmp_path: Path) -> None:
     source, out = str(images(tmp_path / "in", 30)), Store(str(tmp_path / "out"))
     ingest("folder", source, out=out, config=config())
     index = ingest("folder", source, out=out, config=config(resolution=4))
-    assert read_split(index, "train", resolution=4).image.shape[1:] == (4, 4, 3)
+    assert read_split(index, "train", View(4)).image.shape[1:] == (4, 4, 3)
     assert index.resolution == 4
 
 
@@ -154,7 +154,7 @@ def test_scenes_carry_depth_and_mask(tmp_path: Path) -> None:
 
 def test_openmoji_is_ingested_with_captions(tmp_path: Path) -> None:
     index = ingest("openmoji", out=Store(str(tmp_path)), config=config(resolution=16, limit=60))
-    samples = read_split(index, "train", resolution=16)
+    samples = read_split(index, "train", View(16))
     assert len(index.classes) == 9
     assert index.license == "CC BY-SA 4.0"
     assert all(samples.caption)
@@ -176,7 +176,7 @@ def test_tars_of_the_user_stay_where_they_are_and_are_not_written_to(tmp_path: P
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "in").iterdir()} == before
     assert [entry.url for entry in index.shards] == [f"{tmp_path}/in/part{shard}.tar" for shard in range(2)]
     assert index.classes == ("blue", "green", "red")
-    samples = read_whole_shard(index, index.shards[0], resolution=8)
+    samples = read_whole_shard(index, index.shards[0], View(8))
     np.testing.assert_array_equal(number_of(samples.image), range(10))
     assert [index.classes[label] for label in samples.label[:3]] == ["red", "green", "blue"]
 
@@ -222,7 +222,7 @@ def test_tars_that_are_written_again_are_a_set_of_small_shards_with_the_same_sam
     assert seen[-1] == (3, 3)
     adopted = ingest("shards", out.uri, out=Store(str(tmp_path / "adopted")), config=settings)
     assert sorted(numbers(adopted)) == sorted(numbers(index))
-    samples = read_split(adopted, "train", resolution=8)
+    samples = read_split(adopted, "train", View(8))
     known = [adopted.classes[label] for label in samples.label]
     assert known == [("red", "green", "blue")[number % 3] for number in number_of(samples.image)]
 

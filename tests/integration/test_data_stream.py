@@ -7,7 +7,7 @@ import pytest
 
 from components.data.crews import split_stream
 from components.data.listing import ShardError
-from components.data.shards import ShardIndex
+from components.data.shards import ShardIndex, View
 from components.data.stream import rank_batches, training_stream
 from components.runtime.storage.store import Store
 from tests.image_sets import number_of, write_set
@@ -25,7 +25,7 @@ def stream(index: ShardIndex, *, world_size: int, start_step: int = 0, total_ste
     """The global batches, put together from what each rank's own iterator gave."""
     dataset = training_stream(
         index,
-        resolution=8,
+        View(8),
         global_batch_size=BATCH,
         world_size=world_size,
         seed=7,
@@ -81,7 +81,7 @@ def test_batches_do_not_depend_on_ranks_or_on_where_the_stream_starts(
 def test_a_run_of_a_billion_steps_starts_as_a_short_one(index: ShardIndex, alone: list[dict]) -> None:
     """Its reading tasks are made as they are needed: all of them would not fit into any memory."""
     dataset = training_stream(
-        index, resolution=8, global_batch_size=BATCH, world_size=1, seed=7, start_step=0, total_steps=10**9
+        index, View(8), global_batch_size=BATCH, world_size=1, seed=7, start_step=0, total_steps=10**9
     )
     (iterator,) = split_stream(dataset, world_size=1)
     for batch, expected in zip(rank_batches(iterator, batch_size=BATCH, steps=150), alone[:150], strict=True):
@@ -92,9 +92,7 @@ def test_a_truncated_tar_stops_the_stream_naming_the_shard(tmp_path_factory: pyt
     store = Store(str(tmp_path_factory.mktemp("truncated")))
     index = write_set(store, sizes=(20, 20))
     store.write("shard-000001.tar", store.read("shard-000001.tar")[:-2048])
-    dataset = training_stream(
-        index, resolution=8, global_batch_size=8, world_size=1, seed=0, start_step=0, total_steps=40
-    )
+    dataset = training_stream(index, View(8), global_batch_size=8, world_size=1, seed=0, start_step=0, total_steps=40)
     (iterator,) = split_stream(dataset, world_size=1)
     with pytest.raises(Exception, match=r"shard-000001\.tar has \d+ bytes") as caught:
         list(rank_batches(iterator, batch_size=8, steps=40))

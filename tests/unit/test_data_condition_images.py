@@ -10,7 +10,7 @@ import torch
 from components.data.held_out import held_out_arrays, read_split
 from components.data.images import Degradation, degrade, jpeg_compressed
 from components.data.listing import ShardError
-from components.data.shards import ShardIndex
+from components.data.shards import ShardIndex, View
 from components.data.stream import Layout, training_stream
 from components.runtime.storage.store import Store
 from components.training.batches import to_batch
@@ -45,7 +45,7 @@ def test_the_condition_image_is_of_the_same_sample_and_the_stream_stays_what_it_
     assert set(both) == PLAIN | {"condition_image"}
     for name in PLAIN:
         np.testing.assert_array_equal(both[name], plain[name])
-    images = read_split(scenes, "train", resolution=RESOLUTION, condition_member=condition_member)
+    images = read_split(scenes, "train", View(RESOLUTION, condition_member=condition_member))
     for image, condition in zip(both["image"], both["condition_image"], strict=True):
         (found,) = np.nonzero((images.image == image).all((1, 2, 3)))
         assert len(found) == 1
@@ -53,11 +53,11 @@ def test_the_condition_image_is_of_the_same_sample_and_the_stream_stays_what_it_
 
 
 def test_a_second_member_is_what_the_first_would_be(scenes: ShardIndex) -> None:
-    swapped = read_split(scenes, "train", resolution=8, member="depth", condition_member="image")
-    plain = read_split(scenes, "train", resolution=8, condition_member="depth")
+    swapped = read_split(scenes, "train", View(8, member="depth", condition_member="image"))
+    plain = read_split(scenes, "train", View(8, condition_member="depth"))
     np.testing.assert_array_equal(swapped.image, plain.condition_image)
     np.testing.assert_array_equal(swapped.condition_image, plain.image)
-    assert read_split(scenes, "train", resolution=8).condition_image is None
+    assert read_split(scenes, "train", View(8)).condition_image is None
 
 
 @pytest.mark.parametrize("how", [{"condition_member": "depth"}, {"degradation": HOW}])
@@ -79,19 +79,19 @@ def test_rows_have_the_bytes_that_memory_is_bounded_by() -> None:
 def test_a_set_without_the_condition_member_is_refused(tmp_path: Path) -> None:
     index = write_set(Store(str(tmp_path)), sizes=(3, 2))
     with pytest.raises(ShardError, match=r"sample 000000: no depth\.png next to the image"):
-        read_split(index, "train", resolution=8, condition_member="depth")
+        read_split(index, "train", View(8, condition_member="depth"))
     steps = {"global_batch_size": 2, "world_size": 1, "seed": 0, "start_step": 0, "total_steps": 1}
     with pytest.raises(ValueError, match="either depth or a degraded image, not both"):
-        training_stream(index, resolution=8, condition_member="depth", degradation=HOW, **steps)
+        training_stream(index, View(8, condition_member="depth"), degradation=HOW, **steps)
 
 
 def test_held_out_arrays_serve_the_condition_and_batches_make_floats_of_it(scenes: ShardIndex) -> None:
-    held_out = held_out_arrays(scenes, resolution=8, limit=4, condition_member="mask")
+    held_out = held_out_arrays(scenes, View(8, condition_member="mask"), limit=4)
     batch = to_batch(held_out)
     assert batch["condition_image"].shape == batch["image"].shape
     assert batch["condition_image"].dtype == torch.float32
     assert batch["condition_image"].abs().max() <= 1
-    degraded = held_out_arrays(scenes, resolution=8, limit=4, degradation=HOW)
+    degraded = held_out_arrays(scenes, View(8), limit=4, degradation=HOW)
     expected = degrade(degraded["image"], np.arange(len(degraded["image"])), HOW)
     for name in ("task", "condition_image"):
         np.testing.assert_array_equal(degraded[name], expected[name])

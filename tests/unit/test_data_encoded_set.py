@@ -12,7 +12,7 @@ import torch
 from components.data.encoding import Encode, Rows, SetEncoder, ShardJob, commit_set, part_names
 from components.data.held_out import read_split
 from components.data.listing import ShardError
-from components.data.shards import BPE, ArrayInfo, ShardIndex, parse_arrays, read_bpe, write_array
+from components.data.shards import BPE, ArrayInfo, ShardIndex, View, parse_arrays, read_bpe, write_array
 from components.data.stream import Layout
 from components.data.tars import iterate_shard
 from components.runtime.storage.artifact import Artifact, describe, read_records
@@ -86,7 +86,7 @@ def test_training_on_smaller_images_reads_what_it_would_have_made_of_the_large_o
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
     for split in ("train", "holdout"):
-        one, other = (read_split(each, split, resolution=8) for each in (index, small))
+        one, other = (read_split(each, split, View(8)) for each in (index, small))
         assert one.key == other.key
         assert one.caption == other.caption
         np.testing.assert_array_equal(one.image, other.image)
@@ -99,7 +99,7 @@ def test_an_array_stays_with_its_sample_in_every_order(index: ShardIndex, tmp_pa
     assert rows["latents"].dtype == np.float16
     np.testing.assert_array_equal(rows["latents"][:, 0], number_of(rows["image"]))
     np.testing.assert_array_equal(rows["latents"][:, 1], rows["label"])
-    held_out = read_split(made, "holdout", resolution=8, arrays=["latents"])
+    held_out = read_split(made, "holdout", View(8, arrays=("latents",)))
     np.testing.assert_array_equal(held_out.arrays["latents"][:, 0], number_of(held_out.image))
     assert len(held_out.key) > 0
 
@@ -146,8 +146,8 @@ def test_a_sample_without_its_array_is_named(index: ShardIndex, tmp_path: Path) 
     del groups[1].members["latents.npy"]
     damaged = made.model_copy(update={"shards": (rewrite(store, entry, groups),)})
     with pytest.raises(ShardError, match=rf"shard-000002\.tar, sample {groups[1].key}: no latents\.npy"):
-        read_split(damaged, "train", resolution=8, arrays=["latents"])
-    assert read_split(damaged, "train", resolution=8).key  # who asks for no array needs none
+        read_split(damaged, "train", View(8, arrays=("latents",)))
+    assert read_split(damaged, "train", View(8)).key  # who asks for no array needs none
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_a_training_gets_of_the_set_what_its_encoders_would_have_made(
         how = {"resolution": RESOLUTION, "contrastive": contrastive}
         frozen, given = frozen_networks(TEXT_COLUMNS, images_of(each), each, **how)
         assert [*given] == each.array_names
-        rows = read_split(each, "train", resolution=RESOLUTION, arrays=given)
+        rows = read_split(each, "train", View(RESOLUTION, arrays=given))
         columns = {"image": rows.image, "label": rows.label, "text": rows.text, **rows.arrays}
         encoders = [load(torch.device("cpu")) for load in frozen.load_encoders]
         batches.append(encoded(with_positions(to_batch(columns)), encoders))
@@ -195,8 +195,8 @@ def test_latents_of_the_set_are_the_autoencoder_s_and_no_image_is_needed_for_the
     load = partial(ColumnEncoder, encoders_of(config, bpe=read_bpe(index), autoencoder=vae), config.columns)
     made = encode(index, tmp_path / "made", load, kept=2, made_by={"latents": vae.identity})
     latents = load_latents(torch.device("cpu"), autoencoder=vae, scale=3.0)
-    large = read_split(index, "train", resolution=RESOLUTION)
-    small = read_split(made, "train", resolution=2, arrays=["latents"])
+    large = read_split(index, "train", View(RESOLUTION))
+    small = read_split(made, "train", View(2, arrays=("latents",)))
     live = latents(to_batch({"image": large.image}))["image"]
     read = latents(to_batch({"image": small.image, **small.arrays}))["image"]
     torch.testing.assert_close(read, live, rtol=2e-3, atol=2e-3)

@@ -10,13 +10,7 @@ from components.data.encoding import ShardJob, TokenEncoder
 from components.data.held_out import held_out_arrays, read_split, read_whole_shard
 from components.data.images import load_depth, load_image, load_mask
 from components.data.listing import ShardError
-from components.data.shards import (
-    Member,
-    ShardEntry,
-    ShardIndex,
-    check_member,
-    load_index,
-)
+from components.data.shards import Member, ShardEntry, ShardIndex, View, check_member, load_index
 from components.data.stream import Layout
 from components.data.tars import iterate_shard
 from components.data.tokens import parse_tokens
@@ -51,13 +45,13 @@ def test_each_member_is_what_its_file_gives(scenes: ShardIndex, resolution: int)
         "mask": [load_mask(group["mask.png"], resolution=resolution, mask_values=3) for group in groups],
     }
     for member in MEMBERS:
-        read = read_whole_shard(scenes, scenes.shards[0], resolution=resolution, member=member)
+        read = read_whole_shard(scenes, scenes.shards[0], View(resolution, member=member))
         np.testing.assert_array_equal(read.image, np.stack(expected[member]))
 
 
 def test_keys_labels_captions_and_splits_do_not_depend_on_the_member(scenes: ShardIndex) -> None:
     for split in ("train", "holdout"):
-        plain, *others = (read_split(scenes, split, resolution=8, member=member) for member in MEMBERS)
+        plain, *others = (read_split(scenes, split, View(8, member=member)) for member in MEMBERS)
         for other in others:
             assert (other.key, other.caption, other.split) == (plain.key, plain.caption, plain.split)
             np.testing.assert_array_equal(other.label, plain.label)
@@ -74,7 +68,7 @@ def rows_of(index: ShardIndex, member: Member) -> dict[str, np.ndarray]:
 def test_the_training_stream_serves_the_member_of_the_samples_that_it_would_serve_anyway(scenes: ShardIndex) -> None:
     """One process, one cache: no member may be taken for another."""
     plain, depth, mask = (rows_of(scenes, member) for member in MEMBERS)
-    splits = {member: read_split(scenes, "train", resolution=8, member=member).image for member in MEMBERS}
+    splits = {member: read_split(scenes, "train", View(8, member=member)).image for member in MEMBERS}
     for rows in (depth, mask):
         for name in ("label", "text", "position"):
             np.testing.assert_array_equal(rows[name], plain[name])
@@ -86,14 +80,14 @@ def test_the_training_stream_serves_the_member_of_the_samples_that_it_would_serv
 
 
 def test_held_out_arrays_are_of_the_member(scenes: ShardIndex) -> None:
-    held_out = held_out_arrays(scenes, resolution=8, limit=4, member="depth")
+    held_out = held_out_arrays(scenes, View(8, member="depth"), limit=4)
     split = "holdout" if scenes.train_samples < scenes.samples else "train"
-    expected = read_split(scenes, split, resolution=8, limit=4, member="depth").image
+    expected = read_split(scenes, split, View(8, member="depth"), limit=4).image
     np.testing.assert_array_equal(held_out["image"], expected)
 
 
 def test_the_depth_of_a_scene_is_nearest_on_a_solid_or_the_floor_and_farthest_on_the_wall(scenes: ShardIndex) -> None:
-    depth, mask = (read_whole_shard(scenes, scenes.shards[0], resolution=16, member=m).image for m in MEMBERS[1:])
+    depth, mask = (read_whole_shard(scenes, scenes.shards[0], View(16, member=m)).image for m in MEMBERS[1:])
     assert (depth.max((1, 2, 3)) == 255).all()
     assert (depth.min((1, 2, 3)) == 0).all()
     assert set(np.unique(mask)) <= {0, 128, 255}
@@ -104,7 +98,7 @@ def test_a_set_without_the_member_is_refused_naming_shard_sample_and_remedy(tmp_
     index = write_set(Store(str(tmp_path)), sizes=(3, 2))
     said = rf"shard-000000\.tar, sample 000000: no {member}\.png next to the image; .* or set member to image"
     with pytest.raises(ShardError, match=said):
-        read_split(index, "train", resolution=8, member=member)
+        read_split(index, "train", View(8, member=member))
     with pytest.raises(ShardError, match=said):
         check_member(index, member)
     check_member(index, "image")
@@ -123,7 +117,7 @@ def test_the_tokens_of_a_member_are_those_of_its_images(scenes: ShardIndex, tmp_
     encoder = TokenEncoder(scenes, commit_model(tmp_path, "autoencoder", "key", folder), files, member)
     encoder(ShardJob(0, "x.parquet", scenes.shards[0]))
     found = parse_tokens(files.read("x.parquet"), "x.parquet")
-    images = read_whole_shard(scenes, scenes.shards[0], resolution=16, member=member)
+    images = read_whole_shard(scenes, scenes.shards[0], View(16, member=member))
     expected = load_bundle(folder).module.tokenize(from_uint8(images.image)).flatten(1)
     assert found.key == images.key
     np.testing.assert_array_equal(found.tokens, expected.numpy())
@@ -138,16 +132,16 @@ def test_one_sample_that_lacks_the_member_is_named(scenes: ShardIndex) -> None:
     index = scenes.model_copy(update={"shards": (scenes.shards[0], changed)})
     check_member(index, "depth")
     with pytest.raises(ShardError, match=rf"shard-000001\.tar, sample {groups[2].key}: no depth\.png"):
-        read_whole_shard(index, changed, resolution=8, member="depth")
-    assert len(read_whole_shard(index, changed, resolution=8).key) == SIZES[1]
+        read_whole_shard(index, changed, View(8, member="depth"))
+    assert len(read_whole_shard(index, changed, View(8)).key) == SIZES[1]
 
 
 def test_a_mask_with_more_values_than_the_index_says_is_refused_and_the_index_can_say_more(scenes: ShardIndex) -> None:
     few = scenes.model_copy(update={"mask_values": 2})
     with pytest.raises(ShardError, match=r"mask\.png can't be decoded: the mask holds the value 2, .* mask_values"):
-        read_split(few, "train", resolution=16, member="mask")
+        read_split(few, "train", View(16, member="mask"))
     many = scenes.model_copy(update={"mask_values": 6})
-    assert set(np.unique(read_split(many, "train", resolution=16, member="mask").image)) == {0, 51, 102}
+    assert set(np.unique(read_split(many, "train", View(16, member="mask")).image)) == {0, 51, 102}
 
 
 def test_an_index_that_was_written_before_masks_were_read_still_loads(scenes: ShardIndex) -> None:

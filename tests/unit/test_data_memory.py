@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.data.decoded import ShardCache, View
+from components.data.decoded import ShardCache
 from components.data.listing import ShardError
 from components.data.order import WINDOW_SHARDS, windows
-from components.data.shards import ShardIndex
+from components.data.shards import ShardIndex, View
 from components.data.tars import iterate_shard
 from components.runtime.storage.store import Store
 from tests.image_sets import number_of, rewrite, write_set

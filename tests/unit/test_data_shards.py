@@ -9,13 +9,7 @@ import pytest
 
 from components.data.held_out import WordReader, joined_words, read_split, read_whole_shard
 from components.data.listing import ShardError, SourceError
-from components.data.shards import (
-    ShardIndex,
-    load_index,
-    read_shard,
-    save_index,
-    split_of,
-)
+from components.data.shards import ShardIndex, View, load_index, read_shard, save_index, split_of
 from components.data.tars import iterate_shard, write_shard
 from components.runtime.storage.store import Store
 from tests.image_sets import image, number_of, png, write_set
@@ -42,7 +36,7 @@ def tar_of(**members: bytes) -> bytes:
 
 
 def test_what_was_written_is_read_on_every_kind_of_storage(index: ShardIndex) -> None:
-    numbers = [number_of(read_whole_shard(index, entry, resolution=8).image) for entry in index.shards]
+    numbers = [number_of(read_whole_shard(index, entry, View(8)).image) for entry in index.shards]
     np.testing.assert_array_equal(np.concatenate(numbers), np.arange(39))
 
 
@@ -126,14 +120,14 @@ def test_a_larger_share_holds_out_all_that_a_smaller_one_did() -> None:
 
 
 def test_the_splits_are_disjoint_and_together_the_set(local_index: ShardIndex) -> None:
-    train, holdout = (set(read_split(local_index, split, resolution=8).key) for split in ("train", "holdout"))
+    train, holdout = (set(read_split(local_index, split, View(8)).key) for split in ("train", "holdout"))
     assert not train & holdout
     assert len(train | holdout) == 39
     assert len(train) == local_index.train_samples
 
 
 def test_a_limit_gives_the_first_samples_of_the_split(local_index: ShardIndex) -> None:
-    whole, part = (read_split(local_index, "train", resolution=8, limit=limit) for limit in (None, 23))
+    whole, part = (read_split(local_index, "train", View(8), limit=limit) for limit in (None, 23))
     assert part.key == whole.key[:23]
     np.testing.assert_array_equal(part.image, whole.image[:23])
     assert part.text.shape == (23, 8)
@@ -144,7 +138,7 @@ def test_words_are_those_of_the_split_though_no_image_is_decoded(local_index: Sh
         read = WordReader(local_index.model_copy(update={"shards": ()}), split)
         words, whole = (
             joined_words([read(entry) for entry in local_index.shards]),
-            read_split(local_index, split, resolution=8),
+            read_split(local_index, split, View(8)),
         )
         np.testing.assert_array_equal(words.label, whole.label)
         assert words.caption == whole.caption
@@ -168,4 +162,4 @@ def test_another_tokenizer_than_the_index_names_is_refused(local_index: ShardInd
     store = Store(local_index.root)
     store.write("bpe.json", store.read("bpe.json").replace(b"0.1", b"0.2", 1) + b" ")
     with pytest.raises(ShardError, match="tokenizer"):
-        read_split(local_index, "train", resolution=8)
+        read_split(local_index, "train", View(8))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.data.ingest import open_source
+from components.data.ingest import PACKAGED, open_source
 from components.data.listing import SourceError
 from components.data.source_check import check_file, check_source, detect_source, file_to_try, source_digest
 from components.data.sources import packaged
@@ -302,6 +302,13 @@ def test_the_digest_of_a_set_with_an_index_is_that_of_its_shards(tmp_path: Path)
 def test_packaged_sources_are_known_by_their_versions() -> None:
     assert source_digest("openmoji", None) == source_digest("openmoji", None)
     assert source_digest("openmoji", None) != source_digest("scenes", None)
+
+
+@pytest.mark.parametrize("source", PACKAGED)
+def test_a_packaged_source_with_another_version_is_another_source(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = source_digest(source, None)
+    monkeypatch.setitem(PACKAGED, source, lambda: "another")
+    assert source_digest(source, None) != before
 
 
 def test_a_limit_keeps_the_same_images_when_it_grows(pets: Path) -> None:

@@ -10,7 +10,7 @@ from components.configuration.conditions import DatasetInfo
 from components.configuration.trainings import ClassifierTraining
 from components.configuration.usage import UsageError
 from components.data.held_out import held_out_arrays
-from components.data.shards import BPE, ShardIndex
+from components.data.shards import BPE, ShardIndex, View
 from components.evaluation.agreement import (
     Agreement,
     AskedPart,
@@ -94,7 +94,7 @@ def test_every_caption_as_the_own_one_gives_chance() -> None:
 def test_held_out_images_under_their_own_label_get_the_accuracy_of_the_classifier(
     scenes: ShardIndex, tmp_path: Path
 ) -> None:
-    held_out = held_out_arrays(scenes, resolution=SIDE, limit=100)
+    held_out = held_out_arrays(scenes, View(SIDE), limit=100)
     config, dataset_info = classifier_config(noisy=False), DatasetInfo(num_classes=len(scenes.classes))
     task = ClassifierTask(config, dataset_info=dataset_info)
     for parameter in task.learner.snapshot().parameters():

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from components.data.held_out import SplitArrays, read_split
-from components.data.shards import ShardIndex
+from components.data.shards import ShardIndex, View
 from components.evaluation.noising_study import (
     ERRORS,
     FORWARD,
@@ -132,7 +132,7 @@ def test_a_held_out_image_is_shown_clean_first_and_then_with_more_and_more_noise
     first = strip[8:136]  # the row of the first image: x_0 and three times
     cells = [first[:, 8 + 136 * number : 136 + 136 * number] for number in range(4)]
     shown = cells[0][::8, ::8]
-    np.testing.assert_array_equal(shown, read_split(index, "holdout", resolution=16, limit=1).image[0])
+    np.testing.assert_array_equal(shown, read_split(index, "holdout", View(16), limit=1).image[0])
     away = [np.abs(cell - cells[0]).mean() for cell in cells]
     assert away[0] == 0 < away[1] < away[2] < away[3]
 

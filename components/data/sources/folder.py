@@ -65,10 +65,8 @@ class Described(NamedTuple):
 
 def read_rows(url: str, columns: Columns) -> Described:
     """The rows of the description file at `url`.
-
     Each row is read from the first of its own columns with a meaning, so that JSON lines may name columns differently.
-    Raises SourceError, in a line, for a file that can't be read or has no file names.
-    """
+    Raises SourceError, in a line, for a file that can't be read or has no file names."""
     lacking = "each line needs a file and a caption"
     try:
         raw = _raw_rows(url)

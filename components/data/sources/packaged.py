@@ -1,8 +1,6 @@
 """Sets from packages: OpenMoji (CC BY-SA 4.0) from PyPI, and Fashion-MNIST (MIT) from Debian.
-
 OpenMoji has images of any resolution with names and nine classes. Fashion-MNIST is of Xiao et al. (2017); any ten-class
-set in IDX files, plain or gzipped, is read as it is.
-"""
+set in IDX files, plain or gzipped, is read as it is."""
 
 import gzip
 from dataclasses import dataclass
@@ -101,9 +99,7 @@ class IdxReader:
 
 def list_fashion_mnist(path: str | None = None) -> Source:
     """Lists the training images at `path`, or of Debian's package.
-
-    Raises SourceError for files that are missing, no IDX, or do not belong together.
-    """
+    Raises SourceError for files that are missing, no IDX, or do not belong together."""
     images_url, labels_url = idx_urls(path or installed_folder())
     labels, images, classes = read_idx(labels_url), read_idx(images_url), FASHION_CLASSES
     if images.ndim != 3 or images.shape[1] != images.shape[2] or labels.shape != images.shape[:1]:

@@ -1,8 +1,6 @@
 """Parquet files of images, in the form of Hugging Face's `datasets`: `{bytes, path}`, class, caption.
-
 Bytes alone are read as an image too. The unit of reading is the row group: groups are taken in an order by hash, so
-that a shard holds rows of several places of the set, and each is read once, a few rows at a time.
-"""
+that a shard holds rows of several places of the set, and each is read once, a few rows at a time."""
 
 import fnmatch
 import logging
@@ -118,9 +116,7 @@ def damage_named(fault: str) -> Iterator[None]:
 
 def open_parquet(url: str, *, buffer_size: int = 0) -> pq.ParquetFile:
     """Opens the Parquet file at `url` and reads the footer.
-
-    Raises SourceError for another kind of file, FileNotFoundError for a missing one.
-    """
+    Raises SourceError for another kind of file, FileNotFoundError for a missing one."""
     filesystem, path = connect(url)
     with damage_named(f"{url} can't be read as Parquet"):
         return pq.ParquetFile(filesystem.open(path, "rb", cache_type="none"), buffer_size=buffer_size)
@@ -151,9 +147,7 @@ def is_parquet(path: str) -> bool:
 
 def find_parquet(path: str, columns: Columns = COMMON) -> ParquetSet:
     """The Parquet files at a folder, glob or file, with columns by the first file's footer.
-
-    Of a folder with splits only the training files. Raises SourceError for no file, or columns that don't fit.
-    """
+    Of a folder with splits only the training files. Raises SourceError for no file, or columns that don't fit."""
     folder, pattern = split_glob(path)
     versions = list_versions(folder)
     if folder.endswith(SUFFIX):  # the file itself
@@ -176,10 +170,8 @@ def find_parquet(path: str, columns: Columns = COMMON) -> ParquetSet:
 
 def list_parquet(path: str, columns: Columns = COMMON) -> Source:
     """Lists the rows of all files with classes and captions, without reading images.
-
     Rows without a class are listed too, and quarantined when drawn. Raises SourceError if a file can't be read, or has
-    other columns than the first file.
-    """
+    other columns than the first file."""
     chosen = find_parquet(path, columns)
     urls = [Store(chosen.folder).url(version.path) for version in chosen.files]
     files = in_parallel(lambda url: retried(partial(_labels_and_captions, url, chosen.table), url), urls)
@@ -205,9 +197,7 @@ def list_parquet(path: str, columns: Columns = COMMON) -> Source:
 
 def _columns(url: str, columns: Columns) -> TableColumns:
     """The columns of a file to read.
-
-    Raises SourceError, in a line, if there is no column of images, or neither a class nor a caption.
-    """
+    Raises SourceError, in a line, if there is no column of images, or neither a class nor a caption."""
     schema = open_parquet(url).schema_arrow
     fits: dict[Meaning, Callable[[pa.DataType], bool]] = {"image": _is_image, "caption": _is_text, "label": _is_class}
     admitted = {meaning: [field.name for field in schema if fit(field.type)] for meaning, fit in fits.items()}

@@ -94,7 +94,11 @@ def render(solids: list[Solid], *, resolution: int) -> tuple[np.ndarray, np.ndar
     across = HALF_SIDE * (2 * (np.arange(samples) + 0.5) / samples - 1)  # half a side is HALF_SIDE at depth 1
     x, y = np.meshgrid(across, -across - 0.1)  # slightly down
     rays = np.stack([x.ravel(), y.ravel(), np.ones(samples**2)], axis=1)  # (P, 3): distance along a ray is depth
-    depth, color, mask = _background(rays)
+    floor = FLOOR / np.minimum(rays[:, 1], -1e-9)
+    depth, mask = np.minimum(floor, WALL), np.zeros(len(rays), np.uint8)  # of floor and back wall, (P,)
+    color = np.where(
+        (floor < WALL)[:, None], np.array([206.0, 200.0, 190.0]), np.array([176.0, 205.0, 228.0])
+    )  # (P, 3)
     for number, solid in enumerate(solids, start=1):
         distance, normal = _intersect(solid, rays)
         hit = distance < depth
@@ -107,15 +111,6 @@ def render(solids: list[Solid], *, resolution: int) -> tuple[np.ndarray, np.ndar
     depth = rearrange(depth, "(h a w b) -> h a w b", **grid)[:, center, :, center]
     mask = rearrange(mask, "(h a w b) -> h a w b", **grid)[:, center, :, center]
     return np.rint(pixels).astype(np.uint8), depth, np.ascontiguousarray(mask)
-
-
-def _background(rays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Floor and back wall: depth (P,), color (P, 3), mask (P,)."""
-    down = np.minimum(rays[:, 1], -1e-9)
-    floor = FLOOR / down
-    depth = np.minimum(floor, WALL)
-    color = np.where((floor < WALL)[:, None], np.array([206.0, 200.0, 190.0]), np.array([176.0, 205.0, 228.0]))
-    return depth, color, np.zeros(len(rays), np.uint8)
 
 
 def _intersect(solid: Solid, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -81,10 +81,8 @@ def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:
 
 def safe_keys(names: Sequence[str]) -> list[str]:
     """Unique WebDataset keys for file names.
-
     Keys have no dots (webdataset's groups end at the first), no odd characters, and at most MAX_KEY characters. A name
-    that would share its key with another name gets a digest of itself, in any order of names.
-    """
+    that would share its key with another name gets a digest of itself, in any order of names."""
     plain = [re.sub(r"[^A-Za-z0-9_/-]+", "_", str(PurePosixPath(name).with_suffix(""))).strip("_/") for name in names]
     taken = Counter(key.lower() for key in plain)
     return [
@@ -106,9 +104,7 @@ def training_files(
     paths: Sequence[str], split_of: Callable[[str], str | None] = split_word
 ) -> tuple[list[str], str | None]:
     """The files to read, and a line about the splits read and left out; no line if all are read.
-
-    All files are read where none is named as training.
-    """
+    All files are read where none is named as training."""
     by_split: dict[str | None, list[str]] = {}
     for path in paths:
         by_split.setdefault(split_of(path), []).append(path)

@@ -60,10 +60,8 @@ class Surveyed(NamedTuple):
 @dataclass(frozen=True)
 class TarSurvey:
     """Surveys a tar: URL and mark of the version in, the tar's facts (JSON) out.
-
     Images that can't be decoded are quarantined here, so that the order of training depends on the index alone. Raises
-    ShardError if the tar can't be read, has no end, or holds no images.
-    """
+    ShardError if the tar can't be read, has no end, or holds no images."""
 
     out: Store
     holdout_fraction: float
@@ -172,9 +170,7 @@ def split_glob(path: str) -> tuple[str, str | None]:
 
 def checked_groups(data: bytes, url: str) -> Iterator[tuple[Group, str | None]]:
     """Yields the groups of a tar with an image, each with the reason why images can't be decoded, or None.
-
-    Raises ShardError if the tar can't be read, has no end, or holds no images.
-    """
+    Raises ShardError if the tar can't be read, has no end, or holds no images."""
     unpacked, empty = unpack(data, url), True
     if not unpacked.endswith(END):  # a tar cut between two members reads without any error
         raise ShardError(f"shard {url} has no end mark: truncated, or still being written; restore it")
@@ -195,9 +191,7 @@ def checked_groups(data: bytes, url: str) -> Iterator[tuple[Group, str | None]]:
 
 def merge_classes(facts: Sequence[TarFacts], path: str) -> tuple[str, ...]:
     """The classes of all tars, numbers in numeric order.
-
-    Raises SourceError if some samples have a class and others none, or if there are neither classes nor captions.
-    """
+    Raises SourceError if some samples have a class and others none, or if there are neither classes nor captions."""
     classes = {name for fact in facts for name in fact.classes}
     unlabeled = sum(fact.unlabeled for fact in facts)
     if classes and unlabeled:
