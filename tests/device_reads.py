@@ -49,7 +49,7 @@ class DeviceReads(TorchDispatchMode):
         kwargs = kwargs or {}
         if func in COPIES:
             return self.copied(func, args, kwargs)
-        if not any(on_device(value) for value in tree_leaves((args, kwargs))):
+        if not any(isinstance(each, Tensor) and each.device.type == "meta" for each in tree_leaves((args, kwargs))):
             return func(*args, **kwargs)
         if func in READS:
             self.count("a number read")
@@ -106,10 +106,6 @@ class DeviceMakers(TorchFunctionMode):
         if func in MAKERS and torch.device(kwargs.get("device") or "cpu").type == "meta":
             self.reads.count("a copy to the device")
         return func(*args, **kwargs)
-
-
-def on_device(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.device.type == "meta"
 
 
 def found(func: Any, args: Any, kwargs: Any) -> Any:

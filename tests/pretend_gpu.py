@@ -82,10 +82,6 @@ def numbers(leaf: Any) -> Any:
     return leaf.here if isinstance(leaf, OnGPU) else leaf
 
 
-def to_itself(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
 def no_grad(mode: bool = True) -> torch.no_grad:
     del mode
     return torch.no_grad()
@@ -99,7 +95,7 @@ def pretend_gpu() -> Iterator[Computing]:
         mock.patch("torch.tensor", lambda data, *, device=None, **options: tensor(data, **options).to(device)),
         mock.patch("torch.as_tensor", lambda data, *, device=None, **options: as_tensor(data, **options).to(device)),
         mock.patch("components.models.devices.Casting", partial(torch.autocast, "cpu", torch.bfloat16)),
-        mock.patch.object(torch.Tensor, "pin_memory", to_itself),
+        mock.patch.object(torch.Tensor, "pin_memory", lambda tensor: tensor),
         mock.patch("torch.inference_mode", no_grad),
         Computing() as computing,
     ):

@@ -31,10 +31,6 @@ def contrastive(folder: Path) -> Path:
     return write_model(folder / "contrastive", "contrastive", CONTRASTIVE, {"role": "contrastive", "resolution": 8})
 
 
-def diffusion_prior(folder: Path) -> Path:
-    return write_model(folder / "diffusion_prior", "diffusion_prior", PRIOR, PRIOR_SETTINGS)
-
-
 def classifier(folder: Path, **settings: Any) -> Path:
     about = {"role": "classifier", "resolution": 8, "noisy": True, "classes": CLASSES}
     about |= {"objective": DIFFUSION["objective"]} | settings
@@ -62,7 +58,8 @@ def imagen(folder: Path) -> Path:
 
 def dalle2(folder: Path) -> Path:
     """Images by an embedding that a diffusion prior makes of a text."""
-    parts = {"contrastive": contrastive(folder), "diffusion_prior": diffusion_prior(folder)}
+    prior = write_model(folder / "diffusion_prior", "diffusion_prior", PRIOR, PRIOR_SETTINGS)
+    parts = {"contrastive": contrastive(folder), "diffusion_prior": prior}
     sampling = {"base": FEW, "diffusion_prior": PRIOR_SAMPLING}
     return compose(folder / "cascade", **parts, base=base(folder, image_embedding_dim=6), sampling=sampling)
 

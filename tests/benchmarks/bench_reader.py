@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import webdataset as wds
@@ -31,22 +30,17 @@ Read = Callable[[], Iterator[np.ndarray]]
 
 
 def rows(rounds: int) -> list[Row]:
-    """One row for each set; seconds for the same number of images."""
+    """Seconds for as many images, of OpenMoji with 42 MB decoded and with 167, more than a reading process keeps."""
     found = []
     with own_ray(), tempfile.TemporaryDirectory() as folder:
         for name, resolution, steps in (("reader", 64, 400), ("reader_decoding", 128, 300)):
-            index, whole = make_set(folder, resolution), WARM_UP + steps + WARM_UP
+            shards = {"samples_per_shard": 512, "holdout_fraction": 0, "vocab_size": 1024, "text_length": 16}
+            config, out = IngestConfig(resolution=resolution, **shards), Store(f"{folder}/{resolution}")
+            index = ingest("openmoji", out=out, config=config, num_cpus=4)
+            whole = WARM_UP + steps + WARM_UP
             peer = partial(web_loader, [index.url(shard.url) for shard in index.shards], whole)
             found.append(compared(name, partial(ours, index, whole), peer, steps, WARM_UP, rounds))
     return found
-
-
-def make_set(folder: str, resolution: int) -> ShardIndex:
-    """OpenMoji at a resolution; 64: 42 MB decoded, 128: 167 MB, more than a reading process keeps."""
-    config = IngestConfig(
-        resolution=resolution, samples_per_shard=512, holdout_fraction=0, vocab_size=1024, text_length=16
-    )
-    return ingest("openmoji", out=Store(str(Path(folder) / str(resolution))), config=config, num_cpus=4)
 
 
 def compared(name: str, mine: Read, theirs: Read, steps: int, warm_up: int, rounds: int) -> Row:

@@ -354,12 +354,12 @@ def a_head_says_its_version_and_its_nodes() -> bool:
     )
 
 
-def private_imports() -> list[tuple[str, str]]:
-    """Module and name of each import of the door."""
-    nodes = [node for node in ast.parse(DOOR.read_text()).body if isinstance(node, ast.ImportFrom)]
-    return [(str(node.module), alias.name) for node in nodes for alias in node.names]
-
-
+PRIVATE = [  # module and name of each import of the door
+    (str(node.module), alias.name)
+    for node in ast.parse(DOOR.read_text()).body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
+]
 ASSUMPTIONS = [
     value
     for value in list(globals().values())
@@ -367,7 +367,7 @@ ASSUMPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("module", "name"), private_imports(), ids=lambda text: text.rpartition(".")[2])
+@pytest.mark.parametrize(("module", "name"), PRIVATE, ids=lambda text: text.rpartition(".")[2])
 def test_ray_still_has_what_the_door_imports(module: str, name: str):
     assert hasattr(part(module), name), (
         f"ray {ray.__version__}: {module} has no {name} (components/runtime/ray_internals.py)"

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -66,9 +66,11 @@ class Service(NamedTuple):
 
     def ask(self, seed: int, *, steps: int = 4) -> Answer:
         label = CLASSES[seed % len(CLASSES)]
-        body = {"prompt": "", "label": label, "seed": seed, "steps": steps}
+        body = json.dumps({"prompt": "", "label": label, "seed": seed, "steps": steps}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/v1/images/generations", body, headers)
         try:
-            with urllib.request.urlopen(generation(self.url, body), timeout=300) as answer:
+            with urllib.request.urlopen(request, timeout=300) as answer:
                 made = json.load(answer)
         except urllib.error.HTTPError as error:
             return Answer(error.code, seed, label, steps, retry_after=error.headers["Retry-After"])
@@ -122,11 +124,6 @@ class Service(NamedTuple):
     def healthy(self) -> None:
         """Wait until an image is made again."""
         assert eventually(lambda: self.ask(1).status == 200, seconds=180)
-
-
-def generation(url: str, body: dict[str, Any]) -> urllib.request.Request:
-    headers = {"Content-Type": "application/json"}
-    return urllib.request.Request(f"{url}/v1/images/generations", json.dumps(body).encode(), headers)
 
 
 def champion_of(registry: MlflowClient) -> str:

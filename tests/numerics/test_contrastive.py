@@ -50,7 +50,9 @@ def test_a_batch_in_parts_along_its_gradients_is_the_whole_batch() -> None:
         torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-7)
 
 
-def test_embeddings_have_length_one_and_unit_variance_has_the_length_of_noise() -> None:
+def test_embeddings_have_length_one_and_that_of_noise_and_odd_resolutions_are_refused() -> None:
+    with pytest.raises(ValueError, match="not a multiple of 8"):
+        encoder(12)
     network = encoder()
     image, text = network.encode_image(torch.randn(4, 3, 16, 16)), network.encode_text(torch.tensor([[1, 5, 2, 0, 0]]))
     torch.testing.assert_close(image.norm(dim=1), torch.ones(4))
@@ -90,8 +92,3 @@ def test_of_rows_that_are_as_near_each_is_the_nearest_for_its_share() -> None:
     expected = (1 / 3 + 1 / 6 + 1 / 6 + 1 + 1 / 2 + 1 / 6) / 6
     for order in (torch.arange(6), torch.randperm(6)):
         assert float(retrieval_accuracy(query[order], found[order], same=own)) == pytest.approx(expected)
-
-
-def test_a_resolution_that_patches_and_levels_dont_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="not a multiple of 8"):
-        encoder(12)

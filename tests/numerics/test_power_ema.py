@@ -48,9 +48,12 @@ def tracked(weights: torch.Tensor, *, sigma_rel: float = 0.1) -> tuple[EMA, dict
     return ema, snapshots
 
 
-def test_exponents_are_the_published_ones_and_give_their_widths() -> None:
+def test_exponents_are_the_published_ones_and_give_their_widths_and_others_are_refused() -> None:
     assert gamma_of(0.05) == pytest.approx(16.97, abs=5e-3)
     assert gamma_of(0.10) == pytest.approx(6.94, abs=5e-3)
+    for sigma_rel in (0.0, 0.3, -1.0):
+        with pytest.raises(ValueError, match="must be in"):
+            gamma_of(sigma_rel)
     for sigma_rel in (0.01, 0.05, 0.1, 0.25):
         updates = np.arange(1, 200_001)
         share = shares(200_000, sigma_rel)
@@ -125,9 +128,3 @@ def test_buffers_are_those_of_the_last_snapshot() -> None:
         EMAProfile(20, 0.05): {"weight": torch.zeros(2), "count": torch.tensor(2)},
     }
     assert posthoc_ema([*snapshots], snapshots.values(), 0.05)["count"] == 2
-
-
-def test_a_width_without_a_profile_is_refused() -> None:
-    for sigma_rel in (0.0, 0.3, -1.0):
-        with pytest.raises(ValueError, match="must be in"):
-            gamma_of(sigma_rel)

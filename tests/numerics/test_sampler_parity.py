@@ -61,16 +61,11 @@ def test_a_whole_ddpm_chain_equals_that_of_diffusers(variance, num_inference_ste
     torch.testing.assert_close(ours, theirs, atol=5.5e-4, rtol=0)
 
 
-def ddim_of_diffusers(num_inference_steps: int) -> DDIMScheduler:
-    peer = DDIMScheduler(**LINEAR, set_alpha_to_one=True, steps_offset=0, timestep_spacing="leading")
-    peer.set_timesteps(num_inference_steps)
-    return in_float64(peer)
-
-
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_whole_ddim_chain_equals_that_of_diffusers(eta):
     """With the noise derived from the clipped x_0; without (the default of diffusers) the two differ by units."""
-    peer = ddim_of_diffusers(25)
+    peer = DDIMScheduler(**LINEAR, set_alpha_to_one=True, steps_offset=0, timestep_spacing="leading")
+    in_float64(peer).set_timesteps(25)
     x_t = start()
     options = {"eta": eta, "variance_noise": seeded_noise(SHAPE) if eta else None}
     theirs = chain(peer, x_t, wavy, use_clipped_model_output=True, **options)

@@ -148,19 +148,14 @@ def inputs() -> dict[str, Tensor]:
     return {"x_t": image, "time": torch.tensor([3, 700]), "condition_image": condition}
 
 
-def reversed_patches(image: Tensor, size: int) -> Tensor:
-    """The same patches in the opposite order, each as it was."""
-    patches = rearrange(image, "b c (h p) (w q) -> b c h w p q", p=size, q=size).flip(2, 3)
-    return rearrange(patches, "b c h w p q -> b c (h p) (w q)")
-
-
 @pytest.mark.parametrize("style", SEEN)
 def test_the_image_is_a_set_of_patches_and_their_positions(style: str) -> None:
     """Concatenated, it would matter where a patch lies without any position."""
     network = randomized(UNet(**SIZES, text_conditioning=style))
     assert network.conv_in.in_channels == 3
     given = inputs()
-    moved = given | {"condition_image": reversed_patches(given["condition_image"], 2)}
+    patches = rearrange(given["condition_image"], "b c (h p) (w q) -> b c h w p q", p=2, q=2).flip(2, 3)  # in reverse
+    moved = given | {"condition_image": rearrange(patches, "b c h w p q -> b c (h p) (w q)")}
     with torch.no_grad():
         assert (network(**given) - network(**moved)).abs().amax((1, 2, 3)).min() > 1e-3
         network.image_tokens.grid = 0  # nowhere
