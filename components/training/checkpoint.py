@@ -45,7 +45,7 @@ def copy_to_host(state: dict[str, Any], *, step: int, worker: Worker = ALONE) ->
 
 def write_host_copy(folder: Path, copy: HostCopy) -> None:
     """Write a checkpoint of finite weights, with digests. The folder appears whole or not at all.
-    Called behind training: computes nothing, and leaves Python's lock free during writes."""
+    Called behind training: leaves Python's lock free during writes and digests."""
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
