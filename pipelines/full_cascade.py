@@ -2,11 +2,9 @@
 
 from typing import Any
 
-from components.stages.cascade import compose_cascade
-from components.stages.evaluate import evaluate
+from components.stages.evaluate import evaluate, run_study
 from components.stages.images import images_identity, ingest_images
-from components.stages.samples import sample_generators
-from components.stages.studies import run_study
+from components.stages.samples import compose_cascade, sample_generators
 from components.stages.tokens import tokenize_images
 from components.stages.training import train_model
 from pipelines.recipes.shapes import AgreementRecipe, CascadeRecipe

@@ -5,12 +5,10 @@ from typing import Any
 
 from components.configuration.config import Config
 from components.configuration.families import family_of
-from components.stages.cascade import compose_cascade
-from components.stages.evaluate import evaluate
+from components.stages.evaluate import evaluate, run_study
 from components.stages.images import images_identity, ingest_images
 from components.stages.precompute import import_text_encoder, precompute
-from components.stages.samples import sample_generators
-from components.stages.studies import run_study
+from components.stages.samples import compose_cascade, sample_generators
 from components.stages.tokens import tokenize_images
 from components.stages.training import train_model
 from pipelines.full_cascade import full_cascade

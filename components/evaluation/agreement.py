@@ -9,7 +9,7 @@ Shapes: N images, n of a part, K classes, C captions, E embedding_dim.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from components.configuration.config import Config
 from components.data.held_out import read_split
 from components.data.shards import ShardIndex, Split, View
 from components.evaluation.generated import JOB_SIZE, SampleJob, accepts, jobs_of
-from components.evaluation.guidance_study import judge
 from components.evaluation.image_sets import FileImages, ImagePart, branch_name, shrink, some_of, split_parts
+from components.evaluation.metrics import share_error
+from components.evaluation.sampling_studies import judge
 from components.evaluation.study import Findings, ModelStudy, StudyPlan, load_trained
 from components.models.contrastive import ContrastiveEncoder
 from components.runtime.pool import Pool, file_name
@@ -85,20 +86,8 @@ class Agreement(NamedTuple):
     median_rank: float = 1.0  # of the own caption, from 1
     candidates: int = 1  # C
 
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the accuracy, as the share of a binomial sample."""
-        return (self.accuracy * (1 - self.accuracy) / self.count) ** 0.5
-
 
 Found = Mapping[AskedBy, Mapping[str, Agreement]]  # by name of the set
-
-
-class AgreementFacts(NamedTuple):
-    """Images to judge by name of the set, and all captions."""
-
-    captions: tuple[str, ...]  # all different
-    sets: dict[AskedBy, dict[str, list[AskedPart]]]
 
 
 class AgreementStudy(ModelStudy[AgreementConfig]):
@@ -120,12 +109,12 @@ class AgreementStudy(ModelStudy[AgreementConfig]):
         """Jobs of each generator, and the images of the set under their own labels and captions."""
         with self.models["cascade"].local_copy() as folder:
             models = Cascade.load(folder)
-        wanted, jobs, sets = wanted_of(self.index, self.config.samples), [], dict[AskedBy, Any]()
+        wanted, groups, sets = wanted_of(self.index, self.config.samples), {}, dict[AskedBy, Any]()
         for by, model in self.judges.items():
             sets[by] = {}
             for generator in models.generators:
                 asked = asked_jobs(models, generator, by, wanted[by], seed=self.config.seed)
-                jobs += [job for job, _ in asked]
+                groups[f"{generator} {by}"] = [job for job, _ in asked]
                 files = [(FileImages(self.files, file_name(job.name), "image.", len(ids)), ids) for job, ids in asked]
                 parts = [AskedPart(*each) for each in files]
                 sets[by] |= {branch_name(generator): parts} if parts else {}
@@ -133,22 +122,23 @@ class AgreementStudy(ModelStudy[AgreementConfig]):
                 side = describe_model(by, folder).settings["resolution"]
             if parts := known_parts(self.index, wanted[by], resolution=side):
                 sets[by][KNOWN[known_split(self.index)]] = parts
-        captions = tuple(str(each.request.prompt) for each in wanted["prompt"])
-        return StudyPlan(jobs, AgreementFacts(captions, sets))
+        captions = tuple(str(each.request.prompt) for each in wanted["prompt"])  # all different
+        return StudyPlan(groups, facts=(captions, sets))
 
-    def measure(self, plan: StudyPlan, pool: Pool, **work: Any) -> Found:
+    def measure(self, plan: StudyPlan, *, pool: Pool, **work: Any) -> Found:
         """Agreement of each generator's images, and of the images of the set."""
-        found, facts = dict[AskedBy, dict[str, Agreement]](), plan.facts
+        found, (captions, sets) = dict[AskedBy, dict[str, Agreement]](), plan.facts
         for by, model in self.judges.items():
-            parts = [part for group in facts.sets[by].values() for part in group]
-            worker = partial(Judge, model, facts.captions if by == "prompt" else ())
+            parts = [part for group in sets[by].values() for part in group]
+            worker = partial(Judge, model, captions if by == "prompt" else ())
             values, found[by] = pool.map(worker, parts), {}
-            for name, group in facts.sets[by].items():
-                seen = np.concatenate([next(values) for _ in group])
-                if by == "label":
-                    found[by][name] = class_agreement(seen, np.concatenate([part.asked for part in group]))
-                else:
-                    found[by][name] = caption_agreement(seen, candidates=len(facts.captions))
+            for name, group in sets[by].items():
+                seen, asked = np.concatenate([next(values) for _ in group]), [part.asked for part in group]
+                found[by][name] = (
+                    class_agreement(seen, np.concatenate(asked))
+                    if by == "label"
+                    else caption_agreement(seen, len(captions))
+                )
         return found
 
     def findings(self, plan: StudyPlan, measured: Found) -> Findings:
@@ -167,7 +157,7 @@ def agreement_findings(found: Found) -> Findings:
             summary |= {f"median_rank_{end}": each.median_rank} if by == "prompt" else {}
             headline[f"{FIRST[by]}, {name} (N {each.count})"] = each.accuracy
             ranks = [each.median_rank, (each.candidates + 1) / 2, each.candidates] if by == "prompt" else []
-            rows.append([name, each.accuracy, each.standard_error, each.chance, *ranks, each.count])
+            rows.append([name, each.accuracy, share_error(each.accuracy, each.count), each.chance, *ranks, each.count])
         if rows:
             tables[TITLES[by]] = {"columns": COLUMNS[by], "rows": rows}
     return Findings({}, tables, summary, headline, {})
@@ -210,24 +200,17 @@ def known_parts(index: ShardIndex, wanted: Sequence[Wanted], *, resolution: int)
 
 class Judge:
     """Pool worker that judges the images of a part.
-
     A classifier of clean images returns the classes (n,) int64 that it sees, a contrastive encoder the rank (n,) of
-    each image's own caption among C captions.
-    """
+    each image's own caption among C captions."""
 
     def __init__(self, model: Artifact, captions: Sequence[str] = ()) -> None:
         self.model, self.text = load_trained(model), None
+        self.encoder = cast("ContrastiveEncoder", self.model.module)  # where there are captions
         if captions:
             assert self.model.text is not None
             texts = self.model.text.encode(captions).to(self.model.device)
             with torch.no_grad():
                 self.text = self.encoder.encode_text(texts).embedding.cpu().numpy()  # (C, E) of length 1
-
-    @property
-    def encoder(self) -> ContrastiveEncoder:
-        """The network that ranks captions."""
-        assert isinstance(self.model.module, ContrastiveEncoder)
-        return self.model.module
 
     @torch.no_grad()
     def __call__(self, part: AskedPart) -> np.ndarray:
@@ -257,7 +240,7 @@ def caption_ranks(image: np.ndarray, text: np.ndarray, own: np.ndarray) -> np.nd
     return 1 + nearer + equal / 2
 
 
-def caption_agreement(ranks: np.ndarray, *, candidates: int) -> Agreement:
+def caption_agreement(ranks: np.ndarray, candidates: int) -> Agreement:
     """Agreement of ranks (N,) among `candidates` captions."""
     first = float((ranks == 1).mean())
     return Agreement(len(ranks), first, 1 / candidates, float(np.median(ranks)), candidates)
@@ -265,9 +248,8 @@ def caption_agreement(ranks: np.ndarray, *, candidates: int) -> Agreement:
 
 def class_agreement(seen: np.ndarray, asked: np.ndarray) -> Agreement:
     """Agreement of recognized classes (N,) with requested classes (N,).
-
-    The chance is the mean over all orders of `asked`: more than 1 / K where some classes are frequent in both arrays.
-    """
+    The chance is the mean over all orders of `asked`: more than 1 / K where some classes are frequent in both
+    arrays."""
     num_classes = 1 + max(seen.max(), asked.max())
     shares = [np.bincount(classes, minlength=num_classes) / len(classes) for classes in (seen, asked)]  # (K,) each
     return Agreement(len(seen), float((seen == asked).mean()), float(shares[0] @ shares[1]))

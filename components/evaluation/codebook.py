@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.configuration.config import Config
 from components.data.encoding import open_autoencoder
 from components.evaluation.features import (
     FEATURES,
     FeatureExtractor,
     FeatureJob,
+    MeasureConfig,
     feature_job,
     finish_features,
     pack,
@@ -31,7 +31,6 @@ from components.evaluation.gallery import (
     draw_reconstructions,
 )
 from components.evaluation.image_sets import ShardImages
-from components.evaluation.measure import MeasureConfig
 from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import codebook_histogram, codebook_perplexity, codebook_usage
 from components.runtime.pool import Later, Pool, write_job
@@ -44,33 +43,23 @@ from components.sampling.model import most_at_once
 HISTOGRAM = "histogram"  # array of the files
 
 
-class CodebookUse(Config):
-    """Codebook use over all tokens of a set; single batches would underestimate usage and perplexity."""
-
-    codebook_size: int  # K
-    codebook_usage: float  # share of codes that occur at all, in [0, 1]
-    codebook_perplexity: float  # exp of the entropy of their frequencies, in [1, K]
-    dead_codes: int
-    images: int
-
-
-def codebook_use(histogram: Tensor, images: int) -> CodebookUse:
-    """Use of the codebook by a whole set of `images` images, from the histogram (K,) of codes."""
-    return CodebookUse(
-        codebook_size=len(histogram),
-        codebook_usage=float(codebook_usage(histogram)),
-        codebook_perplexity=float(codebook_perplexity(histogram)),
-        dead_codes=int((histogram == 0).sum()),
-        images=images,
-    )
+def codebook_use(histogram: Tensor, images: int) -> dict[str, float]:
+    """Use of the codebook by a whole set of `images` images, from the histogram (K,) of codes.
+    Usage is the share of codes that occur at all, perplexity the exponential of the entropy of their frequencies, in
+    [1, K]. Single batches would underestimate both."""
+    return {
+        "codebook_size": len(histogram),
+        "codebook_usage": float(codebook_usage(histogram)),
+        "codebook_perplexity": float(codebook_perplexity(histogram)),
+        "dead_codes": int((histogram == 0).sum()),
+        "images": images,
+    }
 
 
 class ReconstructionMeasurer:
     """Pool worker that reconstructs the images of a part and measures the reconstructions.
-
     The job's file has `features` (N, D) float32 of the reconstructions where a feature network is given, and
-    `histogram` (K,) int64, the count of each code, for an autoencoder with codes.
-    """
+    `histogram` (K,) int64, the count of each code, for an autoencoder with codes."""
 
     def __init__(self, autoencoder: Artifact, config: MeasureConfig) -> None:
         self.network = open_autoencoder(autoencoder).to(best_device())
@@ -115,9 +104,7 @@ def kept_histogram(jobs: Sequence[FeatureJob]) -> Tensor | None:
 @torch.inference_mode()
 def reconstruct(network: Autoencoder, images: np.ndarray) -> tuple[np.ndarray, Tensor | None]:
     """Images (N, H, W, 3) uint8 through codes or a Gaussian's mean and back, at the network's resolution.
-
-    Returns the reconstructions, uint8 (N, H, W, 3), and how often each code occurs, (K,) int64, if there are codes.
-    """
+    Returns the reconstructions, uint8 (N, H, W, 3), and how often each code occurs, (K,) int64, if there are codes."""
     device, made, codes = next(network.parameters()).device, [], []
     for part in torch.from_numpy(images).split(most_at_once(network.resolution)):
         encoded = network.encode(from_uint8(part.to(device)))
@@ -129,9 +116,7 @@ def reconstruct(network: Autoencoder, images: np.ndarray) -> tuple[np.ndarray, T
 
 def draw_kept(autoencoder: Artifact, parts: Sequence[ShardImages]) -> dict[str, bytes]:
     """The first images of the parts with reconstructions, and index grids of the codes: PNG by name.
-
-    Index grids are drawn only for an autoencoder with codes. Runs in a worker.
-    """
+    Index grids are drawn only for an autoencoder with codes. Runs in a worker."""
     network = open_autoencoder(autoencoder).to(best_device())
     batches = (images for part in parts for images in part.batches())
     originals = np.concatenate(list(islice(batches, RECONSTRUCTIONS)))[:RECONSTRUCTIONS]

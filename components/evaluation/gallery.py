@@ -6,14 +6,13 @@ condition image before what was made of it), `GENERATOR_unconditional`, `strip_S
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from components.configuration.config import Config
 from components.evaluation.generated import SampledImages, SampleJob, accepts, jobs_of, joined, read_job
-from components.evaluation.grids import GridBlock, compared_grid, labelled_grid, readable, render_blocks, strip_grid
+from components.evaluation.grids import GridBlock, labelled_grid, readable, render_blocks
 from components.runtime.pool import file_name
 from components.runtime.storage.store import Store
 from components.sampling.cascade import GENERATORS, Cascade
@@ -27,15 +26,8 @@ SIDE_BY_SIDE = "cascade_side_by_side"
 COMPARED = 6  # number of conditions with the cascade's stages side by side
 SEED_APART = 1_000_000  # shown images have other seeds than measured ones
 RECONSTRUCTIONS = 24
-GRIDS = 8  # index grids shown
+GRIDS = 8  # images in a row of reconstructions, and index grids shown
 UNCONDITIONAL = 32  # number of shown images of a model without conditions
-
-
-class DrawnGrid(NamedTuple):
-    """A grid of generated images, with the conditions of rows or columns, each once."""
-
-    png: bytes
-    words: tuple[str, ...]
 
 
 class GalleryConfig(Config):
@@ -66,8 +58,10 @@ def gallery_requests(
     """
     shown = {}
     for generator in cascade.generators:
-        prompts = config.prompts or fitting_captions(cascade, generator, captions)[: config.num_prompts]
         bare, classes = Request(generator=generator, guidance_scale=config.guidance_scale), cascade.classes(generator)
+        plain, once = Request(generator=generator), list(dict.fromkeys(filter(None, captions)))
+        fitting = [caption for caption in once if accepts(cascade, plain.replace(prompt=caption))]
+        prompts = config.prompts or fitting[: config.num_prompts]
         asked = {
             "class": [bare.replace(label=label) for label in range(len(classes))[: config.max_classes]],
             "prompt": [bare.replace(prompt=prompt) for prompt in prompts],
@@ -84,12 +78,6 @@ def gallery_requests(
     return shown
 
 
-def fitting_captions(cascade: Cascade, generator: str, captions: Sequence[str]) -> tuple[str, ...]:
-    """Captions that the generator accepts as prompts, each once."""
-    once = dict.fromkeys(caption for caption in captions if caption)
-    return tuple(caption for caption in once if accepts(cascade, Request(prompt=caption, generator=generator)))
-
-
 def gallery_jobs(requests: Mapping[str, Sequence[Request]], *, strip_frames: int) -> list[SampleJob]:
     """Jobs of all shown images, and of a single denoising strip."""
     jobs = [job for name, asked in requests.items() for job in jobs_of(name, asked)]
@@ -103,36 +91,30 @@ def denoised_request(requests: Mapping[str, Sequence[Request]]) -> tuple[Request
     return tuple(shown[-1:])
 
 
-def read_gallery(requests: Mapping[str, Sequence[Request]], files: Store) -> dict[str, SampledImages]:
-    """Reads the images of all jobs from `files`, joined by image name."""
-    jobs = {name: jobs_of(name, asked) for name, asked in requests.items() if asked}
-    made = {name: joined([read_job(job.name, files) for job in group]) for name, group in jobs.items()}
-    return made | ({STRIP: read_job(STRIP, files)} if files.exists(file_name(STRIP)) else {})
-
-
 def draw_gallery(
-    requests: Mapping[str, Sequence[Request]], made: Mapping[str, SampledImages], *, classes: Sequence[str]
-) -> dict[str, DrawnGrid]:
-    """Draws a grid for each image name of `requests`.
-
-    Takes the images from made[name], and those of the strip from made["strip"].
-    """
-    drawn: dict[str, DrawnGrid] = {}
+    requests: Mapping[str, Sequence[Request]], files: Store, *, classes: Sequence[str]
+) -> dict[str, tuple[bytes, tuple[str, ...]]]:
+    """Grids (PNG) of the jobs' images in `files` by name, with the conditions of rows or columns, each once.
+    Runs in a worker."""
+    drawn: dict[str, tuple[bytes, tuple[str, ...]]] = {}
     for name, asked in requests.items():
-        if asked:
-            images, labels, words = made[name], [condition_name(r, classes) for r in asked], words_of(asked, classes)
-            if asked[0].condition is not None:
-                drawn[name] = DrawnGrid(condition_grid(asked, images.finished), words)
-                continue
-            drawn[name] = DrawnGrid(labelled_grid(list(images.finished), labels), words)
-            if len(images.stages) > 1 and SIDE_BY_SIDE not in drawn:
-                drawn[SIDE_BY_SIDE] = DrawnGrid(side_by_side(images, labels), words[:COMPARED])
-    if STRIP in made:
+        if not asked:
+            continue
+        images = joined([read_job(job.name, files) for job in jobs_of(name, asked)])
+        labels, words = [condition_name(request, classes) for request in asked], words_of(asked, classes)
+        if asked[0].condition is not None:
+            drawn[name] = condition_grid(asked, images.finished), words
+            continue
+        drawn[name] = labelled_grid(list(images.finished), labels), words
+        if len(images.stages) > 1 and SIDE_BY_SIDE not in drawn:
+            drawn[SIDE_BY_SIDE] = side_by_side(images, labels), words[:COMPARED]
+    if files.exists(file_name(STRIP)):
         words = words_of(denoised_request(requests), classes)
-        for stage, strip in made[STRIP].strips.items():
+        for stage, strip in read_job(STRIP, files).strips.items():
             captions = [f"t = {timestep:.4g}" for timestep in strip.timesteps]
-            png = strip_grid(list(strip.x_t[:, 0]), list(strip.x_0[:, 0]), captions)
-            drawn[f"strip_{stage}"] = DrawnGrid(png, words)
+            noisy = GridBlock("x_t, what the model is given", list(strip.x_t[:, 0]))
+            clean = GridBlock("x_0, what it predicts", list(strip.x_0[:, 0]), captions)
+            drawn[f"strip_{stage}"] = render_blocks([noisy, clean], columns=len(captions)), words
     return drawn
 
 
@@ -174,9 +156,7 @@ def side_by_side(made: SampledImages, labels: Sequence[str]) -> bytes:
 
 def draw_index_grids(originals: np.ndarray, grids: np.ndarray, reconstructions: np.ndarray) -> bytes:
     """Grid of originals (N, H, W, 3), index grids in colors (N, h, w, 3), and reconstructions.
-
-    Shows the first images, each original above its index grid and its reconstruction.
-    """
+    Shows the first images, each original above its index grid and its reconstruction."""
     height, width = grids.shape[1:3]
     rows = {"original": originals, f"index grid, {height} x {width} codes": grids, "reconstruction": reconstructions}
     blocks = [GridBlock(name, list(row[:GRIDS])) for name, row in rows.items()]
@@ -184,6 +164,8 @@ def draw_index_grids(originals: np.ndarray, grids: np.ndarray, reconstructions: 
 
 
 def draw_reconstructions(originals: np.ndarray, reconstructions: np.ndarray) -> bytes:
-    """Grid of originals (N, H, W, 3) with the reconstructions right below, the first images only."""
-    shown = [list(images[:RECONSTRUCTIONS]) for images in (originals, reconstructions)]
-    return compared_grid(*shown, headings=("original", "reconstruction"))
+    """Rows of the first originals (N, H, W, 3), each row with the reconstructions right below."""
+    shown = {"original": originals[:RECONSTRUCTIONS], "reconstruction": reconstructions[:RECONSTRUCTIONS]}
+    starts = range(0, min(RECONSTRUCTIONS, len(originals)), GRIDS)
+    blocks = [GridBlock(name, list(rows[start : start + GRIDS])) for start in starts for name, rows in shown.items()]
+    return render_blocks(blocks, columns=min(GRIDS, len(originals)))

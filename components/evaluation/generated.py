@@ -94,10 +94,8 @@ def measured_requests(
     seed: int,
 ) -> list[Request]:
     """Requests with the conditions of images drawn at random from a set, without balancing.
-
     The set is given as (N,) labels, N captions, and N condition images for a cascade that takes condition images. Two
-    models that know the same conditions are then compared on the same distribution of them.
-    """
+    models that know the same conditions are then compared on the same distribution of them."""
     numbers = np.random.default_rng(seed)
     rounds = max(1, -(-count // len(labels)))  # no request where count is 0
     chosen = np.concatenate([numbers.permutation(len(labels)) for _ in range(rounds)])[:count]
@@ -122,10 +120,8 @@ def jobs_of(name: str, requests: Sequence[Request], *, size: int = JOB_SIZE) -> 
 
 def measured_jobs(generator: str, requests: Sequence[Request]) -> list[SampleJob]:
     """Jobs of the measured requests, larger where there are many thousand requests.
-
     Jobs grow by JOB_SIZE at a time, up to LARGEST_JOB, as long as there are ENOUGH_JOBS: a GPU has room for larger
-    batches than a processor has a use for.
-    """
+    batches than a processor has a use for."""
     size = min(max(JOB_SIZE * (len(requests) // (JOB_SIZE * ENOUGH_JOBS)), JOB_SIZE), LARGEST_JOB)
     name = f"measured_{generator}"
     return jobs_of(name if size == JOB_SIZE else f"{name}_by_{size}", requests, size=size)
@@ -181,9 +177,7 @@ def measured_stages(samples: Artifact) -> list[MadeStage]:
 
 class ProcessorClock:
     """Seconds of sampling: of all cores and threads of the process, without the work done aside.
-
-    Cores are shared with other processes, and their own time is not. Work aside counts until it has ended.
-    """
+    Cores are shared with other processes, and their own time is not. Work aside counts until it has ended."""
 
     def __init__(self) -> None:
         self.besides, self.lock = 0.0, threading.Lock()
@@ -209,10 +203,8 @@ class ProcessorClock:
 
 class StreamClock:
     """Seconds of sampling: of the current GPU between the work of two calls; a GPU's time is on no core.
-
     The time starts with what was asked of the GPU before the first call, and ends with what was asked before the
-    second.
-    """
+    second."""
 
     def now(self) -> torch.cuda.Event:
         """An event on the current stream."""
@@ -253,9 +245,7 @@ class Drawn(NamedTuple):
 
 class CascadeSampler:
     """Pool worker that samples jobs.
-
-    Images leave the device, are packed and written while the next ones are sampled.
-    """
+    Images leave the device, are packed and written while the next ones are sampled."""
 
     def __init__(self, cascade: Artifact, files: Store) -> None:
         self.device, self.files = best_device(), files
@@ -271,10 +261,8 @@ class CascadeSampler:
 
     def room(self, job: SampleJob) -> Room:
         """Batch size of the job's generator, with the room left on the device.
-
         On a processor the size is fixed, because another size would change the bits; on a GPU a batch is as large as
-        the memory allows.
-        """
+        the memory allows."""
         generator, on_cpu = str(self.cascade.with_generator(job.requests[0]).generator), self.device.type == "cpu"
         room = self.rooms.setdefault(generator, Room(self.device, self.cascade.most_at_once if on_cpu else LARGEST_JOB))
         if not on_cpu:
@@ -296,19 +284,15 @@ def sample_jobs(jobs: Sequence[SampleJob], cascade: Artifact, *, files: Store, p
 
 def seconds_per_image(jobs: Sequence[SampleJob], records: Mapping[str, Record]) -> float:
     """Seconds for an image, over finished jobs: of processor cores, or of a GPU.
-
     At least a single job is needed, and all threads of a processor count together. Loading the models and packing the
-    images are not counted, decoding and scaling to 8 bits is.
-    """
+    images are not counted, decoding and scaling to 8 bits is."""
     return sum(records[job.name].facts["seconds"] for job in jobs) / sum(len(job.requests) for job in jobs)
 
 
 def try_room(room: Room, cascade: Cascade, job: SampleJob) -> None:
     """Finds the batch size that fits, with the fewest steps of every stage.
-
     Tries only a job larger than any before: a last stage that has no room would cost all the steps of those before it.
-    Models that take no fewer steps are not tried.
-    """
+    Models that take no fewer steps are not tried."""
     size = min(room.most, len(job.requests))
     if size <= room.tried:
         return

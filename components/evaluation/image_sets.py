@@ -81,11 +81,9 @@ class ShardImages(NamedTuple):
 
 class SmallerImages(NamedTuple):
     """Images of a smaller side: area-averaged, or a square window of each at a random place.
-
     Averages are the best that a base model could reach. In windows, the same in every run, details are compared at full
     size, where a whole image would be reduced to the input size of the feature network (patch FID; Chai et al., 2022,
-    "Any-resolution Training for High-resolution Image Synthesis").
-    """
+    "Any-resolution Training for High-resolution Image Synthesis")."""
 
     images: ImagePart
     side: int  # at most that of the images
@@ -225,9 +223,7 @@ def compared_sets(
     trained: Sequence[ShardImages], held_out: Sequence[ShardImages], made: Sequence[MadeStage], *, seed: int
 ) -> dict[str, ImageSet]:
     """Sets to measure against training images: generated images, and sets that calibrate the numbers.
-
-    Each stage is measured at its own size, so the base's images at, say, 16² are next to training images of 16².
-    """
+    Each stage is measured at its own size, so the base's images at, say, 16² are next to training images of 16²."""
     side, place = trained[0].resolution, trained[0].place
     sets = {REFERENCE: ImageSet(tuple(trained), "scale"), HELD_OUT: ImageSet(tuple(held_out), "scale")}
     counts = [sum(part.num_images for part in stage.parts) for stage in made]
@@ -245,9 +241,7 @@ def window_sets(
     sets: Mapping[str, ImageSet], made: Sequence[MadeStage], *, side: int, whole: int, seed: int
 ) -> dict[str, ImageSet]:
     """Windows of training images (the reference, first), held-out images, and generated images.
-
-    Only generated images larger than a window are cut; `whole` is the side of the training images.
-    """
+    Only generated images larger than a window are cut; `whole` is the side of the training images."""
     names = {f"{REFERENCE} of {whole}²": REFERENCE, HELD_OUT: HELD_OUT}
     names |= {stage.name: stage.name for stage in made if stage.side > side}
     return {

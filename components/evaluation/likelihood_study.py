@@ -17,7 +17,7 @@ Shapes: N images, C colors, H W their pixels, V values, K times of an image (T i
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,19 +66,6 @@ class LikelihoodConfig(Config):
         return LikelihoodStudy
 
 
-class LikelihoodFacts(NamedTuple):
-    """Kind of likelihood, and the sizes of the same images as PNGs."""
-
-    likelihood: Literal["exact", "bound"] | None  # of whole images; None: terms of a diffusion model's bound
-    png: np.ndarray  # (N,) bits/dim of each image as a PNG
-
-
-class ImageBits(NamedTuple):
-    """Bits/dim of each image, (N,) float64."""
-
-    bits: np.ndarray
-
-
 class BoundJob(NamedTuple):
     """Images with labels, for a single worker."""
 
@@ -120,27 +107,24 @@ class LikelihoodStudy(ModelStudy[LikelihoodConfig]):
 
     def plan(self) -> StudyPlan:
         """Held-out images cut into jobs.
-
         Raises ValueError for a model that has no such bound, a set that holds no image out, or one in color where the
-        model knows one channel.
-        """
+        model knows one channel."""
         model = load_trained(self.models["model"])
-        likelihood = family_of(model.kind).likelihood
-        (check_bound if likelihood is None else check_likelihood)(model)
+        check_likelihood(model)
         held_out = self.held_out(resolution=model.settings["resolution"], limit=self.config.samples)
         jobs = bound_jobs(held_out.image, held_out.label, held_out.caption)
-        return StudyPlan(jobs, LikelihoodFacts(likelihood, png_bits(model, held_out.image)))
+        return StudyPlan({"bound": jobs}, facts=(family_of(model.kind).likelihood, png_bits(model, held_out.image)))
 
     def worker(self) -> Callable[[Any], Any]:
         """Pool worker that measures the images of a job."""
         return ArrayWorker(partial(load_trained, self.models["model"]), self.bits, self.files)
 
-    def bits(self, model: SamplingModel, job: BoundJob) -> BoundTerms | ImageBits:
+    def bits(self, model: SamplingModel, job: BoundJob) -> dict[str, np.ndarray]:
         """The terms of a diffusion model's bound, or bits/dim of whole images."""
         seed, steps = self.config.seed, self.config.timesteps_per_image
         if family_of(model.kind).likelihood is None:
-            return measure_bound(model, job, timesteps_per_image=steps, seed=seed)
-        return ImageBits(measure_bits(model, job, seed=seed))
+            return measure_bound(model, job, timesteps_per_image=steps, seed=seed)._asdict()
+        return {"bits": measure_bits(model, job, seed=seed)}
 
     def images_of(self, job: BoundJob) -> int:
         """Number of images of a job."""
@@ -148,16 +132,19 @@ class LikelihoodStudy(ModelStudy[LikelihoodConfig]):
 
     def findings(self, plan: StudyPlan, measured: Any) -> Findings:
         """A table with standard errors over images, the figures, and of a diffusion model plots over t."""
-        likelihood, png = plan.facts
-        parts, plots = [read_arrays(self.files, job.name) for job in plan.jobs], {}
+        likelihood, png = plan.facts  # of whole images, or None: terms of a diffusion model's bound; bits/dim of PNGs
+        files, plots = [read_arrays(self.files, job.name) for job in plan.jobs], {}
         if likelihood is None:
-            bound = joined_terms([BoundTerms(**arrays) for arrays in parts])
-            table, summary = bound_table(bound, png=png), summarize(bound.parts(), png=png, exact=bound.is_exact)
+            bound = joined_terms([BoundTerms(**arrays) for arrays in files])
+            parts, exact = bound.parts(), bound.is_exact
+            terms = "all t" if exact else f"{bound.terms.shape[1]} strata of t"
+            table = bits_table({name or "bound": values for name, values in parts.items()}, png=png, sum_over=terms)
             plots = {"Terms of the bound over t": draw_terms(bound, salt=self.stage)}
         else:
-            bits = np.concatenate([arrays["bits"] for arrays in parts])
-            table = bits_table(bits, png=png, exact=likelihood == "exact")
-            summary = summarize({"": bits}, png=png)
+            parts, exact = {"": np.concatenate([arrays["bits"] for arrays in files])}, True
+            name = "exact" if likelihood == "exact" else "bound, one draw of the latent"
+            table = bits_table({name: parts[""]}, png=png)
+        summary = summarize(parts, png=png, exact=exact)
         headline = {name: value for name, value in summary.items() if not name.endswith("standard_error")}
         return Findings(plots, {TABLE: table}, summary, headline, {})
 
@@ -193,10 +180,8 @@ def image_terms(
 @torch.no_grad()
 def measure_bound(model: SamplingModel, job: BoundJob, *, timesteps_per_image: int | None, seed: int) -> BoundTerms:
     """Terms of a job's images under each image's own conditions; None takes all timesteps.
-
     Neither the job nor the batch moves the terms: each image has its own random stream. The predicted x_0 is clipped,
-    as in sampling; terms are float64, as most are too small for less precision.
-    """
+    as in sampling; terms are float64, as most are too small for less precision."""
     objective = make_objective(model.settings["objective"])
     assert isinstance(objective, DiscreteObjective)
     total = len(objective.schedule)
@@ -223,19 +208,9 @@ def joined_terms(parts: Sequence[BoundTerms]) -> BoundTerms:
     return BoundTerms(np.concatenate(prior), np.concatenate(terms), np.concatenate(timesteps), weights[0])
 
 
-def check_bound(model: SamplingModel) -> None:
-    """Raises ValueError, with a message of one line, for a model without a known bound."""
-    if model.settings.get("role", "base") != "base":
-        raise ValueError(f"{model.name} is an upsampler; the bound is measured of a base model")
-    if model.settings.get("objective", {}).get("kind") != "discrete":
-        raise ValueError("only diffusion in discrete steps has this bound; give a model with objective discrete")
-
-
 def pixels_of(model: SamplingModel, image: np.ndarray) -> Tensor:
     """Image values for the model from (N, H, W, 3): (N, 3, H, W) in [-1, 1], or (N, 1, H, W) of gray.
-
-    Raises ColorError for images in color and a model of a single channel.
-    """
+    Raises ColorError for images in color and a model of a single channel."""
     x_0 = from_uint8(image)
     channels = model.network.get("in_channels", model.network.get("num_channels"))
     return one_channel(x_0) if channels == 1 else x_0
@@ -243,10 +218,8 @@ def pixels_of(model: SamplingModel, image: np.ndarray) -> Tensor:
 
 def draw_terms(bound: BoundTerms, *, salt: str) -> str:
     """Plot of the terms over t, and of the sum of the terms from t on, as SVG.
-
     Mean terms at each timestep or stratum, those of single steps from 1 on, thinned where neighbors can't be told
-    apart.
-    """
+    apart."""
     x, y = bound.timesteps.mean(axis=0), bound.terms.mean(axis=0)
     rest = bound.prior.mean() + (bound.terms * bound.weights).mean(axis=0)[::-1].cumsum()[::-1]
 
@@ -273,41 +246,31 @@ def bound_jobs(image: np.ndarray, label: np.ndarray, caption: Sequence[str]) -> 
 
 @torch.no_grad()
 def measure_bits(model: SamplingModel, job: BoundJob, *, seed: int) -> np.ndarray:
-    """Bits/dim of each image under the image's own label, (N,) float64.
-
-    Images pass alone, so the cut into jobs changes no bit.
-    """
+    """Bits/dim of each image under the image's own label, (N,) float64: exact, or of a VAE with one draw of the latent.
+    Images pass alone, so the cut into jobs changes no bit."""
     bits = []
     for place, image in enumerate(pixels_of(model, job.image).to(model.device).split(1)):
-        if family_of(model.kind).likelihood == "bound":
-            assert isinstance(model.module, Autoencoder)
-            nats = bound_nats(model.module, image, random_stream(seed + job.first + place, STREAM))
+        if isinstance(model.module, Autoencoder):  # Kingma & Welling, 2014, equation 3
+            generator = random_stream(seed + job.first + place, STREAM)
+            noise = torch.randn(1, *model.module.latent_shape, generator=generator).to(image.device)
+            output, encoded = model.module(image, noise=noise)
+            reconstruction = discretized_logistic_nll(output, image=image).double().sum()
+            nats = float(reconstruction + encoded.losses["kl_loss"].double())
         else:
-            nats = exact_nats(model, image, job.condition(model, place))
+            values = to_levels(image).round().long()  # exact: they were 8-bit images
+            logits = rearrange(model.module(values, **job.condition(model, place)), "1 c h w k -> (c h w) k").double()
+            nats = float(F.cross_entropy(logits, values.flatten(), reduction="sum"))
         bits.append(nats / (image.numel() * math.log(2)))
     return np.array(bits)
 
 
-def bound_nats(network: Autoencoder, image: Tensor, generator: torch.Generator) -> float:
-    """Negative bound of a VAE on an image (1, 3, H, W), in nats, with a single draw of the latent.
-
-    Kingma & Welling, 2014, equation 3.
-    """
-    noise = torch.randn(1, *network.latent_shape, generator=generator).to(image.device)
-    output, encoded = network(image, noise=noise)
-    return float(discretized_logistic_nll(output, image=image).double().sum() + encoded.losses["kl_loss"].double())
-
-
-def exact_nats(model: SamplingModel, image: Tensor, condition: dict[str, Tensor]) -> float:
-    """-log p of an image (1, C, H, W) in nats: the sum over values, each given all earlier values."""
-    values = to_levels(image).round().long()  # exact: they were 8-bit images
-    logits = rearrange(model.module(values, **condition), "1 c h w k -> (c h w) k").double()
-    return float(F.cross_entropy(logits, values.flatten(), reduction="sum"))
-
-
 def check_likelihood(model: SamplingModel) -> None:
-    """Raises ValueError, with a message of one line, for a model without a likelihood of 8-bit values."""
+    """Raises ValueError, with a message of one line, for a model without a likelihood of 8-bit values or a bound."""
     network, likelihood = model.module, family_of(model.kind).likelihood
+    if likelihood is None and model.settings.get("role", "base") != "base":
+        raise ValueError(f"{model.name} is an upsampler; the bound is measured of a base model")
+    if likelihood is None and model.settings.get("objective", {}).get("kind") != "discrete":
+        raise ValueError("only diffusion in discrete steps has this bound; give a model with objective discrete")
     if likelihood == "exact" and model.settings.get("resolution") is None:
         raise ValueError(f"{model.name} knows tokens; only a likelihood of pixels compares")
     vae = isinstance(getattr(network, "bottleneck", None), GaussianBottleneck)
@@ -320,48 +283,34 @@ def check_likelihood(model: SamplingModel) -> None:
 
 def png_bits(model: SamplingModel, image: np.ndarray) -> np.ndarray:
     """Bits/dim of each image (N, H, W, 3) as the smallest PNG by Pillow, (N,).
-
-    The PNG holds the channels that the model knows. Raises as `pixels_of`.
-    """
+    The PNG holds the channels that the model knows. Raises as `pixels_of`."""
     values = image[..., 0] if pixels_of(model, image).shape[1] == 1 else image
     return np.array([8 * len(encode_png(one, optimize=True)) / one.size for one in values])
 
 
 def standard_error(values: np.ndarray) -> float:
     """Standard error of the mean of independent values (N,): the unbiased deviation over the root of N.
-
-    NaN for a single value.
-    """
+    NaN for a single value."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
 def summarize(parts: Mapping[str, np.ndarray], *, png: np.ndarray, exact: bool = True) -> dict[str, float]:
     """Metrics: means over images of bits/dim (by the empty name) and its parts, with standard errors.
-
     `held_out_bits_per_dim` is of whole images, or the exact sum over t, `estimated_held_out_bits_per_dim` the
-    stratified estimate. `png_bits_per_dim` is what the same images take as PNGs, png (N,).
-    """
+    stratified estimate. `png_bits_per_dim` is what the same images take as PNGs, png (N,)."""
     metrics, prefix = {}, "held_out" if exact else "estimated_held_out"
     for part, values in parts.items():
-        name = "_".join(filter(None, (prefix, "bits_per_dim", part)))
+        name = f"{prefix}_bits_per_dim{part and f'_{part}'}"
         metrics |= {name: float(values.mean()), f"{name}_standard_error": standard_error(values)}
     return metrics | {"png_bits_per_dim": float(png.mean())}
 
 
-def bound_table(bound: BoundTerms, *, png: np.ndarray) -> dict[str, Any]:
-    """Columns and rows for the report; the last row is the images as PNGs, png (N,)."""
-    terms = "all t" if bound.is_exact else f"{bound.terms.shape[1]} strata of t"
-    rows = [[*mean_row(part or "bound", values), terms] for part, values in bound.parts().items()]
-    columns = ["term", "bits/dim", "standard error", "images", "sum over"]
-    return {"columns": columns, "rows": [*rows, [*mean_row("as PNG", png), "–"]]}
-
-
-def bits_table(bits: np.ndarray, *, png: np.ndarray, exact: bool) -> dict[str, Any]:
-    """Columns and rows for the report: bits/dim of the model, and of the images as PNGs."""
-    rows = [mean_row("exact" if exact else "bound, one draw of the latent", bits), mean_row("as PNG", png)]
-    return {"columns": ["likelihood", "bits/dim", "standard error", "images"], "rows": rows}
-
-
-def mean_row(name: str, values: np.ndarray) -> list[Any]:
-    """Name, mean, its standard error and number of values (N,)."""
-    return [name, float(values.mean()), standard_error(values), len(values)]
+def bits_table(parts: Mapping[str, np.ndarray], *, png: np.ndarray, sum_over: str = "") -> dict[str, Any]:
+    """Columns and rows for the report: likelihoods or terms, summed over some t, and the images as PNGs, (N,) each."""
+    rows, columns = [], ["term" if sum_over else "likelihood", "bits/dim", "standard error", "images"]
+    for name, values in {**parts, "as PNG": png}.items():
+        rows.append([name, float(values.mean()), standard_error(values), len(values)])
+    if sum_over:
+        columns, rows = [*columns, "sum over"], [[*row, sum_over] for row in rows]
+        rows[-1][-1] = "–"
+    return {"columns": columns, "rows": rows}

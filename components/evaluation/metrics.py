@@ -12,6 +12,7 @@ METRICS has a row for each figure, and needs no torch. Shapes: N images of a set
 import io
 from collections.abc import Callable
 from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -63,14 +64,6 @@ class Compared:
         """Fréchet distance of the set to the reference."""
         return frechet_distance(gaussian_of(self.features), self.reference)
 
-    def precision(self) -> float:
-        """How many images of the set look like those of the reference, in [0, 1]."""
-        return self.neighbors.precision
-
-    def recall(self) -> float:
-        """How many images of the reference could be of the set, in [0, 1]."""
-        return self.neighbors.recall
-
 
 class Metric(NamedTuple):
     """A figure of a set of images: a column of reports and comparisons, and a metric in MLflow."""
@@ -86,16 +79,14 @@ class Metric(NamedTuple):
 
 METRICS: dict[str, Metric] = {
     "distance": Metric("Fréchet distance", Compared.distance, share=False, digits=1, headline=True, prefix="fd"),
-    "precision": Metric("Precision", Compared.precision, images=NEIGHBORS + 1),
-    "recall": Metric("Recall", Compared.recall, images=NEIGHBORS + 1),
+    "precision": Metric("Precision", attrgetter("neighbors.precision"), images=NEIGHBORS + 1),
+    "recall": Metric("Recall", attrgetter("neighbors.recall"), images=NEIGHBORS + 1),
 }
 
 
 def gaussian_of(features: np.ndarray) -> Gaussian:
     """Mean and unbiased covariance of features (N, D).
-
-    Raises ValueError below two images, or if the features are not finite.
-    """
+    Raises ValueError below two images, or if the features are not finite."""
     if len(features) < 2:
         raise ValueError(f"a distance needs at least two images, not {len(features)}")
     if not np.isfinite(features).all():
@@ -108,11 +99,9 @@ def gaussian_of(features: np.ndarray) -> Gaussian:
 
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
     """|m - n|^2 + tr(A + B - 2 (A B)^(1/2)), in float64.
-
     With A = R R^T and B = S S^T, the trace of the root is the sum of the singular values of R^T S, as A B has the
     eigenvalues of (R^T S)(R^T S)^T: no matrix root, no imaginary rest, and no D x D matrix for few images. Symmetric up
-    to rounding; zero, up to rounding, for equal sets.
-    """
+    to rounding; zero, up to rounding, for equal sets."""
     difference = one.mean - other.mean
     traces = (one.root**2).sum() + (other.root**2).sum()
     return float(max(0.0, difference @ difference + traces - 2 * np.linalg.norm(one.root.T @ other.root, "nuc")))
@@ -154,6 +143,11 @@ def distance_of_halves(features: np.ndarray, *, seed: int) -> float:
     return frechet_distance(gaussian_of(features[order[:middle]]), gaussian_of(features[order[middle : 2 * middle]]))
 
 
+def share_error(share: float, count: int) -> float:
+    """Standard error of a share of `count` independent images, that of a binomial sample."""
+    return (share * (1 - share) / count) ** 0.5
+
+
 def pack_gaussian(gaussian: Gaussian) -> bytes:
     """Packs a Gaussian as npz. float32 keeps a distance to about seven digits in half of the space."""
     mean, covariance = gaussian.mean.astype(np.float32), gaussian.covariance.astype(np.float32)
@@ -164,10 +158,8 @@ def pack_gaussian(gaussian: Gaussian) -> bytes:
 
 def precision_recall(real: np.ndarray, generated: np.ndarray, *, neighbors: int = NEIGHBORS) -> PrecisionRecall:
     """Precision and recall from features (N, D) of real and (M, D) of generated images, in float64.
-
     Both grow with the number of images, so sets of equal numbers are to be compared. Raises ValueError for sets of no
-    more images than `neighbors`.
-    """
+    more images than `neighbors`."""
     import torch
 
     from components.sampling.device import best_device
@@ -191,9 +183,7 @@ def _share_inside(points: "Tensor", centers: "Tensor", neighbors: int) -> float:
 
 def _distances(points: "Tensor", others: "Tensor") -> "Tensor":
     """Euclidean distances, (M, N), by a product of matrices; equal features are at distance zero.
-
-    What rounding leaves between equal features is set to zero.
-    """
+    What rounding leaves between equal features is set to zero."""
     scale = points.square().sum(dim=1, keepdim=True) + others.square().sum(dim=1)
     squared = scale - 2 * points @ others.T
     return squared.where(squared > ROUNDING * scale, 0.0).sqrt()

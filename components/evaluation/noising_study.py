@@ -55,17 +55,12 @@ class NoisingStudyConfig(Config):
 
 
 class NoisingStudy(ModelStudy[NoisingStudyConfig]):
-    """Held-out images noised step by step, and the x_0 that a model sees in each; the input is `model`."""
-
-    def plan(self) -> StudyPlan:
-        """No jobs: the few images are noised where they are drawn."""
-        return StudyPlan([])
+    """Held-out images noised step by step, and the x_0 that a model sees in each; the input is `model`.
+    There are no jobs: the few images are noised where they are drawn."""
 
     def findings(self, plan: StudyPlan, measured: Any) -> Findings:
         """Images of both, plots of the values of x_t, of the schedules and of the error of the predicted x_0.
-
-        Raises ValueError for a model that has no such times or needs other models, or a set that holds no image out.
-        """
+        Raises ValueError for a model that has no such times or needs other models, or a set that holds no image out."""
         config, loaded = self.config, load_trained(self.models["model"])
         objective = discrete_objective(loaded)
         schedule = objective.schedule
@@ -79,11 +74,14 @@ class NoisingStudy(ModelStudy[NoisingStudyConfig]):
             predicted = predicted_x_0(loaded, objective, split, noised, time)
             errors[time] = float((predicted - noised.x_0).square().mean())
         mean = float(np.mean(list(errors.values())))
+        line = Series("predicted x_0", [time + 1 for time in errors], list(errors.values()))
+        level = {"variance of x_0: the mean guessed": float(noised.x_0.var())}
+        error_panel = Panel("noising steps", "mean squared error", [line], levels=level)
         return Findings(
             {
                 VALUES: draw_values(schedule, noised, salt=f"{self.stage}-values"),
                 SCHEDULES: draw_schedules(schedule, salt=f"{self.stage}-schedules"),
-                ERRORS: draw_errors(errors, float(noised.x_0.var()), salt=f"{self.stage}-errors"),
+                ERRORS: plot_svg([error_panel], salt=f"{self.stage}-errors"),
             },
             {VARIANCE: values_table(schedule, noised)},
             {"last_alpha_bar": float(schedule.alphas_cumprod[-1]), "predicted_x_0_error": mean},
@@ -108,10 +106,8 @@ class NoisedImages(NamedTuple):
 
 def discrete_objective(model: SamplingModel) -> DiscreteObjective:
     """Objective of a model with discrete steps.
-
     Raises ValueError, with a message of one line, for a model without discrete steps, or for a model that needs other
-    models.
-    """
+    models."""
     objective = make_objective(model.settings["objective"])
     if not isinstance(objective, DiscreteObjective):
         raise ValueError("only diffusion in discrete steps has these times; give a model with objective discrete")
@@ -217,10 +213,3 @@ def draw_schedules(schedule: Schedule, *, salt: str) -> str:
     times = times_of(schedule, CURVE_POINTS)
     lines = [Series(name, [time + 1 for time in times], table[times].tolist()) for name, table in tables.items()]
     return plot_svg([Panel("noising steps", "ᾱ", lines, markers=False)], salt=salt)
-
-
-def draw_errors(errors: dict[int, float], variance: float, *, salt: str) -> str:
-    """Plot of the squared error of the predicted x_0 by time, over the error of predicting the mean."""
-    line = Series("predicted x_0", [time + 1 for time in errors], list(errors.values()))
-    level = {"variance of x_0: the mean guessed": variance}
-    return plot_svg([Panel("noising steps", "mean squared error", [line], levels=level)], salt=salt)

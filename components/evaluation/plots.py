@@ -175,9 +175,7 @@ class Panel(NamedTuple):
 
 def plot_svg(panels: Sequence[Panel], *, salt: str) -> str:
     """Draws panels side by side under a common legend, as an `<svg>` with all numbers in the title.
-
-    A name has one color in all panels. `salt` is as in `drawn_svg`.
-    """
+    A name has one color in all panels. `salt` is as in `drawn_svg`."""
     names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
     levels = list(dict.fromkeys(name for panel in panels for name in panel.levels))
     width, longest = PANEL[0] * len(panels), max(map(len, [*names, *levels]))
@@ -281,9 +279,7 @@ def direct_parents(inputs: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 
 def place(parents: Mapping[str, Sequence[str]]) -> dict[str, tuple[float, int]]:
     """(column, row) of each node: a row below the lowest parent; children spread below a common parent.
-
-    A node takes the middle of the places below its parents, or the nearest to the right with enough room.
-    """
+    A node takes the middle of the places below its parents, or the nearest to the right with enough room."""
     children = {name: [child for child, above in parents.items() if name in above] for name in parents}
     places: dict[str, tuple[float, int]] = {}
     for name, above in parents.items():

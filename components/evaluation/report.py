@@ -16,8 +16,8 @@ from PIL import Image
 from pydantic import Field
 
 from components.configuration.config import Config
+from components.evaluation.features import DistanceRow
 from components.evaluation.grids import readable
-from components.evaluation.measure import DistanceRow
 from components.evaluation.metrics import METRICS
 from components.evaluation.plots import Node, curve_svg, graph_svg, is_constant, last_value, metric_names
 from components.runtime.events import MEASURES, measures_of

@@ -6,7 +6,7 @@ Shapes: N images, H W their pixels; images are uint8.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +14,9 @@ import torch
 from pydantic import Field
 
 from components.data.images import jpeg_compressed
-from components.evaluation.generated import SampleJob, jobs_of, joined, read_job
+from components.evaluation.features import MeasureConfig
+from components.evaluation.generated import jobs_of, joined, read_job
 from components.evaluation.grids import GridBlock, readable, render_blocks
-from components.evaluation.image_sets import ImageSet
-from components.evaluation.measure import MeasureConfig
 from components.evaluation.study import Findings, ModelStudy, StudyPlan
 from components.models.diffusion.corruption import (
     MASK_TASKS,
@@ -61,22 +60,12 @@ class Damaged(NamedTuple):
     requests: tuple[Request, ...]
 
 
-class RestorationFacts(NamedTuple):
-    """Jobs of each degradation by name, the restoring model's name, and the side of the images."""
-
-    jobs: dict[str, list[SampleJob]]
-    model: str
-    resolution: int
-
-
 class RestorationStudy(ModelStudy[RestorationConfig]):
     """Held-out images degraded in every trained way, and restored; the input is `cascade`."""
 
     def degraded(self) -> tuple[SamplingModel, np.ndarray, list[Damaged]]:
         """The model, held-out images (N, H, W, 3), and all degradations, equal in every run.
-
-        Raises ValueError for a cascade that does not work on images, or a set that holds no image out.
-        """
+        Raises ValueError for a cascade that does not work on images, or a set that holds no image out."""
         with self.models["cascade"].local_copy() as folder:
             maker = Cascade.load(folder).makers.get("translate")
         if maker is None:
@@ -88,7 +77,6 @@ class RestorationStudy(ModelStudy[RestorationConfig]):
             tasks=settings["tasks"],
             mask_area=settings["mask_area"],
             factors=settings["super_resolution_factors"],
-            compress=jpeg_compressed,
             asked=asked_of(model, held_out.label, held_out.caption),
             seed=self.config.seed,
         )
@@ -97,21 +85,15 @@ class RestorationStudy(ModelStudy[RestorationConfig]):
     def plan(self) -> StudyPlan:
         """The jobs of every degradation."""
         model, _, damaged = self.degraded()
-        jobs = {each.name: jobs_of(each.name.replace(" ", "_"), each.requests) for each in damaged}
-        facts = RestorationFacts(jobs, model.name, model.settings["resolution"])
-        return StudyPlan([job for group in jobs.values() for job in group], facts)
-
-    def sets(self, plan: StudyPlan) -> dict[str, ImageSet]:
-        """Training images, and the restored images of each degradation."""
-        facts: RestorationFacts = plan.facts
-        return self.made_sets(facts.jobs, f"image.{facts.model}", resolution=facts.resolution)
+        groups = {each.name: jobs_of(each.name.replace(" ", "_"), each.requests) for each in damaged}
+        return StudyPlan(groups, self.sets(groups, f"image.{model.name}", resolution=model.settings["resolution"]))
 
     def findings(self, plan: StudyPlan, measured: dict[str, float]) -> Findings:
         """Findings of the restored images, read from the files of the jobs."""
         _, originals, damaged = self.degraded()
         made = {
             name: joined([read_job(job.name, self.files) for job in jobs]).finished
-            for name, jobs in plan.facts.jobs.items()
+            for name, jobs in plan.groups.items()
         }
         return restored_findings(damaged, made, originals, measured)
 
@@ -149,7 +131,6 @@ def damage(
     originals: np.ndarray,
     *,
     tasks: Sequence[str],
-    compress: Callable[..., np.ndarray],
     mask_area: tuple[float, float],
     factors: Sequence[int],
     asked: Sequence[Request] | None = None,
@@ -159,7 +140,6 @@ def damage(
 
     Args:
         originals: (N, H, W, 3).
-        compress: JPEG of one image (H, W, 3), called with quality=; at the qualities of the paper's evaluation.
         mask_area, factors: as in training; each factor of super-resolution is a row of its own.
         asked: N requests with the label or prompt of each image, where the model takes one.
         seed: of masks and of what fills them.
@@ -182,7 +162,7 @@ def damage(
             changed(task, task, left, left)
         elif task == "jpeg":
             for quality in JPEG_QUALITIES:
-                left = np.stack([compress(original, quality=quality) for original in originals])
+                left = np.stack([jpeg_compressed(original, quality=quality) for original in originals])
                 changed(f"jpeg quality {quality}", task, left, left)
         else:
             for factor in factors:

@@ -1,8 +1,8 @@
 """A study of trained models: variants × requests → images → measures → rows → table, plot and figures.
 
 A study is a class: what is sampled, in jobs that each leave a file; which images are measured; what is found. The stage
-of all studies (`components/stages/studies.py`) runs it. The studies that sample one model in several ways, from equal
-seeds and conditions, share `VariantStudy`.
+of all studies (`run_study` in `components/stages/evaluate.py`) runs it. The studies that sample one model in several
+ways, from equal seeds and conditions, share `VariantStudy`.
 
 Shapes: N images, H W their pixels.
 """
@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,18 +23,22 @@ from torch import nn
 from components.configuration.config import Config
 from components.data.held_out import SplitArrays, read_random_part, read_split
 from components.data.shards import ShardIndex, View
-from components.evaluation.features import FeatureNetwork, read_arrays
+from components.evaluation.features import (
+    FeatureNetwork,
+    MeasureConfig,
+    distance_rows,
+    measure_features,
+    read_arrays,
+)
 from components.evaluation.generated import CascadeSampler, SampleJob, jobs_of, measured_requests
 from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.image_sets import HELD_OUT, REFERENCE, FileImages, ImageSet, held_out_parts, trained_parts
-from components.evaluation.measure import MeasureConfig, measure_distances
 from components.runtime.pool import Pool, file_name, write_job
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
 from components.sampling.model import SamplingModel, load_model
-from components.sampling.requests import Request
 
 SHOWN = 8  # images of each way
 SMALL = 8  # pixels: only labels and captions are wanted
@@ -41,7 +46,7 @@ C = TypeVar("C", bound=Config)
 
 
 class Findings(NamedTuple):
-    """All that a study leaves, as `StageContext.commit_study` takes it."""
+    """All that a study leaves in the report."""
 
     plots: dict[str, str]  # title -> SVG
     tables: dict[str, dict[str, Any]]  # title -> columns and rows
@@ -51,10 +56,16 @@ class Findings(NamedTuple):
 
 
 class StudyPlan(NamedTuple):
-    """The jobs of a study, and facts for the study's own later steps."""
+    """The jobs of a study by name of what they make, and sets of images whose distances are measured."""
 
-    jobs: list[Any]
-    facts: Any = None
+    groups: Mapping[str, Sequence[Any]]
+    sets: Mapping[str, ImageSet] = {}
+    facts: Any = None  # for the study's own later steps
+
+    @property
+    def jobs(self) -> list[Any]:
+        """All jobs in order."""
+        return [*chain(*self.groups.values())]
 
 
 @dataclass(frozen=True)
@@ -67,9 +78,9 @@ class ModelStudy(ABC, Generic[C]):
     files: Store  # of the jobs
     stage: str  # its name: makes ids of plots its own
 
-    @abstractmethod
     def plan(self) -> StudyPlan:
-        """The jobs. Raises ValueError, with a message of one line, for models or images that do not fit."""
+        """The jobs, where there are any. Raises ValueError of one line for models or images that do not fit."""
+        return StudyPlan({})
 
     def worker(self) -> Callable[[Any], Any]:
         """Pool worker that does a job: samples requests of the cascade."""
@@ -79,29 +90,26 @@ class ModelStudy(ABC, Generic[C]):
         """Number of images of a job."""
         return len(job.requests)
 
-    def sets(self, plan: StudyPlan) -> dict[str, ImageSet]:
-        """Sets of images to measure distances of; none for a study without distances."""
-        return {}
-
-    def measure(self, plan: StudyPlan, pool: Pool, **work: Any) -> Any:
-        """Measures the finished jobs' images: distance by name of the set; `work` as for `measure_features`."""
-        config, sets = self.config, self.sets(plan)
-        if not isinstance(config, MeasureConfig) or config.feature_network == "none" or not sets:
+    def measure(self, plan: StudyPlan, *, pool: Pool, **work: Any) -> Any:
+        """Distance of the finished jobs' images by name of the set; `work` is as for `measure_features`."""
+        config = self.config
+        if not isinstance(config, MeasureConfig) or config.feature_network == "none" or not plan.sets:
             return {}
-        return {row.name: row.distance for row in measure_distances(sets, config, pool=pool, **work)}
+        features = measure_features(plan.sets, config, pool=pool, **work)
+        return {row.name: row.distance for row in distance_rows(features, pool=pool, seed=config.seed)}
 
     @abstractmethod
     def findings(self, plan: StudyPlan, measured: Any) -> Findings:
         """Plots, tables and figures of the finished jobs and the measures."""
 
-    def made_sets(self, jobs: Mapping[str, Sequence[Any]], array: str, *, resolution: int) -> dict[str, ImageSet]:
+    def sets(self, groups: Mapping[str, Sequence[Any]], array: str, *, resolution: int) -> dict[str, ImageSet]:
         """Training images as the reference, and an array of the files of each group of jobs."""
         config = self.config
         assert isinstance(config, MeasureConfig)
         count, seed = config.reference_samples, config.seed
         trained = trained_parts(self.index, samples=count, seed=seed, resolution=resolution)
         sets = {REFERENCE: ImageSet(tuple(trained), "scale")}
-        for name, group in jobs.items():
+        for name, group in groups.items():
             parts = [FileImages(self.files, file_name(job.name), array, len(job.requests)) for job in group]
             sets[name] = ImageSet(tuple(parts), "model")
         return sets
@@ -117,12 +125,12 @@ class ModelStudy(ABC, Generic[C]):
 class ArrayWorker:
     """Pool worker with the models from `load`; the arrays that `make` makes of a job are the job's file."""
 
-    def __init__(self, load: Callable[[], Any], make: Callable[[Any, Any], Any], files: Store) -> None:
+    def __init__(self, load: Callable[[], Any], make: Callable[[Any, Any], Mapping[str, Any]], files: Store) -> None:
         self.models, self.make, self.files = load(), make, files
 
     def __call__(self, job: Any) -> None:
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **self.make(self.models, job)._asdict())
+        np.savez_compressed(buffer, **self.make(self.models, job))
         write_job(self.files, job.name, buffer.getvalue())
 
 
@@ -145,21 +153,13 @@ class VariantsConfig(MeasureConfig):
         return network
 
 
-class Made(NamedTuple):
-    """Images of a job, with the network evaluations and the judged classes."""
-
-    images: np.ndarray  # (N, H, W, 3) uint8
-    evaluations: float  # of the sampled network, for each image
-    correct: np.ndarray  # (N,) bool: True where an independent classifier sees the requested class; or (0,)
-
-
 class Point(NamedTuple):
-    """Measured distance, evaluations, accuracy and first images of a way to sample."""
+    """Measured distance, evaluations, judged classes and first images of a way to sample."""
 
     setting: Any  # the way, with a name and a title
     distance: float
     evaluations: float  # of the sampled network, for each image
-    correct: np.ndarray  # as in `Made`
+    correct: np.ndarray  # (N,) bool: True where an independent classifier sees the requested class; or (0,)
     first: list[np.ndarray]  # SHOWN images (H, W, 3) uint8
 
     @property
@@ -167,26 +167,13 @@ class Point(NamedTuple):
         """Share of images with the requested class."""
         return float(self.correct.mean())
 
-    @property
-    def accuracy_standard_error(self) -> float:
-        """Standard error of the accuracy, as the share of a binomial sample."""
-        return (self.accuracy * (1 - self.accuracy) / len(self.correct)) ** 0.5
-
 
 class Measured(NamedTuple):
     """All points, with the distance and the accuracy of held-out images."""
 
     points: dict[str, Point]  # by the name of their setting
     held_out_distance: float
-    held_out_accuracy: float = math.nan  # of an independent classifier, where there is one
-
-
-class VariantFacts(NamedTuple):
-    """Jobs of each way by name, the side of the images, and the judge's accuracy on held-out images."""
-
-    jobs: dict[str, list[SampleJob]]
-    resolution: int
-    held_out_accuracy: float
+    held_out_accuracy: float  # of an independent classifier; NaN without one
 
 
 V = TypeVar("V", bound=VariantsConfig)
@@ -206,8 +193,8 @@ class VariantStudy(ModelStudy[V]):
         """The models, with a `base`. Raises ValueError, of one line, for models that do not fit."""
 
     @abstractmethod
-    def sample(self, models: Any, job: SampleJob) -> Made:
-        """Images of a job in the way `job.variant`, in a single batch."""
+    def sample(self, models: Any, job: SampleJob) -> dict[str, Any]:
+        """Arrays `images`, `evaluations` and `correct` of a job in the way `job.variant`, see `Point`."""
 
     def held_out_accuracy(self, models: Any, resolution: int) -> float:
         """Accuracy of an independent classifier on held-out images; NaN without one."""
@@ -225,32 +212,22 @@ class VariantStudy(ModelStudy[V]):
         asked: dict[str, Any] = {"labels": trained.label, "captions": captions, "count": config.samples}
         cascade = models if isinstance(models, Cascade) else Cascade(base=models.base)
         requests = measured_requests(cascade, "diffusion", **asked, seed=config.seed)
-        jobs = variant_jobs(self.settings(), requests)
-        size = models.base.settings["resolution"]
-        facts = VariantFacts(jobs, size, self.held_out_accuracy(models, size))
-        return StudyPlan([job for group in jobs.values() for job in group], facts)
+        groups = {
+            name: [job._replace(variant=way) for job in jobs_of(name, requests)]
+            for name, way in self.settings().items()
+        }
+        side = models.base.settings["resolution"]
+        held_out = held_out_parts(self.index, resolution=side, limit=config.samples)
+        sets = self.sets(groups, "images", resolution=side) | {HELD_OUT: ImageSet(tuple(held_out), "scale")}
+        return StudyPlan(groups, sets, self.held_out_accuracy(models, side))
 
     def worker(self) -> Callable[[Any], Any]:
         """Pool worker that samples a job in its way."""
         return ArrayWorker(self.load, self.sample, self.files)
 
-    def sets(self, plan: StudyPlan) -> dict[str, ImageSet]:
-        """Training images, held-out images, and the images of each way."""
-        facts: VariantFacts = plan.facts
-        held_out = held_out_parts(self.index, resolution=facts.resolution, limit=self.config.samples)
-        sets = self.made_sets(facts.jobs, "images", resolution=facts.resolution)
-        return sets | {HELD_OUT: ImageSet(tuple(held_out), "scale")}
-
     def findings(self, plan: StudyPlan, measured: dict[str, float]) -> Findings:
         """Findings of the points, read from the files of the jobs."""
-        facts: VariantFacts = plan.facts
-        points = read_points(self.files, facts.jobs, measured)
-        return self.described(Measured(points, measured[HELD_OUT], facts.held_out_accuracy))
-
-
-def variant_jobs(variants: Mapping[str, Any], requests: Sequence[Request]) -> dict[str, list[SampleJob]]:
-    """Jobs for each way by name, called name-000, name-001, …"""
-    return {name: [job._replace(variant=way) for job in jobs_of(name, requests)] for name, way in variants.items()}
+        return self.described(Measured(read_points(self.files, plan.groups, measured), measured[HELD_OUT], plan.facts))
 
 
 @contextmanager
@@ -259,7 +236,6 @@ def counted(module: nn.Module) -> Iterator[list[int]]:
     sizes: list[int] = []
 
     def count(_: nn.Module, inputs: Any, output: Any) -> None:
-        """Appends the batch size of an evaluation."""
         sizes.append(len(output))
 
     hook = module.register_forward_hook(count)

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -98,6 +98,12 @@ class StageContext:
             events.Progress(self.stage, done, total, "image", rate=self.pace.rate(done, time.monotonic()))
         )
 
+    def write_images(self, folder: Path, images: Mapping[str, bytes]) -> None:
+        """Writes and records images (PNG) by name."""
+        for name, png in images.items():
+            (folder / f"{name}.png").write_bytes(png)
+            self.recorder.emit(events.Image(self.stage, 0, name, png))
+
     def commit(
         self,
         kind: ArtifactKind,
@@ -123,6 +129,7 @@ class StageContext:
         listed = [*entries, *(entry.model_copy(update={"path": f"{place}/{entry.path}"}) for entry in own)]
         if folder is not None:
             listed += upload_attempt(self.store, folder)
+        started = self.provenance.get("started")
         artifact = Artifact(
             kind=kind,
             stage=self.stage,
@@ -130,42 +137,8 @@ class StageContext:
             files=tuple(listed),
             metadata=metadata or {},
             inputs=self.inputs,
-            provenance=self.provenance | self._duration(),
+            provenance=self.provenance | ({} if started is None else {"seconds": time.time() - started}),
         )
         committed = commit_artifact(self.store, artifact)
         self.work_store.delete_folder()
         return committed
-
-    def commit_study(
-        self,
-        *,
-        plots: dict[str, str],
-        tables: dict[str, dict[str, Any]],
-        summary: dict[str, float],
-        headline: dict[str, float],
-        images: dict[str, bytes] | None = None,
-    ) -> Artifact:
-        """Records and commits the findings of a stage for the report: an artifact of kind `report`.
-
-        Args:
-            plots: title -> SVG.
-            tables: title -> `columns` and `rows`.
-            summary: metric -> figure.
-            headline: the few figures by which the study is known, in words -> figure.
-            images: name -> PNG.
-        """
-        folder, named = self.scratch(), {}
-        for number, (title, svg) in enumerate(plots.items()):
-            named[title] = f"plot-{number}.svg"
-            (folder / named[title]).write_text(svg)
-            self.recorder.emit(events.Text(self.stage, named[title], svg))
-        for name, png in (images or {}).items():
-            (folder / f"{name}.png").write_bytes(png)
-            self.recorder.emit(events.Image(self.stage, 0, name, png))
-        self.recorder.emit(events.Metrics(self.stage, 0, summary))
-        metadata = {"plots": named, "tables": tables, "summary": summary, "headline": headline}
-        return self.commit("report", folder=folder, metadata=metadata)
-
-    def _duration(self) -> dict[str, float]:
-        started = self.provenance.get("started")
-        return {} if started is None else {"seconds": time.time() - started}

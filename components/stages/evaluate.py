@@ -1,5 +1,9 @@
-"""Evaluation of reconstructions and of generated images, by figures in the features of a network."""
+"""Evaluation of images by figures in the features of a network, and the stage of every study.
 
+A study's configuration names the study; its other inputs are the models.
+"""
+
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -8,7 +12,17 @@ from pydantic import Field
 from components.data.encoding import describe_autoencoder
 from components.data.shards import ShardIndex, load_index
 from components.evaluation.codebook import codebook_use, draw_kept, kept_histogram, reconstruction_jobs
-from components.evaluation.features import FeatureJob, FeatureSet, check_feature_network, measure_features
+from components.evaluation.features import (
+    DistanceRow,
+    FeatureJob,
+    FeatureSet,
+    MeasureConfig,
+    MetricNames,
+    check_feature_network,
+    distance_rows,
+    measure_features,
+    packed_reference,
+)
 from components.evaluation.generated import measured_stages
 from components.evaluation.image_sets import (
     REFERENCE,
@@ -18,8 +32,8 @@ from components.evaluation.image_sets import (
     trained_parts,
     window_sets,
 )
-from components.evaluation.measure import DistanceRow, MeasureConfig, MetricNames, distance_rows, packed_reference
 from components.evaluation.metrics import METRICS
+from components.evaluation.study import Findings, ModelStudy
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
@@ -66,13 +80,11 @@ def evaluate(
             side = describe_autoencoder(tokenizer).resolution
             held_out = held_out_parts(index, resolution=side, limit=config.held_out_samples)
             kept = reconstruction_jobs(tokenizer, held_out, config, **work)
-            for name, png in pool.call(partial(draw_kept, tokenizer, held_out)).items():
-                (folder / f"{name}.png").write_bytes(png)
-                context.recorder.emit(events.Image(context.stage, 0, name, png))
+            context.write_images(folder, pool.call(partial(draw_kept, tokenizer, held_out)))
             histogram = pool.call(partial(kept_histogram, kept))
             if histogram is not None:
                 count = sum(part.num_images for part in held_out)
-                metadata["held_out_codebook"] = codebook_use(histogram, count).model_dump()
+                metadata["held_out_codebook"] = codebook_use(histogram, count)
         if config.feature_network != "none":
             made = [] if samples is None else measured_stages(samples)
             rows, reference = measure(config, index, made, kept, side, work)
@@ -90,12 +102,10 @@ def measure(
     made: list[MadeStage],
     kept: list[FeatureJob],
     side: int,
-    work: dict[str, Any],
+    work: Mapping[str, Any],
 ) -> tuple[list[DistanceRow], bytes]:
     """Figures of all images made against training images, and packed statistics of the latter.
-
-    Training images are read at the largest size of all sets, reconstructions (`kept`) having `side` pixels.
-    """
+    Training images are read at the largest size of all sets, reconstructions (`kept`) having `side` pixels."""
     seed, pool = config.seed, work["pool"]
     whole = max([side, *(stage.side for stage in made)])
     trained = trained_parts(index, samples=config.reference_samples, seed=seed, resolution=whole)
@@ -103,7 +113,7 @@ def measure(
     sets, windows = compared_sets(trained, held_out, made, seed=seed), {}
     if config.window is not None and config.window < whole:
         windows = window_sets(sets, made, side=config.window, whole=whole, seed=seed)
-    measured = measure_features(sets | windows, network=config.feature_network, precision=config.precision, **work)
+    measured = measure_features(sets | windows, config, **work)
     wholes = [images for images in measured if images.name in sets]
     wholes += [FeatureSet(RECONSTRUCTED, "model", tuple(kept))] if kept else []
     rows = distance_rows(wholes, pool=pool, seed=seed, metrics=config.metrics)
@@ -113,3 +123,41 @@ def measure(
     (reference,) = (images for images in wholes if images.name == REFERENCE)
     ordered = sorted(rows, key=lambda row: (row.purpose == "model", row.name != RECONSTRUCTED))
     return ordered, pool.call(partial(packed_reference, reference))
+
+
+def run_study(config: Any, context: StageContext, *, images: Artifact, **models: Artifact) -> Artifact:
+    """Plans the jobs of a study, does them, measures what they made, and commits what is found.
+
+    Args:
+        config: the configuration of a study, such as StepsStudyConfig; `config.study` is the class.
+        models: by the names that the study knows.
+
+    Returns an artifact of kind `report`: plots, tables, figures and images.
+    Raises, before any work, FeatureNetworkError if the feature network is not installed, and ValueError of one line for
+    models or images that do not fit the study.
+    """
+    if isinstance(config, MeasureConfig):
+        check_feature_network(config.feature_network)
+    index, files, done = load_index(images.url("index.json")), context.files_store, 0
+    study: ModelStudy[Any] = config.study(config, index, models, files, context.stage)
+    with context.pool() as pool:
+        plan = pool.call(study.plan)
+        total = sum(map(study.images_of, plan.jobs))
+        for job in pool.finish(study.worker, plan.jobs, files=files):
+            context.report_images(done := done + study.images_of(job), total)
+        anew = context.work_store if context.forced else None
+        measured = study.measure(plan, pool=pool, progress=context.report_images, anew=anew)
+        findings = pool.call(partial(study.findings, plan, measured))
+    return commit_findings(context, findings)
+
+
+def commit_findings(context: StageContext, findings: Findings) -> Artifact:
+    """Records and commits the findings of a study for the report: an artifact of kind `report`."""
+    folder, names = context.scratch(), {title: f"plot-{number}.svg" for number, title in enumerate(findings.plots)}
+    for title, svg in findings.plots.items():
+        (folder / names[title]).write_text(svg)
+        context.recorder.emit(events.Text(context.stage, names[title], svg))
+    context.write_images(folder, findings.images)
+    context.recorder.emit(events.Metrics(context.stage, 0, findings.summary))
+    metadata = {"plots": names, "tables": findings.tables, "summary": findings.summary, "headline": findings.headline}
+    return context.commit("report", folder=folder, metadata=metadata)

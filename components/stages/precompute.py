@@ -90,9 +90,7 @@ def encoders_of(
     config: PrecomputeConfig, *, bpe: str, autoencoder: Artifact | None = None, **others: Artifact | None
 ) -> list[LoadEncoder]:
     """Loaders of the encoders of all columns.
-
-    Raises ValueError for a column without its encoder, or for an encoder that does not fit.
-    """
+    Raises ValueError for a column without its encoder, or for an encoder that does not fit."""
     names = [name for name in config.columns if name != "latents"]
     encoders = list(frozen_encoders(names, resolution=config.resolution, bpe=bpe, **others).load_encoders)
     if "latents" in config.columns:
@@ -112,9 +110,7 @@ class TextEncoderConfig(Config):
 
 def import_text_encoder(config: TextEncoderConfig, context: StageContext) -> Artifact:
     """Copies the encoder's files into a model artifact; its metadata has the shape of a text's states.
-
-    Raises FrozenTextError, in one line, if there is no such encoder or it can't be loaded.
-    """
+    Raises FrozenTextError, in one line, if there is no such encoder or it can't be loaded."""
     with context.pool() as pool:
         entries, (length, width) = pool.call(partial(copy_text_encoder, config, context.store))
     return context.commit("model", entries=entries, metadata={"text_states_length": length, "text_states_dim": width})
@@ -122,9 +118,7 @@ def import_text_encoder(config: TextEncoderConfig, context: StageContext) -> Art
 
 def copy_text_encoder(config: TextEncoderConfig, store: Store) -> tuple[list[FileEntry], tuple[int, int]]:
     """Copies the encoder's files to the stage's store and loads the encoder once. Runs in a worker.
-
-    Returns the entries of the files and the shape of a text's states. Raises FrozenTextError.
-    """
+    Returns the entries of the files and the shape of a text's states. Raises FrozenTextError."""
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}text-encoder-") as place:
         folder = fetch(config.uri, Path(place))
         (folder / LENGTH).write_text(json.dumps({"length": config.length}))

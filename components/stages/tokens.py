@@ -59,5 +59,5 @@ def use_of_codes(files: Store, names: list[str], *, codebook_size: int) -> dict[
         tokens = parse_tokens(files.read(name), name).tokens
         histogram += codebook_histogram(torch.from_numpy(tokens), codebook_size=codebook_size)
         images += len(tokens)
-    use = codebook_use(histogram, images).model_dump(exclude={"codebook_size"})
-    return {name: float(value) for name, value in use.items()}
+    use = codebook_use(histogram, images)
+    return {name: float(value) for name, value in use.items() if name != "codebook_size"}

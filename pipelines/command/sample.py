@@ -47,7 +47,7 @@ def sample(
     - `cascade sample --like samples/red-heart-diffusion-0007.png --guidance-scale 5 --count 4` — others like it
     """
     share_cores()
-    from components.evaluation.grids import labelled_image
+    from components.evaluation.grids import labelled_grid
     from pipelines.command.loading import at_work, open_model
 
     started, console = time.monotonic(), Console()
@@ -73,7 +73,7 @@ def sample(
         (out / f"{slug}-{request.generator}-{request.seed:04d}.png").write_bytes(
             opened.signed(encode_png(image), request)
         )
-    (out / "grid.png").write_bytes(encode_png(labelled_image(images, names), optimize=True))
+    (out / "grid.png").write_bytes(labelled_grid(images, names))
     console.print(f"{len(images)} images in {time.monotonic() - started:.1f} s, in {out}", highlight=False)
     typer.echo(f"grid: {out / 'grid.png'}")
 

@@ -14,7 +14,7 @@ from components.data.ingest import PACKAGED
 from components.data.sources.folder import LICENSE as UNSPECIFIED
 from components.data.sources.parquet import SUFFIX
 from components.data.sources.webdataset import GLOB, TARS, split_glob
-from components.evaluation.measure import DistanceRow
+from components.evaluation.features import DistanceRow
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import absolute
 from pipelines.engine.code_seen import made_by

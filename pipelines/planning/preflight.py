@@ -19,8 +19,7 @@ from components.configuration.usage import UsageError
 from components.data.ingest import PACKAGED
 from components.data.listing import FileVersion, SourceError
 from components.data.source_check import check_file, check_source, detect_source, file_to_try
-from components.evaluation.features import FeatureNetworkError, check_feature_network
-from components.evaluation.measure import MeasureConfig
+from components.evaluation.features import FeatureNetworkError, MeasureConfig, check_feature_network
 from components.runtime.execution import Resources
 from components.runtime.pool import one_line, portable
 from components.runtime.storage.connection import check_room, is_local

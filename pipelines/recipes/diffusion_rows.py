@@ -17,11 +17,10 @@ from components.configuration.sampling import (
     DiffusionSampling,
     RestorationSampling,
 )
-from components.evaluation.guidance_study import GuidanceStudyConfig
 from components.evaluation.likelihood_study import LikelihoodConfig
 from components.evaluation.noising_study import NoisingStudyConfig
 from components.evaluation.restoration import RestorationConfig
-from components.evaluation.steps_study import StepsStudyConfig
+from components.evaluation.sampling_studies import GuidanceStudyConfig, StepsStudyConfig
 from components.models.diffusion.steps import SAMPLERS
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig

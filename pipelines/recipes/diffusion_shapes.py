@@ -20,11 +20,10 @@ from components.configuration.trainings import (
     DiffusionPriorTraining,
     check_guide,
 )
-from components.evaluation.guidance_study import GuidanceStudyConfig
 from components.evaluation.likelihood_study import LikelihoodConfig
 from components.evaluation.noising_study import NoisingStudyConfig
 from components.evaluation.restoration import RestorationConfig
-from components.evaluation.steps_study import StepsStudyConfig
+from components.evaluation.sampling_studies import GuidanceStudyConfig, StepsStudyConfig
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.precompute import PrecomputeConfig, TextEncoderConfig

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from components.configuration.usage import UsageError, nearest
 from components.data.listing import SourceError
+from components.evaluation.features import DistanceRow
 from components.evaluation.image_sets import HELD_OUT
-from components.evaluation.measure import DistanceRow
 from components.evaluation.metrics import METRICS
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.report import Figure, Table, duration, figure, number, page_environment, shrunk
@@ -168,7 +168,7 @@ def comparison_table(systems: Iterable[SystemResult]) -> Table:
 
 def system_cells(system: SystemResult) -> tuple[str, ...]:
     """A row of the table, a cell for each of COLUMNS."""
-    bits = UNKNOWN if system.bits is None else with_error(system.bits, system.bits_error, digits=2)
+    bits = with_error(system.bits, system.bits_error, digits=2)
     bits += f", {system.likelihood}" if system.bits is not None else ""
     made = distance_cells(system.made) if system.made is not None else (UNKNOWN,) * (2 + len(FIGURES))
     parameters = UNKNOWN if system.parameters is None else f"{system.parameters / 1e6:.2f} M"
@@ -178,19 +178,17 @@ def system_cells(system: SystemResult) -> tuple[str, ...]:
 
 def distance_cells(row: DistanceRow) -> tuple[str, ...]:
     """Distance, N, and the other figures of METRICS, each with the standard error."""
-    distance, *others = (figure_cell(row, name) for name in ("distance", *FIGURES))
+    distance, *others = (
+        with_error(row.figure(name), row.error(name), digits=METRICS[name].digits) for name in ("distance", *FIGURES)
+    )
     return (distance, f"{row.samples:,}", *others)
 
 
-def figure_cell(row: DistanceRow, metric: str) -> str:
-    """A figure of a set with its standard error; a dash if it was not measured."""
-    value = row.figure(metric)
-    return UNKNOWN if value is None else with_error(value, row.error(metric), digits=METRICS[metric].digits)
-
-
-def with_error(value: float, error: float | None, *, digits: int) -> str:
-    shown = f"{value:.{digits}f}"
-    return shown if error is None else f"{shown} ± {error:.{digits}f}"
+def with_error(value: float | None, error: float | None, *, digits: int) -> str:
+    """A figure with its standard error; a dash if it was not measured."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def draw_comparison(systems: Sequence[SystemResult]) -> str:

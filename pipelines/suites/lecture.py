@@ -14,9 +14,9 @@ from rich.console import Console
 
 from components.configuration.usage import UsageError, nearest
 from components.data.listing import SourceError
+from components.evaluation.features import DistanceRow
 from components.evaluation.gallery import INDEX_GRIDS, ORIGINALS
 from components.evaluation.grids import readable
-from components.evaluation.measure import DistanceRow
 from components.evaluation.metrics import METRICS
 from components.evaluation.plots import with_own_ids
 from components.evaluation.report import Table, described_image, figure, page_environment, shrunk, stage_curves
@@ -195,9 +195,7 @@ def render_lecture(slides: Sequence[Slide], results: Mapping[str, RecipeResult])
 
 def shown_result(result: RecipeResult, slide: Slide, slides: Sequence[Slide], *, anchor: str) -> dict[str, Any]:
     """Images, plots and tables of a recipe by the names in `shows`; without names, the rest of the recipe.
-
-    Names of elements start with the anchor, as each may stand once on a page.
-    """
+    Names of elements start with the anchor, as each may stand once on a page."""
     named = {name for other in slides if result.recipe in other.recipes for name in other.shows}
     whole = not slide.shows
 

@@ -92,9 +92,7 @@ class Suite(ABC, Generic[R]):
 
     def write(self) -> None:
         """Read unfinished recipes again, then write the page, and the file of figures if a name is given.
-
-        Raises UsageError if that file holds something else.
-        """
+        Raises UsageError if that file holds something else."""
         for key in self.keys():
             if key not in self.results or self.results[key].missing:
                 self.results[key] = self.collect(key)

@@ -42,9 +42,7 @@ class Slide(Config):
 
 class CodeLine(NamedTuple):
     """A line of the product's code on a slide, with its number in the file.
-
-    Lines of the slide's formula are marked, so that the page can set them apart from the lines around.
-    """
+    Lines of the slide's formula are marked, so that the page can set them apart from the lines around."""
 
     number: int
     text: str
@@ -53,10 +51,8 @@ class CodeLine(NamedTuple):
 
 def read_slides(text: str) -> tuple[Slide, ...]:
     """Slides of a Markdown text, in the order of the text; `lecture.md` says how a slide is written.
-
-    Raises LookupError, with the slide's title, for a list item with an unknown key, and for a `code` item that is
-    not a file, a definition and words.
-    """
+    Raises LookupError, with the slide's title, for a list item with an unknown key, and for a `code` item that is not a
+    file, a definition and words."""
     slides, chapter = [], ""
     for section in re.split(r"^(?=##? )", text, flags=re.MULTILINE)[1:]:
         heading, _, body = section.partition("\n")
@@ -100,17 +96,39 @@ def read_slide(chapter: str, title: str, body: str) -> Slide:
 
 def read_code(reference: CodeReference) -> list[CodeLine]:
     """The lines of a definition without the docstring, the formula marked.
-
-    Raises LookupError where there is no such file, definition or statement (any more).
-    """
+    The formula is the smallest statement with the words of the reference. Of a long head or body only whole statements
+    near the formula are shown, with an ellipsis at each cut. Raises LookupError where there is no such file, definition
+    or statement (any more)."""
     path = ROOT / reference.file
     if not path.is_file():
         raise LookupError(f"no file {reference.file}")
     text = path.read_text()
     definition, source = find_definition(ast.parse(text), reference), text.splitlines()
-    formula, margin, shown = find_statement(definition, source, reference), definition.col_offset, []
-    for part in shown_parts(definition, formula):
-        lines = [CodeLine(number, source[number - 1][margin:], number in formula) for number in part]
+    first_statement, statements = (
+        definition.body[0],
+        [
+            range(node.lineno, (node.end_lineno or node.lineno) + 1)
+            for node in ast.walk(definition)
+            if isinstance(node, ast.stmt) and not hasattr(node, "body")
+        ],
+    )
+    documented = len(definition.body) > 1 and ast.get_docstring(definition, clean=False) is not None
+    start = (first_statement.end_lineno or 0) + 1 if documented else first_statement.lineno
+    head, body = range(definition.lineno, first_statement.lineno), range(start, (definition.end_lineno or 0) + 1)
+    place = next((number for number in body if reference.words in source[number - 1]), None)
+    if place is None:
+        raise LookupError(f"{reference.words!r} stands nowhere in {reference.name} of {reference.file}")
+    formula = min((span for span in statements if place in span), key=len, default=range(place, place + 1))
+    near = body
+    if len(body) > WHOLE:
+        first, last = max(body.start, formula.start - NEAR), min(body.stop, formula.stop + NEAR) - 1
+        starts, stops = ([span for span in statements if edge in span] for edge in (first, last))
+        near = range(min([first, *(span.start for span in starts)]), max([last + 1, *(span.stop for span in stops)]))
+    shown_head, cut = head if len(head) <= WHOLE else head[:1], range(0)
+    parts = [shown_head, *[cut] * (len(shown_head) < len(head) or near.start > body.start), near]
+    shown = []
+    for part in [*parts, *[cut] * (near.stop < body.stop)]:
+        lines = [CodeLine(number, source[number - 1][definition.col_offset :], number in formula) for number in part]
         shown += [line for line in lines if line.text.strip()] or [CodeLine(0, "    …", False)]
     return shown
 
@@ -125,43 +143,3 @@ def find_definition(tree: ast.Module, reference: CodeReference) -> Definition:
         node = inside[0]
     assert isinstance(node, Definition)  # `split` gives a part at least
     return node
-
-
-def find_statement(definition: Definition, lines: list[str], reference: CodeReference) -> range:
-    """Line numbers of the smallest statement of the definition with the words of the reference."""
-    inside = range(body_start(definition), (definition.end_lineno or 0) + 1)
-    first = next((number for number in inside if reference.words in lines[number - 1]), None)
-    if first is None:
-        raise LookupError(f"{reference.words!r} stands nowhere in {reference.name} of {reference.file}")
-    return min((span for span in spans_of(definition) if first in span), key=len, default=range(first, first + 1))
-
-
-def spans_of(definition: Definition) -> list[range]:
-    """Line numbers of each statement without statements inside."""
-    nodes = [node for node in ast.walk(definition) if isinstance(node, ast.stmt) and not hasattr(node, "body")]
-    return [range(node.lineno, (node.end_lineno or node.lineno) + 1) for node in nodes]
-
-
-def shown_parts(definition: Definition, formula: range) -> list[range]:
-    """Line numbers of head and body; of a long head or body the lines near the formula; empty: a cut."""
-    head, cut = range(definition.lineno, definition.body[0].lineno), range(0)
-    body = range(body_start(definition), (definition.end_lineno or 0) + 1)
-    near = body if len(body) <= WHOLE else whole_statements(definition, body, formula)
-    first = head if len(head) <= WHOLE else head[:1]
-    before = len(first) < len(head) or near.start > body.start
-    return [first, *[cut] * before, near, *[cut] * (near.stop < body.stop)]
-
-
-def whole_statements(definition: Definition, body: range, formula: range) -> range:
-    """Some lines before and after the formula; no statement is cut."""
-    spans = spans_of(definition)
-    first, last = max(body.start, formula.start - NEAR), min(body.stop, formula.stop + NEAR) - 1
-    start = min([first, *(span.start for span in spans if first in span)])
-    return range(start, max([last + 1, *(span.stop for span in spans if last in span)]))
-
-
-def body_start(definition: Definition) -> int:
-    """Number of the first line behind head and docstring."""
-    body = definition.body
-    documented = len(body) > 1 and ast.get_docstring(definition, clean=False) is not None
-    return (body[0].end_lineno or 0) + 1 if documented else body[0].lineno

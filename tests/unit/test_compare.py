@@ -11,7 +11,7 @@ from rich.console import Console
 
 from components.configuration.optimization import Training
 from components.configuration.usage import UsageError
-from components.evaluation.measure import DistanceRow
+from components.evaluation.features import DistanceRow
 from components.evaluation.report import Table
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store

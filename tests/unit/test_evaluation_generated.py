@@ -23,20 +23,19 @@ from components.evaluation.generated import (
     unpack_job,
 )
 from components.evaluation.grids import readable
-from components.evaluation.guidance_study import judge
 from components.evaluation.image_sets import SmallerImages, in_batches, shrink
+from components.evaluation.sampling_studies import judge
 from components.runtime.events import SilentRecorder
 from components.runtime.execution import Resources
-from components.runtime.pool import write_job
+from components.runtime.pool import file_name, write_job
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
 from components.sampling.model import load_model
 from components.sampling.requests import Request
 from components.stages.context import StageContext
-from components.stages.evaluate import EvaluationConfig, evaluate
+from components.stages.evaluate import EvaluationConfig, evaluate, run_study
 from components.stages.samples import SamplesConfig, sample_generators
-from components.stages.studies import run_study
 from pipelines.engine.run_report import study_of
 from tests.image_sets import write_set
 from tests.tiny_cascade import CLASSES, OBJECTIVE, write_cascade, write_models
@@ -94,19 +93,22 @@ def test_a_stored_job_is_the_job(cascade: Cascade) -> None:
     np.testing.assert_array_equal(again.strips["base"].x_t, made.strips["base"].x_t)
 
 
-def test_the_gallery_shows_both_generators_by_class_and_prompt_the_strip_and_the_stages(cascade: Cascade) -> None:
-    requests = gallery_requests(CONFIG, cascade, captions=CAPTIONS, seed=0)
-    made = {job.name.rpartition("-")[0] or job.name: draw_job(cascade, job).fetched() for job in _jobs(requests)}
-    drawn = draw_gallery(requests, made, classes=CLASSES)
+def test_the_gallery_shows_both_generators_by_class_and_prompt_the_strip_and_the_stages(
+    cascade: Cascade, tmp_path: Path
+) -> None:
+    requests, files = gallery_requests(CONFIG, cascade, captions=CAPTIONS, seed=0), Store(str(tmp_path))
+    for job in _jobs(requests):
+        files.write(file_name(job.name), pack_job(draw_job(cascade, job).fetched()))
+    drawn = draw_gallery(requests, files, classes=CLASSES)
     assert set(drawn) == {
         *(f"{generator}_by_{kind}" for generator in ("diffusion", "tokens") for kind in ("class", "prompt")),
         "cascade_side_by_side",
         "strip_base",
         "strip_upsampler_16",
     }
-    assert all(Image.open(io.BytesIO(grid.png)).size[0] > 128 for grid in drawn.values())
+    assert all(Image.open(io.BytesIO(png)).size[0] > 128 for png, _ in drawn.values())
     # Every grid keeps the words that its images were asked for by.
-    words = {name: grid.words for name, grid in drawn.items()}
+    words = {name: asked for name, (_, asked) in drawn.items()}
     assert words["tokens_by_prompt"] == words["diffusion_by_prompt"] == CAPTIONS[:2]
     assert words["diffusion_by_class"] == tuple(readable(name) for name in CLASSES)
     (shown,) = next(job.requests for job in _jobs(requests) if job.frames)

@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from components.evaluation.gallery import draw_reconstructions
 from components.evaluation.grids import (
     CELL,
     INK,
     PAPER,
     GridBlock,
-    compared_grid,
     fit_text,
     in_square,
     labelled_grid,
     render_blocks,
-    strip_grid,
     text_font,
 )
 
@@ -99,7 +98,7 @@ def test_a_heading_is_shown_whole_above_few_images() -> None:
 
 def test_a_reconstruction_stands_right_below_its_original() -> None:
     originals, others = colored(3), [255 - image for image in colored(3)]
-    grid = pixels(compared_grid(originals, others, headings=("original", "reconstruction")))
+    grid = pixels(draw_reconstructions(np.stack(originals), np.stack(others)))
     for original, other in zip(originals, others, strict=True):
         above, below = (np.argwhere((grid == image[0, 0]).all(axis=-1)) for image in (original, other))
         assert above[:, 0].max() < below[:, 0].min()
@@ -108,7 +107,8 @@ def test_a_reconstruction_stands_right_below_its_original() -> None:
 
 def test_a_strip_holds_both_rows_of_every_frame() -> None:
     x_t, x_0 = colored(4), [255 - image for image in colored(4)]
-    strip = strip_grid(x_t, x_0, [f"t = {t}" for t in (999, 666, 333, 0)])
+    clean = GridBlock("x_0", x_0, [f"t = {t}" for t in (999, 666, 333, 0)])
+    strip = render_blocks([GridBlock("x_t", x_t), clean], columns=4)
     assert all(area_of(strip, image[0, 0]) == CELL**2 for image in x_t + x_0)
 
 

@@ -125,7 +125,7 @@ def test_figures_are_means_with_errors_over_images() -> None:
     found = summarize({"": bits}, png=png)
     assert found["held_out_bits_per_dim"] == 3.0
     assert found["held_out_bits_per_dim_standard_error"] == standard_error(bits)
-    assert [row[1:] for row in bits_table(bits, png=png, exact=True)["rows"]] == [
+    assert [row[1:] for row in bits_table({"exact": bits}, png=png)["rows"]] == [
         [3.0, standard_error(bits), 3],
         [6.0, standard_error(png), 3],
     ]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from components.evaluation import metrics
+from components.evaluation.features import DistanceRow, measured_row
 from components.evaluation.image_sets import REFERENCE
-from components.evaluation.measure import DistanceRow, measured_row
 from components.evaluation.metrics import (
     METRICS,
     Compared,

@@ -106,7 +106,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
 
 
 def findings_of(config: NoisingStudyConfig, index: ShardIndex, model: Artifact) -> Findings:
-    return NoisingStudy(config, index, {"model": model}, Store("memory://noising"), "study").findings(StudyPlan([]), {})
+    return NoisingStudy(config, index, {"model": model}, Store("memory://noising"), "study").findings(StudyPlan({}), {})
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from components.evaluation.features import DistanceRow
 from components.evaluation.gallery import draw_reconstructions
 from components.evaluation.grids import labelled_grid
-from components.evaluation.measure import DistanceRow
 from components.evaluation.plots import curve_svg, direct_parents, metric_names, place, running_mean
 from components.evaluation.report import (
     Bar,

@@ -10,21 +10,27 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from components.evaluation import guidance_study
-from components.evaluation.generated import SampleJob
-from components.evaluation.guidance_study import GuidanceSetting, GuidanceStudyConfig, Models, judge, off
+from components.evaluation import sampling_studies
+from components.evaluation.generated import SampleJob, jobs_of
 from components.evaluation.image_sets import HELD_OUT, FileImages
-from components.evaluation.steps_study import SamplerSetting, StepsStudyConfig
+from components.evaluation.metrics import share_error
+from components.evaluation.sampling_studies import (
+    GuidanceSetting,
+    GuidanceStudyConfig,
+    Models,
+    SamplerSetting,
+    StepsStudyConfig,
+    judge,
+    off,
+)
 from components.evaluation.study import (
     ArrayWorker,
-    Made,
     Measured,
     Point,
     VariantsConfig,
     VariantStudy,
     counted,
     read_points,
-    variant_jobs,
 )
 from components.runtime.events import SilentRecorder
 from components.runtime.execution import Resources
@@ -34,6 +40,7 @@ from components.sampling.cascade import Cascade
 from components.sampling.model import load_model
 from components.sampling.requests import Request
 from components.stages.context import StageContext
+from components.stages.evaluate import commit_findings
 from pipelines.engine.run_report import run_images, study_of
 from tests.tiny_cascade import CLASSES, write_cascade, write_models
 from tests.tiny_generators import write
@@ -88,14 +95,14 @@ def job(variant: object, requests: tuple[Request, ...] = REQUESTS) -> SampleJob:
 @pytest.mark.parametrize(("sampler", "evaluations"), [("ddpm", 5), ("ddim", 5), ("dpm_solver_pp", 5), ("heun", 9)])
 def test_network_evaluations_are_counted_not_assumed(cascade: Cascade, sampler: str, evaluations: int) -> None:
     made = study(STEPS).sample(cascade, job(SamplerSetting(sampler, 5)))
-    assert made.evaluations == evaluations
-    assert made.images.shape == (6, 8, 8, 3)
+    assert made["evaluations"] == evaluations
+    assert made["images"].shape == (6, 8, 8, 3)
 
 
 def test_neither_the_cut_into_jobs_nor_another_setting_moves_a_image(cascade: Cascade) -> None:
     setting = SamplerSetting("ddpm", 4)
-    whole = study(STEPS).sample(cascade, job(setting)).images
-    alone = study(STEPS).sample(cascade, job(setting, REQUESTS[4:5])).images
+    whole = study(STEPS).sample(cascade, job(setting))["images"]
+    alone = study(STEPS).sample(cascade, job(setting, REQUESTS[4:5]))["images"]
     assert np.abs(whole[4].astype(int) - alone[0]).max() <= 1
     asked = [request.replace(sampler="ddpm", steps=4) for request in REQUESTS]
     np.testing.assert_array_equal(whole, [made["base"] for made in cascade.sample_stages(asked)])
@@ -143,7 +150,7 @@ def test_scale_off_is_the_same_model_by_every_method_and_is_sampled_once(models:
         "autoguidance_2",
     ]
     every = {
-        method: study(GUIDANCE).sample(models, job(GuidanceSetting(method, off(method)))).images
+        method: study(GUIDANCE).sample(models, job(GuidanceSetting(method, off(method))))["images"]
         for method in GUIDANCE.methods
     }
     for method in ("classifier_free", "interval", "autoguidance"):
@@ -153,7 +160,7 @@ def test_scale_off_is_the_same_model_by_every_method_and_is_sampled_once(models:
 
 def test_every_guidance_moves_images_and_counts_the_guided_network_alone(models: Models) -> None:
     made = {name: study(GUIDANCE).sample(models, job(setting)) for name, setting in study(GUIDANCE).settings().items()}
-    assert {name: found.evaluations for name, found in made.items()} == {
+    assert {name: found["evaluations"] for name, found in made.items()} == {
         "unguided": 3,
         "classifier_1_5": 3,
         "classifier_unconditional_0": 3,
@@ -162,9 +169,9 @@ def test_every_guidance_moves_images_and_counts_the_guided_network_alone(models:
         "interval_2": 4,  # one of three steps lies in (0.2, 5)
         "autoguidance_2": 3,
     }
-    different = {found.images.tobytes() for found in made.values()}
+    different = {found["images"].tobytes() for found in made.values()}
     assert len(different) == len(made)
-    assert all(found.correct.shape == (6,) for found in made.values())
+    assert all(found["correct"].shape == (6,) for found in made.values())
 
 
 class Brightest(nn.Module):
@@ -186,7 +193,7 @@ def test_a_classifier_pulls_images_towards_what_it_is_asked_for(models: Models, 
     def right(scale: float) -> float:
         asked = job((method, scale), REQUESTS * 4)
         own = models._replace(judge=judge, classifier=judge)
-        return float(study(GUIDANCE).sample(own, asked).correct.mean())
+        return float(study(GUIDANCE).sample(own, asked)["correct"].mean())
 
     assert right(100.0) == 1 > right(0.0) + 0.3
 
@@ -202,11 +209,12 @@ def test_the_guidance_study_draws_every_method_against_scale_and_accuracy() -> N
     settings = study(GUIDANCE).settings()
     found = measured(settings)
     assert found.points["unguided"].accuracy == pytest.approx(4 / 6)
-    assert found.points["unguided"].accuracy_standard_error == pytest.approx((4 / 6 * 2 / 6 / 6) ** 0.5)
+    assert share_error(1.0, 6) == 0
+    assert share_error(4 / 6, 6) == pytest.approx((4 / 6 * 2 / 6 / 6) ** 0.5)
     described = study(GUIDANCE).described(found)
     texts = [Page(svg).text for svg in described.plots.values()]
     assert len(texts) == 2
-    assert all(title in text for title in guidance_study.TITLES.values() for text in texts)
+    assert all(title in text for title in sampling_studies.TITLES.values() for text in texts)
     assert "classifier-free 11 at 1 15 at 2" in texts[0]
     assert "held-out images 0.9" in texts[0]
     (table,) = described.tables.values()
@@ -218,13 +226,14 @@ def test_the_guidance_study_draws_every_method_against_scale_and_accuracy() -> N
 
 def test_what_jobs_left_is_what_was_made_in_their_order(tmp_path: Path) -> None:
     files = Store(str(tmp_path))
-    jobs = variant_jobs({"way": SamplerSetting("ddim", 2)}, [Request(label=0, seed=n) for n in range(70)])["way"]
+    requests = [Request(label=0, seed=n) for n in range(70)]
+    jobs = [one._replace(variant=SamplerSetting("ddim", 2)) for one in jobs_of("way", requests)]
     assert [(one.name, len(one.requests)) for one in jobs] == [("way-000", 64), ("way-001", 6)]
     images = np.arange(70 * 12, dtype=np.uint8).reshape(70, 2, 2, 3)
 
-    def sample(models: np.ndarray, one: SampleJob) -> Made:
+    def sample(models: np.ndarray, one: SampleJob) -> dict[str, Any]:
         seeds = [request.seed for request in one.requests]
-        return Made(models[seeds], 5.0, np.zeros(len(seeds), bool))
+        return {"images": models[seeds], "evaluations": 5.0, "correct": np.zeros(len(seeds), bool)}
 
     sampler = ArrayWorker(lambda: images, sample, files)
     for one in jobs:
@@ -255,7 +264,7 @@ def test_a_study_of_distances_needs_features() -> None:
 def test_a_committed_study_is_shown_by_the_report_as_it_is(tmp_path: Path) -> None:
     context = StageContext("steps_study", "k", Store(str(tmp_path)), Resources(), SilentRecorder())
     found = measured(study(STEPS).settings())
-    artifact = context.commit_study(**study(STEPS).described(found)._asdict())
+    artifact = commit_findings(context, study(STEPS).described(found))
     shown = study_of(artifact)
     assert shown.stage == "steps_study"
     assert [svg[:5] for svg in shown.plots.values()] == ["<svg "]

@@ -35,13 +35,11 @@ from components.runtime.execution import Resources
 from components.runtime.pool import HandoverError, Later, Pool, file_name, portable
 from components.runtime.storage.artifact import RECORDS, Artifact, begin_forced_try, load_artifact, verify_files
 from components.runtime.storage.store import SCRATCH, Store
-from components.stages.cascade import compose_cascade
 from components.stages.context import StageContext
-from components.stages.evaluate import EvaluationConfig, evaluate
+from components.stages.evaluate import EvaluationConfig, evaluate, run_study
 from components.stages.images import ImagesConfig, ingest_images
 from components.stages.precompute import PrecomputeConfig, TextEncoderConfig, import_text_encoder, precompute
-from components.stages.samples import SamplesConfig, sample_generators
-from components.stages.studies import run_study
+from components.stages.samples import SamplesConfig, compose_cascade, sample_generators
 from components.stages.tokens import TokensConfig, tokenize_images
 from components.stages.training import train_model
 from components.training import launch

@@ -12,9 +12,9 @@ from components.configuration.sampling import DiffusionSampling
 from components.evaluation.likelihood_study import (
     BoundJob,
     BoundTerms,
+    bits_table,
     bound_jobs,
-    bound_table,
-    check_bound,
+    check_likelihood,
     draw_terms,
     image_terms,
     joined_terms,
@@ -175,7 +175,8 @@ def test_an_estimate_is_never_called_the_bound() -> None:
 
 def test_the_table_and_the_plot_tell_the_parts() -> None:
     one = measured(normal_images(3))
-    rows = {row[0]: row[1] for row in bound_table(one, png=PNG)["rows"]}
+    table = bits_table({name or "bound": part for name, part in one.parts().items()}, png=PNG, sum_over="all t")
+    rows = {row[0]: row[1] for row in table["rows"]}
     assert rows["as PNG"] == 5.5
     assert rows["bound"] == pytest.approx(rows["prior"] + rows["denoising"] + rows["reconstruction"])
     page = Page(draw_terms(one, salt="likelihood"))
@@ -188,4 +189,4 @@ def test_the_table_and_the_plot_tell_the_parts() -> None:
 def test_a_model_without_this_bound_is_refused_in_one_line(settings: dict[str, object], words: str) -> None:
     model = exact_model()
     with pytest.raises(ValueError, match=words):
-        check_bound(model._replace(settings=model.settings | settings))
+        check_likelihood(model._replace(settings=model.settings | settings))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from components.evaluation.measure import MeasureConfig
+from components.evaluation.features import MeasureConfig
 from components.runtime.pool import HandoverError, portable
 from components.runtime.storage.store import SCRATCH, Store
 from pipelines.planning.preflight import Needs, Space, path_remedy, try_node

@@ -9,7 +9,7 @@ from components.configuration.usage import UsageError
 from components.data.listing import SourceError
 from components.data.shards import read_bpe, save_index
 from components.data.sources import packaged
-from components.evaluation.measure import MeasureConfig
+from components.evaluation.features import MeasureConfig
 from components.runtime.events import SilentRecorder
 from components.runtime.execution import Resources
 from components.runtime.storage.artifact import Artifact

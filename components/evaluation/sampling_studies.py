@@ -1,9 +1,12 @@
-"""Study of class accuracy and Fréchet distance against the scale of each kind of guidance.
+"""Studies of one model sampled in several ways: by every sampler, and under each kind of guidance.
 
-A classifier of clean images that guides nothing judges whether an image shows the class that was asked for.
+Samplers are compared by Fréchet distance against the number of network evaluations, guidance by class accuracy and
+distance against scale. A classifier of clean images that guides nothing judges whether an image shows the class that
+was asked for.
 """
 
-from typing import Annotated, Literal, NamedTuple, Self
+from dataclasses import replace
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -13,10 +16,10 @@ from components.data.held_out import held_out_arrays
 from components.data.shards import View
 from components.evaluation.generated import SampleJob
 from components.evaluation.image_sets import HELD_OUT
+from components.evaluation.metrics import share_error
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.study import (
     Findings,
-    Made,
     Measured,
     VariantsConfig,
     VariantStudy,
@@ -25,6 +28,8 @@ from components.evaluation.study import (
     variants_grid,
 )
 from components.models.diffusion.steps import SamplerName
+from components.sampling.cascade import Cascade
+from components.sampling.device import best_device
 from components.sampling.generators.diffusion import check_guides, class_log_probabilities, sample_guided
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import SamplingModel
@@ -40,6 +45,96 @@ TITLES: dict[Method, str] = {
     "autoguidance": "autoguidance",
 }
 JUDGED = 256  # images at a time
+
+
+class SamplerSetting(NamedTuple):
+    """Sampler and number of steps of a way to sample."""
+
+    sampler: SamplerName
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """Sampler and steps as a name for jobs and metrics."""
+        return f"{self.sampler}_{self.steps}"
+
+    @property
+    def title(self) -> str:
+        """Sampler and steps in words, for tables and rows of images."""
+        return f"{self.sampler}, {self.steps} steps"
+
+
+class StepsStudyConfig(VariantsConfig):
+    """Samplers and step counts to compare."""
+
+    samplers: tuple[SamplerName, ...] = Field(("ddpm", "ddim", "dpm_solver_pp", "heun"), min_length=1)
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 15, 25, 50), min_length=1)
+    reference_sampler: SamplerName = "ddpm"  # sampler of the reference images
+    reference_steps: int = Field(250, ge=1)
+
+    @property
+    def reference(self) -> SamplerSetting:
+        """The setting with the reference sampler and its number of steps."""
+        return SamplerSetting(self.reference_sampler, self.reference_steps)
+
+    @property
+    def study(self) -> "type[StepsStudy]":
+        """The study of this configuration."""
+        return StepsStudy
+
+
+class StepsStudy(VariantStudy[StepsStudyConfig]):
+    """Images of the base of a cascade by every sampler and number of steps; the input is `cascade`."""
+
+    by_prompt = True
+
+    def settings(self) -> dict[str, SamplerSetting]:
+        """Name -> setting, the reference last."""
+        config = self.config
+        chosen = [SamplerSetting(sampler, steps) for sampler in config.samplers for steps in sorted(config.steps)]
+        return {setting.name: setting for setting in (*chosen, config.reference)}
+
+    def load(self) -> Cascade:
+        """The cascade. Raises ValueError if it has no diffusion model."""
+        with self.models["cascade"].local_copy() as folder:
+            cascade = Cascade.load(folder, device=best_device())
+        if cascade.base is None:
+            raise ValueError("this cascade has no diffusion model whose samplers could be compared")
+        return cascade
+
+    def sample(self, models: Cascade, job: SampleJob) -> dict[str, Any]:
+        """Images of the base alone by the job's sampler and steps.
+        Raises ValueError if the objective has no such sampler."""
+        assert models.base is not None
+        asked = [request.replace(**job.variant._asdict(), generator="diffusion") for request in job.requests]
+        with counted(models.base.module) as sizes:
+            images = replace(models, upsamplers=()).sample(asked, batch_size=len(asked))
+        evaluations = sum(sizes) / len(images)
+        return {"images": np.stack(images), "evaluations": evaluations, "correct": np.zeros(0, bool)}
+
+    def described(self, measured: Measured) -> Findings:
+        """A plot with a line for each sampler and the reference as a level; the headline has the middle steps."""
+        config, points = self.config, measured.points
+        network, number, reference = config.feature_network, f"N {config.samples}", points[config.reference.name]
+        steps, lines = sorted(set(config.steps)), []
+        for sampler in config.samplers:
+            line = [points[SamplerSetting(sampler, each).name] for each in steps]
+            lines.append(Series(sampler, [point.evaluations for point in line], [point.distance for point in line]))
+        levels = {reference.setting.title: reference.distance, HELD_OUT: measured.held_out_distance}
+        labels = "network evaluations an image", f"Fréchet distance, {network}"
+        panel = Panel(*labels, lines, levels=levels, log_x=True, log_y=True)
+        columns = ["sampler", "steps", "network evaluations", labels[1], "N"]
+        rows = [[*point.setting, point.evaluations, point.distance, config.samples] for point in points.values()]
+        middle = sorted(config.steps)[len(config.steps) // 2]
+        chosen = {SamplerSetting(sampler, middle) for sampler in config.samplers} | {config.reference}
+        shown = [point for point in points.values() if point.setting in chosen]
+        return Findings(
+            {f"Distance against network evaluations, {number}": plot_svg([panel], salt=self.stage)},
+            {"Fréchet distances by sampler and steps": {"columns": columns, "rows": rows}},
+            {f"fd_{network}_{name}": point.distance for name, point in points.items()},
+            {f"distance, {point.setting.title} ({number})": point.distance for point in shown},
+            {"by_steps": variants_grid(points)},
+        )
 
 
 class GuidanceSetting(NamedTuple):
@@ -61,9 +156,7 @@ class GuidanceSetting(NamedTuple):
     @property
     def shared(self) -> bool:
         """True for the unguided conditional model, equal under every method.
-
-        A classifier over an unconditional model starts from less at every scale.
-        """
+        A classifier over an unconditional model starts from less at every scale."""
         return self.scale == off(self.method) and self.method != "classifier_unconditional"
 
 
@@ -74,9 +167,7 @@ def off(method: Method) -> float:
 
 class GuidanceStudyConfig(VariantsConfig):
     """Kinds of guidance and scales to compare.
-
-    No guidance is always a setting: scale 0 for a classifier, scale 1 for the other kinds.
-    """
+    No guidance is always a setting: scale 0 for a classifier, scale 1 for the other kinds."""
 
     methods: tuple[Method, ...] = Field(("classifier", "classifier_free", "autoguidance"), min_length=1)
     scales: tuple[Scale, ...] = Field((1.5, 2.0, 3.0, 5.0), min_length=1)  # scales of all kinds but a classifier
@@ -141,7 +232,7 @@ class GuidanceStudy(VariantStudy[GuidanceStudyConfig]):
         held_out = held_out_arrays(self.index, View(resolution), limit=self.config.samples)
         return float(np.mean(judge(models.judge, held_out["image"]) == held_out["label"]))
 
-    def sample(self, models: Models, job: SampleJob) -> Made:
+    def sample(self, models: Models, job: SampleJob) -> dict[str, Any]:
         """Images under the guidance of the job, judged."""
         method, scale = job.variant
         base, chosen = models.base, {"sampler": self.config.sampler, "steps": self.config.num_inference_steps}
@@ -158,28 +249,27 @@ class GuidanceStudy(VariantStudy[GuidanceStudyConfig]):
             )
         images = to_uint8(guided)
         labels = [class_id(request.label, base.classes) for request in job.requests if request.label is not None]
-        return Made(images, sum(sizes) / len(images), judge(models.judge, images) == np.array(labels))
+        correct = judge(models.judge, images) == np.array(labels)
+        return {"images": images, "evaluations": sum(sizes) / len(images), "correct": correct}
 
     def described(self, measured: Measured) -> Findings:
         """Accuracy and distance by scale and each other; the headline has each method's best scale."""
         config, points = self.config, measured.points
-        lines = {method: [points[setting.name] for setting in line] for method, line in config.lines.items()}
         network, count = config.feature_network, config.samples
         accuracy, distance = "accuracy by an independent classifier", f"Fréchet distance, {network}"
         accuracies, distances, each_other, rows, best = [], [], [], [], {}
-        for method, line in lines.items():
-            title, scales = TITLES[method], [setting.scale for setting in config.lines[method]]
-            seen, far = [point.accuracy for point in line], [point.distance for point in line]
-            accuracies.append(Series(title, scales, seen))
-            distances.append(Series(title, scales, far))
+        for method, settings in config.lines.items():
+            title, line = TITLES[method], {setting.scale: points[setting.name] for setting in settings}
+            seen, far = [point.accuracy for point in line.values()], [point.distance for point in line.values()]
+            accuracies.append(Series(title, list(line), seen))
+            distances.append(Series(title, list(line), far))
             each_other.append(Series(title, seen, far))
             rows += [
-                [title, scale, p.accuracy, p.accuracy_standard_error, p.distance, p.evaluations, count]
-                for scale, p in zip(scales, line, strict=True)
+                [title, scale, p.accuracy, share_error(p.accuracy, len(p.correct)), p.distance, p.evaluations, count]
+                for scale, p in line.items()
             ]
-            without = next(p for scale, p in zip(scales, line, strict=True) if scale == off(method))
-            guided = [p for scale, p in zip(scales, line, strict=True) if scale != off(method)]
-            best |= {p.setting.title: p for p in (without, min(guided, key=lambda point: point.distance))}
+            without = line.pop(off(method))
+            best |= {p.setting.title: p for p in (without, min(line.values(), key=lambda point: point.distance))}
         against_scale = [
             Panel("guidance scale", accuracy, accuracies, levels={HELD_OUT: measured.held_out_accuracy}),
             Panel("guidance scale", distance, distances, levels={HELD_OUT: measured.held_out_distance}),
