@@ -1,4 +1,4 @@
-"""Features of images for distances, from a named pretrained network, kept beside the images, and figures over them.
+"""Features of images from a named pretrained network, kept beside the images, and figures over them.
 
 A missing network is an error: features of a random network are never used.
 

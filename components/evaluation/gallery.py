@@ -94,7 +94,7 @@ def denoised_request(requests: Mapping[str, Sequence[Request]]) -> tuple[Request
 def draw_gallery(
     requests: Mapping[str, Sequence[Request]], files: Store, *, classes: Sequence[str]
 ) -> dict[str, tuple[bytes, tuple[str, ...]]]:
-    """Grids (PNG) of the jobs' images in `files` by name, with the conditions of rows or columns, each once.
+    """Grids (PNG) of the jobs' images by name, each with the conditions of its rows or columns.
     Runs in a worker."""
     drawn: dict[str, tuple[bytes, tuple[str, ...]]] = {}
     for name, asked in requests.items():

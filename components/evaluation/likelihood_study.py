@@ -246,8 +246,8 @@ def bound_jobs(image: np.ndarray, label: np.ndarray, caption: Sequence[str]) -> 
 
 @torch.no_grad()
 def measure_bits(model: SamplingModel, job: BoundJob, *, seed: int) -> np.ndarray:
-    """Bits/dim of each image under the image's own label, (N,) float64: exact, or of a VAE with one draw of the latent.
-    Images pass alone, so the cut into jobs changes no bit."""
+    """Bits/dim of each image under the image's own label, (N,) float64.
+    Exact, or of a VAE with one draw of the latent. Images pass alone, so the cut into jobs changes no bit."""
     bits = []
     for place, image in enumerate(pixels_of(model, job.image).to(model.device).split(1)):
         if isinstance(model.module, Autoencoder):  # Kingma & Welling, 2014, equation 3
@@ -265,7 +265,7 @@ def measure_bits(model: SamplingModel, job: BoundJob, *, seed: int) -> np.ndarra
 
 
 def check_likelihood(model: SamplingModel) -> None:
-    """Raises ValueError, with a message of one line, for a model without a likelihood of 8-bit values or a bound."""
+    """Raises ValueError of one line for a model without a likelihood of 8-bit values or a bound on it."""
     network, likelihood = model.module, family_of(model.kind).likelihood
     if likelihood is None and model.settings.get("role", "base") != "base":
         raise ValueError(f"{model.name} is an upsampler; the bound is measured of a base model")
@@ -306,7 +306,7 @@ def summarize(parts: Mapping[str, np.ndarray], *, png: np.ndarray, exact: bool =
 
 
 def bits_table(parts: Mapping[str, np.ndarray], *, png: np.ndarray, sum_over: str = "") -> dict[str, Any]:
-    """Columns and rows for the report: likelihoods or terms, summed over some t, and the images as PNGs, (N,) each."""
+    """Columns and rows for the report: likelihoods, or terms over some t, and the images as PNGs."""
     rows, columns = [], ["term" if sum_over else "likelihood", "bits/dim", "standard error", "images"]
     for name, values in {**parts, "as PNG": png}.items():
         rows.append([name, float(values.mean()), standard_error(values), len(values)])

@@ -86,16 +86,6 @@ def metric_names(points: Points) -> list[str]:
     return sorted(names, key=lambda name: (name != "loss", "loss" not in name and "bits" not in name))
 
 
-def last_value(points: Points, metric: str) -> float | None:
-    """The last reported value of a metric."""
-    return next((values[metric] for _, values in reversed(points) if metric in values), None)
-
-
-def is_constant(points: Points, metric: str) -> bool:
-    """True if a metric never changes, and so shows a switch that is off rather than a curve."""
-    return len({values[metric] for _, values in points if metric in values}) == 1 < len(points)
-
-
 def curve_svg(points: Points, metric: str, *, salt: str) -> str:
     """Draws a metric over the steps as an `<svg>` element, with first, last and lowest value in words."""
     told = [(step, values[metric]) for step, values in sorted(points, key=lambda point: point[0]) if metric in values]

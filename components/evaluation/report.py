@@ -19,7 +19,7 @@ from components.configuration.config import Config
 from components.evaluation.features import DistanceRow
 from components.evaluation.grids import readable
 from components.evaluation.metrics import METRICS
-from components.evaluation.plots import Node, curve_svg, graph_svg, is_constant, last_value, metric_names
+from components.evaluation.plots import Node, curve_svg, graph_svg, metric_names
 from components.runtime.events import MEASURES, measures_of
 from components.sampling.cascade import GENERATORS
 from components.sampling.image_files import encode_png
@@ -148,20 +148,6 @@ class Figure(NamedTuple):
     words: Sequence[str] = ()  # conditions of rows or columns
 
 
-class Tile(NamedTuple):
-    """A figure of the run in large type, with a label."""
-
-    value: str
-    label: str
-
-
-class Bar(NamedTuple):
-    """Start and width of a stage in the run, in percent of the run."""
-
-    left: float
-    width: float
-
-
 def render_report(data: ReportData) -> str:
     """The page as HTML, rendered from the template of the report."""
     groups = {group: figures(data, images) for group, images in image_groups().items()}
@@ -242,8 +228,8 @@ def stage_detail(row: StageRow) -> str:
     return duration(row.seconds) if row.state == "done" else f"cached ({duration(row.seconds)})"
 
 
-def bars(stages: Sequence[StageRow]) -> dict[str, Bar]:
-    """Start and width of each stage with work in this run; cached stages are left out."""
+def bars(stages: Sequence[StageRow]) -> dict[str, tuple[float, float]]:
+    """Start and width of each stage with work in this run, in percent of the run; cached stages are left out."""
     spans = {
         row.name: (row.started, row.seconds)
         for row in stages
@@ -254,7 +240,7 @@ def bars(stages: Sequence[StageRow]) -> dict[str, Bar]:
     first = min(start for start, _ in spans.values())
     whole = max(start + seconds for start, seconds in spans.values()) - first or 1.0
     return {
-        name: Bar(round(100 * (start - first) / whole, 2), round(max(0.6, 100 * seconds / whole), 2))
+        name: (round(100 * (start - first) / whole, 2), round(max(0.6, 100 * seconds / whole), 2))
         for name, (start, seconds) in spans.items()
     }
 
@@ -265,21 +251,23 @@ def stage_curves(stage: str, points: Sequence[tuple[int, dict[str, float]]]) -> 
     for metric in metric_names(points):
         if metric not in HIDDEN_METRICS:
             svg = Markup(curve_svg(points, metric, salt=f"curve-{stage}-{metric.replace('/', '-')}"))
-            entry = {"metric": metric, "svg": svg, "last": last_value(points, metric)}
-            drawn["side" if metric in SIDE_METRICS or is_constant(points, metric) else "main"].append(entry)
+            values = [figures[metric] for _, figures in points if metric in figures]
+            constant = len({*values}) == 1 < len(points)  # a switch that is off rather than a curve
+            entry = {"metric": metric, "svg": svg, "last": values[-1]}
+            drawn["side" if metric in SIDE_METRICS or constant else "main"].append(entry)
     missing = max(0, CURVES_IN_A_ROW - len(drawn["main"]))
     return {"main": drawn["main"] + drawn["side"][:missing], "side": drawn["side"][missing:]}
 
 
-def tiles(data: ReportData) -> list[Tile]:
-    """The few figures at the top of the page."""
-    found = [] if data.seconds is None else [Tile(duration(data.seconds), "for everything")]
+def tiles(data: ReportData) -> list[tuple[str, str]]:
+    """The few figures at the top of the page, each with a label."""
+    found = [] if data.seconds is None else [(duration(data.seconds), "for everything")]
     if data.data is not None:
-        found.append(Tile(f"{data.data.train_samples:,}", "images to train on"))
+        found.append((f"{data.data.train_samples:,}", "images to train on"))
     made = [row for row in data.distances if row.purpose == "model" and "branch" in row.name]
-    found += [Tile(number(row.distance), f"distance, {row.name}") for row in made]
+    found += [(number(row.distance), f"distance, {row.name}") for row in made]
     if "codebook_usage" in data.codebook:
-        found.append(Tile(f"{100 * data.codebook['codebook_usage']:.0f} %", "of the codebook in use"))
+        found.append((f"{100 * data.codebook['codebook_usage']:.0f} %", "of the codebook in use"))
     return found
 
 

@@ -34,7 +34,9 @@ def shard_in_place(images: Artifact) -> FileVersion | None:
 
 def ingest_images(config: ImagesConfig, context: StageContext) -> Artifact:
     """Writes the shards of the set; existing tars are only indexed.
-    Returns an artifact of kind `shards`: `index.json`, `bpe.json` and the tars that were written here."""
+
+    Returns an artifact of kind `shards`: `index.json`, `bpe.json` and the tars that were written here.
+    """
     name, path = detect_source(config.source)
     settings = IngestConfig(**config.model_dump(exclude={"source"}))
     core = context.resources.cpus_per_core  # these tasks draw and compress in one thread; a training's readers wait

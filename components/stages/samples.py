@@ -1,4 +1,4 @@
-"""The cascade, every trained network in one folder, and samples of its generators to look at and to measure."""
+"""The cascade, every trained network in one folder, and samples of its generators."""
 
 import tempfile
 from functools import partial
@@ -46,7 +46,7 @@ def compose_cascade(
 def copy_parts(
     parts: dict[str, Artifact], upsamplers: dict[str, Artifact], sampling: SamplingConfig, store: Store
 ) -> list[FileEntry]:
-    """Composes the models in a folder with sampling settings, and uploads it to the store. Runs in a worker."""
+    """Composes the models in a folder with sampling settings, and uploads it. Runs in a worker."""
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}cascade-") as place:
         home, composed = Path(place) / "parts", Path(place) / "composed"
         folders, larger = (

@@ -1,6 +1,8 @@
 """Training of a model of any family of `components.configuration.families`, on images or on tokens."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from components.configuration.conditions import DatasetInfo, TokenGrid
 from components.configuration.families import family_of
@@ -21,10 +23,11 @@ from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
 from components.training.frozen import image_inputs
 from components.training.launch import train
+from components.training.loop import Arrays, Task
 from components.training.perceptual_weights import check_perceptual_network
 from components.training.results import ModelDescription
 from components.training.step_model import step_flops, task_maker
-from components.training.worker import RankStream, RayStream, TrainingJob
+from components.training.worker import RankStream, RayStream, Stream, TrainingJob
 
 HELD_OUT = 256  # images for previews and the final evaluation
 
@@ -65,15 +68,7 @@ def train_model(
     )
 
 
-def train_on_images(
-    config: Training,
-    context: StageContext,
-    images: Artifact,
-    *,
-    autoencoder: Artifact | None,
-    contrastive: Artifact | None,
-    text_encoder: Artifact | None,
-) -> Artifact:
+def train_on_images(config: Training, context: StageContext, images: Artifact, **networks: Artifact | None) -> Artifact:
     """Trains on images in the order of the set; arguments and errors are as in `train_model`."""
     needs, optimization, resources = config.needs(), config.optimization, context.resources
     if needs.resolution is None:
@@ -83,16 +78,7 @@ def train_on_images(
     for member in (needs.member, needs.condition_member):
         if member is not None:
             check_member(index, member)
-    inputs = image_inputs(
-        config,
-        context.pool,
-        images,
-        index,
-        autoencoder=autoencoder,
-        contrastive=contrastive,
-        text_encoder=text_encoder,
-    )
-    degradation = None
+    inputs, degradation = image_inputs(config, context.pool, images, index, **networks), None
     if needs.degradations:
         degradation = Degradation(optimization.seed, needs.degradations, needs.jpeg_qualities)
     view = View(inputs.resolution, needs.member, needs.condition_member, inputs.arrays)
@@ -107,29 +93,16 @@ def train_on_images(
         reader_cpus=resources.reader_cpus,
         readers=resources.readers,
     )
-    held_out = partial(held_out_arrays, index, view, degradation=degradation, limit=HELD_OUT)
-    job = TrainingJob(
+    return run_training(
+        config,
+        context,
         task_maker(config, inputs.dataset_info, load_encoders=inputs.load_encoders),
-        config=optimization,
-        stage=context.stage,
-        key=context.key,
-        folder=context.train_store,
-        stream=RayStream(stream),
-        held_out=held_out,
-        recorder=context.recorder,
-        resources=resources,
-        store=context.store,
-        model=ModelDescription(
-            config.network.kind,
-            config.network_arguments(inputs.dataset_info),
-            config.settings(tuple(index.classes)) | inputs.settings,
-            learner=family_of(config.network.kind).stored,
-            texts={BPE: read_bpe(index)} if needs.captions else {},
-        ),
-        step_flops=partial(step_flops, config, inputs.dataset_info),
+        RayStream(stream),
+        partial(held_out_arrays, index, view, degradation=degradation, limit=HELD_OUT),
+        dataset_info=inputs.dataset_info,
+        settings=config.settings(tuple(index.classes)) | inputs.settings,
+        texts={BPE: read_bpe(index)} if needs.captions else {},
     )
-    trained = train(job)
-    return context.commit("model", entries=trained.entries, metadata={"summary": trained.summary})
 
 
 def train_on_tokens(
@@ -159,23 +132,49 @@ def train_on_tokens(
         seed=optimization.seed,
         total_steps=optimization.total_steps,
     )
-    job = TrainingJob(
+    return run_training(
+        config,
+        context,
         task_maker(config, dataset_info, grid=grid, load_tokenizer=load_tokenizer),
-        config=optimization,
+        RankStream(stream),
+        partial(held_out_tokens, tokens, condition),
+        dataset_info=dataset_info,
+        grid=grid,
+        settings=config.settings(tuple(metadata["classes"]), grid),
+        texts={BPE: tokens.read(BPE).decode()} if config.needs().captions else {},
+    )
+
+
+def run_training(
+    config: Training,
+    context: StageContext,
+    make_task: Callable[..., Task],
+    stream: Stream,
+    held_out: Callable[[], Arrays],
+    *,
+    dataset_info: DatasetInfo,
+    settings: dict[str, Any],
+    texts: dict[str, str],
+    grid: TokenGrid | None = None,
+) -> Artifact:
+    """Trains and commits the model; arguments are those of `TrainingJob` and `ModelDescription`."""
+    job = TrainingJob(
+        make_task,
+        config=config.optimization,
         stage=context.stage,
         key=context.key,
         folder=context.train_store,
-        stream=RankStream(stream),
-        held_out=partial(held_out_tokens, tokens, condition),
+        stream=stream,
+        held_out=held_out,
         recorder=context.recorder,
         resources=context.resources,
         store=context.store,
         model=ModelDescription(
             config.network.kind,
             config.network_arguments(dataset_info, grid),
-            config.settings(tuple(metadata["classes"]), grid),
+            settings,
             learner=family_of(config.network.kind).stored,
-            texts={BPE: tokens.read(BPE).decode()} if config.needs().captions else {},
+            texts=texts,
         ),
         step_flops=partial(step_flops, config, dataset_info, grid=grid),
     )

@@ -14,7 +14,6 @@ from components.evaluation.gallery import draw_reconstructions
 from components.evaluation.grids import labelled_grid
 from components.evaluation.plots import curve_svg, direct_parents, metric_names, place, running_mean
 from components.evaluation.report import (
-    Bar,
     DataFacts,
     ReportData,
     StageRow,
@@ -262,7 +261,7 @@ def test_stages_that_ran_side_by_side_have_spans_that_overlap() -> None:
         StageRow(name=name, key=name, state="done", seconds=seconds, started=started)
         for name, started, seconds in (("base", 100.0, 50.0), ("tokenizer", 110.0, 30.0), ("prior", 140.0, 60.0))
     ]
-    assert bars(rows) == {"base": Bar(0.0, 50.0), "tokenizer": Bar(10.0, 30.0), "prior": Bar(40.0, 60.0)}
+    assert bars(rows) == {"base": (0.0, 50.0), "tokenizer": (10.0, 30.0), "prior": (40.0, 60.0)}
 
 
 def test_a_running_mean_ends_with_the_mean_of_the_last_values() -> None:
