@@ -9,7 +9,7 @@ Shapes: N images, n of a part, K classes, C captions, E embedding_dim.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -50,18 +50,6 @@ JUDGES: dict[str, AskedBy] = {"judge": "label", "matcher": "prompt"}  # name of 
 READ_RESOLUTION = 8  # pixels: only captions and labels are wanted
 
 
-class AgreementConfig(Config):
-    """Number of images to judge, and the seed of the sampled images."""
-
-    samples: int = Field(128, ge=2)  # of each generator by label, as many by prompt, and as many held-out images
-    seed: int = Field(0, ge=0)
-
-    @property
-    def study(self) -> "type[AgreementStudy]":
-        """The study of this configuration."""
-        return AgreementStudy
-
-
 class Wanted(NamedTuple):
     """A label or a caption of an image of the set, as a request."""
 
@@ -90,7 +78,7 @@ class Agreement(NamedTuple):
 Found = Mapping[AskedBy, Mapping[str, Agreement]]  # by name of the set
 
 
-class AgreementStudy(ModelStudy[AgreementConfig]):
+class AgreementStudy(ModelStudy["AgreementConfig"]):
     """Each generator asked for labels alone and for captions alone, and the images judged.
 
     Labels and captions are those of held-out images.
@@ -144,6 +132,15 @@ class AgreementStudy(ModelStudy[AgreementConfig]):
     def findings(self, plan: StudyPlan, measured: Found) -> Findings:
         """A table for labels and one for prompts, with images of the set and chance."""
         return agreement_findings(measured)
+
+
+class AgreementConfig(Config):
+    """Number of images to judge, and the seed of the sampled images."""
+
+    study: ClassVar[type] = AgreementStudy
+
+    samples: int = Field(128, ge=2)  # of each generator by label, as many by prompt, and as many held-out images
+    seed: int = Field(0, ge=0)
 
 
 def agreement_findings(found: Found) -> Findings:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from components.evaluation.image_sets import FileImages, MadeStage
-from components.runtime.pool import Later, Pool, file_name, write_job
+from components.runtime.pool import Later, file_name, write_job
 from components.runtime.storage.artifact import Artifact, Record
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade, quick
@@ -74,12 +74,8 @@ def accepts(cascade: Cascade, request: Request) -> bool:
 
 def request_for(cascade: Cascade, request: Request) -> Request | None:
     """The request with the conditions that the generator takes; None if the generator takes no condition."""
-    fewer = (
-        request,
-        request.replace(prompt=None),
-        request.replace(label=None),
-        request.replace(label=None, prompt=None),
-    )
+    left_out: list[dict[str, None]] = [{}, {"prompt": None}, {"label": None}, {"label": None, "prompt": None}]
+    fewer = (request.replace(**conditions) for conditions in left_out)
     return next((candidate for candidate in fewer if accepts(cascade, candidate)), None)
 
 
@@ -275,11 +271,6 @@ class CascadeSampler:
             made = drawn.fetched()
             stages = {stage: images.shape[:2] for stage, images in made.stages.items()}
             write_job(self.files, job.name, pack_job(made), stages=stages, seconds=seconds())
-
-
-def sample_jobs(jobs: Sequence[SampleJob], cascade: Artifact, *, files: Store, pool: Pool) -> Iterator[SampleJob]:
-    """Samples the jobs with missing files; yields each job when the file is written."""
-    return pool.finish(partial(CascadeSampler, cascade, files), jobs, files=files)
 
 
 def seconds_per_image(jobs: Sequence[SampleJob], records: Mapping[str, Record]) -> float:

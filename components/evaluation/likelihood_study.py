@@ -17,7 +17,7 @@ Shapes: N images, C colors, H W their pixels, V values, K times of an image (T i
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -49,21 +49,6 @@ CURVE_POINTS = 200  # of the plot
 
 Term = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_0, noise, timesteps), B rows each -> bits/dim (B,)
 TABLE = "Bits/dim of held-out images"
-
-
-class LikelihoodConfig(Config):
-    """Number of images, and the choice of an exact or estimated bound of a diffusion model."""
-
-    stage_version = 2  # gray images are one channel, and PNGs stand beside
-
-    samples: int = Field(256, ge=1)  # held-out images
-    timesteps_per_image: int | None = Field(None, ge=1)  # None: all, the exact sum; fewer are a stratified estimate
-    seed: int = Field(0, ge=0)
-
-    @property
-    def study(self) -> "type[LikelihoodStudy]":
-        """The study of this configuration."""
-        return LikelihoodStudy
 
 
 class BoundJob(NamedTuple):
@@ -102,7 +87,7 @@ class BoundTerms(NamedTuple):
         return {"": self.prior + denoising + reconstruction} | parts
 
 
-class LikelihoodStudy(ModelStudy[LikelihoodConfig]):
+class LikelihoodStudy(ModelStudy["LikelihoodConfig"]):
     """Bits/dim of held-out images under each image's own conditions; the input is `model`."""
 
     def plan(self) -> StudyPlan:
@@ -147,6 +132,18 @@ class LikelihoodStudy(ModelStudy[LikelihoodConfig]):
         summary = summarize(parts, png=png, exact=exact)
         headline = {name: value for name, value in summary.items() if not name.endswith("standard_error")}
         return Findings(plots, {TABLE: table}, summary, headline, {})
+
+
+class LikelihoodConfig(Config):
+    """Number of images, and the choice of an exact or estimated bound of a diffusion model."""
+
+    study: ClassVar[type] = LikelihoodStudy
+
+    stage_version = 2  # gray images are one channel, and PNGs stand beside
+
+    samples: int = Field(256, ge=1)  # held-out images
+    timesteps_per_image: int | None = Field(None, ge=1)  # None: all, the exact sum; fewer are a stratified estimate
+    seed: int = Field(0, ge=0)
 
 
 def strata(num_timesteps: int, count: int) -> np.ndarray:

@@ -6,7 +6,7 @@ Shapes: N images, F times shown, T num_train_timesteps. Times are 0-based indice
 noising steps, one more.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -39,22 +39,7 @@ PAIRS = 2  # images whose predicted x_0 is shown
 HISTOGRAM_TIMES, ERROR_TIMES, CURVE_POINTS = 5, 20, 200
 
 
-class NoisingStudyConfig(Config):
-    """Number of held-out images, of shown images and times, and the resolution of shown images."""
-
-    samples: int = Field(128, ge=2)  # images that values and errors are computed from
-    shown: int = Field(4, ge=1)  # images in a row of their own
-    frames: int = Field(8, ge=2)  # times of a row
-    resolution: int | None = Field(None, ge=8)  # of the images that are noised to be seen; None: the model's
-    seed: int = Field(0, ge=0)
-
-    @property
-    def study(self) -> "type[NoisingStudy]":
-        """The study of this configuration."""
-        return NoisingStudy
-
-
-class NoisingStudy(ModelStudy[NoisingStudyConfig]):
+class NoisingStudy(ModelStudy["NoisingStudyConfig"]):
     """Held-out images noised step by step, and the x_0 that a model sees in each; the input is `model`.
     There are no jobs: the few images are noised where they are drawn."""
 
@@ -91,6 +76,18 @@ class NoisingStudy(ModelStudy[NoisingStudyConfig]):
                 PREDICTED: draw_predicted(loaded, objective, split, noised, config.frames),
             },
         )
+
+
+class NoisingStudyConfig(Config):
+    """Number of held-out images, of shown images and times, and the resolution of shown images."""
+
+    study: ClassVar[type] = NoisingStudy
+
+    samples: int = Field(128, ge=2)  # images that values and errors are computed from
+    shown: int = Field(4, ge=1)  # images in a row of their own
+    frames: int = Field(8, ge=2)  # times of a row
+    resolution: int | None = Field(None, ge=8)  # of the images that are noised to be seen; None: the model's
+    seed: int = Field(0, ge=0)
 
 
 class NoisedImages(NamedTuple):

@@ -7,7 +7,7 @@ Shapes: N images, H W their pixels; images are uint8.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -40,17 +40,6 @@ HIDDEN = 127  # gray level of unknown pixels in shown images
 SHOWN = 8
 
 
-class RestorationConfig(MeasureConfig):
-    """Number of degraded images, and the settings of distances to the training images."""
-
-    samples: int = Field(64, ge=2)  # held-out images, each degraded in every way
-
-    @property
-    def study(self) -> "type[RestorationStudy]":
-        """The study of this configuration."""
-        return RestorationStudy
-
-
 class Damaged(NamedTuple):
     """Images after a degradation, and the requests to restore the images."""
 
@@ -60,7 +49,7 @@ class Damaged(NamedTuple):
     requests: tuple[Request, ...]
 
 
-class RestorationStudy(ModelStudy[RestorationConfig]):
+class RestorationStudy(ModelStudy["RestorationConfig"]):
     """Held-out images degraded in every trained way, and restored; the input is `cascade`."""
 
     def degraded(self) -> tuple[SamplingModel, np.ndarray, list[Damaged]]:
@@ -96,6 +85,14 @@ class RestorationStudy(ModelStudy[RestorationConfig]):
             for name, jobs in plan.groups.items()
         }
         return restored_findings(damaged, made, originals, measured)
+
+
+class RestorationConfig(MeasureConfig):
+    """Number of degraded images, and the settings of distances to the training images."""
+
+    study: ClassVar[type] = RestorationStudy
+
+    samples: int = Field(64, ge=2)  # held-out images, each degraded in every way
 
 
 def restored_findings(

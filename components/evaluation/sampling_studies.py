@@ -6,7 +6,7 @@ was asked for.
 """
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -64,26 +64,7 @@ class SamplerSetting(NamedTuple):
         return f"{self.sampler}, {self.steps} steps"
 
 
-class StepsStudyConfig(VariantsConfig):
-    """Samplers and step counts to compare."""
-
-    samplers: tuple[SamplerName, ...] = Field(("ddpm", "ddim", "dpm_solver_pp", "heun"), min_length=1)
-    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 15, 25, 50), min_length=1)
-    reference_sampler: SamplerName = "ddpm"  # sampler of the reference images
-    reference_steps: int = Field(250, ge=1)
-
-    @property
-    def reference(self) -> SamplerSetting:
-        """The setting with the reference sampler and its number of steps."""
-        return SamplerSetting(self.reference_sampler, self.reference_steps)
-
-    @property
-    def study(self) -> "type[StepsStudy]":
-        """The study of this configuration."""
-        return StepsStudy
-
-
-class StepsStudy(VariantStudy[StepsStudyConfig]):
+class StepsStudy(VariantStudy["StepsStudyConfig"]):
     """Images of the base of a cascade by every sampler and number of steps; the input is `cascade`."""
 
     by_prompt = True
@@ -137,6 +118,22 @@ class StepsStudy(VariantStudy[StepsStudyConfig]):
         )
 
 
+class StepsStudyConfig(VariantsConfig):
+    """Samplers and step counts to compare."""
+
+    study: ClassVar[type] = StepsStudy
+
+    samplers: tuple[SamplerName, ...] = Field(("ddpm", "ddim", "dpm_solver_pp", "heun"), min_length=1)
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 15, 25, 50), min_length=1)
+    reference_sampler: SamplerName = "ddpm"  # sampler of the reference images
+    reference_steps: int = Field(250, ge=1)
+
+    @property
+    def reference(self) -> SamplerSetting:
+        """The setting with the reference sampler and its number of steps."""
+        return SamplerSetting(self.reference_sampler, self.reference_steps)
+
+
 class GuidanceSetting(NamedTuple):
     """Guidance method and scale of a way to sample."""
 
@@ -165,38 +162,6 @@ def off(method: Method) -> float:
     return 0.0 if method.startswith("classifier") and method != "classifier_free" else 1.0
 
 
-class GuidanceStudyConfig(VariantsConfig):
-    """Kinds of guidance and scales to compare.
-    No guidance is always a setting: scale 0 for a classifier, scale 1 for the other kinds."""
-
-    methods: tuple[Method, ...] = Field(("classifier", "classifier_free", "autoguidance"), min_length=1)
-    scales: tuple[Scale, ...] = Field((1.5, 2.0, 3.0, 5.0), min_length=1)  # scales of all kinds but a classifier
-    interval: tuple[float, float] = (0.2, 5.0)  # noise levels, sigma / signal, that the method interval guides at
-    classifier_scales: tuple[Scale, ...] = Field((0.5, 1.0, 2.0, 4.0), min_length=1)
-    sampler: SamplerName = "ddim"
-    num_inference_steps: int = Field(25, ge=1)
-
-    @model_validator(mode="after")
-    def _interval_rises(self) -> Self:
-        if not 0 <= self.interval[0] < self.interval[1]:
-            raise ValueError(f"interval must rise from at least 0, not {self.interval}")
-        return self
-
-    @property
-    def lines(self) -> dict[Method, list[GuidanceSetting]]:
-        """Settings of each method by ascending scale, with the scale that turns guidance off."""
-        chosen = {method: self.scales if off(method) else self.classifier_scales for method in self.methods}
-        return {
-            method: [GuidanceSetting(method, scale) for scale in sorted({off(method), *scales})]
-            for method, scales in chosen.items()
-        }
-
-    @property
-    def study(self) -> "type[GuidanceStudy]":
-        """The study of this configuration."""
-        return GuidanceStudy
-
-
 class Models(NamedTuple):
     """Models of the study: base, judge, and the models that guide where methods need them."""
 
@@ -206,7 +171,7 @@ class Models(NamedTuple):
     classifier: SamplingModel | None = None
 
 
-class GuidanceStudy(VariantStudy[GuidanceStudyConfig]):
+class GuidanceStudy(VariantStudy["GuidanceStudyConfig"]):
     """Images under each guidance and scale, judged; the inputs are those of `Models`."""
 
     by_prompt = False
@@ -292,6 +257,35 @@ class GuidanceStudy(VariantStudy[GuidanceStudyConfig]):
             headline,
             {"by_guidance": variants_grid(points)},
         )
+
+
+class GuidanceStudyConfig(VariantsConfig):
+    """Kinds of guidance and scales to compare.
+    No guidance is always a setting: scale 0 for a classifier, scale 1 for the other kinds."""
+
+    study: ClassVar[type] = GuidanceStudy
+
+    methods: tuple[Method, ...] = Field(("classifier", "classifier_free", "autoguidance"), min_length=1)
+    scales: tuple[Scale, ...] = Field((1.5, 2.0, 3.0, 5.0), min_length=1)  # scales of all kinds but a classifier
+    interval: tuple[float, float] = (0.2, 5.0)  # noise levels, sigma / signal, that the method interval guides at
+    classifier_scales: tuple[Scale, ...] = Field((0.5, 1.0, 2.0, 4.0), min_length=1)
+    sampler: SamplerName = "ddim"
+    num_inference_steps: int = Field(25, ge=1)
+
+    @model_validator(mode="after")
+    def _interval_rises(self) -> Self:
+        if not 0 <= self.interval[0] < self.interval[1]:
+            raise ValueError(f"interval must rise from at least 0, not {self.interval}")
+        return self
+
+    @property
+    def lines(self) -> dict[Method, list[GuidanceSetting]]:
+        """Settings of each method by ascending scale, with the scale that turns guidance off."""
+        chosen = {method: self.scales if off(method) else self.classifier_scales for method in self.methods}
+        return {
+            method: [GuidanceSetting(method, scale) for scale in sorted({off(method), *scales})]
+            for method, scales in chosen.items()
+        }
 
 
 def judge(classifier: SamplingModel, images: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from components.configuration.sampling import SamplingConfig
 from components.data.held_out import WordReader, Words, joined_words, random_part, read_split
 from components.data.shards import ShardIndex, View, load_index
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests
-from components.evaluation.generated import measured_jobs, measured_requests, sample_jobs, seconds_per_image
+from components.evaluation.generated import CascadeSampler, measured_jobs, measured_requests, seconds_per_image
 from components.runtime import events
 from components.runtime.pool import file_name
 from components.runtime.storage.artifact import Artifact, FileEntry, read_records, upload_attempt
@@ -79,7 +79,7 @@ def sample_generators(config: SamplesConfig, context: StageContext, *, images: A
         measured = {name: measured_jobs(name, own) for name, own in requests.items()}
         jobs = [*gallery_jobs(shown, strip_frames=config.strip_frames), *chain(*measured.values())]
         total = sum(len(job.requests) for job in jobs)
-        for job in sample_jobs(jobs, cascade, files=files, pool=pool):
+        for job in pool.finish(partial(CascadeSampler, cascade, files), jobs, files=files):
             context.report_images(done := done + len(job.requests), total)
         drawn = pool.call(partial(draw_gallery, shown, files, classes=index.classes))
     names = [job.name for job in jobs]
