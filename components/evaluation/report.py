@@ -229,7 +229,7 @@ def stage_detail(row: StageRow) -> str:
 
 
 def bars(stages: Sequence[StageRow]) -> dict[str, tuple[float, float]]:
-    """Start and width of each stage with work in this run, in percent of the run; cached stages are left out."""
+    """Start and width in percent of the run, of each stage with work in it; cached stages are left out."""
     spans = {
         row.name: (row.started, row.seconds)
         for row in stages
