@@ -247,7 +247,8 @@ def measure_bits(model: SamplingModel, job: BoundJob, *, seed: int) -> np.ndarra
     Exact, or of a VAE with one draw of the latent. Images pass alone, so the cut into jobs changes no bit."""
     bits = []
     for place, image in enumerate(pixels_of(model, job.image).to(model.device).split(1)):
-        if isinstance(model.module, Autoencoder):  # Kingma & Welling, 2014, equation 3
+        if family_of(model.kind).likelihood == "bound":  # Kingma & Welling, 2014, equation 3
+            assert isinstance(model.module, Autoencoder)
             generator = random_stream(seed + job.first + place, STREAM)
             noise = torch.randn(1, *model.module.latent_shape, generator=generator).to(image.device)
             output, encoded = model.module(image, noise=noise)
