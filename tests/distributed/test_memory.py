@@ -128,9 +128,7 @@ def told(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return last_weights(folder)
 
 
-def test_a_killed_run_goes_on_with_the_number_it_found_and_changes_no_bit(
-    told: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_a_killed_run_goes_on_with_the_number_it_found_and_changes_no_bit(told: dict[str, Tensor], tmp_path: Path):
     (tmp_path / "short").touch()
     run(tmp_path, KilledTask, tries=True)
     assert not (tmp_path / "short").exists()  # it was killed: another try would have found room for more

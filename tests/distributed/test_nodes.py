@@ -114,11 +114,7 @@ def main(folder: Path) -> None:
     index, names = write_set(Store(str(folder / "set")), sizes=(4, 4, 4)), ["shard-0", "shard-1", "shard-2"]
     large = RESOURCES.replace(cpus_per_worker=SMALL + 1)  # one actor may do all shards while the other one starts
     assert list(process_shards(partial(shard_worker, place), index, names, files=place, resources=large))[-1] == 3
-    found["working"] = [
-        *(json.loads(place.read(name)) for name in names),
-        *pool_of_parts(large),
-        *trained(place),
-    ]
+    found["working"] = [*(json.loads(place.read(name)) for name in names), *pool_of_parts(large), *trained(place)]
     (folder / "found.json").write_text(json.dumps(found))
     ray.shutdown()
     cluster.shutdown()

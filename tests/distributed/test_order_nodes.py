@@ -93,9 +93,7 @@ def run_try(index: ShardIndex, nodes: list[str], workers: int, start: int, stop:
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_order_holds_on_nodes_through_resumes_and_changes_of_workers(
-    ray_cluster: None, nodes: int, tmp_path: Path
-) -> None:
+def test_order_holds_on_nodes_through_resumes_and_changes_of_workers(ray_cluster: None, nodes: int, tmp_path: Path):
     index = write_set(Store(str(tmp_path / "set")), sizes=(50, 40, 60, 30, 20, 35, 45))
     expected, found = law(index), all_tries(index) if nodes == 1 else on_two_nodes(tmp_path)
     for (workers, start, stop), seen in zip(tries(), found, strict=True):

@@ -24,9 +24,7 @@ class ShardedTask(KilledTask):
         super().__init__(config, place=place, worker=worker, **options)
 
 
-def test_a_killed_worker_of_shards_changes_no_bit_and_the_model_is_an_ordinary_one(
-    ray_cluster: None, tmp_path: Path
-) -> None:
+def test_a_killed_worker_of_shards_changes_no_bit_and_the_model_is_an_ordinary_one(ray_cluster: None, tmp_path: Path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     for folder in (undisturbed, killed):
         folder.mkdir()
@@ -36,7 +34,6 @@ def test_a_killed_worker_of_shards_changes_no_bit_and_the_model_is_an_ordinary_o
     assert len({line["pid"] for line in FileRecorder(killed / "log.jsonl").lines("metrics")}) == 2  # before and after
     weights = last_weights(undisturbed, CONFIG)
     assert_equal_bits(last_weights(killed, CONFIG), weights)
-
     assert trained[killed].summary["held_out_loss"] == trained[undisturbed].summary["held_out_loss"] > 0
     assert FileRecorder(undisturbed / "log.jsonl").lines("image"), "no preview was shown"
     for entry in trained[killed].entries:

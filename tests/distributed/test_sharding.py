@@ -12,13 +12,7 @@ from torch import Tensor
 
 from components.runtime.storage.store import Store
 from components.training.batches import to_batch
-from components.training.checkpoint import (
-    WEIGHTS,
-    copy_to_host,
-    read_checkpoint,
-    refuse_non_finite,
-    write_host_copy,
-)
+from components.training.checkpoint import WEIGHTS, copy_to_host, read_checkpoint, refuse_non_finite, write_host_copy
 from components.training.loop import Task
 from components.training.memory import KEPT, with_room
 from components.training.optim import NonFiniteError
@@ -30,15 +24,7 @@ from tests.distributed.gloo import run_ranks
 from tests.distributed.recording import FileRecorder
 from tests.limited_memory import limit_memory, limit_memory_of_backward
 from tests.tiny_text_image import TEXT_IMAGE
-from tests.tiny_training import (
-    DATASET_INFO,
-    assert_close,
-    assert_equal_bits,
-    batches,
-    config_of,
-    make_task,
-    rows_at,
-)
+from tests.tiny_training import DATASET_INFO, assert_close, assert_equal_bits, batches, config_of, make_task, rows_at
 
 STEPS, MORE, ROOM = 2, 3, 2
 KINDS = ("prior", "masked_prior", "base", "hybrid", "upsampler", "dit", "image_to_image", *TEXT_IMAGE)
@@ -218,9 +204,7 @@ def test_shards_that_are_read_again_go_on_with_the_same_bits(kind: str, trained:
 
 
 @pytest.mark.parametrize("kind", RESUMED)
-def test_another_number_of_ranks_and_one_that_holds_all_go_on_from_shards(
-    kind: str, trained: Path, tmp_path: Path
-) -> None:
+def test_another_number_of_ranks_and_one_that_holds_all_go_on_from_shards(kind: str, trained: Path, tmp_path: Path):
     whole = alone(kind, tmp_path, stop=MORE)
     assert_close(weights_in(trained / f"{kind}-from_four"), whole)
     config, task = made(kind)

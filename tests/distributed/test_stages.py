@@ -44,9 +44,7 @@ def test_model_artifact_holds_all_that_its_readers_need(tokenizer: Artifact) -> 
     assert summary["parameters"] > 1000
 
 
-def test_tokens_are_those_of_the_kept_tokenizer(
-    tokenizer: Artifact, tokens: Artifact, folder: Path, tmp_path: Path
-) -> None:
+def test_tokens_are_those_of_the_kept_tokenizer(tokenizer: Artifact, tokens: Artifact, folder: Path, tmp_path: Path):
     network = load_bundle(tokenizer.download(tmp_path)).module
     name = tokens.metadata["names"][0]
     found = parse_tokens(tokens.read(name), name)

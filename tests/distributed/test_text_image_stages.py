@@ -59,9 +59,7 @@ def test_an_encoder_is_kept_with_its_tokenizer_and_says_how_well_pairs_find_each
     assert summary["held_out_pairs"] > 1
 
 
-def test_shards_that_were_encoded_before_are_not_encoded_again(
-    contrastive: Artifact, encoded: Artifact, folder: Path
-) -> None:
+def test_shards_that_were_encoded_before_are_not_encoded_again(contrastive: Artifact, encoded: Artifact, folder: Path):
     made, half = encoded.store.join("files"), Store(str(folder / "half"))
     assert load_index(encoded.url(INDEX)).array_names == [*COLUMNS]
     assert {"null_text_states.npy", "null_text_embedding.npy"} <= {*encoded.names()}

@@ -60,7 +60,6 @@ def test_a_set_of_the_hub_becomes_shards_and_nothing_but_our_lines_is_printed(pe
         ("train-00000-of-00002/000003", "ValueError: the row has no class")
     }
     assert index.quarantined == 2
-
     lines = [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in done.stderr.splitlines()]
     assert len(lines) == 3, done.stderr
     assert lines[0].startswith(f"{address}: train is read (2 files) and test (1 file) is not")

@@ -89,9 +89,7 @@ def test_another_resolution_makes_all_shards_again(tmp_path: Path) -> None:
     assert index.resolution == 4
 
 
-def test_a_few_corrupt_images_are_quarantined_counted_and_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_few_corrupt_images_are_quarantined_counted_and_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     source = str(images(tmp_path / "in", 400, corrupt=2))
     with caplog.at_level(logging.WARNING):
         index = ingest("folder", source, out=Store(str(tmp_path / "out")), config=config(samples_per_shard=200))

@@ -44,7 +44,6 @@ def test_measures_are_in_mlflows_run_and_in_the_table(
     fit(make_task(config), reporter.timed(batches(config, to_batch)), config.optimization, log=reporter.log)
     recorder.emit(events.StageEnded("base", "FINISHED"))
     assert recorder.close("FINISHED") == []
-
     client = MlflowClient(mlflow_server)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     (found,) = client.search_runs([experiment.experiment_id], f"tags.`cascade.stage_key` = '{run}'")
@@ -54,9 +53,7 @@ def test_measures_are_in_mlflows_run_and_in_the_table(
     assert status.measures == pytest.approx({name: found.data.metrics[name] for name in ON_CPUS})
 
 
-def test_a_stage_on_ray_leaves_its_trace_and_says_how_long_checkpoints_held_it(
-    ray_cluster: None, tmp_path: Path
-) -> None:
+def test_a_stage_on_ray_leaves_its_trace_and_says_how_long_checkpoints_held_it(ray_cluster: None, tmp_path: Path):
     context = context_of(tmp_path, "base", workers=2)
     profiling = Profiling(first_step=4, last_step=6, folder=str(tmp_path / "traces"))
     context = dataclasses.replace(context, resources=context.resources.model_copy(update={"profiling": profiling}))

@@ -97,7 +97,6 @@ def test_a_run_shows_its_parameters_curves_images_data_and_machine(track: Callab
     time.sleep(2)
     tracker.emit(events.StageEnded("base", "FINISHED", artifact("base", "k2")))
     assert tracker.close("FINISHED") == []
-
     said = seen()
     parent, child = said.run(), said.run(stage="base")
     assert parent.data.params["base.betas"] == "[0.9, 0.99]"
@@ -127,7 +126,6 @@ def test_a_retry_goes_on_in_the_same_child_run_and_draws_no_step_twice(track: Ca
     tracker.close("FAILED")
     assert seen().run(stage="prior").info.status == "FAILED"
     assert seen().run(stage="prior").data.tags["cascade.error"] == "worker died"
-
     tracker = track()  # the same workflow run again, from the checkpoint of step 10
     tracker.emit(events.StageStarted("prior", "k1", {"a": 1}, {}))
     for step in range(10, 30):
@@ -145,14 +143,12 @@ def test_a_cached_stage_links_to_the_run_that_made_it(track: Callable, seen: Cal
     tracker.emit(events.StageEnded("images", "FINISHED", artifact("images", "k1")))
     tracker.close("FINISHED")
     maker = seen().run(stage="images")
-
     tracker = track("user")
     tracker.emit(events.StageCached("images", artifact("images", "k1")))
     tracker.close("FINISHED")
     tracker = track("maker")  # and again in the run that made it: nothing changes
     tracker.emit(events.StageCached("images", artifact("images", "k1")))
     tracker.close("FINISHED")
-
     said = seen()
     (cached,) = [run for run in said.runs(stage="images") if run.info.run_id != maker.info.run_id]
     assert cached.data.tags["cascade.cached"] == "true"
@@ -233,7 +229,6 @@ def test_an_mlflow_that_is_away_loses_no_point_and_doubles_none(
     assert time.monotonic() - started < 30, "an MLflow that is away is not waited for"
     assert "sent by the next run" in warning
     assert len(_said(caplog, "MLflow is away")) == 3, "said once each time that it goes"
-
     gate.open()
     assert track("second", uri=gate.uri).close("FINISHED") == []
     assert seen().steps("loss", stage="base") == list(range(30))

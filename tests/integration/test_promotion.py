@@ -15,13 +15,7 @@ from typer.testing import CliRunner
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact
 from components.runtime.tracking.names import BEFORE, DECISION, FIGURES, REASON
-from components.runtime.tracking.promotion import (
-    Promotion,
-    champion_of,
-    compared,
-    figures_of,
-    promote_run,
-)
+from components.runtime.tracking.promotion import Promotion, champion_of, compared, figures_of, promote_run
 from components.runtime.tracking.tracker import Tracker
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
@@ -107,20 +101,17 @@ def test_a_worse_run_moves_no_alias_a_better_one_does_and_each_version_says_why(
 
     assert run("k0", distance(361)).promoted
     assert (champion_of(client, NAME), reason("1")) == ("1", "the first of its name")
-
     worse = run("k1", distance(384))
     assert champion_of(client, NAME) == "1"
     assert worse == Promotion(NAME, "2", False, "distance: gan branch 384, the champion's 361 ± 4.2")
     assert reason("2") == worse.reason
     assert worse.lines()[0] == f"model: models:/{NAME}/2"
     assert worse.lines()[1].endswith(f"cascade promote {NAME}@2")
-
     assert run("k2", distance(364)).promoted, "worse by less than the error of the difference"
     assert champion_of(client, NAME) == "3"
     assert client.get_model_version(NAME, "3").tags[BEFORE] == "1"
     assert run("k2", distance(364)).reason == "it is the champion already"
     assert reason("3").startswith("distance: gan branch 364, the champion's 361"), "why it became that stays"
-
     assert not run("k1", distance(384), promote="never").promoted
     assert not run("k3", None).promoted
     assert champion_of(client, NAME) == "3"

@@ -19,6 +19,7 @@ from components.sampling.generators.diffusion import denoise, sample_guided
 from components.sampling.images import to_uint8
 from components.sampling.model import load_model
 from components.sampling.requests import Request
+from tests.refusals import one_line
 from tests.tiny_cascade import CLASSES, DIFFUSION, FEW
 from tests.tiny_diffusion_branches import GENERATORS, LATENT_SCALE, base, classifier, contrastive, latent
 from tests.unit.test_frozen_text import pretrained_folder
@@ -158,9 +159,8 @@ def test_a_pretrained_encoder_reads_and_cuts_what_is_too_long(tmp_path: Path) ->
 
 @pytest.mark.parametrize("generator", ["imagen", "dalle2"])
 def test_a_prompt_that_the_encoder_can_not_read_to_its_end_is_refused(cascade_of: Callable, generator: str) -> None:
-    with pytest.raises(ValueError, match=r"the prompt is too long: \d+ tokens, the model takes at most 6") as caught:
+    with one_line(ValueError, match=r"the prompt is too long: \d+ tokens, the model takes at most 6"):
         cascade_of(generator).sample([Request(prompt="red apple " * 20)])
-    assert "\n" not in str(caught.value)
 
 
 def test_a_base_that_reads_without_its_encoder_is_refused(tmp_path: Path) -> None:
@@ -207,9 +207,8 @@ def test_a_weaker_model_pushes_as_hard_as_it_is_asked_to(cascade_of: Callable) -
     ],
 )
 def test_a_guidance_that_the_cascade_can_not_give_is_one_line(cascade_of: Callable, how: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words) as caught:
+    with one_line(ValueError, match=words):
         cascade_of("autoguided").sample([Request(label=0).replace(**how)])
-    assert "\n" not in str(caught.value)
     unguided = Request(label=0, sampling=(("base", "autoguidance_scale", 2.0),))
     with pytest.raises(ValueError, match="this cascade has no weaker model"):
         cascade_of("classifier_guided").sample([unguided])
@@ -227,9 +226,8 @@ def test_a_weaker_model_of_another_kind_is_refused(settings: dict, network: dict
     classes = {"num_classes": len(CLASSES)}
     other = base(tmp_path / "weaker", settings=settings, **classes | network)
     parts = {"base": base(tmp_path, **classes), "weaker": other}
-    with pytest.raises(ValueError, match=words) as caught:
+    with one_line(ValueError, match=words):
         Cascade.load(compose(tmp_path / "cascade", **parts))
-    assert "\n" not in str(caught.value)
 
 
 def test_a_classifier_tells_a_base_that_knows_none_of_the_classes(cascade_of: Callable) -> None:
@@ -246,9 +244,8 @@ def test_a_classifier_tells_a_base_that_knows_none_of_the_classes(cascade_of: Ca
 
 @pytest.mark.parametrize("generator", ["latent", "imagen", "dalle2"])
 def test_a_classifier_scale_needs_a_classifier(cascade_of: Callable, generator: str) -> None:
-    with pytest.raises(ValueError, match="classifier_scale needs a cascade with a classifier") as caught:
+    with one_line(ValueError, match="classifier_scale needs a cascade with a classifier"):
         cascade_of(generator).sample([REQUESTS[generator][1].replace(classifier_scale=1.0)])
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -264,6 +261,5 @@ def test_a_classifier_scale_needs_a_classifier(cascade_of: Callable, generator: 
 )
 def test_a_classifier_of_another_process_is_refused(settings: dict, words: str, tmp_path: Path) -> None:
     parts = {"base": base(tmp_path, num_classes=len(CLASSES)), "classifier": classifier(tmp_path, **settings)}
-    with pytest.raises(ValueError, match=words) as caught:
+    with one_line(ValueError, match=words):
         Cascade.load(compose(tmp_path / "cascade", **parts))
-    assert "\n" not in str(caught.value)

@@ -15,6 +15,7 @@ from components.sampling.images import to_uint8
 from components.sampling.model import SamplingModel, load_model
 from components.sampling.plan import Plan, random_stream
 from components.sampling.requests import Request, RequestRow
+from tests.refusals import one_line
 
 CLASSES = ["animals", "food", "flags"]
 NETWORK = {
@@ -107,9 +108,8 @@ def test_a_request_decides_its_truncation_in_whatever_company(model: SamplingMod
 
 @pytest.mark.parametrize("truncation", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_truncation_that_leaves_nothing_is_refused(model: SamplingModel, truncation: float) -> None:
-    with pytest.raises(ValueError, match=r"gan\.truncation: Input should be .* \(got ") as caught:
+    with one_line(ValueError, match=r"gan\.truncation: Input should be .* \(got "):
         Cascade(model=model).sample([Request(label=1, truncation=truncation)])
-    assert "\n" not in str(caught.value)
 
 
 def test_a_registered_model_takes_it_as_a_column_or_among_its_settings(tmp_path: Path) -> None:

@@ -55,9 +55,7 @@ def test_the_official_client_fills_a_mask_and_the_rest_stays_as_it_was(
     assert np.abs(made - expected).max() <= 1
 
 
-def test_transparent_is_made_where_anything_is_transparent_and_white_is_made_where_nothing_is(
-    client: openai.OpenAI,
-) -> None:
+def test_transparent_is_made_where_anything_is_transparent_and_white_is_made_where_nothing_is(client: openai.OpenAI):
     by_white = edited(client, file(PHOTO), file(white(HIDDEN)))
     by_transparency = edited(client, file(PHOTO), file(transparent(255 - PHOTO, HIDDEN)))
     in_the_image = edited(client, file(transparent(PHOTO, HIDDEN)))
@@ -102,9 +100,7 @@ def test_a_photograph_is_upright(client: openai.OpenAI) -> None:
     np.testing.assert_array_equal(made[~HIDDEN], np.rot90(PHOTO, -1)[~HIDDEN])
 
 
-def test_each_task_of_an_image_to_image_model_is_answered(
-    client: openai.OpenAI, backends: dict[str, SmallBackend]
-) -> None:
+def test_each_task_of_an_image_to_image_model_is_answered(client: openai.OpenAI, backends: dict[str, SmallBackend]):
     mask = file(white(WIDE_HIDDEN))
     for task, image, given in [
         ("inpainting", WIDE, mask),

@@ -14,6 +14,7 @@ from components.runtime.storage.store import Store, StoreError, digest_of, read_
 from tests.conftest import through_faults
 from tests.emulators import KEY, lack
 from tests.faults.proxy import OVER_TLS, counted
+from tests.refusals import one_line
 from tests.stored_files import answering, assert_bytes_arrive
 
 EXTRAS = [("gs", "gcsfs", "gcs"), ("gcs", "gcsfs", "gcs"), ("az", "adlfs", "azure"), ("abfs", "adlfs", "azure")]
@@ -104,9 +105,8 @@ def test_a_wrong_key_is_refused_without_repeating_it(az_bucket: str, anew: None,
     wrong = KEY.swapcase()
     known = os.environ["AZURE_STORAGE_CONNECTION_STRING"]
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", known.replace(KEY, wrong))
-    with pytest.raises(StoreError, match="access denied") as caught:
+    with one_line(StoreError, match="access denied") as caught:
         Store(az_bucket).check_writable()
-    assert "\n" not in str(caught.value)
     assert wrong[:20] not in str(caught.value)
 
 

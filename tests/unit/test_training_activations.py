@@ -128,7 +128,6 @@ def test_the_innermost_autocast_counts_on_the_meta_device_as_on_others(enabled: 
 
 def test_a_weight_is_copied_to_bf16_once_in_an_autocast_however_often_it_is_used() -> None:
     x, weight = torch.ones(2, 3, device=META), torch.ones(3, 3, device=META, requires_grad=True)
-
     keeping = Keeping()
     with keeping.during(), autocast(META, enabled=True):
         product = (x @ weight) @ weight

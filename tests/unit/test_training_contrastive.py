@@ -10,11 +10,6 @@ from tests.tiny_text_image import contrastive_config
 from tests.tiny_training import assert_equal_bits, batches, make_task, rows_at, weights_of
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def test_training_moves_every_weight_and_learns_pairs_by_heart() -> None:
     config = contrastive_config(total_steps=60, warmup_steps=2, max_shift=0, learning_rate=5e-3)
     task = make_task(config)

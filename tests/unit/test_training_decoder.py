@@ -14,11 +14,6 @@ from components.training.frozen import check_sizes
 from tests.tiny_text_image import PRIOR_DATASET_INFO, decoder_config, frozen_contrastive, prior_task
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def model_of(config: DiffusionTraining) -> SamplingModel:
     network = prior_task(config).learner.network.eval()
     torch.manual_seed(0)

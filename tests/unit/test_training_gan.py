@@ -20,11 +20,6 @@ from components.training.tasks.gan import GANTask
 from tests.tiny_training import DATASET_INFO, assert_equal_bits, batches, gan_config, make_task, rows_at, weights_of
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def trained(**changes: object) -> GANTask:
     config = gan_config(**changes)
     task = make_task(config)

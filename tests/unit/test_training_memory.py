@@ -28,11 +28,6 @@ from tests.tiny_training import KINDS, assert_equal_bits, batches, config_of, ma
 ROOM = 2  # samples at a time, of 8
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def made(kind: str, **changes: Any) -> tuple[Any, Any]:
     """(configuration without dropout, task)."""
     if kind in TEXT_IMAGE:
@@ -192,8 +187,7 @@ def test_a_restart_with_nothing_left_to_train_evaluates_with_the_number(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("kept", "share", "taken"),
-    [(4, 8, 4), (4, 6, 3), (4, 9, 3), (8, 6, 6), (8, 8, 8), (3, 14, 3), (5, 7, 4)],
+    ("kept", "share", "taken"), [(4, 8, 4), (4, 6, 3), (4, 9, 3), (8, 6, 6), (8, 8, 8), (3, 14, 3), (5, 7, 4)]
 )
 def test_another_share_is_cut_into_as_few_and_equal_parts_as_can_be(kept: int, share: int, taken: int) -> None:
     assert even_part(share, most=kept) == taken

@@ -10,14 +10,7 @@ from torch import nn
 
 from components.configuration.optimization import OptimizationConfig
 from components.training.checkpoint import read_checkpoint
-from components.training.optim import (
-    EMA,
-    NonFiniteError,
-    NonFiniteGuard,
-    decay_at,
-    learning_rate,
-    make_optimizer,
-)
+from components.training.optim import EMA, NonFiniteError, NonFiniteGuard, decay_at, learning_rate, make_optimizer
 from components.training.randomness import sample_integers, sample_normal, sample_uniform, step_generator
 from tests.checkpoints import write_checkpoint
 

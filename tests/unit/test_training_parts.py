@@ -18,13 +18,7 @@ from components.configuration.sampling import DiffusionSampling
 from components.runtime.storage.store import DamagedFileError, Store
 from components.training import perceptual_weights
 from components.training.batches import to_batch
-from components.training.checkpoint import (
-    DIGESTS,
-    POSITION,
-    STATE,
-    WEIGHTS,
-    read_checkpoint,
-)
+from components.training.checkpoint import DIGESTS, POSITION, STATE, WEIGHTS, read_checkpoint
 from components.training.loop import Batch, fit
 from components.training.perceptual_weights import (
     VGG16_CHANNELS,
@@ -44,6 +38,7 @@ from components.training.run_folder import (
 )
 from components.training.worker import set_idle_priority
 from tests.checkpoints import write_checkpoint
+from tests.refusals import one_line
 from tests.tiny_training import DATASET_INFO, autoencoder_config, diffusion_config, rows_at
 
 
@@ -202,9 +197,8 @@ def test_vgg16_takes_its_weights_from_a_uri_or_says_what_is_missing(tmp_path: Pa
 )
 def test_weights_that_are_no_vgg16_s_are_refused_by_their_first_bytes(content: bytes, why: str, tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(content)
-    with pytest.raises(PerceptualWeightsError, match=why) as caught:
+    with one_line(PerceptualWeightsError, match=why):
         check_perceptual_network("vgg16_lpips", weights_uri=str(tmp_path / "weights"))
-    assert "\n" not in str(caught.value)
 
 
 def test_configurations_refuse_what_cannot_be() -> None:

@@ -13,20 +13,9 @@ from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
 from components.training.tasks.autoencoder import AutoencoderTask
 from components.training.tasks.prior import PixelTask
-from tests.tiny_training import (
-    DATASET_INFO,
-    GRID,
-    autoencoder_config,
-    pixel_config,
-    rows_at,
-)
+from tests.tiny_training import DATASET_INFO, GRID, autoencoder_config, pixel_config, rows_at
 
 NETWORKS = ("pixelcnn", "row_lstm")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def token_task(network: str, **options: object) -> PixelTask:

@@ -35,9 +35,7 @@ def losses(kind: str, precision: str) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "gan"])
-def test_without_bf16_of_its_own_a_device_trains_as_in_fp32_bit_for_bit(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_bf16_of_its_own_a_device_trains_as_in_fp32_bit_for_bit(kind: str, monkeypatch: pytest.MonkeyPatch):
     with_bf16(monkeypatch)
     assert losses(kind, "bf16") == losses(kind, "fp32")
 

@@ -40,11 +40,6 @@ from tests.tiny_training import (
 EVERYTHING: dict[str, Any] = {"conditions": ("label", "text", "condition"), "dropout": 0.0}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def batch_at(config: Any, positions: range) -> Batch:
     return to_batch(rows_at(config, positions))
 

@@ -13,13 +13,7 @@ from components.training.checkpoint import read_checkpoint
 from components.training.loop import Task, fit
 from tests import tiny_autoencoders
 from tests.checkpoints import write_checkpoint
-from tests.tiny_text_image import (
-    classifier_config,
-    contrastive_config,
-    decoder_config,
-    prior_config,
-    prior_task,
-)
+from tests.tiny_text_image import classifier_config, contrastive_config, decoder_config, prior_config, prior_task
 from tests.tiny_training import (
     KINDS,
     assert_equal_bits,
@@ -50,11 +44,6 @@ CASES: dict[str, Case] = {
     "classifier": (classifier_config(dropout=0.1), make_task),
     "decoder of frozen encoders": (decoder_config(cond_drop="independent", dropout=0.0), prior_task),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -123,11 +123,6 @@ def held_back(store: SlowStore, training: Training) -> Iterator[None]:
         trained.result()
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def test_training_goes_on_while_one_checkpoint_is_sent_and_waits_with_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,9 +174,7 @@ def test_a_copy_brings_back_the_generators_of_its_own_moment(tmp_path: Path) -> 
     assert torch.equal(torch.rand(3), drawn)
 
 
-def test_seconds_that_checkpoints_hold_training_are_logged_once_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_seconds_that_checkpoints_hold_training_are_logged_once_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store, training = SlowStore(monkeypatch), Training(tmp_path, monkeypatch)
     with held_back(store, training):
         pass

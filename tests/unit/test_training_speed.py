@@ -39,7 +39,6 @@ def late(rows: Iterator[Batch], *, seconds: float) -> Iterator[Batch]:
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The metrics of a tiny training that waits 0.1 s for each of its batches, and 0.5 s for its checkpoint."""
-    torch.set_num_threads(1)
     config = config_of("pixelcnn", total_steps=8, log_every=4, checkpoint_every=2)
     recorder = FileRecorder(tmp_path_factory.mktemp("speed") / "log.jsonl")
     options: dict[str, Any] = {"stage": "base", "worker": ALONE, "recorder": recorder, "start_step": 0}

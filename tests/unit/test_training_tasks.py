@@ -28,11 +28,6 @@ UNDROPPED = ("tokenizer", "dit", "contrastive", *tiny_autoencoders.RECIPES)  # t
 FROZEN = ("decoder", "diffusion_prior")  # conditions come from frozen networks
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def config_without_dropout(kind: str, **changes: Any) -> Any:
     changes |= {} if kind in UNDROPPED else {"dropout": 0.0}
     if kind in tiny_autoencoders.RECIPES:

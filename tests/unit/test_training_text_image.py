@@ -1,6 +1,5 @@
 """Laws of the trainings behind frozen encoders and of the classifier, without Ray."""
 
-import pytest
 import torch
 
 from components.training.batches import to_batch
@@ -8,11 +7,6 @@ from components.training.frozen import encoded
 from components.training.randomness import dropped_conditions
 from tests.tiny_text_image import PRIOR_DATASET_INFO, classifier_config, frozen_contrastive, prior_config, prior_task
 from tests.tiny_training import batches, make_task, rows_at, weights_of
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def test_a_classifier_of_clean_images_sees_no_noise() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
 from components.configuration.usage import UsageError
@@ -20,6 +19,7 @@ from pipelines.engine.driver import parse_steps
 from pipelines.recipes.catalog import load_recipe
 from pipelines.workflows import build_workflow
 from tests.distributed.recording import FileRecorder
+from tests.refusals import one_line
 from tests.tiny_training import assert_equal_bits, batches, config_of, make_task, weights_of
 
 CONFIG = config_of("pixelcnn", total_steps=8)
@@ -27,7 +27,6 @@ CONFIG = config_of("pixelcnn", total_steps=8)
 
 def run(folder: Path, first: int, last: int, *, start_step: int = 0, worker: Worker = ALONE) -> dict[str, Tensor]:
     """Train from `start_step` on, as if steps before it had been taken, with these steps traced; the weights."""
-    torch.set_num_threads(1)
     profiling = Profiling(first_step=first, last_step=last, folder=str(folder / "traces"))
     task, rows = make_task(CONFIG), batches(CONFIG, to_batch, start_step=start_step)
     told: dict[str, Any] = {"worker": worker, "recorder": FileRecorder(folder / "log.jsonl"), "start_step": start_step}
@@ -114,7 +113,6 @@ def test_a_storage_that_takes_no_trace_costs_a_warning_and_nothing_else(
 )
 def test_steps_that_no_training_takes_are_refused_in_one_line(text: str, says: str) -> None:
     workflow = build_workflow(load_recipe("smoke", []))
-    with pytest.raises(UsageError, match=says) as refused:
+    with one_line(UsageError, match=says):
         parse_steps(text, workflow=workflow, folder="memory://traces")
-    assert "\n" not in str(refused.value)
     assert parse_steps("20:25", workflow=workflow, folder="f") == Profiling(first_step=20, last_step=25, folder="f")

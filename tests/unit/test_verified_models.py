@@ -8,19 +8,12 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from components.models.bundle import WEIGHTS
 from components.models.file_list import LIST, differences, write_list
-from components.runtime.tracking.registry import (
-    FILES,
-    FILES_DIGEST,
-    download_model,
-    download_packed,
-    register_version,
-)
+from components.runtime.tracking.registry import FILES, FILES_DIGEST, download_model, download_packed, register_version
 from components.sampling.requests import Request
 from components.serving.settings import ServedModel
 from components.serving.versions import Versions
@@ -32,14 +25,6 @@ from tests.waiting import eventually
 
 MODEL = "artifacts/files/"
 RED = Request(prompt="red apple", seed=3, generator="diffusion")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
