@@ -31,7 +31,7 @@ from components.serving.versions import Version
 from tests.tiny_cascade import FEW, OBJECTIVE, write_cascade
 from tests.tiny_diffusion_branches import base
 from tests.tiny_generators import PRIORS, token_branch
-from tests.unit.test_sampling_translate import write_palette
+from tests.tiny_palette import write_palette
 
 CREATED = 1_700_000_000
 HTTP = httpx2.Client(timeout=60)  # of tests that ask without the official client

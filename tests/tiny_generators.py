@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from components.models.bundle import NETWORKS, ModelBundle, save_bundle
 from components.sampling.cascade import compose
-from tests.tiny_cascade import CLASSES, TOKENIZER
+from components.sampling.image_files import encode_png
+from tests.tiny_cascade import CLASSES, DIFFUSION, FEW, TOKENIZER, UNET, write_model
 
 CONDITION = {**TOKENIZER, "bottleneck": {**TOKENIZER["bottleneck"], "codebook_size": 8}}
 PIXELS = {"num_channels": 3, "channels": 6, "num_layers": 1, "kernel_size": 3, "num_classes": 3}
@@ -56,3 +58,18 @@ def conditioned(folder: Path) -> Path:
     network = {**PLAIN, "condition_codebook_size": 8, "condition_grid": [4, 4]}
     seen = write(folder / "c", "autoencoder", CONDITION, {"resolution": 16, "member": "depth"})
     return token_branch(("transformer", network, GRID), folder, condition=seen)
+
+
+def by_depth(folder: Path) -> Path:
+    """A diffusion model of 8² by class and a depth map."""
+    network = UNET | {"resolution": 8, "text": None, "condition_image_channels": 3}
+    settings = DIFFUSION | {"role": "base", "resolution": 8, "condition_member": "depth"}
+    base = write_model(folder / "depth", "unet", network, settings)
+    return compose(folder / "cascade", base=base, sampling={"base": FEW})
+
+
+def depth(edge: int, side: int = 8) -> bytes:
+    """A depth map with an edge."""
+    pixels = np.zeros((side, side, 3), np.uint8)
+    pixels[:, edge:] = 200
+    return encode_png(pixels)

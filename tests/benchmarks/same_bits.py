@@ -35,8 +35,8 @@ from pipelines.recipes.catalog import load_recipe
 from tests import tiny_autoencoders, tiny_cascade, tiny_diffusion_branches, tiny_generators, tiny_text_image
 from tests.evidence import REPOSITORY, Row, commit, machine
 from tests.serving_documents import openapi_text
+from tests.tiny_palette import write_palette
 from tests.tiny_training import DIFFUSIONS, KINDS, batches, config_of, make_task, pixel_config
-from tests.unit.test_sampling_translate import write_palette
 
 STEPS = 20  # of a tiny training: by then every loss has begun
 SHARE = 5  # the demo takes one of so many steps

@@ -15,7 +15,7 @@ from components.sampling.requests import settings_of, with_settings
 from components.serving.messages import Event, FinishedImage, ImageJob
 from tests.serving_backend import SmallBackend
 from tests.tiny_cascade import FEW, SAMPLING, UNET, write_model, write_models
-from tests.unit.test_sampling_translate import PALETTE
+from tests.tiny_palette import PALETTE
 
 SIDE = 16
 PIXELS = """image => {

@@ -15,8 +15,8 @@ from components.runtime.tracking.registry import save_model
 from components.sampling.cascade import compose
 from tests.bare_environment import bare_python
 from tests.tiny_diffusion_branches import base, classifier, classifier_guided, contrastive, dalle2, imagen, latent
+from tests.tiny_palette import write_palette
 from tests.unit.test_frozen_text import pretrained_folder
-from tests.unit.test_sampling_translate import write_palette
 
 PROGRAM = """
     import json, pathlib, sys

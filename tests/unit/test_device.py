@@ -27,8 +27,8 @@ from tests.pretend_gpu import GPU, pretend_gpu
 from tests.tiny_cascade import commit_model, write_cascade
 from tests.tiny_diffusion_branches import GENERATORS, classifier, contrastive
 from tests.tiny_generators import LONE, PRIORS, conditioned, lone, token_branch
+from tests.tiny_palette import pixels, write_palette
 from tests.unit.test_frozen_text import pretrained_folder
-from tests.unit.test_sampling_translate import pixels, write_palette
 
 MODELS: dict[str, Callable[[Path], Path]] = {
     **{generator: GENERATORS[generator] for generator in ("latent", "imagen", "dalle2", "classifier_guided")},

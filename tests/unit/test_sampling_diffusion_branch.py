@@ -51,16 +51,6 @@ def farthest(ours: list[np.ndarray], theirs: list[np.ndarray]) -> int:
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
-def test_the_same_request_gives_the_same_image_in_whatever_batch(cascade_of: Callable, generator: str) -> None:
-    cascade, requests = cascade_of(generator), REQUESTS[generator]
-    together = cascade.sample(requests)
-    assert farthest(together, cascade.sample(requests, batch_size=1)) <= 1
-    assert farthest(together, cascade.sample(requests[::-1], batch_size=3)[::-1]) <= 1
-    (other,) = cascade.sample([requests[1].replace(seed=9)])
-    assert (other != together[1]).any(), "another seed gives another image"
-
-
-@pytest.mark.parametrize("generator", GENERATORS)
 def test_a_cascade_is_its_parts_wherever_they_lie(generator: str, tmp_path: Path) -> None:
     folder = GENERATORS[generator](tmp_path / "made").rename(tmp_path / "moved")
     names = {path.name for path in folder.iterdir() if path.is_dir()}

@@ -1,50 +1,27 @@
-"""Laws of the generators but diffusion: models that make images alone, priors of every kind, condition images."""
+"""Laws of models that make images alone, of priors of every kind, and of condition images for all generators."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from components.sampling.cascade import Cascade
-from components.sampling.requests import Request
+from components.data.images import load_depth
+from components.evaluation.gallery import GalleryConfig, gallery_requests
+from components.runtime.tracking.registry import input_example
+from components.sampling.answers import predictor_of
+from components.sampling.cascade import Cascade, ConditionImages, compose
+from components.sampling.image_files import encode_png
+from components.sampling.requests import Request, RequestRow
+from pipelines.command.sample import read_condition
 from tests.refusals import one_line
-from tests.tiny_generators import LONE, PRIORS, conditioned, lone, token_branch
-
-
-def png(level: int) -> bytes:
-    """An image with an edge at `level`."""
-    pixels = np.zeros((16, 16, 3), np.uint8)
-    pixels[:, level:] = 255
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()
-
-
-def assert_belongs_to_its_request(cascade: Cascade, requests: list[Request]) -> None:
-    together, alone = cascade.sample(requests), cascade.sample(requests, batch_size=1)
-    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(together, alone, strict=True)) <= 1
-    assert (together[0] != together[1]).any(), "another seed gives another image"
-
-
-@pytest.mark.parametrize("generator", LONE)
-def test_a_model_alone_makes_the_same_image_in_whatever_batch(generator: str, tmp_path: Path):
-    cascade = Cascade.load(lone(generator, tmp_path))
-    assert cascade.generators == (generator,)
-    label = None if generator == "vae" else 1
-    assert_belongs_to_its_request(cascade, [Request(label=label, seed=seed) for seed in range(3)])
-
-
-@pytest.mark.parametrize("prior", PRIORS)
-def test_every_prior_makes_the_same_image_in_whatever_batch(prior: str, tmp_path: Path):
-    cascade = Cascade.load(token_branch(PRIORS[prior], tmp_path))
-    assert_belongs_to_its_request(cascade, [Request(label=1, seed=seed, guidance_scale=2.0) for seed in range(3)])
+from tests.tiny_cascade import write_models
+from tests.tiny_generators import PRIORS, by_depth, conditioned, depth, lone, token_branch
 
 
 def test_a_condition_image_decides_and_belongs_to_its_request(tmp_path: Path):
     cascade = Cascade.load(conditioned(tmp_path))
-    first, second = Request(condition=png(3), seed=1), Request(condition=png(12), seed=1)
+    first, second = Request(condition=depth(3, 16), seed=1), Request(condition=depth(12, 16), seed=1)
     images = cascade.sample([first, second, first])
     assert (images[0] != images[1]).any()
     assert np.array_equal(images[0], images[2])
@@ -93,3 +70,56 @@ ROW = (KIND, {name: value for name, value in NETWORK.items() if name not in ("gr
 def test_what_a_model_can_not_do_is_refused_in_one_line(make, request_: Request, words: str, tmp_path: Path):
     with one_line(ValueError, match=words):
         Cascade.load(make(tmp_path)).sample([request_])
+
+
+SIZE = 8  # of a diffusion model by depth
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return by_depth(tmp_path_factory.mktemp("depth"))
+
+
+@pytest.fixture(scope="module")
+def cascade(folder: Path) -> Cascade:
+    return Cascade.load(folder)
+
+
+def test_the_image_decides_and_belongs_to_its_request(cascade: Cascade) -> None:
+    requests = [Request(label=1, condition=depth(edge), seed=3) for edge in (2, 5)]
+    together, alone = cascade.sample(requests), cascade.sample(requests, batch_size=1)
+    assert (together[0] != together[1]).any()
+    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(together, alone, strict=True)) <= 1
+
+
+def test_guidance_goes_away_from_no_image_and_a_image_needs_no_label(cascade: Cascade) -> None:
+    request = Request(condition=depth(4), seed=1)
+    plain, guided = cascade.sample([request, request.replace(guidance_scale=4.0)])
+    assert (plain != guided).any()
+
+
+def test_a_missing_image_and_one_that_is_not_taken_are_refused(cascade: Cascade, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs a condition image, and none is given"):
+        cascade.sample([Request(label=1)])
+    plain = Cascade.load(compose(tmp_path / "plain", base=write_models(tmp_path)["base"]))
+    assert plain.condition_images is None
+    with pytest.raises(ValueError, match="takes no condition image"):
+        plain.sample([Request(label=1, condition=depth(2))])
+
+
+def test_a_depth_map_on_disk_becomes_the_image_of_training(cascade: Cascade, tmp_path: Path) -> None:
+    assert cascade.condition_images == ConditionImages(SIZE, "depth")
+    raw = np.linspace(1000, 9000, 256).reshape(16, 16).astype(np.uint16)
+    Image.fromarray(raw).save(tmp_path / "depth.png")
+    expected = load_depth((tmp_path / "depth.png").read_bytes(), resolution=SIZE)
+    assert read_condition(tmp_path / "depth.png", cascade.condition_images) == encode_png(expected)
+
+
+def test_the_gallery_shows_what_was_made_of_condition_images(cascade: Cascade) -> None:
+    shown = gallery_requests(GalleryConfig(), cascade, captions=(), images=[depth(2), depth(4)], seed=0)
+    assert {request.condition for request in shown["diffusion_by_condition"]} == {depth(2), depth(4)}
+
+
+def test_a_registered_model_takes_its_example(folder: Path) -> None:
+    for model in (folder, folder / "base"):
+        assert predictor_of(model)([RequestRow(**row) for row in input_example(model)])

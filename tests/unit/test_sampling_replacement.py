@@ -1,6 +1,5 @@
 """Any diffusion model of images fills a mask: what is known stays, and the rest is its own."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from PIL import Image
 
 from components.models.diffusion.steps import SAMPLERS
 from components.sampling.cascade import Cascade, compose
+from components.sampling.image_files import encode_png
 from components.sampling.requests import Request
 from pipelines.command.translate import translate
 from tests.refusals import one_line
@@ -21,13 +21,7 @@ HIDDEN[2:6, 3:] = True
 PHOTO = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 
 
-def png(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, format="PNG")
-    return file.getvalue()
-
-
-ASKED = Request(seed=3, image=png(PHOTO), mask=png(HIDDEN.astype(np.uint8) * 255))
+ASKED = Request(seed=3, image=encode_png(PHOTO), mask=encode_png(HIDDEN.astype(np.uint8) * 255))
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +40,12 @@ def test_known_pixels_are_kept_exactly_and_the_others_are_a_matter_of_the_seed(c
     assert (one != two)[HIDDEN].any()
     (alone,) = cascade.sample(requests[1:])
     assert np.abs(two.astype(int) - alone).max() <= 1
-    (otherwise,) = cascade.sample([requests[0].replace(image=png(255 - PHOTO))])
+    (otherwise,) = cascade.sample([requests[0].replace(image=encode_png(255 - PHOTO))])
     assert (one != otherwise)[HIDDEN].any(), "what is known decides what is made"
 
 
 def test_an_image_that_nothing_is_known_of_is_as_without(cascade: Cascade) -> None:
-    everything = ASKED.replace(mask=png(np.full((SIDE, SIDE), 255, np.uint8)))
+    everything = ASKED.replace(mask=encode_png(np.full((SIDE, SIDE), 255, np.uint8)))
     plain = Request(seed=3)
     together = cascade.sample([everything, plain, ASKED])
     for image in together[:2]:
@@ -64,8 +58,8 @@ def test_an_image_that_nothing_is_known_of_is_as_without(cascade: Cascade) -> No
         ({"task": "colorization"}, "makes what a mask hides and nothing else"),
         ({"mask": None}, "inpainting needs a mask"),
         ({"image": None}, "an image to work on is missing"),
-        ({"image": png(PHOTO[:4])}, "the image has 8x4 pixels, this model takes 8x8"),
-        ({"mask": png(np.zeros((SIDE, SIDE), np.uint8))}, "no white pixel"),
+        ({"image": encode_png(PHOTO[:4])}, "the image has 8x4 pixels, this model takes 8x8"),
+        ({"mask": encode_png(np.zeros((SIDE, SIDE), np.uint8))}, "no white pixel"),
     ],
 )
 def test_what_can_not_be_kept_is_one_line(cascade: Cascade, changes: dict, words: str) -> None:

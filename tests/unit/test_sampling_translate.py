@@ -1,4 +1,4 @@
-"""Laws of the translate generator: known pixels come out as they came in, and what can't be made is refused."""
+"""The translate generator and its command: known pixels stay as they came in, what can't be made is one line."""
 
 import base64
 import io
@@ -9,33 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from components.configuration.usage import UsageError
 from components.evaluation.restoration import asked_of, damage, psnr, restored_findings
 from components.models.diffusion.corruption import MASK_TASKS, TASKS
 from components.runtime.tracking.registry import input_example
 from components.sampling.answers import predictor_of
-from components.sampling.cascade import Cascade, compose
-from components.sampling.requests import Request, RequestRow
+from components.sampling.cascade import Cascade
+from components.sampling.image_files import encode_png, gray_png
+from components.sampling.requests import Request, RequestRow, read_settings, settings_of, with_settings
+from pipelines.command.translate import translate
+from tests.in_process import in_process
 from tests.refusals import one_line
-from tests.tiny_cascade import CLASSES, FEW, OBJECTIVE, TEXT, UNET, write_model
-
-SIDE = 16
-PALETTE = {
-    "role": "image_to_image",
-    "resolution": SIDE,
-    "objective": OBJECTIVE,
-    "classes": CLASSES,
-    "tasks": list(TASKS),
-    "super_resolution_factors": [2, 4],
-    "mask_area": [0.1, 0.5],
-}
-
-
-def write_palette(folder: Path, *, text: bool = False, **settings: Any) -> Path:
-    """A cascade of nothing but an image-to-image model with random weights."""
-    network = UNET | {"resolution": SIDE, "num_classes": None, "text": TEXT if text else None}
-    network |= {"condition_image_channels": 4}
-    model = write_model(folder / "palette", "unet", network, PALETTE | settings)
-    return compose(folder / "cascade", model=model, sampling={"model": FEW})
+from tests.tiny_cascade import write_cascade
+from tests.tiny_palette import SIDE, hidden, pixels, write_palette
 
 
 @pytest.fixture(scope="module")
@@ -43,28 +29,12 @@ def cascade(tmp_path_factory: pytest.TempPathFactory) -> Cascade:
     return Cascade.load(write_palette(tmp_path_factory.mktemp("palette")))
 
 
-def pixels(seed: int, side: int = SIDE) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-
-
-def png(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, format="PNG")
-    return file.getvalue()
-
-
-def hidden(left: int = 4, side: int = SIDE) -> np.ndarray:
-    where = np.zeros((side, side), bool)
-    where[3:12, left : left + 6] = True
-    return where
-
-
 def request_of(task: str, seed: int = 0) -> Request:
     if task in MASK_TASKS:
-        mask = png(hidden(4 + seed % 3).astype(np.uint8) * 255)
-        return Request(task=task, image=png(pixels(seed)), mask=mask, seed=seed, generator="translate")
+        mask = encode_png(hidden(4 + seed % 3).astype(np.uint8) * 255)
+        return Request(task=task, image=encode_png(pixels(seed)), mask=mask, seed=seed, generator="translate")
     side = SIDE // 2 if task == "super_resolution" else SIDE
-    return Request(task=task, image=png(pixels(seed, side)), seed=seed, generator="translate")
+    return Request(task=task, image=encode_png(pixels(seed, side)), seed=seed, generator="translate")
 
 
 @pytest.mark.parametrize("task", MASK_TASKS)
@@ -97,14 +67,14 @@ def test_what_is_made_depends_on_the_image_that_is_given(cascade: Cascade, task:
 def test_what_the_mask_hides_is_never_looked_at(cascade: Cascade) -> None:
     request = request_of("inpainting")
     changed = np.where(hidden()[..., None], 255 - pixels(0), pixels(0))
-    made, other = cascade.sample([request, request.replace(image=png(changed))])
+    made, other = cascade.sample([request, request.replace(image=encode_png(changed))])
     np.testing.assert_array_equal(made, other)
 
 
 def test_colors_of_a_image_to_color_are_never_looked_at(cascade: Cascade) -> None:
     gray = np.array(Image.fromarray(pixels(0)).convert("L").convert("RGB"))
     request = request_of("colorization")
-    made, other = cascade.sample([request, request.replace(image=png(gray))])
+    made, other = cascade.sample([request, request.replace(image=encode_png(gray))])
     assert np.abs(made.astype(int) - other).max() <= 1
 
 
@@ -128,9 +98,9 @@ def test_one_task_needs_no_name_and_a_prompt_is_heard(tmp_path: Path) -> None:
         ({"task": None}, "name a task: this model was trained for inpainting, uncropping"),
         ({"task": "rotation"}, "unknown task 'rotation': choose inpainting or"),
         ({"task": "colorization"}, "colorization takes no mask"),
-        ({"image": png(pixels(0, 12))}, "the image has 12x12 pixels, for inpainting this model takes 16x16"),
-        ({"mask": png(hidden(side=12).astype(np.uint8) * 255)}, "the mask has 12x12 pixels, the image 16x16"),
-        ({"mask": png(np.zeros((16, 16), np.uint8))}, "the mask has no white pixel"),
+        ({"image": encode_png(pixels(0, 12))}, "the image has 12x12 pixels, for inpainting this model takes 16x16"),
+        ({"mask": encode_png(hidden(side=12).astype(np.uint8) * 255)}, "the mask has 12x12 pixels, the image 16x16"),
+        ({"mask": encode_png(np.zeros((16, 16), np.uint8))}, "the mask has no white pixel"),
         ({"image": b"no image"}, "can't be read"),
         ({"task": "super_resolution", "mask": None}, "16x16 pixels, for super_resolution this model takes 8x8 or 4x4"),
         ({"label": 0}, "takes no label"),
@@ -203,3 +173,94 @@ def test_psnr_looks_at_the_mask_alone() -> None:
     assert psnr(made, original, where) > 58  # nothing but rounding
     made[0, 0] = 110
     assert psnr(made, original, where) == pytest.approx(10 * np.log10(255**2 / 100))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, an image and a mask, on disk."""
+    folder = tmp_path_factory.mktemp("translate")
+    write_palette(folder)
+    Image.fromarray(pixels(0)).save(folder / "photo.png")
+    Image.fromarray(hidden().astype(np.uint8) * 255).save(folder / "mask.png")
+    Image.fromarray(pixels(0, 12)).save(folder / "small.png")
+    (folder / "text.png").write_text("no image")
+    return folder
+
+
+def translated(folder: Path, **changes: object) -> Path:
+    files = {"image": folder / "photo.png", "mask": folder / "mask.png", "out": folder / "out"}
+    asked = files | {"model": str(folder / "cascade"), "task": "inpainting", "seed": 0, "count": 2} | changes
+    translate(**asked)
+    return asked["out"] / "before_after.png"
+
+
+def test_images_of_the_seeds_and_one_of_before_and_after_are_written(folder: Path) -> None:
+    shown = translated(folder, seed=5)
+    made = [np.asarray(Image.open(folder / "out" / f"photo-inpainting-{seed:04d}.png")) for seed in (5, 6)]
+    assert (made[0] != made[1]).any()
+    for image in made:
+        np.testing.assert_array_equal(image[~hidden()], pixels(0)[~hidden()])
+    assert Image.open(shown).size[0] > 0
+
+
+def test_another_sampler_makes_another_image_of_the_same_seed(folder: Path) -> None:
+    for sampler in ("ddim", "ddpm"):
+        translated(folder, sampler=sampler, count=1, out=folder / sampler)
+    made = [np.asarray(Image.open(folder / sampler / "photo-inpainting-0000.png")) for sampler in ("ddim", "ddpm")]
+    assert (made[0] != made[1])[hidden()].any()
+    with pytest.raises(UsageError, match="sampler"):
+        translated(folder, sampler="dmpp")
+
+
+def test_an_image_is_made_again_from_what_it_says_and_the_image_that_it_was_made_of(folder: Path) -> None:
+    translated(folder, seed=5, count=1, sampler="ddpm", settings=["model.num_inference_steps=3"], out=folder / "once")
+    image = folder / "once" / "photo-inpainting-0005.png"
+    said = read_settings(image.read_bytes()) or {}
+    assert (said["model"], said["task"], said["needs"]) == ("cascade", "inpainting", ["image", "mask"])
+    assert str(folder).encode() not in image.read_bytes(), "no path of this machine"
+    nothing = {"seed": None, "task": None, "count": 1, "like": image}
+    translated(folder, **nothing, out=folder / "again")
+    again = folder / "again" / "photo-inpainting-0005.png"
+    assert again.read_bytes() == image.read_bytes()
+    translated(folder, **nothing | {"seed": 6}, out=folder / "again")
+    other = folder / "again" / "photo-inpainting-0006.png"
+    assert (np.asarray(Image.open(other)) != np.asarray(Image.open(image)))[hidden()].any()
+    with pytest.raises(UsageError, match="was made with --mask: give it again"):
+        translated(folder, **nothing, mask=None)
+
+
+def test_an_image_of_a_condition_is_made_again_by_the_other_command(folder: Path) -> None:
+    image = folder / "conditioned.png"
+    image.write_bytes(with_settings(gray_png(8), settings_of(Request(condition=b"x"), model="m", version="1")))
+    with pytest.raises(UsageError, match="was made with --condition, which `cascade sample` takes"):
+        translated(folder, like=image)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"image": "nothing.png"}, "--image .*nothing.png: no such file"),
+        ({"image": "text.png"}, "--image .*text.png: the given image can't be read"),
+        ({"mask": "nothing.png"}, "--mask .*nothing.png: no such file"),
+        ({"image": "small.png"}, "the image has 12x12 pixels, for inpainting this model takes 16x16"),
+        ({"mask": "small.png"}, "the mask has 12x12 pixels, the image 16x16"),
+    ],
+)
+def test_files_that_can_not_be_used_are_named(folder: Path, changes: dict[str, str], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        translated(folder, **{name: folder / file for name, file in changes.items()})
+
+
+def test_a_model_that_enlarges_what_it_makes_of_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "cascade").mkdir()
+    with pytest.raises(UsageError, match="this cascade decodes or enlarges what it made"):
+        translate(folder / "photo.png", str(write_cascade(tmp_path)), out=tmp_path / "out")
+
+
+def test_the_command_ends_in_one_line_and_exit_code_2(folder: Path) -> None:
+    arguments = ["--model", str(folder / "cascade"), "--image", str(folder / "photo.png"), "--task", "inpainting"]
+    done = in_process("translate", *arguments, cwd=folder)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: inpainting needs a mask")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Examples" in in_process("translate", "--help", cwd=folder).stdout

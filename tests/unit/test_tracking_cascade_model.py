@@ -22,8 +22,8 @@ from tests.refusals import one_line
 from tests.tiny_cascade import CLASSES, DIFFUSION, write_cascade, write_model
 from tests.tiny_diffusion_branches import DIT, GENERATORS, base, classifier, contrastive
 from tests.tiny_generators import LONE, PRIORS, conditioned, lone, token_branch
+from tests.tiny_palette import write_palette
 from tests.unit.test_frozen_text import pretrained_folder
-from tests.unit.test_sampling_translate import write_palette
 
 
 def predict(folder: Path) -> str:

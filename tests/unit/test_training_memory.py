@@ -186,21 +186,13 @@ def test_a_restart_with_nothing_left_to_train_evaluates_with_the_number(tmp_path
     assert task.max_batch == 2
 
 
-@pytest.mark.parametrize(
-    ("kept", "share", "taken"), [(4, 8, 4), (4, 6, 3), (4, 9, 3), (8, 6, 6), (8, 8, 8), (3, 14, 3), (5, 7, 4)]
-)
-def test_another_share_is_cut_into_as_few_and_equal_parts_as_can_be(kept: int, share: int, taken: int) -> None:
-    assert even_part(share, most=kept) == taken
-
-
-@pytest.mark.parametrize("share", range(1, 70))
-def test_a_step_takes_no_larger_parts_than_were_tried_and_no_more_of_them(share: int) -> None:
-    tried = list(halves(share))
-    assert (tried[0], tried[-1]) == (share, 1)
-    for most in tried:
-        taken = even_part(share, most=most)
-        assert taken <= most
-        assert math.ceil(share / taken) == math.ceil(share / most)
+def test_a_share_is_cut_into_equal_parts_as_few_as_can_be_and_none_larger_than_were_tried() -> None:
+    for share in range(1, 70):
+        tried = list(halves(share))
+        assert (tried[0], tried[-1]) == (share, 1)
+        for most in {*tried, 3, 4, 5, 8, share + 1}:
+            parts = math.ceil(share / most)
+            assert even_part(share, most=most) == math.ceil(share / parts) <= most
 
 
 def test_with_fewer_workers_a_larger_share_is_taken_in_parts_of_the_number(tmp_path: Path) -> None:

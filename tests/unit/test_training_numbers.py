@@ -1,7 +1,6 @@
-"""Laws of the small parts: EMA, learning rate, randomness, guard, checkpoint."""
+"""Laws of the small parts: EMA, learning rate, randomness, windows, guard, checkpoint."""
 
 import itertools
-import json
 from functools import partial
 
 import pytest
@@ -9,9 +8,17 @@ import torch
 from torch import nn
 
 from components.configuration.optimization import OptimizationConfig
+from components.models.diffusion.schedule import make_schedule
 from components.training.checkpoint import read_checkpoint
 from components.training.optim import EMA, NonFiniteError, NonFiniteGuard, decay_at, learning_rate, make_optimizer
-from components.training.randomness import sample_integers, sample_normal, sample_uniform, step_generator
+from components.training.randomness import (
+    cropped,
+    draw_windows,
+    sample_integers,
+    sample_normal,
+    sample_uniform,
+    step_generator,
+)
 from tests.checkpoints import write_checkpoint
 
 
@@ -31,19 +38,6 @@ def test_ema_after_n_updates_is_its_closed_form() -> None:
         d = min(0.9, (1 + update) / (10 + update))
         expected = d * expected + (1 - d) * update
     torch.testing.assert_close(ema.network.weight.data.double(), expected, rtol=1e-5, atol=0)
-
-
-def test_ema_with_constant_decay_is_the_geometric_sum() -> None:
-    """After warm-up, started from rest at 0 with weights 1: average = 1 - product of the decays."""
-    network = nn.Linear(1, 1, bias=False)
-    nn.init.zeros_(network.weight)
-    ema = EMA(network, {"ema": partial(decay_at, decay=0.5)})
-    nn.init.ones_(network.weight)
-    product = 1.0
-    for update in range(1, 21):
-        ema.update(network)
-        product *= float(decay_at(torch.tensor(update).double(), decay=0.5))
-    torch.testing.assert_close(ema.network.weight.item(), 1 - product, rtol=1e-5, atol=0)
 
 
 def test_ema_keeps_fp32_and_copies_buffers() -> None:
@@ -80,6 +74,7 @@ def test_what_is_drawn_for_a_sample_does_not_depend_on_its_batch() -> None:
         lambda p: sample_uniform(7, p, stream="a"),
         lambda p: sample_integers(7, p, stream="a", high=1000),
         lambda p: sample_normal(7, p, stream="a", shape=(3, 4, 4)),
+        lambda p: torch.stack([*draw_windows(3, p, resolution=64, size=16)[:2]], dim=1),
     ):
         assert torch.equal(draw(whole), torch.cat([draw(whole[:5]), draw(whole[5:])]))
         assert torch.equal(draw(whole.flip(0)), draw(whole).flip(0))
@@ -91,6 +86,7 @@ def test_streams_seeds_and_positions_draw_different_numbers() -> None:
     assert first.unique().numel() > 990
     assert not torch.equal(first, sample_uniform(0, position, stream="b"))
     assert not torch.equal(first, sample_uniform(1, position, stream="a"))
+    assert not torch.equal(*(draw_windows(seed, position, resolution=64, size=16).top for seed in (3, 4)))
     same = torch.rand(4, generator=step_generator(0, 3, stream="x"))
     assert torch.equal(same, torch.rand(4, generator=step_generator(0, 3, stream="x")))
 
@@ -120,20 +116,39 @@ def test_guard_skips_bad_steps_and_stops_at_the_fifth_in_a_row() -> None:
         guard.admits(nan, step=4)
 
 
-def test_checkpoint_returns_what_was_written(tmp_path) -> None:
-    state = {"weights": {"a": torch.randn(3), "b": torch.arange(2)}, "learner": {"moments": [torch.randn(2)], "n": 3}}
-    write_checkpoint(tmp_path / "c", state, step=12)
-    drawn = torch.rand(3)
-    step, back = read_checkpoint(tmp_path / "c")
-    assert step == 12
-    assert torch.equal(back["weights"]["a"], state["weights"]["a"])
-    assert torch.equal(back["learner"]["moments"][0], state["learner"]["moments"][0])
-    assert torch.equal(torch.rand(3), drawn)  # the generators are as they were
-    assert json.loads((tmp_path / "c" / "position.json").read_text()) == {"step": 12}
-
-
 def test_checkpoint_with_non_finite_weights_is_never_written(tmp_path) -> None:
     write_checkpoint(tmp_path / "c", {"weights": {"a": torch.zeros(2)}}, step=1)
     with pytest.raises(NonFiniteError, match="a is not finite at step 2"):
         write_checkpoint(tmp_path / "c", {"weights": {"a": torch.tensor([1.0, float("inf")])}}, step=2)
     assert read_checkpoint(tmp_path / "c")[0] == 1
+
+
+def test_windows_lie_inside_and_each_place_comes_alike() -> None:
+    windows = draw_windows(0, torch.arange(4000), resolution=8, size=5)
+    for corner in (windows.top, windows.left):
+        counts = corner.bincount(minlength=4)
+        assert len(counts) == 4
+        assert counts.min() > 900
+    together = (4 * windows.top + windows.left).bincount(minlength=16)
+    assert together.min() > 180
+
+
+def test_all_images_of_a_sample_are_cut_alike_and_the_rest_stays() -> None:
+    place = torch.arange(64.0).reshape(1, 1, 8, 8)
+    batch = {"image": place.expand(3, 3, 8, 8), "low_res": -place.expand(3, 3, 8, 8), "label": torch.arange(3)}
+    cut = cropped(batch, draw_windows(0, torch.arange(3), resolution=8, size=4))
+    assert cut["image"].shape == (3, 3, 4, 4)
+    assert torch.equal(cut["image"], -cut["low_res"])
+    assert torch.equal(cut["label"], batch["label"])
+    assert (cut["image"][:, 0].diff(dim=2) == 1).all()
+    assert (cut["image"][:, 0].diff(dim=1) == 8).all()
+    whole = draw_windows(0, torch.arange(3), resolution=8, size=8)
+    assert torch.equal(cropped(batch, whole)["image"], batch["image"])
+
+
+def test_cropping_commutes_with_adding_noise() -> None:
+    schedule = make_schedule("cosine", num_train_timesteps=50)
+    x_0, noise = torch.randn(2, 4, 3, 8, 8).unbind()
+    timesteps, windows = torch.tensor([0, 10, 30, 49]), draw_windows(1, torch.arange(4), resolution=8, size=3)
+    after = windows.cut(schedule.add_noise(x_0, noise, timesteps))
+    assert torch.equal(after, schedule.add_noise(windows.cut(x_0), windows.cut(noise), timesteps))

@@ -12,7 +12,6 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save
 
-from components.configuration.conditions import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.sampling import DiffusionSampling
 from components.runtime.storage.store import DamagedFileError, Store
@@ -39,7 +38,18 @@ from components.training.run_folder import (
 from components.training.worker import set_idle_priority
 from tests.checkpoints import write_checkpoint
 from tests.refusals import one_line
-from tests.tiny_training import DATASET_INFO, autoencoder_config, diffusion_config, rows_at
+from tests.tiny_training import (
+    DATASET_INFO,
+    assert_equal_bits,
+    autoencoder_config,
+    diffusion_config,
+    gan_config,
+    image_to_image_config,
+    masked_prior_config,
+    pixel_config,
+    prior_config,
+    rows_at,
+)
 
 
 def test_last_checkpoint_is_the_one_that_the_snapshot_lists(any_store: str) -> None:
@@ -70,10 +80,14 @@ def test_a_forgotten_checkpoint_makes_the_one_before_the_last(any_store: str) ->
 
 def test_a_checkpoint_comes_back_as_written_or_not_at_all(any_store: str, tmp_path: Path) -> None:
     run, folder = Store(any_store), tmp_path / "written"
-    write_checkpoint(folder, {"weights": {"a": torch.arange(4.0)}, "seconds": 1.5}, step=7)
+    moments, weights = [torch.randn(2)], {"a": torch.randn(3), "b": torch.arange(2)}
+    write_checkpoint(folder, {"weights": weights, "learner": {"moments": moments}, "seconds": 1.5}, step=7)
     upload_folder(folder, run, "step-7")
     step, state = read_checkpoint(fetch_checkpoint(run, "step-7", tmp_path / "back"))
     assert (step, state["seconds"]) == (7, 1.5)
+    assert_equal_bits(state["weights"], weights)
+    assert torch.equal(state["learner"]["moments"][0], moments[0])
+    assert json.loads(run.read(f"step-7/{POSITION}")) == {"step": 7}
     for name in (WEIGHTS, STATE, POSITION, DIGESTS):
         whole = run.read(f"step-7/{name}")
         for damaged in (whole[:-1], bytes([whole[0] ^ 1]) + whole[1:], None):
@@ -167,8 +181,6 @@ def test_missing_perceptual_package_is_one_clear_error(monkeypatch: pytest.Monke
 
 
 def test_vgg16_takes_its_weights_from_a_uri_or_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="needs perceptual_weights_uri"):
-        autoencoder_config(perceptual_network="vgg16_lpips")
     uri = str(tmp_path / "vgg.safetensors")
     for ask in (load_perceptual_loss, check_perceptual_network):
         with pytest.raises(PerceptualWeightsError, match=r"vgg\.safetensors can't be used \(.*No such file"):
@@ -201,57 +213,6 @@ def test_weights_that_are_no_vgg16_s_are_refused_by_their_first_bytes(content: b
         check_perceptual_network("vgg16_lpips", weights_uri=str(tmp_path / "weights"))
 
 
-def test_configurations_refuse_what_cannot_be() -> None:
-    for changes in (
-        {"warmup_steps": 20},
-        {"low_res_resolution": 8},
-        {"low_res_resolution": 4, "max_noise_level": 1000},
-        {"learning_rat": 0.1},
-        {"num_heads": 2},
-        {"head_dim": None},
-        {"channel_mult": ()},
-        {"network": "dit"},
-        {"network": {"kind": "dit", "model_dim": 16, "num_heads": 3}},
-    ):
-        with pytest.raises(ValueError):  # noqa: PT011
-            diffusion_config(**changes)
-    assert DatasetInfo(num_classes=1).vocab_size == 0
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"zero_terminal_snr": True, "prediction_type": "epsilon"}, "needs prediction_type v_prediction or sample"),
-        ({"zero_terminal_snr": True}, "needs min_snr_gamma None"),
-        ({"schedule": "linear", "num_train_timesteps": 20}, "needs num_train_timesteps above 20"),
-        ({"schedule": "linear", "beta_start": 1e-6}, "both beta_start and beta_end"),
-        ({"beta_start": 1e-6, "beta_end": 1e-2}, "cosine takes no beta_start"),
-        ({"variance": "learned_range"}, "need each other"),
-        ({"loss": "hybrid"}, "need each other"),
-        ({"loss": "vlb"}, "vlb has its own weights"),
-    ],
-)
-def test_processes_that_can_not_be_learned_are_refused_in_one_line(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message) as refused:
-        diffusion_config(**changes)
-    (error,) = refused.value.errors()
-    assert "\n" not in error["msg"]
-
-
-@pytest.mark.parametrize(
-    ("sampling", "message"),
-    [
-        ({"sampler": "plms"}, "Input should be 'ddpm'"),
-        ({"threshold_percentile": 1.1}, "less than or equal to 1"),
-        ({"sampler": "heun", "eta": 0.5}, "eta belongs to sampler ddim"),
-        ({"guidance_interval": (2.0, 0.3)}, "guidance_interval must rise"),
-    ],
-)
-def test_sampling_settings_that_can_not_be_are_refused(sampling: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        DiffusionSampling(**sampling)
-
-
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux has it")
 def test_only_the_thread_that_trains_lets_others_go_first() -> None:
     seen: list[int] = []
@@ -265,3 +226,81 @@ def test_only_the_thread_that_trains_lets_others_go_first() -> None:
     thread.join()
     assert seen == [os.SCHED_IDLE]
     assert os.sched_getscheduler(0) != os.SCHED_IDLE
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "words"),
+    [
+        (
+            diffusion_config,
+            {"zero_terminal_snr": True, "prediction_type": "epsilon"},
+            "needs prediction_type v_prediction or sample",
+        ),
+        (diffusion_config, {"zero_terminal_snr": True}, "needs min_snr_gamma None"),
+        (diffusion_config, {"schedule": "linear", "num_train_timesteps": 20}, "needs num_train_timesteps above 20"),
+        (diffusion_config, {"schedule": "linear", "beta_start": 1e-6}, "both beta_start and beta_end"),
+        (diffusion_config, {"beta_start": 1e-6, "beta_end": 1e-2}, "cosine takes no beta_start"),
+        (diffusion_config, {"variance": "learned_range"}, "need each other"),
+        (diffusion_config, {"loss": "hybrid"}, "need each other"),
+        (diffusion_config, {"loss": "vlb"}, "vlb has its own weights"),
+        (diffusion_config, {"crop_size": 4}, r"attention_resolutions \(\): attention sees the whole image"),
+        (diffusion_config, {"crop_size": 8, "attention_resolutions": ()}, "below resolution 8"),
+        (
+            diffusion_config,
+            {"crop_size": 5, "attention_resolutions": ()},
+            "crop_size 5 must be below resolution 8 and halve 1 times",
+        ),
+        (diffusion_config, {"conditions": ("condition_image",)}, "needs condition_member"),
+        (diffusion_config, {"condition_member": "depth"}, "needs condition_member"),
+        (image_to_image_config, {"tasks": ()}, "at least one task"),
+        (image_to_image_config, {"tasks": ("jpeg", "jpeg")}, "each once"),
+        (image_to_image_config, {"jpeg_qualities": (30, 5)}, "lowest and highest"),
+        (image_to_image_config, {"mask_area": (0.0, 0.5)}, "mask_area must be"),
+        (image_to_image_config, {"super_resolution_factors": (3,)}, "3 must be at least 2 and divide 8"),
+        (image_to_image_config, {"super_resolution_factors": ()}, "needs super_resolution_factors"),
+        (image_to_image_config, {"low_res_resolution": 4}, "super_resolution is one of its tasks"),
+        (image_to_image_config, {"conditions": ("condition_image",), "condition_member": "depth"}, "no other image"),
+        (image_to_image_config, {"crop_size": 4, "attention_resolutions": ()}, "crop_size None"),
+        (image_to_image_config, {"loss": "hybrid", "variance": "learned_range"}, "loss must be simple"),
+        (pixel_config, {"channels": 16}, "multiple of 3 for a pixelcnn"),
+        (pixel_config, {"channels": 15, "network": "row_lstm"}, "multiple of 6 for a row_lstm"),
+        (pixel_config, {"channels": 15, "network": "row_lstm", "resolution": None}, "multiple of 2"),
+        (pixel_config, {"kernel_size": 4}, "odd"),
+        (pixel_config, {"conditions": ("text",)}, "label"),
+        (prior_config, {"num_heads": 3}, "model_dim 16 must be a multiple of num_heads 3"),
+        (prior_config, {"num_heads": 8, "positions": "rotary_2d"}, "multiple of 4, not 2"),
+        (prior_config, {"conditions": ("label",), "text_loss_weight": 0.1}, "needs text among the conditions"),
+        (masked_prior_config, {"token_corruption": 0.1}, "token_corruption"),
+        (DiffusionSampling, {"sampler": "plms"}, "Input should be 'ddpm'"),
+        (DiffusionSampling, {"threshold_percentile": 1.1}, "less than or equal to 1"),
+        (DiffusionSampling, {"sampler": "heun", "eta": 0.5}, "eta belongs to sampler ddim"),
+        (DiffusionSampling, {"guidance_interval": (2.0, 0.3)}, "guidance_interval must rise"),
+        (gan_config, {"discriminator_steps": 3}, "multiple of discriminator_steps"),
+        (gan_config, {"resolution": 10}, "halved once for each level"),
+        (gan_config, {"ema": "power"}, "exponential"),
+        (autoencoder_config, {"perceptual_network": "vgg16_lpips"}, "needs perceptual_weights_uri"),
+        (diffusion_config, {"warmup_steps": 20}, "warmup_steps 20 must be below total_steps 20"),
+        (diffusion_config, {"low_res_resolution": 8}, "low_res_resolution 8 must be below 8"),
+        (
+            diffusion_config,
+            {"low_res_resolution": 4, "max_noise_level": 1000},
+            "max_noise_level must be below augmentation_steps 1000",
+        ),
+        (diffusion_config, {"learning_rat": 0.1}, "unknown field 'learning_rat'"),
+        (diffusion_config, {"num_heads": 2}, "give either head_dim or num_heads"),
+        (diffusion_config, {"head_dim": None}, "give either head_dim or num_heads"),
+        (diffusion_config, {"channel_mult": ()}, "at least 1 item"),
+        (diffusion_config, {"network": "dit"}, "Field required"),
+        (
+            diffusion_config,
+            {"network": {"kind": "dit", "model_dim": 16, "num_heads": 3}},
+            "model_dim 16 must be a multiple of num_heads 3",
+        ),
+    ],
+)
+def test_numbers_that_can_not_be_are_refused_each_in_one_line(make: Any, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as refused:
+        make(**changes)
+    error = refused.value
+    messages = [each["msg"] for each in error.errors()] if isinstance(error, ValidationError) else [str(error)]
+    assert not [message for message in messages if "\n" in message]

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from pydantic import ValidationError
 
 from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
@@ -68,18 +67,3 @@ def test_a_bundle_rebuilds_the_network(network: str, grid: object, tmp_path: Pat
     values = task.values(to_batch(rows_at(config, range(2))))
     with torch.no_grad():
         assert torch.equal(load_bundle(tmp_path).module(values), task.learner.snapshot()(values))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"channels": 16}, "multiple of 3 for a pixelcnn"),
-        ({"channels": 15, "network": "row_lstm"}, "multiple of 6 for a row_lstm"),
-        ({"channels": 15, "network": "row_lstm", "resolution": None}, "multiple of 2"),
-        ({"kernel_size": 4}, "odd"),
-        ({"conditions": ("text",)}, "label"),
-    ],
-)
-def test_settings_that_no_network_could_have_are_refused(changes: dict[str, object], message: str):
-    with pytest.raises(ValidationError, match=message):
-        pixel_config(**changes)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.configuration.trainings import GANTraining
 from components.configuration.usage import UsageError
 from components.models.bundle import load_bundle
 from components.runtime.storage.store import DamagedFileError, Store
@@ -35,7 +34,6 @@ from tests.tiny_training import (
     GRID,
     assert_equal_bits,
     batches,
-    gan_config,
     make_task,
     prior_config,
     weights_of,
@@ -153,8 +151,3 @@ def test_what_the_command_cannot_do_is_one_line(length: float, words: str, tmp_p
 def test_a_model_without_snapshots_says_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ema: power"):
         choose_average(tmp_path, tmp_path / "other", sigma_rel=0.1)
-
-
-def test_a_gan_has_no_power_average() -> None:
-    with pytest.raises(ValueError, match="exponential"):
-        GANTraining.of(**(gan_config().model_dump() | {"ema": "power"}))

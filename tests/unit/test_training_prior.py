@@ -147,20 +147,6 @@ def test_the_arguments_rebuild_the_network_from_plain_values() -> None:
     assert network.text_head.out_features == DATASET_INFO.vocab_size
 
 
-@pytest.mark.parametrize(
-    ("make", "numbers", "message"),
-    [
-        (prior_config, {"num_heads": 3}, "model_dim 16 must be a multiple of num_heads 3"),
-        (prior_config, {"num_heads": 8, "positions": "rotary_2d"}, "multiple of 4, not 2"),
-        (prior_config, {"conditions": ("label",), "text_loss_weight": 0.1}, "needs text among the conditions"),
-        (masked_prior_config, {"token_corruption": 0.1}, "token_corruption"),
-    ],
-)
-def test_numbers_that_do_not_fit_are_refused(make: Any, numbers: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make(**numbers)
-
-
 def test_the_kind_of_network_is_part_of_the_numbers() -> None:
     assert PriorTraining.model_validate(prior_config().model_dump()) == prior_config()
     with pytest.raises(ValueError, match="network"):

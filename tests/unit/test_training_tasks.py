@@ -1,5 +1,6 @@
-"""Laws of a training run, held by each task without Ray."""
+"""Laws of a training run, held by each task without Ray; one that was broken off ends with the same bits."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,22 +8,35 @@ import pytest
 import torch
 from PIL import Image
 
+from components.sampling import device as devices
 from components.training.batches import to_batch
+from components.training.checkpoint import read_checkpoint
 from components.training.loop import Task, fit
 from components.training.optim import NonFiniteError
 from tests import tiny_autoencoders
+from tests.checkpoints import write_checkpoint
 from tests.limited_memory import network_of
-from tests.tiny_text_image import TEXT_IMAGE, decoder_config, prior_task
+from tests.tiny_text_image import (
+    TEXT_IMAGE,
+    classifier_config,
+    contrastive_config,
+    decoder_config,
+    prior_config,
+    prior_task,
+)
 from tests.tiny_training import (
     KINDS,
     assert_close,
     assert_equal_bits,
     batches,
     config_of,
+    gan_config,
     make_task,
+    pixel_config,
     rows_at,
     weights_of,
 )
+from tests.tiny_training import prior_config as token_prior_config
 
 UNDROPPED = ("tokenizer", "dit", "contrastive", *tiny_autoencoders.RECIPES)  # these have no dropout
 FROZEN = ("decoder", "diffusion_prior")  # conditions come from frozen networks
@@ -77,7 +91,7 @@ def test_previews_are_images(kind: str, tmp_path: Path) -> None:
         assert Image.open(tmp_path / f"{name}.png").size[0] == 8 * 64
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "classifier", "diffusion_prior"])
+@pytest.mark.parametrize("kind", [*KINDS, *TEXT_IMAGE])
 def test_a_single_non_finite_batch_changes_nothing_and_several_stop_the_run(kind: str) -> None:
     config = config_without_dropout(kind)
     task = made(kind, config)
@@ -104,3 +118,47 @@ def heal_weights(task: Task, weights: dict[str, torch.Tensor]) -> None:
     name, parameter = next(iter(network_of(task).named_parameters()))
     with torch.no_grad():
         parameter.copy_(weights[prefix + name])
+
+
+CASES: dict[str, tuple[Any, Callable[[Any], Task]]] = {  # configuration, and what makes its task
+    **{f"{kind} {p}": (config_of(kind, precision=p), make_task) for kind in KINDS for p in ("fp32", "bf16")},
+    **{f"gan {p}": (gan_config(precision=p), make_task) for p in ("fp32", "bf16")},
+    **{name: (tiny_autoencoders.config_of(name), make_task) for name in tiny_autoencoders.RECIPES},
+    **{
+        f"{kind} of tokens": (pixel_config(network=kind, resolution=None), make_task)
+        for kind in ("pixelcnn", "row_lstm")
+    },
+    "power average": (token_prior_config(ema="power", ema_sigma_rel=0.07), make_task),
+    "contrastive": (contrastive_config(), make_task),
+    "diffusion prior": (prior_config(dropout=0.1), prior_task),
+    "classifier": (classifier_config(dropout=0.1), make_task),
+    "decoder of frozen encoders": (decoder_config(cond_drop="independent", dropout=0.0), prior_task),
+}
+
+
+@pytest.fixture(autouse=True)
+def bf16_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also processors without it resume in bf16 here, where they would take fp32."""
+    monkeypatch.setattr(devices, "native_bf16", lambda device: True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(name: str, tmp_path: Path) -> None:
+    """20 steps == 10 + restore in a new task + 10; evaluated and shown on the way in one of them only."""
+    config, make = CASES[name]
+    uninterrupted, rows = make(config), rows_at(config, range(1000, 1012))
+    fit(uninterrupted, batches(config, to_batch), config.optimization)
+
+    def save(step: int, task: Task) -> None:
+        assert task.evaluate(rows) == task.evaluate(rows)
+        task.preview(rows, step)
+        write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
+
+    fit(make(config), batches(config, to_batch), config.optimization, save=save)
+    torch.rand(17)  # what happened in the process since must not matter
+    task = make(config)
+    step, state = read_checkpoint(tmp_path / "10")
+    assert step == 10
+    task.load_state_dict(state)
+    fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
+    assert_equal_bits(weights_of(task), weights_of(uninterrupted))
