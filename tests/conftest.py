@@ -28,9 +28,8 @@ REPOSITORY = Path(__file__).parents[1]
 ROOMS = sorted(init.parent.name for init in REPOSITORY.glob("[cp]*s/**/*/__init__.py"))
 SHARE_RAY = (  # beside tests/distributed
     *("test_data_command", "test_data_ingest", "test_data_stream", "test_evaluation_generated", "test_execute"),
-    *("test_measures", "test_serving", "test_survives"),
+    *("test_measures", "test_rows", "test_serving", "test_survives"),
 )
-ONE_RUN = ("test_rows", "test_secrets")  # look at one run, and share the suite's Ray too
 LONG = (
     *("test_submitted_job", "test_installed", "test_cluster_checks", "test_serve_deploy"),
     *("test_serve_command", "test_packed_models"),
@@ -111,7 +110,7 @@ class ByCluster(LoadScopeScheduling):
 
 def scope_of(file: Path) -> str:
     """What one process tests at a stretch."""
-    if file.parent.name == "distributed" or file.stem in (*SHARE_RAY, *ONE_RUN):
+    if file.parent.name == "distributed" or file.stem in SHARE_RAY:
         return RAY
     return file.stem if file.stem in LONG else str(file)
 

@@ -10,15 +10,8 @@ from components.sampling.cascade import compose
 from tests.tiny_cascade import CLASSES, FEW, OBJECTIVE, TEXT, UNET, write_model
 
 SIDE = 16
-PALETTE = {
-    "role": "image_to_image",
-    "resolution": SIDE,
-    "objective": OBJECTIVE,
-    "classes": CLASSES,
-    "tasks": list(TASKS),
-    "super_resolution_factors": [2, 4],
-    "mask_area": [0.1, 0.5],
-}
+PALETTE = {"role": "image_to_image", "resolution": SIDE, "objective": OBJECTIVE, "classes": CLASSES}
+PALETTE |= {"tasks": list(TASKS), "super_resolution_factors": [2, 4], "mask_area": [0.1, 0.5]}
 
 
 def write_palette(folder: Path, *, text: bool = False, **settings: Any) -> Path:

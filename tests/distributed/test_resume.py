@@ -1,4 +1,4 @@
-"""A training that was killed and started again ends with the weights of one that was not, bit for bit."""
+"""A training that was killed and started again, whole or in shards, ends with the bits of one that was not."""
 
 import os
 import signal
@@ -17,6 +17,7 @@ from torch import Tensor
 from components.configuration.diffusion import DiffusionTraining
 from components.data.shards import View, load_index
 from components.data.stream import training_stream
+from components.models.bundle import load_bundle
 from components.runtime.execution import Resources, Sharding
 from components.runtime.storage.store import Store
 from components.training import worker as worker_module
@@ -241,6 +242,37 @@ def test_batch_that_does_not_divide_is_refused_before_anything_starts(tmp_path: 
     with pytest.raises(TrainingError, match="global_batch_size 8 is no multiple of 3 workers"):
         run(tmp_path, workers=3)
     assert not (tmp_path / "train").exists()
+
+
+SHARDED = diffusion_config(total_steps=20)
+
+
+class ShardedTask(KilledTask):
+    """Refuses to be trained whole."""
+
+    def __init__(self, config: Any, *, place: str, worker: Worker, **options: Any) -> None:
+        assert worker.shards
+        super().__init__(config, place=place, worker=worker, **options)
+
+
+def test_a_killed_worker_of_shards_changes_no_bit_and_the_model_is_an_ordinary_one(ray_cluster: None, tmp_path: Path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    for folder in (undisturbed, killed):
+        folder.mkdir()
+    (killed / "target").write_text("0")  # the worker itself
+    options = {"config": SHARDED, "sharding": "full"}
+    trained = {folder: run(folder, ShardedTask, place=str(folder), **options) for folder in (undisturbed, killed)}
+    assert len({line["pid"] for line in FileRecorder(killed / "log.jsonl").lines("metrics")}) == 2  # before and after
+    weights = last_weights(undisturbed, SHARDED)
+    assert_equal_bits(last_weights(killed, SHARDED), weights)
+    assert trained[killed].summary["held_out_loss"] == trained[undisturbed].summary["held_out_loss"] > 0
+    assert FileRecorder(undisturbed / "log.jsonl").lines("image"), "no preview was shown"
+    for entry in trained[killed].entries:
+        Store(str(killed)).download(entry.path, tmp_path / "model", Path(entry.path).name)
+    average = {name.removeprefix("ema."): tensor for name, tensor in weights.items() if name.startswith("ema.")}
+    assert_equal_bits(load_file(tmp_path / "model" / "model.safetensors"), average)
+    assert not torch.distributed.is_initialized()
+    assert_equal_bits(load_bundle(tmp_path / "model").module.state_dict(), average)
 
 
 if __name__ == "__main__":

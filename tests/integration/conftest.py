@@ -13,6 +13,7 @@ import mlflow
 import pytest
 import s3fs
 
+from components.runtime.tracking.names import environment
 from tests.warm_workers import warm_environment
 
 SECRETS = {
@@ -38,6 +39,13 @@ SHOWN = [
     *settings("samples", measured_samples=8, images_per_class=1, num_prompts=2, images_per_prompt=2),
     *settings("evaluation", feature_network="none"),
 ]
+
+
+@pytest.fixture
+def short_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow is given up after ten seconds."""
+    for name, value in environment(timeout_s=10, retries=0).items():
+        monkeypatch.setenv(name, value)
 
 
 class Run(NamedTuple):

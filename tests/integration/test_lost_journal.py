@@ -20,7 +20,6 @@ from components.runtime import events
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.runtime.tracking.event_log import stage_points
-from components.runtime.tracking.names import environment
 from pipelines.engine import recorder
 from pipelines.engine.recorder import EXPERIMENT, RunRecorder
 from tests.waiting import eventually
@@ -33,9 +32,7 @@ CONFIG = {"optimization": OPTIMIZATION.model_dump()}
 
 
 @pytest.fixture(autouse=True)
-def _short_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in environment(timeout_s=10, retries=0).items():
-        monkeypatch.setenv(name, value)
+def _stored_at_once(short_requests: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "STORE_SECONDS", 0.0)
 
 

@@ -15,7 +15,6 @@ from components.data.shards import load_index
 from components.runtime import events
 from components.runtime.events import MEASURES
 from components.runtime.execution import Profiling
-from components.runtime.tracking.names import environment
 from components.stages.training import train_model
 from components.training.batches import to_batch
 from components.training.loop import fit
@@ -29,11 +28,7 @@ from tests.tiny_training import batches, config_of, make_task
 ON_CPUS = {"samples_per_second", "achieved_gflops", "data_wait_fraction", "peak_memory_gb"}
 
 
-def test_measures_are_in_mlflows_run_and_in_the_table(
-    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environment(timeout_s=10, retries=0).items():
-        monkeypatch.setenv(name, value)
+def test_measures_are_in_mlflows_run_and_in_the_table(mlflow_server: str, tmp_path: Path, short_requests: None) -> None:
     run, config = f"measures-{time.time_ns()}", config_of("pixelcnn", total_steps=10)
     recorder = RunRecorder(tracking=mlflow_server, spool=str(tmp_path / "spool"))
     recorder.emit(events.RunStarted(run, "", {}, {"name": "tiny", "git_commit": ""}))

@@ -21,15 +21,10 @@ from PIL import Image
 
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact, FileEntry
-from components.runtime.tracking.names import environment
 from components.runtime.tracking.tracker import Tracker
 from tests.conftest import free_port
 
-
-@pytest.fixture(autouse=True)
-def _short_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in environment(timeout_s=10, retries=0).items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("short_requests")
 
 
 @pytest.fixture

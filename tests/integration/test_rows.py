@@ -1,8 +1,9 @@
-"""The other workflows from the command to the registry: a prior after a condition image, and a model by itself."""
+"""Other workflows from the command to the registry; secrets of the environment are used, and written down nowhere."""
 
 import base64
 import io
 import shutil
+import stat
 from pathlib import Path
 
 import mlflow
@@ -16,7 +17,7 @@ from components.runtime.storage.artifact import Artifact, load_artifact
 from components.runtime.storage.store import Store
 from components.sampling.image_files import encode_png
 from tests.in_process import in_process
-from tests.integration.conftest import FEW, SCENES, SHOWN, Run, settings
+from tests.integration.conftest import FEW, IN_ADDRESS, SCENES, SECRETS, SHOWN, Run, read_folder, settings
 
 
 def champion(recipe: str, tracking_uri: str) -> mlflow.pyfunc.PyFuncModel:
@@ -92,3 +93,50 @@ def test_run_models_report_and_what_is_printed_agree_on_a_name_that_is_the_image
     assert report[0].split("/")[-2].startswith("gan_on_scenes-")
     assert f"</i> {name}<" in report[1]
     assert f"model: models:/{name}@champion" in gan_run.printed
+
+
+def is_private(path: Path, root: Path) -> bool:
+    """Whether the file, or a folder on the way to it, is its owner's alone."""
+    return any(not place.stat().st_mode & 0o077 for place in (path, *path.parents) if place.is_relative_to(root))
+
+
+def leaks(files: dict[str, bytes]) -> list[str]:
+    hidden = {**SECRETS, "the address": IN_ADDRESS}
+    return [
+        f"{kind} in {name}"
+        for name, data in files.items()
+        for kind, secret in hidden.items()
+        if secret.encode() in data
+    ]
+
+
+def test_the_run_left_something_to_look_at(gan_run: Run) -> None:
+    assert any(name.endswith("manifest.json") for name in gan_run.files)
+    assert any(name.endswith("report.html") for name in gan_run.files)
+    assert len(gan_run.tracked) > 3
+    assert any(Path(name).suffix == ".log" for name in read_folder(gan_run.ray))
+
+
+def test_nothing_that_is_printed_holds_a_secret(gan_run: Run) -> None:
+    assert leaks({"output": gan_run.printed.encode()}) == []
+
+
+def test_no_manifest_report_or_other_stored_file_holds_a_secret(gan_run: Run) -> None:
+    assert leaks(gan_run.files) == []
+
+
+def test_nothing_in_mlflow_holds_a_secret(gan_run: Run) -> None:
+    assert leaks(gan_run.tracked) == []
+
+
+def test_no_log_and_no_local_file_holds_a_secret(gan_run: Run) -> None:
+    assert leaks(read_folder(gan_run.ray)) == []
+    readable = {
+        name: data for name, data in read_folder(gan_run.folder).items() if not is_private(Path(name), gan_run.folder)
+    }
+    assert leaks(readable) == []
+
+
+def test_a_token_is_readable_by_its_owner_alone(gan_run: Run) -> None:
+    token = Path.home() / ".ray" / "auth_token"
+    assert not token.exists() or stat.S_IMODE(token.stat().st_mode) == 0o600

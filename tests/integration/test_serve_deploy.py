@@ -20,13 +20,12 @@ import yaml
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from components.runtime import events
-from components.runtime.tracking.tracker import Tracker
 from components.serving.deployment import APPLICATION
 from tests.conftest import free_port
 from tests.local_cluster import ROOT, local_cluster
 from tests.metric_names import FROM_PROMETHEUS, Query, queries
-from tests.tiny_cascade import commit_model, write_cascade
+from tests.served_models import track_cascade
+from tests.tiny_cascade import write_cascade
 
 OVERLAY = ROOT / "infra/kuberay/overlays/service"
 KEYS = "key-of-one-client,key-of-another"
@@ -62,21 +61,13 @@ def deployed_config(tracking: str, port: int) -> dict[str, Any]:
     return config
 
 
-def register(tracking: str, folder: Path) -> None:
-    """The tiny cascade as the champion of image-cascade-tiny."""
-    tracker = Tracker(tracking, experiment="tiny", spool=folder / "spool", flush_seconds=0.3)
-    tracker.emit(events.RunStarted("run", "", {}, {"name": "tiny"}))
-    tracker.emit(events.StageCached("cascade", commit_model(folder, "cascade", "k1", write_cascade(folder / "made"))))
-    assert tracker.close("FINISHED") == []
-
-
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """What `serve deploy` started with the environment that the pods have."""
     folder, home, port = tmp_path_factory.mktemp("cluster"), tmp_path_factory.mktemp("home"), free_port()
     variables = {**manifest("settings.yaml")["data"], "CASCADE_API_KEYS": KEYS}
     with local_cluster(folder, **variables) as known:
-        register(known["MLFLOW_TRACKING_URI"], home)
+        track_cascade(known["MLFLOW_TRACKING_URI"], home, write_cascade(home / "made"), "k1")
         config = home / "serve.yaml"
         config.write_text(yaml.safe_dump(deployed_config(known["MLFLOW_TRACKING_URI"], port)))
         dashboard = known["RAY_API_SERVER_ADDRESS"]

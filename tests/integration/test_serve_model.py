@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.runtime import events
-from components.runtime.tracking.tracker import Tracker
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from tests.bare_environment import bare_python
 from tests.conftest import free_port, wait_for
-from tests.tiny_cascade import commit_model, write_cascade
+from tests.served_models import track_cascade
+from tests.tiny_cascade import write_cascade
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +34,7 @@ def served(folder: Path, empty_database: Path, tmp_path_factory: pytest.TempPath
     """URL of the champion's invocations."""
     home, port = tmp_path_factory.mktemp("registry"), free_port()
     tracking_uri = f"sqlite:///{shutil.copy(empty_database, home)}"
-    tracker = Tracker(tracking_uri, experiment="tiny", spool=home / "spool", flush_seconds=0.3)
-    tracker.emit(events.RunStarted("run", "", {}, {"name": "tiny"}))
-    tracker.emit(events.StageCached("cascade", commit_model(home, "cascade", "k1", folder)))
-    assert tracker.close("FINISHED") == []
+    track_cascade(tracking_uri, home, folder, "k1")
     python = str(bare_python(home / "environment"))
     command = [python, "-m", "mlflow", "models", "serve", "--model-uri", "models:/image-cascade-tiny@champion"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]

@@ -18,14 +18,8 @@ from components.sampling.requests import Request, RequestRow
 from tests.refusals import one_line
 
 CLASSES = ["animals", "food", "flags"]
-NETWORK = {
-    "resolution": 16,
-    "channels": 8,
-    "channel_mult": [1, 2],
-    "noise_dim": 6,
-    "num_classes": 3,
-    "attention_resolutions": [8],
-}
+NETWORK = {"resolution": 16, "channels": 8, "channel_mult": [1, 2], "attention_resolutions": [8]}
+NETWORK |= {"noise_dim": 6, "num_classes": 3}
 
 
 def model_of(folder: Path, **changes: object) -> SamplingModel:

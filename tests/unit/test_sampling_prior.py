@@ -20,16 +20,9 @@ from components.sampling.plan import Plan, check_request, plan_of
 from components.sampling.requests import Request
 from tests.refusals import one_line
 from tests.tiny_cascade import CLASSES
+from tests.tiny_generators import PLAIN
 
-NETWORK = {
-    "codebook_size": 32,
-    "num_tokens": 16,
-    "grid": [4, 4],
-    "model_dim": 16,
-    "num_layers": 2,
-    "num_heads": 2,
-    "num_classes": len(CLASSES),
-}
+NETWORK = PLAIN | {"num_layers": 2, "num_classes": len(CLASSES)}
 IMAGE = {"condition_codebook_size": 6, "condition_grid": [2, 2]}
 KINDS = ("transformer", "masked_transformer")
 

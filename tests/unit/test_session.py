@@ -14,8 +14,16 @@ from pipelines.engine.session import _protect_token
 from tests.refusals import one_line
 
 
-def test_ray_s_token_is_private_from_its_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture(autouse=True)
+def _no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user with an empty home who was told of no cluster."""
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(session, "set_environment", lambda settings: None)
+    monkeypatch.setattr(session, "found_cluster", lambda here: None)
+
+
+def test_ray_s_token_is_private_from_its_first_moment(tmp_path: Path):
     _protect_token()
     token = tmp_path / ".ray" / "auth_token"
     assert len(token.read_text()) == 64
@@ -23,8 +31,7 @@ def test_ray_s_token_is_private_from_its_first_moment(tmp_path: Path, monkeypatc
     assert stat.S_IMODE(token.parent.stat().st_mode) == 0o700
 
 
-def test_a_token_that_is_there_is_kept_and_made_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
+def test_a_token_that_is_there_is_kept_and_made_private(tmp_path: Path):
     token = tmp_path / ".ray" / "auth_token"
     token.parent.mkdir()
     token.write_text("given")
@@ -36,7 +43,7 @@ def test_a_token_that_is_there_is_kept_and_made_private(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize(("failures", "tries"), [(2, 3), (0, 1)])
 def test_a_ray_that_came_too_late_is_ended_and_started_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int, tries: int
+    monkeypatch: pytest.MonkeyPatch, failures: int, tries: int
 ):
     raylets: list[subprocess.Popen] = []
 
@@ -45,11 +52,7 @@ def test_a_ray_that_came_too_late_is_ended_and_started_again(
         if len(raylets) <= failures:
             raise Exception("The current node timed out during startup.")  # as ray/_private/node.py does
 
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(session, "set_environment", lambda settings: None)
     monkeypatch.setattr(session.ray, "init", late)
-    monkeypatch.setattr(session, "found_cluster", lambda here: None)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     try:
         session.start_ray(worker_start_timeout=10, verbose=False)
         assert [psutil.pid_exists(raylet.pid) for raylet in raylets] == [False] * failures + [True]
@@ -63,19 +66,14 @@ def test_a_ray_that_came_too_late_is_ended_and_started_again(
 @pytest.mark.parametrize(
     ("reason", "tries"), [("The current node timed out during startup.", 3), ("no room in /dev/shm.", 1)]
 )
-def test_a_machine_that_can_t_start_ray_is_said_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, tries: int
-):
+def test_a_machine_that_can_t_start_ray_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, reason: str, tries: int):
     tried = []
 
     def never(**kwargs: object) -> None:
         tried.append(kwargs)
         raise Exception(reason)
 
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(session, "set_environment", lambda settings: None)
     monkeypatch.setattr(session.ray, "init", never)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with one_line(UsageError, match=f"{reason} Nothing was started"):
         session.start_ray(worker_start_timeout=10, verbose=False)
     assert len(tried) == tries
@@ -83,14 +81,10 @@ def test_a_machine_that_can_t_start_ray_is_said_in_one_line(
 
 @pytest.mark.parametrize(("asked", "started_with"), [(None, 2), (0, 0)])
 def test_a_ray_of_one_machine_has_the_gpus_that_torch_can_use_or_as_many_as_are_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int | None, started_with: int
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, started_with: int
 ):
     given: dict[str, object] = {}
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(session, "set_environment", lambda settings: None)
     monkeypatch.setattr(session.ray, "init", lambda **arguments: given.update(arguments))
-    monkeypatch.setattr(session, "found_cluster", lambda here: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     session.start_ray(worker_start_timeout=10, verbose=False, num_gpus=asked)
     assert given["num_gpus"] == started_with
