@@ -37,7 +37,7 @@ def test_ema_after_n_updates_is_its_closed_form() -> None:
         ema.update(network)
         d = min(0.9, (1 + update) / (10 + update))
         expected = d * expected + (1 - d) * update
-    torch.testing.assert_close(ema.network.weight.data.double(), expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(ema.network.weight.data.double(), expected, rtol=1e-5, atol=0)
 
 
 def test_ema_keeps_fp32_and_copies_buffers() -> None:
