@@ -20,12 +20,9 @@ KEY_LENGTH = 20  # hexadecimal digits, 80 bits
 
 class Stage:
     """A node of the graph: `run(config, context, **inputs) -> Artifact`.
-
-    Args:
-        identity: what of the configuration enters the key, where that is not all of it (a first stage replaces its
-            source's address by the digest of the source's listing).
-        inputs: other stages, or lists of them, passed to `run` by name as artifacts.
-    """
+    `identity`: what of the configuration enters the key, where that is not all of it (a first stage replaces its
+    source's address by the digest of the source's listing). `inputs`: other stages, or lists of them, passed to `run`
+    by name as artifacts."""
 
     def __init__(
         self,
@@ -47,9 +44,7 @@ class Stage:
 
 class PlannedStage(NamedTuple):
     """A stage with its key, its folder in storage and the cached artifact of the key, if any.
-
-    `input_keys` holds the keys of the inputs by input name; the manifest records them with the artifact.
-    """
+    `input_keys` holds the keys of the inputs by input name; the manifest records them with the artifact."""
 
     stage: Stage
     key: str

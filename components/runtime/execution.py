@@ -58,16 +58,10 @@ def node_threads(resources: Resources) -> int:
 
 def threads_of(resources: Resources, *, cpus: float, gpus: float, cores: int) -> int:
     """A worker's share of a node's cores, at least 1: a function of the node alone, equal at each start.
-
     Other work on the node does not count, or a restart would have other bits. A worker on GPUs gets the share of the
     cores that its GPUs are of the node's; on other nodes as many workers share the cores as may come to work there.
-
-    Args:
-        cpus: logical CPUs that Ray counts on the node. In a pod they are the pod's, where `cores` are the machine's; a
-            Ray that is started here counts more of them than there are cores.
-        gpus: of the node.
-        cores: of the machine.
-    """
+    `cpus`: logical CPUs that Ray counts on the node. In a pod they are the pod's, where `cores` are the machine's; a
+    Ray that is started here counts more of them than there are cores. `gpus`: of the node. `cores`: of the machine."""
     room = max(1, cpus // resources.cpus_per_worker)  # workers for whom the node has logical CPUs
     workers = min(resources.workers_per_node, room)
     if resources.gpus_per_worker and gpus:

@@ -62,10 +62,9 @@ class ModuleFile:
 
 def code_of(stage: Stage, root: Path = ROOT) -> dict[str, Any]:
     """Versions, and digests (text, syntax tree) of each module behind the stage's numbers, by path.
-
     These are the modules that its function and its configuration import, inside functions too, and so on. A network is
-    one of them if the stage or one that it needs has its kind, a training's task if it is that of the stage's family.
-    """
+    one of them if the stage or one that it needs has its kind, a training's task if it is that of the stage's
+    family."""
     from components.models.bundle import NETWORKS  # torch takes seconds to import
     from components.training.step_model import TASKS
 

@@ -92,9 +92,7 @@ class Prepared:
 
 def prepare(options: RunOptions) -> Prepared:
     """Load and check recipe, profile, storage and source, and plan.
-
-    Raises UsageError, StoreError or SourceError, each one line, before anything starts.
-    """
+    Raises UsageError, StoreError or SourceError, each one line, before anything starts."""
     recipe, profile = load_recipe(options.recipe, options.set), load_profile(options.profile)
     name, root = cascade_name(recipe, options.name), Store(storage_uri(options.storage))
     workflow = build_workflow(recipe)
@@ -150,9 +148,7 @@ def run(options: RunOptions, console: Console) -> int:
 
 def parse_steps(text: str, *, workflow: Workflow, folder: str) -> Profiling:
     """Parses `--profile-steps 20:25`, the steps of each training that torch.profiler records.
-
-    Raises UsageError, in one line, for steps that no training of the workflow takes.
-    """
+    Raises UsageError, in one line, for steps that no training of the workflow takes."""
     match = re.fullmatch(r"(\d+):(\d+)", text)
     first, last = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= first <= last:

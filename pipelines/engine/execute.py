@@ -73,9 +73,7 @@ def execute(
     show: Callable[[list[StageStatus]], None],
 ) -> Outcome:
     """Run the wanted stages, in parallel where graph and cluster allow, and wait for all stages.
-
-    A stage that fails stops what needs it, and nothing else.
-    """
+    A stage that fails stops what needs it, and nothing else."""
     references: dict[str, Any] = {}
     jobs: dict[Any, PlannedStage] = {}
     forced, outcome = uuid.uuid4().hex[:12] if force else "", Outcome()

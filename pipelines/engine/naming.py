@@ -32,13 +32,9 @@ COMMON = {  # folders that say nothing of what is in them, where one above them 
 
 def cascade_name(recipe: Recipe, given: str | None) -> str:
     """The name of a run's models: `given`, or after the recipe, or after other images than the recipe's.
-
     The models are registered as `image-cascade-NAME`, so that one's own images never move the champion of others'; the
-    name is no part of a stage's key. Two recipes on the same images stay apart: `class_guided_on_photos`, and
-    `photos` for the demo's.
-
-    Raises UsageError for a name that MLflow's registry or a folder can't have.
-    """
+    name is no part of a stage's key. Two recipes on the same images stay apart: `class_guided_on_photos`, and `photos`
+    for the demo's. Raises UsageError for a name that MLflow's registry or a folder can't have."""
     name = given if given is not None else _name_of(recipe)
     if not NAME.fullmatch(name):
         raise UsageError(f"name {name!r} can't be that of a model: letters, digits, - and _, at most 100; set --name")
@@ -57,10 +53,8 @@ def _name_of(recipe: Recipe) -> str:
 
 def source_name(source: str) -> str:
     """The last telling part of a source's address, in letters, digits and underscores.
-
     s3://bucket/imagenet/train/*.tar -> imagenet; ~/photos -> photos; cats.tar -> cats; ~/Müller -> Muller; ~/写真 ->
-    images_9c3250.
-    """
+    images_9c3250."""
     parts = [part for part in absolute(source).rpartition("://")[2].split("/") if part and not GLOB & set(part)]
     suffixes = (*TARS, SUFFIX)
     bare = [next((part.removesuffix(end) for end in suffixes if part.endswith(end)), part) for part in parts]
@@ -89,15 +83,8 @@ def model_card(
     artifacts: Mapping[str, Artifact], *, recipe: str, run: str, report: str, command: Sequence[str], commit: str
 ) -> tuple[str, str]:
     """Descriptions in Markdown: of all versions of the models, and of this run's versions.
-
-    They name recipe, data, license, command, code and figures.
-
-    Args:
-        artifacts: stage -> what it made, now or before.
-        report: its URL.
-        command: as it was typed, without places.
-        commit: of the code that runs.
-    """
+    They name recipe, data, license, command, code and figures. `artifacts`: stage -> what it made, now or before.
+    `report`: its URL. `command`: as it was typed, without places. `commit`: of the code that runs."""
     about, again = f"Recipe `{recipe}`.", f"    {shlex.join(command)}"
     if "images" in artifacts:
         facts = artifacts["images"].metadata

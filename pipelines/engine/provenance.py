@@ -21,10 +21,8 @@ VARIABLE = "CASCADE_COMMIT"  # the same of a job whose files were uploaded
 
 def commit(root: Path = ROOT, *, of: Sequence[str] = PACKAGES) -> str:
     """The commit of the code below `root`, 40 digits, with `+changes` if the pathspecs `of` differ.
-
     Without a repository of its own (a venv may lie within somebody else's), what CASCADE_COMMIT or the file COMMIT
-    says; else the digest of the source, as `source:1a2b3c4d5e6f`.
-    """
+    says; else the digest of the source, as `source:1a2b3c4d5e6f`."""
     path = root / COMMIT
     written = path.read_text().strip() if path.is_file() else ""
     return _asked_of_git(root, of) or os.environ.get(VARIABLE, "").strip() or written or _source_digest(root)
@@ -42,9 +40,7 @@ def code_line(commit: str) -> str:
 
 def version(root: Path = ROOT) -> str:
     """The version of this package; `unknown` for files outside an installation or a checkout.
-
-    A checkout has a pyproject.toml beside the package.
-    """
+    A checkout has a pyproject.toml beside the package."""
     project = root / "pyproject.toml"
     if project.is_file():
         return str(tomllib.loads(project.read_text())["project"]["version"])

@@ -54,11 +54,7 @@ class StageStatus:
 
 class RunRecorder:
     """Body of the actor; plain Python, for tests without Ray.
-
-    Args:
-        tracking: address of MLflow; None: nothing is sent.
-        spool: local folder of the journals for MLflow.
-    """
+    `tracking`: address of MLflow; None: nothing is sent. `spool`: local folder of the journals for MLflow."""
 
     def __init__(self, *, tracking: str | None = None, spool: str = "") -> None:
         self.tracker: Tracker | None = None
@@ -118,9 +114,7 @@ class RunRecorder:
 
     def close(self, status: events.Status, promote: events.Promote = "better") -> list[str]:
         """End the run; returns warnings for the user, such as MLflow away and data to be sent later.
-
-        If it is FINISHED, MLflow's aliases move to this run's models where these are better.
-        """
+        If it is FINISHED, MLflow's aliases move to this run's models where these are better."""
         for stage in self.stages:
             self._store(stage)
         return self.warnings + ([] if self.tracker is None else self.tracker.close(status, promote=promote))

@@ -26,9 +26,7 @@ REPORT, TRACES = "report.html", "traces"  # file and folder of a run
 @contextmanager
 def announced(root: Store, run: str, planned: Sequence[PlannedStage]) -> Iterator[None]:
     """Announce the stages of a run, so that `cascade gc` leaves them; withdraws after an error.
-
-    Raises UsageError if a collection was faster.
-    """
+    Raises UsageError if a collection was faster."""
     folder = root.join("runs", run)
     before = folder.read(ANNOUNCED) if folder.exists(ANNOUNCED) else None
     stages = [{"name": entry.stage.name, "key": entry.key} for entry in planned]
@@ -55,11 +53,7 @@ def save_run(
     seconds: float,
 ) -> None:
     """Write the resolved recipe, the plan with the stages' final states, and the errors of a run.
-
-    Args:
-        facts: what else the report names: commit, machine, storage.
-        seconds: of the whole run.
-    """
+    `facts`: what else the report names: commit, machine, storage. `seconds`: of the whole run."""
     folder, states = root.join("runs", run), {status.name: asdict(status) for status in statuses}
     stages = []
     for entry in planned:
@@ -83,9 +77,7 @@ def newest_run(root: Store) -> str:
 
 def load_plan(root: Store, run: str) -> dict[str, Any]:
     """The plan from `save_run`: `stages`, each with name, key and state, and `facts`.
-
-    Raises UsageError for no such run, ArtifactError where a stage's name or key is none.
-    """
+    Raises UsageError for no such run, ArtifactError where a stage's name or key is none."""
     if run not in _runs(root):
         raise UsageError(f"no run {run!r} in {root.uri}; there are {', '.join(_runs(root)) or 'none'}")
     _plan_of(root, run)

@@ -38,14 +38,9 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None = None) -> Cluster:
     """Join the cluster of `RAY_ADDRESS` or of the submitted job, else start Ray here.
-
-    Returns CPUs, GPUs and nodes of the cluster.
-
-    Args:
-        num_gpus: GPUs of a Ray that is started here; None: those that torch can use.
-
-    Raises UsageError, in one line, if the cluster can't be joined or this machine is too busy to start Ray in time.
-    """
+    Returns CPUs, GPUs and nodes of the cluster. `num_gpus`: GPUs of a Ray that is started here; None: those that torch
+    can use. Raises UsageError, in one line, if the cluster can't be joined or this machine is too busy to start Ray in
+    time."""
     waiting = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(worker_start_timeout)}
     settings = ENVIRONMENT | environment() | waiting | ({} if on_cluster() else LOCAL)
     set_environment(settings)
@@ -73,10 +68,8 @@ def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None 
 @retry(retry=retry_if_exception_message(match=".*timed out during startup"), stop=stop_after_attempt(3), reraise=True)
 def _init(**settings: Any) -> None:
     """Call `ray.init`, again after a start that took over 30 seconds on a busy laptop.
-
     30 seconds is the limit of Ray's own processes. Ends the processes of a late start, which Ray would keep until this
-    program exits.
-    """
+    program exits."""
     before = psutil.Process().children()
     try:
         ray.init(**settings)

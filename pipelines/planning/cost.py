@@ -94,10 +94,7 @@ def stage_costs(
     workflow: Workflow, shares: Mapping[str, Resources], rate: Rate, *, images: int | None = None
 ) -> list[StageCost]:
     """Costs of the counted stages of `shares`, in the workflow's order.
-
-    Args:
-        images: of the set; None: unknown, and then the stages that go through it once are left out.
-    """
+    `images`: of the set; None: unknown, and then the stages that go through it once are left out."""
     costs, stages = [], workflow.stages
     for stage in (stage for stage in stages if stage.name in shares):
         if isinstance(stage.config, Training):
@@ -164,9 +161,7 @@ encoding_flops = cache(StepModel.encoding_flops)  # of a frozen network for a co
 
 def columns_of(stage: Stage) -> dict[str, Stage]:
     """Trainings of the frozen networks that make columns at each step, by column.
-
-    Contrastive states and embedding of a text are one pass.
-    """
+    Contrastive states and embedding of a text are one pass."""
     conditioning = getattr(stage.config, "conditioning", None)
     names = ["latents", *(conditioning.conditions if conditioning else ())]
     names += ["image_embedding"] if stage.name == "diffusion_prior" else []
@@ -209,10 +204,8 @@ def column_bytes(stage: Stage, name: str, stages: Sequence[Stage]) -> int:
 
 def training_reads(stage: Stage, stages: Sequence[Stage], *, images: int | None, workers: int) -> int | None:
     """Bytes read by all workers; None where the number of `images` is needed and unknown.
-
     Each worker reads all tokens once. Images are read for each sample of each step, as 8-bit pixels of the side that
-    the set keeps, before compression.
-    """
+    the set keeps, before compression."""
     assert isinstance(stage.config, Training)
     grid, image_set, optimization = tokens_of(stage, "tokens"), images_of(stages), stage.config.optimization
     if grid is not None:

@@ -109,10 +109,8 @@ def memory_notes(workflow: Workflow, shares: Mapping[str, Resources], rate: Rate
 
 def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Cluster, rate: Rate) -> list[str]:
     """Trainings of several recipes as Markdown: costs, warnings, published compute, memory of each GPU.
-
     The first column of numbers is of one image in a step, forward and backward, with the part of frozen networks behind
-    a plus; the second is the same without them, as published.
-    """
+    a plus; the second is the same without them, as published."""
     lines, notes, memory = heading(HEADS), list[str](), heading(MEMORY_HEADS)
     for workflow in workflows:
         shares = share_cluster(workflow, profile, cluster)

@@ -25,10 +25,8 @@ TOKEN_FILE = "~/.ray/auth_token"
 
 def check_cluster(address: str) -> None:
     """Raise UsageError, in one line, if the cluster at `address` can't be joined from this machine.
-
     Nobody answers, it refuses the token, it is another version of Ray, or this machine is none of its nodes. What is no
-    host:port is left to `ray.init`: `auto` (a submitted job has it, and its token), `ray://…`.
-    """
+    host:port is left to `ray.init`: `auto` (a submitted job has it, and its token), `ray://…`."""
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or "://" in address:
         return
@@ -53,9 +51,7 @@ def check_cluster(address: str) -> None:
 
 def _token() -> tuple[str, str]:
     """Ray's token ("" without a token) and the token's place, looked up in Ray's own order.
-
-    Raises UsageError for a file that is named and can't be read.
-    """
+    Raises UsageError for a file that is named and can't be read."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return "", ""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():

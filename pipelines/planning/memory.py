@@ -84,13 +84,9 @@ class DeviceBytes(NamedTuple):
 @cache
 def device_bytes(model: StepModel, *, shards: int = 1) -> DeviceBytes:
     """Count the bytes on each device.
-
-    Args:
-        shards: devices that hold a part each, cut along the first dimension; 1: each holds all.
-
-    Gathered are, while a block goes backward, its weights and gradients and the weights of the block that comes next,
-    and weights and gradients of what belongs to no block.
-    """
+    `shards`: devices that hold a part each, cut along the first dimension; 1: each holds all. Gathered are, while a
+    block goes backward, its weights and gradients and the weights of the block that comes next, and weights and
+    gradients of what belongs to no block."""
     networks = [learner.network for learner in model.learners]
     averages = [network for learner in model.learners if learner.ema for network in learner.ema.averages.values()]
     trained = [p for network in networks for p in network.parameters() if p.requires_grad]

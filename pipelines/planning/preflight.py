@@ -124,11 +124,8 @@ class Space(NamedTuple):
 
     def check(self, *, root: Store | None, works: bool) -> None:
         """Raise StoreError, in one line, for too little room on this machine.
-
-        Args:
-            root: storage; None: it is not asked. An object store has room.
-            works: whether trainings may write their checkpoints on this node.
-        """
+        `root`: storage; None: it is not asked. An object store has room. `works`: whether trainings may write their
+        checkpoints on this node."""
         places = {} if root is None else {root.uri: self.storage}
         places |= {tempfile.gettempdir(): self.temporary} if works else {}
         check_room(places, purpose=f"the checkpoints of {', '.join(self.trainings)}")
@@ -136,11 +133,9 @@ class Space(NamedTuple):
 
 def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
     """Count the room for the trainings to run, less the files of earlier tries.
-
     All of them may write at once on one node, as far as none waits for another. Each has one checkpoint there at a
     time: the next is written when that is in storage, and ranks that resume fetch one between them. In the end it is
-    the model, with its snapshots.
-    """
+    the model, with its snapshots."""
     storage, temporary, stages = 0, {}, [entry.stage for entry in planned]
     images = next(entry.cached for entry in planned if isinstance(entry.stage.config, ImagesConfig))
     classes = MANY_CLASSES if images is None else len(images.metadata["classes"])
@@ -159,9 +154,7 @@ def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
 
 def check_nodes(needs: Needs, root: Store, space: Space) -> None:
     """Ask all working nodes for packages, room, the source and storage.
-
-    Raises UsageError or StoreError, in one line, for the first node that lacks one.
-    """
+    Raises UsageError or StoreError, in one line, for the first node that lacks one."""
     if not (nodes := working_nodes()):
         logger.warning("no node is there yet that works: what nodes need is not asked")
     own = ray.get_runtime_context().get_node_id()

@@ -23,10 +23,8 @@ CPUS_PER_GPU = 8  # of a cluster of which GPUs alone are told: those of a pod in
 
 class Profile(Config):
     """Execution choices. `stages` overrides `resources` for single stages.
-
-    What is None follows from the cluster: workers from its GPUs and their batch (`pipelines.planning.shares`),
-    threads from the node that works (`execution.threads_of`), readers from the workers, two for each.
-    """
+    What is None follows from the cluster: workers from its GPUs and their batch (`pipelines.planning.shares`), threads
+    from the node that works (`execution.threads_of`), readers from the workers, two for each."""
 
     name: str = "auto"
     num_workers: int | None = Field(None, ge=1)
@@ -45,17 +43,13 @@ class Profile(Config):
     @property
     def start_timeout(self) -> int:
         """Seconds for workers to find room: long, because a cold GPU node pulls the image first.
-
         Elastic trainings don't wait for room, they take what there is; but Ray hears seconds late that a node is lost,
-        and then waits for this long before it looks again.
-        """
+        and then waits for this long before it looks again."""
         return self.worker_start_timeout or (600 if self.min_workers is None else 30)
 
     def resources(self, stage: str, **found: Any) -> Resources:
         """Resources of a stage: this profile's own values, over the values of `pipelines.planning.shares`.
-
-        Raises ValidationError for a field that there is not, or a value that does not fit.
-        """
+        Raises ValidationError for a field that there is not, or a value that does not fit."""
         own = ("min_workers", "threads", "reader_cpus", "max_failures", "max_batch_per_device", "sharding")
         said = {name: getattr(self, name) for name in own} | self.stages.get(stage, {})
         share: dict[str, Any] = {"num_workers": 1} | found | said
@@ -133,9 +127,8 @@ def this_machine() -> Cluster:
 
 def usable_gpus() -> int:
     """Number of this machine's GPUs that torch can use.
-
-    Ray's own count has Apple's too, and GPUs that a torch without CUDA leaves idle: trainings would ask CUDA and fail.
-    """
+    Ray's own count has Apple's too, and GPUs that a torch without CUDA leaves idle: trainings would ask CUDA and
+    fail."""
     import torch  # here, for `--help` and `cascade data` work without it
 
     return torch.cuda.device_count()
@@ -148,9 +141,7 @@ def local_cpus() -> int:
 
 def parse_cluster(text: str) -> Cluster:
     """Parses a cluster elsewhere, `gpus=64,cpus=512`. Raises UsageError in one line.
-
-    Without cpus there are 8 for each GPU, without gpus there are none.
-    """
+    Without cpus there are 8 for each GPU, without gpus there are none."""
     amounts: dict[str, int] = {}
     for item in text.split(","):
         name, _, amount = (part.strip() for part in item.partition("="))

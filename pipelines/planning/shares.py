@@ -35,15 +35,10 @@ def share_cluster(
     workflow: Workflow, profile: Profile, cluster: Cluster, *, running: Collection[str] | None = None
 ) -> dict[str, Resources]:
     """Resources of each stage.
-
     A training has the largest number of workers that shares its batch equally, within the GPUs that it may use; other
-    stages have an actor on each GPU that concurrent trainings leave.
-
-    Args:
-        running: names of the stages that are to run; None: all. The others take nothing, and are left out.
-
-    Raises UsageError if the profile gives a stage GPUs that the cluster does not have.
-    """
+    stages have an actor on each GPU that concurrent trainings leave. `running`: names of the stages that are to run;
+    None: all. The others take nothing, and are left out. Raises UsageError if the profile gives a stage GPUs that the
+    cluster does not have."""
     stages = {stage.name: stage for stage in workflow.stages if running is None or stage.name in running}
     demands = {name: stage_demand(stage, profile, cluster) for name, stage in stages.items()}
     counts = {name: demand.counts[0] for name, demand in demands.items()}
@@ -92,12 +87,8 @@ def share_gpus(
     workflow: Workflow, demands: Mapping[str, Demand], *, gpus: float, taken: Mapping[str, float] | None = None
 ) -> dict[str, int]:
     """Workers of each stage: as many as an equal share of the GPUs holds, then as the rest holds.
-
-    Of the rest, the stage with the most work for each of its workers takes its next number first.
-
-    Args:
-        taken: GPUs of further stages, which are decided.
-    """
+    Of the rest, the stage with the most work for each of its workers takes its next number first. `taken`: GPUs of
+    further stages, which are decided."""
     counts = {name: demand.counts[0] for name, demand in demands.items()}
     fixed = dict(taken or {}) | {name: d.counts[0] * d.gpus for name, d in demands.items() if len(d.counts) == 1}
     flexible = {name: demand for name, demand in demands.items() if name not in fixed}
@@ -146,14 +137,9 @@ def stage_resources(
     stage: Stage, workflow: Workflow, profile: Profile, cluster: Cluster, *, count: int, gpus: float, crowd: float
 ) -> Resources:
     """Resources of a stage: GPUs, and a part of CPUs and threads.
-
     All that works at once claims at most half of the logical CPUs, so that the tasks that read shards always find some:
-    trainings whose readers wait for each other's workers would wait for ever.
-
-    Args:
-        count: of its workers, or of its actors.
-        crowd: workers and actors that may work at once, its own included.
-    """
+    trainings whose readers wait for each other's workers would wait for ever. `count`: of its workers, or of its
+    actors. `crowd`: workers and actors that may work at once, its own included."""
     is_training = isinstance(stage.config, Training)
     sharing = min(2, concurrent_trainings(workflow, stage.name))  # stages that work on the cores of one node
     cores = max(1, int(cluster.cpus / cluster.nodes) // cluster.cpus_per_core)  # of a node
@@ -181,9 +167,7 @@ def branches(workflow: Workflow) -> int:
 
 def concurrent_trainings(workflow: Workflow, stage: str) -> int:
     """Count the trainings that may run beside a stage, the stage included.
-
-    What is no training works in several processes of a training's size instead of in one with all cores.
-    """
+    What is no training works in several processes of a training's size instead of in one with all cores."""
     if stage not in trainings(workflow):
         return branches(workflow)
     related = workflow.before(stage) | workflow.after(stage)
@@ -240,12 +224,8 @@ def reason(
     resources: Resources, size: int | None, others: Mapping[str, float], cluster: Cluster, *, given: bool
 ) -> str:
     """The reason for a stage's number of GPUs.
-
-    Args:
-        size: samples of a step, where it is a training.
-        others: GPUs of the stages that may run at the same time.
-        given: its number of workers stands in the profile.
-    """
+    `size`: samples of a step, where it is a training. `others`: GPUs of the stages that may run at the same time.
+    `given`: its number of workers stands in the profile."""
     taken, workers = gpus_of(resources), resources.num_workers
     room = cluster.gpus - sum(others.values())
     along = f"with {', '.join(others)}" if others else ""

@@ -33,9 +33,7 @@ class TarReads(NamedTuple):
 
 def tars_in_place(planned: Sequence[PlannedStage]) -> ShardIndex | None:
     """The index, or an estimate, of the tars that trainings will read in the user's place.
-
-    None for a set whose shards are written by its own stage. Raises SourceError.
-    """
+    None for a set whose shards are written by its own stage. Raises SourceError."""
     entry = next((entry for entry in planned if isinstance(entry.stage.config, ImagesConfig)), None)
     if entry is None:
         return None
@@ -106,9 +104,7 @@ def reads_table(rows: Sequence[TarReads]) -> Table:
 
 def reads_warning(rows: Sequence[TarReads], index: ShardIndex, config: ImagesConfig) -> list[str]:
     """Warnings of tars that are read too often, and the command that writes smaller ones; [] otherwise.
-
-    That command has the recipe's hold-out and tokenizer.
-    """
+    That command has the recipe's hold-out and tokenizer."""
     often, readers, stage = max((often, n, row.stage) for row in rows for n, often in row.amplification.items())
     if often < TOO_OFTEN:
         return []

@@ -148,14 +148,10 @@ CLOUDS |= dict.fromkeys(("az", "abfs", "abfss"), AZURE) | {"hf": OTHERS._replace
 
 def connect(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Returns the filesystem of a URL, and the path there.
-
-    Listings are never cached: other writers' files must be seen. fsspec's own settings
-    (`FSSPEC_S3={"config_kwargs": …}`) go before those here.
-
-    Raises StoreError for an unknown protocol, a missing package, and for a URL that holds a password, which would end
-    in logs and manifests. An account comes from the environment alone, as its key does: a path without it would mean
-    another place.
-    """
+    Listings are never cached: other writers' files must be seen. fsspec's own settings (`FSSPEC_S3={"config_kwargs":
+    …}`) go before those here. Raises StoreError for an unknown protocol, a missing package, and for a URL that holds a
+    password, which would end in logs and manifests. An account comes from the environment alone, as its key does: a
+    path without it would mean another place."""
     if long := AZURE_LONG.fullmatch(url):
         raise StoreError(
             f"{url} names its account; write az://{long['container']}{long['path']} and set "

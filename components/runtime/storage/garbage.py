@@ -61,14 +61,9 @@ def find_garbage(
     root: Store, *, unused: bool = False, ttl: float = TTL, on_wait: Callable[[str], None] = lambda line: None
 ) -> list[Garbage]:
     """Folders for deletion, in stages without a living worker.
-
-    Args:
-        unused: also whole stages that no run below `runs/` names.
-        ttl: seconds without a heartbeat after which the holder of a lease counts as dead.
-        on_wait: receives a line before these seconds are waited for.
-
-    Raises ArtifactError for a manifest or a plan that can't be read: the needed files are unknown then.
-    """
+    `unused`: also whole stages that no run below `runs/` names. `ttl`: seconds without a heartbeat after which the
+    holder of a lease counts as dead. `on_wait`: receives a line before these seconds are waited for. Raises
+    ArtifactError for a manifest or a plan that can't be read: the needed files are unknown then."""
     used = used_stages(root) if unused else None
     stages = [f"stages/{stage}/{key}" for stage in root.folders("stages") for key in root.folders(f"stages/{stage}")]
     folders = {stage: garbage for stage in stages if (garbage := _in_stage(root, stage, used))}

@@ -36,15 +36,9 @@ class MlflowAwayError(Exception):
 
 class Tracker:
     """Parent and child runs, curves, images, lineage, models and machine load of a workflow run.
-
-    A thread sends the journals, oldest first, each in order; the last is this process's own.
-
-    Args:
-        tracking_uri: of an MLflow server, or `sqlite:///…`.
-        experiment: created if missing.
-        spool: local folder of the journals; give the same one next time.
-        flush_seconds: about how often points are sent.
-    """
+    A thread sends the journals, oldest first, each in order; the last is this process's own. `tracking_uri`: of an
+    MLflow server, or `sqlite:///…`. `experiment`: created if missing. `spool`: local folder of the journals; give the
+    same one next time. `flush_seconds`: about how often points are sent."""
 
     def __init__(self, tracking_uri: str, *, experiment: str, spool: Path, flush_seconds: float = 10.0) -> None:
         destination = {"tracking_uri": tracking_uri, "experiment": experiment}
