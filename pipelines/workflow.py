@@ -6,7 +6,7 @@ for a first stage the digest of its source's listing; never of an address, a mac
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,10 +36,13 @@ class Stage:
         self.name, self.run, self.config, self.inputs = name, run, config, inputs
         self.identity = identity or (lambda config: config.model_dump(mode="json", context=IDENTITY))
 
-    def parents(self) -> Iterator["Stage"]:
-        """Stages among the inputs, lists unfolded."""
-        for upstream in self.inputs.values():
-            yield from upstream if isinstance(upstream, list) else [upstream]
+    @property
+    def parents(self) -> dict[str, "Stage"]:
+        """Stages among the inputs by name, those of a list as `upsamplers.0`, `upsamplers.1`, …"""
+        flat: dict[str, Stage] = {}
+        for name, own in self.inputs.items():
+            flat |= {f"{name}.{i}": each for i, each in enumerate(own)} if isinstance(own, list) else {name: own}
+        return flat
 
 
 class PlannedStage(NamedTuple):
@@ -72,7 +75,7 @@ class Workflow:
         self.by_name = {stage.name: stage for stage in self.stages}
         seen: set[str] = set()
         for stage in self.stages:
-            missing = [parent.name for parent in stage.parents() if parent.name not in seen]
+            missing = [parent.name for parent in stage.parents.values() if parent.name not in seen]
             if stage.name in seen or missing:
                 raise ValueError(f"stage {stage.name} is listed twice or before its inputs {missing}")
             seen.add(stage.name)
@@ -106,7 +109,7 @@ class Workflow:
 
     def before(self, name: str) -> set[str]:
         """Names of all direct and indirect inputs of a stage."""
-        parents = {parent.name for parent in self.by_name[name].parents()}
+        parents = {parent.name for parent in self.by_name[name].parents.values()}
         return parents.union(*(self.before(parent) for parent in parents))
 
     def after(self, name: str) -> set[str]:
@@ -116,7 +119,7 @@ class Workflow:
     def _check_inputs(self, planned: list[PlannedStage]) -> None:
         ready = {entry.stage.name for entry in planned if entry.cached is not None or entry.wanted}
         for entry in planned:
-            missing = [parent.name for parent in entry.stage.parents() if parent.name not in ready]
+            missing = [parent.name for parent in entry.stage.parents.values() if parent.name not in ready]
             if entry.wanted and missing:
                 raise UsageError(
                     f"{entry.stage.name} needs {', '.join(missing)}, not yet made; run without --only/--from"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from components.configuration.optimization import Precision
 from components.models.layers import GroupNorm
-from components.runtime.events import SilentRecorder
+from components.runtime.events import Recorder
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from components.training.batches import batches_ahead, to_batch
@@ -31,7 +31,7 @@ def steps_with_logs(kind: str, device: torch.device, **changes: Any) -> Iterator
     """Each step, before it is taken and told of: the first, in which tables go to the device, and `log_every` more."""
     config = OTHERS[kind](**changes) if kind in OTHERS else config_of(kind, **changes)
     worker = Worker(device=device)
-    reporter = Reporter(config.optimization, worker=worker, stage="test", recorder=SilentRecorder(), start_step=0)
+    reporter = Reporter(config.optimization, worker=worker, stage="test", recorder=Recorder(), start_step=0)
     task = (prior_task if kind == "diffusion_prior" else make_task)(config, worker=worker)
     stream = batches(config, partial(to_batch, device=device))
     for step in range(1, config.optimization.log_every + 2):

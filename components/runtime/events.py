@@ -8,7 +8,7 @@ import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from components.runtime.storage.artifact import Artifact
 
@@ -82,19 +82,12 @@ class RunEnded(NamedTuple):
     promote: Promote = "better"
 
 
-class StagePlanned(NamedTuple):
-    """A stage of the run, before any work."""
-
-    stage: str
-    key: str
-
-
 class StageHeld(NamedTuple):
-    """A stage that waits or is left out, with the reason in `note`."""
+    """A stage before any work, or one that waits for another driver or is left out, with the reason in `note`."""
 
     stage: str
-    state: Literal["queued", "skipped"]
-    note: str
+    state: Literal["waiting", "queued", "skipped"]
+    note: str = ""
 
 
 class StageStarted(NamedTuple):
@@ -124,7 +117,7 @@ class StageEnded(NamedTuple):
 
 
 RunEvent = RunStarted | ModelsDescribed | RunEnded
-StageEvent = StagePlanned | StageHeld | StageStarted | StageCached | StageEnded
+StageEvent = StageHeld | StageStarted | StageCached | StageEnded
 Event = Progress | Metrics | Image | Text | Warning | RunEvent | StageEvent
 KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Event)}
 
@@ -158,14 +151,8 @@ class LogEntry(NamedTuple):
         return cls(**document, event=kind(**fields))
 
 
-class Recorder(Protocol):
-    """A receiver of events: picklable, cheap, callable from any worker; never raises."""
-
-    def emit(self, event: Event) -> None: ...
-
-
-class SilentRecorder:
-    """A recorder that drops all events: for components without a pipeline."""
+class Recorder:
+    """A receiver of events: picklable, cheap, callable from any worker; never raises. This one drops all events."""
 
     def emit(self, event: Event) -> None: ...
 
@@ -210,9 +197,7 @@ MEASURES = {  # by the name under which a training logs them (`components.traini
     "gpu_utilization": Measure("GPU busy", percent, median),  # share of the time in which any kernel ran
     "data_wait_fraction": Measure("data wait", percent, median),  # share of the time that training waited for data
     "peak_memory_gb": Measure("peak memory", "{:.1f} GB".format, max),  # of the GPU's tensors, else of the process
-    "checkpoint_hold_seconds": Measure(
-        "checkpoints", "{:,.1f} s".format, sum
-    ),  # training was held since the log before
+    "checkpoint_hold_seconds": Measure("checkpoints", "{:,.1f} s".format, sum),  # of training, since the log before
 }
 
 

@@ -133,7 +133,7 @@ def _versions() -> dict[str, str]:
 def _kinds(stage: Stage) -> set[str]:
     """Every `kind` in the configurations of a stage and the stage's ancestors."""
     own = re.findall(r'"kind":"(\w+)"', stage.config.model_dump_json())
-    return {*own}.union(*map(_kinds, stage.parents()))
+    return {*own}.union(*map(_kinds, stage.parents.values()))
 
 
 def _names_of_others(table: Mapping[str, Callable[..., Any]], own: set[str]) -> set[str]:

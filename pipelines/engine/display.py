@@ -151,6 +151,6 @@ def plan_table(planned: list[PlannedStage]) -> Table:
         table.add_column(title)
     for entry in planned:
         state = "run" if entry.wanted else "cached" if entry.cached else "not selected"
-        needs = ", ".join(parent.name for parent in entry.stage.parents())
+        needs = ", ".join(parent.name for parent in entry.stage.parents.values())
         table.add_row(entry.stage.name, entry.key, Text(state, style=COLORS.get(state, "")), needs)
     return table

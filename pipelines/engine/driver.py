@@ -120,7 +120,7 @@ def run(options: RunOptions, console: Console) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` is Ctrl-C to a run that a shell started with `&`
     actor = _start_recorder(prepared)
     if not prepared.root.exists(f"runs/{prepared.run}/plan.json"):  # for `cascade report`, and whoever looks for it
-        statuses = [StageStatus(entry.stage.name, entry.key) for entry in prepared.planned]
+        statuses = [StageStatus(entry.stage.name) for entry in prepared.planned]
         _save(prepared, Outcome(), statuses, seconds=0.0)
     try:
         outcome = _execute(prepared, actor, shares, console)

@@ -46,7 +46,7 @@ class StageJob:
     key: str
     run: Callable[..., Artifact]
     config: Config
-    inputs: dict[str, int | None]  # input name -> how many artifacts it takes; None: one, not in a list
+    lists: tuple[str, ...]  # inputs that are lists of artifacts, `upsamplers.0`, `upsamplers.1`, …
     input_keys: dict[str, str]
     store: Store
     resources: Resources
@@ -81,27 +81,26 @@ def execute(
     remote_stage = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy=this_node())(run_stage)
     for entry in planned:
         stage, name = entry.stage, entry.stage.name
-        ray.get(actor.emit.remote(events.StagePlanned(name, entry.key)))
         if entry.wanted:
+            actor.emit.remote(events.StageHeld(name, "waiting"))
             config = stage.config.model_dump(mode="json")
-            counts = {part: len(own) if isinstance(own, list) else None for part, own in stage.inputs.items()}
             job = StageJob(
                 name=name,
                 key=entry.key,
                 run=stage.run,
                 config=stage.config,
-                inputs=counts,
+                lists=tuple(part for part, own in stage.inputs.items() if isinstance(own, list)),
                 input_keys=entry.input_keys,
                 store=entry.store,
                 resources=resources(name),
                 provenance={**provenance, "config": config, "code": code_of(stage)},
                 forced=forced,
             )
-            inputs = [references[parent.name] for parent in stage.parents()]
-            references[name] = remote_stage.remote(job, ActorRecorder(actor), *inputs)
+            inputs = {part: references[parent.name] for part, parent in stage.parents.items()}
+            references[name] = remote_stage.remote(job, ActorRecorder(actor), **inputs)
             jobs[references[name]] = entry
         elif entry.cached is None:
-            ray.get(actor.emit.remote(events.StageHeld(name, "skipped", "not selected")))
+            actor.emit.remote(events.StageHeld(name, "skipped", "not selected"))
         else:
             outcome.artifacts[name], references[name] = entry.cached, ray.put(entry.cached)
             actor.emit.remote(events.StageCached(name, entry.cached))
@@ -115,11 +114,10 @@ def execute(
     return outcome
 
 
-def run_stage(job: StageJob, recorder: ActorRecorder, *artifacts: Artifact) -> Artifact:
+def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> Artifact:
     """Body of a stage's task: hold the lease, run, commit; or adopt the artifact of another driver."""
-    left, inputs = [*artifacts], dict[str, Artifact | list[Artifact]]()
-    for name, count in job.inputs.items():
-        inputs[name] = left.pop(0) if count is None else [left.pop(0) for _ in range(count)]
+    inputs: dict[str, Any] = {name: own for name, own in artifacts.items() if "." not in name}
+    inputs |= {name: [artifacts[part] for part in artifacts if part.startswith(f"{name}.")] for name in job.lists}
     lease = Lease(job.store.join("lease"), on_lost=_die)
 
     def is_done() -> bool:
@@ -135,11 +133,8 @@ def run_stage(job: StageJob, recorder: ActorRecorder, *artifacts: Artifact) -> A
             return _adopt(job, recorder)
         if job.forced:
             begin_forced_try(job.store, job.forced)
-        flat: dict[str, Artifact] = {}
-        for name, own in inputs.items():
-            flat |= {f"{name}.{i}": each for i, each in enumerate(own)} if isinstance(own, list) else {name: own}
         config = job.config.model_dump(mode="json")
-        ray.get(recorder.actor.emit.remote(events.StageStarted(job.name, job.key, config, flat, job.store.uri)))
+        ray.get(recorder.actor.emit.remote(events.StageStarted(job.name, job.key, config, artifacts, job.store.uri)))
         provenance = {**job.provenance, "started": time.time(), **({FORCED: job.forced} if job.forced else {})}
         with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{job.name}-") as scratch:
             context = StageContext(
@@ -199,7 +194,7 @@ def _collect(entry: PlannedStage, reference: Any, outcome: Outcome, actor: Any) 
     try:
         outcome.artifacts[name] = ray.get(reference)
     except Exception as error:
-        if failed := [parent.name for parent in entry.stage.parents() if parent.name in outcome.failures]:
+        if failed := [parent.name for parent in entry.stage.parents.values() if parent.name in outcome.failures]:
             outcome.failures[name] = f"not run: {', '.join(failed)} failed"
             ray.get(actor.emit.remote(events.StageHeld(name, "skipped", outcome.failures[name])))
         else:

@@ -29,7 +29,6 @@ class StageStatus:
     """A stage in the live table."""
 
     name: str
-    key: str
     state: str = "waiting"  # waiting, queued, running, done, cached, failed, skipped
     step: int = 0
     total: int = 0
@@ -71,10 +70,8 @@ class RunRecorder:
     def emit(self, event: events.Event) -> None:
         """Append an event to the log, which MLflow and the report read, and update the table."""
         self.log.append(event)
-        if isinstance(event, events.StagePlanned):
-            self.stages[event.stage] = StageStatus(name=event.stage, key=event.key)
-        elif (status := self.stages.get(getattr(event, "stage", ""))) is not None:
-            self._show(status, event)
+        if stage := getattr(event, "stage", ""):
+            self._show(self.stages.setdefault(stage, StageStatus(stage)), event)
 
     def _show(self, status: StageStatus, event: events.Event) -> None:
         match event:
@@ -138,7 +135,7 @@ class RunRecorder:
 
 
 @dataclass(frozen=True)
-class ActorRecorder:
+class ActorRecorder(events.Recorder):
     """The recorder's side at the stages: sends events without waiting for tracking."""
 
     actor: Any

@@ -57,7 +57,7 @@ def save_run(
     folder, states = root.join("runs", run), {status.name: asdict(status) for status in statuses}
     stages = []
     for entry in planned:
-        inputs = [parent.name for parent in entry.stage.parents()]
+        inputs = [parent.name for parent in entry.stage.parents.values()]
         stages.append({"key": entry.key, "inputs": inputs} | states[entry.stage.name])
     folder.write("recipe.yaml", recipe_yaml.encode())
     changes = changes_of_code(planned)

@@ -8,7 +8,7 @@ from typing import Any
 from components.runtime import events
 
 
-class FileRecorder:
+class FileRecorder(events.Recorder):
     """Appends one JSON line an event; picklable."""
 
     def __init__(self, path: Path) -> None:

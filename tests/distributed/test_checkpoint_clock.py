@@ -24,7 +24,7 @@ def saved_at(config: Any, worker: Worker) -> tuple[list[int], Task]:
     """The steps at which a rank saves, whose clock moves at each step, and its task."""
     now, steps = [0.0], []
     task = make_task(config, worker=worker)
-    options = {"stage": "base", "worker": worker, "recorder": events.SilentRecorder(), "start_step": 0}
+    options = {"stage": "base", "worker": worker, "recorder": events.Recorder(), "start_step": 0}
 
     def save(step: int, task: Task) -> None:
         steps.append(step)

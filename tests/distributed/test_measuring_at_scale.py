@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from components.runtime import events
-from components.runtime.events import SilentRecorder
+from components.runtime.events import Recorder
 from components.runtime.execution import Resources
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
@@ -33,7 +33,7 @@ class BrokenOffError(Exception):
     """As if the head were lost."""
 
 
-class BreakingRecorder(SilentRecorder):
+class BreakingRecorder(Recorder):
     """Ends the stage at its n-th report."""
 
     def __init__(self, reports: int) -> None:
@@ -60,7 +60,7 @@ class House:
     def context(self, stage: str, key: str, *, workers: int = 1, recorder: Any = None) -> StageContext:
         store = Store(str(self.root / "stages" / stage / key))
         resources = Resources(num_actors=workers, cpus_per_worker=0.1)
-        return StageContext(stage, key, store, resources, recorder or SilentRecorder())
+        return StageContext(stage, key, store, resources, recorder or Recorder())
 
     def sample(self, key: str, **options: Any) -> Artifact:
         context = self.context("samples", key, **options)

@@ -18,7 +18,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.data.encoding import ShardJob, process_shards
-from components.runtime.events import SilentRecorder
+from components.runtime.events import Recorder
 from components.runtime.execution import Resources, node_threads
 from components.runtime.pool import Pool
 from components.runtime.storage.artifact import write_part
@@ -71,7 +71,7 @@ def trained(place: Store) -> list[dict[str, int]]:
             folder=place.join("train"),
             stream=RankStream(rows),
             held_out=partial(rows_at, CONFIG, range(1000, 1008)),
-            recorder=SilentRecorder(),
+            recorder=Recorder(),
             resources=RESOURCES,
             store=place,
             model=ModelDescription("unet", CONFIG.network_arguments(DATASET_INFO), settings={}),

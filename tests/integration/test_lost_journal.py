@@ -53,7 +53,6 @@ def start_recorder(place: Path, machine: str, tracking: str, run: str) -> RunRec
     """The recorder of a driver on `machine`, whose disk the spool is on; storage is common."""
     made = RunRecorder(tracking=tracking, spool=str(place / machine))
     made.emit(events.RunStarted(run, "", {}, {"name": "tiny", "git_commit": ""}))
-    made.emit(events.StagePlanned("base", run))  # the run's name is as good a key as any, and no other run's
     return made
 
 
@@ -195,7 +194,6 @@ def test_the_log_is_whole_in_storage_before_its_stage_can_be_found_finished(
 ):
     monkeypatch.setattr(recorder, "STORE_SECONDS", 1e9)
     training = RunRecorder()
-    training.emit(events.StagePlanned("base", "k"))
     training.emit(events.StageStarted("base", "k", {}, {}, stage_folder(tmp_path)))
     log(training, 1, TOTAL)
     assert list(stage_points(Store(stage_folder(tmp_path)))) == list(range(1, TOTAL + 1))

@@ -32,7 +32,6 @@ def test_measures_are_in_mlflows_run_and_in_the_table(mlflow_server: str, tmp_pa
     run, config = f"measures-{time.time_ns()}", config_of("pixelcnn", total_steps=10)
     recorder = RunRecorder(tracking=mlflow_server, spool=str(tmp_path / "spool"))
     recorder.emit(events.RunStarted(run, "", {}, {"name": "tiny", "git_commit": ""}))
-    recorder.emit(events.StagePlanned("base", run))
     recorder.emit(events.StageStarted("base", run, {}, {}))
     told: dict[str, Any] = {"stage": "base", "worker": ALONE, "recorder": recorder, "start_step": 0}
     reporter = Reporter(config.optimization, **told, step_flops=1e9)

@@ -25,7 +25,7 @@ from components.evaluation.generated import (
 from components.evaluation.grids import readable
 from components.evaluation.image_sets import SmallerImages, in_batches, shrink
 from components.evaluation.sampling_studies import judge
-from components.runtime.events import SilentRecorder
+from components.runtime.events import Recorder
 from components.runtime.execution import Resources
 from components.runtime.pool import file_name, write_job
 from components.runtime.storage.artifact import Artifact
@@ -155,7 +155,7 @@ class Fixture:
 
     def context(self, stage: str, *, key: str = "k") -> StageContext:
         store = Store(str(self.root / "stages" / stage / key))
-        return StageContext(stage, key, store, Resources(num_workers=2, cpus_per_worker=0.1), SilentRecorder())
+        return StageContext(stage, key, store, Resources(num_workers=2, cpus_per_worker=0.1), Recorder())
 
     def samples(self, *, key: str = "k", measured: int = 70) -> Artifact:
         config = SamplesConfig(**CONFIG.model_dump() | {"prompts": ("red apple",)}, measured_samples=measured)

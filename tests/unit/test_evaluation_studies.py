@@ -32,7 +32,7 @@ from components.evaluation.study import (
     counted,
     read_points,
 )
-from components.runtime.events import SilentRecorder
+from components.runtime.events import Recorder
 from components.runtime.execution import Resources
 from components.runtime.pool import file_name
 from components.runtime.storage.store import Store
@@ -262,7 +262,7 @@ def test_a_study_of_distances_needs_features() -> None:
 
 
 def test_a_committed_study_is_shown_by_the_report_as_it_is(tmp_path: Path) -> None:
-    context = StageContext("steps_study", "k", Store(str(tmp_path)), Resources(), SilentRecorder())
+    context = StageContext("steps_study", "k", Store(str(tmp_path)), Resources(), Recorder())
     found = measured(study(STEPS).settings())
     artifact = commit_findings(context, study(STEPS).described(found))
     shown = study_of(artifact)

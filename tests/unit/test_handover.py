@@ -30,7 +30,7 @@ from components.evaluation.likelihood_study import LikelihoodConfig
 from components.evaluation.metrics import METRICS, Metric
 from components.evaluation.noising_study import NoisingStudyConfig
 from components.evaluation.restoration import RestorationConfig
-from components.runtime.events import Event, SilentRecorder, Warning
+from components.runtime.events import Event, Recorder, Warning
 from components.runtime.execution import Resources
 from components.runtime.pool import HandoverError, Later, Pool, file_name, portable
 from components.runtime.storage.artifact import RECORDS, Artifact, begin_forced_try, load_artifact, verify_files
@@ -156,7 +156,7 @@ def simulated() -> Iterator[None]:
         yield
 
 
-class Warnings(SilentRecorder):
+class Warnings(Recorder):
     def __init__(self) -> None:
         self.lines: list[str] = []
 

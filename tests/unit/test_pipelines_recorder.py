@@ -29,14 +29,13 @@ from tests.unit.test_tracking_journal import EVENTS
 def recorder(tmp_path: Path) -> RunRecorder:
     recorder = RunRecorder()
     recorder.log.journal = new_journal(tmp_path / "spool", destination={})
-    recorder.emit(events.StagePlanned("base", "k"))
     recorder.emit(events.StageStarted("base", "k", {}, {}, str(tmp_path / "base")))
     return recorder
 
 
 def written(recorder: RunRecorder) -> list[events.Event]:
     assert recorder.log.journal is not None
-    return [record.event for record in recorder.log.journal.records()][2:]
+    return [record.event for record in recorder.log.journal.records()][1:]
 
 
 def test_the_log_has_every_event_in_order_but_progress_and_a_warning_as_the_text_of_all_too(recorder: RunRecorder):

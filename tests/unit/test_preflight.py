@@ -10,7 +10,7 @@ from components.data.listing import SourceError
 from components.data.shards import read_bpe, save_index
 from components.data.sources import packaged
 from components.evaluation.features import MeasureConfig
-from components.runtime.events import SilentRecorder
+from components.runtime.events import Recorder
 from components.runtime.execution import Resources
 from components.runtime.pool import HandoverError, portable
 from components.runtime.storage.artifact import Artifact
@@ -42,7 +42,7 @@ def ingest(tmp_path: Path) -> None:
     index = write_set(Store(str(tmp_path / "again")), sizes=(4, 4))
     images = prepare(options(tmp_path)).planned[0]
     shards = tuple(entry.model_copy(update={"url": f"{tmp_path}/tars/{entry.url}"}) for entry in index.shards)
-    context = StageContext("images", images.key, images.store, Resources(), SilentRecorder())
+    context = StageContext("images", images.key, images.store, Resources(), Recorder())
     save_index(context.files_store, index.model_copy(update={"shards": shards}))
     context.files_store.write("bpe.json", read_bpe(index).encode())
     metadata = {"classes": list(index.classes), "quarantined": []}

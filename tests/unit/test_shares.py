@@ -8,7 +8,7 @@ import pytest
 
 from components.configuration.optimization import Training
 from components.configuration.usage import UsageError
-from components.runtime.events import SilentRecorder
+from components.runtime.events import Recorder
 from components.runtime.execution import Resources, threads_of
 from components.runtime.storage.store import Store
 from components.stages import images
@@ -234,7 +234,7 @@ def test_a_task_of_one_thread_that_writes_shards_claims_one_core(
     monkeypatch.setattr(images, "ingest", ingest)
     workflow = build_workflow(openmoji())
     resources = share_cluster(workflow, load_profile(profile), cluster)["images"]
-    context = StageContext("images", "key", Store(str(tmp_path)), resources, SilentRecorder())
+    context = StageContext("images", "key", Store(str(tmp_path)), resources, Recorder())
     with pytest.raises(InterruptedError):
         images.ingest_images(workflow.by_name["images"].config, context)
     assert claimed == [claim]

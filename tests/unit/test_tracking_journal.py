@@ -33,7 +33,6 @@ ARTIFACT = Artifact(
     root="s3://bucket/stages/base/k",
 )
 EVENTS: list[events.Event] = [  # one of each kind
-    events.StagePlanned("base", "k"),
     events.RunStarted("run", "name: tiny\n", {"base": {"betas": [0.9, 0.99]}}, {"name": "tiny"}),
     events.StageHeld("base", "queued", "another driver has it"),
     events.StageStarted("base", "k", {"total_steps": 2}, {"images": ARTIFACT}),
