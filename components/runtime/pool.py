@@ -143,11 +143,14 @@ class Pool:
         for part in parts:
             portable(part, what="a part of the pool's work")
         shared = ray.put(portable(make_worker, what="a worker of the pool"))
-        self._grow(min(self.resources.num_actors, len(parts)))
+        self._start(min(self.resources.num_actors, len(parts)) - len(self.actors) - len(self.starting))
         todo, cost = deque(range(len(parts))), Counter[int]()
         held: dict[ObjectRef, Held] = {}
         while todo or held:
-            for actor in self._free(list(held.values()))[: len(todo)]:
+            at_device = {id(part.actor) for part in held.values() if part.at_device}
+            count = Counter(id(part.actor) for part in held.values())
+            free = [each for each in self.actors if id(each) not in at_device and count[id(each)] < IN_HAND]
+            for actor in free[: len(todo)]:
                 number = todo.popleft()
                 held[actor.run.remote(shared.hex(), shared, number, parts[number])] = Held(actor, number, True)
             (ready,), _ = ray.wait([*held, *self.starting])
@@ -159,9 +162,12 @@ class Pool:
                 result = ray.get(ready)
             except LOST:
                 cost[number] += 1
-                if self._too_many(cost[number]):
+                if 0 <= self.resources.max_failures < cost[number]:
                     raise
-                self._replace(actor)
+                if actor in self.actors:  # started anew once, even if several parts were lost
+                    self.actors.remove(actor)
+                    ray.kill(actor)
+                    self._start(1)
                 todo.appendleft(number)
                 continue
             if isinstance(result, Left):
@@ -190,42 +196,24 @@ class Pool:
         for number, _ in self.as_done(make_worker, missing):
             yield missing[number]
 
-    def _free(self, held: Sequence[Held]) -> list[Any]:
-        """Workers with an idle device and room for another part."""
-        at_device = {id(part.actor) for part in held if part.at_device}
-        count = Counter(id(part.actor) for part in held)
-        return [actor for actor in self.actors if id(actor) not in at_device and count[id(actor)] < IN_HAND]
-
     def _arrived(self, started: ObjectRef) -> None:
         actor = self.starting.pop(started)
         try:
             ray.get(started)
         except LOST:
             self.lost_starting += 1
-            if self._too_many(self.lost_starting):
+            if 0 <= self.resources.max_failures < self.lost_starting:
                 raise
-            self._grow(len(self.actors) + len(self.starting) + 1)
+            self._start(1)
         else:
             self.actors.append(actor)
             self.lost_starting = 0
 
-    def _too_many(self, failures: int) -> bool:
-        return 0 <= self.resources.max_failures < failures
-
-    def _replace(self, actor: Any) -> None:
-        """Start a worker in a lost worker's place, once, even if several parts were lost."""
-        if actor in self.actors:
-            self.actors.remove(actor)
-            ray.kill(actor)
-            self._grow(len(self.actors) + len(self.starting) + 1)
-
-    def _grow(self, count: int) -> None:
-        resources = self.resources
-        make = ray.remote(
-            num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker, max_concurrency=IN_HAND
-        )(PoolWorker)
-        for _ in range(count - len(self.actors) - len(self.starting)):
-            actor = make.remote(resources)
+    def _start(self, count: int) -> None:
+        cpus, gpus = self.resources.cpus_per_worker, self.resources.gpus_per_worker
+        for _ in range(count):
+            options = {"num_cpus": cpus, "num_gpus": gpus, "max_concurrency": IN_HAND}
+            actor = ray.remote(**options)(PoolWorker).remote(self.resources)
             self.starting[actor.started.remote()] = actor
 
 
@@ -251,8 +239,7 @@ class PoolWorker:
         self.made: tuple[str, Callable[[Any], Any]] | None = None
         self.left: dict[int, Later] = {}
 
-    def started(self) -> None:
-        """Answers once the worker has started."""
+    def started(self) -> None: ...
 
     def run(self, name: str, make_worker: Callable[[], Callable[[Any], Any]], number: int, part: Any) -> Any:
         """Do a part, except for a `Later`, which `finish` does."""

@@ -3,6 +3,8 @@
 `tests/contracts/test_ray_assumptions.py` says of another version of Ray which of the assumptions about them broke.
 """
 
+from typing import Any
+
 # Tells a worker whether there is a dashboard. The public `ray.init(ignore_reinit_error=True).dashboard_url` names a
 # dashboard in workers even if none was started (ray 2.60).
 from ray._private.services import get_webui_url_from_internal_kv
@@ -35,7 +37,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 __all__ = [
     "BlockEntry",
-    "ElasticScalingPolicy",
+    "EqualShares",
     "ExecutionCallback",
     "InputDataBuffer",
     "PlacementGroupCleanerCallback",
@@ -46,3 +48,15 @@ __all__ = [
     "get_train_context",
     "get_webui_url_from_internal_kv",
 ]
+
+
+class EqualShares(ElasticScalingPolicy):
+    """Ray's elastic policy, restricted to numbers of workers that divide the batch."""
+
+    def __init__(self, scaling_config: Any, worker_counts: list[int]) -> None:
+        super().__init__(scaling_config)
+        self.worker_counts = worker_counts
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        room = super()._count_possible_workers(reserved_resources)
+        return max((count for count in self.worker_counts if count <= room), default=0)

@@ -16,7 +16,7 @@ from components.data.crews import MakeDataset, OrderedShards
 from components.runtime import events
 from components.runtime.pool import portable
 from components.runtime.ray_internals import (
-    ElasticScalingPolicy,
+    EqualShares,
     PlacementGroupCleanerCallback,
     get_webui_url_from_internal_kv,
 )
@@ -136,18 +136,6 @@ class Trainer(ray.train.torch.TorchTrainer):
         if self.scaling_config.elasticity_enabled:
             arguments["scaling_policy"] = EqualShares(self.scaling_config, self.worker_counts)
         return super()._initialize_and_run_controller(**arguments)
-
-
-class EqualShares(ElasticScalingPolicy):
-    """Ray's elastic policy, restricted to numbers of workers that divide the batch."""
-
-    def __init__(self, scaling_config: ray.train.ScalingConfig, worker_counts: list[int]) -> None:
-        super().__init__(scaling_config)
-        self.worker_counts = worker_counts
-
-    def _count_possible_workers(self, reserved_resources: Any) -> int:
-        room = super()._count_possible_workers(reserved_resources)
-        return max((count for count in self.worker_counts if count <= room), default=0)
 
 
 def resumed(job: TrainingJob) -> MakeDataset:

@@ -123,7 +123,11 @@ def run(options: RunOptions, console: Console) -> int:
         statuses = [StageStatus(entry.stage.name) for entry in prepared.planned]
         _save(prepared, Outcome(), statuses, seconds=0.0)
     try:
-        outcome = _execute(prepared, actor, shares, console)
+        provenance = {"git_commit": prepared.commit, "run": prepared.run}
+        with Display(console) as show:
+            outcome = execute(
+                prepared.planned, actor=actor, shares=shares, provenance=provenance, force=options.force, show=show
+            )
         statuses = ray.get(actor.snapshot.remote())
         report = _report(prepared, outcome, statuses, actor, seconds=time.time() - started)
         ray.get(actor.emit.remote(_describe_models(prepared, outcome)))
@@ -199,7 +203,7 @@ def _share(prepared: Prepared, console: Console) -> dict[str, Resources]:
         check_nodes(prepared.needs, prepared.root, space)
     if cluster.gpus and shares:
         console.print(resource_table(workflow, profile, cluster, shares))
-    return shares
+    return {name: share.model_copy(update={"profiling": prepared.profiling}) for name, share in shares.items()}
 
 
 def _start_recorder(prepared: Prepared) -> Any:
@@ -218,18 +222,6 @@ def _start_recorder(prepared: Prepared) -> Any:
     parameters = prepared.recipe.model_dump(mode="json")
     ray.get(actor.emit.remote(events.RunStarted(prepared.run, resolved_yaml(prepared.recipe), parameters, tags)))
     return actor
-
-
-def _execute(prepared: Prepared, actor: Any, shares: dict[str, Resources], console: Console) -> Outcome:
-    def resources(stage: str) -> Resources:
-        share = shares.get(stage, Resources())  # of what is cached nobody asks more
-        return share.model_copy(update={"profiling": prepared.profiling})
-
-    provenance, force = {"git_commit": prepared.commit, "run": prepared.run}, prepared.options.force
-    with Display(console) as show:
-        return execute(
-            prepared.planned, actor=actor, resources=resources, provenance=provenance, force=force, show=show
-        )
 
 
 def _report(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], actor: Any, *, seconds: float) -> str:

@@ -6,8 +6,9 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from components.stages.context import StageContext
 from pipelines.engine.code_seen import code_of
 from pipelines.engine.recorder import ActorRecorder, StageStatus
 from pipelines.engine.session import this_node
-from pipelines.workflow import PlannedStage
+from pipelines.workflow import PlannedStage, Stage
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
@@ -67,7 +68,7 @@ def execute(
     planned: list[PlannedStage],
     *,
     actor: Any,
-    resources: Callable[[str], Resources],
+    shares: Mapping[str, Resources],
     provenance: dict[str, Any],
     force: bool,
     show: Callable[[list[StageStatus]], None],
@@ -75,7 +76,7 @@ def execute(
     """Run the wanted stages, in parallel where graph and cluster allow, and wait for all stages.
     A stage that fails stops what needs it, and nothing else."""
     references: dict[str, Any] = {}
-    jobs: dict[Any, PlannedStage] = {}
+    jobs: dict[Any, Stage] = {}
     forced, outcome = uuid.uuid4().hex[:12] if force else "", Outcome()
     # A task stays on the driver's node (Train's controller lives there) and holds no CPU while it waits.
     remote_stage = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy=this_node())(run_stage)
@@ -92,13 +93,13 @@ def execute(
                 lists=tuple(part for part, own in stage.inputs.items() if isinstance(own, list)),
                 input_keys=entry.input_keys,
                 store=entry.store,
-                resources=resources(name),
+                resources=shares[name],
                 provenance={**provenance, "config": config, "code": code_of(stage)},
                 forced=forced,
             )
             inputs = {part: references[parent.name] for part, parent in stage.parents.items()}
             references[name] = remote_stage.remote(job, ActorRecorder(actor), **inputs)
-            jobs[references[name]] = entry
+            jobs[references[name]] = stage
         elif entry.cached is None:
             actor.emit.remote(events.StageHeld(name, "skipped", "not selected"))
         else:
@@ -106,7 +107,7 @@ def execute(
             actor.emit.remote(events.StageCached(name, entry.cached))
     show(ray.get(actor.snapshot.remote()))
     try:
-        _wait(jobs, outcome, actor, resources, show)
+        _wait(jobs, outcome, actor, shares, show)
     except BaseException:
         for reference in jobs:
             ray.cancel(reference, force=True)
@@ -120,17 +121,18 @@ def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> 
     inputs |= {name: [artifacts[part] for part in artifacts if part.startswith(f"{name}.")] for name in job.lists}
     lease = Lease(job.store.join("lease"), on_lost=_die)
 
-    def is_done() -> bool:
-        return has_committed(job.store, job.forced)
+    is_done = partial(has_committed, job.store, job.forced)
 
     def on_wait(reason: str) -> None:
         recorder.emit(events.StageHeld(job.name, "queued", f"waiting: {reason}"))
 
-    if not lease.acquire(is_done=is_done, on_wait=on_wait):
-        return _adopt(job, recorder)
+    held = lease.acquire(is_done=is_done, on_wait=on_wait)
     try:
-        if is_done():
-            return _adopt(job, recorder)
+        if not held or is_done():
+            artifact = load_artifact(job.store)
+            assert artifact is not None
+            recorder.emit(events.StageCached(job.name, artifact))
+            return artifact
         if job.forced:
             begin_forced_try(job.store, job.forced)
         config = job.config.model_dump(mode="json")
@@ -158,13 +160,6 @@ def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> 
         lease.release()
 
 
-def _adopt(job: StageJob, recorder: ActorRecorder) -> Artifact:
-    artifact = load_artifact(job.store)
-    assert artifact is not None
-    recorder.emit(events.StageCached(job.name, artifact))
-    return artifact
-
-
 def _die() -> None:
     """End this process at once: two must not write, and Ray starts the task again."""
     logger.error("another driver took over this stage; giving way")
@@ -172,34 +167,29 @@ def _die() -> None:
 
 
 def _wait(
-    jobs: dict[Any, PlannedStage],
+    jobs: dict[Any, Stage],
     outcome: Outcome,
     actor: Any,
-    resources: Callable[[str], Resources],
+    shares: Mapping[str, Resources],
     show: Callable[[list[StageStatus]], None],
 ) -> None:
     waiting = list(jobs)
     while waiting:
         ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS, fetch_local=False)
-        for reference in ready:
-            _collect(jobs[reference], reference, outcome, actor)
+        for stage, reference in ((jobs[reference], reference) for reference in ready):
+            try:
+                outcome.artifacts[stage.name] = ray.get(reference)
+            except Exception as error:
+                if failed := [parent.name for parent in stage.parents.values() if parent.name in outcome.failures]:
+                    outcome.failures[stage.name] = f"not run: {', '.join(failed)} failed"
+                    ray.get(actor.emit.remote(events.StageHeld(stage.name, "skipped", outcome.failures[stage.name])))
+                else:
+                    outcome.failures[stage.name] = one_line(error)
+                    outcome.tracebacks[stage.name] = "".join(traceback.format_exception(error))
         statuses = ray.get(actor.snapshot.remote())
         for status in statuses:
-            status.note = _starved(status, resources(status.name)) or status.note
+            status.note = _starved(status, shares.get(status.name, Resources())) or status.note
         show(statuses)
-
-
-def _collect(entry: PlannedStage, reference: Any, outcome: Outcome, actor: Any) -> None:
-    name = entry.stage.name
-    try:
-        outcome.artifacts[name] = ray.get(reference)
-    except Exception as error:
-        if failed := [parent.name for parent in entry.stage.parents.values() if parent.name in outcome.failures]:
-            outcome.failures[name] = f"not run: {', '.join(failed)} failed"
-            ray.get(actor.emit.remote(events.StageHeld(name, "skipped", outcome.failures[name])))
-        else:
-            outcome.failures[name] = one_line(error)
-            outcome.tracebacks[name] = "".join(traceback.format_exception(error))
 
 
 def _starved(status: StageStatus, resources: Resources) -> str:

@@ -15,9 +15,11 @@ from components.data.sources.folder import LICENSE as UNSPECIFIED
 from components.data.sources.parquet import SUFFIX
 from components.data.sources.webdataset import GLOB, TARS, split_glob
 from components.evaluation.features import DistanceRow
+from components.evaluation.metrics import METRICS
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import absolute
 from pipelines.engine.code_seen import made_by
+from pipelines.planning.cost_table import heading, markdown
 from pipelines.recipes.catalog import DEMO, RECIPES
 from pipelines.recipes.shapes import Recipe
 
@@ -109,15 +111,18 @@ def _figures(artifacts: Mapping[str, Artifact]) -> str:
     facts = artifacts["evaluation"].metadata if "evaluation" in artifacts else {}
     if not facts.get("distances"):
         return ""
-    network = f"`fd_{facts['feature_network']}`"
+    rows = [DistanceRow(**row) for row in facts["distances"]]
+    shown = {name: metric for name, metric in METRICS.items() if any(row.figure(name) is not None for row in rows)}
     lines = [
-        f"Fréchet distances {network} to the training images, smaller is nearer. Nobody states the license of that "
-        "network's pretrained weights; no model here holds them.",
+        f"Fréchet distances `fd_{facts['feature_network']}` to the training images, smaller is nearer. Nobody states "
+        "the license of that network's pretrained weights; no model here holds them.",
         "",
-        "| images | N | distance |",
-        "|---|---:|---:|",
+        *heading(["images", "N", *(metric.title for metric in shown.values())], words=1),
     ]
-    for row in (DistanceRow(**row) for row in facts["distances"]):
-        error = "" if row.standard_error is None else f" ± {row.standard_error:.1f}"
-        lines.append(f"| {row.name} | {row.samples:,} | {row.distance:.1f}{error} |")
+    for row in rows:
+        cells = [row.name, f"{row.samples:,}"]
+        for name, metric in shown.items():
+            figures = [figure for figure in (row.figure(name), row.error(name)) if figure is not None]
+            cells.append(" ± ".join(f"{figure:.{metric.digits}f}" for figure in figures))
+        lines.append(markdown(cells))
     return "\n".join(lines)

@@ -96,35 +96,20 @@ def render_run(root: Store, run: str) -> tuple[str, str]:
         stage["name"]: load_artifact(root.join("stages", stage["name"], stage["key"])) for stage in plan["stages"]
     }
     artifacts = {name: artifact for name, artifact in stored.items() if artifact is not None}
-    html = render_report(_report_data(root, run, plan, artifacts))
-    folder.write(REPORT, html.encode())
-    return folder.url(REPORT), html
-
-
-def link_pages(root: Store, run: str, pages: Mapping[str, str]) -> None:
-    """Draw the report of a saved run again, with links to the run's pages in MLflow. Raises StoreError."""
-    plan = load_plan(root, run)
-    plan["facts"] |= pages
-    root.write(f"runs/{run}/{PLAN}", json.dumps(plan, indent=1).encode())
-    render_run(root, run)
-
-
-def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[str, Artifact]) -> ReportData:
-    recipe_yaml = root.read(f"runs/{run}/recipe.yaml").decode()
     metadata = {name: artifact.metadata for name, artifact in artifacts.items()}
     evaluation, tokens, images = (metadata.get(name, {}) for name in ("evaluation", "tokens", "images"))
-    corrupt, data, codebook = images.get("quarantined", []), None, evaluation.get("held_out_codebook", {})
+    corrupt, shown, codebook = images.get("quarantined", []), None, evaluation.get("held_out_codebook", {})
     left_out = [f"{len(corrupt)} corrupt images were left out, see {INDEX}"] if corrupt else []
     if images:
         names = ("source", "license", "samples", "train_samples", "resolution", "classes")
         lines = tuple(f"{entry['key']} in {entry['shard']}: {entry['reason']}" for entry in corrupt)
-        data = DataFacts(quarantined=lines, **{name: images[name] for name in names})
+        shown = DataFacts(quarantined=lines, **{name: images[name] for name in names})
     if tokens:
         codebook = {"codebook_size": tokens["codebook_size"], **tokens["summary"]}
-    return ReportData(
+    data = ReportData(
         run=run,
         recipe=plan["facts"]["recipe"],
-        recipe_yaml=recipe_yaml,
+        recipe_yaml=folder.read("recipe.yaml").decode(),
         stages=tuple(_stage_row(stage, artifacts.get(stage["name"])) for stage in plan["stages"]),
         finished=plan["saved"],
         seconds=plan["seconds"],
@@ -136,10 +121,21 @@ def _report_data(root: Store, run: str, plan: dict[str, Any], artifacts: dict[st
         distances=tuple(DistanceRow(**row) for row in evaluation.get("distances", [])),
         codebook=codebook,
         studies=tuple(study_of(artifact) for artifact in artifacts.values() if "plots" in artifact.metadata),
-        data=data,
+        data=shown,
         warnings=(*left_out, *plan["code_changes"]),
         traces=tuple(traces_of(root, run)),
     )
+    html = render_report(data)
+    folder.write(REPORT, html.encode())
+    return folder.url(REPORT), html
+
+
+def link_pages(root: Store, run: str, pages: Mapping[str, str]) -> None:
+    """Draw the report of a saved run again, with links to the run's pages in MLflow. Raises StoreError."""
+    plan = load_plan(root, run)
+    plan["facts"] |= pages
+    root.write(f"runs/{run}/{PLAN}", json.dumps(plan, indent=1).encode())
+    render_run(root, run)
 
 
 def _stage_row(stage: dict[str, Any], artifact: Artifact | None) -> StageRow:

@@ -222,9 +222,8 @@ def longest_path(workflow: Workflow, costs: Sequence[StageCost]) -> tuple[list[s
     """The chain of stages with the most hours, first to last, and the chain's hours."""
     hours, paths = {cost.stage: cost.hours for cost in costs}, dict[str, tuple[list[str], float]]()
     for stage in workflow.stages:
-        before = max(
-            (paths[parent.name] for parent in stage.parents.values()), key=lambda path: path[1], default=([], 0.0)
-        )
+        longest = [paths[parent.name] for parent in stage.parents.values()]
+        before = max(longest, key=lambda path: path[1], default=([], 0.0))
         own = [stage.name] if stage.name in hours else []
         paths[stage.name] = ([*before[0], *own], before[1] + hours.get(stage.name, 0.0))
     return max(paths.values(), key=lambda path: path[1])

@@ -238,8 +238,8 @@ def a_range_of_workers_is_elastic(folder: Path) -> bool:
 
 def an_elastic_policy_starts_as_many_as_it_counts() -> bool:
     """ElasticScalingPolicy starts as many workers as _count_possible_workers(resources by node) says
-    (training/launch.py: EqualShares)"""
-    policy = part("components.training.launch:EqualShares")(ray.train.ScalingConfig(**ELASTIC), [1, 2, 4])
+    (runtime/ray_internals.py: EqualShares)"""
+    policy = part("components.runtime.ray_internals:EqualShares")(ray.train.ScalingConfig(**ELASTIC), [1, 2, 4])
     policy._maybe_send_resource_request = lambda: None
     policy._get_reserved_resources = lambda: {"a node": {"CPU": 3.0}}
     return policy.make_decision_for_non_running_worker_group().num_workers == 2

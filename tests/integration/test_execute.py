@@ -4,6 +4,7 @@ import os
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def run(workflow: Workflow, root: str, selection: Selection | None = None) -> tu
     outcome = execute(
         workflow.plan(Store(root), selection),
         actor=actor,
-        resources=lambda stage: Resources(),
+        shares=defaultdict(Resources),
         provenance={},
         force=selection.force,
         show=lambda statuses: None,

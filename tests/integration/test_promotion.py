@@ -149,9 +149,9 @@ def test_metrics_rank_the_versions_and_stand_in_the_run(run: Callable, uri: str)
     ],
 )
 def test_what_cannot_be_compared_is_not_promoted(measured: Artifact, why: str):
-    verdict = compared(figures_of(measured), figures_of(distance(361)))
-    assert not verdict.promoted
-    assert why in verdict.reason
+    promoted, reason = compared(figures_of(measured), figures_of(distance(361)))
+    assert not promoted
+    assert why in reason
 
 
 def test_every_generator_of_the_champion_counts_by_its_finished_images_and_an_autoencoder_by_what_it_keeps():
@@ -162,9 +162,9 @@ def test_every_generator_of_the_champion_counts_by_its_finished_images_and_an_au
         "diffusion branch": 98,
         "token branch": 80,
     }
-    assert compared(figures_of(evaluation(upsampler, row("token branch, 64²", 80))), champion).promoted
+    assert compared(figures_of(evaluation(upsampler, row("token branch, 64²", 80))), champion)[0]
     one_worse = evaluation(row("diffusion branch: upsampler 64, 64²", 50), row("token branch, 64²", 90))
-    assert not compared(figures_of(one_worse), champion).promoted
+    assert not compared(figures_of(one_worse), champion)[0]
     assert figures_of(evaluation(kept)).made.keys() == {"reconstructions of held-out images"}
 
 

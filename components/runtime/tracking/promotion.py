@@ -57,12 +57,7 @@ class Figures(Config):
         }
 
 
-class Verdict(NamedTuple):
-    """The answer to whether a version becomes the champion of its name, and the reason.
-    The reason is shown to the user and kept in the run, so that a repeated promotion changes nothing."""
-
-    promoted: bool
-    reason: str  # a part of a sentence
+Verdict = tuple[bool, str]  # whether a version becomes champion, and the reason, a part of a sentence
 
 
 class Promotion(NamedTuple):
@@ -106,23 +101,22 @@ def figures_of(evaluation: Artifact) -> Figures | None:
 
 def compared(new: Figures | None, champion: Figures | None) -> Verdict:
     """Decides if a version may follow the champion: no figure worse by more than the difference's error."""
-    if new is None:
-        return Verdict(False, "it can't be compared with the champion: the run measured no distance of it")
-    if champion is None:
-        return Verdict(False, "it can't be compared with the champion: no distance of that was measured")
+    if new is None or champion is None:
+        why = "the run measured no distance of it" if new is None else "no distance of that was measured"
+        return False, f"it can't be compared with the champion: {why}"
     if missing := champion.made.keys() - new.made.keys():
-        return Verdict(False, f"it makes no {' and no '.join(sorted(missing))}, which the champion does")
+        return False, f"it makes no {' and no '.join(sorted(missing))}, which the champion does"
     ours, theirs = new.way(), champion.way()
     if differing := [name for name, value in theirs.items() if ours[name] != value]:
-        return Verdict(False, f"the champion was measured by another {' and another '.join(differing)}")
+        return False, f"the champion was measured by another {' and another '.join(differing)}"
     if few := [name for name in champion.made if None in (new.made[name].error, champion.made[name].error)]:
-        return Verdict(False, f"it can't be compared with the champion: too few images for an error ({few[0]})")
+        return False, f"it can't be compared with the champion: too few images for an error ({few[0]})"
     lines, worse = [], False
     for name, old in champion.made.items():
         error = math.hypot(new.made[name].error or 0, old.error or 0)
         worse |= not new.made[name].distance - old.distance <= error
         lines.append(f"{name} {new.made[name].distance:.4g}, the champion's {old.distance:.4g} ± {error:.2g}")
-    return Verdict(not worse, f"distance: {'; '.join(lines)}")
+    return not worse, f"distance: {'; '.join(lines)}"
 
 
 def promote_run(client: MlflowClient, run_id: str, *, models: str, how: Promote, ended: int) -> Promotion | None:
@@ -168,7 +162,7 @@ def _decide(
         if name != main and (champions[name] in (None, version) or not follows):
             own = _verdict(client, name, version, champions[name], None, how)
         elif name != main:
-            own = Verdict(verdict.promoted, f"as {main}/{versions[main]}: {verdict.reason}")
+            own = verdict[0], f"as {main}/{versions[main]}: {verdict[1]}"
         decided[name] = (champions[name], *own)
     return {"main": main, "models": decided}
 
@@ -177,9 +171,9 @@ def _verdict(
     client: MlflowClient, name: str, version: str, champion: str | None, measured: Figures | None, how: Promote
 ) -> Verdict:
     if champion == version:
-        return Verdict(True, "it is the champion already")
+        return True, "it is the champion already"
     if how != "better" or champion is None:
-        return Verdict(how != "never", "the first of its name" if how == "better" else f"--promote {how}")
+        return how != "never", "the first of its name" if how == "better" else f"--promote {how}"
     measurements = _listed(client.get_model_version(name, champion).tags.get(names.FIGURES))
     alike = [each for each in measurements if measured is not None and each.way() == measured.way()]
     return compared(measured, (alike or measurements or [None])[-1])
@@ -195,10 +189,10 @@ def champion_of(client: MlflowClient, name: str) -> str | None:
     return None if version is None else str(version)
 
 
-def make_champion(client: MlflowClient, name: str, version: str, *, reason: str) -> None:
-    """Move the alias, and remember the former version."""
+def make_champion(client: MlflowClient, name: str, version: str, *, reason: str, back: bool = False) -> None:
+    """Move the alias, and remember the former version unless the alias goes `back`."""
     before = champion_of(client, name)
-    if before not in (None, version):
+    if before not in (None, version) and not back:
         client.set_model_version_tag(name, version, names.BEFORE, before)
     client.set_model_version_tag(name, version, names.REASON, reason)
     client.set_registered_model_alias(name, names.CHAMPION, version)
@@ -216,16 +210,13 @@ def promote_by_hand(model: str, *, tracking_uri: str, back: bool = False) -> tup
             version = None if before is None else client.get_model_version(name, before).tags.get(names.BEFORE)
             if version is None:
                 raise ValueError(f"{name} had no champion before this one: write NAME@VERSION")
-            client.get_model_version(name, version)
-            client.set_model_version_tag(name, version, names.REASON, f"by hand: back from {before}")
-            client.set_registered_model_alias(name, names.CHAMPION, version)
         elif parts := VERSION.fullmatch(model):
             name, version = parts.groups()
-            client.get_model_version(name, version)
-            before = champion_of(client, name)
-            make_champion(client, name, version, reason="by hand")
         else:
             raise ValueError(f"{model} names no version: write NAME@VERSION or models:/NAME/VERSION")
+        client.get_model_version(name, version)
+        before = champion_of(client, name)
+        make_champion(client, name, version, reason=f"by hand: back from {before}" if back else "by hand", back=back)
     except MlflowException as error:
         raise ValueError(f"can't promote {model} at {tracking_uri}: {str(error).splitlines()[0]}") from error
     return name, version, before
