@@ -6,7 +6,7 @@ for a first stage the digest of its source's listing; never of an address, a mac
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -57,11 +57,11 @@ class PlannedStage(NamedTuple):
     input_keys: dict[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Selection:
     """Stages of a workflow to run; a cached stage never runs unless `force`."""
 
-    only: tuple[str, ...] = ()
+    only: Sequence[str] = ()
     from_: str | None = None
     until: str | None = None
     force: bool = False
@@ -92,7 +92,10 @@ class Workflow:
             cached = load_artifact(store)
             wanted = stage.name in selected and (cached is None or selection.force)
             planned.append(PlannedStage(stage, keys[stage.name], store, cached, wanted, input_keys))
-        self._check_inputs(planned)
+        ready = {entry.stage.name for entry in planned if entry.cached is not None or entry.wanted}
+        for stage in (entry.stage for entry in planned if entry.wanted):
+            if missing := [parent.name for parent in stage.parents.values() if parent.name not in ready]:
+                raise UsageError(f"{stage.name} needs {', '.join(missing)}, not yet made; run without --only/--from")
         return planned
 
     def selected(self, selection: Selection) -> set[str]:
@@ -115,15 +118,6 @@ class Workflow:
     def after(self, name: str) -> set[str]:
         """Names of all stages that depend on a stage, directly or not."""
         return {stage.name for stage in self.stages if name in self.before(stage.name)}
-
-    def _check_inputs(self, planned: list[PlannedStage]) -> None:
-        ready = {entry.stage.name for entry in planned if entry.cached is not None or entry.wanted}
-        for entry in planned:
-            missing = [parent.name for parent in entry.stage.parents.values() if parent.name not in ready]
-            if entry.wanted and missing:
-                raise UsageError(
-                    f"{entry.stage.name} needs {', '.join(missing)}, not yet made; run without --only/--from"
-                )
 
 
 def stage_key(stage: Stage, input_keys: dict[str, str]) -> str:

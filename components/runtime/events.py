@@ -83,7 +83,7 @@ class RunEnded(NamedTuple):
 
 
 class StageHeld(NamedTuple):
-    """A stage before any work, or one that waits for another driver or is left out, with the reason in `note`."""
+    """A stage that waits, for its turn or for another driver, or is left out; `note` is the reason."""
 
     stage: str
     state: Literal["waiting", "queued", "skipped"]
@@ -152,7 +152,8 @@ class LogEntry(NamedTuple):
 
 
 class Recorder:
-    """A receiver of events: picklable, cheap, callable from any worker; never raises. This one drops all events."""
+    """A receiver of events: picklable, cheap, callable from any worker; never raises.
+    This one drops all events."""
 
     def emit(self, event: Event) -> None: ...
 

@@ -76,7 +76,7 @@ def show_plan(options: driver.RunOptions, clusters: Sequence[str], console: Cons
         say(console, "\n".join(many))
         return
     workflow, cluster = workflows[0], parsed[0]
-    shares = share_cluster(workflow, profile, cluster, running=workflow.selected(options.selection))
+    shares = share_cluster(workflow, profile, cluster, running=workflow.selected(options))
     check_shares(workflow, shares)
     if rate is None or pay.gpu is None:
         console.print(resource_table(workflow, profile, cluster, shares))

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from components.configuration.families import family_name
 from components.configuration.optimization import Training
@@ -31,13 +31,6 @@ INSTALLED = re.compile(rf"\bimage_cascade(?:_[0-9a-f]+)?\.(?=(?:{'|'.join(PACKAG
 SAME_NAME = re.compile(r"^(\s*import (\w+)) as \2$", re.MULTILINE)  # of a wheel: import image_cascade.components as …
 
 
-class Import(NamedTuple):
-    """An import of a module, or of a single name from a module, anywhere in a file."""
-
-    module: str  # as components.models.unet
-    name: str  # of what is taken of it; empty: nothing
-
-
 class ModuleFile:
     """A module's file with the checkout's names of modules: imports and digests."""
 
@@ -45,11 +38,12 @@ class ModuleFile:
         self.text = _as_in_the_checkout(path.read_text())
 
     @cached_property
-    def imports(self) -> list[Import]:
+    def imports(self) -> list[tuple[str, str]]:
+        """(module, name) of each import anywhere in the file; the name is empty for a whole module."""
         nodes = [*ast.walk(ast.parse(self.text))]
-        names = [Import(n.module, a.name) for n in nodes if isinstance(n, ast.ImportFrom) and n.module for a in n.names]
-        names += [Import(alias.name, "") for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-        return [each for each in names if each.module.split(".")[0] in PACKAGES]
+        names = [(n.module, a.name) for n in nodes if isinstance(n, ast.ImportFrom) and n.module for a in n.names]
+        names += [(alias.name, "") for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        return [(module, name) for module, name in names if module.split(".")[0] in PACKAGES]
 
     @cached_property
     def digest(self) -> str:
@@ -77,8 +71,8 @@ def code_of(stage: Stage, root: Path = ROOT) -> dict[str, Any]:
         if path is None or path in reached:
             continue
         reached.add(path)
-        imports = [each for each in _source(path).imports if each.name not in foreign]
-        todo += [_file(f"{each.module}.{each.name}", root) or _file(each.module, root) for each in imports]
+        imports = [(module, name) for module, name in _source(path).imports if name not in foreign]
+        todo += [_file(f"{module}.{name}", root) or _file(module, root) for module, name in imports]
     names = sorted(path.relative_to(root).as_posix() for path in reached)
     rooms = tuple(f"components/{room}/" for room in DECIDING)
     sources = {name: _source(root / name) for name in names if name.startswith(rooms) and name not in LEFT_OUT}

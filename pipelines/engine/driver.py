@@ -39,7 +39,7 @@ MOST_STEPS = 100  # under the profiler: a step leaves some MB in memory and in t
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Selection):
     """Options of `cascade run`."""
 
     recipe: str = DEMO
@@ -49,18 +49,10 @@ class RunOptions:
     profile: str = "auto"
     name: str | None = None
     run: str | None = None
-    only: list[str] = field(default_factory=list)
-    from_: str | None = None
-    until: str | None = None
-    force: bool = False
     verbose: bool = False
     profile_steps: str | None = None  # of each training, recorded by torch.profiler, as 20:25
     cluster: str | None = None  # what a cluster will have that has less now, as gpus=8,cpus=64
     promote: events.Promote = "better"
-
-    @property
-    def selection(self) -> Selection:
-        return Selection(tuple(self.only), self.from_, self.until, self.force)
 
 
 @dataclass(frozen=True)
@@ -97,7 +89,7 @@ def prepare(options: RunOptions) -> Prepared:
     name, root = cascade_name(recipe, options.name), Store(storage_uri(options.storage))
     workflow = build_workflow(recipe)
     root.check_writable()
-    planned = workflow.plan(root, options.selection)
+    planned = workflow.plan(root, options)
     needs = needs_of(workflow, planned)
     check_needs(needs)
     run = options.run or f"{name}-{planned[-1].key[:6]}"
@@ -132,7 +124,7 @@ def run(options: RunOptions, console: Console) -> int:
         report = _report(prepared, outcome, statuses, actor, seconds=time.time() - started)
         ray.get(actor.emit.remote(_describe_models(prepared, outcome)))
         warnings = ray.get(actor.close.remote("FAILED" if outcome.failures else "FINISHED", options.promote))
-        promotion, pages = ray.get([actor.promotion.remote(), actor.pages.remote()])
+        promotion, pages = ray.get(actor.result.remote())
         if pages and report != "none":
             with suppress(StoreError):  # a report without links is there
                 link_pages(prepared.root, prepared.run, pages)

@@ -116,14 +116,15 @@ class RunRecorder:
             self._store(stage)
         return self.warnings + ([] if self.tracker is None else self.tracker.close(status, promote=promote))
 
-    def promotion(self) -> list[str] | None:
-        """Lines about the champions of a finished run; None until MLflow has received the run's end."""
-        promotion = None if self.tracker is None else self.tracker.promotion
-        return None if promotion is None else [line for each in promotion for line in each.lines()]
-
-    def pages(self) -> dict[str, str]:
-        """Addresses of MLflow's pages of the run and the model's version; empty without pages."""
-        return {} if self.tracker is None else self.tracker.pages
+    def result(self) -> tuple[list[str] | None, dict[str, str]]:
+        """Lines about the champions of a finished run, and the addresses of MLflow's pages.
+        The lines are None until MLflow has received the run's end, the pages those of the run and the model's version,
+        as far as MLflow has received them."""
+        if self.tracker is None or (delivery := self.tracker.delivery) is None:
+            return None, {}
+        promotions = delivery.promotions.get(self.log.run)
+        lines = None if promotions is None else [line for each in promotions for line in each.lines()]
+        return lines, delivery.pages(self.log.run)
 
     def _store(self, stage: str, *, older_than: float = 0.0) -> None:
         """Copy a stage's log to storage; a full one costs the next report its curves, and nothing else."""

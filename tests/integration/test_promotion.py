@@ -83,7 +83,8 @@ def run(uri: str, cascades: dict[str, Artifact], tmp_path: Path) -> Callable[...
         if measured is not None:
             tracker.emit(events.StageCached("evaluation", measured))
         assert tracker.close("FINISHED", promote=promote) == []
-        (promotion,) = tracker.promotion or []
+        assert tracker.delivery is not None
+        (promotion,) = tracker.delivery.promotions[tracker.log.run]
         return promotion
 
     return end

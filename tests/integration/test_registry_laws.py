@@ -121,7 +121,8 @@ def test_a_registered_cascade_tells_where_it_comes_from_and_samples_in_a_fresh_p
         "MLflow run": f"{tracking_uri}/#/experiments/{whole.info.experiment_id}/runs/{whole.info.run_id}",
         "model version": f"{tracking_uri}/#/models/{name}/versions/{version.version}",
     }
-    assert tracker.pages == (pages if tracking_uri.startswith("http") else {})
+    assert tracker.delivery is not None
+    assert tracker.delivery.pages(tracker.log.run) == (pages if tracking_uri.startswith("http") else {})
     assert version.description == "Recipe `tiny`.\n\n    cascade run --recipe tiny"
     assert client.get_registered_model(name).description == "Recipe `tiny`."
     assert client.get_model_version_by_alias(f"{name}-base", "champion").description == version.description

@@ -23,7 +23,6 @@ from components.runtime.storage.artifact import ArtifactError
 from components.runtime.tracking.delivery import Delivery, batches
 from components.runtime.tracking.event_log import EventLog, Journal, left_journals, new_journal
 from components.runtime.tracking.names import SYSTEM
-from components.runtime.tracking.promotion import Promotion
 
 logger = logging.getLogger(__name__)
 RECORDS_AT_ONCE = 5000
@@ -48,22 +47,14 @@ class Tracker:
         self._journals = [*self._left, own]
         self.log = EventLog(own)
         self.emit = self.log.append
-        self._delivery: Delivery | None = None
+        self.delivery: Delivery | None = None
         self._away: str | None = None  # why MLflow is, in one line
         self._ending = threading.Event()
-        self._monitors = machine_monitors()
+        self._monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        with suppress(ImportError, MlflowException, RuntimeError):  # no NVML here, so nothing to measure
+            self._monitors.append(GPUMonitor())
         self._thread = threading.Thread(target=self._run, name="mlflow-sender", daemon=True)
         self._thread.start()  # a daemon: a hanging MLflow never keeps a process alive
-
-    @property
-    def promotion(self) -> list[Promotion] | None:
-        """Decisions about the models of a finished run; None until MLflow has received the run's end."""
-        return None if self._delivery is None else self._delivery.promotions.get(self.log.run)
-
-    @property
-    def pages(self) -> dict[str, str]:
-        """Addresses of MLflow's pages of the run, as far as MLflow has received the run."""
-        return {} if self._delivery is None else self._delivery.pages(self.log.run)
 
     def close(
         self, status: events.Status, *, promote: events.Promote = "better", timeout_seconds: float = 120.0
@@ -76,7 +67,7 @@ class Tracker:
         problem = self._away
         if self._thread.is_alive():
             problem = problem or f"it is slower than {timeout_seconds:g} s"
-        warnings = [] if self._delivery is None else list(self._delivery.warnings)
+        warnings = [] if self.delivery is None else list(self.delivery.warnings)
         rest = f"the rest waits in {self._spool} and is sent by the next run"
         return warnings + ([f"MLflow did not take everything ({problem}); {rest}"] if problem else [])
 
@@ -125,12 +116,12 @@ class Tracker:
         """Deliver records together; set aside records that MLflow refuses for good.
         Raises MlflowAwayError for other errors."""
         try:
-            if self._delivery is None:
-                self._delivery = Delivery(**journal.destination)
-            self._delivery.deliver(batch)
+            if self.delivery is None:
+                self.delivery = Delivery(**journal.destination)
+            self.delivery.deliver(batch)
         except Exception as error:  # a database or a network may raise anything
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-            if self._delivery is None or not _is_refusal(error):
+            if self.delivery is None or not _is_refusal(error):
                 raise MlflowAwayError(reason) from error
             what, stage = type(batch[0].event).__name__, batch[0].stage or "the run"
             logger.warning("MLflow can't take %s of %s", what, stage, exc_info=error)
@@ -145,14 +136,6 @@ def _is_refusal(error: Exception) -> bool:
     if isinstance(error, OSError):
         return isinstance(error, FileNotFoundError | UnidentifiedImageError)
     return isinstance(error, ArtifactError | ArithmeticError | AttributeError | LookupError | TypeError | ValueError)
-
-
-def machine_monitors() -> list[BaseMetricsMonitor]:
-    """MLflow's monitors of CPU, memory, disk, network, and GPUs where their library is installed."""
-    monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-    with suppress(ImportError, MlflowException, RuntimeError):  # no NVML here, so nothing to measure
-        monitors.append(GPUMonitor())
-    return monitors
 
 
 def machine_load(monitors: list[BaseMetricsMonitor]) -> dict[str, float]:
