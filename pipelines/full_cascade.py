@@ -36,11 +36,11 @@ def agreement_stages(recipe: AgreementRecipe | None, *, images: Stage, cascade: 
     """Networks that judge the cascade's images, and the networks' agreement; none without a recipe."""
     if recipe is None:
         return []
-    judges: dict[str, Any] = {}
-    if recipe.judge is not None:
-        judges["judge"] = Stage("judge", train_model, recipe.judge, images=images)
-    if recipe.matcher is not None:
-        judges["matcher"] = Stage("matcher", train_model, recipe.matcher, images=images)
+    trainings = {
+        "judge": recipe.judge,
+        "matcher": recipe.matcher,
+    }
+    judges = {name: Stage(name, train_model, own, images=images) for name, own in trainings.items() if own is not None}
     measure = Stage("agreement", run_study, recipe.measure, images=images, cascade=cascade, **judges)
     return [*judges.values(), measure]
 

@@ -77,14 +77,12 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
         Stage(f"upsampler_{u.data.resolution}", train_model, u, images=images, **frozen) for u in recipe.upsamplers
     ]
 
-    helpers: dict[str, Stage] = {}
-    if recipe.diffusion_prior is not None:
-        inputs = {"images": encoded, "contrastive": frozen["contrastive"]}
-        helpers["diffusion_prior"] = Stage("diffusion_prior", train_model, recipe.diffusion_prior, **inputs)
-    if recipe.classifier is not None:
-        helpers["classifier"] = Stage("classifier", train_model, recipe.classifier, images=images)
-    if recipe.weaker is not None:
-        helpers["weaker"] = Stage("weaker", train_model, recipe.weaker, images=encoded, **first)
+    rows: list[tuple[str, Config | None, dict[str, Any]]] = [
+        ("diffusion_prior", recipe.diffusion_prior, {"images": encoded, "contrastive": frozen.get("contrastive")}),
+        ("classifier", recipe.classifier, {"images": images}),
+        ("weaker", recipe.weaker, {"images": encoded, **first}),
+    ]
+    helpers = {name: Stage(name, train_model, config, **inputs) for name, config, inputs in rows if config}
 
     parts: dict[str, Any] = {**first, **helpers, "base": base, "upsamplers": upsamplers}
     cascade = Stage("cascade", compose_cascade, recipe.sampling, **parts)

@@ -42,14 +42,9 @@ class Display:
             self.live.stop()
 
     def __call__(self, statuses: list[StageStatus]) -> None:
-        self._warn(statuses)
-        if self.live is not None:
-            self.live.update(run_tables(statuses))
-        else:
-            self._lines(statuses)
-
-    def _warn(self, statuses: list[StageStatus]) -> None:
-        """Prints each new warning at once, because a killed driver prints none at its end."""
+        """Show new warnings at once (a killed driver prints none at its end) and the table.
+        Without a terminal, a line at each change of a stage's state, and now and then for each running stage."""
+        due = time.monotonic() - self.last > LINE_SECONDS
         for status in statuses:
             for line in status.warnings[self.warned.get(status.name, 0) :]:
                 if self.live is not None:
@@ -57,15 +52,13 @@ class Display:
                 else:
                     logger.warning("%s: %s", status.name, line)
             self.warned[status.name] = len(status.warnings)
-
-    def _lines(self, statuses: list[StageStatus]) -> None:
-        """Prints a line at each change of a stage's state, and now and then for each running stage."""
-        due = time.monotonic() - self.last > LINE_SECONDS
-        for status in statuses:
-            if self.states.get(status.name) != status.state or (due and status.state in ("running", "queued")):
+            changed = self.states.get(status.name) != status.state
+            if self.live is None and (changed or (due and status.state in ("running", "queued"))):
                 logger.info("%s", status_line(status))
             self.states[status.name] = status.state
-        if due:
+        if self.live is not None:
+            self.live.update(run_tables(statuses))
+        elif due:
             self.last = time.monotonic()
 
 

@@ -7,7 +7,6 @@ ends the process. So the cluster's head is asked first, by the two calls of its 
 import importlib.metadata
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,9 @@ def check_cluster(address: str) -> None:
     token, place = _token()
     head = f"{get_node_ip_address() if host in THIS_MACHINE else host}:{port}"  # as ray.init reads it
     try:
-        version, nodes = _ask(head, token)
+        with _channel(head) as channel:
+            version = _answer(channel, "CheckAlive", token).ray_version
+            nodes = _answer(channel, "GetAllNodeInfo", token).node_info_list
     except grpc.RpcError as error:
         raise UsageError(_refusal(address, error, place if token else None)) from error
     if version != (own := importlib.metadata.version("ray")):
@@ -66,14 +67,6 @@ def _token() -> tuple[str, str]:
         raise UsageError(f"{place} can't be read ({error.strerror}); set RAY_AUTH_TOKEN") from error
 
 
-def _ask(head: str, token: str) -> tuple[str, Sequence[Any]]:
-    """Asks the head for the cluster's version of Ray and nodes. Raises RpcError."""
-    metadata = (("authorization", f"Bearer {token}"),) if token else ()
-    with _channel(head) as channel:
-        alive = _answer(channel, "CheckAlive", metadata)
-        return alive.ray_version, _answer(channel, "GetAllNodeInfo", metadata).node_info_list
-
-
 def _channel(head: str) -> Any:
     options = (("grpc.enable_http_proxy", 0),)  # Ray's own connections pass by a proxy too
     if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
@@ -86,8 +79,9 @@ def _channel(head: str) -> Any:
     return grpc.secure_channel(head, grpc.ssl_channel_credentials(root, key, chain), options)
 
 
-def _answer(channel: Any, call: str, metadata: tuple[tuple[str, str], ...]) -> Any:
+def _answer(channel: Any, call: str, token: str) -> Any:
     """The head's answer. Raises RpcError for no answer in time and for a refusal."""
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
     request, reply = (getattr(gcs_service_pb2, f"{call}{kind}") for kind in ("Request", "Reply"))
     ask = channel.unary_unary(
         f"/ray.rpc.NodeInfoGcsService/{call}",

@@ -3,7 +3,7 @@
 All of them are read off one model of the step (`components.training.step_model`), which is built once a training.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -183,8 +183,11 @@ def memory_warning(stage: Stage, stages: Sequence[Stage], resources: Resources, 
 
 def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, room: float) -> str:
     """The least changing settings that fit into `room` bytes."""
-    own, parts_matter = own_setting(stage, resources), model_of(stage, stages).task.parts_matter
-    for setting in settings(stage, resources):
+    own, model = own_setting(stage, resources), model_of(stage, stages)
+    dearer = [own._replace(recompute=True)] if model.training.optimization.can_recompute else []  # in time
+    if resources.num_workers > 1 and why_whole(model.training.network.kind) is None:  # in traffic
+        dearer += [own._replace(sharded=True), Setting(recompute=True, sharded=True)]
+    for setting in (own, *dearer):
         step = step_memory(stage, stages, resources, setting=setting)
         most = int((room - step.held - step.needed.fixed) // max(1, step.needed.sample))
         if most >= 1:
@@ -193,20 +196,9 @@ def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, room:
             changes = [f"{' and '.join(profile)} in the profile"] if profile else []
             if setting.recompute > own.recompute:
                 changes.append(f"`--set {stage.name}.gradient_checkpointing=true`")
-            return f"{' with '.join(changes)} fits" + (PARTS_MATTER if most < step.samples and parts_matter else "")
+            warning = PARTS_MATTER if most < step.samples and model.task.parts_matter else ""
+            return f"{' with '.join(changes)} fits{warning}"
     return "no batch fits; take a GPU with more memory, or a smaller model"
-
-
-def settings(stage: Stage, resources: Resources) -> Iterator[Setting]:
-    """Yields the training's settings, then costlier settings: recomputation time, shards traffic."""
-    assert isinstance(stage.config, Training)
-    own = own_setting(stage, resources)
-    yield own
-    if stage.config.optimization.can_recompute:
-        yield own._replace(recompute=True)
-    if resources.num_workers > 1 and why_whole(stage.config.network.kind) is None:
-        yield own._replace(sharded=True)
-        yield Setting(recompute=True, sharded=True)
 
 
 def own_setting(stage: Stage, resources: Resources) -> Setting:

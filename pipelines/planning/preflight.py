@@ -181,9 +181,9 @@ def check_nodes(needs: Needs, root: Store, space: Space) -> None:
 
 def working_nodes() -> dict[str, str]:
     """Id -> address of the nodes with logical CPUs or GPUs."""
-    amounts = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    working = {node for node, own in amounts.items() if own.get("CPU", 0) > 0 or own.get("GPU", 0) > 0}
-    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] in working}
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    working = [node for node in alive if any(node["Resources"].get(kind, 0) > 0 for kind in ("CPU", "GPU"))]
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in working}
 
 
 def try_node(needs: Needs, root: Store, probe: str, space: Space) -> str:
