@@ -36,11 +36,10 @@ def agreement_stages(recipe: AgreementRecipe | None, *, images: Stage, cascade: 
     """Networks that judge the cascade's images, and the networks' agreement; none without a recipe."""
     if recipe is None:
         return []
-    trainings = {
-        "judge": recipe.judge,
-        "matcher": recipe.matcher,
+    trainings = {"judge": recipe.judge, "matcher": recipe.matcher}
+    judges: dict[str, Any] = {
+        name: Stage(name, train_model, own, images=images) for name, own in trainings.items() if own is not None
     }
-    judges = {name: Stage(name, train_model, own, images=images) for name, own in trainings.items() if own is not None}
     measure = Stage("agreement", run_study, recipe.measure, images=images, cascade=cascade, **judges)
     return [*judges.values(), measure]
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import ray
 
-from components.configuration.config import Config
 from components.runtime import events
 from components.runtime.execution import Resources
 from components.runtime.pool import one_line
@@ -45,8 +44,7 @@ class StageJob:
 
     name: str
     key: str
-    run: Callable[..., Artifact]
-    config: Config
+    run: Callable[..., Artifact]  # of context and inputs
     lists: tuple[str, ...]  # inputs that are lists of artifacts, `upsamplers.0`, `upsamplers.1`, …
     input_keys: dict[str, str]
     store: Store
@@ -84,17 +82,15 @@ def execute(
         stage, name = entry.stage, entry.stage.name
         if entry.wanted:
             actor.emit.remote(events.StageHeld(name, "waiting"))
-            config = stage.config.model_dump(mode="json")
             job = StageJob(
                 name=name,
                 key=entry.key,
-                run=stage.run,
-                config=stage.config,
+                run=partial(stage.run, stage.config),
                 lists=tuple(part for part, own in stage.inputs.items() if isinstance(own, list)),
                 input_keys=entry.input_keys,
                 store=entry.store,
                 resources=shares[name],
-                provenance={**provenance, "config": config, "code": code_of(stage)},
+                provenance={**provenance, "config": stage.config.model_dump(mode="json"), "code": code_of(stage)},
                 forced=forced,
             )
             inputs = {part: references[parent.name] for part, parent in stage.parents.items()}
@@ -135,8 +131,8 @@ def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> 
             return artifact
         if job.forced:
             begin_forced_try(job.store, job.forced)
-        config = job.config.model_dump(mode="json")
-        ray.get(recorder.actor.emit.remote(events.StageStarted(job.name, job.key, config, artifacts, job.store.uri)))
+        started = events.StageStarted(job.name, job.key, job.provenance["config"], artifacts, job.store.uri)
+        ray.get(recorder.actor.emit.remote(started))
         provenance = {**job.provenance, "started": time.time(), **({FORCED: job.forced} if job.forced else {})}
         with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{job.name}-") as scratch:
             context = StageContext(
@@ -150,7 +146,7 @@ def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> 
                 scratch_folder=Path(scratch),
                 forced=current_try(job.store),
             )
-            artifact = job.run(job.config, context, **inputs)
+            artifact = job.run(context, **inputs)
         ray.get(recorder.actor.emit.remote(events.StageEnded(job.name, "FINISHED", artifact)))
         return artifact
     except Exception as error:

@@ -163,7 +163,8 @@ def step_memory(
     stage: Stage, stages: Sequence[Stage], resources: Resources, *, setting: Setting | None = None
 ) -> StepMemory:
     """Memory of a training on the training's workers, under a setting; None: that of recipe and profile."""
-    model, own = model_of(stage, stages), setting or own_setting(stage, resources)
+    model = model_of(stage, stages)
+    own = setting or own_setting(model, resources)
     share = model.training.optimization.global_batch_size // resources.num_workers
     held = sum(device_bytes(model, shards=resources.num_workers if own.sharded else 1))
     needed = counted_activations(model).needed(recompute=own.recompute, sharded=own.sharded)
@@ -183,7 +184,8 @@ def memory_warning(stage: Stage, stages: Sequence[Stage], resources: Resources, 
 
 def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, room: float) -> str:
     """The least changing settings that fit into `room` bytes."""
-    own, model = own_setting(stage, resources), model_of(stage, stages)
+    model = model_of(stage, stages)
+    own = own_setting(model, resources)
     dearer = [own._replace(recompute=True)] if model.training.optimization.can_recompute else []  # in time
     if resources.num_workers > 1 and why_whole(model.training.network.kind) is None:  # in traffic
         dearer += [own._replace(sharded=True), Setting(recompute=True, sharded=True)]
@@ -201,8 +203,7 @@ def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, room:
     return "no batch fits; take a GPU with more memory, or a smaller model"
 
 
-def own_setting(stage: Stage, resources: Resources) -> Setting:
+def own_setting(model: StepModel, resources: Resources) -> Setting:
     """The setting of recipe and profile."""
-    assert isinstance(stage.config, Training)
     sharded = resources.sharding == "full" and resources.num_workers > 1
-    return Setting(stage.config.optimization.gradient_checkpointing, sharded)
+    return Setting(model.training.optimization.gradient_checkpointing, sharded)

@@ -64,8 +64,16 @@ class Runs:
         """Find the run, or with `key` the child of a stage, and set it running again, or make it."""
         existing = self.find(run, key)
         if existing is None:
-            return self._create(run, key, name=name, started=started, tags=tags)
-        if existing.info.status != "RUNNING":
+            tags = tags | {RUN: run, KEY: key or WORKFLOW}
+            tags |= {MLFLOW_PARENT_RUN_ID: self.get(run).run_id} if key else {}
+            made = self.client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=name)
+            time.sleep(SETTLE_SECONDS)
+            existing = self.find(run, key)
+            if existing is None or existing.info.run_id == made.info.run_id:
+                self.tracked[run, key] = TrackedRun(made.info.run_id, started)
+                return self.tracked[run, key]
+            self.client.delete_run(made.info.run_id)  # another driver was faster
+        elif existing.info.status != "RUNNING":
             self.client.update_run(existing.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
         return self.track(run, key, existing)
 
@@ -86,18 +94,6 @@ class Runs:
         files = [IMAGE.match(Path(file.path).name) for file in self.client.list_artifacts(run_id, "images")]
         images = {(parts[1].replace("~", "/"), int(parts[2])) for parts in files if parts}
         self.tracked[run, key] = TrackedRun(run_id, existing.info.start_time, steps, images)
-        return self.tracked[run, key]
-
-    def _create(self, run: str, key: str, *, name: str, started: int, tags: dict[str, str]) -> TrackedRun:
-        parent = {MLFLOW_PARENT_RUN_ID: self.get(run).run_id} if key else {}
-        tags = tags | {RUN: run, KEY: key or WORKFLOW} | parent
-        run_id = self.client.create_run(self.experiment_id, start_time=started, tags=tags, run_name=name).info.run_id
-        time.sleep(SETTLE_SECONDS)
-        first = self.find(run, key)
-        if first is not None and first.info.run_id != run_id:  # another driver was faster
-            self.client.delete_run(run_id)
-            return self.track(run, key, first)
-        self.tracked[run, key] = TrackedRun(run_id, started)
         return self.tracked[run, key]
 
 
