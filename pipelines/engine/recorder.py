@@ -51,7 +51,7 @@ class StageStatus:
         return (self.total - self.step) / self.rate if self.rate and self.total > self.step else None
 
 
-class RunRecorder:
+class RunRecorder(events.Recorder):
     """Body of the actor; plain Python, for tests without Ray.
     `tracking`: address of MLflow; None: nothing is sent. `spool`: local folder of the journals for MLflow."""
 
