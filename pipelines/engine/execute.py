@@ -45,7 +45,7 @@ class StageJob:
     name: str
     key: str
     run: Callable[..., Artifact]  # of context and inputs
-    lists: tuple[str, ...]  # inputs that are lists of artifacts, `upsamplers.0`, `upsamplers.1`, …
+    inputs: dict[str, bool]  # in the graph's order; True for a list of artifacts, `upsamplers.0`, `upsamplers.1`, …
     input_keys: dict[str, str]
     store: Store
     resources: Resources
@@ -86,7 +86,7 @@ def execute(
                 name=name,
                 key=entry.key,
                 run=partial(stage.run, stage.config),
-                lists=tuple(part for part, own in stage.inputs.items() if isinstance(own, list)),
+                inputs={part: isinstance(own, list) for part, own in stage.inputs.items()},
                 input_keys=entry.input_keys,
                 store=entry.store,
                 resources=shares[name],
@@ -113,8 +113,10 @@ def execute(
 
 def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> Artifact:
     """Body of a stage's task: hold the lease, run, commit; or adopt the artifact of another driver."""
-    inputs: dict[str, Any] = {name: own for name, own in artifacts.items() if "." not in name}
-    inputs |= {name: [artifacts[part] for part in artifacts if part.startswith(f"{name}.")] for name in job.lists}
+    inputs = {
+        name: [own for part, own in artifacts.items() if part.startswith(f"{name}.")] if several else artifacts[name]
+        for name, several in job.inputs.items()
+    }
     lease = Lease(job.store.join("lease"), on_lost=_die)
 
     is_done = partial(has_committed, job.store, job.forced)
