@@ -211,9 +211,9 @@ class Pool:
 
     def _start(self, count: int) -> None:
         cpus, gpus = self.resources.cpus_per_worker, self.resources.gpus_per_worker
+        make = ray.remote(num_cpus=cpus, num_gpus=gpus, max_concurrency=IN_HAND)(PoolWorker)
         for _ in range(count):
-            options = {"num_cpus": cpus, "num_gpus": gpus, "max_concurrency": IN_HAND}
-            actor = ray.remote(**options)(PoolWorker).remote(self.resources)
+            actor = make.remote(self.resources)
             self.starting[actor.started.remote()] = actor
 
 
