@@ -132,7 +132,7 @@ def test_a_stage_without_a_first_step_says_what_it_waits_for(
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": free})
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2})
     resources = Resources(num_workers=2, min_workers=min_workers)
-    status = StageStatus("base", "0123", state="running", started=0.0, finished=WAIT_WARNING_SECONDS + 1)
+    status = StageStatus("base", state="running", started=0.0, finished=WAIT_WARNING_SECONDS + 1)
     assert re.search(note, _starved(status, resources))
     status.step = 1
     assert _starved(status, resources) == ""
@@ -142,7 +142,7 @@ def test_a_gang_that_the_cluster_can_not_hold_says_what_it_waits_for(monkeypatch
     """Four GPUs are free, but eight workers start together or not at all."""
     for asked in ("available_resources", "cluster_resources"):
         monkeypatch.setattr(ray, asked, lambda: {"CPU": 32, "GPU": 4})
-    status = StageStatus("base", "0123", state="running", started=0.0, finished=WAIT_WARNING_SECONDS + 1)
+    status = StageStatus("base", state="running", started=0.0, finished=WAIT_WARNING_SECONDS + 1)
     asking = Resources(num_workers=8, gpus_per_worker=1)
     assert _starved(status, asking) == "waits for 8 x 1 GPU (free 4 of 4)"
     assert "GPU" not in _starved(status, asking.model_copy(update={"min_workers": 4}))
@@ -168,7 +168,7 @@ def shown(*statuses: StageStatus) -> list[str]:
 
 def training(**measures: float) -> StageStatus:
     figures = {"step": 123456, "total": 1980000, "rate": 12.34, "loss": 0.1234}
-    return StageStatus("upsampler_256", "k", "running", **figures, started=0.0, finished=360000.0, measures=measures)
+    return StageStatus("upsampler_256", "running", **figures, started=0.0, finished=360000.0, measures=measures)
 
 
 def test_what_a_training_makes_of_the_machine_fits_100_columns_whole_and_in_one_line():
