@@ -193,12 +193,12 @@ def percent(share: float) -> str:
 MEASURES = {  # by the name under which a training logs them (`components.training.reporting`)
     "samples_per_second": Measure("samples/s", plain, median),  # of all devices
     "samples_per_second_per_gpu": Measure("per GPU", plain, median),
-    "mfu": Measure("MFU", percent, median),  # model FLOPs utilization: FLOP/s of the recipe over the GPUs' peak in bf16
-    "achieved_gflops": Measure("GFLOP/s", plain, median),  # the same FLOP/s, of all devices; where no peak is known
-    "gpu_utilization": Measure("GPU busy", percent, median),  # share of the time in which any kernel ran
-    "data_wait_fraction": Measure("data wait", percent, median),  # share of the time that training waited for data
-    "peak_memory_gb": Measure("peak memory", "{:.1f} GB".format, max),  # of the GPU's tensors, else of the process
-    "checkpoint_hold_seconds": Measure("checkpoints", "{:,.1f} s".format, sum),  # of training, since the log before
+    "mfu": Measure("MFU", percent, median),  # FLOP/s of the recipe over the GPUs' peak in bf16
+    "achieved_gflops": Measure("GFLOP/s", plain, median),  # of all devices, where no peak is known
+    "gpu_utilization": Measure("GPU busy", percent, median),  # time in which any kernel ran
+    "data_wait_fraction": Measure("data wait", percent, median),  # time of waiting for data
+    "peak_memory_gb": Measure("peak memory", "{:.1f} GB".format, max),  # of the GPU's tensors, else the process
+    "checkpoint_hold_seconds": Measure("checkpoints", "{:,.1f} s".format, sum),  # held since the last log
 }
 
 

@@ -22,7 +22,7 @@ class Resources(Config):
     """Workers, CPUs, GPUs and limits of a single stage."""
 
     num_workers: int = Field(1, ge=1)
-    min_workers: int | None = Field(None, ge=1)  # where there is no room for num_workers; None: never fewer
+    min_workers: int | None = Field(None, ge=1)  # if num_workers find no room; None: never fewer
     num_actors: int = Field(1, ge=1)  # of a pool that processes shards or images
     cpus_per_worker: float = Field(1, gt=0)  # logical CPUs (Ray's tokens), not cores
     gpus_per_worker: float = Field(0, ge=0)
@@ -30,12 +30,12 @@ class Resources(Config):
     # worker's share of its node's cores (`threads_of`), where `workers_per_node` workers may share them
     workers_per_node: int = Field(1, ge=1)
     cpus_per_core: int = Field(1, ge=1)  # logical CPUs that Ray counts for one core
-    low_priority: bool = False  # lets other trainings go first on shared cores: no stage waits for this training
+    low_priority: bool = False  # lets other trainings go first: no stage waits for this one
     readers: int = Field(2, ge=1)  # tasks of a training's stream that read and decode at a time
     reader_cpus: float = Field(0.5, gt=0)  # logical CPUs of one task that reads and decodes shards
     max_failures: int = Field(3, ge=-1)  # restarts of a gang that lost a worker; -1: without limit
     max_batch_per_device: int | None = Field(None, ge=1)  # larger shares are taken in parts; None: as GPUs have room
-    sharding: Sharding = "none"  # of a training; "full": each worker holds a part of all weights, moments and averages
+    sharding: Sharding = "none"  # "full": each worker holds a part of all weights, moments and averages
     profiling: Profiling | None = None  # set by a run, never by a profile
 
     def worker_counts(self, global_batch_size: int) -> list[int]:

@@ -99,7 +99,7 @@ class _Checker(cloudpickle.Pickler):
             raise HandoverError(f"{self.what} holds {value}, which is on this node only; pass an artifact or a store")
 
     def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, ray.actor.ActorHandle):  # Ray counts pickled handles, and this pickle is thrown away
+        if isinstance(value, ray.actor.ActorHandle):  # Ray counts pickled handles
             return str, ("an actor",)
         return super().reducer_override(value)
 

@@ -109,9 +109,9 @@ def run(options: RunOptions, console: Console) -> int:
         for line in changes_of_code(prepared.planned):
             say(console, line, "yellow")
         shares = _share(prepared, console)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` is Ctrl-C to a run that a shell started with `&`
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` is Ctrl-C in the background too
     actor = _start_recorder(prepared)
-    if not prepared.root.exists(f"runs/{prepared.run}/plan.json"):  # for `cascade report`, and whoever looks for it
+    if not prepared.root.exists(f"runs/{prepared.run}/plan.json"):  # for `cascade report`
         statuses = [StageStatus(entry.stage.name) for entry in prepared.planned]
         _save(prepared, Outcome(), statuses, seconds=0.0)
     try:

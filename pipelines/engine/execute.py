@@ -45,12 +45,12 @@ class StageJob:
     name: str
     key: str
     run: Callable[..., Artifact]  # of context and inputs
-    inputs: dict[str, bool]  # in the graph's order; True for a list of artifacts, `upsamplers.0`, `upsamplers.1`, …
+    inputs: dict[str, bool]  # in the graph's order; True: a list, sent as `upsamplers.0`, …
     input_keys: dict[str, str]
     store: Store
     resources: Resources
     provenance: dict[str, Any]
-    forced: str  # id of the run that computes the stage again though it is committed; "" where it is not forced
+    forced: str  # id of the run that computes a committed stage again; "": not forced
 
 
 @dataclass

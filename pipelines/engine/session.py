@@ -26,7 +26,7 @@ LOCAL = {  # a laptop is not preempted, and every process that is not started sa
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Train notices at its next look that its workers are done
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_maximum_startup_concurrency": "8",
-    "RAY_worker_register_timeout_seconds": "600",  # later than Ray's 60 on a busy laptop, it would wait for ever
+    "RAY_worker_register_timeout_seconds": "600",  # a busy laptop, late for Ray's 60, would wait for ever
     # Training frees and takes the same tens of megabytes at each step: glibc keeps them, where it would give them back
     # and have 20,000 page faults a step, and asks for huge pages, which halves the time of evaluation's small batches.
     "GLIBC_TUNABLES": (
@@ -46,7 +46,7 @@ def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None 
     set_environment(settings)
     common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     if on_cluster():
-        from pipelines.planning.joining import check_cluster  # the protocol's library, which nobody needs on a laptop
+        from pipelines.planning.joining import check_cluster  # no laptop needs its library
 
         check_cluster(os.environ.get("RAY_ADDRESS") or "auto")
         where: dict[str, Any] = {"address": "auto", "runtime_env": {"env_vars": settings}}
@@ -93,7 +93,7 @@ def set_environment(settings: dict[str, str]) -> None:
 
 def on_cluster() -> bool:
     """True for a submitted job, and where RAY_ADDRESS names a cluster."""
-    address = os.environ.get("RAY_ADDRESS", "")  # an http address is where jobs are submitted, not a cluster to join
+    address = os.environ.get("RAY_ADDRESS", "")  # with http, jobs are submitted there
     return JOB_VARIABLE in os.environ or bool(address and not address.startswith("http"))
 
 

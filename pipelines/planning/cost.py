@@ -72,7 +72,7 @@ class StageCost(NamedTuple):
     frozen_flops: int  # of them, those of frozen networks that make columns at each step
     samples: int  # of a step; of the set, where nothing is trained
     flops: int  # of all steps
-    read: int | None  # bytes of samples as they are before compression; None: of a set whose size is unknown
+    read: int | None  # bytes of samples before compression; None: the set's size is unknown
     written: int  # bytes of checkpoints and of what is left in the end
     step: StepMemory | None  # on each GPU; None: nothing is trained
     gpu_hours: float

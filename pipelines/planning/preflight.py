@@ -119,7 +119,7 @@ class Space(NamedTuple):
     """Room for checkpoints, in bytes."""
 
     storage: int = 0  # what checkpoints add to storage, and models in the end
-    temporary: int = 0  # what checkpoints, and models in the end, may take in one node's temporary folder
+    temporary: int = 0  # the same in one node's temporary folder, at most
     trainings: tuple[str, ...] = ()
 
     def check(self, *, root: Store | None, works: bool) -> None:

@@ -28,7 +28,7 @@ class Profile(Config):
 
     name: str = "auto"
     num_workers: int | None = Field(None, ge=1)
-    min_workers: int | None = Field(None, ge=1)  # elastic: workers are lost and won while a training goes on
+    min_workers: int | None = Field(None, ge=1)  # elastic: the number changes in a training
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0)
     threads: int | None = Field(None, ge=1)
@@ -97,7 +97,7 @@ class Cluster(NamedTuple):
 
     cpus: float  # logical CPUs
     gpus: float = 0
-    cpus_per_gpu: float | None = None  # fewest that a node with GPUs has for each of them; None: nobody knows
+    cpus_per_gpu: float | None = None  # fewest of a node with GPUs; None: not known
     nodes: int = 1  # that have CPUs
     cpus_per_core: int = 1  # logical CPUs that stand for one core
     here: bool = False  # Ray is started on this machine and has nothing else

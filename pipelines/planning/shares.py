@@ -26,7 +26,7 @@ WITHOUT_NETWORK = (ImagesConfig, SamplingConfig, TextEncoderConfig)  # of stages
 class Demand(NamedTuple):
     """Workers and GPUs that a stage can use."""
 
-    counts: tuple[int, ...]  # numbers of workers that it may have, ascending; of actors, where nothing is trained
+    counts: tuple[int, ...]  # possible numbers of workers, or of actors, ascending
     gpus: float  # of each
     load: float = 1  # work of all of them together: samples that a training takes
 
@@ -92,7 +92,7 @@ def share_gpus(
     counts = {name: demand.counts[0] for name, demand in demands.items()}
     fixed = dict(taken or {}) | {name: d.counts[0] * d.gpus for name, d in demands.items() if len(d.counts) == 1}
     flexible = {name: demand for name, demand in demands.items() if name not in fixed}
-    shared = []  # stages that may run at once, and the GPUs for them; all, where stages have to take turns
+    shared = []  # concurrent stages, and their GPUs; all, where stages take turns
     for group in concurrent_stages(workflow, [*flexible, *fixed]):
         left = gpus - sum(fixed.get(name, 0) for name in group)
         if members := [name for name in group if name not in fixed]:
@@ -194,7 +194,7 @@ class ResourceRow(NamedTuple):
     gpus: float  # that it takes
     idle: float  # GPUs that nobody works on while it runs with all that may run at the same time
     share: int | None  # samples of a step for each worker; None: nothing is trained
-    parts: int | None  # in which it computes them; None: the profile sets no bound, and a GPU finds its own
+    parts: int | None  # in which it computes them; None: a GPU finds its own
     why: str
 
 

@@ -28,7 +28,7 @@ Transfer = Callable[[fsspec.AbstractFileSystem, str], T]  # of a file system and
 
 ATTEMPTS = 6
 DAMAGED_ATTEMPTS = 3  # a file that is wrong at rest does not get better
-REQUESTS = 3  # times that gcsfs sends one request, with jitter between, before `retried` repeats the transfer
+REQUESTS = 3  # times that gcsfs sends one request before `retried` repeats the transfer
 CONNECT_SECONDS, READ_SECONDS = 10, 30  # the second: without a byte
 FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
 # Libraries whose errors are the network's.
@@ -113,7 +113,7 @@ def _plain_azure(error: Exception) -> Exception:
 AMAZON = Cloud(
     remedy="set AWS_ACCESS_KEY_ID or give the pod a role",
     options={
-        "max_concurrency": 4,  # parts of one large file; s3fs makes them 50 MiB, larger above 10,000 of them
+        "max_concurrency": 4,  # parts of one large file, 50 MiB each, larger above 10,000
         "config_kwargs": {
             "connect_timeout": CONNECT_SECONDS,
             "read_timeout": READ_SECONDS,
@@ -127,7 +127,7 @@ AMAZON = Cloud(
 GOOGLE = Cloud(
     remedy="set GOOGLE_APPLICATION_CREDENTIALS or give the pod a workload identity",
     options={"consistency": "md5"},  # compares the bytes stored with the bytes sent
-    filesystem="gcsfs.core.GCSFileSystem",  # fsspec takes an experimental one, which asks by gRPC what kind a bucket is
+    filesystem="gcsfs.core.GCSFileSystem",  # fsspec's is experimental, and asks by gRPC
     extra="gcs",
     loggers=("gcsfs", "google.auth"),
     prepare=_prepare_google,

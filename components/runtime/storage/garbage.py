@@ -18,10 +18,10 @@ from components.runtime.storage.artifact import MANIFEST, load_artifact, parse_s
 from components.runtime.storage.lease import TTL, Lease, Seen
 from components.runtime.storage.store import FileInfo, Store, in_parallel
 
-PLAN, ANNOUNCED = "plan.json", "announced.json"  # of a run: its stages and their ends; its stages before it starts
+PLAN, ANNOUNCED = "plan.json", "announced.json"  # stages of a run: with their ends; before the start
 LEASE = "lease"  # folder in that of a stage
 UNUSED = "no run uses this stage"
-REASONS = {  # kind of a folder that the manifest of its stage does not list -> reason for a deletion
+REASONS = {  # kind of a folder that no manifest lists -> reason for a deletion
     "attempt": "a try that was not committed",
     "files": "files of a try that was superseded, or of no more use",
     "train": "training state of a finished stage",
@@ -132,7 +132,7 @@ def _delete(root: Store, garbage: Garbage, lost: threading.Event) -> bool:
     if garbage.path == garbage.stage and store.exists(MANIFEST):
         manifest = store.read(MANIFEST)
         store.delete(MANIFEST)
-        if garbage.path in used_stages(root):  # by a run that looked before this deletion, and counts on it
+        if garbage.path in used_stages(root):  # by a run that looked before this deletion
             store.write_once(MANIFEST, manifest)
             return False
 

@@ -40,7 +40,7 @@ class Delivery:
         self.client = MlflowClient(tracking_uri)
         self.runs = Runs(self.client, tracking_uri, experiment)
         self.warnings: list[str] = []  # for the user
-        self.promotions: dict[str, list[Promotion]] = {}  # run that ended well -> what became of its models, if any
+        self.promotions: dict[str, list[Promotion]] = {}  # by run that ended well
 
     def deliver(self, records: Sequence[LogEntry]) -> None:
         """Send a record, or several records of a run's metrics."""
@@ -86,7 +86,7 @@ class Delivery:
     def _stage_cached(self, record: LogEntry, event: events.StageCached) -> None:
         run, artifact = record.run, event.artifact
         existing = self.runs.find(run, record.key)
-        made_here = artifact.provenance.get("run") == run  # though MLflow may have been away, and the journal is lost
+        made_here = artifact.provenance.get("run") == run  # though the journal may be lost
         if existing is not None:  # it stays the run that made it
             tracked = self.runs.track(run, record.key, existing)
         elif made_here:

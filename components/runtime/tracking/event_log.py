@@ -99,7 +99,7 @@ class Journal:
         with open(self.folder / "events.jsonl", "rb") as file:
             file.seek(position)
             for line in file:
-                if not line.endswith(b"\n"):  # being written just now, or by a process that was killed meanwhile
+                if not line.endswith(b"\n"):  # being written, or by a killed process
                     return
                 position += len(line)
                 try:
@@ -131,7 +131,7 @@ def left_journals(spool: Path, *, destination: dict[str, str]) -> list[Journal]:
             continue
         if not is_ours or (lock := _locked(folder)) is None:
             continue
-        if not header.is_file():  # whoever held it has just removed it, and to lock it made its folder again
+        if not header.is_file():  # its holder has just removed it, the lock made its folder again
             lock.release()
             _remove(folder)
             continue

@@ -22,7 +22,7 @@ from components.runtime.tracking.registry import create_name
 from components.runtime.tracking.runs import is_new
 
 KEPT = 8  # measurements of a version, each in its own way
-RECONSTRUCTIONS = "reconstructions of held-out images"  # by the tokenizer, which counts where nothing else is made
+RECONSTRUCTIONS = "reconstructions of held-out images"  # count where nothing else is made
 VERSION = re.compile(rf"(?:{names.REGISTRY})?([^/@:]+)[/@]([0-9]+)")
 
 
@@ -147,7 +147,7 @@ def _decide(
 ) -> dict[str, Any]:
     """Name -> the champion until now, if the run's version follows, and the reason."""
     main = names.registered_name(models) if names.registered_name(models) in versions else min(versions)
-    follows = len(versions) == 1 or main == names.registered_name(models)  # else nothing says what the figures are of
+    follows = len(versions) == 1 or main == names.registered_name(models)  # else it is unknown whose figures they are
     measured = figures[-1] if figures and follows else None
     if measured is not None:  # beside figures of the same version from other methods
         earlier = _listed(client.get_model_version(main, versions[main]).tags.get(names.FIGURES))

@@ -293,7 +293,7 @@ def save_model(
 
 def pip_requirements(model: Path) -> list[str]:
     """Requirements of the packed model, pinned to versions installed here, without builds such as +cpu."""
-    pretrained = ("transformers",) if any(model.rglob(LENGTH)) else ()  # the text encoder that it is, or that it holds
+    pretrained = ("transformers",) if any(model.rglob(LENGTH)) else ()  # for a text encoder in it
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in (*REQUIREMENTS, *pretrained)]
 
 

@@ -23,7 +23,7 @@ SQLITE = "sqlite:///"
 PREVIEW = "preview.png"
 IMAGE = re.compile(r"(.+?)\+step\+([0-9]+)\+")  # the start of an image's file name: its name and step
 DIGEST_CHARACTERS = 36  # MLflow's limit
-COUNTS = ("samples", "train_samples", "holdout_samples", "shards")  # of an artifact's metadata, where it has them
+COUNTS = ("samples", "train_samples", "holdout_samples", "shards")  # of metadata, if any
 SETTLE_SECONDS = 0.5  # two drivers that make one run at the same moment see each other within it
 
 
@@ -42,7 +42,7 @@ class Runs:
 
     def __init__(self, client: MlflowClient, tracking_uri: str, experiment: str) -> None:
         self.client = client
-        self.tracked: dict[tuple[str, str], TrackedRun] = {}  # by run and stage key; "" for the workflow run's own
+        self.tracked: dict[tuple[str, str], TrackedRun] = {}  # by run and stage key; "": of the run
         existing = client.get_experiment_by_name(experiment)
         if existing is None:
             location = None  # a server has its own
