@@ -11,7 +11,6 @@ from components.serving.replica import Measures
 from tests.metric_names import FROM_PROMETHEUS, Query, declared, exported, queries, read_query
 
 RAY = Path(ray.__file__).parent
-RAYS_OWN = [*sorted((RAY / "serve/_private").glob("*.py")), RAY / "dashboard/modules/reporter/reporter_agent.py"]
 
 
 @pytest.fixture
@@ -50,17 +49,23 @@ def test_own_metrics_and_labels_of_the_dashboard_are_those_of_a_replica_and_all_
             assert query.labels - FROM_PROMETHEUS <= own[metric], query.text
 
 
-def test_all_other_metrics_of_the_dashboard_are_declared_in_ray(asked):
-    rays = declared(RAYS_OWN)
+@pytest.fixture(scope="module")
+def rays() -> list[re.Pattern[str]]:
+    return declared(
+        [*sorted((RAY / "serve/_private").glob("*.py")), RAY / "dashboard/modules/reporter/reporter_agent.py"]
+    )
+
+
+def test_all_other_metrics_of_the_dashboard_are_declared_in_ray(asked, rays):
     others = {metric for query in asked for metric in query.metrics if not metric.startswith("ray_cascade_serve_")}
     assert others >= {"ray_serve_num_http_requests_total", "ray_node_gpus_utilization"}
     assert [metric for metric in others if not any(pattern.fullmatch(metric) for pattern in rays)] == []
 
 
-def test_a_metric_that_nobody_declares_is_found_out(own):
+def test_a_metric_that_nobody_declares_is_found_out(own, rays):
     for name in ("ray_cascade_serve_requests", "ray_cascade_serve_waiting_images_total", "ray_serve_num_http_requests"):
         assert name not in own
-        assert not any(pattern.fullmatch(name) for pattern in declared(RAYS_OWN))
+        assert not any(pattern.fullmatch(name) for pattern in rays)
 
 
 def test_a_dashboard_has_a_place_for_each_panel_and_names_no_prometheus_of_its_own(dashboard):
