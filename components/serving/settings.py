@@ -1,7 +1,6 @@
 """Settings of a service: models, limits and replicas, and the API keys of the environment."""
 
 import ipaddress
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,10 +86,10 @@ class ServiceSettings(Settings):
         return self.max_replicas * self.replica_calls * len(self.models)
 
 
-def read_keys(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+def read_keys(environment: Mapping[str, str]) -> tuple[str, ...]:
     """Returns the API keys of the environment and of the environment's key file.
-    They are read where they are compared, and sent to no other process; commas and line ends part them. Raises
-    ValueError, in one line and without a key in it, for a file that can't be read or a key that no header can carry."""
+    Commas and line ends part them. Raises ValueError, in one line and without a key in it, for a file that can't be
+    read or a key that no header can carry."""
     texts = [environment.get(KEYS, "")]
     if place := environment.get(KEYS_FILE):
         try:

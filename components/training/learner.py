@@ -16,11 +16,11 @@ from components.configuration.conditions import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.optimization import OptimizationConfig, Training
 from components.models.autoencoder import Autoencoder
 from components.models.bundle import NETWORKS
+from components.models.critics import PatchDiscriminator
 from components.models.devices import autocast
 from components.models.diffusion.objective import Objective, make_objective
 from components.models.gan import ProjectionDiscriminator
 from components.models.layers import compile_blocks, recompute_blocks
-from components.models.losses.reconstruction import PatchDiscriminator
 from components.sampling.device import computes_bf16
 from components.training.batches import png_grid, to_batch, with_positions
 from components.training.frozen import LoadEncoder, encoded

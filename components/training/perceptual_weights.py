@@ -13,7 +13,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from components.configuration.trainings import PerceptualNetwork
-from components.models.losses.reconstruction import PerceptualLoss
+from components.models.critics import PerceptualLoss
 from components.runtime.storage.connection import StoreError, reason
 from components.runtime.storage.store import read_range, read_url
 

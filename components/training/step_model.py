@@ -21,7 +21,7 @@ from components.configuration.conditions import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.families import family_name
 from components.configuration.optimization import PerceptualNetwork, Training
 from components.models.autoencoder import Autoencoder
-from components.models.losses.reconstruction import PerceptualLoss
+from components.models.critics import PerceptualLoss
 from components.training.frozen import LoadEncoder
 from components.training.learner import Learner, without_memory
 from components.training.loop import Batch, Task

@@ -42,7 +42,13 @@ def build(args: dict[str, Any]) -> "Application":
     from components.serving.deployment import service  # here and below, for wrong use is said before torch is there
 
     set_environment(environment())
-    return service(read_settings({"tracking": os.environ.get("MLFLOW_TRACKING_URI")} | args), read_keys)
+    return service(read_settings({"tracking": os.environ.get("MLFLOW_TRACKING_URI")} | args), read_keys_here)
+
+
+def read_keys_here() -> tuple[str, ...]:
+    """Returns the API keys of this process's environment, where they are compared: no other process is sent them.
+    Raises ValueError, in one line, for keys that can't be read."""
+    return read_keys(os.environ)
 
 
 def serve_models(
@@ -95,7 +101,7 @@ def serve_models(
         check_room(host, port)  # before what follows would end a service of somebody else
         try:
             with console.status(f"loading {', '.join(model.source for model in settings.models)}"):
-                run_service(settings, host=host, port=port, read_keys=read_keys)
+                run_service(settings, host=host, port=port, read_keys=read_keys_here)
             for model, named in zip(settings.models, versions, strict=True):
                 served = f"{model.name}: {shown_source(model.source)}, version {named.version}"
                 address = f"http://{bracketed(host)}:{port}"
@@ -148,7 +154,7 @@ def needs_keys(host: str) -> bool:
     """Tells whether other machines reach an address.
     Raises UsageError where they do and no keys can be read."""
     with usage_errors():
-        keys, others = read_keys(), not is_loopback(bracketed(host))
+        keys, others = read_keys_here(), not is_loopback(bracketed(host))
     if others and not keys:
         raise UsageError(f"--host {host} is reached by others: set {KEYS} (keys by commas) or {KEYS_FILE}")
     return others

@@ -13,9 +13,10 @@ from diffusers import VQModel
 from torch import Tensor, nn
 
 from components.models.autoencoder import Autoencoder
+from components.models.critics import PatchDiscriminator, PerceptualLoss
 from components.models.devices import autocast
 from components.models.losses.adversarial import balanced_generator_loss, generator_loss, hinge_discriminator_loss
-from components.models.losses.reconstruction import PatchDiscriminator, PerceptualLoss, reconstruction_loss
+from components.models.losses.reconstruction import reconstruction_loss
 from tests.benchmarks.interleaving import Row, Step, interleaved, one_thread, raced
 
 RESOLUTION, BATCH_SIZE, CHANNELS, CHANNEL_MULT = 64, 8, 32, (1, 2, 2, 4)

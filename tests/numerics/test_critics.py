@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.models.critics import PatchDiscriminator, PerceptualLoss
 from components.models.losses.adversarial import DRAWS, augment, cut_out, jitter_color, shift
-from components.models.losses.reconstruction import PatchDiscriminator, PerceptualLoss
 
 
 def test_one_logit_has_the_published_receptive_field_of_70_pixels():

@@ -18,8 +18,8 @@ from components.configuration.conditions import DatasetInfo
 from components.configuration.config import Config
 from components.configuration.optimization import Training
 from components.models.bundle import NETWORKS
+from components.models.critics import PatchDiscriminator
 from components.models.layers import GroupNorm
-from components.models.losses.reconstruction import PatchDiscriminator
 from components.models.transformer import Transformer
 from components.training.learner import make_network, without_memory
 from pipelines.recipes.catalog import RECIPES

@@ -10,7 +10,7 @@ import torch
 from diffusers import VQModel
 
 from components.configuration.trainings import AutoencoderTraining
-from components.models.losses.reconstruction import PatchDiscriminator
+from components.models.critics import PatchDiscriminator
 from components.training.parallel import Worker
 from components.training.step_model import step_flops
 from components.training.tasks.autoencoder import AutoencoderTask
