@@ -46,7 +46,7 @@ def build(args: dict[str, Any]) -> "Application":
 
 
 def read_keys_here() -> tuple[str, ...]:
-    """Returns the API keys of this process's environment, where they are compared: no other process is sent them.
+    """Returns the API keys of this process's environment, which no other process is sent.
     Raises ValueError, in one line, for keys that can't be read."""
     return read_keys(os.environ)
 
