@@ -67,11 +67,7 @@ def stages_of(line: str) -> set[str]:
     return set(line.partition(":")[0].split(", "))
 
 
-def test_code_as_it_was_is_not_named(changes: Callable[..., list[str]]) -> None:
-    assert changes() == []
-
-
-def test_a_changed_loss_is_named_with_the_stages_that_reach_it(
+def test_a_loss_that_changed_or_is_gone_is_named_with_the_stages_that_reach_it(
     checkout: Path, changes: Callable[..., list[str]]
 ) -> None:
     assert changes() == []
@@ -80,6 +76,9 @@ def test_a_changed_loss_is_named_with_the_stages_that_reach_it(
     assert f"cached, but {LOSS} has changed; `--force` makes them anew" in line
     assert {"tokenizer", "base"} <= stages_of(line)
     assert "images" not in stages_of(line)
+    (checkout / LOSS).unlink()
+    (line,) = changes()
+    assert f"{LOSS} has changed" in line
 
 
 def test_a_network_is_named_where_a_stage_or_one_that_it_needs_has_its_kind(
@@ -92,18 +91,15 @@ def test_a_network_is_named_where_a_stage_or_one_that_it_needs_has_its_kind(
     assert stages_of(line) == {"base", "upsampler_32", "cascade", "samples", "evaluation"}
 
 
-def test_comments_docstrings_and_lines_are_no_change(checkout: Path, changes: Callable[..., list[str]]) -> None:
+def test_comments_docstrings_lines_and_what_is_to_run_are_not_named(
+    checkout: Path, workflow: Workflow, changes: Callable[..., list[str]]
+) -> None:
     assert changes() == []
     text = (checkout / LOSS).read_text()
     (checkout / LOSS).write_text(text.replace('"""', '"""Otherwise said. ', 1) + "\n\n# A comment\n")
     assert changes() == []
-
-
-def test_a_file_that_is_gone_has_changed(checkout: Path, changes: Callable[..., list[str]]) -> None:
-    assert changes() == []
     (checkout / LOSS).unlink()
-    (line,) = changes()
-    assert f"{LOSS} has changed" in line
+    assert changes_of_code(workflow.plan(Store(f"memory://code-{uuid.uuid4().hex}")), checkout) == []
 
 
 def test_other_versions_are_named(changes: Callable[..., list[str]]) -> None:
@@ -123,10 +119,6 @@ def test_of_another_python_equal_files_are_equal_and_others_may_have_changed(
     (checkout / LOSS).write_text((checkout / LOSS).read_text() + "# A comment\n")
     (line,) = [line for line in changes() if LOSS in line]
     assert f"{LOSS} may have changed (trees of Python 3.1 and {now} can't be compared)" in line
-
-
-def test_what_is_to_run_or_was_never_made_is_not_named(checkout: Path, workflow: Workflow) -> None:
-    assert changes_of_code(workflow.plan(Store(f"memory://code-{uuid.uuid4().hex}")), checkout) == []
 
 
 def test_checkout_wheel_and_packed_model_have_the_same_digests(tmp_path: Path) -> None:

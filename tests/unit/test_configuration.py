@@ -36,10 +36,6 @@ def arguments_of(network: type) -> set[str]:
     return found
 
 
-def test_every_kind_of_network_and_bottleneck_has_a_configuration():
-    assert CONFIGS.keys() == BUILT.keys()
-
-
 @pytest.mark.parametrize("kind", BUILT)
 def test_fields_are_arguments_of_the_constructor(kind: str):
     assert {*CONFIGS[kind].model_fields} - {KIND} <= arguments_of(BUILT[kind])
@@ -102,25 +98,20 @@ def test_a_part_of_a_part_has_a_kind_too():
         scalars.replace(codebook_size=8)
 
 
-def test_a_part_that_is_left_out_is_created_by_one_of_its_fields():
+def test_a_part_is_created_by_one_of_its_fields_with_its_other_defaults_and_read_again_as_it_was_printed():
     assert diffusion_config().low_res is None
     upsampler = diffusion_config(low_res_resolution=4)
     assert upsampler.low_res is not None
     assert upsampler.low_res.low_res_resolution == 4
     assert diffusion_config(degradation={}).degradation == DegradationConfig()
-
-
-def test_a_value_of_a_part_leaves_its_other_defaults_as_they_are():
     process = prior_config(num_train_timesteps=7).process
     assert (process.num_train_timesteps, process.prediction_type, process.min_snr_gamma) == (7, "sample", None)
-
-
-def test_a_tree_that_was_printed_is_read_again():
     for config in (diffusion_config(low_res_resolution=4), autoencoder_config()):
         assert type(config).model_validate(config.model_dump(mode="json")) == config
 
 
-def test_the_samplers_that_can_be_chosen_are_those_that_there_are():
+def test_kinds_of_networks_and_samplers_that_can_be_chosen_are_those_that_there_are():
+    assert CONFIGS.keys() == BUILT.keys()
     assert get_args(SamplerName) == tuple(SAMPLERS)
 
 

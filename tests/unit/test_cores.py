@@ -21,6 +21,6 @@ def test_the_users_own_setting_counts(own: dict[str, str], after: str | None, mo
     assert os.environ.get("GOMP_SPINCOUNT") == after
 
 
-def test_the_command_line_loads_no_torch_before_a_command_runs() -> None:
-    program = "import sys, pipelines.command.cli; sys.exit('torch' in sys.modules)"
+def test_neither_the_command_line_nor_the_table_of_metrics_loads_torch_before_a_command_runs() -> None:
+    program = "import sys, pipelines.command.cli, components.evaluation.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0

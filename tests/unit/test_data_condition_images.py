@@ -102,25 +102,20 @@ def random_images(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
 
 
-def test_only_the_images_of_the_task_lose_what_jpeg_leaves_out() -> None:
-    images = random_images(60)
-    rows = degrade(images, np.arange(60), HOW)
-    changed = (rows["condition_image"] != images).any((1, 2, 3))
-    np.testing.assert_array_equal(changed, rows["task"] == TASKS.index("jpeg"))
-    assert set(rows["task"]) == {0, 1, 2}
-
-
-def test_a_degradation_does_not_depend_on_the_batch_and_differs_with_seed_and_position() -> None:
-    images, position = random_images(40), np.arange(100, 140)
+def test_a_degradation_is_of_its_task_alone_and_depends_on_seed_and_position_and_not_on_the_batch() -> None:
+    images, position = random_images(60), np.arange(100, 160)
     whole = degrade(images, position, HOW)
-    parts = [degrade(images[part], position[part], HOW) for part in (slice(0, 7), slice(7, 40))]
+    changed = (whole["condition_image"] != images).any((1, 2, 3))
+    np.testing.assert_array_equal(changed, whole["task"] == TASKS.index("jpeg"))
+    assert set(whole["task"]) == {0, 1, 2}
+    parts = [degrade(images[part], position[part], HOW) for part in (slice(0, 7), slice(7, 60))]
     for name, column in whole.items():
         np.testing.assert_array_equal(column, np.concatenate([part[name] for part in parts]))
     assert (degrade(images, position, HOW._replace(seed=4))["task"] != whole["task"]).any()
     assert (degrade(images, position + 40, HOW)["task"] != whole["task"]).any()
 
 
-def test_tasks_and_qualities_are_drawn_alike() -> None:
+def test_tasks_and_qualities_are_drawn_alike_and_a_lower_quality_keeps_less() -> None:
     only = Degradation(seed=0, tasks=("jpeg",), jpeg_qualities=(5, 7))
     image = random_images(1)
     by_quality = [jpeg_compressed(image[0], quality=quality) for quality in (5, 6, 7)]
@@ -130,12 +125,8 @@ def test_tasks_and_qualities_are_drawn_alike() -> None:
     assert min(counts) > 70
     tasks = degrade(np.repeat(image, 600, axis=0), np.arange(600), HOW)["task"]
     assert np.bincount(tasks).min() > 150
-
-
-def test_a_lower_quality_keeps_less() -> None:
     ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 4, (64, 64, 3)).copy()
     ramp[::7, ::5] = (200, 30, 90)
-    errors = [
-        np.square(jpeg_compressed(ramp, quality=q).astype(float) - ramp.astype(float)).mean() for q in (5, 10, 20, 90)
-    ]
+    kept = [jpeg_compressed(ramp, quality=quality).astype(float) for quality in (5, 10, 20, 90)]
+    errors = [np.square(each - ramp.astype(float)).mean() for each in kept]
     assert errors == sorted(errors, reverse=True)

@@ -17,6 +17,8 @@ from components.data.sources.source import Columns, Source
 from components.stages.images import ImagesConfig, images_identity
 from tests.image_sets import image, png
 
+NO_FILE = r" can't be read \(row 2 has .*each line needs a file and a caption"
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -38,17 +40,17 @@ def read(source: Source) -> dict[str, tuple[str, str]]:
     return {item.location: (source.classes[item.label], item.caption) for item in source.items}
 
 
-@pytest.mark.parametrize("label", ["class", "label", "labels", "Category", "class_name", "target"])
+@pytest.mark.parametrize(
+    ("file", "label"),
+    [
+        *(("file", "class"), ("file_name", "label"), ("filename", "labels")),
+        *(("path", "Category"), ("image", "class_name"), ("image_path", "target")),
+    ],
+)
 @pytest.mark.parametrize("caption", ["caption", "text", "prompt", "Description"])
-def test_common_names_of_columns_are_understood(folder: Path, label: str, caption: str) -> None:
-    (folder / "captions.csv").write_text(f"file_name,{caption},{label}\na.png,one,x\nb.png,two,y\n")
+def test_common_names_of_columns_are_understood(folder: Path, file: str, label: str, caption: str) -> None:
+    (folder / "captions.csv").write_text(f"{file},{caption},{label}\na.png,one,x\nb.png,two,y\n")
     assert read(list_folder(str(folder))) == {"a.png": ("x", "one"), "b.png": ("y", "two")}
-
-
-@pytest.mark.parametrize("file", ["file", "file_name", "filename", "path", "image", "image_path"])
-def test_common_names_of_files_are_understood(folder: Path, file: str) -> None:
-    (folder / "captions.jsonl").write_text(json.dumps({file: "a.png", "caption": "one"}))
-    assert read(list_folder(str(folder))) == {"a.png": ("image", "one")}
 
 
 def test_columns_can_be_chosen(folder: Path) -> None:
@@ -60,6 +62,11 @@ def test_columns_can_be_chosen(folder: Path) -> None:
 
 
 def test_what_is_not_read_is_named_with_what_it_might_be(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = "".join(f"{name}.png,one,x\n" for name in "abcd")
+    (folder / "captions.csv").write_text(f"file_name,caption,label\n{lines}")
+    with caplog.at_level(logging.WARNING):
+        check_source("folder", str(folder))
+    assert not caplog.messages
     (folder / "captions.csv").write_text("file_name,caption,lable,width\na.png,one,x,8\nb.png,two,y,8\n")
     with caplog.at_level(logging.WARNING):
         check_source("folder", str(folder))
@@ -68,37 +75,23 @@ def test_what_is_not_read_is_named_with_what_it_might_be(folder: Path, caplog: p
     assert f"{folder}: 2 images are not named in captions.csv and are left out" in caplog.text
 
 
-def test_what_is_read_whole_is_not_warned_of(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    lines = "".join(f"{name}.png,one,x\n" for name in "abcd")
-    (folder / "captions.csv").write_text(f"file_name,caption,label\n{lines}")
-    with caplog.at_level(logging.WARNING):
-        check_source("folder", str(folder))
-    assert not caplog.messages
-
-
-def test_a_caption_that_a_comma_would_cut_is_refused(folder: Path) -> None:
-    (folder / "captions.csv").write_text("file,caption\na.png,red, round\n")
-    with pytest.raises(SourceError, match="line 2 has more fields than there are columns"):
-        list_folder(str(folder))
-
-
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "said"),
     [
-        ("captions.csv", "file,caption\na.png,one\n,two\n"),
-        ("captions.jsonl", '{"file": "a.png", "caption": "one"}\n{"caption": "two"}'),
-        ("captions.jsonl", '{"file": "a.png", "caption": "one"}\n{"file": null, "caption": "two"}'),
+        ("captions.csv", "file,caption\na.png,one\n,two\n", NO_FILE),
+        ("captions.jsonl", '{"file": "a.png", "caption": "one"}\n{"caption": "two"}', NO_FILE),
+        ("captions.jsonl", '{"file": "a.png", "caption": "one"}\n{"file": null, "caption": "two"}', NO_FILE),
+        ("captions.csv", "file,caption\na.png,red, round\n", "line 2 has more fields than there are columns"),
     ],
 )
-def test_a_row_without_a_file_is_named_by_its_number(folder: Path, name: str, content: str) -> None:
-    (folder / name).write_text(content)
-    with pytest.raises(SourceError, match=rf"{name} can't be read \(row 2 has .*each line needs a file and a caption"):
-        list_folder(str(folder))
-
-
-def test_empty_cells_are_no_word_none(folder: Path) -> None:
+def test_a_row_that_does_not_fit_is_named_by_its_number(folder: Path, name: str, content: str, said: str) -> None:
+    """Nor is an empty cell the word None."""
     (folder / "captions.jsonl").write_text('{"file": "a.png", "caption": null, "label": null}')
     assert read(list_folder(str(folder))) == {"a.png": ("image", "")}
+    (folder / "captions.jsonl").unlink()
+    (folder / name).write_text(content)
+    with pytest.raises(SourceError, match=rf"{name}.*{said}"):
+        list_folder(str(folder))
 
 
 def write_metadata(folder: Path, kind: str, rows: list[dict[str, object]]) -> None:
@@ -145,11 +138,8 @@ def test_sub_folders_of_a_split_are_the_classes(tmp_path: Path) -> None:
     source = list_folder(str(tmp_path))
     assert read(source) == {"train/cat/1.png": ("cat", "cat"), "train/dog/1.png": ("dog", "dog")}
     assert "test (1 file) and validation (1 file) is not" in source.notes[0]
-
-
-def test_a_class_that_is_called_as_a_split_stays_one(tmp_path: Path) -> None:
-    add_images(tmp_path, "train/1.png", "bus/1.png")
-    assert list_folder(str(tmp_path)).classes == ("bus", "train")
+    add_images(tmp_path / "other", "train/1.png", "bus/1.png")
+    assert list_folder(str(tmp_path / "other")).classes == ("bus", "train")  # a class that is called as a split
 
 
 def test_class_numbers_are_ordered_by_their_size(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Laws of image decoding: whatever the file's mode, an upright RGB square without aliasing comes out."""
 
 import io
+from functools import partial
 
 import numpy as np
 import pytest
@@ -43,21 +44,21 @@ def test_a_transparent_color_of_a_palette_or_of_rgb_is_flattened_on_white_and_ot
     np.testing.assert_array_equal(pixels[0], [[10, 20, 30], [255, 255, 255]])
 
 
-def test_a_cmyk_jpeg_comes_out_in_its_colors_not_in_their_negative() -> None:
-    image = Image.new("RGB", (16, 16), (200, 30, 40)).convert("CMYK")
-    pixels = np.asarray(decode_image(file_of(image, "JPEG", quality=100))).astype(int)
-    assert np.abs(pixels - [200, 30, 40]).max() <= 4
+MODES = {
+    "1": (Image.new("1", (2, 2), 1), 255),
+    "L": (Image.new("L", (2, 2), 255), 255),
+    "sixteen bits": (Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16)), [[0], [100], [255]]),
+    "CMYK": (Image.new("RGB", (16, 16), (200, 30, 40)).convert("CMYK"), [200, 30, 40]),
+}
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
-    image = Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16))
-    np.testing.assert_array_equal(np.asarray(decode_image(file_of(image)))[0, :, 0], [0, 100, 255])
-
-
-def test_bilevel_and_grey_images_become_rgb() -> None:
-    for mode, value in (("1", 1), ("L", 255)):
-        pixels = np.asarray(decode_image(file_of(Image.new(mode, (2, 2), value))))
-        np.testing.assert_array_equal(pixels, np.full((2, 2, 3), 255))
+@pytest.mark.parametrize("mode", MODES)
+def test_an_image_of_any_mode_comes_out_in_its_colors(mode: str) -> None:
+    image, expected = MODES[mode]
+    data = file_of(image, "JPEG", quality=100) if mode == "CMYK" else file_of(image)
+    pixels = np.asarray(decode_image(data)).astype(int)
+    assert pixels.shape == (image.height, image.width, 3)
+    assert np.abs(pixels - expected).max() <= (4 if mode == "CMYK" else 0)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -92,13 +93,10 @@ def test_a_fine_checkerboard_shrinks_to_even_grey(resolution: int) -> None:
     assert np.abs(shrunk - 127.5).max() <= 8  # a resize without antialiasing gives 0 or 255
 
 
-def test_the_center_is_cropped_before_the_image_is_resized() -> None:
+def test_the_center_is_cropped_before_the_image_is_resized_and_one_of_the_right_size_is_not_touched() -> None:
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 200
     np.testing.assert_array_equal(load_image(encode_png(wide), resolution=5), np.full((5, 5, 3), 200))
-
-
-def test_a_image_that_has_the_right_size_is_not_touched() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     np.testing.assert_array_equal(load_image(encode_png(pixels), resolution=16), pixels)
 
@@ -108,14 +106,11 @@ def test_a_image_that_has_the_right_size_is_not_touched() -> None:
 def test_a_jpeg_that_is_decoded_into_its_place_has_the_pixels_that_pillow_gives(
     subsampling: str, how: dict[str, object]
 ) -> None:
+    """One that is not RGB, or of another size, too."""
     data = file_of(photo(), "JPEG", **({"subsampling": subsampling} | how if "keep_rgb" not in how else how))
-    np.testing.assert_array_equal(load_image(data, resolution=48), np.asarray(decode_image(data)))
-
-
-@pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_a_jpeg_that_is_not_rgb_is_read_as_any_other_file(mode: str) -> None:
-    data = file_of(photo().convert(mode), "JPEG")
-    np.testing.assert_array_equal(load_image(data, resolution=48), np.asarray(decode_image(data)))
+    files = [data, *(file_of(photo().convert(mode), "JPEG") for mode in ("L", "CMYK"))]
+    for data in (*files, file_of(photo().resize((96, 60)), "JPEG")):
+        np.testing.assert_array_equal(load_image(data, resolution=48), fit_square(decode_image(data), 48))
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
@@ -127,21 +122,12 @@ def test_a_square_jpeg_that_lies_on_its_side_is_turned(orientation: int) -> None
     np.testing.assert_array_equal(load_image(data, resolution=48), np.rot90(lying, {3: 2, 6: 3}[orientation]))
 
 
-def test_a_jpeg_of_another_size_is_cropped_and_resized() -> None:
-    data = file_of(photo().resize((96, 60)), "JPEG")
-    expected = np.asarray(fit_square(decode_image(data), 48))
-    np.testing.assert_array_equal(load_image(data, resolution=48), expected)
-
-
-def test_a_jpeg_with_bytes_too_many_is_mended_as_pillow_mends_it() -> None:
+def test_a_jpeg_with_bytes_too_many_is_mended_as_pillow_mends_it_and_a_truncated_one_is_refused_at_any_size() -> None:
     data = file_of(photo(), "JPEG", restart_marker_blocks=4)
     damaged = data.replace(b"\xff\xd1", b"\x00\x00\xff\xd1", 1)  # libjpeg warns of them and goes on
     with pytest.raises(ValueError, match="extraneous"):
         decode_jpeg(damaged)
     np.testing.assert_array_equal(load_image(damaged, resolution=48), np.asarray(decode_image(damaged)))
-
-
-def test_a_truncated_jpeg_is_refused_at_any_size() -> None:
     data = file_of(photo(), "JPEG")
     for resolution in (48, 32):
         with pytest.raises(OSError, match="truncated"):
@@ -156,8 +142,8 @@ def photo() -> Image.Image:
     return Image.fromarray((smooth + fine).clip(0, 255).astype(np.uint8))
 
 
-def test_a_depth_map_becomes_relative_inverse_depth() -> None:
-    """1/d is linear in the grey value: 255 at the nearest, 0 at the farthest, whatever the unit."""
+def test_a_depth_map_becomes_relative_inverse_depth_of_its_central_square() -> None:
+    """1/d is linear in the grey value: 255 at the nearest, 0 at the farthest or where nothing was measured."""
     depth = np.array([[1000, 2000], [4000, 1600]])
     expected = [[255, 85], [0, 128]]  # 1/d = 1, 1/2, 1/4, 5/8
     for unit in (1, 10):
@@ -165,13 +151,13 @@ def test_a_depth_map_becomes_relative_inverse_depth() -> None:
         assert pixels.dtype == np.uint8
         np.testing.assert_array_equal(pixels[..., 0], expected)
         assert (pixels == pixels[..., :1]).all()
-
-
-def test_what_was_not_measured_and_what_has_no_depth_is_far() -> None:
     gaps = load_depth(encode_png(np.array([[0, 500], [1000, 2000]], np.uint16)), resolution=2)
     np.testing.assert_array_equal(gaps[..., 0], [[0, 255], [85, 0]])
     for flat in (0, 700):
         assert not load_depth(encode_png(np.full((4, 4), flat, np.uint16)), resolution=4).any()
+    depth = np.full((2, 6), 1, np.uint16)
+    depth[:, 2:4] = [[1000, 2000], [2000, 4000]]
+    np.testing.assert_array_equal(load_depth(encode_png(depth), resolution=2)[..., 0], [[255, 85], [85, 0]])
 
 
 def test_a_depth_map_is_resized_after_its_conversion_without_aliasing() -> None:
@@ -181,12 +167,6 @@ def test_a_depth_map_is_resized_after_its_conversion_without_aliasing() -> None:
         assert np.abs(shrunk - 127.5).max() <= 8
     enlarged = load_depth(encode_png(np.array([[1000, 3000]] * 2, np.uint16)), resolution=64)
     assert (np.diff(enlarged[0, :, 0].astype(int)) <= 0).all()  # no ringing
-
-
-def test_only_the_central_square_of_a_depth_map_counts() -> None:
-    depth = np.full((2, 6), 1, np.uint16)
-    depth[:, 2:4] = [[1000, 2000], [2000, 4000]]
-    np.testing.assert_array_equal(load_depth(encode_png(depth), resolution=2)[..., 0], [[255, 85], [85, 0]])
 
 
 @pytest.mark.parametrize("mode", ["L", "P"])
@@ -203,19 +183,15 @@ def test_the_values_of_a_mask_are_spread_evenly_and_never_mixed(mode: str) -> No
         assert set(np.unique(pixels)) == {0, 85, 170, 255}
 
 
-def test_one_value_is_one_grey_in_all_masks_of_a_set() -> None:
-    one, two = (
-        load_mask(encode_png(np.full((2, 2), value, np.uint8)), resolution=2, mask_values=3) for value in (1, 2)
-    )
-    assert (np.unique(one).tolist(), np.unique(two).tolist()) == ([128], [255])
+def test_one_value_is_one_grey_in_all_masks_of_a_set_and_others_are_refused_with_the_remedy() -> None:
+    def greys(value: int) -> list[int]:
+        mask = encode_png(np.full((2, 2), value, np.uint8))
+        return np.unique(load_mask(mask, resolution=2, mask_values=3)).tolist()
 
-
-def test_a_mask_value_that_the_set_does_not_know_is_refused_with_the_remedy() -> None:
+    assert (greys(1), greys(2)) == ([128], [255])
     with pytest.raises(ValueError, match=r"value 3, the set's masks 0 to 2; set mask_values in index\.json"):
-        load_mask(encode_png(np.full((2, 2), 3, np.uint8)), resolution=2, mask_values=3)
-
-
-@pytest.mark.parametrize("load", [load_depth, lambda data, resolution: load_mask(data, resolution=2, mask_values=3)])
-def test_a_colored_image_is_no_depth_map_and_no_mask(load: object) -> None:
-    with pytest.raises(ValueError, match="one number a pixel"):
-        load(encode_png(np.zeros((2, 2, 3), np.uint8)), resolution=2)
+        greys(3)
+    colored = encode_png(np.zeros((2, 2, 3), np.uint8))
+    for load in (load_depth, partial(load_mask, mask_values=3)):
+        with pytest.raises(ValueError, match="one number a pixel"):
+            load(colored, resolution=2)

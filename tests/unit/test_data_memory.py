@@ -43,12 +43,6 @@ def shard_bytes(index: ShardIndex) -> int:
     return max(entry.bytes for entry in index.shards)
 
 
-def test_three_shards_are_held_and_no_more_when_they_are_large(noise: ShardIndex) -> None:
-    cache = ShardCache(capacity=0)
-    for _ in served(cache, noise, 9):
-        assert cache.count <= WINDOW_SHARDS
-
-
 def test_images_are_the_same_whatever_is_held(noise: ShardIndex) -> None:
     narrow, wide = (list(served(ShardCache(capacity), noise, 6)) for capacity in (0, 2**30))
     np.testing.assert_array_equal(np.concatenate(narrow), np.concatenate(wide))
@@ -56,12 +50,10 @@ def test_images_are_the_same_whatever_is_held(noise: ShardIndex) -> None:
 
 def test_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path) -> None:
     """Three shards, and one more while it is unpacked."""
-    store = Store(str(tmp_path))
-    index = write_large(store)
-    cache = ShardCache(capacity=0)
+    index, cache = write_large(Store(str(tmp_path))), ShardCache(capacity=0)
     tracemalloc.start()
-    for _ in served(cache, index, 6):
-        pass
+    for _ in served(cache, index, 9):
+        assert cache.count <= WINDOW_SHARDS
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4.5 * shard_bytes(index)
@@ -87,16 +79,16 @@ def six(tmp_path: Path) -> ShardIndex:
 
 
 def test_the_next_window_is_fetched_while_this_one_is_read(six: ShardIndex) -> None:
-    index, store = six, Store(six.root)
-    cache, now, soon = ShardCache(), index.shards[:3], index.shards[3:]
-    cache.fetch_ahead(index, now, soon, view=VIEW)
+    store = Store(six.root)
+    cache, now, soon = ShardCache(), six.shards[:3], six.shards[3:]
+    cache.fetch_ahead(six, now, soon, view=VIEW)
     for _, tar in cache._coming.values():
         tar.result()
-    for entry in index.shards:
+    for entry in six.shards:
         store.delete(entry.url)
-    numbers = [number_of(cache.get(index, entry, view=VIEW).image.first(5)) for entry in now]
-    cache.fetch_ahead(index, soon, (), view=VIEW)
-    numbers += [number_of(cache.get(index, entry, view=VIEW).image.first(5)) for entry in soon]
+    numbers = [number_of(cache.get(six, entry, view=VIEW).image.first(5)) for entry in now]
+    cache.fetch_ahead(six, soon, (), view=VIEW)
+    numbers += [number_of(cache.get(six, entry, view=VIEW).image.first(5)) for entry in soon]
     np.testing.assert_array_equal(np.concatenate(numbers), np.arange(30))
 
 
@@ -108,22 +100,22 @@ def test_what_was_fetched_for_nothing_is_dropped(noise: ShardIndex) -> None:
 
 
 def test_what_is_held_and_needed_soon_is_not_dropped_to_fetch_what_is_needed_with_it(six: ShardIndex) -> None:
-    index, store = six, Store(six.root)
-    cache, shards = ShardCache(capacity=0), index.shards
+    store = Store(six.root)
+    cache, shards = ShardCache(capacity=0), six.shards
     windows_of = (shards[:3], shards[3:4], (shards[2], *shards[4:]))
     numbers = []
     for now, soon in zip(windows_of, (*windows_of[1:], ()), strict=True):
-        cache.fetch_ahead(index, now, soon, view=VIEW)
-        numbers += [number_of(cache.get(index, entry, view=VIEW).image.first(5)) for entry in now]
+        cache.fetch_ahead(six, now, soon, view=VIEW)
+        numbers += [number_of(cache.get(six, entry, view=VIEW).image.first(5)) for entry in now]
         store.delete(shards[2].url)  # it was fetched, once
     np.testing.assert_array_equal(np.concatenate(numbers), [*range(20), *range(10, 15), *range(20, 30)])
 
 
 def test_a_shard_that_is_spoiled_stops_the_reader_when_it_is_its_turn(six: ShardIndex) -> None:
-    index, store = six, Store(six.root)
+    store = Store(six.root)
     store.write("shard-000004.tar", store.read("shard-000004.tar")[:-512])
-    cache, now, soon = ShardCache(), index.shards[:3], index.shards[3:]
-    cache.fetch_ahead(index, now, soon, view=VIEW)
-    assert [cache.get(index, entry, view=VIEW).image.resolution for entry in now] == [8, 8, 8]
+    cache, now, soon = ShardCache(), six.shards[:3], six.shards[3:]
+    cache.fetch_ahead(six, now, soon, view=VIEW)
+    assert [cache.get(six, entry, view=VIEW).image.resolution for entry in now] == [8, 8, 8]
     with pytest.raises(ShardError, match=r"shard-000004\.tar has"):
-        cache.get(index, index.shards[4], view=VIEW)
+        cache.get(six, six.shards[4], view=VIEW)

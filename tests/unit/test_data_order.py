@@ -46,12 +46,9 @@ def test_any_part_of_the_stream_is_computed_without_what_came_before(
     assert served(counts, seed, first, first + length) == served(counts, seed, 0, first + length)[first:]
 
 
-def test_each_epoch_and_each_seed_shuffles_shards_anew() -> None:
-    orders = [[w.shards for w in islice(windows([1] * 9, seed=seed, start=9 * epoch), 3)] for seed, epoch in RUNS]
-    assert len({tuple(order) for order in orders}) == len(RUNS)
-
-
-def test_each_epoch_and_each_seed_shuffles_samples_anew() -> None:
+def test_each_epoch_and_each_seed_shuffles_shards_and_samples_anew() -> None:
+    shards = [[w.shards for w in islice(windows([1] * 9, seed=seed, start=9 * epoch), 3)] for seed, epoch in RUNS]
+    assert len(set(map(tuple, shards))) == len(RUNS)
     orders = [tuple(served([40], seed, 40 * epoch, 40 * epoch + 40)) for seed, epoch in RUNS]
     assert len(set(orders)) == len(RUNS)
 
@@ -64,12 +61,9 @@ def test_samples_are_mixed_over_the_shards_of_a_window_and_no_further() -> None:
     assert len(set(shards[:50])) == WINDOW_SHARDS
 
 
-def test_a_permutation_is_frozen_for_all_time() -> None:
+def test_a_permutation_is_frozen_for_all_time_and_windows_go_on_for_ever() -> None:
     """numpy may change its shuffles between versions; a resumed run must not notice."""
     assert permutation(10, key=(3, 1)).tolist() == [5, 8, 9, 6, 3, 7, 0, 1, 2, 4]
-
-
-def test_windows_go_on_for_ever() -> None:
     last = list(islice(windows([5, 5], seed=0, start=0), 50))[-1]
     assert (last.epoch, last.start) == (49, 490)
 
@@ -105,25 +99,26 @@ def equal(first: list[dict], second: list[dict]) -> bool:
     )
 
 
-def test_the_global_batches_are_the_same_for_any_number_of_ranks(index: ShardIndex) -> None:
-    alone = stream(index, world_size=1)
-    assert equal(alone, stream(index, world_size=2))
-    assert equal(alone, stream(index, world_size=4))
-    assert equal(alone, stream(index, world_size=16))
+@pytest.fixture(scope="module")
+def whole(index: ShardIndex) -> list[dict]:
+    return stream(index, world_size=1)
+
+
+def test_the_global_batches_are_the_same_for_any_number_of_ranks(index: ShardIndex, whole: list) -> None:
+    for world_size in (2, 4, 16):
+        assert equal(whole, stream(index, world_size=world_size))
 
 
 @pytest.mark.parametrize("start_step", [1, 31, 32, 33, 119])
-def test_a_stream_that_starts_at_a_step_is_the_tail_of_the_whole_one(index: ShardIndex, start_step: int) -> None:
-    whole = stream(index, world_size=1)
-    assert equal(whole[start_step:], stream(index, world_size=2, start_step=start_step))
-    assert equal(whole[start_step:], stream(index, world_size=16, start_step=start_step))
+def test_a_stream_that_starts_at_a_step_is_the_tail_of_the_whole_one(index: ShardIndex, whole: list, start_step: int):
+    for world_size in (2, 16):
+        assert equal(whole[start_step:], stream(index, world_size=world_size, start_step=start_step))
 
 
-def test_positions_count_through_and_images_are_those_of_the_law(index: ShardIndex) -> None:
-    batches = stream(index, world_size=1)
-    positions = np.concatenate([batch["position"] for batch in batches])
-    numbers = np.concatenate([number_of(batch["image"]) for batch in batches])
-    labels = np.concatenate([batch["label"] for batch in batches])
+def test_positions_count_through_and_images_are_those_of_the_law(index: ShardIndex, whole: list) -> None:
+    positions = np.concatenate([batch["position"] for batch in whole])
+    numbers = np.concatenate([number_of(batch["image"]) for batch in whole])
+    labels = np.concatenate([batch["label"] for batch in whole])
     np.testing.assert_array_equal(positions, np.arange(120 * 16))
     np.testing.assert_array_equal(labels, numbers % 3)
     epoch = index.train_samples
@@ -131,16 +126,12 @@ def test_positions_count_through_and_images_are_those_of_the_law(index: ShardInd
         assert len(set(numbers[start : start + epoch])) == epoch
 
 
-def test_the_first_chunk_is_small_and_no_chunk_is_empty(index: ShardIndex) -> None:
+def test_the_first_chunk_is_small_no_chunk_is_empty_and_huge_images_are_read_a_batch_at_a_time(index: ShardIndex):
     layout = Layout(8, 16, 1, 0, 8)
     chunks = list(plan_chunks(index, layout, start_step=5, total_steps=500))
     assert chunks[0].last - chunks[0].first == layout.group_rows
     assert all(chunk.first < chunk.last for chunk in chunks)
     assert [chunk.first for chunk in chunks[1:]] == [chunk.last for chunk in chunks[:-1]]
     assert chunks[-1].last >= 500 * 16
-
-
-def test_huge_images_are_read_a_batch_at_a_time() -> None:
-    layout = Layout(1024, 64, 2, 0, 8)
-    assert layout.steps_per_group == 1
-    assert layout.chunk_rows == 64
+    huge = Layout(1024, 64, 2, 0, 8)
+    assert (huge.steps_per_group, huge.chunk_rows) == (1, 64)

@@ -43,18 +43,9 @@ def index_of(counts: Sequence[int]) -> ShardIndex:
         ShardEntry(url=f"shard-{n:06d}.tar", bytes=10**8, sha256="0" * 64, samples=count, train_samples=count)
         for n, count in enumerate(counts)
     )
-    return ShardIndex(
-        source="none",
-        license="none",
-        resolution=64,
-        classes=("a",),
-        holdout_fraction=0,
-        samples=sum(counts),
-        train_samples=sum(counts),
-        quarantined=0,
-        text=TextInfo(sha256="", vocab_size=300, text_length=16),
-        shards=shards,
-    )
+    about = {"source": "none", "license": "none", "resolution": 64, "classes": ("a",), "holdout_fraction": 0}
+    about |= {"samples": sum(counts), "train_samples": sum(counts), "quarantined": 0}
+    return ShardIndex(**about, text=TextInfo(sha256="", vocab_size=300, text_length=16), shards=shards)
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +131,7 @@ def test_a_resumed_stream_reads_no_shard_of_what_came_before(tmp_path_factory: p
 
 
 @pytest.mark.parametrize("ahead", [4, 2000])  # of two readers, and of a thousand
-def test_no_task_is_forgotten_before_it_is_taken_and_memory_is_bounded(
-    monkeypatch: pytest.MonkeyPatch, ahead: int
-) -> None:
+def test_no_task_is_forgotten_before_it_is_taken_and_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, ahead: int):
     monkeypatch.setattr(stream.ray, "put", lambda task: task)
     monkeypatch.setattr(stream, "BlockEntry", lambda task, metadata: task)
     monkeypatch.setattr(stream, "RefBundle", lambda blocks, **_: blocks[0])

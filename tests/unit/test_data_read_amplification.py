@@ -59,15 +59,12 @@ def test_the_plan_is_what_a_server_sends_to_sixteen_readers(
     assert planned.amplification > 4 if large else planned.amplification < 1.7
 
 
-def test_imagenet_in_tars_of_a_gigabyte_is_read_so_often() -> None:
+def test_imagenet_in_tars_of_a_gigabyte_is_read_so_often_and_no_less_by_more_readers() -> None:
     """SCALE.md's figures."""
     index = imagenet()
     for (resolution, workers), said in {(64, 64): 7.0, (256, 64): 35.0, (512, 64): 35.0, (256, 128): 21.4}.items():
         found = planned_reads(index, Layout(resolution, 256, workers, 0, 16), readers=2 * workers).amplification
         assert found == pytest.approx(said, abs=0.1)
-
-
-def test_more_readers_never_read_less_of_large_tars() -> None:
     index, layout = imagenet(), Layout(256, 256, 8, 0, 16)
     found = [planned_reads(index, layout, readers=readers).fetched for readers in (1, 2, 4, 8, 16, 64)]
     assert found == sorted(found)
@@ -75,7 +72,7 @@ def test_more_readers_never_read_less_of_large_tars() -> None:
 
 
 @pytest.mark.parametrize("resolution", [64, 256, 512])
-def test_the_recommended_size_is_the_largest_that_is_read_about_once(resolution: int) -> None:
+def test_the_recommended_size_is_the_largest_that_is_read_about_once_and_at_256_the_default(resolution: int) -> None:
     index, layout = imagenet(), Layout(resolution, 256, 64, 0, 16)
     samples = recommended_samples(index, layout, readers=128)
 
@@ -84,10 +81,7 @@ def test_the_recommended_size_is_the_largest_that_is_read_about_once(resolution:
         return planned_reads(made, layout, readers=128).amplification
 
     assert read(samples) <= GOOD + 0.01 < read(2 * samples)
-
-
-def test_the_default_is_what_is_recommended_for_trainings_at_256() -> None:
-    assert recommended_samples(imagenet(), Layout(256, 256, 64, 0, 16), readers=128) == TAR_SAMPLES
+    assert samples == TAR_SAMPLES or resolution != 256
 
 
 @pytest.mark.parametrize("resolution", [64, 256])

@@ -37,52 +37,44 @@ def pets(tmp_path: Path) -> Path:
     return write_files(tmp_path / "pets", {name: png(image(number)) for number, name in enumerate(names)})
 
 
-def test_openmoji_has_thousands_of_named_images_in_nine_classes() -> None:
+def test_openmoji_has_thousands_of_named_images_in_nine_classes_drawn_on_white_at_any_size() -> None:
     source = list_openmoji()
     assert len(source.items) >= 3000
     assert len({item.key for item in source.items}) == len(source.items)
     assert {item.label for item in source.items} == set(range(9))
     assert source.license == "CC BY-SA 4.0"
     assert all(item.caption for item in source.items)
+    few, more = (open_source("openmoji", None, limit=limit).items for limit in (50, 120))
+    assert few == more[:50]
+    assert len({item.label for item in few}) >= 5
     grinning = next(item for item in source.items if item.key == "1F600")
+    for resolution in (16, 64, 200):
+        pixels = source.reader.draw(grinning, source.reader.read(grinning), resolution=resolution).image
+        assert np.shape(pixels) == (resolution, resolution, 3)
+        assert (np.asarray(pixels)[0, 0] == 255).all()
+        assert np.asarray(pixels)[resolution // 2, resolution // 4, 2] < 150  # a yellow face
     assert (grinning.caption, OPENMOJI_CLASSES[grinning.label]) == ("grinning face", "Smileys & Emotion")
 
 
-@pytest.mark.parametrize("resolution", [16, 64, 200])
-def test_openmoji_is_drawn_on_white_at_any_resolution(resolution: int) -> None:
-    source = list_openmoji()
-    item = next(item for item in source.items if item.key == "1F600")
-    pixels = np.asarray(source.reader.draw(item, source.reader.read(item), resolution=resolution).image)
-    assert pixels.shape == (resolution, resolution, 3)
-    assert (pixels[0, 0] == 255).all()
-    assert pixels[resolution // 2, resolution // 4, 2] < 150  # a yellow face
-
-
-def test_a_scene_is_a_function_of_its_number() -> None:
+def test_a_scene_is_a_function_of_its_number_and_its_class_and_caption_name_its_shape_and_color() -> None:
     one, other = (list_scenes(20) for _ in range(2))
     assert one.items == other.items
     for item in one.items[:3]:
         first, second = (source.reader.draw(item, b"", resolution=24) for source in (one, other))
         assert np.array_equal(np.asarray(first.image), np.asarray(second.image))
         assert first.members == second.members
-
-
-def test_the_classes_of_scenes_are_the_shapes_and_captions_name_shape_and_color() -> None:
     for item in list_scenes(60).items:
         solid = scene(int(item.location))[0]
         assert SHAPES[item.label] == solid.shape
         assert f"{solid.color} {solid.shape}" in item.caption
 
 
-def test_the_mask_shows_each_solid_in_its_own_color() -> None:
+def test_the_mask_shows_each_solid_in_its_own_color_and_the_depth_of_a_sphere_is_exact() -> None:
     solids = next(s for s in map(scene, range(500)) if [solid.color for solid in s] == ["red", "blue"])
     color, _, mask = render(solids, resolution=48)
     assert set(np.unique(mask)) == {0, 1, 2}
     assert color[mask == 1].mean(0).argmax() == 0
     assert color[mask == 2].mean(0).argmax() == 2
-
-
-def test_the_depth_of_a_sphere_is_exact() -> None:
     number = next(n for n in range(200) if len(scene(n)) == 1 and scene(n)[0].shape == "sphere")
     solid, item = scene(number)[0], list_scenes(number + 1).items[number]
     members = list_scenes(1).reader.draw(item, b"", resolution=64).members
@@ -102,18 +94,13 @@ def test_sub_folders_are_classes_and_their_names_captions(pets: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "captions",
-    [
-        {
-            "captions.jsonl": '{"file": "a.png", "caption": "a, red", "class": "x"}\n'
-            '{"file_name": "b.png", "text": "blue"}\n'
-        },
-        {"captions.csv": 'file,caption,class\na.png,"a, red",x\nb.png,blue,\n'},
-    ],
-)
-def test_a_captions_file_at_the_top_decides(tmp_path: Path, captions: dict[str, str]) -> None:
-    write_files(tmp_path, {"a.png": png(image(0)), "b.png": png(image(1)), **captions})
+JSONL = '{"file": "a.png", "caption": "a, red", "class": "x"}\n{"file_name": "b.png", "text": "blue"}\n'
+CSV = 'file,caption,class\na.png,"a, red",x\nb.png,blue,\n'
+
+
+@pytest.mark.parametrize(("name", "captions"), [("captions.jsonl", JSONL), ("captions.csv", CSV)])
+def test_a_captions_file_at_the_top_decides(tmp_path: Path, name: str, captions: str) -> None:
+    write_files(tmp_path, {"a.png": png(image(0)), "b.png": png(image(1)), name: captions})
     source = list_folder(str(tmp_path))
     assert [item.caption for item in source.items] == ["a, red", "blue"]
     assert [source.classes[item.label] for item in source.items] == ["x", "image"]
@@ -178,16 +165,11 @@ def test_idx_files_that_are_cut_short_are_refused(tmp_path: Path, compress: bool
         list_fashion_mnist(str(tmp_path))
 
 
-def test_tars_come_from_a_folder_a_glob_or_alone(tmp_path: Path) -> None:
+def test_tars_come_from_a_folder_a_glob_or_alone_and_globs_are_cut_at_their_first_star(tmp_path: Path) -> None:
     write_set(Store(str(tmp_path)), sizes=(2, 2, 2))
-    assert [version.path for version in list_tars(str(tmp_path))] == [
-        f"{tmp_path}/shard-00000{number}.tar" for number in range(3)
-    ]
-    assert [version.path for version in list_tars(f"{tmp_path}/*1.tar")] == [f"{tmp_path}/shard-000001.tar"]
-    assert [version.path for version in list_tars(f"{tmp_path}/shard-000002.tar")] == [f"{tmp_path}/shard-000002.tar"]
-
-
-def test_globs_are_cut_at_their_first_star() -> None:
+    tars = [f"{tmp_path}/shard-00000{number}.tar" for number in range(3)]
+    for place, found in ((str(tmp_path), tars), (f"{tmp_path}/*1.tar", tars[1:2]), (tars[2], tars[2:])):
+        assert [version.path for version in list_tars(place)] == found
     assert split_glob("s3://b/set/*/x-*.tar") == ("s3://b/set", "*/x-*.tar")
     assert split_glob("/data/set/*.tar") == ("/data/set", "*.tar")
     assert split_glob("memory://set/") == ("memory://set", None)
@@ -225,9 +207,7 @@ def test_a_missing_or_empty_path_is_one_clear_line_before_anything_starts(tmp_pa
         (lambda folder: check_source("shards", folder), "not an index of shards"),
     ],
 )
-def test_a_source_that_can_t_be_used_says_what_it_needs(
-    tmp_path: Path, check: Callable[[str], object], said: str
-) -> None:
+def test_a_source_that_can_t_be_used_says_what_it_needs(tmp_path: Path, check: Callable[[str], object], said: str):
     write_files(tmp_path, {"a.png": png(image(0)), "index.json": json.dumps({"version": 7})})
     with pytest.raises(SourceError, match=said):
         check(str(tmp_path))
@@ -288,30 +268,16 @@ def test_the_digest_is_of_what_lies_there_never_of_the_address(tmp_path: Path, p
     assert source_digest("folder", str(tmp_path / "moved")) == before
     os.utime(pets / "cat/1.png", (1, 1))
     assert source_digest("folder", str(pets)) != before
-
-
-def test_the_digest_of_a_set_with_an_index_is_that_of_its_shards(tmp_path: Path) -> None:
-    for name in ("one", "other"):
-        write_set(Store(str(tmp_path / name)), sizes=(4, 3))
-    write_set(Store(str(tmp_path / "more")), sizes=(4, 4))
+    for name, sizes in (("one", (4, 3)), ("other", (4, 3)), ("more", (4, 4))):
+        write_set(Store(str(tmp_path / name)), sizes=sizes)
     one, other, more = (source_digest("shards", str(tmp_path / name)) for name in ("one", "other", "more"))
-    assert one == other
-    assert one != more
-
-
-def test_packaged_sources_are_known_by_their_versions() -> None:
-    assert source_digest("openmoji", None) == source_digest("openmoji", None)
-    assert source_digest("openmoji", None) != source_digest("scenes", None)
+    assert one == other != more  # of an index that of its shards
 
 
 @pytest.mark.parametrize("source", PACKAGED)
 def test_a_packaged_source_with_another_version_is_another_source(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = source_digest(source, None)
+    assert source_digest(source, None) == before
+    assert len({source_digest(each, None) for each in PACKAGED}) == len(PACKAGED)
     monkeypatch.setitem(PACKAGED, source, lambda: "another")
     assert source_digest(source, None) != before
-
-
-def test_a_limit_keeps_the_same_images_when_it_grows(pets: Path) -> None:
-    few, more = (open_source("openmoji", None, limit=limit).items for limit in (50, 120))
-    assert few == more[:50]
-    assert len({item.label for item in few}) >= 5

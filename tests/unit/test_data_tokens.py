@@ -9,13 +9,7 @@ import pytest
 from components.data.encoding import token_names
 from components.data.listing import ShardError
 from components.data.order import permutation
-from components.data.tokens import (
-    TokenSet,
-    parse_tokens,
-    select_split,
-    token_batches,
-    write_tokens,
-)
+from components.data.tokens import TokenSet, parse_tokens, select_split, token_batches, write_tokens
 
 
 def token_set(first: int, count: int) -> TokenSet:
@@ -31,38 +25,22 @@ def token_set(first: int, count: int) -> TokenSet:
 
 def batches(samples: TokenSet, *, world_size: int, start_step: int = 0) -> list[np.ndarray]:
     """Global batches put together from the ranks' slices: (position, number) pairs."""
-    shares = [
-        token_batches(
-            samples,
-            global_batch_size=8,
-            rank=rank,
-            world_size=world_size,
-            seed=5,
-            start_step=start_step,
-            total_steps=30,
-        )
-        for rank in range(world_size)
-    ]
+    how = {"global_batch_size": 8, "world_size": world_size, "seed": 5, "start_step": start_step, "total_steps": 30}
+    shares = [token_batches(samples, rank=rank, **how) for rank in range(world_size)]
     return [
         np.concatenate([np.stack([share["position"], share["tokens"][:, 0]], axis=1) for share in step])
         for step in zip(*shares, strict=True)
     ]
 
 
-def test_what_was_written_is_read() -> None:
+def test_what_was_written_is_read_and_equal_samples_give_equal_bytes_and_a_truncated_file_is_named() -> None:
     samples = token_set(0, 25)
     read = parse_tokens(write_tokens(samples), "x.parquet")
     assert read.key == samples.key
     for field in ("tokens", "label", "text", "split"):
         np.testing.assert_array_equal(getattr(read, field), getattr(samples, field))
     assert read.tokens.dtype == read.text.dtype == read.label.dtype == np.int64
-
-
-def test_equal_samples_give_equal_bytes() -> None:
     assert write_tokens(token_set(0, 9)) == write_tokens(token_set(0, 9))
-
-
-def test_a_truncated_token_shard_raises_naming_it() -> None:
     with pytest.raises(ShardError, match=r"x\.parquet"):
         parse_tokens(write_tokens(token_set(0, 9))[:-20], "x.parquet")
 
@@ -81,16 +59,13 @@ def test_the_global_batches_are_the_same_for_any_number_of_ranks_and_any_start()
     np.testing.assert_array_equal(whole[13:], batches(samples, world_size=2, start_step=13))
 
 
-def test_each_epoch_serves_each_training_sample_exactly_once() -> None:
+def test_each_epoch_serves_each_training_sample_once_in_the_order_of_its_permutation() -> None:
     samples = select_split(token_set(0, 37), "train")
     positions, numbers = np.concatenate(batches(samples, world_size=1)).T
     count = len(samples.key)
     np.testing.assert_array_equal(positions, np.arange(240))
     for start in range(0, 240 - count, count):
         assert set(numbers[start : start + count]) == {number for number in range(37) if number % 10}
-
-
-def test_a_position_is_its_place_in_the_permutation_of_its_epoch() -> None:
     samples = token_set(0, 11)
     for position, number in np.concatenate(batches(samples, world_size=2)):
         assert number == permutation(11, key=(5, position // 11))[position % 11]
@@ -98,8 +73,4 @@ def test_a_position_is_its_place_in_the_permutation_of_its_epoch() -> None:
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
-        next(
-            token_batches(
-                token_set(0, 9), global_batch_size=8, rank=0, world_size=3, seed=0, start_step=0, total_steps=1
-            )
-        )
+        batches(token_set(0, 9), world_size=3)

@@ -23,6 +23,7 @@ from pipelines.command import loading
 from pipelines.command.loading import load_cascade
 from pipelines.command.sample import sample
 from pipelines.command.translate import translate
+from tests.image_sets import png
 from tests.pretend_gpu import GPU, pretend_gpu
 from tests.tiny_cascade import commit_model, write_cascade
 from tests.tiny_diffusion_branches import GENERATORS, classifier, contrastive
@@ -59,13 +60,11 @@ def numbers_in(answer: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_gpu_is_taken_where_torch_can_use_one(there: bool, monkeypatch: pytest.MonkeyPatch):
+def test_a_gpu_is_taken_where_torch_can_use_one_and_has_bf16_where_it_is_not_emulated(
+    there: bool, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert best_device() == torch.device("cuda" if there else "cpu")
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_a_gpu_has_bf16_where_torch_says_that_it_is_not_emulated(there: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "device", nullcontext)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: including_emulation or there)
     assert native_bf16(torch.device("cuda", 0)) is there
@@ -77,6 +76,7 @@ PROCESSORS = {
     "EPYC of 2022": ({"avx512_f": True, "avx512_bf16": True}, True, True),
     "Graviton 2": ({"neon": True, "bf16": False}, True, False),
     "Graviton 3": ({"neon": True, "bf16": True}, True, True),
+    "of which torch does not say": (None, True, False),
     "Mac, whose torch has no oneDNN": ({"neon": True, "bf16": True}, False, False),
 }
 
@@ -85,13 +85,10 @@ PROCESSORS = {
 def test_a_processor_has_bf16_where_it_multiplies_and_onednn_is_there(name: str, monkeypatch: pytest.MonkeyPatch):
     capabilities, onednn, expected = PROCESSORS[name]
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    if capabilities is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities")
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     assert native_bf16(torch.device("cpu")) is expected
-
-
-def test_a_torch_that_does_not_say_what_the_processor_has_means_none(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert native_bf16(torch.device("cpu")) is False
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -99,7 +96,7 @@ def test_a_registered_model_on_a_gpu_answers_as_on_the_processor(kind: str, tmp_
     folder = MODELS[kind](tmp_path)
     (row,) = input_example(folder) or []
     rows = [RequestRow(**row | ({"steps": 2} if kind in (*GENERATORS, "palette") else {}))]
-    rows += [RequestRow(image=base64.b64encode(png(0, 12)).decode())] if kind == "contrastive" else []
+    rows += [RequestRow(image=base64.b64encode(png(pixels(0, 12))).decode())] if kind == "contrastive" else []
     wanted = predictor_of(folder)(rows)
     request.getfixturevalue("on_gpu")
     with pretend_gpu() as computing:
@@ -111,15 +108,9 @@ def test_a_registered_model_on_a_gpu_answers_as_on_the_processor(kind: str, tmp_
         np.testing.assert_allclose(numbers_in(ours), numbers_in(theirs), rtol=0, atol=levels)
 
 
-def png(seed: int, side: int = 16) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels(seed, side)).save(file, format="PNG")
-    return file.getvalue()
-
-
 @pytest.mark.usefixtures("on_gpu")
 def test_cascade_sample_and_translate_work_on_a_gpu(tmp_path: Path):
-    (tmp_path / "photo.png").write_bytes(png(0))
+    (tmp_path / "photo.png").write_bytes(png(pixels(0, 16)))
     out = tmp_path / "out"
     with pretend_gpu() as computing:
         sample(str(write_cascade(tmp_path / "sampled")), label=["1"], seed=4, count=1, steps=2, out=out)
@@ -129,20 +120,10 @@ def test_cascade_sample_and_translate_work_on_a_gpu(tmp_path: Path):
     assert 0 < sampled < computing.count
 
 
-def committed(folder: Path) -> str:
-    """A cascade as the artifact of a stage; returns the stage's folder."""
-    return commit_model(folder / "runs", "cascade", "key", write_cascade(folder)).root
-
-
-def downloaded(name: str, folder: Path, *, tracking_uri: str) -> Path:
-    """What MLflow's registry would write into `folder`."""
-    return write_cascade(folder)
-
-
 PLACES: dict[str, Callable[[Path], str]] = {
     "registry": lambda folder: "models:/image-cascade@champion",
     "folder": lambda folder: str(write_cascade(folder)),
-    "artifact": committed,
+    "artifact": lambda folder: commit_model(folder / "runs", "cascade", "key", write_cascade(folder)).root,
 }
 
 
@@ -151,7 +132,7 @@ PLACES: dict[str, Callable[[Path], str]] = {
 def test_wherever_a_model_lies_all_of_it_is_loaded_onto_the_gpu(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(registry, "download_model", downloaded)
+    monkeypatch.setattr(registry, "download_model", lambda name, folder, *, tracking_uri: write_cascade(folder))
     where = PLACES[place](tmp_path)
     with pretend_gpu():
         cascade = load_cascade(where, None)

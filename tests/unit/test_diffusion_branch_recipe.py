@@ -15,8 +15,6 @@ from pipelines.workflows import build_workflow
 from tests.in_process import in_process
 from tests.unit.test_frozen_text import pretrained_folder
 
-VAE = {"perceptual_network": "none", "perceptual_weight": 0.0}
-
 
 @pytest.mark.parametrize(
     "bottleneck",
@@ -29,8 +27,8 @@ VAE = {"perceptual_network": "none", "perceptual_weight": 0.0}
     ],
 )
 def test_the_channels_of_latents_are_known_without_the_network(bottleneck: dict) -> None:
-    sizes = {"channels": 32, "latent_channels": 8, "bottleneck": bottleneck}
-    config = vae_gan().replace(**(VAE | sizes))
+    sizes = {"channels": 32, "latent_channels": 8, "perceptual_network": "none", "perceptual_weight": 0.0}
+    config = vae_gan().replace(**sizes, bottleneck=bottleneck)
     assert config.network.diffused_channels == Autoencoder(**config.network_arguments()).diffused_shape[0]
 
 
@@ -41,8 +39,17 @@ def asked_by(uri: str) -> Needs:
     return Needs(tuple(stage.config for stage in build_workflow(type(imagen)(**numbers)).stages))
 
 
-def test_a_text_encoder_is_looked_for_before_anything_starts(tmp_path: Path) -> None:
-    check_needs(asked_by(str(pretrained_folder(tmp_path / "encoder", "bert", length=None))))
+def test_a_text_encoder_and_its_library_are_looked_for_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert TextEncoderConfig(uri="encoder").uri == str(tmp_path / "encoder")  # the same for a worker in another folder
+    assert TextEncoderConfig(uri="s3://bucket/encoder").uri == "s3://bucket/encoder"
+    check_needs(needs := asked_by(str(pretrained_folder(tmp_path / "encoder", "bert", length=None))))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "transformers", None)  # as where it is not installed
+        with pytest.raises(UsageError, match=r"needs transformers: pip install 'image-cascade\[text\]'"):
+            check_needs(needs)
     (tmp_path / "encoder" / "tokenizer.json").unlink()
     for place, lacks in (("encoder", r"lacks tokenizer\.json"), ("nowhere", r"lacks config\.json, tokenizer\.json")):
         with pytest.raises(UsageError, match=lacks) as caught:
@@ -50,25 +57,10 @@ def test_a_text_encoder_is_looked_for_before_anything_starts(tmp_path: Path) -> 
         assert "\n" not in str(caught.value)
 
 
-def test_a_text_encoder_in_a_local_folder_is_the_same_for_a_worker_in_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert TextEncoderConfig(uri="encoder").uri == str(tmp_path / "encoder")
-    assert TextEncoderConfig(uri="s3://bucket/encoder").uri == "s3://bucket/encoder"
-
-
-def test_a_text_encoder_needs_the_library_that_loads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    needs = asked_by(str(pretrained_folder(tmp_path, "bert", length=None)))
-    monkeypatch.setitem(sys.modules, "transformers", None)  # as where it is not installed
-    with pytest.raises(UsageError, match=r"needs transformers: pip install 'image-cascade\[text\]'"):
-        check_needs(needs)
-
-
 def test_a_missing_text_encoder_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     options = ["--recipe", "ldm_text_to_image", "--set", f"text_encoder.uri={tmp_path}/nowhere"]
-    options += ["--set", "autoencoder.perceptual_network=none", "--set", "images.source=scenes"]
-    options += ["--set", "images.limit=8"]
+    for setting in ("autoencoder.perceptual_network=none", "images.source=scenes", "images.limit=8"):
+        options += ["--set", setting]
     done = in_process("run", *options, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"error: {tmp_path}/nowhere holds no text encoder")
@@ -76,14 +68,11 @@ def test_a_missing_text_encoder_is_one_line_and_exit_code_2(tmp_path: Path) -> N
     assert not list(tmp_path.glob("runs/stages/*"))
 
 
-def test_imagens_upsampler_is_told_the_text_by_the_frozen_encoder_that_the_base_is() -> None:
-    workflow = build_workflow(RECIPES["imagen"]())
-    assert workflow.before("upsampler_32") == {"images", "contrastive"}
-    assert "upsampler_32" not in workflow.before("base")  # trained at the same time
-
-
 def test_what_is_made_beforehand_is_what_base_and_prior_read() -> None:
-    """Small images alone, too, which need no other network."""
+    """Small images alone, too, which need no other network; Imagen's upsampler reads what its base does."""
+    imagen = build_workflow(RECIPES["imagen"]())
+    assert imagen.before("upsampler_32") == {"images", "contrastive"}
+    assert "upsampler_32" not in imagen.before("base")  # trained at the same time
     workflow = build_workflow(load_recipe("dalle2", []))
     assert {"precompute", "contrastive"} <= workflow.before("base") & workflow.before("diffusion_prior")
     assert workflow.before("precompute") == {"images", "contrastive"}

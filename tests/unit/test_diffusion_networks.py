@@ -19,15 +19,8 @@ from components.training.batches import to_batch
 from components.training.tasks.diffusion import DiffusionTask
 from tests.tiny_training import DATASET_INFO, diffusion_config, dit_config, rows_at
 
-CLASSIFIER = {
-    "resolution": 8,
-    "num_classes": 3,
-    "model_channels": 8,
-    "channel_mult": [0.5, 1],
-    "num_res_blocks": 1,
-    "attention_resolutions": [4],
-    "head_dim": 4,
-}
+CLASSIFIER = {"resolution": 8, "num_classes": 3, "model_channels": 8, "channel_mult": [0.5, 1], "num_res_blocks": 1}
+CLASSIFIER |= {"attention_resolutions": [4], "head_dim": 4}
 CONFIGS = {
     "base": diffusion_config(),
     "fractional": diffusion_config(channel_mult=(0.5, 1), model_channels=16),
@@ -63,11 +56,8 @@ def test_weights_of_another_version_are_refused_in_one_line(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"weights of another version .*positions.*; train it again") as caught:
         load_bundle(tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def test_a_training_of_before_rotary_positions_is_none_of_this_network() -> None:
-    network = ImageAttentionUNetConfig(model_channels=8, channel_mult=(1, 2))
-    assert network.model_dump(context=IDENTITY) == network.model_dump() | {"positions": "rotary"}
+    kept = ImageAttentionUNetConfig(model_channels=8, channel_mult=(1, 2))
+    assert kept.model_dump(context=IDENTITY) == kept.model_dump() | {"positions": "rotary"}  # nor are its keys
 
 
 def test_a_bundle_rebuilds_a_classifier(tmp_path: Path) -> None:
@@ -89,6 +79,8 @@ def test_a_bundle_rebuilds_a_classifier(tmp_path: Path) -> None:
 )
 def test_numbers_of_training_decide_what_the_network_needs(changes: dict[str, Any], argument: str, value: Any) -> None:
     assert diffusion_config(**changes).network_arguments(DATASET_INFO)[argument] == value
+    with pytest.raises(ValueError, match="class_token_dim needs label"):
+        diffusion_config(conditions=("text",), class_token_dim=8)
 
 
 def test_a_label_that_is_never_dropped_has_no_null_and_needs_none(tmp_path: Path) -> None:
@@ -105,8 +97,3 @@ def test_a_label_that_is_never_dropped_has_no_null_and_needs_none(tmp_path: Path
     assert encode_conditions(model, [Plan(label=0, seed=1)]).null == {}
     with pytest.raises(ValueError, match="needs a label"):
         check_conditions(model, Request(seed=1))
-
-
-def test_a_class_token_needs_a_class() -> None:
-    with pytest.raises(ValueError, match="class_token_dim needs label"):
-        diffusion_config(conditions=("text",), class_token_dim=8)

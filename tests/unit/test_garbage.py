@@ -57,7 +57,7 @@ def found(root: Store, **settings: object) -> list[str]:
     return [garbage.path.removeprefix("stages/") for garbage in find_garbage(root, ttl=0, **settings)]
 
 
-def test_garbage_is_what_no_manifest_lists(any_store: str):
+def test_garbage_is_what_no_manifest_lists(any_store: str) -> None:
     root = Store(any_store)
     store = root.join("stages", "base/k")
     for path in LEFT:
@@ -78,7 +78,7 @@ def test_garbage_is_what_no_manifest_lists(any_store: str):
     assert find_garbage(root, unused=True) == []
 
 
-def test_what_a_run_names_stays_from_the_moment_that_it_is_announced(tmp_path: Path):
+def test_what_a_run_names_stays_from_the_moment_that_it_is_announced(tmp_path: Path) -> None:
     root = Store(str(tmp_path))
     for stage in ("base/ended", "base/begun", "base/unused"):
         commit(root, stage)
@@ -88,7 +88,7 @@ def test_what_a_run_names_stays_from_the_moment_that_it_is_announced(tmp_path: P
     assert whole == ["base/unused"]
 
 
-def test_what_somebody_works_on_is_left_alone(tmp_path: Path):
+def test_what_somebody_works_on_is_left_alone(tmp_path: Path) -> None:
     """Also what would be garbage in a stage of a run, and what no run names."""
     root, waits = Store(str(tmp_path)), []
     for stage in ("base/used", "base/unused"):
@@ -106,7 +106,7 @@ def test_what_somebody_works_on_is_left_alone(tmp_path: Path):
     assert "stages/base/unused, stages/base/used" in line
 
 
-def test_a_holder_is_dead_whose_heart_stands_still_between_two_looks(tmp_path: Path):
+def test_a_holder_is_dead_whose_heart_stands_still_between_two_looks(tmp_path: Path) -> None:
     root, waits = Store(str(tmp_path)), []
     commit(root, "base/k")
     beat(root, "base/k", 7)
@@ -120,7 +120,7 @@ def test_a_holder_is_dead_whose_heart_stands_still_between_two_looks(tmp_path: P
     assert root.list() == []
 
 
-def test_a_holder_that_died_on_this_machine_or_let_go_is_not_waited_for(tmp_path: Path):
+def test_a_holder_that_died_on_this_machine_or_let_go_is_not_waited_for(tmp_path: Path) -> None:
     root, waits = Store(str(tmp_path)), []
     for stage in ("base/died", "base/released"):
         commit(root, stage)
@@ -131,7 +131,7 @@ def test_a_holder_that_died_on_this_machine_or_let_go_is_not_waited_for(tmp_path
     assert waits == []
 
 
-def test_nothing_is_deleted_that_is_needed_since_it_was_found(tmp_path: Path):
+def test_nothing_is_deleted_that_is_needed_since_it_was_found(tmp_path: Path) -> None:
     root = Store(str(tmp_path))
     for stage in ("base/named", "base/held", "base/forced"):
         commit(root, stage)
@@ -139,12 +139,12 @@ def test_nothing_is_deleted_that_is_needed_since_it_was_found(tmp_path: Path):
     whole = find_garbage(root, unused=True)
     parts = [each for each in find_garbage(root) if "forced" in each.path]
     name_in_run(root, "a", "base/named", "base/forced", file=ANNOUNCED)
-    driver_ = Lease(root.join("stages", "base/held", "lease"), on_lost=lambda: None)
-    assert driver_.acquire(is_done=lambda: False, on_wait=lambda line: None)
+    lease = Lease(root.join("stages", "base/held", "lease"), on_lost=lambda: None)
+    assert lease.acquire(is_done=lambda: False, on_wait=lambda line: None)
     root.delete(f"stages/base/forced/{MANIFEST}")  # as a try does that is forced: what it trains lies in train/
     assert collect(root, whole, unused=True) == []
     assert collect(root, parts) == []
-    driver_.release()
+    lease.release()
     kept = [info for info in before if info.path != f"stages/base/forced/{MANIFEST}"]
     assert [info for info in root.list("stages") if "/lease/" not in info.path] == kept
 
@@ -192,7 +192,7 @@ def contents(root: Store) -> dict[str, bytes]:
     return {info.path: root.read(info.path) for info in root.list() if "/lease/" not in info.path}
 
 
-def test_a_collection_that_is_killed_loses_nothing_and_the_next_one_ends_it(tmp_path: Path):
+def test_a_collection_that_is_killed_loses_nothing_and_the_next_one_ends_it(tmp_path: Path) -> None:
     """At each of its deletions, with a stage that a run names, one that is announced and one that somebody works on."""
     steps, whole = 0, None
     while True:
@@ -211,9 +211,9 @@ def test_a_collection_that_is_killed_loses_nothing_and_the_next_one_ends_it(tmp_
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("components.runtime.storage.store.TRANSFERS", 1)
             kill_after(steps, patch)
+            ended = True
             try:
                 collect(root, find(), unused=True)
-                ended = True
             except KilledError:
                 ended = False
         lasting = {
@@ -251,7 +251,7 @@ def _kill_itself(root: Store) -> None:
     collect(root, find_garbage(root, unused=True), unused=True)
 
 
-def test_a_collection_that_died_here_is_ended_at_once(tmp_path: Path):
+def test_a_collection_that_died_here_is_ended_at_once(tmp_path: Path) -> None:
     root, waits = Store(str(tmp_path)), []
     commit(root, "base/k")
     process = multiprocessing.get_context("spawn").Process(target=_kill_itself, args=(root,))
@@ -266,15 +266,13 @@ def test_a_collection_that_died_here_is_ended_at_once(tmp_path: Path):
     assert waits == []
 
 
-def plan_of(root: Store, store: Store) -> list[PlannedStage]:
-    """A run of one stage, which is cached."""
-    stage = Stage("base", lambda config, context: None, driver.RunOptions())  # type: ignore[arg-type]
-    return [PlannedStage(stage, "k", store, load_artifact(store), False, {})]
-
-
-def test_an_announcement_is_taken_back_where_the_run_is_refused(tmp_path: Path):
+def test_an_announcement_is_taken_back_where_the_run_is_refused_or_its_artifacts_were_deleted_since_it_was_planned(
+    tmp_path: Path,
+) -> None:
     root = Store(str(tmp_path))
-    planned = plan_of(root, commit(root, "base/k"))
+    store = commit(root, "base/k")
+    stage = Stage("base", lambda config, context: None, driver.RunOptions())  # type: ignore[arg-type]
+    planned = [PlannedStage(stage, "k", store, load_artifact(store), False, {})]
     with announced(root, "a", planned):
         pass
     assert found(root, unused=True) == ["base/k/attempt-2", "base/k/train", "base/k/work"]
@@ -286,21 +284,13 @@ def test_an_announcement_is_taken_back_where_the_run_is_refused(tmp_path: Path):
     with pytest.raises(UsageError, match="no room"), announced(root, "a", planned):
         raise UsageError("no room")
     assert b"of the run before" in root.read(f"runs/a/{ANNOUNCED}")
-
-
-def test_a_run_does_not_begin_whose_artifacts_were_deleted_since_it_was_planned(tmp_path: Path):
-    root = Store(str(tmp_path))
-    store = commit(root, "base/k")
-    planned = plan_of(root, store)
-    collect(root, find_garbage(root, unused=True), unused=True)
-    with (
-        pytest.raises(UsageError, match="base: deleted since the run was planned; run the same command again"),
-        announced(root, "a", planned),
-    ):
+    store.delete(MANIFEST)
+    said = "base: deleted since the run was planned; run the same command again"
+    with pytest.raises(UsageError, match=said), announced(root, "a", planned):
         pass
 
 
-def test_a_run_is_announced_before_it_starts_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_is_announced_before_it_starts_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, seen = Store(str(tmp_path)), []
 
     def share(prepared: driver.Prepared, *rest: object) -> None:

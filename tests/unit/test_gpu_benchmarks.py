@@ -38,10 +38,7 @@ FULL = {  # network of ours and of the peer
         lambda: make_network(tokens.prior_training(tokens.MEDIUM), tokens.CLASSES, tokens.MEDIUM.grid),
         lambda: tokens.peer_prior(tokens.MEDIUM),
     ),
-    "vqgan": (
-        lambda: make_network(vqgan.vqgan_training(vqgan.F16)),
-        lambda: vqgan.peer_network(vqgan.F16),
-    ),
+    "vqgan": (lambda: make_network(vqgan.vqgan_training(vqgan.F16)), lambda: vqgan.peer_network(vqgan.F16)),
 }
 
 
@@ -57,10 +54,6 @@ def operations(side: Side) -> int:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
-
-
-def test_every_case_is_tried_here() -> None:
-    assert TINY.keys() == run.CASES.keys()
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -98,7 +91,8 @@ def test_both_sides_have_as_many_parameters_at_full_size(name: str) -> None:
     assert abs(ours - peer) < 0.005 * ours
 
 
-def test_shapes_are_the_published_ones() -> None:
+def test_every_case_is_tried_here_and_shapes_are_the_published_ones() -> None:
+    assert TINY.keys() == run.CASES.keys()
     assert diffusion.unet_training(diffusion.ADM_64).network == PAPER_DIFFUSION["adm_imagenet_64"].network
     published = AUTOENCODERS["vqgan_imagenet_f16_1024"].training.network
     assert vqgan.vqgan_training(vqgan.F16).network == published

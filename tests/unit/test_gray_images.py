@@ -31,10 +31,7 @@ PROCESSES: dict[str, dict[str, Any]] = {
     "vlb": {"loss": "vlb", "min_snr_gamma": None},
     "learned": {"variance": "learned_range", "loss": "hybrid", "min_snr_gamma": None},
 }
-COLOR = (
-    r"image 1 of a batch has the color \(200, 201, 200\) in row 2, column 3, .* learns gray images alone: "
-    "set in_channels=3"
-)
+COLOR = r"image 1 .* the color \(200, 201, 200\) in row 2, column 3, .* learns gray images alone: set in_channels=3"
 
 
 def gray_rows(count: int = 8, side: int = 8) -> Arrays:
@@ -65,14 +62,11 @@ def sampling_model(task: DiffusionTask | PixelTask, folder: Path, settings: dict
     return load_model("base" if isinstance(task, DiffusionTask) else "model", folder)
 
 
-def test_gray_is_one_channel_and_comes_back_as_three_equal_ones() -> None:
+def test_gray_is_one_channel_that_comes_back_as_three_and_a_single_value_off_gray_is_refused() -> None:
     image = gray_rows()["image"]
     channel = one_channel(from_uint8(image))
     assert channel.shape == (8, 1, 8, 8)
     np.testing.assert_array_equal(to_uint8(channel), image)
-
-
-def test_a_single_value_off_gray_is_refused_and_named() -> None:
     with pytest.raises(ColorError, match=COLOR) as caught:
         one_channel(from_uint8(colored(gray_rows())["image"]))
     assert "\n" not in str(caught.value)

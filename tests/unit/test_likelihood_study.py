@@ -95,9 +95,8 @@ def test_the_bound_of_the_exact_model_is_what_its_images_cost(count: int | None,
 def test_neither_the_cut_into_jobs_nor_the_company_moves_a_image() -> None:
     image, labels = normal_images(11), np.zeros(11, np.int64)
     whole = measured(image)
-    alone = measure_bound(
-        exact_model(), BoundJob("alone", 9, image[9:10], labels[9:10], ("",)), timesteps_per_image=None, seed=0
-    )
+    job = BoundJob("alone", 9, image[9:10], labels[9:10], ("",))
+    alone = measure_bound(exact_model(), job, timesteps_per_image=None, seed=0)
     np.testing.assert_array_equal(whole.terms[9], alone.terms[0])
     np.testing.assert_array_equal(whole.prior[9], alone.prior[0])
     assert [job.name for job in bound_jobs(image, labels, [""] * 11)] == ["bound-000", "bound-001"]
@@ -119,13 +118,8 @@ def test_batches_of_times_do_not_move_the_noise() -> None:
 @pytest.mark.parametrize(("total", "count"), [(1000, 100), (1000, 1000), (1000, 2), (4000, 37), (7, 5), (1, 1)])
 def test_strata_cover_every_timestep_once_and_keep_the_first_alone(total: int, count: int) -> None:
     edges = strata(total, count)
-    assert edges[0] == 0
-    assert edges[1] == 1
-    assert edges[-1] == total
-    assert len(edges) == count + 1
+    assert (edges[0], edges[1], edges[-1], len(edges)) == (0, 1, total, count + 1)
     assert (np.diff(edges) >= 1).all()
-    if count == total:
-        assert (np.diff(edges) == 1).all()
 
 
 @pytest.mark.parametrize("count", [0, 1, 1001])
@@ -134,7 +128,7 @@ def test_an_impossible_number_of_strata_is_refused(count: int) -> None:
         strata(1000, count)
 
 
-def test_the_stratified_sum_is_unbiased() -> None:
+def test_the_stratified_sum_is_unbiased_with_the_deviation_over_the_root_of_the_number_as_its_error() -> None:
     edges, value = strata(200, 15), 1 / (1 + torch.arange(200, dtype=torch.float64))
 
     def term(x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -143,9 +137,6 @@ def test_the_stratified_sum_is_unbiased() -> None:
     draw = partial(image_terms, term, torch.zeros(1, 1, 1), edges=edges)
     sums = [(draw(generator=torch.Generator().manual_seed(n))[1] * np.diff(edges)).sum() for n in range(400)]
     assert abs(np.mean(sums) - float(value.sum())) < 4 * standard_error(np.array(sums)) < 0.1
-
-
-def test_the_standard_error_is_the_deviation_over_the_root_of_the_number() -> None:
     assert standard_error(np.array([1.0, 2.0, 3.0, 4.0])) == pytest.approx(math.sqrt(5 / 3) / 2)
     assert math.isnan(standard_error(np.array([1.0])))
 
@@ -160,10 +151,8 @@ def found(*, weights: tuple[int, ...]) -> BoundTerms:
 
 
 def test_an_estimate_is_never_called_the_bound() -> None:
-    exact, estimate = (
-        summarize(bound.parts(), png=PNG, exact=bound.is_exact)
-        for bound in (found(weights=weights) for weights in ((1, 1, 1), (1, 2, 4)))
-    )
+    bounds = [found(weights=weights) for weights in ((1, 1, 1), (1, 2, 4))]
+    exact, estimate = (summarize(bound.parts(), png=PNG, exact=bound.is_exact) for bound in bounds)
     assert exact["held_out_bits_per_dim"] == pytest.approx(0.1 + 3 + 1)
     assert exact["held_out_bits_per_dim_reconstruction"] == 3
     assert exact["held_out_bits_per_dim_denoising"] == 1

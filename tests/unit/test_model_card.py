@@ -18,10 +18,8 @@ def made(kind: Any, stage: str, *, commit: str = COMMIT, **metadata: Any) -> Art
 
 def card(*artifacts: Artifact, commit: str = COMMIT) -> str:
     named = {artifact.stage: artifact for artifact in artifacts}
-    about, details = model_card(
-        named, recipe="openmoji", run="openmoji-abc", report=REPORT, command=COMMAND, commit=commit
-    )
-    return f"{about}\n{details}"
+    told = {"run": "openmoji-abc", "report": REPORT, "command": COMMAND, "commit": commit}
+    return "\n".join(model_card(named, recipe="openmoji", **told))
 
 
 def images(source: str, license_: str) -> Artifact:
@@ -46,8 +44,9 @@ def test_it_names_recipe_report_data_license_figures_code_and_command() -> None:
     assert f"    git checkout {COMMIT}\n    cascade run --recipe openmoji --set 'images.source=~/my photos'" in text
 
 
-def test_own_images_have_a_license_that_is_not_known() -> None:
+def test_own_images_have_a_license_that_is_not_known_and_without_an_evaluation_there_are_no_figures() -> None:
     assert "of `folder`; their license: unknown, the source states none" in card(images("folder", "unspecified"))
+    assert "pretrained" not in card(images("scenes", "CC0-1.0"), made("model", "base"))
 
 
 def test_models_of_several_commits_are_told_apart_and_a_source_without_one_is_not_checked_out() -> None:
@@ -55,10 +54,6 @@ def test_models_of_several_commits_are_told_apart_and_a_source_without_one_is_no
     assert "- base: made by 012345678901" in text
     assert "- prior: made by source:abc" in text
     assert "git checkout" not in text
-
-
-def test_without_an_evaluation_there_are_no_figures_and_no_word_of_their_network() -> None:
-    assert "pretrained" not in card(images("scenes", "CC0-1.0"), made("model", "base"))
 
 
 def test_however_much_was_measured_mlflow_takes_it_and_the_command_is_whole() -> None:
