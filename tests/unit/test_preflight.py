@@ -8,7 +8,6 @@ import pytest
 from components.configuration.usage import UsageError
 from components.data.listing import SourceError
 from components.data.shards import read_bpe, save_index
-from components.data.sources import packaged
 from components.evaluation.features import MeasureConfig
 from components.runtime.events import Recorder
 from components.runtime.execution import Resources
@@ -75,7 +74,7 @@ def test_a_packaged_source_needs_its_packages(monkeypatch: pytest.MonkeyPatch):
     def missing() -> None:
         raise SourceError("openmoji needs resvg-py")
 
-    monkeypatch.setattr(packaged, "package_versions", missing)
+    monkeypatch.setattr("components.data.ingest.package_versions", missing)
     with pytest.raises(SourceError, match="resvg-py"):
         check_needs(Needs(packaged="openmoji"))
 
