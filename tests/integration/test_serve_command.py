@@ -25,7 +25,6 @@ from tests.in_process import in_process
 from tests.refusals import assert_refused
 from tests.served_models import CHAMPION, Registry
 from tests.tiny_cascade import write_cascade
-from tests.warm_workers import warm_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 CASCADE = str(Path(sys.executable).with_name("cascade"))
@@ -53,10 +52,7 @@ def registry(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def environment() -> Iterator[dict[str, str]]:
     """Of a user who was told of no cluster, with a folder for Ray of its own."""
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:  # short: Ray's sockets are in it
-        yield {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
-            "RAY_TMPDIR": folder,
-            **warm_environment(),
-        }
+        yield {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_TMPDIR": folder}
 
 
 @pytest.fixture(scope="module")
