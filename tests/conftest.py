@@ -1,5 +1,6 @@
 """Real parts that the whole suite shares: a Ray cluster, an MLflow server, a server process for each object store."""
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -101,6 +102,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest come first: what is short fills what is left of both processes."""
     items.sort(key=lambda item: LAST if (scope := scope_of(item.path)) not in FIRST else FIRST.index(scope))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: no collection of garbage has to look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 class ByCluster(LoadScopeScheduling):
