@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -32,6 +33,7 @@ from components.training.worker import RayStream, TrainingJob
 from tests.distributed.recording import FileRecorder
 from tests.distributed.runs import images_artifact, run_stage
 from tests.tiny_training import DATASET_INFO, assert_equal_bits, diffusion_config, rows_at
+from tests.waiting import eventually
 from tests.warm_workers import warm_environment
 
 CONFIG = diffusion_config(total_steps=30)  # checkpoints at 10, 20 and 30
@@ -191,6 +193,8 @@ def test_killed_driver_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: 
     assert driver.wait(240) == -signal.SIGKILL, log.read_text()[-3000:]
     reached = last_checkpoint(Store(str(tmp_path / "train" / "key")))
     assert reached == ("step-000000010", 10)
+    workers = {line["pid"] for line in FileRecorder(tmp_path / "log.jsonl").lines("metrics")}
+    assert eventually(lambda: not any(map(psutil.pid_exists, workers)), 60)  # a workflow's lease waits for them too
     run(tmp_path)
     assert_equal_bits(last_weights(tmp_path), undisturbed)
 
