@@ -81,7 +81,7 @@ def execute(
     for entry in planned:
         stage, name = entry.stage, entry.stage.name
         if entry.wanted:
-            actor.emit.remote(events.StageHeld(name, "waiting"))
+            ray.get(actor.emit.remote(events.StageHeld(name, "waiting")))  # before its task can say more
             job = StageJob(
                 name=name,
                 key=entry.key,

@@ -104,33 +104,32 @@ def read_code(reference: CodeReference) -> list[CodeLine]:
         raise LookupError(f"no file {reference.file}")
     text = path.read_text()
     definition, source = find_definition(ast.parse(text), reference), text.splitlines()
-    first_statement, statements = (
-        definition.body[0],
-        [
-            range(node.lineno, (node.end_lineno or node.lineno) + 1)
-            for node in ast.walk(definition)
-            if isinstance(node, ast.stmt) and not hasattr(node, "body")
-        ],
-    )
-    documented = len(definition.body) > 1 and ast.get_docstring(definition, clean=False) is not None
-    start = (first_statement.end_lineno or 0) + 1 if documented else first_statement.lineno
-    head, body = range(definition.lineno, first_statement.lineno), range(start, (definition.end_lineno or 0) + 1)
+    head, body = head_and_body(definition)
     place = next((number for number in body if reference.words in source[number - 1]), None)
     if place is None:
         raise LookupError(f"{reference.words!r} stands nowhere in {reference.name} of {reference.file}")
-    formula = min((span for span in statements if place in span), key=len, default=range(place, place + 1))
+    statements = [node for node in ast.walk(definition) if isinstance(node, ast.stmt) and not hasattr(node, "body")]
+    spans = [range(node.lineno, (node.end_lineno or node.lineno) + 1) for node in statements]
+    formula = min((span for span in spans if place in span), key=len, default=range(place, place + 1))
     near = body
-    if len(body) > WHOLE:
+    if len(body) > WHOLE:  # some lines before and after the formula; no statement is cut
         first, last = max(body.start, formula.start - NEAR), min(body.stop, formula.stop + NEAR) - 1
-        starts, stops = ([span for span in statements if edge in span] for edge in (first, last))
-        near = range(min([first, *(span.start for span in starts)]), max([last + 1, *(span.stop for span in stops)]))
-    shown_head, cut = head if len(head) <= WHOLE else head[:1], range(0)
-    parts = [shown_head, *[cut] * (len(shown_head) < len(head) or near.start > body.start), near]
-    shown = []
-    for part in [*parts, *[cut] * (near.stop < body.stop)]:
+        start = min([first, *(span.start for span in spans if first in span)])
+        near = range(start, max([last + 1, *(span.stop for span in spans if last in span)]))
+    shown_head, cut, shown = head if len(head) <= WHOLE else head[:1], range(0), []
+    cut_before = len(shown_head) < len(head) or near.start > body.start
+    for part in (shown_head, *[cut] * cut_before, near, *[cut] * (near.stop < body.stop)):
         lines = [CodeLine(number, source[number - 1][definition.col_offset :], number in formula) for number in part]
         shown += [line for line in lines if line.text.strip()] or [CodeLine(0, "    …", False)]
     return shown
+
+
+def head_and_body(definition: Definition) -> tuple[range, range]:
+    """Line numbers of a definition's head, and of its body behind the docstring."""
+    first = definition.body[0]
+    documented = len(definition.body) > 1 and ast.get_docstring(definition, clean=False) is not None
+    start = (first.end_lineno or 0) + 1 if documented else first.lineno
+    return range(definition.lineno, first.lineno), range(start, (definition.end_lineno or 0) + 1)
 
 
 def find_definition(tree: ast.Module, reference: CodeReference) -> Definition:

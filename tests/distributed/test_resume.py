@@ -194,7 +194,7 @@ def test_killed_driver_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: 
     reached = last_checkpoint(Store(str(tmp_path / "train" / "key")))
     assert reached == ("step-000000010", 10)
     workers = {line["pid"] for line in FileRecorder(tmp_path / "log.jsonl").lines("metrics")}
-    assert eventually(lambda: not any(map(psutil.pid_exists, workers)), 60)  # a workflow's lease waits for them too
+    assert eventually(lambda: not any(map(psutil.pid_exists, workers)), 60)  # until Ray has ended them, they save on
     run(tmp_path)
     assert_equal_bits(last_weights(tmp_path), undisturbed)
 

@@ -85,13 +85,15 @@ def test_what_is_not_read_is_named_with_what_it_might_be(folder: Path, caplog: p
     ],
 )
 def test_a_row_that_does_not_fit_is_named_by_its_number(folder: Path, name: str, content: str, said: str) -> None:
-    """Nor is an empty cell the word None."""
-    (folder / "captions.jsonl").write_text('{"file": "a.png", "caption": null, "label": null}')
-    assert read(list_folder(str(folder))) == {"a.png": ("image", "")}
-    (folder / "captions.jsonl").unlink()
     (folder / name).write_text(content)
     with pytest.raises(SourceError, match=rf"{name}.*{said}"):
         list_folder(str(folder))
+
+
+@pytest.mark.parametrize("file", ["file", "file_name", "filename", "path", "image", "image_path"])
+def test_empty_cells_are_no_word_none_under_any_name_of_files(folder: Path, file: str) -> None:
+    (folder / "captions.jsonl").write_text(json.dumps({file: "a.png", "caption": None, "label": None}))
+    assert read(list_folder(str(folder))) == {"a.png": ("image", "")}
 
 
 def write_metadata(folder: Path, kind: str, rows: list[dict[str, object]]) -> None:

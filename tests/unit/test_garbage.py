@@ -266,13 +266,15 @@ def test_a_collection_that_died_here_is_ended_at_once(tmp_path: Path) -> None:
     assert waits == []
 
 
-def test_an_announcement_is_taken_back_where_the_run_is_refused_or_its_artifacts_were_deleted_since_it_was_planned(
-    tmp_path: Path,
-) -> None:
-    root = Store(str(tmp_path))
-    store = commit(root, "base/k")
+def planned_stage(store: Store) -> list[PlannedStage]:
+    """The plan of a run with a single stage, which is cached."""
     stage = Stage("base", lambda config, context: None, driver.RunOptions())  # type: ignore[arg-type]
-    planned = [PlannedStage(stage, "k", store, load_artifact(store), False, {})]
+    return [PlannedStage(stage, "k", store, load_artifact(store), False, {})]
+
+
+def test_an_announcement_is_taken_back_where_the_run_is_refused(tmp_path: Path) -> None:
+    root = Store(str(tmp_path))
+    planned = planned_stage(commit(root, "base/k"))
     with announced(root, "a", planned):
         pass
     assert found(root, unused=True) == ["base/k/attempt-2", "base/k/train", "base/k/work"]
@@ -284,7 +286,12 @@ def test_an_announcement_is_taken_back_where_the_run_is_refused_or_its_artifacts
     with pytest.raises(UsageError, match="no room"), announced(root, "a", planned):
         raise UsageError("no room")
     assert b"of the run before" in root.read(f"runs/a/{ANNOUNCED}")
-    store.delete(MANIFEST)
+
+
+def test_a_run_does_not_begin_whose_artifacts_were_deleted_since_it_was_planned(tmp_path: Path) -> None:
+    root = Store(str(tmp_path))
+    planned = planned_stage(commit(root, "base/k"))
+    collect(root, find_garbage(root, unused=True), unused=True)
     said = "base: deleted since the run was planned; run the same command again"
     with pytest.raises(UsageError, match=said), announced(root, "a", planned):
         pass
