@@ -24,6 +24,7 @@ from tests.warm_workers import warm_workers
 
 share_cores()  # before torch is imported, here and in all that the tests start
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # else one for each logical CPU, asked for or not
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else processes that import torch first
 SERVER_SECONDS = 180
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = sorted(init.parent.name for init in REPOSITORY.glob("[cp]*s/**/*/__init__.py"))

@@ -3,7 +3,7 @@ when it computes its blocks again in the backward pass, from fewer bytes.
 """
 
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -29,7 +29,9 @@ from tests.trained_networks import LAST_STEP, TRAININGS, forget_compiled, learne
 
 RECOMPUTED = [name for name in TRAININGS if name != "gan"]  # whose configuration refuses it
 ONE_OF_EACH_BLOCK = ("tokenizer", "prior", "pixelcnn", "row_lstm", "base", "dit", "gan", "contrastive")
-GENERATED = {"base": {"num_res_blocks": 1, "conditions": ("label",)}, "prior": {}}  # a U-Net and a transformer
+ONE_LEVEL = {"channel_mult": (1,), "num_res_blocks": 1, "attention_resolutions": (), "conditions": ("label",)}
+GENERATED = {"base": ONE_LEVEL, "prior": {}}  # a U-Net, with attention in its middle, and a transformer
+plain = cache(trained)
 
 
 def made(name: str, **changes: object) -> nn.Module:
@@ -56,13 +58,13 @@ def test_blocks_are_outermost_and_have_the_names_of_modules() -> None:
 @pytest.mark.parametrize("name", TRAININGS)
 def test_the_training_of_no_network_leaves_the_graph_and_it_ends_with_the_same_weights(name: str) -> None:
     forget_compiled()
-    assert_close(trained(name, whole_graph), trained(name))
+    assert_close(trained(name, whole_graph), plain(name))
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_BLOCK)
 def test_compiled_block_by_block_a_training_ends_with_the_same_weights(name: str) -> None:
     forget_compiled()
-    assert_close(trained(name, partial(compile_blocks, backend="aot_eager")), trained(name))
+    assert_close(trained(name, partial(compile_blocks, backend="aot_eager")), plain(name))
     assert counters["stats"]["unique_graphs"] > 0
     assert not counters["graph_break"]
 
@@ -110,7 +112,7 @@ def test_a_compiled_and_recomputed_network_keeps_its_names_and_its_copies_are_pl
 
 @pytest.mark.parametrize("name", RECOMPUTED)
 def test_blocks_that_are_computed_again_give_the_same_bits_from_fewer_bytes(name: str) -> None:
-    assert_equal_bits(trained(name, gradient_checkpointing=True), trained(name))
+    assert_equal_bits(trained(name, gradient_checkpointing=True), plain(name))
     assert bytes_kept(name, gradient_checkpointing=True) < bytes_kept(name)
 
 
@@ -123,7 +125,7 @@ def bytes_kept(name: str, **changes: object) -> int:
 def test_compiled_blocks_that_are_computed_again_give_the_same_weights_with_dropout() -> None:
     forget_compiled()
     prepare = partial(compile_blocks, backend="aot_eager")
-    assert_close(trained("prior", prepare, gradient_checkpointing=True), trained("prior"))
+    assert_close(trained("prior", prepare, gradient_checkpointing=True), plain("prior"))
 
 
 def test_a_gan_refuses_to_compute_its_blocks_again() -> None:
