@@ -26,16 +26,17 @@ from tests.tiny_text_image import TEXT_IMAGE
 from tests.tiny_training import KINDS, assert_equal_bits, batches, config_of, make_task, rows_at, weights_of
 
 ROOM = 2  # samples at a time, of 8
+BRIEF = {"total_steps": 4, "warmup_steps": 2}  # the losses that a diffusion learns its steps from count in the last one
 
 
 def made(kind: str, **changes: Any) -> tuple[Any, Any]:
     """(configuration without dropout, task)."""
     if kind in TEXT_IMAGE:
         make_config, make = TEXT_IMAGE[kind]
-        config = make_config(total_steps=6, **changes)
+        config = make_config(**BRIEF, **changes)
         return config, make(config)
     plain = {} if kind in ("tokenizer", "gan", "dit") else {"dropout": 0.0}
-    config = config_of(kind, **{"total_steps": 6, **plain, **changes})
+    config = config_of(kind, **{**BRIEF, **plain, **changes})
     return config, make_task(config)
 
 
@@ -115,7 +116,7 @@ def test_a_try_that_ends_in_the_backward_pass_is_no_other(tmp_path: Path) -> Non
 
 
 def test_a_compiled_network_is_compiled_for_the_size_that_was_found(tmp_path: Path) -> None:
-    config, task = made("base", num_res_blocks=1, attention_resolutions=())
+    config, task = made("base", channel_mult=(1,), attention_resolutions=(), conditions=("label",))
     symbols, losses = [], task.losses
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
@@ -152,11 +153,11 @@ def test_generators_that_a_step_draws_from_are_put_back(tmp_path: Path) -> None:
 
 def test_tries_take_two_steps_as_the_last_one_is(tmp_path: Path) -> None:
     """The optimizer's state is there in the second; a discriminator that is heard late is heard."""
-    config, task = made("tokenizer", discriminator_start=5)
+    config, task = made("tokenizer", discriminator_start=3)
     steps, train_step = [], task.train_step
     task.train_step = lambda batch, step: steps.append((step, task.is_heard(step))) or train_step(batch, step)
     with_room_in(tmp_path, task, config)
-    assert steps == [(6, True), (6, True)]
+    assert steps == [(4, True), (4, True)]
     assert task.max_batch == 8
 
 
@@ -181,7 +182,7 @@ def test_a_restart_with_nothing_left_to_train_evaluates_with_the_number(tmp_path
     config, task = made("base")
     (tmp_path / KEPT).write_text('{"max_batch_per_device": 2}')
     recorder = FileRecorder(tmp_path / "log.jsonl")
-    reporter = Reporter(config.optimization, stage="base", worker=ALONE, recorder=recorder, start_step=6)
+    reporter = Reporter(config.optimization, stage="base", worker=ALONE, recorder=recorder, start_step=4)
     assert not list(with_room(task, iter(()), reporter, Store(str(tmp_path))))
     assert task.max_batch == 2
 

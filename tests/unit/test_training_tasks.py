@@ -1,6 +1,7 @@
 """Laws of a training run, held by each task without Ray; one that was broken off ends with the same bits."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_training_moves_every_weight_and_lowers_the_loss(kind: str) -> None:
 @pytest.mark.parametrize("kind", [*KINDS, *TEXT_IMAGE, "decoder", *tiny_autoencoders.RECIPES])
 def test_accumulation_equals_no_accumulation(kind: str) -> None:
     """So noise belongs to the sample and not to its batch."""
-    config = config_without_dropout(kind, total_steps=6)
+    config = config_without_dropout(kind, total_steps=4, warmup_steps=2)
     whole, parts = made(kind, config), made(kind, config, max_batch_per_device=3)
     for task in (whole, parts):
         fit(task, batches(config, to_batch), config.optimization)
@@ -120,19 +121,19 @@ def heal_weights(task: Task, weights: dict[str, torch.Tensor]) -> None:
         parameter.copy_(weights[prefix + name])
 
 
-CASES: dict[str, tuple[Any, Callable[[Any], Task]]] = {  # configuration, and what makes its task
-    **{f"{kind} {p}": (config_of(kind, precision=p), make_task) for kind in KINDS for p in ("fp32", "bf16")},
-    **{f"gan {p}": (gan_config(precision=p), make_task) for p in ("fp32", "bf16")},
-    **{name: (tiny_autoencoders.config_of(name), make_task) for name in tiny_autoencoders.RECIPES},
+CASES: dict[str, tuple[Callable[..., Any], Callable[[Any], Task]]] = {  # what makes configuration and task
+    **{f"{kind} {p}": (partial(config_of, kind, precision=p), make_task) for kind in KINDS for p in ("fp32", "bf16")},
+    **{f"gan {p}": (partial(gan_config, precision=p), make_task) for p in ("fp32", "bf16")},
+    **{name: (partial(tiny_autoencoders.config_of, name), make_task) for name in tiny_autoencoders.RECIPES},
     **{
-        f"{kind} of tokens": (pixel_config(network=kind, resolution=None), make_task)
+        f"{kind} of tokens": (partial(pixel_config, network=kind, resolution=None), make_task)
         for kind in ("pixelcnn", "row_lstm")
     },
-    "power average": (token_prior_config(ema="power", ema_sigma_rel=0.07), make_task),
-    "contrastive": (contrastive_config(), make_task),
-    "diffusion prior": (prior_config(dropout=0.1), prior_task),
-    "classifier": (classifier_config(dropout=0.1), make_task),
-    "decoder of frozen encoders": (decoder_config(cond_drop="independent", dropout=0.0), prior_task),
+    "power average": (partial(token_prior_config, ema="power", ema_sigma_rel=0.07), make_task),
+    "contrastive": (contrastive_config, make_task),
+    "diffusion prior": (partial(prior_config, dropout=0.1), prior_task),
+    "classifier": (partial(classifier_config, dropout=0.1), make_task),
+    "decoder of frozen encoders": (partial(decoder_config, cond_drop="independent", dropout=0.0), prior_task),
 }
 
 
@@ -144,21 +145,19 @@ def bf16_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_resumed_run_equals_uninterrupted_run_bit_for_bit(name: str, tmp_path: Path) -> None:
-    """20 steps == 10 + restore in a new task + 10; evaluated and shown on the way in one of them only."""
-    config, make = CASES[name]
-    uninterrupted, rows = make(config), rows_at(config, range(1000, 1012))
+    """8 steps == 4 + restore in a new task + 4; evaluated and shown on the way in one of them only."""
+    make_config, make = CASES[name]
+    config = make_config(total_steps=8, warmup_steps=2, checkpoint_every=4)
+    uninterrupted, broken_off, rows = make(config), make(config), rows_at(config, range(1000, 1012))
     fit(uninterrupted, batches(config, to_batch), config.optimization)
-
-    def save(step: int, task: Task) -> None:
-        assert task.evaluate(rows) == task.evaluate(rows)
-        task.preview(rows, step)
-        write_checkpoint(tmp_path / str(step), task.state_dict(), step=step)
-
-    fit(make(config), batches(config, to_batch), config.optimization, save=save)
+    fit(broken_off, batches(config, to_batch), config.optimization.model_copy(update={"total_steps": 4}))
+    assert broken_off.evaluate(rows) == broken_off.evaluate(rows)
+    broken_off.preview(rows, 4)
+    write_checkpoint(tmp_path / "4", broken_off.state_dict(), step=4)
     torch.rand(17)  # what happened in the process since must not matter
     task = make(config)
-    step, state = read_checkpoint(tmp_path / "10")
-    assert step == 10
+    step, state = read_checkpoint(tmp_path / "4")
+    assert step == 4
     task.load_state_dict(state)
     fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
     assert_equal_bits(weights_of(task), weights_of(uninterrupted))
