@@ -2,11 +2,11 @@
 more than most tests do with it.
 
 A raylet starts its workers by the interpreter of who started Ray, which is `warm/python` here. The first worker starts
-a server with its environment (Ray reads its settings once, at import), which forks it and all others of those settings,
-of whatever job, raylet and shipped code, until their raylets end. Ray knows a worker by the pid that it registers, so
-nothing else changes: each is a process of its own, with its own environment, that can be killed. Clusters of tests to
-which code is shipped, or whose nodes share nothing, fork from a process that has imported libraries alone. What has to
-start from nothing (the wheel, a copy without git) starts so.
+a server with its environment (Ray reads its settings once, at import), which forks it and all others of that
+environment, until the raylet ends. Ray knows a worker by the pid that it registers, so nothing else changes: each is a
+process of its own, with its own environment, that can be killed. Clusters of tests to which code is shipped, or whose
+nodes share nothing, fork from a process that has imported libraries alone. What has to start from nothing (the wheel, a
+copy without git) starts so.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from types import SimpleNamespace
 
 PYTHON, IMPORTED, FOLDER = "TESTS_PYTHON", "TESTS_IMPORTED", Path(__file__).resolve().with_name("warm")
 WORKERS, OF_SETUP = "/ray/_private/workers", ("--serialized-runtime-env-context=", "--language=")
-LATE = ("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "RAY_JOB_ID", "RAY_RAYLET_PID", "PYTHONPATH")  # read in the fork
+LATE = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"  # which Ray Train sets for its workers, and Ray reads at each call
 LIBRARIES = (
     *("torch._dynamo", "torch.distributed.fsdp", "ray.data", "ray.train.torch", "ray.serve", "mlflow", "s3fs"),
     *("ray.train.v2._internal.execution.worker_group", "scipy.linalg", "pyarrow.parquet", "fastapi"),
@@ -65,7 +65,7 @@ def start(arguments: list[str]) -> None:
             given = [argument for argument in arguments[1:] if argument not in told.values()]
     if not given or not given[0].endswith(f"{WORKERS}/default_worker.py"):
         os.execv(real, [real, *given])
-    settings = sorted(p for p in os.environ.items() if p[0].startswith(("RAY_", "PYTHON")) and p[0] not in LATE)
+    settings = sorted(pair for pair in os.environ.items() if pair[0].startswith(("RAY_", "PYTHON")) and pair[0] != LATE)
     raylet = next(argument for argument in given if argument.startswith("--raylet-name=")).partition("=")[2]
     address = f"{os.path.dirname(raylet)}/warm-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]}"
     with open(f"{address}.lock", "w") as lock:
@@ -89,10 +89,6 @@ def start(arguments: list[str]) -> None:
         server.recv(1)  # comes when it is forked
 
 
-def shipped() -> list[str]:
-    return [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
-
-
 def drawn() -> bytes:
     """What a fork draws first from Ray's random numbers."""
     from ray import JobID, TaskID
@@ -106,7 +102,7 @@ def drawn() -> bytes:
 
 
 def serve(address: str) -> None:
-    """Forks workers until their raylets are gone."""
+    """Forks workers until the raylet is gone."""
     import gc
     import importlib
     import random
@@ -133,8 +129,8 @@ def serve(address: str) -> None:
     listener.bind(f"{address}.new")
     listener.listen(64)
     os.rename(f"{address}.new", address)
-    raylets = {os.environ["RAY_RAYLET_PID"]}
-    while any(os.path.exists(f"/proc/{raylet}") for raylet in raylets):
+    raylet = f"/proc/{os.environ['RAY_RAYLET_PID']}"
+    while os.path.exists(raylet):
         with contextlib.suppress(TimeoutError):
             client, _ = listener.accept()
             client.settimeout(None)
@@ -142,8 +138,6 @@ def serve(address: str) -> None:
             size, told = int.from_bytes(head), b""
             while len(told) < size:
                 told += client.recv(size - len(told))
-            worker = json.loads(told)
-            raylets.add(worker["environment"]["RAY_RAYLET_PID"])
             if os.fork() == 0:
                 break
             for file in files:
@@ -160,11 +154,10 @@ def serve(address: str) -> None:
         os.dup2(file, number)
         os.close(file)
     random.seed()
+    worker = json.loads(told)
     os.chdir(worker["folder"])
-    sys.path[:] = [place for place in sys.path if place not in shipped()]
     os.environ.clear()
     os.environ |= worker["environment"]
-    sys.path[:0] = shipped()
     sys.argv = worker["arguments"]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
