@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from ray.data.block import BlockAccessor
 
 from components.data.ingest import train_bpe
 from components.data.parts import PartWriter, part_name
@@ -26,10 +25,11 @@ from components.data.shards import (
     split_of,
 )
 from components.data.sources.scenes import list_scenes
-from components.data.stream import Layout, plan_chunks, read_chunk
+from components.data.stream import Layout, Reader, Samples, Share
 from components.data.tars import Group, write_shard
 from components.runtime.storage.store import Store
 
+STREAMS = 12
 CLASSES = ("red", "green", "blue")
 CAPTIONS = ("a red square", "a green square", "a blue square")
 
@@ -118,11 +118,12 @@ def rewrite(store: Store, entry: ShardEntry, groups: Iterable[Group]) -> ShardEn
     return entry.model_copy(update={"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
 
 
-def streamed(index: ShardIndex, layout: Layout, *, first: int = 0, last: int = 12) -> list[dict[str, np.ndarray]]:
-    """The blocks of some steps of the training stream, as arrays, read in this process."""
-    chunks = plan_chunks(index, layout, start_step=first, total_steps=last)
-    blocks = [block for chunk in chunks for block in read_chunk(index, layout, chunk)]
-    return [BlockAccessor.for_block(block).to_batch_format("numpy") for block in blocks]
+def read_rows(
+    samples: Samples, *, first: int = 0, last: int = 12, batch: int = 4, seed: int = 3, **place: int
+) -> dict[str, np.ndarray]:
+    """Rows of the steps [first, last) of a rank, all if no `place` is given; read in this process."""
+    share = Share(batch, seed, STREAMS, last, first, **place)
+    return Reader(samples, share, layout=Layout.of(samples, share)).rows(first, last)
 
 
 def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray, *, compress: bool) -> None:

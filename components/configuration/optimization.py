@@ -26,6 +26,7 @@ class OptimizationConfig(Config):
     total_steps: int = Field(ge=1)
     global_batch_size: int = Field(ge=1)  # samples a step over all workers; the number of workers is not identity
     seed: int = Field(0, ge=0)
+    streams: int = Field(12, ge=12, multiple_of=12)  # of the order: numbers of workers that divide it read shards once
     learning_rate: float = Field(gt=0)  # peak, reached after the warm-up
     lr_decay: Literal["linear", "cosine"] = "linear"
     final_lr_fraction: float = Field(0.02, ge=0, le=1)  # of learning_rate, at the last step

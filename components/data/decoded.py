@@ -3,17 +3,15 @@
 Shapes: N samples, n of them requested, H = W = resolution, L text_length.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from components.data.images import load_depth, load_into, load_mask
+from components.data.images import Degradation, degrade, load_depth, load_into, load_mask
 from components.data.listing import ShardError
-from components.data.order import WINDOW_SHARDS
 from components.data.shards import (
     Member,
     ShardEntry,
@@ -21,7 +19,6 @@ from components.data.shards import (
     ShardSample,
     Split,
     View,
-    fetch_shard,
     parse_arrays,
     read_bpe,
     read_shard,
@@ -156,69 +153,53 @@ class DecodedShard:
         }
 
 
-Key = tuple[str, str, View, int]
+@dataclass(frozen=True)
+class ImageSamples:
+    """The training samples of a set of images. Raises ValueError for two condition images.
 
+    Columns: `image` uint8 (n, H, W, 3), `label` int64 (n,), `text` int64 (n, L), `position` int64 (n,); with a
+    condition member or a degradation also `condition_image` uint8 (n, H, W, 3), with a degradation `task` int64 (n,);
+    arrays of the set are float16 under their names.
+    """
 
-class ShardCache:
-    """The shards used last and the shards fetched ahead, three at least.
-    Three are the window that is read; there are more only while all fit into `capacity` bytes. So a reader of large
-    shards holds three, however large, and a reader of small shards fetches the next window while it decodes the present
-    one."""
+    index: ShardIndex
+    view: View
+    degradation: Degradation | None = None  # makes the `condition_image` of the `image`
 
-    def __init__(self, capacity: int = CACHE_BYTES) -> None:
-        self.capacity = capacity
-        self._shards: OrderedDict[Key, DecodedShard] = OrderedDict()
-        self._coming: dict[Key, tuple[int, Future[bytes]]] = {}  # bytes, and the verified tar
-        self._needed: set[Key] = set()
-        self._threads = ThreadPoolExecutor(WINDOW_SHARDS, thread_name_prefix="fetch-shard")
-
-    @property
-    def count(self) -> int:
-        """Shards held or in transfer."""
-        return len(self._shards) + len(self._coming)
+    def __post_init__(self) -> None:
+        if self.view.condition_member is not None and self.degradation is not None:
+            member = self.view.condition_member
+            raise ValueError(f"condition_image is either {member} or a degraded image, not both")
 
     @property
-    def nbytes(self) -> int:
-        """Bytes held or in transfer."""
-        return sum(s.nbytes for s in self._shards.values()) + sum(size for size, _ in self._coming.values())
+    def counts(self) -> list[int]:
+        """Training samples of each shard."""
+        return [entry.train_samples for entry in self.index.shards]
 
-    def fetch_ahead(
-        self, index: ShardIndex, now: Sequence[ShardEntry], soon: Sequence[ShardEntry], *, view: View
-    ) -> None:
-        """Start to fetch the shards `now`, read next by the caller, and the shards `soon` if they fit in."""
-        needed, keys = ([_key(index, entry, view) for entry in entries] for entries in (now, [*now, *soon]))
-        self._needed = set(needed)
-        self._coming = {key: coming for key, coming in self._coming.items() if key in keys}
-        for key, entry in zip(keys, [*now, *soon], strict=True):
-            if key in self._shards or key in self._coming or not entry.train_samples:
-                continue
-            keep = self._needed if key in self._needed else set(keys)
-            if self._make_room(entry.bytes, keep) or key in self._needed:
-                self._coming[key] = entry.bytes, self._threads.submit(fetch_shard, index, entry)
+    def empty(self, rows: int) -> dict[str, np.ndarray]:
+        """Columns for so many rows."""
+        view, shape = self.view, (rows, self.view.resolution, self.view.resolution, 3)
+        columns: dict[str, np.ndarray] = {
+            "image": np.empty(shape, np.uint8),
+            "label": np.zeros(rows, np.int64),
+            "text": np.zeros((rows, self.index.text.text_length), np.int64),
+            "position": np.zeros(rows, np.int64),
+        }
+        if view.condition_member is not None or self.degradation is not None:
+            columns["condition_image"] = np.empty(shape, np.uint8)
+        if self.degradation is not None:
+            columns["task"] = np.zeros(rows, np.int64)
+        return columns | {name: np.zeros((rows, *self.index.array(name).shape), np.float16) for name in view.arrays}
 
-    def get(self, index: ShardIndex, entry: ShardEntry, *, view: View) -> DecodedShard:
-        """The training split of a shard of the window passed to `fetch_ahead`. Raises ShardError."""
-        key = _key(index, entry, view)
-        if key not in self._shards:
-            data = self._coming.pop(key)[1].result() if key in self._coming else None
-            self._make_room(entry.bytes, self._needed)
-            self._shards[key] = DecodedShard(index, entry, view, split="train", data=data)
-        self._shards.move_to_end(key)
-        return self._shards[key]
+    def open(self, shard: int) -> DecodedShard:
+        """The training samples of a shard. Raises ShardError."""
+        return DecodedShard(self.index, self.index.shards[shard], self.view, split="train")
 
-    def _make_room(self, size: int, keep: set[Key]) -> bool:
-        """Drop shards, except `keep`, longest unused first, to make room for `size` bytes; False if in vain."""
-        spare = [key for key in reversed(self._shards) if key not in keep]
-        while not (room := self.count < WINDOW_SHARDS or self.nbytes + size <= self.capacity) and spare:
-            del self._shards[spare.pop()]
-        return room
-
-
-def _key(index: ShardIndex, entry: ShardEntry, view: View) -> Key:
-    return index.url(entry.url), entry.sha256, view, index.mask_values
-
-
-shard_cache = cache(ShardCache)  # the cache of the calling process
+    def complete(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The rows with their degraded images."""
+        if self.degradation is None:
+            return rows
+        return rows | degrade(rows["image"], rows["position"], self.degradation)
 
 
 def tokenizer_of(index: ShardIndex) -> Tokenizer:

@@ -158,8 +158,7 @@ def token_batches(
         raise ValueError(f"{count} samples, global_batch_size {global_batch_size}, {world_size} workers do not fit")
     orders: dict[int, np.ndarray] = {}
     for step in range(start_step, total_steps):
-        first = step * global_batch_size + rank * share
-        position = np.arange(first, first + share)
+        position = np.arange(step * global_batch_size + rank, (step + 1) * global_batch_size, world_size)
         epochs = {int(epoch) for epoch in position // count}
         orders = {e: orders[e] if e in orders else permutation(count, key=(seed, e)) for e in sorted(epochs)}
         chosen = np.array([orders[p // count][p % count] for p in position.tolist()])

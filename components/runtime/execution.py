@@ -31,8 +31,7 @@ class Resources(Config):
     workers_per_node: int = Field(1, ge=1)
     cpus_per_core: int = Field(1, ge=1)  # logical CPUs that Ray counts for one core
     low_priority: bool = False  # lets other trainings go first: no stage waits for this one
-    readers: int = Field(2, ge=1)  # tasks of a training's stream that read and decode at a time
-    reader_cpus: float = Field(0.5, gt=0)  # logical CPUs of one task that reads and decodes shards
+    reader_threads: int = Field(2, ge=1)  # that fetch and decode shards for a worker of a training, on its node
     max_failures: int = Field(3, ge=-1)  # restarts of a gang that lost a worker; -1: without limit
     max_batch_per_device: int | None = Field(None, ge=1)  # larger shares are taken in parts; None: as GPUs have room
     sharding: Sharding = "none"  # "full": each worker holds a part of all weights, moments and averages

@@ -16,14 +16,6 @@ from ray.core.generated import gcs_pb2, gcs_service_pb2
 # The only way into the loop that runs a dataset: no public hook is called at each of its steps.
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-# The queue of reading tasks; without access to it a dataset makes all its tasks at once, however many.
-from ray.data._internal.execution.interfaces import BlockEntry, RefBundle
-from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
-
-# A rank's iterator of a stream with several readers. Public calls give the contents of a block and never its place, and
-# ranks that share a block would each be sent a copy.
-from ray.data._internal.iterator.stream_split_iterator import StreamSplitDataIterator
-
 # A callback to be removed where there is no dashboard; no setting removes it.
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
@@ -36,13 +28,9 @@ from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 __all__ = [
-    "BlockEntry",
     "EqualShares",
     "ExecutionCallback",
-    "InputDataBuffer",
     "PlacementGroupCleanerCallback",
-    "RefBundle",
-    "StreamSplitDataIterator",
     "gcs_pb2",
     "gcs_service_pb2",
     "get_train_context",

@@ -1,17 +1,18 @@
 """Training of a model of any family of `components.configuration.families`, on images or on tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 from components.configuration.conditions import DatasetInfo, TokenGrid
 from components.configuration.families import family_of
 from components.configuration.optimization import Training
+from components.data.decoded import ImageSamples
 from components.data.encoding import describe_autoencoder, open_autoencoder
 from components.data.held_out import held_out_arrays
 from components.data.images import Degradation
 from components.data.shards import BPE, View, check_member, load_index, read_bpe
-from components.data.stream import training_stream
+from components.data.stream import rank_batches
 from components.data.tokens import (
     check_aligned,
     check_condition,
@@ -27,7 +28,7 @@ from components.training.loop import Arrays, Task
 from components.training.perceptual_weights import check_perceptual_network
 from components.training.results import ModelDescription
 from components.training.step_model import step_flops, task_maker
-from components.training.worker import RankStream, RayStream, Stream, TrainingJob
+from components.training.worker import TrainingJob
 
 HELD_OUT = 256  # images for previews and the final evaluation
 
@@ -83,21 +84,19 @@ def train_on_images(config: Training, context: StageContext, images: Artifact, *
         degradation = Degradation(optimization.seed, needs.degradations, needs.jpeg_qualities)
     view = View(inputs.resolution, needs.member, needs.condition_member, inputs.arrays)
     stream = partial(
-        training_stream,
-        index,
-        view,
-        degradation=degradation,
+        rank_batches,
+        ImageSamples(index, view, degradation),
         global_batch_size=optimization.global_batch_size,
         seed=optimization.seed,
+        streams=optimization.streams,
         total_steps=optimization.total_steps,
-        reader_cpus=resources.reader_cpus,
-        readers=resources.readers,
+        threads=resources.reader_threads,
     )
     return run_training(
         config,
         context,
         task_maker(config, inputs.dataset_info, load_encoders=inputs.load_encoders),
-        RayStream(stream),
+        stream,
         partial(held_out_arrays, index, view, degradation=degradation, limit=HELD_OUT),
         dataset_info=inputs.dataset_info,
         settings=config.settings(tuple(index.classes)) | inputs.settings,
@@ -136,7 +135,7 @@ def train_on_tokens(
         config,
         context,
         task_maker(config, dataset_info, grid=grid, load_tokenizer=load_tokenizer),
-        RankStream(stream),
+        stream,
         partial(held_out_tokens, tokens, condition),
         dataset_info=dataset_info,
         grid=grid,
@@ -149,7 +148,7 @@ def run_training(
     config: Training,
     context: StageContext,
     make_task: Callable[..., Task],
-    stream: Stream,
+    stream: Callable[..., Iterator[Arrays]],
     held_out: Callable[[], Arrays],
     *,
     dataset_info: DatasetInfo,

@@ -1,10 +1,9 @@
 """The driver's side of data-parallel training on Ray Train v2; `worker.py` is the ranks' side.
 A run is named by its stage's key, so starting it again resumes it: Train restores the list of checkpoints from the run
-folder, restarted workers load the last one, and the data stream is rebuilt from its step for any number of workers."""
+folder, restarted workers load the last one and read data from its step on, whatever their number."""
 
 import logging
 import re
-from functools import partial
 from typing import Any
 
 import ray.train
@@ -12,7 +11,6 @@ import ray.train.torch
 from ray.exceptions import ActorDiedError
 
 import components
-from components.data.crews import MakeDataset, OrderedShards
 from components.runtime import events
 from components.runtime.pool import portable
 from components.runtime.ray_internals import (
@@ -23,7 +21,7 @@ from components.runtime.ray_internals import (
 from components.runtime.storage.artifact import verify_files
 from components.training.results import FINISHED, Trained, read_finished
 from components.training.run_folder import forget_checkpoint, last_checkpoint, storage_of
-from components.training.worker import RayStream, TrainingJob, train_worker
+from components.training.worker import TrainingJob, train_worker
 
 logger = logging.getLogger(__name__)
 CHECKPOINTS_KEPT = 2
@@ -83,7 +81,6 @@ def run_trainer(job: TrainingJob) -> bool:
         scaling_config=ray.train.ScalingConfig(
             num_workers=counts[-1] if len(counts) == 1 else (counts[0], counts[-1]),
             use_gpu=resources.gpus_per_worker > 0,
-            # The budget leaves CPUs for the tasks that read data.
             resources_per_worker={"CPU": resources.cpus_per_worker}
             | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
         ),
@@ -94,8 +91,6 @@ def run_trainer(job: TrainingJob) -> bool:
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
         ),
-        datasets={"train": partial(resumed, job)} if isinstance(job.stream, RayStream) else None,
-        dataset_config=OrderedShards(),
     )
     try:
         result = trainer.fit()
@@ -136,11 +131,3 @@ class Trainer(ray.train.torch.TorchTrainer):
         if self.scaling_config.elasticity_enabled:
             arguments["scaling_policy"] = EqualShares(self.scaling_config, self.worker_counts)
         return super()._initialize_and_run_controller(**arguments)
-
-
-def resumed(job: TrainingJob) -> MakeDataset:
-    """Makes the stream from the checkpoint that workers are about to load; called whenever workers start.
-    The result goes to `OrderedShards` in the place of a dataset: only there the number of workers is known. Workers ask
-    for no stream where all steps are taken and only the evaluation is missing."""
-    done = last_checkpoint(job.run)
-    return partial(job.stream.make, start_step=done.step if done else 0)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import numpy as np
 import ray.train
 import ray.train.torch
 import torch
@@ -18,7 +19,7 @@ from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMod
 
 import components
 from components.configuration.optimization import OptimizationConfig
-from components.data.stream import rank_batches
+from components.data.listing import ShardError
 from components.runtime import events
 from components.runtime.execution import Resources, node_threads
 from components.runtime.ray_internals import get_train_context
@@ -42,21 +43,6 @@ class UnreadableError(RuntimeError):
     """Data can't be read, and a restart would not help."""
 
 
-class RayStream(NamedTuple):
-    """The run's ordered data as a Ray Data dataset; whole blocks go to the ranks in turn."""
-
-    make: Callable[..., "ray.data.Dataset"]  # called as make(start_step=, world_size=), whenever workers start
-
-
-class RankStream(NamedTuple):
-    """The run's ordered data, made by each rank for itself, for sets that fit in memory."""
-
-    make: Callable[..., Iterator[Arrays]]  # called in each worker as make(rank=, world_size=, start_step=)
-
-
-Stream = RayStream | RankStream
-
-
 class TrainingJob(NamedTuple):
     """A training, as workers receive it; picklable."""
 
@@ -65,7 +51,7 @@ class TrainingJob(NamedTuple):
     stage: str
     key: str  # the run's name below `folder`; equal keys resume each other
     folder: Store
-    stream: Stream  # the ordered data of the whole run, from any step on
+    stream: Callable[..., Iterator[Arrays]]  # called in each worker as stream(rank=, world_size=, start_step=)
     held_out: Callable[[], Arrays]  # called in rank 0; data of previews and the final evaluation
     recorder: events.Recorder
     resources: Resources
@@ -138,7 +124,7 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
         saver.finish(task)
     except (NonFiniteError, NoRoomError, UnreadableError) as error:  # would only happen again
         return {"stopped": str(error)}
-    except (RayTaskError, ColorError) as error:
+    except (RayTaskError, ShardError, ColorError) as error:
         # Neither does a restart heal a bad shard. Several ranks must fail together, so there Train restarts them.
         cause = error.cause if isinstance(error, RayTaskError) else error
         if worker.world_size > 1 or not is_own(cause):
@@ -193,15 +179,11 @@ def is_own(error: Exception | None) -> bool:
 def job_rows(job: TrainingJob, worker: Worker, *, start_step: int) -> Iterator[Arrays]:
     """The rank's share of each global batch. Raises RuntimeError for rows of another rank or step."""
     size = job.config.global_batch_size
-    share = worker.share(size)
-    if isinstance(job.stream, RankStream):
-        rows = job.stream.make(rank=worker.rank, world_size=worker.world_size, start_step=start_step)
-    else:
-        rows = rank_batches(ray.train.get_dataset_shard("train"), batch_size=share)
+    rows = job.stream(rank=worker.rank, world_size=worker.world_size, start_step=start_step)
     for step, arrays in enumerate(rows, start=start_step):
-        expected = step * size + worker.rank * share
-        if int(arrays["position"][0]) != expected or len(arrays["position"]) != share:
-            raise RuntimeError(f"data are at sample {arrays['position'][0]}, training at {expected}")
+        expected = np.arange(step * size + worker.rank, (step + 1) * size, worker.world_size)
+        if not np.array_equal(arrays["position"], expected):
+            raise RuntimeError(f"data are at sample {arrays['position'][0]}, training at {expected[0]}")
         yield arrays
 
 

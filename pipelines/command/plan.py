@@ -16,8 +16,8 @@ from pipelines.planning.cost import UTILIZATION, rate_of, stage_costs
 from pipelines.planning.cost_table import cost_notes, cost_overview, cost_table, heading, markdown
 from pipelines.planning.preflight import check_shares
 from pipelines.planning.profiles import Cluster, Profile, load_profile, parse_cluster, this_machine
+from pipelines.planning.reads import reads_of, reads_table, reads_title, reads_warning, tars_in_place
 from pipelines.planning.shares import gpu_count, resource_rows, resource_table, share_cluster, trainings
-from pipelines.planning.tar_reads import reads_table, reads_title, reads_warning, tar_reads, tars_in_place
 from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.workflow import Workflow
@@ -99,12 +99,12 @@ def show_keys(options: driver.RunOptions, console: Console) -> None:
         shares = share_cluster(prepared.workflow, prepared.profile, machine, running=prepared.running)
         console.print()
         console.print(resource_table(prepared.workflow, prepared.profile, machine, shares))
-    index = tars_in_place(prepared.planned)
-    if index is not None and (rows := tar_reads(prepared.planned, prepared.profile, index)):
-        say(console, f"\n{reads_title(index)}")
+    sizes = tars_in_place(prepared.planned)
+    if sizes and (rows := reads_of(prepared.planned, prepared.profile, sizes)):
+        say(console, f"\n{reads_title(sizes)}")
         console.print(reads_table(rows))
         config = next(stage.config for stage in prepared.workflow.stages if isinstance(stage.config, ImagesConfig))
-        for line in reads_warning(rows, index, config):
+        for line in reads_warning(rows, config):
             say(console, line, "yellow")
     say(console, f"code: {code_line(prepared.commit)}")
 

@@ -24,7 +24,7 @@ CPUS_PER_GPU = 8  # of a cluster of which GPUs alone are told: those of a pod in
 class Profile(Config):
     """Execution choices. `stages` overrides `resources` for single stages.
     What is None follows from the cluster: workers from its GPUs and their batch (`pipelines.planning.shares`), threads
-    from the node that works (`execution.threads_of`), readers from the workers, two for each."""
+    from the node that works (`execution.threads_of`)."""
 
     name: str = "auto"
     num_workers: int | None = Field(None, ge=1)
@@ -32,8 +32,7 @@ class Profile(Config):
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0)
     threads: int | None = Field(None, ge=1)
-    readers: int | None = Field(None, ge=1)
-    reader_cpus: float = Field(0.5, gt=0)
+    reader_threads: int = Field(2, ge=1)
     max_failures: int = 3
     max_batch_per_device: int | None = None
     sharding: Sharding = "none"  # "full": the workers of a training hold a part each of its weights
@@ -50,10 +49,9 @@ class Profile(Config):
     def resources(self, stage: str, **found: Any) -> Resources:
         """Resources of a stage: this profile's own values, over the values of `pipelines.planning.shares`.
         Raises ValidationError for a field that there is not, or a value that does not fit."""
-        own = ("min_workers", "threads", "reader_cpus", "max_failures", "max_batch_per_device", "sharding")
+        own = ("min_workers", "threads", "reader_threads", "max_failures", "max_batch_per_device", "sharding")
         said = {name: getattr(self, name) for name in own} | self.stages.get(stage, {})
-        share: dict[str, Any] = {"num_workers": 1} | found | said
-        return Resources.model_validate({"readers": self.readers or 2 * share["num_workers"]} | share)
+        return Resources.model_validate({"num_workers": 1} | found | said)
 
     def given(self, stage: str, name: str) -> Any:
         """The profile's own value of a field, for this stage or all stages; None: the cluster decides."""
@@ -65,7 +63,7 @@ def load_profile(name_or_file: str) -> Profile:
     profiles = {
         "auto": Profile(),
         "laptop": Profile(name="laptop", num_workers=1, gpus_per_worker=0),
-        "kuberay": Profile(name="kuberay", gpus_per_worker=1, cpus_per_worker=4, reader_cpus=1),
+        "kuberay": Profile(name="kuberay", gpus_per_worker=1, cpus_per_worker=4, reader_threads=4),
     }
     if name_or_file in profiles:
         return profiles[name_or_file]

@@ -137,8 +137,8 @@ def stage_resources(
     stage: Stage, workflow: Workflow, profile: Profile, cluster: Cluster, *, count: int, gpus: float, crowd: float
 ) -> Resources:
     """Resources of a stage: GPUs, and a part of CPUs and threads.
-    All that works at once claims at most half of the logical CPUs, so that the tasks that read shards always find some:
-    trainings whose readers wait for each other's workers would wait for ever. `count`: of its workers, or of its
+    All that works at once claims at most half of the logical CPUs, so that short tasks, which trainings wait for,
+    always find some. `count`: of its workers, or of its
     actors. `crowd`: workers and actors that may work at once, its own included."""
     is_training = isinstance(stage.config, Training)
     sharing = min(2, concurrent_trainings(workflow, stage.name))  # stages that work on the cores of one node

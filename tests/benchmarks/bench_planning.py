@@ -1,5 +1,5 @@
 """Planning of a run on 100,000 shards and 10⁹ samples, three epochs from the middle of the second on: seconds and
-megabytes from the address of the index to the first work of a reader, imports and Ray's own start not counted.
+megabytes from the address of the index to the places of a reader's first rows, imports not counted.
 """
 
 import json
@@ -7,13 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import islice
 from pathlib import Path
 from statistics import median
 
 import psutil
 
-from tests.benchmarks.interleaving import Row, own_ray, row
+from tests.benchmarks.interleaving import Row, row
 
 SHARDS, SAMPLES, BATCH = 100_000, 10**9, 1024
 
@@ -28,7 +27,7 @@ def rows(rounds: int) -> list[Row]:
     return [
         row("planning", middle["seconds"], 2.0, "s, limit 2", cpu_ours=middle["cpu"]),
         row("planning_memory", middle["megabytes"], 500.0, "MB, limit 500"),
-        row("planning_tasks", middle["tasks"], unit="s / 10,000 reading tasks"),
+        row("planning_steps", middle["steps"], unit="s / 10,000 steps of a rank of 8"),
     ]
 
 
@@ -45,22 +44,24 @@ def write_index(folder: Path) -> None:
 
 def plan(folder: str) -> dict[str, float]:
     """In a process of its own, so that its memory is known."""
+    from components.data.decoded import ImageSamples
     from components.data.shards import View, load_index
-    from components.data.stream import Layout, plan_chunks, training_stream
+    from components.data.stream import Layout, Reader, Share
 
     memory = psutil.Process().memory_info().rss
     start, cpu = time.perf_counter(), time.process_time()
     index = load_index(folder)
-    steps = SAMPLES // BATCH
-    how = {"start_step": steps * 3 // 2, "total_steps": steps * 9 // 2}
-    training_stream(index, View(64), global_batch_size=BATCH, world_size=8, seed=0, **how)
+    samples, steps = ImageSamples(index, View(64)), SAMPLES // BATCH
+    share = Share(BATCH, 0, 192, steps * 9 // 2, start_step=steps * 3 // 2, world_size=8)
+    reader = Reader(samples, share, layout=Layout.of(samples, share))
+    reader.order.locate(share.positions(share.start_step, share.start_step + 10))
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     megabytes = (psutil.Process().memory_info().rss - memory) / 2**20
     start = time.perf_counter()
-    sum(1 for _ in islice(plan_chunks(index, Layout(64, BATCH, 8, 0, 64), **how), 10_000))
-    return {"seconds": seconds, "cpu": cpu, "megabytes": megabytes, "tasks": time.perf_counter() - start}
+    for step in range(share.start_step, share.start_step + 10_000, 10):
+        reader.order.locate(share.positions(step, step + 10))
+    return {"seconds": seconds, "cpu": cpu, "megabytes": megabytes, "steps": time.perf_counter() - start}
 
 
 if __name__ == "__main__":
-    with own_ray():
-        print(json.dumps(plan(sys.argv[1])))
+    print(json.dumps(plan(sys.argv[1])))

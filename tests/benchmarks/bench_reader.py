@@ -1,4 +1,4 @@
-"""The reader against webdataset's own WebLoader: the same tars, the same number of reading processes, whole images
+"""The reader against webdataset's own WebLoader: the same tars, as many threads as it has processes, whole images
 into the loop. Time runs between two batches in the middle of a stream, when all that was read ahead is used up: a
 training's stream is started once, and waits for the loop ever after.
 
@@ -16,15 +16,15 @@ from itertools import islice
 import numpy as np
 import webdataset as wds
 
-from components.data.crews import split_stream
+from components.data.decoded import ImageSamples
 from components.data.ingest import IngestConfig, ingest
 from components.data.shards import ShardIndex, View
-from components.data.stream import rank_batches, training_stream
+from components.data.stream import rank_batches
 from components.runtime.storage.store import Store
 from tests.benchmarks.interleaving import Row, cpu_of_tree, own_ray, row
 
 BATCH = 64
-READERS = (os.cpu_count() or 1) + 1  # one works while another waits for its next task
+READERS = (os.cpu_count() or 1) + 1  # processes of the peer, threads of ours
 WARM_UP = 600  # batches; more than either reader keeps ahead
 Read = Callable[[], Iterator[np.ndarray]]
 
@@ -51,10 +51,9 @@ def compared(name: str, mine: Read, theirs: Read, steps: int, warm_up: int, roun
 
 
 def ours(index: ShardIndex, steps: int) -> Iterator[np.ndarray]:
-    view, how = View(int(index.resolution or 0)), {"global_batch_size": BATCH, "world_size": 1, "seed": 0}
-    dataset = training_stream(index, view, **how, start_step=0, total_steps=steps, readers=READERS)
-    (iterator,) = split_stream(dataset, world_size=1)
-    for batch in rank_batches(iterator, batch_size=BATCH, steps=steps):
+    samples = ImageSamples(index, View(int(index.resolution or 0)))
+    how = {"global_batch_size": BATCH, "seed": 0, "streams": 12, "threads": READERS}
+    for batch in rank_batches(samples, total_steps=steps, **how):
         yield batch["image"]
 
 

@@ -21,10 +21,11 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from components.data.decoded import ImageSamples
 from components.data.images import load_image
 from components.data.ingest import IngestConfig, ingest
-from components.data.shards import ShardIndex, read_shard
-from components.data.stream import Layout, plan_chunks, read_chunk
+from components.data.shards import ShardIndex, View, read_shard
+from components.data.stream import Layout, Reader, Share
 from components.runtime.storage.store import Store
 from tests.benchmarks.bench_reader import BATCH, READERS, Read, compared, ours, web_loader
 from tests.benchmarks.interleaving import Row, own_ray, row
@@ -111,19 +112,21 @@ def memory(mine: Read, theirs: Read, resolution: int) -> Row:
     own_title = re.escape(" ".join(psutil.Process().cmdline()))  # of the peer's forks
     peaks = (
         peak_megabytes(lambda read=read: deque(islice(read(), STEPS[resolution]), maxlen=0), name=name)
-        for read, name in ((mine, r"ray::Read"), (theirs, own_title))
+        for read, name in ((mine, r"ray::MapWorker"), (theirs, own_title))
     )
     return row(f"memory_{resolution}", *peaks, "MB of one reading process")
 
 
 def epoch_seconds(index: ShardIndex, resolution: int) -> tuple[float, float]:
-    """(second, first) epoch of one reading task in this process: read, verified, decoded, put in order."""
-    layout, header = Layout(resolution, BATCH, 1, 0, 16), index.model_copy(update={"shards": ()})
-    steps, seconds = index.train_samples // BATCH, []
+    """(second, first) epoch of a reader in this process: read, verified, decoded, put in order."""
+    samples, seconds = ImageSamples(index, View(resolution)), []
+    steps = index.train_samples // BATCH
+    share = Share(BATCH, 0, 12, 2 * steps)
+    layout = Layout.of(samples, share)
+    reader = Reader(samples, share, layout=layout, threads=1)
     for epoch in (0, 1):
         start = time.perf_counter()
-        for chunk in plan_chunks(index, layout, start_step=epoch * steps, total_steps=(epoch + 1) * steps):
-            for _ in read_chunk(header, layout, chunk):
-                pass
+        for step in range(epoch * steps, (epoch + 1) * steps, layout.block_steps):
+            reader.rows(step, min(step + layout.block_steps, (epoch + 1) * steps))
         seconds.append(time.perf_counter() - start)
     return seconds[1], seconds[0]

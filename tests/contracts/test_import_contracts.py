@@ -51,7 +51,7 @@ def test_every_room_has_its_place_in_the_layers(repository):
 def test_ray_train_serve_and_private_parts_enter_by_their_doors(house):
     """Import-linter knows packages from outside as a whole: to it all of Ray is one."""
     doors = files(house, lambda name: f"{name}.".startswith("ray.train."))
-    rooms = ("data/crews", "runtime/ray_internals", "training/launch", "training/worker")
+    rooms = ("runtime/ray_internals", "training/launch", "training/worker")
     assert doors == [f"components/{name}.py" for name in rooms]
     servers = [m.name for m in house if any(f"{name}.".startswith("ray.serve.") for name in imported_names(m))]
     assert {server.rpartition("/")[0] for server in servers} == {"components/serving"}

@@ -17,7 +17,6 @@ for module in sys.argv[1:]:
 """
 MODULES = (
     "pipelines.command.data",
-    "components.data.crews",
     "components.data.stream",
     "pipelines.engine.recorder",
     "components.serving.deployment",

@@ -7,9 +7,8 @@ Every part is looked up in the case that needs it, so that one which is gone fai
 import ast
 import inspect
 import os
-import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name as part
 from types import SimpleNamespace
@@ -19,56 +18,14 @@ import pytest
 import ray
 import ray.train
 import ray.train.torch
-from ray.data import DataContext, Datasource, ExecutionOptions, ReadTask
-from ray.data.block import BlockMetadata
+from ray.data import DataContext, Datasource
 
 DOOR = Path(__file__).parents[2] / "components" / "runtime" / "ray_internals.py"
 ELASTIC = {"num_workers": (1, 4), "resources_per_worker": {"CPU": 1}}
-METADATA = BlockMetadata(num_rows=1, size_bytes=1024, exec_stats=None, input_files=None)
 
 
 def context() -> DataContext:
     return DataContext.get_current().copy()
-
-
-def source_of_three_tasks() -> Any:
-    class Source(part("components.data.stream:StreamDatasource")):
-        def __init__(self) -> None:
-            Datasource.__init__(self)
-            self.ahead = 2
-
-        def get_name(self) -> str:
-            return "Assumed"
-
-        def estimate_inmemory_data_size(self) -> int:
-            return 1
-
-        def tasks(self) -> Iterator[ReadTask]:
-            return (ReadTask(list, METADATA) for _ in range(3))
-
-    return Source()
-
-
-def planned(source: Any, context: DataContext) -> tuple[Any, list[Any]]:
-    """The read operator of a source, and the callbacks of its run."""
-    read = part("ray.data._internal.logical.operators:Read")(
-        datasource=source, datasource_or_legacy_reader=source, parallelism=1
-    )
-    plan = part("ray.data._internal.logical.interfaces:LogicalPlan")(read, context)
-    plan, callbacks = part("ray.data._internal.planner:create_planner")().plan(plan)
-    return plan.dag, callbacks
-
-
-def bundle() -> Any:
-    entry = part("components.runtime.ray_internals:BlockEntry")(ray.ObjectRef.from_random(), METADATA)
-    return part("components.runtime.ray_internals:RefBundle")((entry,), owns_blocks=False, schema=None)
-
-
-def started_input() -> tuple[Any, dict[Any, Any]]:
-    """An input operator of one task, as it is when a dataset starts, and its topology."""
-    buffer = part("components.runtime.ray_internals:InputDataBuffer")(context(), input_data=[bundle()])
-    build = part("ray.data._internal.execution.streaming_executor_state:build_streaming_topology")
-    return buffer, build(buffer, ExecutionOptions(), None)
 
 
 def executor() -> Any:
@@ -93,100 +50,30 @@ def parameters(function: Callable[..., Any]) -> list[str]:
 
 def callbacks_come_by_class() -> bool:
     """Ray Data runs an instance of each class in DataContext.custom_execution_callback_classes (data/stream.py)"""
-    with_feeder, feeder = context(), part("components.data.stream:Feeder")
-    with_feeder.custom_execution_callback_classes = [feeder]
-    _, callbacks = planned(source_of_three_tasks(), with_feeder)
-    return any(isinstance(callback, feeder) for callback in callbacks)
-
-
-def callbacks_hear_of_start_and_steps() -> bool:
-    """the executor calls an ExecutionCallback's before_execution_starts(executor) and on_execution_step(executor)
-    (data/stream.py: Feeder)"""
-    callback, runs = part("components.runtime.ray_internals:ExecutionCallback"), inspect.getsource(type(executor()))
-    names = ("before_execution_starts", "on_execution_step")
-    return all(
-        parameters(getattr(callback, name)) == ["self", "executor"] and f"callback.{name}(self)" in runs
-        for name in names
+    with_rest, rest = context(), part("components.data.stream:Rest")
+    with_rest.custom_execution_callback_classes = [rest]
+    source = part("ray.data._internal.logical.operators:Read")(
+        datasource=Datasource(), datasource_or_legacy_reader=Datasource(), parallelism=1
     )
+    plan = part("ray.data._internal.logical.interfaces:LogicalPlan")(source, with_rest)
+    _, callbacks = part("ray.data._internal.planner:create_planner")().plan(plan)
+    return any(isinstance(callback, rest) for callback in callbacks)
 
 
-def the_executor_has_its_topology_when_callbacks_start() -> bool:
-    """StreamingExecutor._topology holds the operators when before_execution_starts is called
-    (data/stream.py: Feeder)"""
-    body = inspect.getsource(type(executor()).execute)
-    built, started = body.index("self._topology = build"), body.index(".before_execution_starts(self)")
-    return executor()._topology is None and built < started
+def callbacks_hear_of_steps() -> bool:
+    """the executor calls an ExecutionCallback's on_execution_step(executor) (data/stream.py: Rest)"""
+    callback, runs = part("components.runtime.ray_internals:ExecutionCallback"), inspect.getsource(type(executor()))
+    said = parameters(callback.on_execution_step) == ["self", "executor"]
+    return said and "callback.on_execution_step(self)" in runs
 
 
 def the_executor_says_that_a_rank_waits() -> bool:
-    """StreamingExecutor._consumer_idling() is whether there is no block to take (data/stream.py: Feeder)"""
+    """StreamingExecutor._consumer_idling() is whether there is no block to take (data/stream.py: Rest)"""
     running, found = executor(), []
     for queue in ([], ["a block"]):
         running._output_node = (None, SimpleNamespace(output_queue=queue))
         found.append(running._consumer_idling())
     return found == [True, False]
-
-
-def a_read_has_one_input_that_knows_its_source() -> bool:
-    """a read is one operator after one InputDataBuffer, whose _logical_operators[0].datasource is the source
-    (data/stream.py: Feeder)"""
-    source = source_of_three_tasks()
-    read, _ = planned(source, context())
-    (buffer,) = read.input_dependencies
-    (reading,) = buffer.output_dependencies
-    is_buffer = isinstance(buffer, part("components.runtime.ray_internals:InputDataBuffer"))
-    return is_buffer and buffer._logical_operators[0].datasource is source and reading is read
-
-
-def a_source_is_asked_for_its_tasks_when_reading_starts() -> bool:
-    """Datasource.get_read_tasks is called, with arguments of any names, when the input operator starts
-    (data/stream.py: StreamDatasource)"""
-    plan = inspect.getsource(part("ray.data._internal.planner.plan_read_op:plan_read_op"))
-    first = source_of_three_tasks().get_read_tasks(1, per_task_row_limit=None, data_context=context())
-    return ".get_read_tasks(" in plan and "input_data_factory=get_input_data" in plan and len(first) == 1
-
-
-def an_input_counts_as_finished_until_that_is_put_off() -> bool:
-    """InputDataBuffer counts as finished from its start by _is_execution_marked_finished and _inputs_complete, goes on
-    if both are False, and is finished by mark_execution_finished() (data/stream.py: Feeder)"""
-    buffer, _ = started_input()
-    found = [buffer.has_execution_finished()]
-    buffer._is_execution_marked_finished = buffer._inputs_complete = False
-    found.append(buffer.has_execution_finished())
-    buffer.mark_execution_finished()
-    return [*found, buffer.has_execution_finished()] == [True, False, True]
-
-
-def an_input_is_not_ended_by_the_loop() -> bool:
-    """OpState.inputs_done_called = True keeps the loop from ending an operator without inputs
-    (data/stream.py: Feeder)"""
-    update, found = part("ray.data._internal.execution.streaming_executor_state:update_operator_states"), []
-    for told in (True, False):
-        buffer, topology = started_input()
-        buffer._is_execution_marked_finished = buffer._inputs_complete = False
-        topology[buffer].inputs_done_called = told
-        update(topology)
-        found.append(buffer.has_execution_finished())
-    return found == [False, True]
-
-
-def tasks_that_are_appended_are_handed_out() -> bool:
-    """InputDataBuffer hands out _input_data in order, what is appended later too, and looks at none twice
-    (data/stream.py: Feeder)"""
-    buffer, _ = started_input()
-    first, second = buffer._input_data[0], bundle()
-    taken, drained = [buffer._get_next_inner()], not buffer.has_next()
-    buffer._input_data.append(second)
-    buffer._input_data[0] = None
-    return drained and buffer.has_next() and [*taken, buffer._get_next_inner()] == [first, second]
-
-
-def operators_count_what_they_were_given() -> bool:
-    """metrics.num_inputs_received of an operator counts the bundles that it was given (data/stream.py: Feeder)"""
-    buffer, _ = started_input()
-    before = buffer.metrics.num_inputs_received
-    buffer.metrics.on_input_received(bundle())
-    return buffer.metrics.num_inputs_received == before + 1
 
 
 def blocks_a_quarter_larger_than_the_target_are_kept_whole() -> bool:
@@ -245,38 +132,8 @@ def an_elastic_policy_starts_as_many_as_it_counts() -> bool:
     return policy.make_decision_for_non_running_worker_group().num_workers == 2
 
 
-def what_stands_for_a_dataset_is_called_whenever_workers_start() -> bool:
-    """Train calls what stands in place of a dataset when workers start, and hands on what it returns as it is
-    (training/launch.py: resumed)"""
-    callback = part("ray.train.v2._internal.callbacks.datasets:DatasetsCallback")
-    return "v() if callable(v) else v" in inspect.getsource(callback.before_init_train_context)
-
-
-def a_data_config_makes_the_shards_of_all_ranks() -> bool:
-    """DataConfig.configure(datasets, world_size, …) makes what each rank reads (data/crews.py)"""
-    return parameters(ray.train.DataConfig.configure)[:3] == ["self", "datasets", "world_size"]
-
-
-def an_iterator_asks_its_coordinator_for_no_more_than_a_dealer_knows() -> bool:
-    """a split's iterator is made of (actor, place, count), keeps them, and of its actor calls what a dealer has
-    (data/crews.py)"""
-    kind = part("components.runtime.ray_internals:StreamSplitDataIterator")
-    asked = set(re.findall(r"_coord_actor\.(\w+)\.remote", inspect.getsource(kind)))
-    made = kind("actor", 3, 5)
-    kept = (made._coord_actor, made._output_split_idx, made._world_size) == ("actor", 3, 5)
-    unused = {"stats", "get_dataset_schema"}  # nobody asks a rank's iterator for them
-    return kept and asked - unused <= set(dir(part("components.data.crews:CrewDealer")))
-
-
-def train_shuts_the_coordinator_of_an_iterator_down() -> bool:
-    """Train calls shutdown_executor of what _coord_actor an iterator of splits has (data/crews.py: CrewDealer)"""
-    body = inspect.getsource(part("ray.train.v2._internal.data_integration.dataset_manager:DatasetManager"))
-    known = "isinstance(iterator, StreamSplitDataIterator)" in body and "coord.shutdown_executor.remote()" in body
-    return known and hasattr(part("components.data.crews:CrewDealer"), "shutdown_executor")
-
-
 def blocks_that_are_not_taken_hold_a_reading_task() -> bool:
-    """the context says how many blocks of a task may wait to be taken (data/stream.py: _configure)"""
+    """the context says how many blocks of a task may wait to be taken (data/stream.py: rank_batches)"""
     return isinstance(context()._max_num_blocks_in_streaming_gen_buffer, int)
 
 

@@ -23,7 +23,7 @@ from components.training.memory import KEPT
 from components.training.results import ModelDescription, Trained
 from components.training.run_folder import fetch_checkpoint, last_checkpoint
 from components.training.tasks.diffusion import DiffusionTask
-from components.training.worker import RankStream, TrainingJob
+from components.training.worker import TrainingJob
 from tests.distributed.recording import FileRecorder
 from tests.limited_memory import out_of_memory
 from tests.tiny_training import DATASET_INFO, assert_equal_bits, diffusion_config, rows_at
@@ -84,8 +84,7 @@ class LateTask(ShortTask):
 def rank_rows(*, rank: int, world_size: int, start_step: int) -> Iterator[Arrays]:
     size = CONFIG.optimization.global_batch_size
     for step in range(start_step, CONFIG.optimization.total_steps):
-        first = step * size + rank * size // world_size
-        yield rows_at(CONFIG, range(first, first + size // world_size))
+        yield rows_at(CONFIG, range(step * size + rank, (step + 1) * size, world_size))
 
 
 def run(
@@ -99,7 +98,7 @@ def run(
             stage="base",
             key="key",
             folder=Store(str(folder / "train")),
-            stream=RankStream(rank_rows),
+            stream=rank_rows,
             held_out=partial(rows_at, CONFIG, range(1000, 1008)),
             recorder=FileRecorder(folder / "log.jsonl"),
             resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=failures, **resources),

@@ -28,7 +28,7 @@ from components.training.loop import Arrays
 from components.training.parallel import Worker
 from components.training.results import ModelDescription
 from components.training.tasks.diffusion import DiffusionTask
-from components.training.worker import RankStream, TrainingJob
+from components.training.worker import TrainingJob
 from tests.image_sets import write_set
 from tests.tiny_training import DATASET_INFO, diffusion_config, rows_at
 from tests.warm_workers import warm_environment
@@ -55,10 +55,9 @@ class TellingTask(DiffusionTask):
 
 
 def rows(*, rank: int, world_size: int, start_step: int) -> Iterator[Arrays]:
-    share = CONFIG.optimization.global_batch_size // world_size
+    size = CONFIG.optimization.global_batch_size
     for step in range(start_step, CONFIG.optimization.total_steps):
-        first = step * CONFIG.optimization.global_batch_size + rank * share
-        yield rows_at(CONFIG, range(first, first + share))
+        yield rows_at(CONFIG, range(step * size + rank, (step + 1) * size, world_size))
 
 
 def trained(place: Store) -> list[dict[str, int]]:
@@ -69,7 +68,7 @@ def trained(place: Store) -> list[dict[str, int]]:
             stage="base",
             key="key",
             folder=place.join("train"),
-            stream=RankStream(rows),
+            stream=rows,
             held_out=partial(rows_at, CONFIG, range(1000, 1008)),
             recorder=Recorder(),
             resources=RESOURCES,

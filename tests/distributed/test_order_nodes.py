@@ -8,7 +8,7 @@ import os
 import random
 import subprocess
 import sys
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 import ray
 
-from components.data.crews import split_stream
-from components.data.order import pick, windows
+from components.data.decoded import ImageSamples
+from components.data.order import Order
 from components.data.shards import ShardIndex, View, load_index, read_shard, split_of
-from components.data.stream import rank_batches, training_stream
+from components.data.stream import rank_batches
 from components.runtime.storage.store import Store
-from tests.image_sets import number_of, write_set
+from tests.image_sets import STREAMS, number_of, write_set
 from tests.warm_workers import warm_environment
 
-BATCH, STEPS, SEED = 8, 300, 7
+BATCH, STEPS, SEED = 8, 200, 7
 WORKERS = (2, 4, 1)  # of each try
 
 
@@ -32,7 +32,7 @@ def tries() -> list[tuple[int, int, int]]:
     """(workers, start_step, stop_step): each goes on at a random step that the one before has passed."""
     draw, start, found = random.Random(11), 0, []
     for workers in WORKERS:
-        stop = STEPS if len(found) == len(WORKERS) - 1 else draw.randrange(start + 30, start + 140)
+        stop = STEPS if len(found) == len(WORKERS) - 1 else draw.randrange(start + 30, start + 90)
         found.append((workers, start, stop))
         start = draw.randrange(start + 1, stop)
     return found
@@ -48,47 +48,35 @@ def law(index: ShardIndex) -> np.ndarray:  # (STEPS, BATCH)
         ]
         for entry in index.shards
     ]
-    served: list[int] = []
-    for window in windows([len(shard) for shard in numbers], seed=SEED, start=0):
-        if len(served) >= STEPS * BATCH:
-            break
-        chosen = pick(window, seed=SEED, first=window.start, last=window.stop)
-        served += [numbers[window.shards[p]][n] for p, n in zip(chosen.places, chosen.ordinals, strict=True)]
-    return np.array(served[: STEPS * BATCH]).reshape(STEPS, BATCH)
+    order = Order([len(shard) for shard in numbers], seed=SEED, streams=STREAMS)
+    places = zip(*order.locate(np.arange(STEPS * BATCH)), strict=True)
+    return np.array([numbers[shard][ordinal] for shard, ordinal in places]).reshape(STEPS, BATCH)
 
 
 @ray.remote(num_cpus=0)
-def consume(iterator: ray.data.DataIterator, share: int, steps: int) -> tuple[str, list[list[int]], list[int]]:
-    """(node, numbers of the images of each step, position of each step's first) of one rank."""
-    batches = list(rank_batches(iterator, batch_size=share, steps=steps))
+def consume(index: ShardIndex, steps: int, **place: int) -> tuple[str, list[list[int]], list[list[int]]]:
+    """(node, numbers of the images of each step, their positions) of one rank."""
+    how = {"global_batch_size": BATCH, "seed": SEED, "streams": STREAMS, "total_steps": STEPS}
+    batches = list(islice(rank_batches(ImageSamples(index, View(8)), **how, **place), steps))
     numbers = [number_of(batch["image"]).tolist() for batch in batches]
-    node = ray.get_runtime_context().get_node_id()
-    return node, numbers, [int(batch["position"][0]) for batch in batches]
+    return ray.get_runtime_context().get_node_id(), numbers, [batch["position"].tolist() for batch in batches]
 
 
 def run_try(index: ShardIndex, nodes: list[str], workers: int, start: int, stop: int) -> dict[str, Any]:
-    dataset = training_stream(
-        index,
-        View(8),
-        global_batch_size=BATCH,
-        world_size=workers,
-        seed=SEED,
-        start_step=start,
-        total_steps=STEPS,
-        reader_cpus=1,
-    )
     places = [ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
     ranks = ray.get(
         [
-            consume.options(scheduling_strategy=places[rank % len(places)]).remote(part, BATCH // workers, stop - start)
-            for rank, part in enumerate(split_stream(dataset, world_size=workers))
+            consume.options(scheduling_strategy=places[rank % len(places)]).remote(
+                index, stop - start, start_step=start, rank=rank, world_size=workers
+            )
+            for rank in range(workers)
         ]
     )
     nodes_of_ranks, numbers, positions = zip(*ranks, strict=True)
     return {
         "nodes": len(set(nodes_of_ranks)),
-        "numbers": [list(chain.from_iterable(step)) for step in zip(*numbers, strict=True)],
-        "positions": list(zip(*positions, strict=True)),
+        "numbers": [list(chain(*zip(*step, strict=True))) for step in zip(*numbers, strict=True)],
+        "positions": [list(chain(*zip(*step, strict=True))) for step in zip(*positions, strict=True)],
     }
 
 
@@ -98,8 +86,7 @@ def test_order_holds_on_nodes_through_resumes_and_changes_of_workers(ray_cluster
     expected, found = law(index), all_tries(index) if nodes == 1 else on_two_nodes(tmp_path)
     for (workers, start, stop), seen in zip(tries(), found, strict=True):
         np.testing.assert_array_equal(seen["numbers"], expected[start:stop], err_msg=f"{workers} workers from {start}")
-        first = np.arange(start, stop)[:, None] * BATCH + np.arange(workers) * (BATCH // workers)
-        np.testing.assert_array_equal(seen["positions"], first)
+        np.testing.assert_array_equal(seen["positions"], np.arange(start * BATCH, stop * BATCH).reshape(-1, BATCH))
         assert seen["nodes"] == min(nodes, workers)
 
 
@@ -124,7 +111,7 @@ def main(folder: Path) -> None:
     from pipelines.engine.session import start_ray
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)  # two reading tasks of one CPU each: one on each node
+    cluster.add_node(num_cpus=1)
     os.environ["RAY_ADDRESS"] = cluster.address
     start_ray(worker_start_timeout=120, verbose=False)
     (folder / "found.json").write_text(json.dumps(all_tries(load_index(str(folder / "set")))))

@@ -9,15 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from components.configuration.diffusion import DiffusionTraining
+from components.data.decoded import ImageSamples
 from components.data.shards import View, load_index
-from components.data.stream import training_stream
+from components.data.stream import rank_batches
 from components.models.bundle import load_bundle
 from components.runtime.execution import Resources, Sharding
 from components.runtime.storage.store import Store
@@ -29,11 +29,10 @@ from components.training.parallel import Worker
 from components.training.results import ModelDescription, Trained, read_finished
 from components.training.run_folder import checkpoint_name, fetch_checkpoint, last_checkpoint, upload_folder
 from components.training.tasks.diffusion import DiffusionTask
-from components.training.worker import RayStream, TrainingJob
+from components.training.worker import TrainingJob
 from tests.distributed.recording import FileRecorder
 from tests.distributed.runs import images_artifact, run_stage
 from tests.tiny_training import DATASET_INFO, assert_equal_bits, diffusion_config, rows_at
-from tests.waiting import eventually
 from tests.warm_workers import warm_environment
 
 CONFIG = diffusion_config(total_steps=30)  # checkpoints at 10, 20 and 30
@@ -122,14 +121,13 @@ def run(
 ) -> Trained:
     """Train in `folder`, resuming what is there."""
     index = load_index(images_artifact(folder).url("index.json"))
-    make_stream = partial(
-        training_stream,
-        index,
-        View(config.data.resolution),
+    stream = partial(
+        rank_batches,
+        ImageSamples(index, View(config.data.resolution)),
         global_batch_size=config.optimization.global_batch_size,
         seed=config.optimization.seed,
+        streams=config.optimization.streams,
         total_steps=config.optimization.total_steps,
-        reader_cpus=0.25,
     )
     dataset_info = DATASET_INFO.model_copy(
         update={"vocab_size": index.text.vocab_size, "text_length": index.text.text_length}
@@ -143,7 +141,7 @@ def run(
             stage="base",
             key="key",
             folder=Store(str(folder / "train")),
-            stream=RayStream(make_stream),
+            stream=stream,
             held_out=partial(dict, held_out),
             recorder=FileRecorder(folder / "log.jsonl"),
             resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=2, sharding=sharding),
@@ -193,8 +191,6 @@ def test_killed_driver_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: 
     assert driver.wait(240) == -signal.SIGKILL, log.read_text()[-3000:]
     reached = last_checkpoint(Store(str(tmp_path / "train" / "key")))
     assert reached == ("step-000000010", 10)
-    workers = {line["pid"] for line in FileRecorder(tmp_path / "log.jsonl").lines("metrics")}
-    assert eventually(lambda: not any(map(psutil.pid_exists, workers)), 60)  # until Ray has ended them, they save on
     run(tmp_path)
     assert_equal_bits(last_weights(tmp_path), undisturbed)
 

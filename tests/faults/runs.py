@@ -24,7 +24,7 @@ DEADLINE = 780  # seconds of one run
 INTERVAL = 20  # steps between checkpoints
 TINY = {"images.limit": 96, "images.samples_per_shard": 24, "base.global_batch_size": 8}
 TINY |= {"base.checkpoint_every": INTERVAL, "base.sample_every": 100000, "base.log_every": INTERVAL}
-PROFILE = {"cpus_per_worker": 1, "threads": 1, "reader_cpus": 0.25}
+PROFILE = {"cpus_per_worker": 1, "threads": 1}
 TIMED = ("metrics.json",)  # holds seconds
 
 

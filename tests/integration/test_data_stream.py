@@ -1,65 +1,42 @@
 """The ordered stream through Ray Data itself: rows arrive as planned, whatever the number of ranks."""
 
-import threading
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from components.data.crews import split_stream
+from components.data.decoded import ImageSamples
 from components.data.listing import ShardError
 from components.data.shards import ShardIndex, View
-from components.data.stream import rank_batches, training_stream
+from components.data.stream import rank_batches
 from components.runtime.storage.store import Store
 from tests.image_sets import number_of, write_set
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 BATCH, STEPS = 16, 200
+HOW = {"global_batch_size": BATCH, "seed": 7, "streams": 12}
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
-    return write_set(Store(str(tmp_path_factory.mktemp("set"))), sizes=(50, 40, 60, 30, 20, 35))
-
-
-def stream(index: ShardIndex, *, world_size: int, start_step: int = 0, total_steps: int = STEPS) -> list[dict]:
-    """The global batches, put together from what each rank's own iterator gave."""
-    dataset = training_stream(
-        index,
-        View(8),
-        global_batch_size=BATCH,
-        world_size=world_size,
-        seed=7,
-        start_step=start_step,
-        total_steps=total_steps,
-    )
-    steps, ranks = total_steps - start_step, [[] for _ in range(world_size)]
-
-    def consume(rank: int, iterator: object) -> None:
-        ranks[rank] += rank_batches(iterator, batch_size=BATCH // world_size, steps=steps)
-
-    threads = [
-        threading.Thread(target=consume, args=pair) for pair in enumerate(split_stream(dataset, world_size=world_size))
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [len(rank) for rank in ranks] == [steps] * world_size
-    return [
-        {name: np.concatenate([rank[step][name] for rank in ranks]) for name in ranks[0][0]} for step in range(steps)
-    ]
+def samples(tmp_path_factory: pytest.TempPathFactory) -> ImageSamples:
+    index = write_set(Store(str(tmp_path_factory.mktemp("set"))), sizes=(50, 40, 60, 30, 20, 35))
+    return ImageSamples(index, View(8))
 
 
 @pytest.fixture(scope="module")
-def alone(index: ShardIndex) -> list[dict]:
-    return stream(index, world_size=1)
+def alone(samples: ImageSamples) -> list[dict]:
+    return list(rank_batches(samples, total_steps=STEPS, **HOW))
 
 
-def test_positions_count_through_and_each_epoch_serves_each_sample_once(index: ShardIndex, alone: list[dict]) -> None:
+def test_positions_count_through_and_each_epoch_serves_each_sample_once(samples: ImageSamples, alone: list[dict]):
     np.testing.assert_array_equal(np.concatenate([b["position"] for b in alone]), np.arange(STEPS * BATCH))
-    numbers, epoch = np.concatenate([number_of(batch["image"]) for batch in alone]), index.train_samples
+    numbers, epoch = np.concatenate([number_of(batch["image"]) for batch in alone]), samples.index.train_samples
     for start in range(0, len(numbers) - epoch, epoch):
         assert len(set(numbers[start : start + epoch])) == epoch
+    np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in alone]), numbers % 3)
     assert {name: (column.dtype, column.shape) for name, column in alone[0].items()} == {
         "image": (np.uint8, (BATCH, 8, 8, 3)),
         "label": (np.int64, (BATCH,)),
@@ -68,32 +45,49 @@ def test_positions_count_through_and_each_epoch_serves_each_sample_once(index: S
     }
 
 
-@pytest.mark.parametrize(("world_size", "start_step"), [(4, 0), (2, 33), (16, 33)])
+@pytest.mark.parametrize(("world_size", "start_step"), [(4, 0), (2, 33), (16, 133)])
 def test_batches_do_not_depend_on_ranks_or_on_where_the_stream_starts(
-    index: ShardIndex, alone: list[dict], world_size: int, start_step: int
+    samples: ImageSamples, alone: list[dict], world_size: int, start_step: int
 ) -> None:
-    found = stream(index, world_size=world_size, start_step=start_step)
-    for step, (batch, expected) in enumerate(zip(found, alone[start_step:], strict=True), start=start_step):
-        for name in expected:
-            np.testing.assert_array_equal(batch[name], expected[name], err_msg=f"{name} of step {step}")
+    """Also for 16 ranks, which don't divide the 12 streams."""
+    for rank in sorted({0, 1, world_size - 1}):
+        place = {"rank": rank, "world_size": world_size, "start_step": start_step}
+        batches = rank_batches(samples, total_steps=STEPS, **HOW, **place)
+        for step, (batch, whole) in enumerate(zip(batches, alone[start_step:], strict=True), start=start_step):
+            for name in whole:
+                expected = whole[name][rank::world_size]
+                np.testing.assert_array_equal(batch[name], expected, err_msg=f"{name} of step {step}")
 
 
-def test_a_run_of_a_billion_steps_starts_as_a_short_one(index: ShardIndex, alone: list[dict]) -> None:
-    """Its reading tasks are made as they are needed: all of them would not fit into any memory."""
-    dataset = training_stream(
-        index, View(8), global_batch_size=BATCH, world_size=1, seed=7, start_step=0, total_steps=10**9
-    )
-    (iterator,) = split_stream(dataset, world_size=1)
-    for batch, expected in zip(rank_batches(iterator, batch_size=BATCH, steps=150), alone[:150], strict=True):
-        np.testing.assert_array_equal(batch["image"], expected["image"])
+@dataclass(frozen=True)
+class Killing(ImageSamples):
+    """Kills the process that reads its 20th step, once."""
+
+    mark: str = ""
+
+    def complete(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if rows["position"][-1] >= 20 * BATCH and not Path(self.mark).exists():
+            Path(self.mark).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().complete(rows)
 
 
-def test_a_truncated_tar_stops_the_stream_naming_the_shard(tmp_path_factory: pytest.TempPathFactory) -> None:
-    store = Store(str(tmp_path_factory.mktemp("truncated")))
-    index = write_set(store, sizes=(20, 20))
+def test_a_reader_that_is_killed_is_made_again_and_nothing_changes(
+    samples: ImageSamples, alone: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a run of so many tasks that others wait behind the one that is read."""
+    monkeypatch.setattr("components.data.stream.BLOCK_ROWS", 4 * BATCH)
+    killing = Killing(samples.index, samples.view, mark=str(tmp_path / "killed"))
+    batches = rank_batches(killing, total_steps=10**9, **HOW)
+    for step, (batch, expected) in enumerate(zip(batches, alone, strict=False)):
+        np.testing.assert_array_equal(batch["image"], expected["image"], err_msg=f"step {step}")
+    assert (tmp_path / "killed").exists()
+
+
+def test_a_truncated_tar_stops_the_stream_in_a_line_naming_the_shard(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    index: ShardIndex = write_set(store, sizes=(20, 20))
     store.write("shard-000001.tar", store.read("shard-000001.tar")[:-2048])
-    dataset = training_stream(index, View(8), global_batch_size=8, world_size=1, seed=0, start_step=0, total_steps=40)
-    (iterator,) = split_stream(dataset, world_size=1)
-    with pytest.raises(Exception, match=r"shard-000001\.tar has \d+ bytes") as caught:
-        list(rank_batches(iterator, batch_size=8, steps=40))
-    assert ShardError.__name__ in str(caught.value)
+    with pytest.raises(ShardError, match=r"shard-000001\.tar has \d+ bytes") as error:
+        list(rank_batches(ImageSamples(index, View(8)), total_steps=40, **HOW))
+    assert "\n" not in str(error.value)

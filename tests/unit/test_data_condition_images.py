@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from components.data.decoded import ImageSamples
 from components.data.held_out import held_out_arrays, read_split
 from components.data.images import Degradation, degrade, jpeg_compressed
 from components.data.listing import ShardError
-from components.data.shards import ShardIndex, View
-from components.data.stream import Layout, training_stream
+from components.data.shards import Member, ShardIndex, View
 from components.runtime.storage.store import Store
 from components.training.batches import to_batch
-from tests.image_sets import streamed, write_scenes, write_set
+from tests.image_sets import read_rows, write_scenes, write_set
 
 SIZES, RESOLUTION = (7, 6, 5), 8
 PLAIN = {"image", "label", "text", "position"}
@@ -27,13 +27,12 @@ def scenes(tmp_path: Path) -> ShardIndex:
     return write_scenes(Store(str(tmp_path)), sizes=SIZES, resolution=16)
 
 
-def rows_of(index: ShardIndex, *, world_size: int = 2, start_step: int = 0, **how: Any) -> dict[str, np.ndarray]:
-    """The first two epochs and more of the training stream, in the order of their positions."""
-    layout = Layout(RESOLUTION, 4, world_size, 3, index.text.text_length, **how)
-    blocks = streamed(index, layout, first=start_step)
-    rows = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-    order = np.argsort(rows["position"])
-    return {name: column[order] for name, column in rows.items()}
+def rows_of(
+    index: ShardIndex, degradation: Degradation | None = None, *, condition_member: Member | None = None, **place: int
+) -> dict[str, np.ndarray]:
+    """The first two epochs and more of the training stream."""
+    view = View(RESOLUTION, condition_member=condition_member)
+    return read_rows(ImageSamples(index, view, degradation), **place)
 
 
 @pytest.mark.parametrize("condition_member", ["depth", "mask", "image"])
@@ -62,27 +61,17 @@ def test_a_second_member_is_what_the_first_would_be(scenes: ShardIndex) -> None:
 
 @pytest.mark.parametrize("how", [{"condition_member": "depth"}, {"degradation": HOW}])
 def test_conditions_depend_on_the_position_alone(scenes: ShardIndex, how: dict[str, Any]) -> None:
-    whole, alone = rows_of(scenes, **how), rows_of(scenes, world_size=1, start_step=5, **how)
-    first = int(alone["position"][0])
-    for name, column in alone.items():
-        shared = len(whole[name]) - first  # each fills its last group up with the positions that follow
-        np.testing.assert_array_equal(column[:shared], whole[name][first:], err_msg=name)
-
-
-def test_rows_have_the_bytes_that_memory_is_bounded_by() -> None:
-    plain = Layout(RESOLUTION, 4, 2, 3, 8)
-    assert plain.row_bytes == 3 * RESOLUTION**2 + 8 * 8 + 16
-    assert Layout(RESOLUTION, 4, 2, 3, 8, condition_member="depth").row_bytes == plain.row_bytes + 3 * RESOLUTION**2
-    assert Layout(RESOLUTION, 4, 2, 3, 8, degradation=HOW).row_bytes == plain.row_bytes + 3 * RESOLUTION**2 + 8
+    whole, part = rows_of(scenes, **how), rows_of(scenes, first=5, rank=1, world_size=2, **how)
+    for name, column in part.items():
+        np.testing.assert_array_equal(column, whole[name][part["position"]], err_msg=name)
 
 
 def test_a_set_without_the_condition_member_is_refused(tmp_path: Path) -> None:
     index = write_set(Store(str(tmp_path)), sizes=(3, 2))
     with pytest.raises(ShardError, match=r"sample 000000: no depth\.png next to the image"):
         read_split(index, "train", View(8, condition_member="depth"))
-    steps = {"global_batch_size": 2, "world_size": 1, "seed": 0, "start_step": 0, "total_steps": 1}
     with pytest.raises(ValueError, match="either depth or a degraded image, not both"):
-        training_stream(index, View(8, condition_member="depth"), degradation=HOW, **steps)
+        ImageSamples(index, View(8, condition_member="depth"), HOW)
 
 
 def test_held_out_arrays_serve_the_condition_and_batches_make_floats_of_it(scenes: ShardIndex) -> None:

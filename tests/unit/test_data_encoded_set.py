@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from components.data.decoded import ImageSamples
 from components.data.encoding import Encode, Rows, SetEncoder, ShardJob, commit_set, part_names
 from components.data.held_out import read_split
 from components.data.listing import ShardError
 from components.data.shards import BPE, ArrayInfo, ShardIndex, View, parse_arrays, read_bpe, write_array
-from components.data.stream import Layout
 from components.data.tars import iterate_shard
 from components.runtime.storage.artifact import Artifact, describe, read_records
 from components.runtime.storage.store import Store
@@ -27,7 +27,7 @@ from components.training.frozen import (
     frozen_networks,
     load_latents,
 )
-from tests.image_sets import number_of, rewrite, streamed, write_set
+from tests.image_sets import number_of, read_rows, rewrite, write_set
 from tests.tiny_cascade import commit_model, write_model
 from tests.tiny_diffusion_branches import CONTRASTIVE
 from tests.tiny_generators import LONE
@@ -61,10 +61,8 @@ def encode(
 
 def stream(index: ShardIndex, *, resolution: int) -> dict[str, np.ndarray]:
     """Two epochs and more of what rank 1 of 2 reads."""
-    columns = tuple((info.name, info.shape) for info in index.arrays)
-    layout = Layout(resolution, 4, 2, 3, index.text.text_length, arrays=columns)
-    blocks = streamed(index, layout, first=1, last=15)
-    return {name: np.concatenate([block[name] for block in blocks[1::2]]) for name in blocks[0]}
+    view = View(resolution, arrays=tuple(index.array_names))
+    return read_rows(ImageSamples(index, view), first=1, last=15, rank=1, world_size=2)
 
 
 def brightness() -> Encode:

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from components.data.decoded import ImageSamples
 from components.data.encoding import ShardJob, TokenEncoder
 from components.data.held_out import held_out_arrays, read_split, read_whole_shard
 from components.data.images import load_depth, load_image, load_mask
 from components.data.listing import ShardError
 from components.data.shards import Member, ShardEntry, ShardIndex, View, check_member, load_index
-from components.data.stream import Layout
 from components.data.tars import iterate_shard
 from components.data.tokens import parse_tokens
 from components.models.bundle import load_bundle
@@ -19,7 +19,7 @@ from components.runtime.storage.store import Store
 from components.sampling.images import from_uint8
 from components.stages.training import train_model
 from tests.distributed.runs import context_of, images_artifact
-from tests.image_sets import rewrite, streamed, write_scenes, write_set
+from tests.image_sets import read_rows, rewrite, write_scenes, write_set
 from tests.tiny_cascade import commit_model, write_models
 from tests.tiny_training import autoencoder_config
 
@@ -61,8 +61,7 @@ def test_keys_labels_captions_and_splits_do_not_depend_on_the_member(scenes: Sha
 
 def rows_of(index: ShardIndex, member: Member) -> dict[str, np.ndarray]:
     """The first two epochs and more of the training stream, read in this process."""
-    blocks = streamed(index, Layout(8, 4, 2, 3, index.text.text_length, member))
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    return read_rows(ImageSamples(index, View(8, member)))
 
 
 def test_the_training_stream_serves_the_member_of_the_samples_that_it_would_serve_anyway(scenes: ShardIndex) -> None:

@@ -28,7 +28,9 @@ def batches(samples: TokenSet, *, world_size: int, start_step: int = 0) -> list[
     how = {"global_batch_size": 8, "world_size": world_size, "seed": 5, "start_step": start_step, "total_steps": 30}
     shares = [token_batches(samples, rank=rank, **how) for rank in range(world_size)]
     return [
-        np.concatenate([np.stack([share["position"], share["tokens"][:, 0]], axis=1) for share in step])
+        np.stack([np.stack([share["position"], share["tokens"][:, 0]], axis=1) for share in step], axis=1).reshape(
+            -1, 2
+        )
         for step in zip(*shares, strict=True)
     ]
 

@@ -24,6 +24,8 @@ import components.stages
 from components.configuration.sampling import CascadeSampling, DiffusionSampling, RestorationSampling
 from components.data import encoding
 from components.data.shards import BPE, INDEX
+from components.data.stream import rank_batches
+from components.data.tokens import rank_tokens
 from components.evaluation.agreement import AgreementConfig
 from components.evaluation.features import FeatureExtractor
 from components.evaluation.likelihood_study import LikelihoodConfig
@@ -45,7 +47,7 @@ from components.stages.training import train_model
 from components.training import launch
 from components.training.parallel import ALONE
 from components.training.results import finish
-from components.training.worker import RankStream, TrainingJob
+from components.training.worker import TrainingJob
 from pipelines.workflow import Stage, stage_key
 from tests.stored_files import flip
 from tests.tiny_text_image import classifier_config, contrastive_config
@@ -129,8 +131,9 @@ def run_trainer(job: TrainingJob) -> bool:
         task = job.make_task(worker=ALONE)
         held_out = job.held_out()
         assert len(next(iter(held_out.values()))) > 0
-        if isinstance(job.stream, RankStream):
-            next(job.stream.make(rank=0, world_size=1, start_step=0))
+        assert job.stream.func in (rank_batches, rank_tokens)
+        if job.stream.func is rank_tokens:
+            next(job.stream(rank=0, world_size=1, start_step=0))
         summary = {"steps": 0.0, "ema_sigma_rel": 0.1} | task.evaluate({n: rows[:2] for n, rows in held_out.items()})
         previews = task.preview(held_out, 0)
         finish(job.run, job.store, job.model, weights=task.state_dict()["weights"], summary=summary, previews=previews)

@@ -18,14 +18,6 @@ from tests.refusals import one_line
 EIGHT_CPUS = Cluster(cpus=8)
 
 
-def test_readers_follow_the_workers_of_each_stage_unless_they_are_given():
-    workers = {"base": {"num_workers": 4}, "prior": {"readers": 1}}
-    for readers, found in ((None, (6, 8, 1)), (5, (5, 5, 1))):
-        profile = Profile(num_workers=3, readers=readers, stages=workers)
-        shares = share_cluster(build_workflow(smoke()), profile, EIGHT_CPUS)
-        assert tuple(shares[stage].readers for stage in ("tokenizer", "base", "prior")) == found
-
-
 def test_a_file_gives_one_stage_another_share_than_the_rest(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("num_workers: 2\nstages:\n  base: {num_workers: 4, gpus_per_worker: 1}\n")
     profile = load_profile(str(tmp_path / "mine.yaml"))

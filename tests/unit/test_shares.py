@@ -148,7 +148,7 @@ def test_parts_of_a_gpu_are_workers_too():
 @pytest.mark.parametrize("gpus", [0, 1, 8])
 @pytest.mark.parametrize("profile", [Profile(), Profile(num_workers=4), Profile(cpus_per_worker=32)])
 @pytest.mark.parametrize("recipe", ["openmoji", "depth_transformer", "dalle2"])
-def test_all_that_trains_at_once_leaves_half_of_the_logical_cpus_to_the_readers(
+def test_all_that_trains_at_once_leaves_half_of_the_logical_cpus_to_short_tasks(
     recipe: str, profile: Profile, gpus: int, cpus: int
 ):
     workflow = build_workflow(RECIPES[recipe]())

@@ -26,7 +26,7 @@ from components.training.parallel import ALONE
 from components.training.reporting import Reporter
 from components.training.results import ModelDescription
 from components.training.run_folder import checkpoint_name, fetch_checkpoint, storage_of
-from components.training.worker import RankStream, Saver, TrainingJob
+from components.training.worker import Saver, TrainingJob
 from tests.checkpoints import write_checkpoint
 from tests.distributed.recording import FileRecorder
 from tests.tiny_training import assert_equal_bits, batches, diffusion_config, make_task
@@ -76,7 +76,7 @@ class Training:
         monkeypatch.setattr(ray.train, "report", queue.report)
         monkeypatch.setattr(ray.train, "get_context", lambda: queue.context)
         description = ModelDescription("unet", {}, {})
-        parts = (RankStream(iter), dict, self.recorder, Resources(), self.run, description)
+        parts = (iter, dict, self.recorder, Resources(), self.run, description)
         job = TrainingJob(make_task, CONFIG.optimization, "base", "run", Store(str(folder)), *parts)
         options = {"stage": "base", "worker": ALONE, "recorder": self.recorder, "start_step": 0}
         self.reporter = Reporter(CONFIG.optimization, **options)
