@@ -18,6 +18,7 @@ from components.data.shards import Quarantined, ShardEntry, split_of
 from components.data.sources.source import Item, Reader, Source
 from components.data.tars import write_shard
 from components.runtime.pool import portable
+from components.runtime.ray_internals import quiet_ray_data
 from components.runtime.storage.artifact import Look, Record, look_at, recorded_parts, write_file, write_record
 from components.runtime.storage.store import Store, StoreError
 from components.sampling.image_files import encode_png
@@ -41,9 +42,7 @@ def run_pieces(work: Work, pieces: Sequence[str], *, num_cpus: float) -> Iterato
 
     if not pieces:
         return
-    for handler in logging.getLogger("ray.data").handlers:  # lines go to the session's `ray-data.log`; failures raise
-        if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):
-            handler.setLevel(logging.CRITICAL)
+    quiet_ray_data()
     portable(work, what="what reads the source")
     rows = [{"number": number, "content": piece} for number, piece in enumerate(pieces)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run_row, num_cpus=num_cpus)

@@ -22,7 +22,7 @@ from ray.exceptions import RayTaskError
 
 from components.data.listing import ShardError
 from components.data.order import Order
-from components.runtime.ray_internals import ExecutionCallback
+from components.runtime.ray_internals import ExecutionCallback, quiet_ray_data
 
 Arrays = dict[str, np.ndarray]
 BLOCK_ROWS = 512  # blocks cost a few milliseconds each, whatever their size
@@ -32,7 +32,7 @@ PREFETCHED_BATCHES = 4
 TASK_ROWS = 16384
 MOST_TASKS = 1000  # Ray makes all of a dataset before the first one runs
 SOON_ROWS = 2048  # rows after a block whose shards are fetched ahead
-SPARE_BYTES = 96 * 2**20  # shards that are kept although no sample of them is due soon
+SPARE_BYTES = 192 * 2**20  # shards that are kept although no sample of them is due soon
 SHORTEST_REST = 0.005  # seconds; while a rank waits for a block
 LONGEST_REST = 0.1  # seconds; once no rank has waited for a while: a block holds several steps
 
@@ -190,6 +190,7 @@ def rank_batches(
     if not any(samples.counts):
         raise ValueError("the set has no training samples: lower holdout_fraction")
     share = Share(global_batch_size, seed, streams, total_steps, start_step, rank, world_size)
+    quiet_ray_data()
     layout = Layout.of(samples, share)
     tasks = list(range(math.ceil((total_steps - start_step) / layout.task_steps)))
     dataset = ray.data.from_items(tasks, override_num_blocks=max(1, len(tasks))).map_batches(

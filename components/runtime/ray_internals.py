@@ -3,6 +3,7 @@
 `tests/contracts/test_ray_assumptions.py` says of another version of Ray which of the assumptions about them broke.
 """
 
+import logging
 from typing import Any
 
 # Tells a worker whether there is a dashboard. The public `ray.init(ignore_reinit_error=True).dashboard_url` names a
@@ -35,7 +36,15 @@ __all__ = [
     "gcs_service_pb2",
     "get_train_context",
     "get_webui_url_from_internal_kv",
+    "quiet_ray_data",
 ]
+
+
+def quiet_ray_data() -> None:
+    """Keeps Ray Data's lines out of the terminal: the session's `ray-data.log` has them, and failures raise."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):
+            handler.setLevel(logging.CRITICAL)
 
 
 class EqualShares(ElasticScalingPolicy):

@@ -71,7 +71,8 @@ def reads_of(planned: Sequence[PlannedStage], profile: Profile, sizes: Sequence[
 
 def reads_title(sizes: Sequence[int]) -> str:
     typical = readable_bytes(sorted(sizes)[len(sizes) // 2])
-    return f"{len(sizes)} tars of {typical}, read where they are; bytes read for each byte of the set, an epoch:"
+    tars = f"{len(sizes)} tars of {typical}, read where they are"
+    return f"{tars}; bytes read for each byte of the set, an epoch, and what the reader of a worker holds:"
 
 
 def reads_table(rows: Sequence[Reads]) -> Table:
@@ -79,7 +80,7 @@ def reads_table(rows: Sequence[Reads]) -> Table:
     counts = sorted({count for row in rows for count in row.often})
     table = table_of("training", ("streams", *(f"{count} workers" for count in counts)))
     for row in rows:
-        cells = [f"{row.often[n]:.2f}, holds {readable_bytes(row.held[n])}" if n in row.often else "" for n in counts]
+        cells = [f"{row.often[n]:.2f}, {readable_bytes(row.held[n])}" if n in row.often else "" for n in counts]
         table.add_row(row.stage, str(row.streams), *cells)
     return table
 

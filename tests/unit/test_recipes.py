@@ -140,6 +140,7 @@ def test_published_sizes_are_saved_by_the_clock_and_compiled(name: str):
     """A checkpoint of the largest is 22.6 GB: by steps it would be written as often as a GPU is fast."""
     for config in trainings(workflow_of(name)).values():
         assert (config.optimization.checkpoint_minutes, config.optimization.compile_network) == (20, True)
+        assert config.optimization.streams % 64 == 0  # workers on 8 nodes of 8 GPUs read each shard once
 
 
 FAULTS = [  # recipe and assignments, words of the line that refuses them
