@@ -32,7 +32,7 @@ from components.training.parallel import Worker, average
 
 logger = logging.getLogger(__name__)
 PROGRESS_INTERVAL = 1.0  # seconds
-DUE = "checkpoint_due"  # among the metrics that ranks average
+VOTE_SECONDS = 5.0  # of all ranks at least as often: a notice may come 30 s before a node goes
 GIGABYTE = 1e9
 MEGABYTE = 1_000_000
 # Dense bf16 of tensor cores as NVIDIA's data sheets state it, TFLOP/s: words of a device's name -> peak. The first that
@@ -53,29 +53,50 @@ PEAK_TFLOPS: dict[tuple[str, ...], float] = {
 
 
 class CheckpointClock:
-    """Decides when to save: by the recipe's steps or, with `checkpoint_minutes`, by the clock of rank 0.
-    The clock's vote goes with the metrics that ranks average at every `log_every` steps, so it costs no collective and
-    no wait of its own, and every rank saves at the same step. Snapshots of a power EMA, which are part of the model,
-    come by steps all the same."""
+    """Decides when to save and when to leave: the same step on all ranks.
+    Training is saved by the recipe's steps or, with `checkpoint_minutes`, by the clock of rank 0; it leaves when the
+    node of a rank is taken away. Votes go with the metrics that ranks average at every `log_every` steps, and alone
+    where as many steps take more than VOTE_SECONDS: no step has a collective of its own. Snapshots of a power EMA,
+    which are part of the model, come by steps all the same.
 
-    def __init__(self, config: OptimizationConfig, worker: Worker) -> None:
-        self.config, self.worker = config, worker
+    Args:
+        start_step: steps already taken.
+        is_taken_away: True if this rank's node is about to go.
+    """
+
+    def __init__(
+        self, config: OptimizationConfig, worker: Worker, start_step: int, is_taken_away: Callable[[], bool]
+    ) -> None:
+        self.config, self.worker, self.is_taken_away = config, worker, is_taken_away
         self.seconds = None if config.checkpoint_minutes is None else 60 * config.checkpoint_minutes
+        self.leaving = False
+        # Of the last votes; the first step, which may compile the network, says nothing of the seconds of a step.
+        self.voted_step, self.voted_at, self.next_votes = start_step, time.monotonic(), start_step + 2
         self.restart()
 
     def restart(self) -> None:
         """Count from now: training has begun, or was saved."""
         self.began, self.agreed = time.monotonic(), False
 
-    def averaged(self, metrics: Metrics) -> dict[str, float]:
+    def vote(self, step: int) -> None:
+        """Called after every step: asks all ranks where the next metrics are too far away."""
+        if self.worker.world_size == 1:
+            self.leaving = self.is_taken_away()
+        elif step >= self.next_votes:
+            self.averaged(step, {})
+
+    def averaged(self, step: int, metrics: Metrics) -> dict[str, float]:
         """Means of metrics over all ranks, as numbers; votes travel along. Only here training waits."""
-        if self.seconds is not None:
-            passed = self.worker.rank == 0 and time.monotonic() - self.began >= self.seconds
-            metrics = metrics | {DUE: torch.full((), float(passed), device=self.worker.device)}
-        stacked = torch.stack([value.detach().float() for value in metrics.values()])
-        values = dict(zip(metrics, average(stacked, self.worker).tolist(), strict=True))
-        self.agreed = values.pop(DUE, 0.0) > 0
-        return values
+        now = time.monotonic()
+        passed = self.seconds is not None and self.worker.rank == 0 and now - self.began >= self.seconds
+        votes = [float(passed), float(self.is_taken_away()), (now - self.voted_at) / max(1, step - self.voted_step)]
+        columns = [torch.full((), vote, device=self.worker.device) for vote in votes]
+        columns += [value.detach().float() for value in metrics.values()]
+        due, leaving, seconds, *values = average(torch.stack(columns), self.worker).tolist()
+        self.agreed, self.leaving = due > 0, leaving > 0
+        self.voted_step, self.voted_at = step, now
+        self.next_votes = step + max(1, int(VOTE_SECONDS / max(seconds, 1e-9)))  # the same mean on all ranks
+        return dict(zip(metrics, values, strict=True))
 
     def is_due(self, step: int) -> bool:
         """True if training is saved after `step`; the same on all ranks."""
@@ -96,6 +117,7 @@ class Reporter:
         recorder: events.Recorder,
         start_step: int,
         step_flops: float | None = None,
+        is_taken_away: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config, self.stage, self.worker, self.recorder = config, stage, worker, recorder
         self.start_step = start_step
@@ -104,7 +126,7 @@ class Reporter:
         self.logged_step = self.progress_step = start_step
         self.coming: ToldLater | None = None  # a loss in transfer from the device
         self.loss = math.nan  # the last one that arrived
-        self.clock = CheckpointClock(config, worker)
+        self.clock = CheckpointClock(config, worker, start_step, is_taken_away)
         # Seconds since the last log: spent waiting for data; held by checkpoints; of these, to copy states to the host.
         self.waited = self.held_seconds = self.copy_seconds = 0.0
         self.held_before = 0.0  # seconds that checkpoints held training before the last log
@@ -124,10 +146,11 @@ class Reporter:
         """Called at every step by every rank."""
         last = step == self.config.total_steps
         if step % self.config.log_every == 0 or last:
-            values = self.clock.averaged(metrics)
+            values = self.clock.averaged(step, metrics)
             if self.worker.rank == 0:
                 values |= self.speed(step) | system_metrics()
                 self.recorder.emit(events.Metrics(self.stage, step, values))
+        self.clock.vote(step)
         now = time.monotonic()
         if self.worker.rank == 0 and (last or now - self.progress_at >= PROGRESS_INTERVAL):
             loss = self.latest(metrics["loss"])

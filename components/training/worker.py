@@ -95,9 +95,14 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
         seconds = state.pop("seconds")
         task.load_state_dict(state)
     place: dict[str, Any] = {"stage": job.stage, "worker": worker, "recorder": job.recorder, "start_step": start_step}
-    reporter = Reporter(job.config, **place, step_flops=counted_flops(job.step_flops, worker))
     # `ray.train.get_preemption_info` is as exact, but asks an actor each time, milliseconds a step.
     preemption, trained = get_train_context().preemption_context, False
+    reporter = Reporter(
+        job.config,
+        **place,
+        step_flops=counted_flops(job.step_flops, worker),
+        is_taken_away=lambda: preemption.preemption_info is not None,
+    )
     try:
         saver = Saver(job, reporter, read_held_out(job, worker), seconds_before=seconds)
         batches = reporter.timed(batches_ahead(job_rows(job, worker, start_step=start_step), worker.device))
@@ -115,7 +120,7 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
                 log=reporter.log,
                 save=saver.save,
                 show=saver.show,
-                leave=lambda: any_rank(preemption.preemption_info is not None, worker),
+                leave=lambda: reporter.clock.leaving,
                 due=reporter.clock.is_due,
             )
         if reached < job.config.total_steps:

@@ -1,4 +1,4 @@
-"""Checkpoints by minutes: rank 0's clock decides, both ranks save at one step, and no weight hears of it."""
+"""Checkpoints by minutes and notices that a node goes: both ranks save at one step, and no weight hears of it."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from components.runtime import events
 from components.training import reporting
 from components.training.batches import to_batch
 from components.training.loop import Task, fit
-from components.training.parallel import Worker
+from components.training.parallel import Worker, average
 from components.training.reporting import Reporter
 from tests.distributed.gloo import run_two_ranks
 from tests.tiny_training import assert_equal_bits, batches, diffusion_config, make_task, weights_of
@@ -52,7 +52,39 @@ def train_rank(worker: Worker, folder: Path) -> None:
 def test_both_ranks_save_where_the_clock_of_rank_0_says_and_train_the_same_weights(tmp_path: Path) -> None:
     run_two_ranks(train_rank, tmp_path)
     said = [(tmp_path / str(rank)).read_text() for rank in (0, 1)]
-    assert said == ["[8, 16, 24]"] * 2  # seven seconds have passed at the next step that logs, and at the end
+    assert said == ["[7, 14, 21, 24]"] * 2  # after seven seconds, as steps of a minute vote each, and at the end
+
+
+def leave_rank(worker: Worker, folder: Path) -> None:
+    """The node of rank 1 is taken away after seven steps of half a second, and nothing is logged before the end."""
+    config = diffusion_config(total_steps=60, checkpoint_every=100, log_every=1000)
+    rows, taken, saved = iter(batches(config, to_batch, worker=worker)), [0], []
+    clock = mock.Mock(monotonic=lambda: 0.5 * taken[0])
+
+    def counted() -> Any:
+        for batch in rows:
+            taken[0] += 1
+            yield batch
+
+    with mock.patch.object(reporting, "time", clock), mock.patch.object(reporting, "average", wraps=average) as votes:
+        reporter = Reporter(
+            config.optimization,
+            stage="base",
+            worker=worker,
+            recorder=events.Recorder(),
+            start_step=0,
+            is_taken_away=lambda: worker.rank == 1 and taken[0] >= 7,
+        )
+        save, leave = lambda step, task: saved.append(step), lambda: reporter.clock.leaving
+        how = {"log": reporter.log, "save": save, "due": reporter.clock.is_due, "leave": leave}
+        reached = fit(make_task(config, worker=worker), counted(), config.optimization, **how)
+    (folder / f"{worker.rank}").write_text(f"{reached} {saved} {votes.call_count}")
+
+
+def test_both_ranks_leave_at_one_step_soon_after_a_notice_without_a_vote_at_every_step(tmp_path: Path) -> None:
+    """Votes come at the second step, which says how long steps are, and then every five seconds."""
+    run_two_ranks(leave_rank, tmp_path)
+    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["12 [12] 2"] * 2
 
 
 def test_snapshots_of_a_power_average_come_by_steps_all_the_same() -> None:

@@ -143,7 +143,7 @@ def test_a_node_that_is_announced_to_go_costs_no_step(tmp_path: Path, undisturbe
         driver = run.start(RAY_ADDRESS=cluster.address)
         wait_until(lambda: run.step() >= INTERVAL and cluster.working() is not None, run)
         node = cluster.working()
-        cluster.drain(node, seconds=120)
+        cluster.drain(node, seconds=30)  # as Google and Azure give
         wait_until(lambda: not processes(node, TRAINER), run)
         saved = run.step()
         cluster.kill(node)
