@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -34,6 +34,8 @@ PACKAGED: dict[str, Callable[[], object]] = {  # sources without a path -> versi
     "openmoji": lambda: [OPENMOJI_VERSION, package_versions()],
     "scenes": lambda: GENERATOR_VERSION,
 }
+BPE_CAPTIONS = 1_000_000  # that the BPE is trained on, evenly from all shards
+Facts = TypeVar("Facts", Part, TarFacts)
 Progress = Callable[[int, int], None]  # done, in all: images, or tars of a webdataset
 ClassCounts = Callable[[dict[str, int]], None]  # usable images by class
 Whole = Callable[[dict[str, str]], dict[str, Record]]  # `whole_parts` of the new set
@@ -147,13 +149,21 @@ def train_bpe(captions: Iterable[str], *, vocab_size: int) -> str:
     return tokenizer.to_str()
 
 
+def with_some_captions(facts: Facts, most: int) -> Facts:
+    """Facts of a shard or a tar with at most `most` of its captions, evenly spaced; empty ones teach nothing.
+    So what trains the BPE stays below BPE_CAPTIONS in the driver's memory, however large the set."""
+    captions = [caption for caption in facts.captions if caption]
+    return facts.model_copy(update={"captions": tuple(captions[:: max(1, -(-len(captions) // most))])})
+
+
 def _write_shards(
     listing: Source, out: Store, config: IngestConfig, whole: Whole, run: Run, report: Progress
 ) -> tuple[ShardIndex, dict[str, int]]:
     tasks = cut_tasks(listing, config.samples_per_shard)
     write = PartWriter(listing.reader, out, config.resolution, config.holdout_fraction)
     recipes = {part_name(number): write.recipe(content) for task in tasks for number, content in task}
-    parts = {name: Part.model_validate(record.facts) for name, record in whole(recipes).items()}
+    most = max(1, BPE_CAPTIONS // max(1, len(recipes)))
+    parts = {name: with_some_captions(Part.model_validate(r.facts), most) for name, r in whole(recipes).items()}
     missing = [[(number, content) for number, content in task if part_name(number) not in parts] for task in tasks]
 
     def progress() -> None:
@@ -161,7 +171,8 @@ def _write_shards(
 
     progress()
     for _, content in run(write, [json.dumps(task) for task in missing if task]):
-        parts |= {name: Part.model_validate(part) for name, part in json.loads(content).items()}
+        made = {name: Part.model_validate(part) for name, part in json.loads(content).items()}
+        parts |= {name: with_some_captions(part, most) for name, part in made.items()}
         progress()
     ordered = [parts[name] for name in recipes]
     captions = [caption for part in ordered for caption in part.captions]
@@ -178,11 +189,12 @@ def _index_tars(
     if config.limit is not None:
         raise SourceError("limit can't cut tars that exist already; name fewer of them with a glob")
     pieces = {work.part_name(piece): piece for piece in ("\n".join(map(str, tar)) for tar in list_tars(path))}
-    facts = {name: TarFacts.model_validate(record.facts) for name, record in whole(dict.fromkeys(pieces, "")).items()}
+    most, records = max(1, BPE_CAPTIONS // len(pieces)), whole(dict.fromkeys(pieces, ""))
+    facts = {name: with_some_captions(TarFacts.model_validate(r.facts), most) for name, r in records.items()}
     missing = [name for name in pieces if name not in facts]
     report(len(facts), len(pieces))
     for number, content in run(work, [pieces[name] for name in missing]):
-        facts[missing[number]] = TarFacts.model_validate_json(content)
+        facts[missing[number]] = with_some_captions(TarFacts.model_validate_json(content), most)
         report(len(facts), len(pieces))
     ordered = [facts[name] for name in pieces]
     entries = [entry for fact in ordered for entry in fact.entries]

@@ -41,7 +41,8 @@ __all__ = [
 
 
 def quiet_ray_data() -> None:
-    """Keeps Ray Data's lines out of the terminal: the session's `ray-data.log` has them, and failures raise."""
+    """Keeps Ray Data's lines out of the terminal.
+    The session's `ray-data.log` has them, and failures raise."""
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):
             handler.setLevel(logging.CRITICAL)

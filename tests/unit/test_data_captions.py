@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from components.data import ingest
 from components.data.ingest import train_bpe
+from components.runtime.storage.store import Store
 from components.sampling.image_files import BOS, EOS, PAD, encode_text, load_bpe, parse_bpe
 
 CAPTIONS = ["a red square", "a green circle", "two blue squares", "ein grünes Dreieck"] * 3
@@ -54,3 +56,24 @@ def test_no_id_reaches_the_size_of_the_vocabulary(vocab_size: int) -> None:
     bpe = parse_bpe(train_bpe(CAPTIONS, vocab_size=vocab_size))
     assert bpe.get_vocab_size() <= vocab_size
     assert encode_text(bpe, [*CAPTIONS, "😀"], text_length=32).max() < vocab_size
+
+
+@pytest.mark.parametrize("samples", [200, 1000])
+def test_the_bpe_of_a_set_of_any_size_is_trained_on_a_bounded_even_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    """A driver that holds all captions ends at some tens of millions."""
+    trained: list[str] = []
+
+    def train(captions: list[str], *, vocab_size: int) -> str:
+        trained.extend(captions)
+        return train_bpe(captions, vocab_size=vocab_size)
+
+    monkeypatch.setattr(ingest, "BPE_CAPTIONS", 100)
+    monkeypatch.setattr(ingest, "train_bpe", train)
+    monkeypatch.setattr(ingest, "run_pieces", lambda work, pieces, **_: ((n, work(n, p)) for n, p in enumerate(pieces)))
+    monkeypatch.setattr(ingest, "whole_parts", lambda recipes, **_: {})
+    numbers = {"resolution": 8, "samples_per_shard": 20, "holdout_fraction": 0, "vocab_size": 300, "text_length": 8}
+    index = ingest.ingest("scenes", out=Store(str(tmp_path)), config=ingest.IngestConfig(**numbers, limit=samples))
+    assert len(index.shards) == samples // 20
+    assert 50 <= len(trained) <= 100
