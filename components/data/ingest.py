@@ -150,8 +150,8 @@ def train_bpe(captions: Iterable[str], *, vocab_size: int) -> str:
 
 
 def with_some_captions(facts: Facts, most: int) -> Facts:
-    """Facts of a shard or a tar with at most `most` of its captions, evenly spaced; empty ones teach nothing.
-    So what trains the BPE stays below BPE_CAPTIONS in the driver's memory, however large the set."""
+    """Facts of a shard or a tar with at most `most` of its captions, evenly spaced.
+    Empty ones teach nothing. So the driver holds no more than BPE_CAPTIONS of them, however large the set."""
     captions = [caption for caption in facts.captions if caption]
     return facts.model_copy(update={"captions": tuple(captions[:: max(1, -(-len(captions) // most))])})
 

@@ -17,13 +17,7 @@ from components.stages.images import ImagesConfig
 from components.stages.precompute import Column, PrecomputeConfig, TextEncoderConfig
 from components.stages.samples import SamplesConfig
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, ImageToImageRecipe
-from pipelines.recipes.published_networks import (
-    AUTOENCODERS,
-    CHECKPOINT_MINUTES,
-    PAPER_CLASSIFIERS,
-    PAPER_DIFFUSION,
-    STREAMS,
-)
+from pipelines.recipes.published_networks import AUTOENCODERS, LARGE, PAPER_CLASSIFIERS, PAPER_DIFFUSION
 from pipelines.recipes.shapes import OneModelRecipe, RecipeRow, SharedParts, TokenBranchRecipe
 
 ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=250)  # of IDDPM, ADM, GLIDE
@@ -51,8 +45,7 @@ def token_branch(
     name: str, tokenizer: str, prior: PriorTraining, sampling: TransformerSampling, **images: int
 ) -> TokenBranchRecipe:
     """The recipe of a transformer over the tokens of a published autoencoder."""
-    large = {"precision": "bf16", "compile_network": True, "checkpoint_minutes": CHECKPOINT_MINUTES, "streams": STREAMS}
-    prior = prior.replace(**large)
+    prior = prior.replace(precision="bf16", **LARGE)
     sampling = sampling.replace(compile_decoding=True)
     return own_images(**images).token_branch(name, AUTOENCODERS[tokenizer].training, prior, sampling)
 

@@ -34,6 +34,7 @@ NORM_GROUPS = 32  # everywhere: `normalization` of OpenAI's and LDM's code, the 
 # minutes for 2 seconds, in which a GPU copies 22 GB to its host, and a fault in four days.
 CHECKPOINT_MINUTES = 20.0
 STREAMS = 192  # 64 · 3: read once an epoch by up to 64 workers in powers of two
+LARGE = {"compile_network": True, "checkpoint_minutes": CHECKPOINT_MINUTES, "streams": STREAMS}
 GPUS = 8
 RATE_PER_IMAGE = 4.5e-6
 F4, F8, F8_VQ, F16 = (1, 2, 4), (1, 2, 4, 4), (1, 2, 2, 4), (1, 1, 2, 2, 4)
@@ -61,8 +62,7 @@ def published(steps: int, batch: int, rate: float, **changes: Any) -> dict[str, 
     numbers = {"total_steps": steps, "global_batch_size": batch, "learning_rate": rate, "final_lr_fraction": 1.0}
     numbers |= {"warmup_steps": 0, "betas": (0.9, 0.999), "weight_decay": 0.0, "ema_decay": 0.0, "precision": "bf16"}
     numbers |= {"log_every": 100, "checkpoint_every": 5000, "sample_every": 5000}
-    numbers |= {"compile_network": True, "checkpoint_minutes": CHECKPOINT_MINUTES, "streams": STREAMS}
-    return numbers | changes
+    return numbers | LARGE | changes
 
 
 class PaperAutoencoder(NamedTuple):
