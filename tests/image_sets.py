@@ -25,7 +25,7 @@ from components.data.shards import (
     split_of,
 )
 from components.data.sources.scenes import list_scenes
-from components.data.stream import Layout, Reader, Samples, Share
+from components.data.stream import Layout, RankReader, Samples, Share
 from components.data.tars import Group, write_shard
 from components.runtime.storage.store import Store
 
@@ -123,7 +123,7 @@ def read_rows(
 ) -> dict[str, np.ndarray]:
     """Rows of the steps [first, last) of a rank, all if no `place` is given; read in this process."""
     share = Share(batch, seed, STREAMS, last, first, **place)
-    return Reader(samples, share, layout=Layout.of(samples, share)).rows(first, last)
+    return RankReader(samples, share, layout=Layout.of(samples, share)).rows(first, last)
 
 
 def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray, *, compress: bool) -> None:

@@ -103,7 +103,7 @@ class Layout(NamedTuple):
         return cls(steps, tasks * steps, steps * share.rows * row_bytes)
 
 
-class Reader:
+class RankReader:
     """Makes the rows of a share, and holds the shards that are due. `threads` fetch, as many decode."""
 
     def __init__(self, samples: Samples, share: Share, *, layout: Layout, threads: int = 2) -> None:
@@ -194,7 +194,7 @@ def rank_batches(
     layout = Layout.of(samples, share)
     tasks = list(range(math.ceil((total_steps - start_step) / layout.task_steps)))
     dataset = ray.data.from_items(tasks, override_num_blocks=max(1, len(tasks))).map_batches(
-        Reader,
+        RankReader,
         fn_constructor_args=(samples, share),
         fn_constructor_kwargs={"layout": layout, "threads": threads},
         batch_size=1,

@@ -46,14 +46,14 @@ def plan(folder: str) -> dict[str, float]:
     """In a process of its own, so that its memory is known."""
     from components.data.decoded import ImageSamples
     from components.data.shards import View, load_index
-    from components.data.stream import Layout, Reader, Share
+    from components.data.stream import Layout, RankReader, Share
 
     memory = psutil.Process().memory_info().rss
     start, cpu = time.perf_counter(), time.process_time()
     index = load_index(folder)
     samples, steps = ImageSamples(index, View(64)), SAMPLES // BATCH
     share = Share(BATCH, 0, 192, steps * 9 // 2, start_step=steps * 3 // 2, world_size=8)
-    reader = Reader(samples, share, layout=Layout.of(samples, share))
+    reader = RankReader(samples, share, layout=Layout.of(samples, share))
     reader.order.locate(share.positions(share.start_step, share.start_step + 10))
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     megabytes = (psutil.Process().memory_info().rss - memory) / 2**20

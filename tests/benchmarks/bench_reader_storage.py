@@ -25,7 +25,7 @@ from components.data.decoded import ImageSamples
 from components.data.images import load_image
 from components.data.ingest import IngestConfig, ingest
 from components.data.shards import ShardIndex, View, read_shard
-from components.data.stream import Layout, Reader, Share
+from components.data.stream import Layout, RankReader, Share
 from components.runtime.storage.store import Store
 from tests.benchmarks.bench_reader import BATCH, READERS, Read, compared, ours, web_loader
 from tests.benchmarks.interleaving import Row, own_ray, row
@@ -123,7 +123,7 @@ def epoch_seconds(index: ShardIndex, resolution: int) -> tuple[float, float]:
     steps = index.train_samples // BATCH
     share = Share(BATCH, 0, 12, 2 * steps)
     layout = Layout.of(samples, share)
-    reader = Reader(samples, share, layout=layout, threads=1)
+    reader = RankReader(samples, share, layout=layout, threads=1)
     for epoch in (0, 1):
         start = time.perf_counter()
         for step in range(epoch * steps, (epoch + 1) * steps, layout.block_steps):

@@ -18,7 +18,7 @@ from werkzeug.serving import make_server
 from components.data.decoded import ImageSamples
 from components.data.shards import View, load_index
 from components.data.sources.webdataset import TarFacts, TarResharder, TarSurvey, list_tars
-from components.data.stream import Layout, Reader, Share
+from components.data.stream import Layout, RankReader, Share
 from components.runtime.storage.store import Store
 from pipelines.command.data import default_samples
 from tests.benchmarks.photos import DIFFERENT, photo
@@ -154,7 +154,7 @@ def test_sixteen_readers_are_sent_what_the_order_says_before_tars_are_written_ag
         server.take()
         for rank in range(READERS):
             share = Share(BATCH, 0, STREAMS, index.train_samples // BATCH, rank=rank, world_size=READERS)
-            reader = Reader(samples, share, layout=Layout.of(samples, share))
+            reader = RankReader(samples, share, layout=Layout.of(samples, share))
             for step in range(share.total_steps):
                 positions.append(reader.rows(step, step + 1)["position"])
             first = set(reader.order.locate(share.positions(0, share.total_steps)).shards.tolist())

@@ -10,7 +10,7 @@ from components.data import stream
 from components.data.decoded import ImageSamples
 from components.data.listing import ShardError
 from components.data.shards import ShardIndex, View
-from components.data.stream import Layout, Reader, Share
+from components.data.stream import Layout, RankReader, Share
 from components.runtime.storage.store import Store
 from tests.counted_files import counted_files
 from tests.image_sets import number_of, write_set
@@ -18,12 +18,12 @@ from tests.image_sets import number_of, write_set
 VIEW = View(resolution=8)
 
 
-def reader_of(index: ShardIndex, batch: int = 16, **place: int) -> Reader:
+def reader_of(index: ShardIndex, batch: int = 16, **place: int) -> RankReader:
     samples, share = ImageSamples(index, VIEW), Share(batch, 5, 12, 10**6, **place)
-    return Reader(samples, share, layout=Layout.of(samples, share))
+    return RankReader(samples, share, layout=Layout.of(samples, share))
 
 
-def epochs(index: ShardIndex, reader: Reader, number: int, *, steps: int = 3) -> list[np.ndarray]:
+def epochs(index: ShardIndex, reader: RankReader, number: int, *, steps: int = 3) -> list[np.ndarray]:
     """Numbers of the images of the first epochs of a rank, block by block."""
     last = number * index.train_samples // reader.share.global_batch_size
     blocks = range(0, last, steps)
