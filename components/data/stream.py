@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import ray
@@ -94,7 +94,7 @@ class Layout(NamedTuple):
     block_bytes: int
 
     @classmethod
-    def of(cls, samples: Samples, share: Share) -> "Layout":
+    def of(cls, samples: Samples, share: Share) -> Self:
         """The cut of so many steps into blocks of a fair size and a bounded number of tasks."""
         row_bytes = sum(column.nbytes for column in samples.empty(1).values())
         steps = max(1, min(BLOCK_ROWS, BLOCK_BYTES // row_bytes) // share.rows)

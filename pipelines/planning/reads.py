@@ -78,7 +78,7 @@ def reads_title(sizes: Sequence[int]) -> str:
 def reads_table(rows: Sequence[Reads]) -> Table:
     """A table with a row for each training, and a column for each number of workers."""
     counts = sorted({count for row in rows for count in row.often})
-    table = table_of("training", ("streams", *(f"{count} workers" for count in counts)))
+    table = table_of("training", ("streams", *(f"{count} worker{'s' * (count > 1)}" for count in counts)))
     for row in rows:
         cells = [f"{row.often[n]:.2f}, {readable_bytes(row.held[n])}" if n in row.often else "" for n in counts]
         table.add_row(row.stage, str(row.streams), *cells)

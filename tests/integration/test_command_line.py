@@ -181,7 +181,7 @@ def test_a_plan_says_how_often_large_tars_are_read_and_how_to_write_smaller_ones
     assert done.returncode == 0, done.stderr
     said = done.stdout[done.stdout.index("10 tars of 1.0 GB, read where they are") :]
     rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.strip()}
-    assert rows["training"] == ["streams", "1", "workers", "8", "workers", "64", "workers"]
+    assert rows["training"] == ["streams", "1", "worker", "8", "workers", "64", "workers"]
     often = [float(cell.rstrip(",")) for cell in rows["upsampler_256"][1::3]]
     assert often[0] == 1 < often[1] < often[2]
     assert "warning: 64 workers of" in said
