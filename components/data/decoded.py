@@ -6,6 +6,7 @@ Shapes: N samples, n of them requested, H = W = resolution, L text_length.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import ClassVar
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -161,6 +162,8 @@ class ImageSamples:
     condition member or a degradation also `condition_image` uint8 (n, H, W, 3), with a degradation `task` int64 (n,);
     arrays of the set are float16 under their names.
     """
+
+    decoded: ClassVar[bool] = False
 
     index: ShardIndex
     view: View

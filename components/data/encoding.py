@@ -34,7 +34,7 @@ from components.data.shards import (
     write_array,
 )
 from components.data.tars import IMAGE_SUFFIXES, Group, write_shard
-from components.data.tokens import TokenSet, write_tokens
+from components.data.tokens import TokenSet, describe_tokens, write_tokens
 from components.models.autoencoder import Autoencoder
 from components.models.bundle import DESCRIPTION, ModelBundle, describe_bundle, load_bundle
 from components.runtime.execution import Resources, node_threads
@@ -261,8 +261,9 @@ class TokenEncoder:
             image = from_uint8(torch.from_numpy(samples.image[start : start + size]).to(self.device))
             parts.append(rearrange(self.network.tokenize(image), "n h w -> n (h w)").cpu().numpy())
         split = np.array(samples.split, dtype=str)
-        data = write_tokens(TokenSet(samples.key, np.concatenate(parts), samples.label, samples.text, split))
-        write_part(self.files, job.name, job.name, data)
+        tokens = TokenSet(samples.key, np.concatenate(parts), samples.label, samples.text, split)
+        facts = describe_tokens(tokens, job.name).model_dump()
+        write_part(self.files, job.name, job.name, write_tokens(tokens), tokens=facts)
 
 
 def token_names(index: ShardIndex) -> list[str]:

@@ -1,21 +1,24 @@
-"""Tokens: a Parquet file for each shard of images, read whole, checked, and served by rank.
+"""Tokens: a Parquet file for each shard of images, checked, and read as shards of the training stream.
 
-A set of images may come with a second set, the condition: tokens of other images of the same keys (depth maps,
-small images), made by a tokenizer of their own.
+A set of images may come with a second set, the condition: tokens of the same images' depth maps or smaller sizes, made
+by a tokenizer of their own, with the same samples in the same files. A file is small (a few kilobytes a sample) and
+read whole, so that its sha256 holds for all that is read.
 
-Shapes: N samples, T tokens an image, L text_length, M tokens of a condition image, m = global batch / ranks.
+Shapes: n samples, T tokens an image, L text_length, M tokens of a condition image.
 """
 
+import hashlib
 import io
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.configuration.config import Config
 from components.data.listing import ShardError, TokensError
-from components.data.order import permutation
 from components.data.shards import Split
 from components.runtime.storage.artifact import Artifact
 
@@ -24,13 +27,22 @@ HELD_OUT = 2048  # images for previews and the final evaluation
 
 
 class TokenSet(NamedTuple):
-    """Samples in canonical order."""
+    """Samples of a file, in the order of the shard."""
 
     key: tuple[str, ...]
-    tokens: np.ndarray  # (N, T) int64
-    label: np.ndarray  # (N,) int64
-    text: np.ndarray  # (N, L) int64
-    split: np.ndarray  # (N,) str
+    tokens: np.ndarray  # (n, T) int32
+    label: np.ndarray  # (n,) int64
+    text: np.ndarray  # (n, L) int32
+    split: np.ndarray  # (n,) str
+
+
+class TokenFile(Config):
+    """A file of tokens in the artifact's metadata."""
+
+    name: str
+    samples: int
+    train_samples: int
+    keys: str  # sha256 of the samples' keys, in order
 
 
 def write_tokens(samples: TokenSet) -> bytes:
@@ -48,44 +60,27 @@ def write_tokens(samples: TokenSet) -> bytes:
 
 
 def parse_tokens(data: bytes, name: str) -> TokenSet:
-    """Samples of a token shard. Raises ShardError, with `name`, for a file that is no token shard."""
+    """Samples of a token file. Raises ShardError, with `name`, for a file that is none."""
     try:
-        table = pq.read_table(io.BytesIO(data), columns=list(COLUMNS))
+        table = pq.read_table(io.BytesIO(data), columns=list(COLUMNS), use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise ShardError(f"token shard {name} can't be read ({error}); delete it and run the stage again") from error
-    return TokenSet(
-        tuple(table["key"].to_pylist()),
-        np.array(table["tokens"].to_pylist(), dtype=np.int64).reshape(table.num_rows, -1),
-        table["label"].to_numpy(),
-        np.array(table["text"].to_pylist(), dtype=np.int64).reshape(table.num_rows, -1),
-        np.array(table["split"].to_pylist(), dtype=str),
-    )
+        raise ShardError(f"token file {name} can't be read ({error}); delete it and run the stage again") from error
+    lists = (table[column].combine_chunks() for column in ("tokens", "text"))
+    tokens, text = (each.flatten().to_numpy().reshape(-1, each.type.list_size) for each in lists)
+    split = np.array(table["split"].to_pylist(), dtype=str)
+    return TokenSet(tuple(table["key"].to_pylist()), tokens, table["label"].to_numpy(), text, split)
 
 
-def select_split(samples: TokenSet, split: Split) -> TokenSet:
-    """The samples of a split, in canonical order."""
-    (chosen,) = np.nonzero(samples.split == split)
-    return TokenSet(tuple(samples.key[i] for i in chosen), *(field[chosen] for field in samples[1:]))
+def describe_tokens(samples: TokenSet, name: str) -> TokenFile:
+    """Counts and keys of a file, for the artifact."""
+    keys = hashlib.sha256("\n".join(samples.key).encode()).hexdigest()
+    trained = int((samples.split == "train").sum())
+    return TokenFile(name=name, samples=len(samples.key), train_samples=trained, keys=keys)
 
 
-def aligned_tokens(samples: TokenSet, other: TokenSet) -> np.ndarray:
-    """Tokens (N, M) of the condition images `other`, matched by key, in the order of `samples`.
-    Raises TokensError, naming an image, if images lack condition tokens."""
-    places = {key: place for place, key in enumerate(other.key)}
-    missing = [key for key in samples.key if key not in places]
-    if missing:
-        raise TokensError(
-            f"{len(missing)} of {len(samples.key)} images have no condition tokens, {missing[0]} among them: "
-            "make both from the same images"
-        )
-    return other.tokens[[places[key] for key in samples.key]]
-
-
-def read_tokens(tokens: Artifact) -> TokenSet:
-    """All samples of a tokens artifact, in canonical order. Raises ShardError or ArtifactError for damage."""
-    parts = [parse_tokens(tokens.read(name), name) for name in tokens.metadata["names"]]
-    keys = tuple(key for part in parts for key in part.key)
-    return TokenSet(keys, *(np.concatenate([part[field] for part in parts]) for field in range(1, 5)))
+def token_files(tokens: Artifact) -> list[TokenFile]:
+    """Files of a tokens artifact, in the order of the set."""
+    return [TokenFile.model_validate(file) for file in tokens.metadata["shards"]]
 
 
 def check_tokenizer(tokens: Artifact, *, codebook_size: int, grid: Sequence[int]) -> None:
@@ -103,72 +98,105 @@ def check_tokenizer(tokens: Artifact, *, codebook_size: int, grid: Sequence[int]
         )
 
 
-def check_condition(condition: Artifact | None, *, wanted: bool) -> None:
-    """Raise TokensError, in a line, for condition tokens that are missing, or present but not `wanted`."""
+def check_condition(tokens: Artifact, condition: Artifact | None, *, wanted: bool) -> None:
+    """Raise TokensError, in a line, for condition tokens that do not fit; reads no file.
+    They are missing, present but not `wanted`, or of other images."""
     if wanted and condition is None:
         raise TokensError("the recipe conditions on another image, but no condition tokens are given")
-    if condition is not None and not wanted:
+    if condition is None:
+        return
+    if not wanted:
         raise TokensError("condition tokens are given, but condition is not among the recipe's conditions")
+    ours, theirs = token_files(tokens), token_files(condition)
+    other = next((own.name for own, their in zip(ours, theirs, strict=False) if own.keys != their.keys), None)
+    if other is not None:
+        raise TokensError(f"the condition tokens of {other} are of other images: make both from the same images")
+    if len(ours) != len(theirs):
+        raise TokensError(
+            f"{len(ours)} files of tokens, {len(theirs)} of condition tokens: make both from the same images"
+        )
 
 
-def check_aligned(tokens: Artifact, condition: Artifact) -> None:
-    """Raise TokensError, in a line, if condition tokens are of other images. Reads both sets whole."""
-    aligned_tokens(read_tokens(tokens), read_tokens(condition))
+class TokenShard:
+    """The samples of a split of a file, in memory; (n, ...) by column."""
+
+    def __init__(self, columns: dict[str, np.ndarray]) -> None:
+        self.columns = columns
+        self.nbytes = sum(column.nbytes for column in columns.values())
+
+    def fill(self, rows: dict[str, np.ndarray], where: np.ndarray, ordinals: np.ndarray) -> None:
+        """Set rows[column][where] to the samples `ordinals`, (n,)."""
+        for name, column in self.columns.items():
+            rows[name][where] = column[ordinals]
 
 
-def rank_tokens(tokens: Artifact, condition: Artifact | None = None, **place: Any) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of the training split, with `condition` (m, M) if given; for `place` see `token_batches`."""
-    samples = select_split(read_tokens(tokens), "train")
-    rows = None if condition is None else aligned_tokens(samples, read_tokens(condition))
-    return token_batches(samples, condition=rows, **place)
+class TokenSamples:
+    """The training samples of a set of tokens, for the training stream.
+
+    Columns, all int64: `tokens` (n, T), `label` (n,), `text` (n, L), `position` (n,); and `condition` (n, M), if
+    condition tokens are given.
+    """
+
+    decoded: ClassVar[bool] = True
+
+    def __init__(self, tokens: Artifact, condition: Artifact | None = None) -> None:
+        self.tokens, self.condition, self.files = tokens, condition, token_files(tokens)
+
+    @property
+    def counts(self) -> list[int]:
+        """Training samples of each file."""
+        return [file.train_samples for file in self.files]
+
+    def empty(self, rows: int) -> dict[str, np.ndarray]:
+        """Columns for so many rows."""
+        widths = {"tokens": math.prod(self.tokens.metadata["grid"])}
+        widths["text"] = self.tokens.metadata["text"]["text_length"]
+        if self.condition is not None:
+            widths["condition"] = math.prod(self.condition.metadata["grid"])
+        columns = {name: np.zeros((rows, width), np.int64) for name, width in widths.items()}
+        return columns | {name: np.zeros(rows, np.int64) for name in ("label", "position")}
+
+    def open(self, shard: int) -> TokenShard:
+        """The training samples of a file. Raises ShardError or ArtifactError for damage."""
+        return read_split(self.tokens, self.condition, number=shard, split="train")
+
+    def complete(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The rows as they are."""
+        return rows
+
+
+def read_split(tokens: Artifact, condition: Artifact | None, *, number: int, split: Split) -> TokenShard:
+    """The samples of a split of the file `number`, verified.
+    Raises ShardError or ArtifactError for damage."""
+    samples = read_tokens(tokens, number)
+    chosen = samples.split == split
+    columns = {name: getattr(samples, name)[chosen] for name in ("tokens", "label", "text")}
+    if condition is not None:
+        columns["condition"] = read_tokens(condition, number).tokens[chosen]
+    return TokenShard(columns)
+
+
+def read_tokens(tokens: Artifact, number: int) -> TokenSet:
+    """The samples of the file `number` of a set. Raises ShardError or ArtifactError for damage."""
+    name = tokens.metadata["shards"][number]["name"]
+    return parse_tokens(tokens.read(name), name)
 
 
 def held_out_tokens(tokens: Artifact, condition: Artifact | None = None) -> dict[str, np.ndarray]:
-    """Columns of the first HELD_OUT held-out samples; of the whole set if none are held out."""
-    samples = read_tokens(tokens)
-    held_out = select_split(samples, "holdout")
-    chosen = held_out if held_out.key else samples
-    columns = {name: getattr(chosen, name)[:HELD_OUT] for name in ("tokens", "label", "text")}
-    if condition is not None:
-        columns["condition"] = aligned_tokens(chosen, read_tokens(condition))[:HELD_OUT]
-    return columns
-
-
-def token_batches(
-    samples: TokenSet,
-    *,
-    condition: np.ndarray | None = None,
-    global_batch_size: int,
-    rank: int,
-    world_size: int,
-    seed: int,
-    start_step: int,
-    total_steps: int,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Rank r's slices of the batches of steps [start_step, total_steps).
-
-    Columns: `tokens` (m, T), `label` (m,), `text` (m, L), `position` (m,), all int64; and `condition` (m, M), if the
-    condition tokens (N, M) of the samples are given. Position p is sample p mod N of the permutation of epoch p div N:
-    each epoch serves each sample exactly once. Pass the training split.
-
-    Raises ValueError for a batch that does not divide, or an empty set.
-    """
-    count, share = len(samples.key), global_batch_size // world_size
-    if not count or share * world_size != global_batch_size:
-        raise ValueError(f"{count} samples, global_batch_size {global_batch_size}, {world_size} workers do not fit")
-    orders: dict[int, np.ndarray] = {}
-    for step in range(start_step, total_steps):
-        position = np.arange(step * global_batch_size + rank, (step + 1) * global_batch_size, world_size)
-        epochs = {int(epoch) for epoch in position // count}
-        orders = {e: orders[e] if e in orders else permutation(count, key=(seed, e)) for e in sorted(epochs)}
-        chosen = np.array([orders[p // count][p % count] for p in position.tolist()])
-        yield {
-            "tokens": samples.tokens[chosen],
-            "label": samples.label[chosen],
-            "text": samples.text[chosen],
-            "position": position,
-            **({} if condition is None else {"condition": condition[chosen]}),
-        }
+    """Columns of the first HELD_OUT held-out samples; of training samples if none are held out.
+    Reads no more files than it takes."""
+    counts = [(file.samples - file.train_samples, file.train_samples) for file in token_files(tokens)]
+    split: Split = "holdout" if any(held_out for held_out, _ in counts) else "train"
+    shards, left = list[TokenShard](), HELD_OUT
+    for number, (held_out, trained) in enumerate(counts):
+        count = held_out if split == "holdout" else trained
+        if count and left > 0:
+            shards.append(read_split(tokens, condition, number=number, split=split))
+            left -= count
+    names = shards[0].columns
+    return {
+        name: np.concatenate([shard.columns[name] for shard in shards])[:HELD_OUT].astype(np.int64) for name in names
+    }
 
 
 def _matrix(values: np.ndarray, dtype: pa.DataType) -> pa.Array:

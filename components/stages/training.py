@@ -13,13 +13,7 @@ from components.data.held_out import held_out_arrays
 from components.data.images import Degradation
 from components.data.shards import BPE, View, check_member, load_index, read_bpe
 from components.data.stream import rank_batches
-from components.data.tokens import (
-    check_aligned,
-    check_condition,
-    check_tokenizer,
-    held_out_tokens,
-    rank_tokens,
-)
+from components.data.tokens import TokenSamples, check_condition, check_tokenizer, held_out_tokens
 from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
 from components.training.frozen import image_inputs
@@ -107,12 +101,9 @@ def train_on_images(config: Training, context: StageContext, images: Artifact, *
 def train_on_tokens(
     config: Training, context: StageContext, tokens: Artifact, *, tokenizer: Artifact | None, condition: Artifact | None
 ) -> Artifact:
-    """Trains on tokens, each rank on a share of the set; arguments and errors are as in `train_model`."""
-    metadata, grid, optimization = tokens.metadata, grid_of(tokens), config.optimization
-    check_condition(condition, wanted="condition" in config.needs().columns)
-    if condition is not None:
-        with context.pool() as pool:
-            pool.call(partial(check_aligned, tokens, condition))
+    """Trains on tokens in the order of the set; arguments and errors are as in `train_model`."""
+    metadata, grid, optimization, resources = tokens.metadata, grid_of(tokens), config.optimization, context.resources
+    check_condition(tokens, condition, wanted="condition" in config.needs().columns)
     dataset_info = DatasetInfo(
         num_classes=len(metadata["classes"]),
         condition=None if condition is None else grid_of(condition),
@@ -124,12 +115,13 @@ def train_on_tokens(
         check_tokenizer(tokens, codebook_size=network.codebook_size, grid=network.grid)
         load_tokenizer = partial(open_autoencoder, tokenizer)
     stream = partial(
-        rank_tokens,
-        tokens,
-        condition,
+        rank_batches,
+        TokenSamples(tokens, condition),
         global_batch_size=optimization.global_batch_size,
         seed=optimization.seed,
+        streams=optimization.streams,
         total_steps=optimization.total_steps,
+        threads=resources.reader_threads,
     )
     return run_training(
         config,

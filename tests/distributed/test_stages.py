@@ -46,7 +46,7 @@ def test_model_artifact_holds_all_that_its_readers_need(tokenizer: Artifact) -> 
 
 def test_tokens_are_those_of_the_kept_tokenizer(tokenizer: Artifact, tokens: Artifact, folder: Path, tmp_path: Path):
     network = load_bundle(tokenizer.download(tmp_path)).module
-    name = tokens.metadata["names"][0]
+    name = tokens.metadata["shards"][0]["name"]
     found = parse_tokens(tokens.read(name), name)
     index = load_index(images_artifact(folder).url("index.json"))
     images = read_split(index.model_copy(update={"shards": index.shards[:1]}), "train", View(16))

@@ -25,7 +25,6 @@ from components.configuration.sampling import CascadeSampling, DiffusionSampling
 from components.data import encoding
 from components.data.shards import BPE, INDEX
 from components.data.stream import rank_batches
-from components.data.tokens import rank_tokens
 from components.evaluation.agreement import AgreementConfig
 from components.evaluation.features import FeatureExtractor
 from components.evaluation.likelihood_study import LikelihoodConfig
@@ -131,8 +130,9 @@ def run_trainer(job: TrainingJob) -> bool:
         task = job.make_task(worker=ALONE)
         held_out = job.held_out()
         assert len(next(iter(held_out.values()))) > 0
-        assert job.stream.func in (rank_batches, rank_tokens)
-        if job.stream.func is rank_tokens:
+        assert job.stream.func is rank_batches
+        (samples,) = job.stream.args
+        if samples.decoded:
             next(job.stream(rank=0, world_size=1, start_step=0))
         summary = {"steps": 0.0, "ema_sigma_rel": 0.1} | task.evaluate({n: rows[:2] for n, rows in held_out.items()})
         previews = task.preview(held_out, 0)

@@ -10,17 +10,8 @@ from torch import Tensor
 
 from components.configuration.trainings import MaskedPriorTraining, PriorTraining
 from components.data.listing import TokensError
-from components.data.tokens import (
-    TokenSet,
-    check_aligned,
-    check_condition,
-    check_tokenizer,
-    held_out_tokens,
-    rank_tokens,
-    write_tokens,
-)
+from components.data.tokens import check_tokenizer
 from components.models.transformer import Transformer
-from components.runtime.storage.artifact import Artifact, commit_artifact, describe
 from components.runtime.storage.store import Store
 from components.training.batches import to_batch
 from components.training.loop import Batch
@@ -36,6 +27,7 @@ from tests.tiny_training import (
     prior_config,
     rows_at,
 )
+from tests.token_sets import token_set, write_token_set
 
 EVERYTHING: dict[str, Any] = {"conditions": ("label", "text", "condition"), "dropout": 0.0}
 
@@ -153,53 +145,8 @@ def test_the_kind_of_network_is_part_of_the_numbers() -> None:
         MaskedPriorTraining.model_validate(masked_prior_config().model_dump() | {"network": "transformer"})
 
 
-def tokens_artifact(root: Path, *, keys: range, width: int, first: int = 0) -> Artifact:
-    numbers = np.array(keys)
-    samples = TokenSet(
-        tuple(f"{number:03d}" for number in keys),
-        np.tile(first + numbers[:, None], (1, width)),
-        numbers % 3,
-        np.zeros((len(keys), 6), dtype=np.int64),
-        np.array(["holdout" if number % 10 == 0 else "train" for number in keys]),
-    )
-    store, data = Store(str(root)), write_tokens(samples)
-    store.write("files/a.parquet", data)
-    return commit_artifact(
-        store,
-        Artifact(
-            kind="tokens",
-            stage="tokens",
-            key="k",
-            files=(describe(data, "files/a.parquet"),),
-            metadata={"names": ["a.parquet"], "grid": [2, 2], "codebook_size": 512},
-        ),
-    )
-
-
-def test_condition_tokens_come_with_their_own_image_whatever_their_order(tmp_path: Path) -> None:
-    tokens = tokens_artifact(tmp_path / "tokens", keys=range(30), width=4)
-    condition = tokens_artifact(tmp_path / "condition", keys=range(40, -1, -1), width=2, first=1000)
-    check_condition(condition, wanted=True)
-    check_aligned(tokens, condition)
-    place = {"global_batch_size": 8, "world_size": 2, "seed": 5, "start_step": 2, "total_steps": 6}
-    for rank in range(2):
-        for batch in rank_tokens(tokens, condition, rank=rank, **place):
-            np.testing.assert_array_equal(batch["condition"], 1000 + batch["tokens"][:, :2])
-    held_out = held_out_tokens(tokens, condition)
-    assert held_out["tokens"][:, 0].tolist() == [0, 10, 20]
-    np.testing.assert_array_equal(held_out["condition"], 1000 + held_out["tokens"][:, :2])
-    assert "condition" not in held_out_tokens(tokens)
-
-
 def test_inputs_that_do_not_fit_are_named_in_one_line(tmp_path: Path) -> None:
-    tokens = tokens_artifact(tmp_path / "tokens", keys=range(30), width=4)
-    other = tokens_artifact(tmp_path / "other", keys=range(10, 40), width=2)
-    with pytest.raises(TokensError, match="10 of 30 images have no condition tokens, 000 among them"):
-        check_aligned(tokens, other)
-    with pytest.raises(TokensError, match="no condition tokens are given"):
-        check_condition(None, wanted=True)
-    with pytest.raises(TokensError, match="not among the recipe's conditions"):
-        check_condition(other, wanted=False)
+    tokens = write_token_set(Store(str(tmp_path)), [token_set(0, 30)])
     check_tokenizer(tokens, codebook_size=512, grid=(2, 2))
     with pytest.raises(TokensError, match="the tokens have a codebook of 512, the tokenizer one of 1024"):
         check_tokenizer(tokens, codebook_size=1024, grid=(2, 2))
