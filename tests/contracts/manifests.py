@@ -2,7 +2,9 @@
 
 import functools
 import json
+import os
 import pathlib
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,15 +17,15 @@ import yaml
 Manifest = dict[str, Any]
 
 CLOUDS = ("aws", "azure", "gcp")
-SERVICES, WHOLE_NODES = (
-    ("service", "service-gateway", "service-ingress"),
-    ("whole-node", "whole-node-efa", "whole-node-rdma"),
-)
-OVERLAYS = (*CLOUDS, "dev", "raycluster", *SERVICES, *WHOLE_NODES)
-KUBERAY = ["infra/kuberay/base", *(f"infra/kuberay/overlays/{name}" for name in OVERLAYS)]
+SERVICES = ("service", "service-gateway", "service-ingress")
+NODES = [f"infra/kuberay/overlays/{cloud}-{gpu}" for cloud in CLOUDS for gpu in ("a100", "h100")]
+OVERLAYS = (*CLOUDS, "dev", "raycluster", *SERVICES)
+KUBERAY = ["infra/kuberay/base", *(f"infra/kuberay/overlays/{name}" for name in OVERLAYS), *NODES]
 MLFLOW = ["infra/mlflow/base", *(f"infra/mlflow/overlays/{name}" for name in CLOUDS)]
 KUSTOMIZATIONS = [*KUBERAY, *MLFLOW, "infra/monitoring"]
-COMPONENTS = [f"infra/kuberay/components/{name}" for name in ("efa", "rdma", "whole-node")]
+PARTS, SCHEDULERS = ("efa", "rdma", "whole-node"), ("kueue", "volcano")  # of overlays; for users to add to any of them
+COMPONENTS = [f"infra/kuberay/components/{name}" for name in (*PARTS, *SCHEDULERS)]
+UNITS = {"m": 1e-3, "": 1, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 @functools.cache
@@ -37,6 +39,22 @@ def build(folder: pathlib.Path) -> list[Manifest]:
     if shutil.which("kustomize") is None:
         pytest.skip("kustomize is not installed")
     return list(yaml.safe_load_all(kustomize(folder)))
+
+
+def composed(repository: pathlib.Path, place: pathlib.Path, overlay: str, component: str) -> list[Manifest]:
+    """An overlay with one more component, as a user would add it."""
+    parts = {
+        key: [os.path.relpath(repository / path, place)]
+        for key, path in {"resources": overlay, "components": f"infra/kuberay/components/{component}"}.items()
+    }
+    (place / "kustomization.yaml").write_text(yaml.safe_dump(parts))
+    return build(place)
+
+
+def quantity(text: str | int) -> float:
+    """A quantity of Kubernetes as a number."""
+    number, unit = re.fullmatch(r"([\d.]+)(\w*)", str(text)).groups()
+    return float(number) * UNITS[unit]
 
 
 def closed(schema: Any) -> Any:
@@ -85,9 +103,9 @@ def custom_schemas() -> dict[str, jsonschema.Draft202012Validator]:
     """Validator of each kind in `schemas/`: all that is not Kubernetes' own."""
     texts = {file.stem: file.read_text() for file in (pathlib.Path(__file__).parent / "schemas").glob("*.json")}
     schemas = {name: closed(json.loads(text)) for name, text in texts.items()}
-    kuberay = schemas.pop("KubeRay")
-    shared = {"$defs": kuberay.pop("$defs")}
-    schemas |= {kind: schema | shared for kind, schema in kuberay.items() if not kind.startswith("$")}
+    several = schemas.pop("KubeRay") | schemas.pop("Kueue")
+    shared = {"$defs": several.pop("$defs")}
+    schemas |= {kind: schema | shared for kind, schema in several.items() if not kind.startswith("$")}
     return {kind: jsonschema.Draft202012Validator(schema) for kind, schema in schemas.items()}
 
 

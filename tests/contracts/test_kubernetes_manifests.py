@@ -13,6 +13,7 @@ from tests.contracts.manifests import (
     COMPONENTS,
     KUBERAY,
     KUSTOMIZATIONS,
+    PARTS,
     build,
     cluster_specs,
     custom_schemas,
@@ -20,6 +21,7 @@ from tests.contracts.manifests import (
     only,
     pod_templates,
     port_sources,
+    quantity,
     ray_resources,
 )
 
@@ -29,11 +31,10 @@ def test_every_kustomization_of_the_repository_is_tested(repository):
     assert sorted(found) == sorted([*COMPONENTS, *KUSTOMIZATIONS])
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
-def test_every_component_is_part_of_an_overlay(repository, component):
+def test_every_component_is_part_of_an_overlay_but_for_those_of_schedulers(repository):
     texts = [(repository / folder / "kustomization.yaml").read_text() for folder in KUBERAY]
-    parts = [part for text in texts for part in yaml.safe_load(text).get("components", [])]
-    assert f"../../components/{pathlib.Path(component).name}" in parts
+    parts = {pathlib.Path(part).name for text in texts for part in yaml.safe_load(text).get("components", [])}
+    assert parts == set(PARTS)
 
 
 @pytest.mark.parametrize("folder", KUSTOMIZATIONS)
@@ -166,6 +167,14 @@ def test_every_pod_is_unprivileged_sized_and_covered_by_a_network_policy(reposit
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
             assert all("valueFrom" in variable for variable in container.get("env", []))
+
+
+@pytest.mark.parametrize("folder", sorted(set(KUBERAY) - {"infra/kuberay/overlays/dev"}))
+def test_every_pod_of_ray_says_how_much_disk_it_takes_and_is_stopped_beyond(repository, folder):
+    for template in pod_templates(build(repository / folder)):
+        for container in template["spec"]["containers"]:
+            asked, most = (container["resources"][kind]["ephemeral-storage"] for kind in ("requests", "limits"))
+            assert 0 < quantity(asked) <= quantity(most)
 
 
 def test_the_namespace_denies_all_traffic_that_no_policy_names(repository):
