@@ -1,11 +1,13 @@
-"""Names of metrics: those that a dashboard asks for, and those that source code declares."""
+"""Names of metrics: those that a dashboard asks for, that source code declares, and that a node exports."""
 
 import ast
 import json
 import re
+import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
+from prometheus_client.parser import text_string_to_metric_families
 from ray.util.metrics import Metric
 
 SUFFIXES = {"Counter": ("_total",), "Gauge": ("",), "Histogram": ("_bucket", "_sum", "_count")}  # as Ray exports them
@@ -61,3 +63,25 @@ def pattern_of(name: ast.expr) -> str:
     if isinstance(name, ast.JoinedStr):
         return "".join(pattern_of(part) if isinstance(part, ast.Constant) else r"\w+" for part in name.values)
     return ""
+
+
+def series_at(agent: str) -> dict[str, set[str]]:
+    """Every series that a node's agent (host:port) exports now -> the labels that it has somewhere."""
+    found: dict[str, set[str]] = {}
+    text = urllib.request.urlopen(f"http://{agent}/metrics", timeout=30).read().decode()
+    for metric in text_string_to_metric_families(text):
+        for sample in metric.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+def lacking(wanted: list[Query], found: dict[str, set[str]]) -> list[str]:
+    """What queries ask for and nobody exports."""
+    metrics = [name for query in wanted for name in query.metrics if name not in found]
+    labels = [
+        f"{label} of {name}"
+        for query in wanted
+        for name in query.metrics & found.keys()
+        for label in query.labels - FROM_PROMETHEUS - found[name]
+    ]
+    return metrics + labels

@@ -1,6 +1,7 @@
 """The run's single recorder: an actor on the driver's node for reports of stages and workers.
 
-It keeps the log, of which the report draws curves, the state of the live table, and the only connection to MLflow.
+It keeps the log, of which the report draws curves, the state of the live table, trainings' gauges for Prometheus, and
+the only connection to MLflow.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.util.metrics import Gauge
 
 from components.runtime import events
 from components.runtime.events import MEASURES, measures_of
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
 EXPERIMENT = "image-cascade"
 STORE_SECONDS = 20.0  # between two writes to storage while a stage trains
 HELD = "checkpoint_hold_seconds"
+GAUGES = {name: measure.title for name, measure in MEASURES.items()} | {  # of a training -> title
+    "step": "steps taken",
+    "loss": "the last one reported",
+    "checkpoint_age_seconds": "since a log said that training was saved, or since its start",
+}
 
 
 @dataclass
@@ -37,6 +44,7 @@ class StageStatus:
     loss: float | None = None
     started: float | None = None
     finished: float | None = None
+    saved: float = field(default_factory=time.time)  # when a log told of a checkpoint, or the start
     note: str = ""
     warnings: tuple[str, ...] = ()  # all that came
     measures: dict[str, float] = field(default_factory=dict)  # of a training, as its last log has them
@@ -66,6 +74,7 @@ class RunRecorder(events.Recorder):
             self.log = self.tracker.log
         self.stages: dict[str, StageStatus] = {}
         self.warnings: list[str] = []
+        self.gauges = {name: Gauge(f"cascade_train_{name}", title, ("run", "stage")) for name, title in GAUGES.items()}
 
     def emit(self, event: events.Event) -> None:
         """Append an event to the log, which MLflow and the report read, and update the table."""
@@ -78,7 +87,8 @@ class RunRecorder(events.Recorder):
             case events.StageHeld(_, state, note):
                 status.state, status.note = state, note
             case events.StageStarted(root=root):
-                status.state, status.note, status.started = "running", "starting", time.time()
+                status.state, status.note = "running", "starting"
+                status.started = status.saved = time.time()
                 if root:
                     self._store(status.name)
                     status.measures = measures_of(list(stage_points(Store(root)).values()))  # of earlier tries
@@ -92,12 +102,15 @@ class RunRecorder(events.Recorder):
                 status.note, status.step, status.total, status.unit = "", step, total, unit
                 status.rate = status.rate if rate is None else rate
                 status.loss = status.loss if loss is None else loss
-                if unit == "step" and step == total:  # before the stage commits, and may be cached
-                    self._store(status.name)
+                if unit == "step":
+                    self._export(status)
+                    if step == total:  # before the stage commits, and may be cached
+                        self._store(status.name)
             case events.Metrics(values=values):
                 latest = {name: value for name, value in values.items() if name in MEASURES}
                 if HELD in latest:  # the cost of checkpoints is that of the whole training
                     latest[HELD] += status.measures.get(HELD, 0.0)
+                    status.saved = time.time()
                 status.measures |= latest
                 self._store(status.name, older_than=STORE_SECONDS)
             case events.Warning(stage, line):
@@ -105,6 +118,12 @@ class RunRecorder(events.Recorder):
                 status.warnings += (line,)
                 lines = [line for line in self.warnings if line.startswith(f"{stage}: ")]
                 self.log.append(events.Text(stage, "warnings.txt", "\n".join(lines)))  # all of them, for MLflow
+
+    def _export(self, status: StageStatus) -> None:
+        """Show a training's figures to Prometheus; again with each progress, as Ray forgets them in 20 s."""
+        figures = {"step": status.step, "loss": status.loss, "checkpoint_age_seconds": time.time() - status.saved}
+        for name, value in (status.measures | figures).items():
+            self.gauges[name].set(value, {"run": self.log.run, "stage": status.name})
 
     def snapshot(self) -> list[StageStatus]:
         return list(self.stages.values())

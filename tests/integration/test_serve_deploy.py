@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
 
 from components.serving.deployment import APPLICATION
 from tests.conftest import free_port
 from tests.local_cluster import ROOT, local_cluster
-from tests.metric_names import FROM_PROMETHEUS, Query, queries
+from tests.metric_names import Query, lacking, queries, series_at
 from tests.served_models import track_cascade
 from tests.tiny_cascade import write_cascade
 
@@ -151,15 +150,8 @@ def test_a_pod_that_goes_waits_for_what_is_called_as_its_script_says(service: Se
 
 
 def exported(service: Service) -> dict[str, set[str]]:
-    """Every series that the node's agent exports now -> the labels that it has somewhere."""
-    found: dict[str, set[str]] = {}
     (group,) = from_dashboard(service, "/api/prometheus/sd")
-    agent = group["targets"][0]  # autoscaler and dashboard follow
-    text = urllib.request.urlopen(f"http://{agent}/metrics", timeout=30).read().decode()
-    for metric in text_string_to_metric_families(text):
-        for sample in metric.samples:
-            found.setdefault(sample.name, set()).update(sample.labels)
-    return found
+    return series_at(group["targets"][0])  # the node's agent; autoscaler and dashboard follow
 
 
 def test_every_query_of_the_dashboard_finds_its_metrics_and_labels_even_when_nobody_asks_for_images(service: Service):
@@ -181,18 +173,6 @@ def wait_for_all(wanted: list[Query], service: Service) -> None:
     while missing := lacking(wanted, exported(service)):
         assert time.monotonic() < deadline, missing
         time.sleep(3)
-
-
-def lacking(wanted: list[Query], found: dict[str, set[str]]) -> list[str]:
-    """What queries ask for and nobody exports."""
-    metrics = [name for query in wanted for name in query.metrics if name not in found]
-    labels = [
-        f"{label} of {name}"
-        for query in wanted
-        for name in query.metrics & found.keys()
-        for label in query.labels - FROM_PROMETHEUS - found[name]
-    ]
-    return metrics + labels
 
 
 def test_a_client_whose_api_process_is_lost_is_told_to_come_back_and_can(service: Service):

@@ -84,6 +84,16 @@ def test_the_table_has_the_last_measures_and_all_seconds_of_checkpoints_those_of
     assert recorder.snapshot()[0].measures == pytest.approx({"mfu": 0.35, "checkpoint_hold_seconds": 3.5})
 
 
+def test_the_age_of_the_checkpoint_counts_from_the_log_that_tells_of_one(recorder: RunRecorder):
+    (status,) = recorder.snapshot()
+    started = status.saved
+    recorder.emit(events.Metrics("base", 1, {"loss": 1.0}))
+    recorder.emit(events.Progress("base", 1, 9))
+    assert status.saved == started == status.started
+    recorder.emit(events.Metrics("base", 2, {"loss": 1.0, "checkpoint_hold_seconds": 1.5}))
+    assert status.saved > started
+
+
 def test_a_worker_goes_on_when_the_recorder_is_gone():
     def gone(event: events.Event) -> None:
         raise RayActorError
