@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from tests.contracts.manifests import (
+    CLOUDS,
     COMPONENTS,
     KUBERAY,
     KUSTOMIZATIONS,
+    NODES,
     PARTS,
     build,
     cluster_specs,
@@ -167,6 +169,29 @@ def test_every_pod_is_unprivileged_sized_and_covered_by_a_network_policy(reposit
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
             assert all("valueFrom" in variable for variable in container.get("env", []))
+
+
+IDENTITIES = {  # cloud -> annotation of the service account, address on the node where keys are handed out
+    "aws": ("eks.amazonaws.com/role-arn", "169.254.170.23/32"),  # of EKS Pod Identity; IRSA and Azure ask on port 443
+    "azure": ("azure.workload.identity/client-id", None),
+    "gcp": ("iam.gke.io/gcp-service-account", "169.254.169.252/32"),
+}
+
+
+@pytest.mark.parametrize("folder", [*(f"infra/kuberay/overlays/{cloud}" for cloud in CLOUDS), *NODES])
+def test_every_pod_has_its_cloud_s_identity_and_reaches_what_hands_out_its_keys(repository, folder):
+    manifests, cloud = build(repository / folder), pathlib.Path(folder).name.partition("-")[0]
+    annotation, address = IDENTITIES[cloud]
+    assert only(manifests, "ServiceAccount", "cascade")["metadata"]["annotations"][annotation]
+    policies = [m["spec"] for m in manifests if m["kind"] == "NetworkPolicy"]
+    rules = [rule for spec in policies for rule in spec.get("egress", [])]
+    blocks = {peer["ipBlock"]["cidr"] for rule in rules for peer in rule["to"] if "ipBlock" in peer}
+    assert address is None or address in blocks
+    (spec,) = cluster_specs(manifests)
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        assert group["template"]["spec"]["serviceAccountName"] == "cascade"
+        labels = group["template"]["metadata"]["labels"]
+        assert labels.get("azure.workload.identity/use") == ("true" if cloud == "azure" else None)
 
 
 @pytest.mark.parametrize("folder", sorted(set(KUBERAY) - {"infra/kuberay/overlays/dev"}))
