@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from components.data.decoded import DecodedShard
+from components.data.held_out import SplitArrays, shard_arrays
 from components.data.ingest import train_bpe
 from components.data.parts import PartWriter, part_name
 from components.data.shards import (
@@ -20,6 +22,7 @@ from components.data.shards import (
     ShardEntry,
     ShardIndex,
     TextInfo,
+    View,
     load_index,
     save_index,
     split_of,
@@ -39,6 +42,11 @@ def image(number: int, *, resolution: int = 8) -> np.ndarray:
     pixels = np.full((resolution, resolution, 3), 127, np.uint8)
     pixels[..., 0], pixels[..., 1] = number % 256, number // 256
     return pixels
+
+
+def read_whole_shard(index: ShardIndex, entry: ShardEntry, view: View) -> SplitArrays:
+    """All usable samples of a shard, of both splits, in tar order. Raises ShardError."""
+    return shard_arrays(DecodedShard(index, entry, view, split=None))
 
 
 def number_of(pixels: np.ndarray) -> np.ndarray:

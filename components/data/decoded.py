@@ -45,8 +45,12 @@ class Images:
         mask_values: int,
         keep: bool,
     ) -> None:
-        self.files, self.keys, self.url, self.member = files, keys, url, member
-        self.resolution, self.mask_values = resolution, mask_values
+        self.files = files
+        self.keys = keys
+        self.url = url
+        self.member = member
+        self.resolution = resolution
+        self.mask_values = mask_values
         self._kept: np.ndarray | None = None  # (N, H, W, 3)
         if keep:  # else each image is used once before its shard is dropped
             self._kept = np.empty((len(files), resolution, resolution, 3), np.uint8)

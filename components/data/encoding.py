@@ -1,26 +1,28 @@
 """Sets made by frozen networks, a file for each shard: tokens, or images with arrays next to them.
 
-An actor pool of Ray Data holds a network in each actor. Parts have fixed names, numbered in the order of the index: a
-whole part of any earlier try is not made again. An encoded set has one tar for each tar, with images that may be
-smaller. It is a set like any other, with the same samples in the same shards: so the order of training is the same, and
-every reader of images reads it too.
+The workers of a `Pool` hold a network each and take a shard at a time, for a shard is one file: threads decode the next
+batch of images while the network is at one, and write a file while the next shard is read. Parts have fixed names,
+numbered in the order of the index: a whole part of any earlier try is not made again. An encoded set has one tar for
+each tar, with images that may be smaller. It is a set like any other, with the same samples in the same shards: so the
+order of training is the same, and every reader of images reads it too.
 
-Shapes: N samples of a shard, H = W = resolution, T tokens an image.
+Shapes: N samples of a shard, n of a batch, H = W = resolution, T tokens an image.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import ray.data
 import torch
 from einops import rearrange
 
+from components.configuration.optimization import Precision
 from components.data.decoded import DecodedShard
-from components.data.held_out import read_whole_shard
 from components.data.images import load_image
-from components.data.parts import WARN, Warn, part_name, whole_parts
+from components.data.parts import part_name
 from components.data.shards import (
     ArrayInfo,
     Member,
@@ -37,11 +39,10 @@ from components.data.tars import IMAGE_SUFFIXES, Group, write_shard
 from components.data.tokens import TokenSet, describe_tokens, write_tokens
 from components.models.autoencoder import Autoencoder
 from components.models.bundle import DESCRIPTION, ModelBundle, describe_bundle, load_bundle
-from components.runtime.execution import Resources, node_threads
-from components.runtime.pool import portable
+from components.runtime.pool import Later
 from components.runtime.storage.artifact import Artifact, Record, write_file, write_part, write_record
 from components.runtime.storage.store import Store
-from components.sampling.device import best_device, state_products
+from components.sampling.device import best_device, sampling_in
 from components.sampling.image_files import encode_png
 from components.sampling.images import from_uint8
 from components.sampling.model import most_at_once
@@ -55,64 +56,32 @@ class ShardJob(NamedTuple):
     shard: ShardEntry
 
 
-Worker = Callable[[ShardJob], None]  # reads the shard, writes the files of the part, and its record last
+def shard_jobs(index: ShardIndex, names: Sequence[str]) -> list[ShardJob]:
+    """A job for each shard, with the name of the part."""
+    return [ShardJob(*job) for job in zip(range(len(names)), names, index.shards, strict=True)]
 
 
-def process_shards(
-    make_worker: Callable[[], Worker],
-    index: ShardIndex,
-    names: list[str],
-    *,
-    files: Store,
-    resources: Resources,
-    warn: Warn = WARN,
-) -> Iterator[int]:
-    """Write the parts that `files` does not hold whole; yields the number of parts after each.
+def decoded_batches(shard: DecodedShard, *, threads: int) -> Iterator[np.ndarray]:
+    """Yields all images of a shard, uint8 (n, H, W, 3), as many as fit into a network's memory.
+    `threads` decode the next batch in the meantime. Raises ShardError for an image that can't be decoded."""
+    side, count = shard.image.resolution, len(shard.samples)
+    size = most_at_once(side)
+    with ThreadPoolExecutor(threads) as decoders:
 
-    Args:
-        make_worker: picklable; called in each actor before its first shard, in at most resources.num_actors.
-        names: of the parts, one for each shard.
-        warn: receives a line for each damaged file of an earlier try.
+        def decode(first: int) -> tuple[np.ndarray, list[Future[None]]]:
+            chosen = np.arange(first, min(first + size, count))
+            image = np.empty((len(chosen), side, side, 3), np.uint8)
+            cut = np.array_split(chosen, threads)
+            return image, [decoders.submit(shard.image.fill, image, part - first, part) for part in cut]
 
-    Raises ShardError for a shard that differs from the index.
-    """
-    whole = whole_parts(dict.fromkeys(names, ""), files=files, num_cpus=resources.cpus_per_core, warn=warn)
-    jobs = [ShardJob(*job) for job in zip(range(len(names)), names, index.shards, strict=True) if job[1] not in whole]
-    yield (done := len(names) - len(jobs))
-    for _ in _finished(make_worker, jobs, resources) if jobs else ():
-        yield (done := done + 1)
-
-
-class PoolActor:
-    """An actor of the pool. Jobs come as rows of text: Ray Data's blocks hold no objects of ours."""
-
-    def __init__(self, make_worker: Callable[[], Worker], resources: Resources) -> None:
-        torch.set_num_threads(node_threads(resources))
-        state_products("fp32")
-        self.make_worker = make_worker
-        self.work: Worker | None = None
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        if self.work is None:  # not before the first shard: Ray Data kills actors that still start when all is done
-            self.work = self.make_worker()
-        self.work(ShardJob(row["number"], row["name"], ShardEntry.model_validate_json(row["shard"])))
-        return {"name": row["name"]}
-
-
-def _finished(
-    make_worker: Callable[[], Worker], jobs: list[ShardJob], resources: Resources
-) -> Iterator[dict[str, Any]]:
-    portable(make_worker, what="what encodes shards")
-    rows = [job._asdict() | {"shard": job.shard.model_dump_json()} for job in jobs]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        PoolActor,
-        fn_constructor_args=(make_worker, resources),
-        compute=ray.data.ActorPoolStrategy(size=min(resources.num_actors, len(rows))),
-        num_cpus=resources.cpus_per_worker,
-        num_gpus=resources.gpus_per_worker,
-    )
-    dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
-    return dataset.iter_rows()
+        batches = map(decode, range(0, count, size))
+        coming = next(batches, None)
+        while coming is not None:
+            image, parts = coming
+            coming = next(batches, None)
+            for part in parts:
+                part.result()
+            yield image
 
 
 Rows = dict[str, np.ndarray]
@@ -128,6 +97,8 @@ class SetEncoder:
         load_encode: called once; makes the function that encodes batches of images; None: no arrays.
         resolution: of the images passed to that function.
         kept_resolution: of the images in the new set.
+        threads: that decode.
+        precision: of the networks.
     """
 
     def __init__(
@@ -135,17 +106,29 @@ class SetEncoder:
         index: ShardIndex,
         load_encode: Callable[[], Encode] | None,
         files: Store,
+        *,
         resolution: int,
         kept_resolution: int,
         first: int,
+        threads: int,
+        precision: Precision,
     ) -> None:
-        self.index, self.files, self.resolution, self.kept = index, files, resolution, kept_resolution
-        self.encode, self.first = None if load_encode is None else load_encode(), first
+        self.index = index
+        self.files = files
+        self.resolution = resolution
+        self.kept = kept_resolution
+        self.encode = None if load_encode is None else load_encode()
+        self.first = first
+        self.threads = threads
+        self.precision = precision
 
-    def __call__(self, job: ShardJob) -> None:
+    def __call__(self, job: ShardJob) -> Later:
         data = fetch_shard(self.index, job.shard)
         shard = DecodedShard(self.index, job.shard, View(self.resolution), split=None, data=data)
-        columns = self.arrays(shard)
+        return Later(partial(self.write, job, data, self.arrays(shard)))
+
+    def write(self, job: ShardJob, data: bytes, columns: Rows) -> None:
+        """Writes the tar of a shard, of the shard's bytes and the arrays, and a record."""
         nulls = {name: column[0] for name, column in columns.items() if name.startswith("null_")}
         arrays = {name: column for name, column in columns.items() if name not in nulls}
         files = []
@@ -162,15 +145,13 @@ class SetEncoder:
 
     def arrays(self, shard: DecodedShard) -> Rows:
         """The arrays of a shard's samples, (N, ...) by name, encoded in parts that fit into memory."""
-        count = len(shard.samples)
-        if self.encode is None or not count:
+        if self.encode is None or not shard.samples:
             return {}
-        parts, size = [], most_at_once(self.resolution)
-        for start in range(0, count, size):
-            chosen = np.arange(start, min(start + size, count))
-            image = np.empty((len(chosen), self.resolution, self.resolution, 3), np.uint8)
-            shard.image.fill(image, np.arange(len(chosen)), chosen)
-            parts.append(self.encode({"image": image, "label": shard.labels[chosen], "text": shard.text[chosen]}))
+        parts, first = [], 0
+        with sampling_in(self.precision, best_device()):
+            for image in decoded_batches(shard, threads=self.threads):
+                own = slice(first, first := first + len(image))
+                parts.append(self.encode({"image": image, "label": shard.labels[own], "text": shard.text[own]}))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def sample(self, group: Group, arrays: Rows) -> dict[str, bytes | str]:
@@ -183,22 +164,10 @@ class SetEncoder:
         return {"__key__": group.key, **members, **{f"{name}.npy": write_array(row) for name, row in arrays.items()}}
 
 
-def encode_set(
-    index: ShardIndex,
-    load_encode: Callable[[], Encode] | None,
-    *,
-    files: Store,
-    resolution: int,
-    kept_resolution: int,
-    resources: Resources,
-    warn: Warn = WARN,
-) -> Iterator[int]:
-    """Write the missing tars of an encoded set; yields the number of tars after each.
-    For the arguments see `SetEncoder` and `process_shards`. Raises ShardError for a shard that differs from the
-    index."""
+def set_encoder(index: ShardIndex, load_encode: Callable[[], Encode] | None, **how: Any) -> Callable[[], SetEncoder]:
+    """Maker of the workers for a set, picklable; for the arguments see `SetEncoder`."""
     first = next((number for number, shard in enumerate(index.shards) if shard.samples), 0)
-    make_encoder = partial(SetEncoder, index.header, load_encode, files, resolution, kept_resolution, first)
-    return process_shards(make_encoder, index, part_names(index), files=files, resources=resources, warn=warn)
+    return partial(SetEncoder, index.header, load_encode, first=first, **how)
 
 
 def commit_set(
@@ -245,49 +214,50 @@ def _checked(bundle: ModelBundle) -> Autoencoder:
 
 
 class TokenEncoder:
-    """A worker of the pool: reads a shard of images and writes the token file whole."""
+    """A worker of the pool: reads a shard of images and writes the token file whole.
 
-    def __init__(self, index: ShardIndex, tokenizer: Artifact, files: Store, member: Member) -> None:
-        self.index, self.files, self.member = index, files, member
+    Args:
+        member: of each sample, the image that is encoded.
+        threads: that decode.
+        precision: of the network.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        tokenizer: Artifact,
+        files: Store,
+        *,
+        member: Member = "image",
+        threads: int = 2,
+        precision: Precision = "fp32",
+    ) -> None:
+        self.index = index
+        self.files = files
+        self.member = member
+        self.threads = threads
+        self.precision = precision
         self.device = best_device()
         self.network = open_autoencoder(tokenizer)
         self.network.to(self.device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
-    def __call__(self, job: ShardJob) -> None:
-        samples = read_whole_shard(self.index, job.shard, View(self.network.resolution, self.member))
-        size = most_at_once(self.network.resolution)
-        parts = []
-        for start in range(0, len(samples.key), size):
-            image = from_uint8(torch.from_numpy(samples.image[start : start + size]).to(self.device))
-            parts.append(rearrange(self.network.tokenize(image), "n h w -> n (h w)").cpu().numpy())
-        split = np.array(samples.split, dtype=str)
-        tokens = TokenSet(samples.key, np.concatenate(parts), samples.label, samples.text, split)
-        facts = describe_tokens(tokens, job.name).model_dump()
-        write_part(self.files, job.name, job.name, write_tokens(tokens), tokens=facts)
+    def __call__(self, job: ShardJob) -> Later:
+        shard = DecodedShard(self.index, job.shard, View(self.network.resolution, self.member), split=None)
+        tokens = [np.zeros((0, math.prod(self.network.grid)), np.int32)]
+        with sampling_in(self.precision, self.device):
+            for image in decoded_batches(shard, threads=self.threads):
+                codes = self.network.tokenize(from_uint8(torch.from_numpy(image).to(self.device)))
+                tokens.append(rearrange(codes, "n h w -> n (h w)").cpu().numpy())
+        keys, split = tuple(sample.key for sample in shard.samples), np.array(shard.splits, dtype=str)
+        samples = TokenSet(keys, np.concatenate(tokens), shard.labels, shard.text, split)
+        return Later(partial(self.write, job.name, samples))
+
+    def write(self, name: str, samples: TokenSet) -> None:
+        """Writes the file of a shard's samples, and a record."""
+        write_part(self.files, name, name, write_tokens(samples), tokens=describe_tokens(samples, name).model_dump())
 
 
 def token_names(index: ShardIndex) -> list[str]:
     """File names with the stems of the shards, numbered: two folders may hold tars of the same name."""
     stems = [shard.url.rpartition("/")[2].partition(".")[0] for shard in index.shards]
     return [f"{number:06d}-{stem}.parquet" for number, stem in enumerate(stems)]
-
-
-def encode_shards(
-    index: ShardIndex,
-    tokenizer: Artifact,
-    *,
-    files: Store,
-    resources: Resources,
-    member: Member = "image",
-    warn: Warn = WARN,
-) -> Iterator[int]:
-    """Write the missing token files of a set; yields the number of files after each.
-
-    Args:
-        member: the member of each sample that is encoded.
-        warn: as in `process_shards`.
-
-    Raises ShardError for a shard that its index does not match.
-    """
-    make_encoder = partial(TokenEncoder, index.header, tokenizer, files, member)
-    return process_shards(make_encoder, index, token_names(index), files=files, resources=resources, warn=warn)

@@ -38,7 +38,7 @@ def read_split(index: ShardIndex, split: Split, view: View, *, limit: int | None
     count = 0
     for entry in index.shards:
         shard = DecodedShard(index, entry, view, split=split)
-        parts.append(_arrays(shard, None if limit is None else limit - count))
+        parts.append(shard_arrays(shard, None if limit is None else limit - count))
         count += len(parts[-1].key)
         if count == limit:
             break
@@ -82,12 +82,7 @@ def joined_words(parts: Sequence[Words]) -> Words:
     return Words(np.concatenate(labels), tuple(chain.from_iterable(captions)))
 
 
-def read_whole_shard(index: ShardIndex, entry: ShardEntry, view: View) -> SplitArrays:
-    """All usable samples of a shard, of both splits, in tar order. Raises ShardError."""
-    return _arrays(DecodedShard(index, entry, view, split=None))
-
-
-def _arrays(shard: DecodedShard, limit: int | None = None) -> SplitArrays:
+def shard_arrays(shard: DecodedShard, limit: int | None = None) -> SplitArrays:
     """The first samples of a shard, at most `limit`."""
     samples = shard.samples[:limit]
     return SplitArrays(

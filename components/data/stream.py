@@ -113,7 +113,9 @@ class RankReader:
     """Makes the rows of a share, and holds the shards that are due. `threads` fetch, as many decode."""
 
     def __init__(self, samples: Samples, share: Share, *, layout: Layout, threads: int = 2) -> None:
-        self.samples, self.share, self.layout = samples, share, layout
+        self.samples = samples
+        self.share = share
+        self.layout = layout
         self.order = Order(samples.counts, seed=share.seed, streams=share.streams)
         self.shards: OrderedDict[int, Future[Shard]] = OrderedDict()  # used last: last
         self.fetching, self.filling = ThreadPoolExecutor(threads), ThreadPoolExecutor(threads)

@@ -9,12 +9,13 @@ import json
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
-from components.configuration.config import Config
-from components.data.encoding import commit_set, encode_set, part_names
+from components.configuration.config import Config, Since
+from components.configuration.optimization import Precision
+from components.data.encoding import commit_set, part_names, set_encoder, shard_jobs
 from components.data.shards import BPE, INDEX, load_index, read_bpe
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact, FileEntry, read_records, upload_attempt
@@ -39,12 +40,11 @@ class PrecomputeConfig(Config):
     columns: tuple[Column, ...] = ()  # arrays of each sample
     resolution: int = Field(ge=1)  # side of the images that encoders see
     kept_resolution: int | None = Field(None, ge=1)  # side of the images that are kept; None: resolution
+    precision: Annotated[Precision, Since("fp32")] = "fp32"  # bf16 on GPUs: of the networks that make the columns
 
-    @model_validator(mode="after")
-    def _named_once(self) -> Self:
+    def _check(self) -> None:
         if len({*self.columns}) < len(self.columns):
             raise ValueError(f"columns name one twice: {', '.join(self.columns)}")
-        return self
 
     @property
     def kept(self) -> int:
@@ -74,9 +74,12 @@ def precompute(
     makers = {name: maker.identity for name in columns if (maker := maker_of(name, **models)) is not None}
     encoders = encoders_of(config, bpe=read_bpe(index), **models)
     sizes = {"resolution": config.resolution, "kept_resolution": config.kept}
+    how = {"threads": context.resources.reader_threads, "precision": config.precision}
     load = partial(ColumnEncoder, encoders, config.columns) if encoders else None
-    for done in encode_set(index, load, files=files, resources=context.resources, warn=context.warn, **sizes):
-        context.recorder.emit(events.Progress(context.stage, done, len(index.shards), "shard"))
+    make_encoder, jobs = set_encoder(index, load, files=files, **sizes, **how), shard_jobs(index, part_names(index))
+    with context.pool() as pool:
+        for done, _ in enumerate(pool.finish(make_encoder, jobs, files=files), 1):
+            context.recorder.emit(events.Progress(context.stage, done, len(jobs), "shard"))
     files.write(BPE, read_bpe(index).encode())
     records = read_records(files, part_names(index))
     encoded = commit_set(index, records, files, kept_resolution=config.kept, made_by=makers)

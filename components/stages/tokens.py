@@ -2,12 +2,14 @@
 
 import math
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 import torch
 
-from components.configuration.config import Config
-from components.data.encoding import describe_autoencoder, encode_shards, token_names
+from components.configuration.config import Config, Since
+from components.configuration.optimization import Precision
+from components.data.encoding import TokenEncoder, describe_autoencoder, shard_jobs, token_names
 from components.data.shards import BPE, Member, check_member, load_index, read_bpe
 from components.data.tokens import TokenFile, parse_tokens
 from components.evaluation.codebook import codebook_use
@@ -20,11 +22,12 @@ CODES_FROM = 100_000  # images whose codes say how the codebook is used, of file
 
 
 class TokensConfig(Config):
-    """Choice of the image member to encode; the tokenizer decides the tokens."""
+    """Choice of the image member to encode, and of the precision; the tokenizer decides the tokens."""
 
     stage_version = 2  # counts and keys of each file, for readers that hold no whole set
 
     member: Member = "image"  # what of each sample is the image: itself, its depth map or its mask
+    precision: Annotated[Precision, Since("fp32")] = "fp32"  # bf16 on GPUs: several times as fast; some codes differ
 
 
 def tokenize_images(config: TokensConfig, context: StageContext, *, images: Artifact, tokenizer: Artifact) -> Artifact:
@@ -37,15 +40,16 @@ def tokenize_images(config: TokensConfig, context: StageContext, *, images: Arti
     """
     network, index, files = describe_autoencoder(tokenizer), load_index(images.url("index.json")), context.files_store
     check_member(index, config.member)
-    names, place = token_names(index), {"files": files, "resources": context.resources, "warn": context.warn}
-    for done in encode_shards(index, tokenizer, member=config.member, **place):
-        context.recorder.emit(events.Progress(context.stage, done, len(names), "shard"))
-    files.write(BPE, read_bpe(index).encode())
-    records = read_records(files, names)
-    shards = [TokenFile.model_validate(record.facts["tokens"]) for record in records]
-    sample = names[:: math.ceil(max(1, sum(shard.samples for shard in shards)) / CODES_FROM)]
+    names, how = token_names(index), {"threads": context.resources.reader_threads, "precision": config.precision}
+    make_encoder = partial(TokenEncoder, index.header, tokenizer, files, member=config.member, **how)
     with context.pool() as pool:
+        for done, _ in enumerate(pool.finish(make_encoder, shard_jobs(index, names), files=files), 1):
+            context.recorder.emit(events.Progress(context.stage, done, len(names), "shard"))
+        records = read_records(files, names)
+        shards = [TokenFile.model_validate(record.facts["tokens"]) for record in records]
+        sample = names[:: math.ceil(max(1, sum(shard.samples for shard in shards)) / CODES_FROM)]
         summary = pool.call(partial(use_of_codes, files, sample, codebook_size=network.codebook_size))
+    files.write(BPE, read_bpe(index).encode())
     context.recorder.emit(events.Metrics(context.stage, len(names), summary))
     metadata = {
         "shards": [shard.model_dump() for shard in shards],

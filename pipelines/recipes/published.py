@@ -16,6 +16,7 @@ from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.precompute import Column, PrecomputeConfig, TextEncoderConfig
 from components.stages.samples import SamplesConfig
+from components.stages.tokens import TokensConfig
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, ImageToImageRecipe
 from pipelines.recipes.published_networks import AUTOENCODERS, LARGE, PAPER_CLASSIFIERS, PAPER_DIFFUSION
 from pipelines.recipes.shapes import OneModelRecipe, RecipeRow, SharedParts, TokenBranchRecipe
@@ -47,7 +48,8 @@ def token_branch(
     """The recipe of a transformer over the tokens of a published autoencoder."""
     prior = prior.replace(precision="bf16", **LARGE)
     sampling = sampling.replace(compile_decoding=True)
-    return own_images(**images).token_branch(name, AUTOENCODERS[tokenizer].training, prior, sampling)
+    tokens = TokensConfig(precision="bf16")
+    return own_images(**images).token_branch(name, AUTOENCODERS[tokenizer].training, prior, sampling, tokens=tokens)
 
 
 def diffusion_branch(
@@ -71,7 +73,8 @@ def diffusion_branch(
     makers: dict[Column, object] = {"latents": autoencoder, "text_states": text_encoder}
     columns = tuple(column for column, maker in makers.items() if maker is not None)
     model = PAPER_DIFFUSION[base]
-    once = PrecomputeConfig(columns=columns, resolution=resolution, kept_resolution=model.data.resolution)
+    once = PrecomputeConfig(
+        columns=columns, resolution=resolution, kept_resolution=model.data.resolution, precision="bf16")
     return own_images(resolution, **images).branch(
         name, model, DiffusionBranchSampling(
             base=sampling, classifier=None if guide is None else ClassifierSampling(guidance_scale=guide[1]),

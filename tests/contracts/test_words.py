@@ -12,7 +12,7 @@ GONE = {  # what stood, as a pattern -> what stands in its place
     r"\blet_others_go_first\b": "set_idle_priority",
     r"\byields\s*[=:]\s*(bool|True|False)": "low_priority",
     r"(?<!\.)\bbeside\s*=": "concurrent_trainings",
-    r"\bwork_off\b": "process_shards",
+    r"\bwork_off\b": "finish",
     r"\bwhat_it_came_to\b": "collect_result",
     r"\bbring_text_encoder\b": "import_text_encoder",
     r"\bpainter\b": "CascadeModel",

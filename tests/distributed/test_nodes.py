@@ -17,11 +17,9 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from components.data.encoding import ShardJob, process_shards
 from components.runtime.events import Recorder
 from components.runtime.execution import Resources, node_threads
 from components.runtime.pool import Pool
-from components.runtime.storage.artifact import write_part
 from components.runtime.storage.store import Store
 from components.training.launch import train
 from components.training.loop import Arrays
@@ -29,7 +27,6 @@ from components.training.parallel import Worker
 from components.training.results import ModelDescription
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.worker import TrainingJob
-from tests.image_sets import write_set
 from tests.tiny_training import DATASET_INFO, diffusion_config, rows_at
 from tests.warm_workers import warm_environment
 
@@ -79,10 +76,6 @@ def trained(place: Store) -> list[dict[str, int]]:
     return [json.loads(place.read(f"rank-{rank}")) for rank in range(2)]
 
 
-def shard_worker(place: Store) -> Callable[[ShardJob], None]:
-    return lambda job: write_part(place, job.name, job.name, json.dumps(threads_here()).encode())
-
-
 def pool_of_parts(resources: Resources) -> list[dict[str, int]]:
     with Pool(resources) as pool:
         return list(pool.map(part_worker, [0, 1, 2]))
@@ -110,10 +103,8 @@ def main(folder: Path) -> None:
         resources = Resources(threads=None, gpus_per_worker=float("GPU" in node["Resources"]))
         cpus = int(node["Resources"].get("CPU", 0))
         found[f"node of {cpus}"] = ray.get([ask.remote(resources), ask.remote(Resources(threads=7))])
-    index, names = write_set(Store(str(folder / "set")), sizes=(4, 4, 4)), ["shard-0", "shard-1", "shard-2"]
-    large = RESOURCES.replace(cpus_per_worker=SMALL + 1)  # one actor may do all shards while the other one starts
-    assert list(process_shards(partial(shard_worker, place), index, names, files=place, resources=large))[-1] == 3
-    found["working"] = [*(json.loads(place.read(name)) for name in names), *pool_of_parts(large), *trained(place)]
+    large = RESOURCES.replace(cpus_per_worker=SMALL + 1)  # one worker may do all parts while the other one starts
+    found["working"] = [*pool_of_parts(large), *trained(place)]
     (folder / "found.json").write_text(json.dumps(found))
     ray.shutdown()
     cluster.shutdown()
@@ -147,12 +138,12 @@ def test_a_node_says_itself_how_many_threads_a_worker_has_there(found: dict[str,
     assert found[f"node of {WITH_GPUS}"] == [max(1, min(CORES, WITH_GPUS) // 2), 7]  # by its GPUs
 
 
-def test_workers_of_trainings_and_of_both_pools_have_the_threads_of_their_node(found: dict[str, Any]) -> None:
+def test_workers_of_trainings_and_of_the_pool_have_the_threads_of_their_node(found: dict[str, Any]) -> None:
     working = found["working"]
-    assert len(working) == 3 + 3 + 2
+    assert len(working) == 3 + 2
     for worker in working:
         assert worker["threads"] == min(CORES, worker["cpus"])
-    assert all(max(worker["cpus"] for worker in kind) > SMALL for kind in (working[:3], working[3:6], working[6:]))
+    assert all(max(worker["cpus"] for worker in kind) > SMALL for kind in (working[:3], working[3:]))
 
 
 if __name__ == "__main__":

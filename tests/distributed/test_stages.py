@@ -1,11 +1,12 @@
 """The token branch, stage after stage, on one small cluster."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from components.data.encoding import encode_shards, token_names
+from components.data.encoding import TokenEncoder, shard_jobs, token_names
 from components.data.held_out import read_split
 from components.data.shards import View, load_index
 from components.data.tokens import parse_tokens
@@ -59,8 +60,11 @@ def test_finished_shards_are_not_encoded_again(tokenizer: Artifact, tokens: Arti
     files = Store(str(folder / "half"))
     kept, *lost = token_names(index)
     write_part(files, kept, kept, b"kept as it is")
-    done = list(encode_shards(index, tokenizer, files=files, resources=context.resources))
-    assert done == [1, 2, 3]
+    with context.pool() as pool:
+        done = pool.finish(
+            partial(TokenEncoder, index.header, tokenizer, files), shard_jobs(index, [kept, *lost]), files=files
+        )
+        assert sorted(job.name for job in done) == sorted([kept, *lost])
     assert files.read(kept) == b"kept as it is"
     assert all(files.read(name) == tokens.read(name) for name in lost)
 

@@ -2,13 +2,15 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from components.data.encoding import encode_set, part_names
+from components.data.encoding import part_names, set_encoder, shard_jobs
 from components.data.shards import INDEX, load_index, read_bpe
 from components.runtime.execution import Resources
+from components.runtime.pool import Pool
 from components.runtime.storage.artifact import Artifact, write_part
 from components.runtime.storage.store import Store
 from components.sampling.frozen_text import contrastive_text, sample_image_embeddings
@@ -67,8 +69,10 @@ def test_shards_that_were_encoded_before_are_not_encoded_again(contrastive: Arti
     load = partial(ColumnEncoder, encoders_of(CONFIG, bpe=read_bpe(index), contrastive=contrastive), COLUMNS)
     kept, *_ = part_names(index)
     write_part(half, kept, "shard-000000.tar", b"kept as it is")
-    done = encode_set(index, load, files=half, resolution=16, kept_resolution=16, resources=Resources())
-    assert list(done) == [1, 2, 3]
+    how: Any = {"resolution": 16, "kept_resolution": 16, "threads": 1, "precision": "fp32"}
+    with Pool(Resources()) as pool:
+        jobs = shard_jobs(index, part_names(index))
+        assert len(list(pool.finish(set_encoder(index, load, files=half, **how), jobs, files=half))) == 3
     first, *lost = (shard.url for shard in load_index(encoded.url(INDEX)).shards)
     assert half.read(first) == b"kept as it is"
     assert all(half.read(name) == made.read(name) for name in lost)

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import pytest
 
-from components.data.held_out import read_whole_shard
 from components.data.shards import View, load_index
 from tests.hub_server import hub
-from tests.image_sets import number_of, write_parquet
+from tests.image_sets import number_of, read_whole_shard, write_parquet
 from tests.in_process import Done, in_process
 from tests.integration.conftest import FEW, SHOWN, settings
 from tests.refusals import assert_refused

@@ -12,12 +12,12 @@ import pytest
 import ray
 from PIL import Image
 
-from components.data.held_out import read_split, read_whole_shard
+from components.data.held_out import read_split
 from components.data.ingest import IngestConfig, ingest
 from components.data.listing import DataError, ShardError, SourceError
 from components.data.shards import ShardIndex, View, load_index
 from components.runtime.storage.store import Store
-from tests.image_sets import image, number_of, png, write_idx, write_set, write_tar
+from tests.image_sets import image, number_of, png, read_whole_shard, write_idx, write_set, write_tar
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

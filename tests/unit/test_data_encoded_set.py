@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,11 +50,12 @@ def encode(
     kept: int = RESOLUTION,
     made_by: dict[str, str] | None = None,
 ) -> ShardIndex:
-    """The set as the stage's actors encode it, without any."""
+    """The set as the stage's workers encode it, without any."""
     files = Store(str(folder))
-    encoder = SetEncoder(index, load, files, RESOLUTION, kept, 0)
+    how: Any = {"kept_resolution": kept, "first": 0, "threads": 2, "precision": "fp32"}
+    encoder = SetEncoder(index, load, files, resolution=RESOLUTION, **how)
     for number, (name, shard) in enumerate(zip(part_names(index), index.shards, strict=True)):
-        encoder(ShardJob(number, name, shard))
+        encoder(ShardJob(number, name, shard)).finish()
     files.write(BPE, read_bpe(index).encode())
     records = read_records(files, part_names(index))
     return commit_set(index, records, files, kept_resolution=kept, made_by=made_by or {})

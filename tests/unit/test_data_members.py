@@ -8,7 +8,7 @@ import pytest
 
 from components.data.decoded import ImageSamples
 from components.data.encoding import ShardJob, TokenEncoder
-from components.data.held_out import held_out_arrays, read_split, read_whole_shard
+from components.data.held_out import held_out_arrays, read_split
 from components.data.images import load_depth, load_image, load_mask
 from components.data.listing import ShardError
 from components.data.shards import Member, ShardEntry, ShardIndex, View, check_member, load_index
@@ -19,7 +19,7 @@ from components.runtime.storage.store import Store
 from components.sampling.images import from_uint8
 from components.stages.training import train_model
 from tests.distributed.runs import context_of, images_artifact
-from tests.image_sets import read_rows, rewrite, write_scenes, write_set
+from tests.image_sets import read_rows, read_whole_shard, rewrite, write_scenes, write_set
 from tests.tiny_cascade import commit_model, write_models
 from tests.tiny_training import autoencoder_config
 
@@ -109,8 +109,8 @@ def test_a_stage_refuses_a_set_without_the_member_before_anything_trains(tmp_pat
 @pytest.mark.parametrize("member", ["depth", "mask"])
 def test_the_tokens_of_a_member_are_those_of_its_images(scenes: ShardIndex, tmp_path: Path, member: Member) -> None:
     folder, files = write_models(tmp_path / "models")["tokenizer"], Store(str(tmp_path / "tokens"))
-    encoder = TokenEncoder(scenes, commit_model(tmp_path, "autoencoder", "key", folder), files, member)
-    encoder(ShardJob(0, "x.parquet", scenes.shards[0]))
+    encoder = TokenEncoder(scenes, commit_model(tmp_path, "autoencoder", "key", folder), files, member=member)
+    encoder(ShardJob(0, "x.parquet", scenes.shards[0])).finish()
     found = parse_tokens(files.read("x.parquet"), "x.parquet")
     images = read_whole_shard(scenes, scenes.shards[0], View(16, member=member))
     expected = load_bundle(folder).module.tokenize(from_uint8(images.image)).flatten(1)

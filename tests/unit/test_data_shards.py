@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.data.held_out import WordReader, joined_words, read_split, read_whole_shard
+from components.data.held_out import WordReader, joined_words, read_split
 from components.data.listing import ShardError, SourceError
 from components.data.shards import ShardIndex, View, load_index, read_shard, save_index, split_of
 from components.data.tars import iterate_shard
 from components.runtime.storage.store import Store
-from tests.image_sets import number_of, tar_of, write_set
+from tests.image_sets import number_of, read_whole_shard, tar_of, write_set
 
 
 @pytest.fixture

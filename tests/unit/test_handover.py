@@ -22,7 +22,6 @@ from torch import nn
 
 import components.stages
 from components.configuration.sampling import CascadeSampling, DiffusionSampling, RestorationSampling
-from components.data import encoding
 from components.data.shards import BPE, INDEX
 from components.data.stream import rank_batches
 from components.evaluation.agreement import AgreementConfig
@@ -107,15 +106,6 @@ class SimulatedPool(Pool):
             return sent(sent(function)())
 
 
-def process_shards(make_worker: Any, jobs: list[Any], resources: Resources) -> Iterator[Any]:
-    del resources
-    with working():
-        work = sent(make_worker)()
-        for job in jobs:
-            work(sent(job))
-    yield from jobs
-
-
 def read_pieces(work: Any, pieces: Sequence[str], *, num_cpus: float) -> Iterator[tuple[int, str]]:
     del num_cpus
     with working():
@@ -152,7 +142,6 @@ def simulated() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Module, "load_state_dict", load)
         patch.setattr(StageContext, "pool", lambda self: SimulatedPool(self.resources, warn=self.warn))
-        patch.setattr(encoding, "_finished", process_shards)
         for module in ("ingest", "parts"):
             patch.setattr(f"components.data.{module}.run_pieces", read_pieces)
         patch.setattr(launch, "run_trainer", run_trainer)
