@@ -156,11 +156,16 @@ class StepModel:
             column: `latents` or `tokens` of an autoencoder; `image_embedding`, `text_states` or `text_embedding` of a
                 contrastive encoder.
         """
+        with counting() as counter:
+            self.encode(column, 1)
+        return counter.get_total_flops()
+
+    @torch.no_grad()
+    def encode(self, column: str, samples: int) -> None:
+        """Have the finished network make a column, named as for `encoding_flops`, of so many samples."""
         methods = {"tokens": "tokenize", "latents": "to_latents", "image_embedding": "encode_image"}
         encode = getattr(self.network, methods.get(column, "encode_text"))
-        with counting() as counter, torch.no_grad():
-            encode(self.batch(1)["image" if column in methods else "text"])
-        return counter.get_total_flops()
+        encode(self.batch(samples)["image" if column in methods else "text"])
 
     def loaded_task(self) -> Any:
         """The task with its perceptual network, which only a step needs."""

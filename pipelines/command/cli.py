@@ -11,6 +11,7 @@ from rich.logging import RichHandler
 
 from pipelines.command import model, sample, translate
 from pipelines.command.options import (
+    Fastest,
     Force,
     From,
     Name,
@@ -80,6 +81,7 @@ def run(
     cluster: Annotated[
         str | None, typer.Option(help="What its autoscaler will make of the cluster that is joined: gpus=8,cpus=64.")
     ] = None,
+    fastest: Fastest = None,
 ) -> None:
     """Train the whole cascade, sample it, register it and write a report.
 
@@ -101,7 +103,7 @@ def run(
     options = driver.RunOptions(
         recipe=recipe, set=set_, storage=storage, tracking=tracking, profile=profile, name=name, run=run_name,
         only=only, from_=from_, until=until, force=force, verbose=verbose, profile_steps=profile_steps,
-        cluster=cluster, promote=promote)
+        cluster=cluster, promote=promote, fastest=fastest)
     # fmt: on
     if plan:
         show_plan(options, [], Console())
@@ -117,12 +119,14 @@ def plan_command(
     profile: ProfileName = "auto",
     cluster: Annotated[
         list[str],
-        typer.Option(help="How this cluster would be shared, though it is not here: gpus=64,cpus=512. Repeatable."),
+        typer.Option(
+            help="How this cluster would be shared, though it is not here: gpus=64,cpus=512,network=efa. Repeatable."
+        ),
     ] = [],  # noqa: B006
     gpu: Annotated[str | None, typer.Option(help="What that costs on such GPUs: a100, h100, h200, l4 or l40s.")] = None,
     price: Annotated[float | None, typer.Option(help="Of an hour of one of them, in any currency.")] = None,
     mfu: Annotated[
-        float | None, typer.Option(help="Share of their peak in bf16 that is used: 0.35 if left out.")
+        float | None, typer.Option(help="Share of their peak in bf16 that matrix products reach: 0.45 if left out.")
     ] = None,
     images: Annotated[
         int | None, typer.Option(help="How many the set has, for stages that go through it once.")
@@ -131,14 +135,15 @@ def plan_command(
     from_: From = None,
     until: Until = None,
     force: Force = False,
+    fastest: Fastest = None,
 ) -> None:
     """Show each stage, its key, and whether it is cached; run nothing.
 
     With --cluster: workers and GPUs of each stage on a cluster that is not here; neither the source of the images nor
     storage is asked. The recipe `published` then stands for all those of papers.
 
-    With --gpu: what each stage costs there. Operations are counted; hours follow from --mfu, which nobody knows before
-    it is measured.
+    With --gpu: what each stage costs there, and each training on how many of them. Operations are counted, a step's
+    seconds modeled. A training takes the GPUs at the knee: the least product of hours and price.
 
     **Examples**
 
@@ -152,9 +157,11 @@ def plan_command(
     from pipelines.command.plan import Payment, show_plan
     from pipelines.engine import driver
 
+    # fmt: off
     options = driver.RunOptions(
-        recipe=recipe, set=set_, storage=storage, profile=profile, only=only, from_=from_, until=until, force=force
-    )
+        recipe=recipe, set=set_, storage=storage, profile=profile, only=only, from_=from_, until=until, force=force,
+        fastest=fastest)
+    # fmt: on
     show_plan(options, cluster, Console(), pay=Payment(gpu, price, mfu, images))
 
 

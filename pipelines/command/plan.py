@@ -12,10 +12,10 @@ from pipelines.engine.code_seen import changes_of_code
 from pipelines.engine.display import plan_table, say
 from pipelines.engine.provenance import code_line
 from pipelines.engine.session import on_cluster
-from pipelines.planning.cost import UTILIZATION, rate_of, stage_costs
-from pipelines.planning.cost_table import cost_notes, cost_overview, cost_table, heading, markdown
+from pipelines.planning.cost import stage_costs
+from pipelines.planning.cost_table import choices_table, cost_notes, cost_overview, cost_table, heading, markdown
 from pipelines.planning.preflight import check_shares
-from pipelines.planning.profiles import Cluster, Profile, load_profile, parse_cluster, this_machine
+from pipelines.planning.profiles import Cluster, Profile, gpu_named, load_profile, parse_cluster, this_machine
 from pipelines.planning.reads import reads_of, reads_table, reads_title, reads_warning, tars_in_place
 from pipelines.planning.shares import gpu_count, resource_rows, resource_table, share_cluster, trainings
 from pipelines.recipes.catalog import load_recipe
@@ -32,7 +32,7 @@ class Payment(NamedTuple):
 
     gpu: str | None = None  # its name
     price: float | None = None  # of an hour of one
-    mfu: float | None = None  # share of its peak that is used
+    mfu: float | None = None  # share of its peak that products reach
     images: int | None = None  # of the set
 
     def check(self, clusters: Sequence[str]) -> None:
@@ -45,6 +45,8 @@ class Payment(NamedTuple):
             raise UsageError("--gpu needs one --cluster, as --cluster gpus=64")
         if self.images is not None and self.images < 1:
             raise UsageError(f"--images must be at least 1, not {self.images}")
+        if self.price is not None and self.price < 0:
+            raise UsageError(f"--price must be at least 0, of an hour of one GPU, not {self.price:g}")
 
 
 UNPAID = Payment()
@@ -58,33 +60,35 @@ def show_plan(options: driver.RunOptions, clusters: Sequence[str], console: Cons
     if not clusters:
         show_keys(options, console)
         return
-    parsed, profile = [parse_cluster(text) for text in clusters], load_profile(options.profile)
+    parsed, profile = [parse_cluster(text) for text in clusters], load_profile(options.profile, fastest=options.fastest)
     whole = options.recipe == PUBLISHED
     if whole and (options.set or options.only or options.from_ or options.until):
         raise UsageError(f"--recipe {PUBLISHED} is all of them: --set, --only, --from and --until need one")
     recipes = [row() for row in PAPER_RECIPES.values()] if whole else [load_recipe(options.recipe, options.set)]
     workflows = [build_workflow(recipe) for recipe in recipes]
-    rate = None
     if pay.gpu is not None:
-        rate = rate_of(pay.gpu, utilization=UTILIZATION if pay.mfu is None else pay.mfu, price=pay.price)
+        gpu = gpu_named(pay.gpu, products=pay.mfu)
         if parsed[0].gpus == 0:
             raise UsageError("--gpu needs a cluster with GPUs, as --cluster gpus=64")
+        parsed = [parsed[0]._replace(gpu=gpu)]
     if whole or len(parsed) > 1:
-        many = (
-            overview(workflows, profile, parsed) if rate is None else cost_overview(workflows, profile, parsed[0], rate)
+        paid = (
+            cost_overview(workflows, profile, parsed[0], pay.price) if pay.gpu else overview(workflows, profile, parsed)
         )
-        say(console, "\n".join(many))
+        say(console, "\n".join(paid))
         return
     workflow, cluster = workflows[0], parsed[0]
     shares = share_cluster(workflow, profile, cluster, running=workflow.selected(options))
     check_shares(workflow, shares)
-    if rate is None or pay.gpu is None:
+    if pay.gpu is None:
         console.print(resource_table(workflow, profile, cluster, shares))
         return
-    costs = stage_costs(workflow, shares, rate, images=pay.images)
+    costs = stage_costs(workflow, shares, cluster, images=pay.images)
     console.width = max(console.width, WIDEST)
-    console.print(cost_table(costs, rate, gpu=pay.gpu, gpus=cluster.gpus), crop=False)
-    for line in cost_notes(workflow, shares, costs, rate, gpus=cluster.gpus):
+    console.print(cost_table(costs, cluster, pay.price), crop=False)
+    for stage in (workflow.by_name[name] for name in trainings(workflow) if name in shares):
+        console.print(choices_table(stage, workflow, profile, cluster, shares, pay.price), crop=False)
+    for line in cost_notes(workflow, shares, costs, cluster, pay.price):
         say(console, line)
 
 

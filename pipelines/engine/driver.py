@@ -52,6 +52,7 @@ class RunOptions(Selection):
     verbose: bool = False
     profile_steps: str | None = None  # of each training, recorded by torch.profiler, as 20:25
     cluster: str | None = None  # what a cluster will have that has less now, as gpus=8,cpus=64
+    fastest: bool | None = None  # or the cheapest; None: the profile's aim
     promote: events.Promote = "better"
 
 
@@ -85,7 +86,7 @@ class Prepared:
 def prepare(options: RunOptions) -> Prepared:
     """Load and check recipe, profile, storage and source, and plan.
     Raises UsageError, StoreError or SourceError, each one line, before anything starts."""
-    recipe, profile = load_recipe(options.recipe, options.set), load_profile(options.profile)
+    recipe, profile = load_recipe(options.recipe, options.set), load_profile(options.profile, fastest=options.fastest)
     name, root = cascade_name(recipe, options.name), Store(storage_uri(options.storage))
     workflow = build_workflow(recipe)
     root.check_writable()
@@ -188,7 +189,7 @@ def _share(prepared: Prepared, console: Console) -> dict[str, Resources]:
     space = space_of(workflow, prepared.planned)
     space.check(root=prepared.root, works=not on_cluster())
     present = start_ray(worker_start_timeout=profile.start_timeout, verbose=options.verbose)
-    cluster = future or present
+    cluster = present if future is None else future._replace(gpu=future.gpu or present.gpu)
     shares = share_cluster(workflow, profile, cluster, running=prepared.running)
     check_shares(workflow, shares)
     if on_cluster():

@@ -1,21 +1,18 @@
-"""Costs of a run on a cluster elsewhere: operations, hours, bytes and a price, stage by stage.
+"""Costs of a run on a cluster elsewhere, stage by stage, and the number of GPUs that pays.
 
-Operations are counted (`components.training.step_model`), hours follow from the peak of the GPU and from how much of it
-one expects to use, which no one knows before it is measured. What is not counted: samples and evaluation, a pretrained
-text encoder, the time to read images, to save and to start.
+Operations are counted (`components.training.step_model`), and a step's seconds modeled from counts (`step_time`).
+Not counted are samples and evaluation, a pretrained text encoder, the time to read images, to save and to start.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
 from components.configuration.optimization import OptimizationConfig, Training
 from components.configuration.trainings import AutoencoderTraining
-from components.configuration.usage import UsageError, nearest
 from components.runtime.execution import Resources
 from components.stages.precompute import PrecomputeConfig
 from components.stages.tokens import TokensConfig
-from components.training.reporting import PEAK_TFLOPS
 from components.training.step_model import StepModel
 from pipelines.planning.memory import (
     StepMemory,
@@ -28,39 +25,11 @@ from pipelines.planning.memory import (
     step_memory,
     tokens_of,
 )
-from pipelines.planning.shares import gpus_of
+from pipelines.planning.profiles import Aim, Cluster, Profile
+from pipelines.planning.step_time import StepTime, encoding_work, most_at_once, step_time
 from pipelines.workflow import Stage, Workflow
 
-UTILIZATION = 0.35  # of the peak: ADM reports 0.29 to 0.41 for its models on V100s (Dhariwal and Nichol, 2021, table 7)
 TOKEN_BYTES, ARRAY_BYTES, PIXEL_BYTES = 4, 2, 3  # of a token or word, of a number that was made before, of a pixel
-
-
-class GPU(NamedTuple):
-    """Figures of a GPU's data sheet, without sparsity."""
-
-    peak: float  # FLOP/s of dense matrix products in bf16
-    memory: float  # bytes
-
-
-# NVIDIA's data sheets and product pages of each; where they state the peak with sparsity, half of it.
-GPUS = {
-    "a100": GPU(PEAK_TFLOPS[("A100",)] * 1e12, 80e9),  # SXM or PCIe, 80 GB
-    "h100": GPU(PEAK_TFLOPS[("H100",)] * 1e12, 80e9),  # SXM; 1,979 with sparsity
-    "h200": GPU(PEAK_TFLOPS[("H200",)] * 1e12, 141e9),  # SXM; 1,979 with sparsity
-    "l4": GPU(PEAK_TFLOPS[("L4",)] * 1e12, 24e9),  # 242 with sparsity
-    "l40s": GPU(PEAK_TFLOPS[("L40S",)] * 1e12, 48e9),  # 733 with sparsity
-}
-
-
-class Rate(NamedTuple):
-    """Work and price of an hour of a GPU."""
-
-    gpu: GPU
-    utilization: float = UTILIZATION
-    price: float | None = None  # of an hour of one GPU, in whatever currency
-
-    def gpu_hours(self, flops: float) -> float:
-        return flops / (self.gpu.peak * self.utilization) / 3600
 
 
 class StageCost(NamedTuple):
@@ -75,32 +44,75 @@ class StageCost(NamedTuple):
     read: int | None  # bytes of samples before compression; None: the set's size is unknown
     written: int  # bytes of checkpoints and of what is left in the end
     step: StepMemory | None  # on each GPU; None: nothing is trained
+    time: StepTime | None  # of a step
     gpu_hours: float
     hours: float
 
 
-def rate_of(gpu: str, *, utilization: float = UTILIZATION, price: float | None = None) -> Rate:
-    """The rate of a GPU by name. Raises UsageError for an unknown GPU and numbers that can't be."""
-    if gpu not in GPUS:
-        raise UsageError(f"--gpu: unknown {gpu!r}{nearest(gpu, GPUS)}")
-    if not 0 < utilization <= 1:
-        raise UsageError(f"--mfu must be above 0 and at most 1, a share of the GPU's peak, not {utilization:g}")
-    if price is not None and price < 0:
-        raise UsageError(f"--price must be at least 0, of an hour of one GPU, not {price:g}")
-    return Rate(GPUS[gpu], utilization, price)
+class Choice(NamedTuple):
+    """Number of workers for a training, with the seconds of a step and the hours of all."""
+
+    workers: int
+    fits: bool  # True where the workers' memory holds a sample
+    time: StepTime
+    hours: float
+
+    @property
+    def worker_hours(self) -> float:
+        return self.workers * self.hours
+
+
+def choices(
+    stage: Stage, stages: Sequence[Stage], profile: Profile, cluster: Cluster, counts: Iterable[int]
+) -> list[Choice]:
+    """Choices of a training among numbers of workers, on a cluster whose GPU is known."""
+    model, gpus, made = model_of(stage, stages), float(profile.given(stage.name, "gpus_per_worker") or 1), []
+    for count in counts:
+        resources = profile.resources(stage.name, num_workers=count, gpus_per_worker=gpus)
+        fits = most_at_once(model, resources, cluster.known_gpu) > 0
+        time = training_time(stage, stages, resources, cluster)
+        made.append(Choice(count, fits, time, time.seconds * model.training.optimization.total_steps / 3600))
+    return made
+
+
+def chosen(made: Sequence[Choice], aim: Aim) -> Choice:
+    """The choice of an aim, among those that fit the memory if any does.
+    The knee has the least product of hours and price: beyond it a percent of the hours costs more than a percent of the
+    price, and twice the GPUs are taken only where they save 29 % of the time (1 - 1 / sqrt 2)."""
+    fitting = [choice for choice in made if choice.fits] or made
+    if aim == "fastest":
+        return min(fitting, key=lambda choice: (choice.hours, choice.worker_hours))
+    if aim == "cheapest":
+        return min(fitting, key=lambda choice: (choice.worker_hours, choice.hours))
+    return min(fitting, key=lambda choice: choice.worker_hours * choice.hours)
+
+
+def training_time(stage: Stage, stages: Sequence[Stage], resources: Resources, cluster: Cluster) -> StepTime:
+    """Seconds of a step of a training, in the mean over all steps what products need."""
+    model, makers = model_of(stage, stages), columns_of(stage)
+    frozen = [encoding_work(model_of(maker, stages), name) for name, maker in makers.items()]
+    flops = counted_flops(model).total / model.training.optimization.total_steps + frozen_flops(stage, stages)
+    return step_time(model, resources, cluster, frozen=frozen, flops=flops)
+
+
+def frozen_flops(stage: Stage, stages: Sequence[Stage]) -> int:
+    """Operations of the frozen networks that make columns of a training's batch."""
+    makers = columns_of(stage).items()
+    image = sum(encoding_flops(model_of(maker, stages), name) for name, maker in makers)
+    return image * model_of(stage, stages).training.optimization.global_batch_size
 
 
 def stage_costs(
-    workflow: Workflow, shares: Mapping[str, Resources], rate: Rate, *, images: int | None = None
+    workflow: Workflow, shares: Mapping[str, Resources], cluster: Cluster, *, images: int | None = None
 ) -> list[StageCost]:
-    """Costs of the counted stages of `shares`, in the workflow's order.
+    """Costs of the counted stages of `shares`, in the workflow's order, on a cluster whose GPU is known.
     `images`: of the set; None: unknown, and then the stages that go through it once are left out."""
     costs, stages = [], workflow.stages
     for stage in (stage for stage in stages if stage.name in shares):
         if isinstance(stage.config, Training):
-            costs.append(training_cost(stage, stages, shares[stage.name], rate, images=images))
+            costs.append(training_cost(stage, stages, shares[stage.name], cluster, images=images))
         elif isinstance(stage.config, TokensConfig | PrecomputeConfig) and images:
-            costs.append(encoding_cost(stage, stages, shares[stage.name], rate, images=images))
+            costs.append(encoding_cost(stage, stages, shares[stage.name], cluster, images=images))
     return costs
 
 
@@ -112,32 +124,32 @@ def checkpoints_of(optimization: OptimizationConfig, *, hours: float) -> int:
 
 
 def training_cost(
-    stage: Stage, stages: Sequence[Stage], resources: Resources, rate: Rate, *, images: int | None = None
+    stage: Stage, stages: Sequence[Stage], resources: Resources, cluster: Cluster, *, images: int | None = None
 ) -> StageCost:
     """Counts the cost of a training on the training's workers."""
     model = model_of(stage, stages)
-    optimization, own = model.training.optimization, counted_flops(model)
-    makers = {name: model_of(maker, stages) for name, maker in columns_of(stage).items()}
-    frozen = sum(encoding_flops(maker, name) for name, maker in makers.items()) * optimization.global_batch_size
-    flops = own.total + frozen * optimization.total_steps
-    gpu_hours, gpus = rate.gpu_hours(flops), gpus_of(resources)
-    checkpoints = checkpoints_of(optimization, hours=gpu_hours / gpus)
+    optimization, own, frozen = model.training.optimization, counted_flops(model), frozen_flops(stage, stages)
+    time, gpus = training_time(stage, stages, resources, cluster), resources.gpus_per_worker * resources.num_workers
+    hours = time.seconds * optimization.total_steps / 3600
     return StageCost(
         stage=stage.name,
         gpus=gpus,
         step_flops=own.step + frozen,
         frozen_flops=frozen,
         samples=optimization.global_batch_size,
-        flops=flops,
+        flops=own.total + frozen * optimization.total_steps,
         read=training_reads(stage, stages, images=images, workers=resources.num_workers),
-        written=checkpoints * checkpoint_bytes(model) + model_bytes(model),
-        step=step_memory(stage, stages, resources),
-        gpu_hours=gpu_hours,
-        hours=gpu_hours / gpus,
+        written=checkpoints_of(optimization, hours=hours) * checkpoint_bytes(model) + model_bytes(model),
+        step=step_memory(model, resources),
+        time=time,
+        gpu_hours=gpus * hours,
+        hours=hours,
     )
 
 
-def encoding_cost(stage: Stage, stages: Sequence[Stage], resources: Resources, rate: Rate, *, images: int) -> StageCost:
+def encoding_cost(
+    stage: Stage, stages: Sequence[Stage], resources: Resources, cluster: Cluster, *, images: int
+) -> StageCost:
     """Counts the cost of a stage in which frozen networks go through the set once."""
     if isinstance(stage.config, PrecomputeConfig):
         names = stage.config.columns
@@ -149,10 +161,16 @@ def encoding_cost(stage: Stage, stages: Sequence[Stage], resources: Resources, r
         grid = config.token_grid if isinstance(config, Training) else None
         assert grid is not None  # the stage makes tokens
         width = grid.height * grid.width * TOKEN_BYTES
-    flops = sum(encoding_flops(model_of(maker, stages), name) for name, maker in makers.items()) * images
-    gpu_hours, read = rate.gpu_hours(flops), images * PIXEL_BYTES * images_of(stages).resolution ** 2
-    written, gpus = images * width, gpus_of(resources)
-    return StageCost(stage.name, gpus, None, 0, images, flops, read, written, None, gpu_hours, gpu_hours / gpus)
+    models, gpu = {name: model_of(maker, stages) for name, maker in makers.items()}, cluster.known_gpu
+    flops = sum(encoding_flops(model, name) for name, model in models.items()) * images
+    moved = sum(encoding_work(model, name).moved.sample for name, model in models.items()) * images
+    gpu_hours = (flops / (gpu.peak * gpu.products) + moved / gpu.bandwidth) / 3600
+    gpus, read = (
+        resources.gpus_per_worker * resources.num_actors,
+        images * PIXEL_BYTES * images_of(stages).resolution ** 2,
+    )
+    costs = (flops, read, images * width, None, None, gpu_hours, gpu_hours / gpus)
+    return StageCost(stage.name, gpus, None, 0, images, *costs)
 
 
 counted_flops = cache(StepModel.training_flops)  # of a training, counted once

@@ -17,18 +17,20 @@ from components.configuration.optimization import Training
 from components.runtime.execution import Resources
 from components.runtime.storage.connection import readable_bytes
 from components.training.sharding import why_whole
-from pipelines.planning.cost import GPUS, Rate, StageCost, counted_flops, encoding_flops, longest_path, stage_costs
+from pipelines.planning.cost import StageCost, choices, counted_flops, encoding_flops, longest_path, stage_costs
 from pipelines.planning.memory import device_bytes, memory_warning, model_of, step_model
-from pipelines.planning.profiles import Cluster, Profile
-from pipelines.planning.shares import gpu_count, share_cluster, table_of, trainings
+from pipelines.planning.profiles import GPU, GPUS, Cluster, Profile
+from pipelines.planning.shares import gpu_count, share_cluster, table_of, trainings, worker_counts
+from pipelines.planning.step_time import StepTime, encoding_work, step_time
 from pipelines.recipes.published_networks import AUTOENCODERS, PAPER_DIFFUSION
 from pipelines.workflow import Stage, Workflow
 
 HOURS_A_DAY, SECONDS_A_DAY = 24, 24 * 3600
 COLUMNS = ("GPUs", "FLOP/step", "GPU-hours", "time", "read", "written", "memory", "activations", "a GPU", "price")
+TERMS = ("launches", "memory", "products", "network", "step, ms")
 HEADS = (
-    *("recipe", "training", "TFLOP/image", "published", "EFLOP", "GPU-hours", "hours"),
-    *("memory", "a sample", "samples", "activations", "a GPU", "price"),
+    *("recipe", "training", "TFLOP/image", "published", "EFLOP", "GPUs", *TERMS, "GPU-hours", "hours", "price"),
+    *("held", "a sample", "samples", "activations", "a GPU"),
 )
 MEMORY_HEADS = (
     *("recipe", "training", "weights", "gradients", "optimizer", "averages", "a GPU"),
@@ -55,10 +57,11 @@ GMACS = {
 }
 
 
-def cost_table(costs: Sequence[StageCost], rate: Rate, *, gpu: str, gpus: float) -> Table:
-    """A table of costs with a row for each stage, and the sum."""
-    peak = f"{100 * rate.utilization:g} % of {rate.gpu.peak / 1e12:,.0f} TFLOP/s in bf16"
-    table = table_of("stage", COLUMNS, title=f"{gpu_count(gpus)}: {gpu} at {peak}")
+def cost_table(costs: Sequence[StageCost], cluster: Cluster, price: float | None) -> Table:
+    """A table of costs with a row for each stage, and the sum. `price`: of an hour of a GPU."""
+    gpu = cluster.known_gpu
+    peak = f"{100 * gpu.products:g} % of {gpu.peak / 1e12:,.0f} TFLOP/s in bf16"
+    table = table_of("stage", COLUMNS, title=f"{gpu_count(cluster.gpus)}: {gpu.name}, products at {peak}")
     for cost in costs:
         step = cost.step
         table.add_row(
@@ -70,25 +73,58 @@ def cost_table(costs: Sequence[StageCost], rate: Rate, *, gpu: str, gpus: float)
             UNKNOWN if cost.read is None else readable_bytes(cost.read),
             readable_bytes(cost.written),
             *(("", "", "") if step is None else map(readable_bytes, (step.held, step.activations, step.total))),
-            money(cost.gpu_hours, rate),
+            money(cost.gpu_hours, price),
         )
     total = sum(cost.gpu_hours for cost in costs)
-    table.add_row("sum", "", "", readable(total), "", "", "", "", "", "", money(total, rate), style="bold")
+    table.add_row("sum", "", "", readable(total), "", "", "", "", "", "", money(total, price), style="bold")
     return table
 
 
+def choices_table(
+    stage: Stage,
+    workflow: Workflow,
+    profile: Profile,
+    cluster: Cluster,
+    shares: Mapping[str, Resources],
+    price: float | None,
+) -> Table:
+    """Hours and price of a training over its possible numbers of workers; the run's own is marked."""
+    factor, own = cluster.known_gpu.measured, shares[stage.name].num_workers
+    measured = "uncalibrated" if factor is None else f"{factor:.3g} times what is modeled, as measured"
+    table = table_of("workers", (*TERMS, "time", "GPU-hours", "price", "fits"), title=f"{stage.name}: {measured}")
+    counts = worker_counts(stage, cluster, least=1, most=int(cluster.gpus / (shares[stage.name].gpus_per_worker or 1)))
+    for choice in choices(stage, workflow.stages, profile, cluster, sorted({*counts, own})):
+        hours, mark = choice.worker_hours * shares[stage.name].gpus_per_worker, " *" if choice.workers == own else ""
+        cells = (*milliseconds(choice.time), span(choice.hours), readable(hours), money(hours, price))
+        table.add_row(f"{choice.workers}{mark}", *cells, "" if choice.fits else "no", style="bold" if mark else None)
+    return table
+
+
+def milliseconds(time: StepTime) -> list[str]:
+    """Cells under TERMS."""
+    return [readable(1000 * seconds) for seconds in (*time, time.seconds)]
+
+
 def cost_notes(
-    workflow: Workflow, shares: Mapping[str, Resources], costs: Sequence[StageCost], rate: Rate, *, gpus: float
+    workflow: Workflow,
+    shares: Mapping[str, Resources],
+    costs: Sequence[StageCost],
+    cluster: Cluster,
+    price: float | None,
 ) -> list[str]:
     """Lines below the table: hours and price of the longest path, stages left out, memory, precision."""
     stages, hours = longest_path(workflow, costs)
-    held, path = money(hours * gpus, rate), f"{' → '.join(stages)}, {span(hours)}"
-    whole = f"{readable(hours * gpus)} GPU-hours{f', {held}' if held else ''}"
-    lines = [f"Longest path: {path}; {gpu_count(gpus)} for that time: {whole}."]
+    held, path = money(hours * cluster.gpus, price), f"{' → '.join(stages)}, {span(hours)}"
+    whole = f"{readable(hours * cluster.gpus)} GPU-hours{f', {held}' if held else ''}"
+    lines = [
+        "A step takes the longer of launches (host) and memory + products (GPU), then the network that nothing hides. "
+        "* marks the run's own number; the knee has the least product of hours and price.",
+        f"Longest path: {path}; {gpu_count(cluster.gpus)} for that time: {whole}.",
+    ]
     counted = {cost.stage for cost in costs}
     if left_out := [stage.name for stage in workflow.stages if stage.name in shares and stage.name not in counted]:
         lines.append(f"Not counted: {', '.join(left_out)}.")
-    lines += memory_notes(workflow, shares, rate)
+    lines += memory_notes(workflow, shares, cluster.known_gpu)
     trained = trainings(workflow).items()
     if slow := [name for name, own in trained if name in counted and own.optimization.precision == "fp32"]:
         lines.append(f"In fp32 by their recipe, so slower than a share of bf16 says: {', '.join(slow)}.")
@@ -100,45 +136,49 @@ def cost_notes(
     return lines
 
 
-def memory_notes(workflow: Workflow, shares: Mapping[str, Resources], rate: Rate) -> list[str]:
+def memory_notes(workflow: Workflow, shares: Mapping[str, Resources], gpu: GPU) -> list[str]:
     """Trainings too large for a GPU, each with settings that help."""
     trained = [stage for stage in workflow.stages if stage.name in shares and isinstance(stage.config, Training)]
-    lines = (memory_warning(stage, workflow.stages, shares[stage.name], memory=rate.gpu.memory) for stage in trained)
+    lines = (memory_warning(stage, workflow.stages, shares[stage.name], memory=gpu.memory) for stage in trained)
     return [line for line in lines if line is not None]
 
 
-def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Cluster, rate: Rate) -> list[str]:
+def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Cluster, price: float | None) -> list[str]:
     """Trainings of several recipes as Markdown: costs, warnings, published compute, memory of each GPU.
     The first column of numbers is of one image in a step, forward and backward, with the part of frozen networks behind
     a plus; the second is the same without them, as published."""
     lines, notes, memory = heading(HEADS), list[str](), heading(MEMORY_HEADS)
     for workflow in workflows:
         shares = share_cluster(workflow, profile, cluster)
-        lines += [markdown(overview_cells(workflow.name, c, rate)) for c in stage_costs(workflow, shares, rate)]
-        notes += [f"- `{workflow.name}`: {line}" for line in memory_notes(workflow, shares, rate)]
+        costs = stage_costs(workflow, shares, cluster)
+        lines += [markdown(overview_cells(workflow.name, cost, price)) for cost in costs]
+        notes += [f"- `{workflow.name}`: {line}" for line in memory_notes(workflow, shares, cluster.known_gpu)]
         for name in trainings(workflow):
             memory.append(markdown(memory_cells(workflow, workflow.by_name[name], shards=shares[name].num_workers)))
     return [*lines, "", *notes, "", *compute_lines(), "", *memory]
 
 
-def overview_cells(recipe: str, cost: StageCost, rate: Rate) -> list[str]:
+def overview_cells(recipe: str, cost: StageCost, price: float | None) -> list[str]:
     """The row of a training, under HEADS."""
-    published, whole, step = published_flops(recipe, cost.stage), cost.step_flops or 0, cost.step
+    published, whole, step, time = published_flops(recipe, cost.stage), cost.step_flops or 0, cost.step, cost.time
     own, frozen = ((flops / cost.samples) / 1e12 for flops in (whole - cost.frozen_flops, cost.frozen_flops))
     assert step is not None  # of a training
+    assert time is not None
     return [
         f"`{recipe}`",
         cost.stage,
         f"{own:.3f}" + (f" + {frozen:.3f}" if cost.frozen_flops else ""),
         "" if published is None else f"{published / 1e12:.3f}",
         f"{cost.flops / 1e18:,.3g}" if cost.flops < 1e21 else f"{cost.flops / 1e18:,.0f}",
+        f"{cost.gpus:g}",
+        *milliseconds(time),
         readable(cost.gpu_hours),
         readable(cost.hours),
+        money(cost.gpu_hours, price),
         readable_bytes(step.held),
         readable_bytes(step.needed.sample),
         str(step.samples),
         *map(readable_bytes, (step.activations, step.total)),
-        money(cost.gpu_hours, rate),
     ]
 
 
@@ -171,8 +211,8 @@ def span(hours: float) -> str:
     return f"{readable(hours / HOURS_A_DAY)} days" if hours >= 2 * HOURS_A_DAY else f"{readable(hours)} h"
 
 
-def money(gpu_hours: float, rate: Rate) -> str:
-    return "" if rate.price is None else f"{gpu_hours * rate.price:,.2f}"
+def money(gpu_hours: float, price: float | None) -> str:
+    return "" if price is None else f"{gpu_hours * price:,.2f}"
 
 
 def published_flops(recipe: str, stage: str) -> float | None:
@@ -187,7 +227,6 @@ class PublishedModel(NamedTuple):
     model: str  # in the table of published diffusion models
     steps: int  # published
     samples: int  # of a step, published
-    utilization: float | None  # published; None: it is not
     autoencoder: str | None = None  # that encodes its images at each step
 
 
@@ -196,33 +235,36 @@ class Published(NamedTuple):
 
     name: str
     v100_days: float
+    cluster: Cluster  # that its step is modeled on
     parts: tuple[PublishedModel, ...]
 
     @property
-    def estimated_days(self) -> float | None:
-        """Days of V100s from counted operations at the published utilization; None without a published one."""
-        shares = [(part_flops(part), part.utilization) for part in self.parts]
-        if any(share is None for _, share in shares):
-            return None
-        return sum(flops / (V100 * (share or 0)) / SECONDS_A_DAY for flops, share in shares)
+    def modeled_days(self) -> float:
+        """Days of V100s by the modeled seconds of a step."""
+        seconds = sum(part.steps * part_time(part, self.cluster).seconds for part in self.parts)
+        factor = 1 if self.cluster is V100S else A100_IN_V100S
+        return seconds * self.cluster.gpus * factor / SECONDS_A_DAY
 
     @property
     def utilization(self) -> float:
         """Utilization by the published days: share of the peak of V100s for ADM, of A100s for LDM."""
-        peak = V100 if all(part.utilization for part in self.parts) else GPUS["a100"].peak / A100_IN_V100S
+        peak = V100 if self.cluster is V100S else GPUS["a100"].peak / A100_IN_V100S
         return sum(map(part_flops, self.parts)) / (peak * self.v100_days * SECONDS_A_DAY)
 
 
-ADM_128 = PublishedModel("adm_imagenet_128", 4_360_000, 256, 0.38)
-ADM_64 = PublishedModel("adm_imagenet_64", 540_000, 2048, 0.41)
+ADM_128 = PublishedModel("adm_imagenet_128", 4_360_000, 256)
+ADM_256 = PublishedModel("adm_imagenet_256", 1_980_000, 256)
+ADM_64 = PublishedModel("adm_imagenet_64", 540_000, 2048)
+V100S = Cluster(1, gpus=8, gpu=GPU("v100", 125e12, 32e9, 900e9, 150e9, 12.5e9))  # NVIDIA's data sheet, SXM2, in fp16
+A100S = Cluster(1, gpus=1, gpu=GPUS["a100"])
 COMPUTE = (
-    Published("ADM, 128²", 521, (ADM_128,)),
-    Published("ADM, 256²", 916, (PublishedModel("adm_imagenet_256", 1_980_000, 256, 0.36),)),
-    Published("ADM, 64² to 256²", 329, (ADM_64, PublishedModel("adm_upsampler_64_256", 500_000, 256, 0.30))),
-    Published("ADM, 128² to 512²", 1878, (ADM_128, PublishedModel("adm_upsampler_128_512", 1_050_000, 256, 0.29))),
-    Published("LDM-4, FFHQ", 26, (PublishedModel("ldm_ffhq_f4", 635_000, 42, None, "ldm_vq_f4"),)),
-    Published("LDM-4, ImageNet", 271, (PublishedModel("ldm_imagenet_f4", 178_000, 1200, None, "ldm_vq_f4"),)),
-    Published("LDM-8, ImageNet", 79, (PublishedModel("ldm_imagenet_f8", 2_900_000, 64, None, "ldm_vq_f8"),)),
+    Published("ADM, 128²", 521, V100S, (ADM_128,)),
+    Published("ADM, 256²", 916, V100S, (ADM_256,)),
+    Published("ADM, 64² to 256²", 329, V100S, (ADM_64, PublishedModel("adm_upsampler_64_256", 500_000, 256))),
+    Published("ADM, 128² to 512²", 1878, V100S, (ADM_128, PublishedModel("adm_upsampler_128_512", 1_050_000, 256))),
+    Published("LDM-4, FFHQ", 26, A100S, (PublishedModel("ldm_ffhq_f4", 635_000, 42, "ldm_vq_f4"),)),
+    Published("LDM-4, ImageNet", 271, A100S, (PublishedModel("ldm_imagenet_f4", 178_000, 1200, "ldm_vq_f4"),)),
+    Published("LDM-8, ImageNet", 79, A100S, (PublishedModel("ldm_imagenet_f8", 2_900_000, 64, "ldm_vq_f8"),)),
 )
 
 
@@ -236,11 +278,21 @@ def part_flops(part: PublishedModel) -> float:
     return image * part.samples * part.steps
 
 
+@cache
+def part_time(part: PublishedModel, cluster: Cluster) -> StepTime:
+    """Seconds of a step of the published batch on all GPUs of a cluster."""
+    model = step_model(PAPER_DIFFUSION[part.model].replace(global_batch_size=part.samples), IMAGENET)
+    frozen = [encoding_work(step_model(AUTOENCODERS[name].training), "latents") for name in (part.autoencoder,) if name]
+    resources = Resources(num_workers=int(cluster.gpus), gpus_per_worker=1)
+    return step_time(model, resources, cluster, frozen=frozen, flops=part_flops(part) / part.steps)
+
+
 def compute_lines() -> list[str]:
-    """Published systems in Markdown rows: counted operations, with counted and published days."""
-    lines = heading(("system", "EFLOP", "V100-days, estimate", "published", "utilization"), words=1)
+    """Published systems in Markdown rows: operations, days published and modeled, terms of a step."""
+    lines = heading(("system", "EFLOP", "V100-days", "utilization", "modeled", *TERMS), words=1)
     for system in COMPUTE:
-        days, flops = system.estimated_days, sum(map(part_flops, system.parts)) / 1e18
-        shown, share = UNKNOWN if days is None else f"{days:.0f}", f"{100 * system.utilization:.0f} %"
-        lines.append(markdown([system.name, f"{flops:,.0f}", shown, f"{system.v100_days:g}", share]))
+        times = [milliseconds(part_time(part, system.cluster)) for part in system.parts]
+        flops, share = sum(map(part_flops, system.parts)) / 1e18, f"{100 * system.utilization:.0f} %"
+        numbers = (f"{flops:,.0f}", f"{system.v100_days:g}", share, f"{system.modeled_days:.0f}")
+        lines.append(markdown([system.name, *numbers, *map("; ".join, zip(*times, strict=True))]))
     return lines

@@ -158,12 +158,13 @@ class StepMemory(NamedTuple):
     def total(self) -> int:
         return self.held + self.activations
 
+    def fitting(self, room: float) -> int:
+        """Most samples at a time that fit into `room` bytes, below 1 where not even one does."""
+        return int((room - self.held - self.needed.fixed) // max(1, self.needed.sample))
 
-def step_memory(
-    stage: Stage, stages: Sequence[Stage], resources: Resources, *, setting: Setting | None = None
-) -> StepMemory:
+
+def step_memory(model: StepModel, resources: Resources, *, setting: Setting | None = None) -> StepMemory:
     """Memory of a training on the training's workers, under a setting; None: that of recipe and profile."""
-    model = model_of(stage, stages)
     own = setting or own_setting(model, resources)
     share = model.training.optimization.global_batch_size // resources.num_workers
     held = sum(device_bytes(model, shards=resources.num_workers if own.sharded else 1))
@@ -173,7 +174,8 @@ def step_memory(
 
 def memory_warning(stage: Stage, stages: Sequence[Stage], resources: Resources, *, memory: float) -> str | None:
     """A warning where a step needs more than `memory` bytes of a GPU, with settings; None otherwise."""
-    step, limit = step_memory(stage, stages, resources), f"{100 * ROOM:g} % of its {readable_bytes(memory)}"
+    step = step_memory(model_of(stage, stages), resources)
+    limit = f"{100 * ROOM:g} % of its {readable_bytes(memory)}"
     if step.total <= ROOM * memory:
         return None
     total, held, kept = map(readable_bytes, (step.total, step.held, step.activations))
@@ -190,8 +192,8 @@ def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, room:
     if resources.num_workers > 1 and why_whole(model.training.network.kind) is None:  # in traffic
         dearer += [own._replace(sharded=True), Setting(recompute=True, sharded=True)]
     for setting in (own, *dearer):
-        step = step_memory(stage, stages, resources, setting=setting)
-        most = int((room - step.held - step.needed.fixed) // max(1, step.needed.sample))
+        step = step_memory(model, resources, setting=setting)
+        most = step.fitting(room)
         if most >= 1:
             profile = [f"`max_batch_per_device: {most}`"] if most < step.samples else []
             profile += ["`sharding: full`"] if setting.sharded > own.sharded else []

@@ -17,7 +17,8 @@ from components.configuration.usage import UsageError
 from components.runtime.execution import Resources
 from components.stages.images import ImagesConfig
 from components.stages.precompute import TextEncoderConfig
-from pipelines.planning.profiles import Cluster, Profile
+from pipelines.planning.cost import choices, chosen
+from pipelines.planning.profiles import Aim, Cluster, Profile
 from pipelines.workflow import Stage, Workflow
 
 WITHOUT_NETWORK = (ImagesConfig, SamplingConfig, TextEncoderConfig)  # of stages that have no use for a GPU
@@ -35,12 +36,12 @@ def share_cluster(
     workflow: Workflow, profile: Profile, cluster: Cluster, *, running: Collection[str] | None = None
 ) -> dict[str, Resources]:
     """Resources of each stage.
-    A training has the largest number of workers that shares its batch equally, within the GPUs that it may use; other
-    stages have an actor on each GPU that concurrent trainings leave. `running`: names of the stages that are to run;
-    None: all. The others take nothing, and are left out. Raises UsageError if the profile gives a stage GPUs that the
-    cluster does not have."""
+    A training has the largest number of workers that shares its batch equally, within the GPUs that it may use and that
+    pay; other stages have an actor on each GPU that concurrent trainings leave. `running`: names of the stages that are
+    to run; None: all. The others take nothing, and are left out. Raises UsageError if the profile gives a stage GPUs
+    that the cluster does not have."""
     stages = {stage.name: stage for stage in workflow.stages if running is None or stage.name in running}
-    demands = {name: stage_demand(stage, profile, cluster) for name, stage in stages.items()}
+    demands = {name: stage_demand(stage, workflow, profile, cluster) for name, stage in stages.items()}
     counts = {name: demand.counts[0] for name, demand in demands.items()}
     on_gpus = {name: demand for name, demand in demands.items() if demand.gpus > 0}
     trained = {name: demand for name, demand in on_gpus.items() if isinstance(stages[name].config, Training)}
@@ -60,8 +61,9 @@ def share_cluster(
     return shares
 
 
-def stage_demand(stage: Stage, profile: Profile, cluster: Cluster) -> Demand:
-    """Demand of a stage. Raises UsageError if the profile gives more GPUs than the cluster has."""
+def stage_demand(stage: Stage, workflow: Workflow, profile: Profile, cluster: Cluster) -> Demand:
+    """Demand of a stage, of a training up to the number of workers that pays, where the GPU is known.
+    Raises UsageError if the profile gives more GPUs than the cluster has."""
     config = stage.config
     if isinstance(config, WITHOUT_NETWORK):
         return Demand((1,), 0)
@@ -78,9 +80,24 @@ def stage_demand(stage: Stage, profile: Profile, cluster: Cluster) -> Demand:
         )
     if not isinstance(config, Training):
         return Demand(tuple(range(1, min(most, number or most) + 1)), gpus)
-    least, size = least or 1, config.optimization.global_batch_size
-    counts = tuple(count for count in range(least, most + 1) if size % count == 0)
-    return Demand(counts or (max(least, most),), gpus, size * config.optimization.total_steps)
+    counts = worker_counts(stage, cluster, least=least or 1, most=most)
+    if cluster.gpu is not None and gpus and len(counts) > 1:
+        pays = chosen(choices(stage, workflow.stages, profile, cluster, counts), profile.aim).workers
+        counts = tuple(count for count in counts if count <= pays)
+    return Demand(counts, gpus, config.optimization.global_batch_size * config.optimization.total_steps)
+
+
+def worker_counts(stage: Stage, cluster: Cluster, *, least: int, most: int) -> tuple[int, ...]:
+    """Numbers of workers for a training, ascending: those that divide its batch.
+    Where the GPU is known, so that they are chosen among, and images are read, only those that divide the streams too,
+    if any do: others read shards more than once (`Order.fetched`), which is little of latents."""
+    assert isinstance(stage.config, Training)
+    optimization, source = stage.config.optimization, stage.inputs.get("images")
+    size, streams = optimization.global_batch_size, optimization.streams
+    counts = tuple(count for count in range(least, most + 1) if size % count == 0) or (max(least, most),)
+    if cluster.gpu is None or not isinstance(source, Stage) or not isinstance(source.config, ImagesConfig):
+        return counts
+    return tuple(count for count in counts if streams % count == 0) or counts
 
 
 def share_gpus(
@@ -215,17 +232,18 @@ def resource_rows(
         workers, most = resources.num_workers if size else resources.num_actors, resources.max_batch_per_device
         share, idle = size // workers if size else None, max(0, cluster.gpus - gpus[name] - sum(others.values()))
         parts = math.ceil(share / most) if share and most else None
-        why = reason(resources, size, others, cluster, given=profile.given(name, "num_workers") is not None)
+        aim = None if profile.given(name, "num_workers") is not None else profile.aim
+        why = reason(resources, size, others, cluster, aim=aim)
         rows.append(ResourceRow(name, resources, workers, gpus[name], idle, share, parts, why))
     return rows
 
 
 def reason(
-    resources: Resources, size: int | None, others: Mapping[str, float], cluster: Cluster, *, given: bool
+    resources: Resources, size: int | None, others: Mapping[str, float], cluster: Cluster, *, aim: Aim | None
 ) -> str:
     """The reason for a stage's number of GPUs.
     `size`: samples of a step, where it is a training. `others`: GPUs of the stages that may run at the same time.
-    `given`: its number of workers stands in the profile."""
+    `aim`: of the profile; None: its number of workers stands there."""
     taken, workers = gpus_of(resources), resources.num_workers
     room = cluster.gpus - sum(others.values())
     along = f"with {', '.join(others)}" if others else ""
@@ -235,13 +253,15 @@ def reason(
         return f"takes turns {along}" if others else f"waits until there are {taken:g} GPUs"
     if taken == room:
         return along
-    if given:
+    if aim is None:
         why = "num_workers of the profile"
     elif size is None:
         why = "num_actors of the profile"
     else:
         larger = next((count for count in range(workers + 1, size + 1) if size % count == 0), None)
         why = f"{size} divides by {workers}, next by {larger}" if larger else f"a batch of {size}"
+        if cluster.gpu is not None and larger and larger * resources.gpus_per_worker <= room:
+            why = f"the {aim} by hours and price"
     return f"{taken:g} of {room:g} GPUs: {why}" + (f"; {along}" if along else "")
 
 

@@ -27,7 +27,8 @@ from components.training.results import finish
 from components.training.sharding import why_whole
 from components.training.step_model import TASKS
 from components.training.worker import TrainingJob
-from pipelines.planning.cost import rate_of, stage_costs
+from pipelines.planning.cost import stage_costs
+from pipelines.planning.profiles import parse_cluster
 from pipelines.workflow import Stage, Workflow
 from tests.distributed.runs import context_of, images_artifact
 
@@ -128,7 +129,9 @@ def test_the_plan_counts_a_new_family(family: Family) -> None:
     )
     images = Stage("images", ingest_images, ingest)
     workflow = Workflow("color", [images, Stage("color", train_model, ColorTraining(), images=images)])
-    (cost,) = stage_costs(workflow, {"color": Resources(num_workers=2, gpus_per_worker=1)}, rate_of("h100"))
+    (cost,) = stage_costs(
+        workflow, {"color": Resources(num_workers=2, gpus_per_worker=1)}, parse_cluster("gpus=2,type=h100")
+    )
     assert (cost.stage, cost.step_flops) == ("color", 4 * 2 * (3 + 3))  # forward, and backward to the weights
     assert cost.written == 4 * 12 + 12  # weights, average and two moments of 3 numbers in one checkpoint; the model
     assert why_whole("color") is None

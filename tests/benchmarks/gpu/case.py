@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from components.models.devices import autocast
 from components.training.loop import Batch, Task
-from components.training.step_model import counting
+from components.training.step_model import StepModel, counting
 from tests.benchmarks.interleaving import Step
 
 MakeStep = Callable[[torch.device, bool], Step]  # (where, whether the network is compiled)
@@ -26,6 +26,7 @@ class Case(NamedTuple):
     samples: int  # of a step: images, or images' tokens
     ours: Side
     peer: Side
+    model: StepModel | None = None  # of ours; None: it is no training's step
     in_a_row: int = 5  # steps between two waits for the device: a training takes many, and the host works ahead
 
 

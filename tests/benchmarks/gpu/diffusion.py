@@ -19,10 +19,10 @@ from components.models.diffusion.samplers import sample
 from components.sampling.device import sampling_in
 from components.training.learner import make_network
 from components.training.parallel import Worker
-from components.training.step_model import counting, step_flops
+from components.training.step_model import StepModel, counting
 from components.training.tasks.diffusion import DiffusionTask
 from pipelines.recipes.published_networks import LABEL, SIMPLE, UNCONDITIONAL, unet
-from tests.benchmarks.gpu.case import Case, MakeStep, Side, bf16_on_gpu, counted, script_step, task_step
+from tests.benchmarks.gpu.case import Case, Side, bf16_on_gpu, counted, script_step, task_step
 from tests.benchmarks.interleaving import Step
 from tests.peer_unets import peer_unet as peers_unet
 
@@ -112,9 +112,9 @@ def dit_step(size: DiTSize = XL_2) -> Case:
 
 def training_case(name: str, training: DiffusionTraining, make_peer: partial[Any]) -> Case:
     batch = training.optimization.global_batch_size
-    ours = Side(partial(our_step, training), step_flops(training, CLASSES))
-    peer: MakeStep = partial(peer_step, make_peer, batch)
-    return Case(name, batch, ours, Side(peer, counted(peer)))
+    model, peer = StepModel(training, CLASSES), partial(peer_step, make_peer, batch)
+    ours = Side(partial(our_step, training), model.flops())
+    return Case(name, batch, ours, Side(peer, counted(peer)), model)
 
 
 def sampling(size: UNetSize = ADM_64) -> Case:

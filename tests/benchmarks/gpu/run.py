@@ -19,8 +19,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from components.runtime.execution import Resources
 from components.sampling.device import state_products
 from components.training.reporting import GIGABYTE, peak_flops, peak_memory
+from pipelines.planning.profiles import GPUS, Cluster, gpu_of
+from pipelines.planning.step_time import step_time
 from tests.benchmarks.gpu import diffusion, tokens, vqgan
 from tests.benchmarks.gpu.case import Case, Side
 from tests.benchmarks.interleaving import Step, interleaved
@@ -52,7 +55,18 @@ def row_of(case: Case, device: torch.device, *, compiled: bool, rounds: int) -> 
     row |= {f"memory_gb_{name}": peak / GIGABYTE for name, (_, peak) in made.items()}
     for name, side in (("ours", case.ours), ("peer", case.peer)):
         row |= used(side.flops / row[name], name, device)
+    if compiled and device.type == "cuda":
+        row |= modeled(case, torch.cuda.get_device_name(device))
     return row | {"unit": "s", "samples": case.samples}
+
+
+def modeled(case: Case, card: str) -> dict[str, float]:
+    """Seconds of our step on a card as `cascade plan` models them; {} for an unknown card, or what is no training."""
+    name = gpu_of(card)
+    if name is None or case.model is None:
+        return {}
+    alone = Cluster(cpus=1, gpus=1, gpu=GPUS[name])
+    return {"modeled": step_time(case.model, Resources(gpus_per_worker=1), alone, flops=case.ours.flops).seconds}
 
 
 def used(flops_per_second: float, side: str, device: torch.device) -> dict[str, float]:

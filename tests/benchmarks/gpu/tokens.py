@@ -19,7 +19,7 @@ from components.sampling.device import sampling_in
 from components.sampling.plan import Conditions
 from components.training.learner import make_network
 from components.training.parallel import Worker
-from components.training.step_model import counting, step_flops
+from components.training.step_model import StepModel, counting
 from components.training.tasks.prior import PriorTask
 from tests.benchmarks.bench_prior import STATIC, TOP_K, peer_transformer
 from tests.benchmarks.gpu.case import Case, MakeStep, Side, bf16_on_gpu, counted, script_step, task_step
@@ -80,9 +80,10 @@ def peer_step(size: PriorSize, device: torch.device, compiled: bool) -> Step:
 
 def prior_step(size: PriorSize = MEDIUM) -> Case:
     peer: MakeStep = partial(peer_step, size)
-    ours = Side(partial(our_step, size), step_flops(prior_training(size), CLASSES, grid=size.grid))
+    model = StepModel(prior_training(size), CLASSES, grid=size.grid)
+    ours = Side(partial(our_step, size), model.flops())
     with mock.patch("transformers.masking_utils.is_tracing", return_value=True):  # else it reads numbers
-        return Case("prior_step", size.batch, ours, Side(peer, counted(peer)))
+        return Case("prior_step", size.batch, ours, Side(peer, counted(peer)), model)
 
 
 def our_decoding(size: PriorSize, device: torch.device, compiled: bool) -> Step:

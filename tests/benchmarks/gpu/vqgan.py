@@ -12,7 +12,7 @@ from diffusers import VQModel
 from components.configuration.trainings import AutoencoderTraining
 from components.models.critics import PatchDiscriminator
 from components.training.parallel import Worker
-from components.training.step_model import step_flops
+from components.training.step_model import StepModel
 from components.training.tasks.autoencoder import AutoencoderTask
 from tests.benchmarks.bench_vqgan import Peer, peer_model, training_step
 from tests.benchmarks.gpu.case import Case, MakeStep, Side, counted
@@ -75,5 +75,6 @@ def images(size: VQGANSize, device: torch.device) -> torch.Tensor:
 
 def vqgan_step(size: VQGANSize = F16) -> Case:
     peer: MakeStep = partial(peer_step, size)
-    ours = Side(partial(our_step, size), step_flops(vqgan_training(size)))
-    return Case("vqgan_step", size.batch, ours, Side(peer, counted(peer)))
+    model = StepModel(vqgan_training(size))
+    ours = Side(partial(our_step, size), model.flops())
+    return Case("vqgan_step", size.batch, ours, Side(peer, counted(peer)), model)
