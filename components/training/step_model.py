@@ -76,11 +76,11 @@ DRAWN = {Tensor.exponential_, Tensor.normal_, Tensor.uniform_}
 
 
 class WithoutNumbers(TorchFunctionMode):
-    """Inside, meta tensors are drawn no numbers, and nothing is pinned, for no copy is made."""
+    """Inside, draws of meta tensors are zeros, an operation too, and nothing is pinned or copied."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.pin_memory or (func in DRAWN and args[0].device.type == "meta"):
-            return args[0]
+            return args[0].zero_() if func in DRAWN else args[0]
         return func(*args, **(kwargs or {}))
 
 

@@ -26,7 +26,7 @@ from pipelines.planning.memory import (
     tokens_of,
 )
 from pipelines.planning.profiles import Aim, Cluster, Profile
-from pipelines.planning.step_time import StepTime, encoding_work, most_at_once, step_time
+from pipelines.planning.step_time import StepTime, encoding_work, step_time
 from pipelines.workflow import Stage, Workflow
 
 TOKEN_BYTES, ARRAY_BYTES, PIXEL_BYTES = 4, 2, 3  # of a token or word, of a number that was made before, of a pixel
@@ -69,7 +69,7 @@ def choices(
     model, gpus, made = model_of(stage, stages), float(profile.given(stage.name, "gpus_per_worker") or 1), []
     for count in counts:
         resources = profile.resources(stage.name, num_workers=count, gpus_per_worker=gpus)
-        fits = most_at_once(model, resources, cluster.known_gpu) > 0
+        fits = step_memory(model, resources).fitting(cluster.known_gpu.memory) > 0
         time = training_time(stage, stages, resources, cluster)
         made.append(Choice(count, fits, time, time.seconds * model.training.optimization.total_steps / 3600))
     return made

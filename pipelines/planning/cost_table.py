@@ -16,9 +16,8 @@ from components.configuration.conditions import DatasetInfo
 from components.configuration.optimization import Training
 from components.runtime.execution import Resources
 from components.runtime.storage.connection import readable_bytes
-from components.training.sharding import why_whole
 from pipelines.planning.cost import StageCost, choices, counted_flops, encoding_flops, longest_path, stage_costs
-from pipelines.planning.memory import device_bytes, memory_warning, model_of, step_model
+from pipelines.planning.memory import memory_warning, step_model
 from pipelines.planning.profiles import GPU, GPUS, Cluster, Profile
 from pipelines.planning.shares import gpu_count, share_cluster, table_of, trainings, worker_counts
 from pipelines.planning.step_time import StepTime, encoding_work, step_time
@@ -31,10 +30,6 @@ TERMS = ("launches", "memory", "products", "network", "step, ms")
 HEADS = (
     *("recipe", "training", "TFLOP/image", "published", "EFLOP", "GPUs", *TERMS, "GPU-hours", "hours", "price"),
     *("held", "a sample", "samples", "activations", "a GPU"),
-)
-MEMORY_HEADS = (
-    *("recipe", "training", "weights", "gradients", "optimizer", "averages", "a GPU"),
-    *("shards", "parts", "gathered", "a GPU, sharded"),
 )
 UNKNOWN = "–"
 V100 = 120e12  # FLOP/s that ADM takes for the peak of one, in table 7
@@ -144,18 +139,16 @@ def memory_notes(workflow: Workflow, shares: Mapping[str, Resources], gpu: GPU) 
 
 
 def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Cluster, price: float | None) -> list[str]:
-    """Trainings of several recipes as Markdown: costs, warnings, published compute, memory of each GPU.
+    """Trainings of several recipes as Markdown: costs, warnings, published compute.
     The first column of numbers is of one image in a step, forward and backward, with the part of frozen networks behind
     a plus; the second is the same without them, as published."""
-    lines, notes, memory = heading(HEADS), list[str](), heading(MEMORY_HEADS)
+    lines, notes = heading(HEADS), list[str]()
     for workflow in workflows:
         shares = share_cluster(workflow, profile, cluster)
         costs = stage_costs(workflow, shares, cluster)
         lines += [markdown(overview_cells(workflow.name, cost, price)) for cost in costs]
         notes += [f"- `{workflow.name}`: {line}" for line in memory_notes(workflow, shares, cluster.known_gpu)]
-        for name in trainings(workflow):
-            memory.append(markdown(memory_cells(workflow, workflow.by_name[name], shards=shares[name].num_workers)))
-    return [*lines, "", *notes, "", *compute_lines(), "", *memory]
+    return [*lines, "", *notes, "", *compute_lines()]
 
 
 def overview_cells(recipe: str, cost: StageCost, price: float | None) -> list[str]:
@@ -180,16 +173,6 @@ def overview_cells(recipe: str, cost: StageCost, price: float | None) -> list[st
         str(step.samples),
         *map(readable_bytes, (step.activations, step.total)),
     ]
-
-
-def memory_cells(workflow: Workflow, stage: Stage, *, shards: int) -> list[str]:
-    """The row of a training, under MEMORY_HEADS: bytes of a whole GPU's copy, and of a shard."""
-    model = model_of(stage, workflow.stages)
-    whole, cut = device_bytes(model), device_bytes(model, shards=shards)
-    cells = [f"`{workflow.name}`", stage.name, *map(readable_bytes, whole[:4]), readable_bytes(sum(whole))]
-    if shards == 1 or why_whole(model.training.network.kind) is not None:
-        return [*cells, UNKNOWN, "", "", ""]
-    return [*cells, str(shards), *map(readable_bytes, (sum(cut[:4]), cut.gathered, sum(cut)))]
 
 
 def heading(names: Sequence[str], *, words: int = 2) -> list[str]:

@@ -158,9 +158,10 @@ class StepMemory(NamedTuple):
     def total(self) -> int:
         return self.held + self.activations
 
-    def fitting(self, room: float) -> int:
-        """Most samples at a time that fit into `room` bytes, below 1 where not even one does."""
-        return int((room - self.held - self.needed.fixed) // max(1, self.needed.sample))
+    def fitting(self, memory: float) -> int:
+        """Most of the samples that fit a GPU of `memory` bytes; 0 where not even one does."""
+        room = ROOM * memory - self.held - self.needed.fixed
+        return max(0, min(self.samples, int(room // max(1, self.needed.sample))))
 
 
 def step_memory(model: StepModel, resources: Resources, *, setting: Setting | None = None) -> StepMemory:
@@ -181,11 +182,11 @@ def memory_warning(stage: Stage, stages: Sequence[Stage], resources: Resources, 
     total, held, kept = map(readable_bytes, (step.total, step.held, step.activations))
     samples = "1 sample" if step.samples == 1 else f"{step.samples} samples at a time"
     needs = f"{total} of each GPU ({held} and {kept} for activations of {samples})"
-    return f"{stage.name} needs {needs}, more than {limit}: {remedy(stage, stages, resources, room=ROOM * memory)}."
+    return f"{stage.name} needs {needs}, more than {limit}: {remedy(stage, stages, resources, memory=memory)}."
 
 
-def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, room: float) -> str:
-    """The least changing settings that fit into `room` bytes."""
+def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, memory: float) -> str:
+    """The least changing settings that fit a GPU of `memory` bytes."""
     model = model_of(stage, stages)
     own = own_setting(model, resources)
     dearer = [own._replace(recompute=True)] if model.training.optimization.can_recompute else []  # in time
@@ -193,7 +194,7 @@ def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, room:
         dearer += [own._replace(sharded=True), Setting(recompute=True, sharded=True)]
     for setting in (own, *dearer):
         step = step_memory(model, resources, setting=setting)
-        most = step.fitting(room)
+        most = step.fitting(memory)
         if most >= 1:
             profile = [f"`max_batch_per_device: {most}`"] if most < step.samples else []
             profile += ["`sharding: full`"] if setting.sharded > own.sharded else []

@@ -9,7 +9,7 @@ kernel, and some are several. Not modeled are reads that are late, evaluation, c
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -22,9 +22,9 @@ from components.models.layers import blocks_of
 from components.runtime.execution import Resources
 from components.training.activations import GPUKernels, Linear
 from components.training.learner import Learner
-from components.training.step_model import DRAWN, StepModel, take_gradients
-from pipelines.planning.memory import ROOM, device_bytes, own_setting, part_bytes, step_memory
-from pipelines.planning.profiles import GPU, Cluster
+from components.training.step_model import StepModel, take_gradients
+from pipelines.planning.memory import device_bytes, own_setting, part_bytes, step_memory
+from pipelines.planning.profiles import Cluster
 
 LAUNCH = 5e-6  # seconds of the host for an operation: a launch alone takes 4 to 6 µs, so that this is a floor
 TCP = 12.5e9  # bytes/s of a node each way: 100 Gbit/s
@@ -70,40 +70,19 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output, packet = func(*args, **(kwargs or {})), func._overloadpacket
-        if not func.is_view and packet.__name__ not in FREE:
-            self.add(packet.__name__, tree_leaves((args, kwargs, output)), product=packet in flop_registry)
-        return output
-
-    def add(self, name: str, leaves: Iterable[Any], *, product: bool = False) -> None:
-        """Add an operation between these tensors, if any of them is on the device."""
+        leaves = [] if func.is_view or packet.__name__ in FREE else tree_leaves((args, kwargs, output))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.device.type == self.device]
-        self.operations[name] += bool(tensors)
-        self.moved += 0 if product else sum(map(tensor_bytes, tensors))
-
-
-def tensor_bytes(tensor: Tensor) -> int:
-    """Bytes of a tensor's numbers; of repeated ones once."""
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
-
-
-class GPUDraws(GPUKernels):
-    """Has the kernels of a GPU, and counts the draws of meta tensors, which get no numbers."""
-
-    def __init__(self, launches: Launches) -> None:
-        super().__init__()
-        self.launches = launches
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in DRAWN:
-            self.launches.add(func.__name__, args[:1])
-        return super().__torch_function__(func, types, args, kwargs)
+        self.operations[packet.__name__] += bool(tensors)
+        if packet not in flop_registry:  # of repeated numbers, each is read once
+            self.moved += sum(min(each.nbytes, each.untyped_storage().nbytes()) for each in tensors)
+        return output
 
 
 def counted(take: Callable[[int], object], *, unit: int = 1) -> Work:
     """Count the work of `take(samples)` for any number of samples, by `unit` of them and by twice as many."""
     pairs = []
     for samples in (unit, 2 * unit):
-        with (launches := Launches()), GPUDraws(launches):
+        with (launches := Launches()), GPUKernels():
             take(samples)
         pairs.append((launches.operations.total(), launches.moved))
     return Work(*(Linear.through(once, twice, unit=unit) for once, twice in zip(*pairs, strict=True)))
@@ -138,12 +117,6 @@ def update_work(learner: Learner, *, shards: int = 1) -> tuple[int, int]:
     return kernels * (2 + 1 + 3 * averages), 4 * numbers * (CLIPPED + STEPPED + AVERAGED * averages)
 
 
-def most_at_once(model: StepModel, resources: Resources, gpu: GPU) -> int:
-    """Most samples at a time of a worker's share of a batch; 0 where not even one fits the GPU's memory."""
-    memory = step_memory(model, resources)
-    return max(0, min(memory.samples, memory.fitting(ROOM * gpu.memory)))
-
-
 def step_time(
     model: StepModel, resources: Resources, cluster: Cluster, *, frozen: Sequence[Work] = (), flops: float
 ) -> StepTime:
@@ -156,7 +129,7 @@ def step_time(
     """
     gpu, optimization, workers = cluster.known_gpu, model.training.optimization, resources.num_workers
     share = optimization.global_batch_size / workers
-    parts = math.ceil(share / max(1, most_at_once(model, resources, gpu)))
+    parts = math.ceil(share / max(1, step_memory(model, resources).fitting(gpu.memory)))
     shards = workers if own_setting(model, resources).sharded else 1
     passes = zip(pass_work(model), *frozen, strict=True)
     updates = zip(*(update_work(learner, shards=shards) for learner in model.learners), strict=True)

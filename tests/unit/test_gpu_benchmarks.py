@@ -76,6 +76,15 @@ def test_a_row_holds_finite_numbers_of_both_sides(name: str) -> None:
     assert row["tflops_ours"] * row["ours"] * 1e12 == pytest.approx(case_of(name).ours.flops)
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_a_training_s_step_has_modeled_seconds_on_a_known_card(name: str) -> None:
+    case = case_of(name)
+    found = run.modeled(case, "NVIDIA H100 80GB HBM3")
+    assert found.keys() == ({"modeled"} if name.endswith("_step") else set())
+    assert all(value > case.ours.flops / 989e12 for value in found.values())
+    assert run.modeled(case, "NVIDIA H20") == {}
+
+
 @pytest.mark.parametrize("name", ["vqgan_step", "decoding"])
 def test_a_compiled_row_is_of_compiled_networks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = recorded_graphs(monkeypatch)
