@@ -119,15 +119,11 @@ def plan_command(
     profile: ProfileName = "auto",
     cluster: Annotated[
         list[str],
-        typer.Option(
-            help="How this cluster would be shared, though it is not here: gpus=64,cpus=512,network=efa. Repeatable."
-        ),
+        typer.Option(help="How a cluster that is not here would be shared: gpus=64,cpus=512,network=efa. Repeatable."),
     ] = [],  # noqa: B006
     gpu: Annotated[str | None, typer.Option(help="What that costs on such GPUs: a100, h100, h200, l4 or l40s.")] = None,
     price: Annotated[float | None, typer.Option(help="Of an hour of one of them, in any currency.")] = None,
-    mfu: Annotated[
-        float | None, typer.Option(help="Share of their peak in bf16 that matrix products reach: 0.45 if left out.")
-    ] = None,
+    mfu: Annotated[float | None, typer.Option(help="Share of their peak in bf16 that products reach.  [0.45]")] = None,
     images: Annotated[
         int | None, typer.Option(help="How many the set has, for stages that go through it once.")
     ] = None,

@@ -46,7 +46,7 @@ class Payment(NamedTuple):
         if self.images is not None and self.images < 1:
             raise UsageError(f"--images must be at least 1, not {self.images}")
         if self.price is not None and self.price < 0:
-            raise UsageError(f"--price must be at least 0, of an hour of one GPU, not {self.price:g}")
+            raise UsageError(f"--price must be at least 0, not {self.price:g}")
 
 
 UNPAID = Payment()
@@ -60,7 +60,8 @@ def show_plan(options: driver.RunOptions, clusters: Sequence[str], console: Cons
     if not clusters:
         show_keys(options, console)
         return
-    parsed, profile = [parse_cluster(text) for text in clusters], load_profile(options.profile, fastest=options.fastest)
+    parsed = [parse_cluster(text) for text in clusters]
+    profile = load_profile(options.profile, fastest=options.fastest)
     whole = options.recipe == PUBLISHED
     if whole and (options.set or options.only or options.from_ or options.until):
         raise UsageError(f"--recipe {PUBLISHED} is all of them: --set, --only, --from and --until need one")
@@ -86,7 +87,7 @@ def show_plan(options: driver.RunOptions, clusters: Sequence[str], console: Cons
     costs = stage_costs(workflow, shares, cluster, images=pay.images)
     console.width = max(console.width, WIDEST)
     console.print(cost_table(costs, cluster, pay.price), crop=False)
-    for stage in (workflow.by_name[name] for name in trainings(workflow) if name in shares):
+    for stage in (workflow.by_name[cost.stage] for cost in costs if cost.step and cost.gpus):
         console.print(choices_table(stage, workflow, profile, cluster, shares, pay.price), crop=False)
     for line in cost_notes(workflow, shares, costs, cluster, pay.price):
         say(console, line)

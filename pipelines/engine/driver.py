@@ -86,7 +86,8 @@ class Prepared:
 def prepare(options: RunOptions) -> Prepared:
     """Load and check recipe, profile, storage and source, and plan.
     Raises UsageError, StoreError or SourceError, each one line, before anything starts."""
-    recipe, profile = load_recipe(options.recipe, options.set), load_profile(options.profile, fastest=options.fastest)
+    recipe = load_recipe(options.recipe, options.set)
+    profile = load_profile(options.profile, fastest=options.fastest)
     name, root = cascade_name(recipe, options.name), Store(storage_uri(options.storage))
     workflow = build_workflow(recipe)
     root.check_writable()

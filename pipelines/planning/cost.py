@@ -66,7 +66,8 @@ def choices(
     stage: Stage, stages: Sequence[Stage], profile: Profile, cluster: Cluster, counts: Iterable[int]
 ) -> list[Choice]:
     """Choices of a training among numbers of workers, on a cluster whose GPU is known."""
-    model, gpus, made = model_of(stage, stages), float(profile.given(stage.name, "gpus_per_worker") or 1), []
+    gpus = float(profile.given(stage.name, "gpus_per_worker") or 1)
+    model, made = model_of(stage, stages), []
     for count in counts:
         resources = profile.resources(stage.name, num_workers=count, gpus_per_worker=gpus)
         fits = step_memory(model, resources).fitting(cluster.known_gpu.memory) > 0
@@ -128,8 +129,10 @@ def training_cost(
 ) -> StageCost:
     """Counts the cost of a training on the training's workers."""
     model = model_of(stage, stages)
-    optimization, own, frozen = model.training.optimization, counted_flops(model), frozen_flops(stage, stages)
-    time, gpus = training_time(stage, stages, resources, cluster), resources.gpus_per_worker * resources.num_workers
+    optimization, own = model.training.optimization, counted_flops(model)
+    frozen = frozen_flops(stage, stages)
+    time = training_time(stage, stages, resources, cluster)
+    gpus = resources.gpus_per_worker * resources.num_workers
     hours = time.seconds * optimization.total_steps / 3600
     return StageCost(
         stage=stage.name,

@@ -84,12 +84,14 @@ def choices_table(
     price: float | None,
 ) -> Table:
     """Hours and price of a training over its possible numbers of workers; the run's own is marked."""
-    factor, own = cluster.known_gpu.measured, shares[stage.name].num_workers
-    measured = "uncalibrated" if factor is None else f"{factor:.3g} times what is modeled, as measured"
+    factor, resources = cluster.known_gpu.measured, shares[stage.name]
+    own, gpus = resources.num_workers, resources.gpus_per_worker
+    measured = "uncalibrated" if factor is None else f"measured, {factor:.3g} times the model"
     table = table_of("workers", (*TERMS, "time", "GPU-hours", "price", "fits"), title=f"{stage.name}: {measured}")
-    counts = worker_counts(stage, cluster, least=1, most=int(cluster.gpus / (shares[stage.name].gpus_per_worker or 1)))
+    counts = worker_counts(stage, cluster, least=1, most=int(cluster.gpus / gpus))
     for choice in choices(stage, workflow.stages, profile, cluster, sorted({*counts, own})):
-        hours, mark = choice.worker_hours * shares[stage.name].gpus_per_worker, " *" if choice.workers == own else ""
+        hours = choice.worker_hours * gpus
+        mark = " *" if choice.workers == own else ""
         cells = (*milliseconds(choice.time), span(choice.hours), readable(hours), money(hours, price))
         table.add_row(f"{choice.workers}{mark}", *cells, "" if choice.fits else "no", style="bold" if mark else None)
     return table
@@ -112,8 +114,8 @@ def cost_notes(
     held, path = money(hours * cluster.gpus, price), f"{' → '.join(stages)}, {span(hours)}"
     whole = f"{readable(hours * cluster.gpus)} GPU-hours{f', {held}' if held else ''}"
     lines = [
-        "A step takes the longer of launches (host) and memory + products (GPU), then the network that nothing hides. "
-        "* marks the run's own number; the knee has the least product of hours and price.",
+        "A step takes the longer of launches and memory + products, then the network. "
+        "The knee has the least hours × price.",
         f"Longest path: {path}; {gpu_count(cluster.gpus)} for that time: {whole}.",
     ]
     counted = {cost.stage for cost in costs}
@@ -122,11 +124,10 @@ def cost_notes(
     lines += memory_notes(workflow, shares, cluster.known_gpu)
     trained = trainings(workflow).items()
     if slow := [name for name, own in trained if name in counted and own.optimization.precision == "fp32"]:
-        lines.append(f"In fp32 by their recipe, so slower than a share of bf16 says: {', '.join(slow)}.")
+        lines.append(f"In fp32 by their recipe, so slower: {', '.join(slow)}.")
     lines.append(
-        "Memory is that of weights, gradients, optimizer and averages, and of what shards are gathered to. Activations "
-        "are what a step keeps of the samples that a worker takes at a time; what lives for a moment comes on top. "
-        "Without max_batch_per_device a training finds by itself how many fit. Bytes read are those before compression."
+        "Memory is that of weights, gradients, optimizer, averages, gathered shards; activations are those kept of the "
+        "samples at a time. Bytes read are before compression."
     )
     return lines
 
@@ -153,7 +154,8 @@ def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Clus
 
 def overview_cells(recipe: str, cost: StageCost, price: float | None) -> list[str]:
     """The row of a training, under HEADS."""
-    published, whole, step, time = published_flops(recipe, cost.stage), cost.step_flops or 0, cost.step, cost.time
+    published, whole = published_flops(recipe, cost.stage), cost.step_flops or 0
+    step, time = cost.step, cost.time
     own, frozen = ((flops / cost.samples) / 1e12 for flops in (whole - cost.frozen_flops, cost.frozen_flops))
     assert step is not None  # of a training
     assert time is not None

@@ -65,7 +65,7 @@ def gpu_named(name: str, *, option: str = "--gpu", products: float | None = None
         raise UsageError(f"{option}: unknown {name!r}{nearest(name, GPUS)}")
     products = PRODUCTS if products is None else products
     if not 0 < products <= 1:
-        raise UsageError(f"--mfu must be above 0 and at most 1, a share of the GPU's peak, not {products:g}")
+        raise UsageError(f"--mfu must be above 0 and at most 1, not {products:g}")
     rows = json.loads(MEASURED.read_text()) if MEASURED.exists() else []
     factors = [
         row["ours"] / row["modeled"] for row in rows if "modeled" in row and gpu_of(row["machine"]["card"]) == name
