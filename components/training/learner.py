@@ -340,8 +340,10 @@ def without_memory() -> Iterator[None]:
 
 @contextmanager
 def initialized(seed: int, worker: Worker) -> Iterator[None]:
-    """Networks built inside start with weights drawn by the seed; on the meta device with shapes alone."""
-    with seeded(seed), without_memory() if worker.device.type == "meta" else nullcontext():
+    """Networks built inside start with weights drawn by the seed; on the meta device with shapes alone.
+    So do those of ranks that get their shards from the first one."""
+    bare = worker.device.type == "meta" or (worker.shards and worker.rank > 0)
+    with seeded(seed), without_memory() if bare else nullcontext():
         yield
 
 

@@ -64,6 +64,12 @@ def is_cut(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
+def shard_rows(length: int, part: int, parts: int) -> tuple[int, int]:
+    """First row, and the row after the last, of a part of a tensor in shards: FSDP2 cuts as `torch.chunk`."""
+    size = -(-length // parts)
+    return min(part * size, length), min((part + 1) * size, length)
+
+
 def local(tensor: Tensor) -> Tensor:
     """The calling rank's shard of a tensor, without a copy; a whole tensor unchanged."""
     return tensor.to_local() if is_cut(tensor) else tensor  # pyrefly: ignore[missing-attribute]

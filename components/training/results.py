@@ -105,13 +105,20 @@ def read_finished(run: Store) -> Trained | None:
         return None
 
 
-def write_snapshots(folder: Path, state: dict[str, Any], *, sigma_rel: float) -> None:
-    """Write the averages of a task's state; equal files of the same moment are replaced."""
+class Snapshots(NamedTuple):
+    """Averages of a moment, in the host's memory."""
+
+    weights: dict[str, Tensor]  # of a task's state, flat names
+    updates: int  # of the averages
+
+
+def write_snapshots(folder: Path, snapshots: Snapshots, *, sigma_rel: float) -> None:
+    """Write averages; equal files of the same moment are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     for average, width in zip(("ema.", "second_ema."), nearest_first(sigma_rel), strict=True):
-        own = below(average, state["weights"]).items()
+        own = below(average, snapshots.weights).items()
         weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in own}
-        save_file(weights, folder / f"{width:.3f}-{state['learner']['ema_updates']:09d}.safetensors")
+        save_file(weights, folder / f"{width:.3f}-{snapshots.updates:09d}.safetensors")
 
 
 def send_snapshots(folder: Path, run: Store) -> None:

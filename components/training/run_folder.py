@@ -2,13 +2,13 @@
 
 import io
 import json
-import os
 import re
 import secrets
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow.fs
 from filelock import FileLock
@@ -18,7 +18,8 @@ from components.configuration.config import first_fault
 from components.configuration.file_names import FileName
 from components.runtime.storage.connection import connect, retried
 from components.runtime.storage.store import SCRATCH, DamagedFileError, Digest, Store, StoreError, in_parallel, read_url
-from components.training.checkpoint import DIGESTS, read_checkpoint
+from components.training.checkpoint import digests_file, read_checkpoint
+from components.training.loop import Task
 from components.training.parallel import Worker, any_rank, lowest
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of finished checkpoints
@@ -70,32 +71,22 @@ def forget_checkpoint(run: Store, name: str) -> Checkpointed | None:
     return last_checkpoint(run)
 
 
-def fetch_checkpoint(run: Store, name: str, local: Path) -> Path:
-    """Copy a checkpoint to `local`, verified by its digests. Returns `local`.
-    Raises DamagedFileError for a missing file, also the list of digests, or a file that differs at every reading."""
+def restore_on_node(run: Store, name: str, task: Task, worker: Worker) -> tuple[int, float]:
+    """Restores a task's state from a checkpoint, on every rank; no copy stays on the node.
+    Returns the steps taken, and the seconds that they took. Called by every rank. Raises DamagedFileError on all ranks
+    where any rank finds damage."""
+    place, step, seconds, why = place_on_node(worker), 0, 0.0, ""
     try:
-        expected = TypeAdapter(dict[FileName, Digest]).validate_json(run.read(f"{name}/{DIGESTS}"))
-        in_parallel(lambda file: run.download(f"{name}/{file}", local, file, expected=expected[file]), expected)
-    except (FileNotFoundError, ValueError) as error:
-        unread = isinstance(error, ValidationError)
-        fault = f"{DIGESTS} is no list of digests: {first_fault(error)}" if unread else error
-        raise DamagedFileError(f"{run.url(name)} is not whole: {fault}") from error
-    return local
-
-
-def read_on_node(run: Store, name: str, worker: Worker) -> tuple[int, dict[str, Any]]:
-    """Reads (step, state) of a checkpoint, on every rank; no copy stays on the node.
-    Called by every rank. Raises DamagedFileError on all ranks where any rank finds damage."""
-    place, checkpoint, why = place_on_node(worker), None, ""
-    try:
-        checkpoint = read_checkpoint(fetch_once(run, name, place))
+        step, state = read_checkpoint(partial(fetch_once, run, name, place=place))
+        seconds = state.pop("seconds")
+        task.load_state_dict(state)
     except DamagedFileError as error:
-        why = str(error)
-    damaged = any_rank(checkpoint is None, worker)  # all ranks have read their copies now
+        why = str(error) or "it is damaged"
+    damaged = any_rank(bool(why), worker)  # all ranks have read what they need now
     shutil.rmtree(place, ignore_errors=True)
-    if damaged or checkpoint is None:
+    if damaged:
         raise DamagedFileError(why or "another worker can't read it")
-    return checkpoint
+    return step, seconds
 
 
 def place_on_node(worker: Worker) -> Path:
@@ -104,25 +95,34 @@ def place_on_node(worker: Worker) -> Path:
     return Path(tempfile.gettempdir()) / f"{SCRATCH}restore-{token:016x}"
 
 
-def fetch_once(run: Store, name: str, place: Path) -> Path:
-    """The folder of a checkpoint in `place`, fetched by the first rank; other ranks wait.
-    Raises DamagedFileError, also in ranks that only waited."""
+def fetch_once(run: Store, name: str, file: str, *, place: Path) -> Path:
+    """A file of a checkpoint, verified, in the folder `place` of a node.
+    The first rank of the node fetches it, others wait. Raises DamagedFileError, also in ranks that only waited, for a
+    missing file, also the list of its digest, or a file that differs at every reading."""
     place.mkdir(mode=0o700, exist_ok=True)
-    whole, refused = place / name, place / REFUSED
-    with FileLock(place / "lock"):
+    local, refused = place / file, place / REFUSED
+    with FileLock(place / f"{file}.lock"):
         if refused.exists():
             raise DamagedFileError(refused.read_text())
-        if whole.exists():
-            return whole
-        part = whole.with_name(f"{name}.part")
+        if local.exists():
+            return local
         try:
-            os.replace(fetch_checkpoint(run, name, part), whole)
-        except BaseException as error:
-            shutil.rmtree(part, ignore_errors=True)
-            if isinstance(error, DamagedFileError):
-                refused.write_text(str(error))
-            raise
-    return whole
+            run.download(f"{name}/{file}", place, f"{file}.part", expected=digest_of_file(run, name, file))
+        except (FileNotFoundError, DamagedFileError) as error:
+            refused.write_text(why := f"{run.url(name)} is not whole: {error}")
+            raise DamagedFileError(why) from error
+        return (place / f"{file}.part").rename(local)
+
+
+def digest_of_file(run: Store, name: str, file: str) -> Digest:
+    """The digest of a file of a checkpoint, by its part's list.
+    Raises FileNotFoundError, or DamagedFileError."""
+    listed = digests_file(file)
+    try:
+        return TypeAdapter(dict[FileName, Digest]).validate_json(run.read(f"{name}/{listed}"))[file]
+    except (ValidationError, KeyError) as error:
+        fault = first_fault(error) if isinstance(error, ValidationError) else f"it lacks {file}"
+        raise DamagedFileError(f"{listed} is no list of digests: {fault}") from error
 
 
 def upload_folder(local: Path, run: Store, name: str) -> None:

@@ -3,9 +3,9 @@
 By FSDP2 of torch (Zhao et al., 2023, "PyTorch FSDP", and torch's `fully_shard`): every tensor is cut along its first
 dimension. A block's weights are gathered from all ranks when its forward or backward pass begins and freed when it
 ends; its gradients are summed into their shards. Parameters outside of blocks are gathered with the root. Sharding is
-no part of a training's identity. A checkpoint holds whole tensors, so any number of ranks goes on from it, sharded or
-not; models for inference bear no trace of sharding. FSDP2 is imported where a network is cut: that takes 0.7 s, and
-every `cascade` command reads this file."""
+no part of a training's identity. Each rank writes its rows and reads those that it needs (`checkpoint.py`), so any
+number of ranks goes on from a checkpoint, sharded or not; models for inference bear no trace of sharding. FSDP2 is
+imported where a network is cut: that takes 0.7 s, and every `cascade` command reads this file."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from components.configuration.families import family_of
 from components.models.layers import blocks_of
-from components.training.parallel import Worker, average, is_cut, local
+from components.training.checkpoint import StoredTensor
+from components.training.parallel import Worker, average, is_cut, local, shard_rows
 
 
 def why_whole(kind: str) -> str | None:
@@ -28,12 +29,24 @@ def why_whole(kind: str) -> str | None:
 
 
 def shard(network: nn.Module, worker: Worker) -> Callable[[nn.Module], nn.Module]:
-    """Cut a network in the host's memory into shards on the workers' devices, in place.
-    Block by block, so that no device ever holds the whole network. Weights are the calling rank's, equal on all ranks
-    by equal seeds. Returns a function that copies the sharded network, as `deepcopy` copies a whole one."""
+    """Cut a network into shards on the workers' devices, in place.
+    The first rank's weights count; networks of other ranks may be on the meta device. Tensor by tensor they go to all
+    ranks, so no other host and no device ever holds them all. Returns a function that copies the sharded network, as
+    `deepcopy` copies a whole one."""
+    values = [tensor.detach() for tensor in (*network.parameters(), *network.buffers())]
     empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in network.parameters()}
     bare = deepcopy(network, empty)  # with parameters on the meta device, without memory
+    network.to("meta")
     cut(network, worker)
+    network.to_empty(device=worker.device)
+    values.reverse()
+    with torch.no_grad():
+        for own in (*network.parameters(), *network.buffers()):
+            value = values.pop().contiguous()
+            value = value.to(worker.device) if worker.rank == 0 else torch.empty_like(value, device=worker.device)
+            dist.broadcast(value, src=0)
+            rows = shard_rows(len(value), worker.rank, worker.world_size) if is_cut(own) else ()
+            local(own).copy_(value[slice(*rows)] if rows else value)
     return partial(sharded_copy, bare=bare, worker=worker)
 
 
@@ -97,26 +110,36 @@ def sharded_copy(network: nn.Module, *, bare: nn.Module, worker: Worker) -> nn.M
     return copy
 
 
-def placed(value: Tensor, like: Tensor) -> Tensor:
-    """Places `value`, whole or the rank's shard, like the tensor `like`: cut, memory layout, device."""
+def placed(value: Tensor | StoredTensor, like: Tensor) -> Tensor:
+    """Places `value`, whole, stored or the rank's shard, like the tensor `like`.
+    Its cut, memory layout and device count."""
     if not is_cut(like):
+        value = whole(value)
         return value if value.stride() == like.stride() else torch.empty_like(like, device=value.device).copy_(value)
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(like, DTensor)
-    if value.shape == like.shape:
+    if isinstance(value, StoredTensor):
+        mesh = like.device_mesh
+        value = value.rows(*shard_rows(value.length, mesh.get_local_rank(), mesh.size()))
+    elif value.shape == like.shape:
         return distribute_tensor(value.contiguous(), like.device_mesh, like.placements, src_data_rank=None)
     value = value.to(like.device)
     return DTensor.from_local(value, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
 
 
+def whole(value: Tensor | StoredTensor) -> Tensor:
+    """The whole tensor of a checkpoint."""
+    return value.whole() if isinstance(value, StoredTensor) else value
+
+
 @torch.no_grad()
-def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load weights, whole or the rank's shards; tensor by tensor into a sharded network.
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor | StoredTensor]) -> None:
+    """Load weights, whole, stored or the rank's shards; tensor by tensor into a sharded network.
     Raises KeyError for weights of other names."""
     own = network.state_dict()
     if not any(map(is_cut, own.values())):
-        network.load_state_dict(weights)
+        network.load_state_dict({name: whole(tensor) for name, tensor in weights.items()})
         return
     from torch.distributed.fsdp import FSDPModule
 

@@ -33,8 +33,8 @@ from components.training.memory import NoRoomError, out_of_memory, with_room
 from components.training.optim import NonFiniteError
 from components.training.parallel import Worker, any_rank
 from components.training.reporting import Reporter, counted_flops, traced
-from components.training.results import SNAPSHOTS, ModelDescription, finish, send_snapshots, write_snapshots
-from components.training.run_folder import checkpoint_name, read_on_node, upload_folder
+from components.training.results import SNAPSHOTS, ModelDescription, Snapshots, finish, send_snapshots, write_snapshots
+from components.training.run_folder import checkpoint_name, restore_on_node, upload_folder
 
 RUN_AGAIN = "run again: it goes on from its last checkpoint"
 
@@ -89,11 +89,9 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     if checkpoint is not None:
         name = PurePosixPath(checkpoint.path).name
         try:
-            start_step, state = read_on_node(job.run, name, worker)
+            start_step, seconds = restore_on_node(job.run, name, task, worker)
         except DamagedFileError as error:  # on all ranks
             return {"damaged": name, "why": str(error)}
-        seconds = state.pop("seconds")
-        task.load_state_dict(state)
     place: dict[str, Any] = {"stage": job.stage, "worker": worker, "recorder": job.recorder, "start_step": start_step}
     # `ray.train.get_preemption_info` is as exact, but asks an actor each time, milliseconds a step.
     preemption, trained = get_train_context().preemption_context, False
@@ -193,9 +191,10 @@ def job_rows(job: TrainingJob, worker: Worker, *, start_step: int) -> Iterator[A
 
 
 class Saver:
-    """Checkpoints (every rank reports, rank 0 writes), previews and the finished model (rank 0).
-    A checkpoint holds training while its state is copied to the host's memory. It is written, hashed and sent behind
-    training, one at a time: the next one waits, so memory and disk hold a single one (Ray's queue has no bound)."""
+    """Checkpoints, previews and the finished model.
+    Every rank reports a checkpoint; rank 0 writes it, with shards each rank its part. A checkpoint holds training while
+    the state is copied to the host's memory. It is written, hashed and sent behind training, one at a time: the next
+    one waits, so memory and disk hold a single one (Ray's queue has no bound)."""
 
     def __init__(self, job: TrainingJob, reporter: Reporter, held_out: Arrays, *, seconds_before: float) -> None:
         self.job, self.reporter, self.held_out, self.seconds_before = job, reporter, held_out, seconds_before
@@ -242,16 +241,15 @@ class Saver:
         begun, storage = time.monotonic(), ray.train.get_context().get_storage()
         refuse_non_finite(task.state_dict()["weights"], step=step, worker=self.worker)
         options: dict[str, Any] = {}
-        if self.worker.rank == 0:
+        if self.worker.rank == 0 or self.shards:
             self.idle.wait()
             self.idle.clear()
             copying, seconds = time.monotonic(), self.reporter.summary(self.seconds_before, step)["train_seconds"]
             copy = copy_to_host(task.state_dict() | {"seconds": seconds}, step=step, worker=self.worker)
+            snapshots = self.snapshots(step, task, copy)
             self.reporter.copy_seconds += time.monotonic() - copying
             options["checkpoint"] = Checkpoint.from_directory(tempfile.mkdtemp(prefix=f"{SCRATCH}checkpoint-"))
-            options["checkpoint_upload_fn"] = partial(self.upload, copy=copy, storage=storage)
-        elif self.shards:
-            copy_to_host(task.state_dict(), step=step, worker=self.worker)  # rank 0 gathers
+            options["checkpoint_upload_fn"] = partial(self.upload, copy=copy, snapshots=snapshots, storage=storage)
         last = step == self.job.config.total_steps
         ray.train.report(
             {"step": step},
@@ -263,19 +261,32 @@ class Saver:
         self.reporter.held_seconds += time.monotonic() - begun
         self.reporter.clock.restart()
 
-    def upload(self, checkpoint: Checkpoint, name: str, *, copy: HostCopy, storage: Any) -> Checkpoint:
-        """Write a copy and send it, in a thread of Ray Train; then free memory and disk of the node.
+    def snapshots(self, step: int, task: Task, copy: HostCopy) -> Snapshots | None:
+        """Averages to be kept of this step, in rank 0; called by all ranks where networks are in shards."""
+        if not (self.has_snapshots and is_scheduled(step, self.job.config)):
+            return None
+        state = task.state_dict()
+        weights = copy.weights
+        if self.shards:
+            own = {name: tensor for name, tensor in state["weights"].items() if not name.startswith("network.")}
+            weights = on_host(own, gathers=True, copies=self.worker.rank == 0)
+        return None if weights is None else Snapshots(weights, state["learner"]["ema_updates"])
+
+    def upload(
+        self, checkpoint: Checkpoint, name: str, *, copy: HostCopy, snapshots: Snapshots | None, storage: Any
+    ) -> Checkpoint:
+        """Write a part and send it, in a thread of Ray Train; then free memory and disk of the node.
         Snapshots are sent first, so that a checkpoint in the store has all its snapshots; they go next to the
         checkpoints, which Train removes in time."""
         folder, config, run = Path(checkpoint.path), self.job.config, self.job.run
         try:
-            if self.has_snapshots and is_scheduled(copy.step, config):
-                write_snapshots(folder / SNAPSHOTS, copy.state, sigma_rel=config.ema_sigma_rel)
+            if snapshots is not None:
+                write_snapshots(folder / SNAPSHOTS, snapshots, sigma_rel=config.ema_sigma_rel)
                 send_snapshots(folder / SNAPSHOTS, run)
                 shutil.rmtree(folder / SNAPSHOTS)
             write_host_copy(folder / name, copy)
             upload_folder(folder / name, run, name)
-            copy.state.clear()
+            copy.tensors.clear()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             self.idle.set()

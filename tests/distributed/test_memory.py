@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 from torch import Tensor
 
 from components.runtime.execution import Resources
 from components.runtime.storage.store import Store
-from components.training.checkpoint import WEIGHTS
 from components.training.launch import TrainingError, train
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.memory import KEPT
 from components.training.results import ModelDescription, Trained
-from components.training.run_folder import fetch_checkpoint, last_checkpoint
+from components.training.run_folder import last_checkpoint
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.worker import TrainingJob
+from tests.checkpoints import last_weights as run_weights
 from tests.distributed.recording import FileRecorder
 from tests.limited_memory import out_of_memory
 from tests.tiny_training import DATASET_INFO, assert_equal_bits, diffusion_config, rows_at
@@ -111,11 +110,7 @@ def run(
 
 def last_weights(folder: Path) -> dict[str, Tensor]:
     """Of the last checkpoint, with those of the EMA."""
-    train = Store(str(folder / "train" / "key"))
-    done = last_checkpoint(train)
-    assert done is not None
-    assert done.step == CONFIG.optimization.total_steps
-    return load_file(fetch_checkpoint(train, done.name, folder / "fetched") / WEIGHTS)
+    return run_weights(Store(str(folder / "train" / "key")), folder / "fetched", step=CONFIG.optimization.total_steps)
 
 
 @pytest.fixture(scope="module")

@@ -22,14 +22,15 @@ from components.models.bundle import load_bundle
 from components.runtime.execution import Resources, Sharding
 from components.runtime.storage.store import Store
 from components.training import worker as worker_module
-from components.training.checkpoint import WEIGHTS
+from components.training.checkpoint import part_file
 from components.training.launch import TrainingError, train
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import Worker
 from components.training.results import ModelDescription, Trained, read_finished
-from components.training.run_folder import checkpoint_name, fetch_checkpoint, last_checkpoint, upload_folder
+from components.training.run_folder import checkpoint_name, last_checkpoint, upload_folder
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.worker import TrainingJob
+from tests.checkpoints import last_weights as run_weights
 from tests.distributed.recording import FileRecorder
 from tests.distributed.runs import images_artifact, run_stage
 from tests.tiny_training import DATASET_INFO, assert_equal_bits, diffusion_config, rows_at
@@ -73,7 +74,7 @@ class KilledWhileItSends(DiffusionTask):
 
     def send(self, local: Path, run: Store, name: str) -> None:
         if name == checkpoint_name(20):
-            run.upload(local / WEIGHTS, f"{name}/{WEIGHTS}")
+            run.upload(local / part_file(0, 1), f"{name}/{part_file(0, 1)}")
             (self.place / "sending").touch()
             time.sleep(600)
         upload_folder(local, run, name)
@@ -153,11 +154,8 @@ def run(
 
 def last_weights(folder: Path, config: DiffusionTraining = CONFIG) -> dict[str, Tensor]:
     """Of the last checkpoint, with those of the EMA."""
-    train = Store(str(folder / "train" / "key"))
-    done = last_checkpoint(train)
-    assert done is not None
-    assert done.step == config.optimization.total_steps
-    return load_file(fetch_checkpoint(train, done.name, folder / "fetched") / WEIGHTS)
+    run, steps = Store(str(folder / "train" / "key")), config.optimization.total_steps
+    return run_weights(run, folder / "fetched", step=steps)
 
 
 @pytest.fixture(scope="module")

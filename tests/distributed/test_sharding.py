@@ -12,14 +12,14 @@ from torch import Tensor
 
 from components.runtime.storage.store import Store
 from components.training.batches import to_batch
-from components.training.checkpoint import WEIGHTS, copy_to_host, read_checkpoint, refuse_non_finite, write_host_copy
+from components.training.checkpoint import STATE, part_file, read_checkpoint, refuse_non_finite
 from components.training.loop import Task
 from components.training.memory import KEPT, with_room
 from components.training.optim import NonFiniteError
 from components.training.parallel import ALONE, Worker, is_cut, local
 from components.training.reporting import Reporter
 from components.training.results import ModelDescription, write_model
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import read_folder, weights_in, write_checkpoint
 from tests.distributed.gloo import run_ranks
 from tests.distributed.recording import FileRecorder
 from tests.limited_memory import limit_memory, limit_memory_of_backward
@@ -57,10 +57,8 @@ def train(task: Task, config: Any, worker: Worker, *, start: int = 0, stop: int 
 
 
 def keep(task: Task, folder: Path, worker: Worker, *, step: int) -> None:
-    """Write a checkpoint, in rank 0."""
-    copy = copy_to_host(task.state_dict(), step=step, worker=worker)
-    if worker.rank == 0:
-        write_host_copy(folder, copy)
+    """Write a checkpoint, each rank its part."""
+    write_checkpoint(folder, task.state_dict(), step=step, worker=worker)
     dist.barrier()
 
 
@@ -74,22 +72,28 @@ def train_rank(worker: Worker, folder: Path) -> None:
             config, task = made(kind, worker)
             task.max_batch = 3
             keep(train(task, config, worker), folder / f"{kind}-parts", worker, step=STEPS)
-        for kind in RESUMED:
-            resume(kind, folder, worker)
+        found: dict[str, Any] = {"read": {kind: resume(kind, folder, worker) for kind in RESUMED}}
         try_memory(folder, worker)
-        found = {"held": held(worker), "bad": bad_step(worker), "refused": refused(worker), "judged": judged(worker)}
+        found |= {"held": held(worker), "bad": bad_step(worker), "refused": refused(worker), "judged": judged(worker)}
         (folder / f"found-{worker.rank}.json").write_text(json.dumps(found))
 
 
-def resume(kind: str, folder: Path, worker: Worker) -> None:
-    """Go on from checkpoints of four ranks and of two, and without a stop."""
+def resume(kind: str, folder: Path, worker: Worker) -> list[str]:
+    """Go on from checkpoints of four ranks and of two, and without a stop. Returns the files read of the first."""
+    read: dict[str, list[str]] = {"from_four": [], "from_two": []}
     for name, ranks in (("from_four", 4), ("from_two", 2)):
+
+        def fetch(file: str, name: str = name, ranks: int = ranks) -> Path:
+            read[name].append(file)
+            return folder / f"{kind}-{ranks}" / file
+
         config, task = made(kind, worker)
-        task.load_state_dict(read_checkpoint(folder / f"{kind}-{ranks}")[1])
+        task.load_state_dict(read_checkpoint(fetch)[1])
         train(task, config, worker, start=STEPS, stop=MORE)
         keep(task, folder / f"{kind}-{name}", worker, step=MORE)
     config, task = made(kind, worker)
     keep(train(task, config, worker, stop=MORE), folder / f"{kind}-undisturbed", worker, step=MORE)
+    return read["from_four"]
 
 
 def try_memory(folder: Path, worker: Worker) -> None:
@@ -174,10 +178,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def weights_in(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / WEIGHTS)
-
-
 def alone(kind: str, folder: Path, *, stop: int = STEPS) -> dict[str, Tensor]:
     """What one process comes to that holds all."""
     torch.set_num_threads(1)
@@ -208,9 +208,20 @@ def test_another_number_of_ranks_and_one_that_holds_all_go_on_from_shards(kind: 
     whole = alone(kind, tmp_path, stop=MORE)
     assert_close(weights_in(trained / f"{kind}-from_four"), whole)
     config, task = made(kind)
-    task.load_state_dict(read_checkpoint(trained / f"{kind}-4")[1])
+    task.load_state_dict(read_folder(trained / f"{kind}-4")[1])
     write_checkpoint(tmp_path / "one", train(task, config, ALONE, start=STEPS, stop=MORE).state_dict(), step=MORE)
     assert_close(weights_in(tmp_path / "one"), whole)
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_a_rank_writes_its_part_and_reads_those_with_its_rows(kind: str, trained: Path) -> None:
+    """Once each; the first part holds what is not cut."""
+    sizes = [(trained / f"{kind}-4" / part_file(part, 4)).stat().st_size for part in range(4)]
+    assert max(sizes) < 0.35 * sum(sizes)  # headers, and counts of the optimizer
+    assert sorted(found_by(0, trained)["read"][kind]) == [part_file(0, 4), part_file(1, 4), STATE]
+    second = found_by(1, trained)["read"][kind]
+    assert len(second) == len({*second})
+    assert {*second} >= {part_file(0, 4), part_file(2, 4), part_file(3, 4), STATE}
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from components.runtime.storage.store import Store
-from components.training.checkpoint import WEIGHTS
+from components.training.checkpoint import part_file
 from components.training.run_folder import last_checkpoint
 from pipelines.command.upkeep import verify_run
 from tests.faults.conftest import Record, Undisturbed
@@ -33,10 +33,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, undist
     kill_group(driver)
     checkpoint = last_checkpoint(run.train())
     assert checkpoint is not None
-    change_a_bit(run.train(), f"{checkpoint.name}/{WEIGHTS}")
+    change_a_bit(run.train(), f"{checkpoint.name}/{part_file(0, 1)}")
     run.finish(run.start())
     assert "a checkpoint is damaged" in run.said()
-    assert f"{checkpoint.name}/{WEIGHTS} differs" in run.said()
+    assert f"{checkpoint.name}/{part_file(0, 1)} differs" in run.said()
     record("one bit of the last checkpoint changed", 1, run.same_as(undisturbed(STEPS)))
 
 

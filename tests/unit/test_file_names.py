@@ -23,9 +23,9 @@ from components.runtime.storage.artifact import (
 from components.runtime.storage.garbage import ANNOUNCED, PLAN, find_garbage
 from components.runtime.storage.store import DamagedFileError, Store, StoreError
 from components.sampling.cascade import read_description
-from components.training.checkpoint import DIGESTS
+from components.training.checkpoint import STATE, digests_file
 from components.training.results import FINISHED, read_finished
-from components.training.run_folder import SNAPSHOT, fetch_checkpoint, last_checkpoint
+from components.training.run_folder import SNAPSHOT, fetch_once, last_checkpoint
 from pipelines.command.cli import WRONG_USE, main
 from pipelines.engine.run_report import load_plan, newest_run
 
@@ -211,9 +211,11 @@ def test_neither_digests_nor_results_nor_the_last_checkpoint_of_a_training_name_
     name: str, tmp_path: Path, outside: Path
 ):
     run = Store(str(tmp_path / "run"))
-    run.write(f"step-000000001/{DIGESTS}", json.dumps({form(name, outside): [4, "0"]}).encode())
-    with pytest.raises(DamagedFileError, match=r"step-000000001 is not whole: digests\.json .* is no name") as caught:
-        fetch_checkpoint(run, "step-000000001", tmp_path / "local")
+    run.write(f"step-000000001/{digests_file(STATE)}", json.dumps({form(name, outside): [4, "0"]}).encode())
+    with pytest.raises(
+        DamagedFileError, match=r"step-000000001 is not whole: digests-00000\.json .* is no name"
+    ) as caught:
+        fetch_once(run, "step-000000001", STATE, place=tmp_path / "local")
     assert "\n" not in str(caught.value)
     entry = {"path": form(name, outside), "bytes": 4, "sha256": "0"}
     run.write(FINISHED, json.dumps({"entries": [entry], "summary": {}}).encode())

@@ -21,7 +21,7 @@ from components.training.activations import GPUKernels, Keeping, Kept, activatio
 from components.training.batches import to_batch
 from components.training.learner import make_network
 from components.training.loop import Batch, Task
-from components.training.results import ModelDescription, write_model, write_snapshots
+from components.training.results import ModelDescription, Snapshots, write_model, write_snapshots
 from components.training.step_model import StepModel, WithoutNumbers
 from pipelines.planning.memory import checkpoint_bytes, device_bytes, model_bytes, step_model
 from pipelines.planning.preflight import space_of
@@ -245,8 +245,8 @@ def test_a_power_average_leaves_snapshots_in_its_model(tmp_path):
     config = diffusion_config(ema="power", total_steps=20, checkpoint_every=8)  # at 8, 16 and 20
     state = make_task(config).state_dict()
     for updates in (8, 16, 20):
-        state["learner"]["ema_updates"] = updates
-        write_snapshots(tmp_path / "snapshots", state, sigma_rel=config.optimization.ema_sigma_rel)
+        snapshots = Snapshots(state["weights"], updates)
+        write_snapshots(tmp_path / "snapshots", snapshots, sigma_rel=config.optimization.ema_sigma_rel)
     files = sum(path.stat().st_size for path in (tmp_path / "snapshots").iterdir())
     weights = model_bytes(step_model(diffusion_config(), DATASET_INFO))
     assert model_bytes(step_model(config, DATASET_INFO)) == 7 * weights

@@ -9,7 +9,6 @@ from torch import nn
 
 from components.configuration.optimization import OptimizationConfig
 from components.models.diffusion.schedule import make_schedule
-from components.training.checkpoint import read_checkpoint
 from components.training.optim import EMA, NonFiniteError, NonFiniteGuard, decay_at, learning_rate, make_optimizer
 from components.training.randomness import (
     cropped,
@@ -19,7 +18,7 @@ from components.training.randomness import (
     sample_uniform,
     step_generator,
 )
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import read_folder, write_checkpoint
 
 
 def config(**changes: object) -> OptimizationConfig:
@@ -120,7 +119,7 @@ def test_checkpoint_with_non_finite_weights_is_never_written(tmp_path) -> None:
     write_checkpoint(tmp_path / "c", {"weights": {"a": torch.zeros(2)}}, step=1)
     with pytest.raises(NonFiniteError, match="a is not finite at step 2"):
         write_checkpoint(tmp_path / "c", {"weights": {"a": torch.tensor([1.0, float("inf")])}}, step=2)
-    assert read_checkpoint(tmp_path / "c")[0] == 1
+    assert read_folder(tmp_path / "c")[0] == 1
 
 
 def test_windows_lie_inside_and_each_place_comes_alike() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from components.configuration.sampling import DiffusionSampling
 from components.runtime.storage.store import DamagedFileError, Store
 from components.training import perceptual_weights
 from components.training.batches import to_batch
-from components.training.checkpoint import DIGESTS, POSITION, STATE, WEIGHTS, read_checkpoint
+from components.training.checkpoint import STATE, digests_file, part_file
 from components.training.loop import Batch, fit
 from components.training.perceptual_weights import (
     VGG16_CHANNELS,
@@ -29,14 +30,13 @@ from components.training.perceptual_weights import (
 from components.training.randomness import dropped_conditions, null_conditions
 from components.training.run_folder import (
     checkpoint_name,
-    fetch_checkpoint,
     forget_checkpoint,
     last_checkpoint,
     storage_of,
     upload_folder,
 )
 from components.training.worker import set_idle_priority
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import read_run, write_checkpoint
 from tests.refusals import one_line
 from tests.tiny_training import (
     DATASET_INFO,
@@ -83,19 +83,18 @@ def test_a_checkpoint_comes_back_as_written_or_not_at_all(any_store: str, tmp_pa
     moments, weights = [torch.randn(2)], {"a": torch.randn(3), "b": torch.arange(2)}
     write_checkpoint(folder, {"weights": weights, "learner": {"moments": moments}, "seconds": 1.5}, step=7)
     upload_folder(folder, run, "step-7")
-    step, state = read_checkpoint(fetch_checkpoint(run, "step-7", tmp_path / "back"))
+    step, state = read_run(run, "step-7", tmp_path / "back")
     assert (step, state["seconds"]) == (7, 1.5)
     assert_equal_bits(state["weights"], weights)
     assert torch.equal(state["learner"]["moments"][0], moments[0])
-    assert json.loads(run.read(f"step-7/{POSITION}")) == {"step": 7}
-    for name in (WEIGHTS, STATE, POSITION, DIGESTS):
+    for name in (part_file(0, 1), STATE, digests_file(STATE)):
         whole = run.read(f"step-7/{name}")
         for damaged in (whole[:-1], bytes([whole[0] ^ 1]) + whole[1:], None):
             run.write(f"step-7/{name}", damaged) if damaged is not None else run.delete(f"step-7/{name}")
             with pytest.raises(DamagedFileError, match="step-7"):
-                fetch_checkpoint(run, "step-7", tmp_path / "other")
+                read_run(run, "step-7", Path(tempfile.mkdtemp(dir=tmp_path)))
         run.write(f"step-7/{name}", whole)
-    assert read_checkpoint(fetch_checkpoint(run, "step-7", tmp_path / "again"))[0] == 7
+    assert read_run(run, "step-7", tmp_path / "again")[0] == 7
 
 
 def test_whoever_leaves_early_saves_first() -> None:

@@ -11,13 +11,13 @@ from components.models.bundle import load_bundle
 from components.runtime.storage.store import DamagedFileError, Store
 from components.sampling.model import BPE
 from components.training.batches import to_batch
-from components.training.checkpoint import WEIGHTS
 from components.training.learner import below
 from components.training.loop import Task, fit
 from components.training.optim import EMAProfile
 from components.training.results import (
     SNAPSHOTS,
     ModelDescription,
+    Snapshots,
     choose_average,
     fetch_snapshots,
     kept_profiles,
@@ -27,7 +27,7 @@ from components.training.results import (
     write_snapshots,
 )
 from pipelines.command.upkeep import write_average
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import weights_in, write_checkpoint
 from tests.refusals import one_line
 from tests.tiny_training import (
     DATASET_INFO,
@@ -50,7 +50,8 @@ def trained(folder: Path) -> Task:
     def save(step: int, task: Task) -> None:
         state = task.state_dict()
         write_checkpoint(folder / str(step), state, step=step)
-        write_snapshots(folder / SNAPSHOTS, state, sigma_rel=config.optimization.ema_sigma_rel)
+        snapshots = Snapshots(state["weights"], state["learner"]["ema_updates"])
+        write_snapshots(folder / SNAPSHOTS, snapshots, sigma_rel=config.optimization.ema_sigma_rel)
 
     fit(task, batches(config, to_batch), config.optimization, save=save)
     return task
@@ -96,7 +97,7 @@ def model_of(folder: Path) -> Path:
     (folder / "run" / SNAPSHOTS).rename(model / SNAPSHOTS)
     description = ModelDescription("transformer", prior_config().network_arguments(DATASET_INFO, GRID), settings={})
     summary = {"steps": 20.0, "ema_sigma_rel": 0.07}
-    weights = load_file(folder / "run" / "20" / WEIGHTS)
+    weights = weights_in(folder / "run" / "20")
     write_model(model, description, weights=weights, summary=summary, previews={})
     return model
 

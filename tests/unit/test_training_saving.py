@@ -20,14 +20,14 @@ from components.runtime.execution import Resources
 from components.runtime.storage.store import SCRATCH, Store
 from components.training import worker
 from components.training.batches import to_batch
-from components.training.checkpoint import copy_to_host, read_checkpoint, write_host_copy
+from components.training.checkpoint import copy_to_host, write_host_copy
 from components.training.loop import Task, fit
 from components.training.parallel import ALONE
 from components.training.reporting import Reporter
 from components.training.results import ModelDescription
-from components.training.run_folder import checkpoint_name, fetch_checkpoint, storage_of
+from components.training.run_folder import checkpoint_name, storage_of
 from components.training.worker import Saver, TrainingJob
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import read_folder, read_run, write_checkpoint
 from tests.distributed.recording import FileRecorder
 from tests.tiny_training import assert_equal_bits, batches, diffusion_config, make_task
 
@@ -141,7 +141,7 @@ def test_what_is_saved_is_the_state_of_its_step_whatever_is_trained_while_it_is_
     written = worker.write_host_copy
 
     def write_late(folder: Path, copy: Any) -> None:
-        soon(lambda: training.step >= min(copy.step + 5, 20))
+        soon(lambda: training.step >= min(copy.state["step"] + 5, 20))
         written(folder, copy)
 
     monkeypatch.setattr(worker, "write_host_copy", write_late)
@@ -153,8 +153,8 @@ def test_what_is_saved_is_the_state_of_its_step_whatever_is_trained_while_it_is_
 
     fit(make_task(CONFIG), batches(CONFIG, to_batch), CONFIG.optimization, save=save)
     for name in NAMES:
-        step, found = read_checkpoint(fetch_checkpoint(training.run, name, tmp_path / "fetched" / name))
-        right_step, right = read_checkpoint(tmp_path / "right" / name)
+        step, found = read_run(training.run, name, tmp_path / name)
+        right_step, right = read_folder(tmp_path / "right" / name)
         assert step == right_step
         assert_equal_bits(found["weights"], right["weights"])
         assert_equal_bits(moments(found), moments(right))
@@ -170,7 +170,7 @@ def test_a_copy_brings_back_the_generators_of_its_own_moment(tmp_path: Path) -> 
     copy = copy_to_host({"weights": {"a": torch.zeros(2)}}, step=3)
     drawn = torch.rand(3)
     write_host_copy(tmp_path / "late", copy)
-    read_checkpoint(tmp_path / "late")
+    read_folder(tmp_path / "late")
     assert torch.equal(torch.rand(3), drawn)
 
 

@@ -11,11 +11,10 @@ from PIL import Image
 
 from components.sampling import device as devices
 from components.training.batches import to_batch
-from components.training.checkpoint import read_checkpoint
 from components.training.loop import Task, fit
 from components.training.optim import NonFiniteError
 from tests import tiny_autoencoders
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import read_folder, write_checkpoint
 from tests.limited_memory import network_of
 from tests.tiny_text_image import (
     TEXT_IMAGE,
@@ -156,7 +155,7 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(name: str, tmp_path: P
     write_checkpoint(tmp_path / "4", broken_off.state_dict(), step=4)
     torch.rand(17)  # what happened in the process since must not matter
     task = make(config)
-    step, state = read_checkpoint(tmp_path / "4")
+    step, state = read_folder(tmp_path / "4")
     assert step == 4
     task.load_state_dict(state)
     fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
