@@ -41,7 +41,7 @@ class StageCost(NamedTuple):
     frozen_flops: int  # of them, those of frozen networks that make columns at each step
     samples: int  # of a step; of the set, where nothing is trained
     flops: int  # of all steps
-    read: int | None  # bytes of samples before compression; None: the set's size is unknown
+    read: int  # bytes of samples before compression
     written: int  # bytes of checkpoints and of what is left in the end
     step: StepMemory | None  # on each GPU; None: nothing is trained
     time: StepTime | None  # of a step
@@ -111,7 +111,7 @@ def stage_costs(
     costs, stages = [], workflow.stages
     for stage in (stage for stage in stages if stage.name in shares):
         if isinstance(stage.config, Training):
-            costs.append(training_cost(stage, stages, shares[stage.name], cluster, images=images))
+            costs.append(training_cost(stage, stages, shares[stage.name], cluster))
         elif isinstance(stage.config, TokensConfig | PrecomputeConfig) and images:
             costs.append(encoding_cost(stage, stages, shares[stage.name], cluster, images=images))
     return costs
@@ -124,9 +124,7 @@ def checkpoints_of(optimization: OptimizationConfig, *, hours: float) -> int:
     return scheduled(optimization)
 
 
-def training_cost(
-    stage: Stage, stages: Sequence[Stage], resources: Resources, cluster: Cluster, *, images: int | None = None
-) -> StageCost:
+def training_cost(stage: Stage, stages: Sequence[Stage], resources: Resources, cluster: Cluster) -> StageCost:
     """Counts the cost of a training on the training's workers."""
     model = model_of(stage, stages)
     optimization, own = model.training.optimization, counted_flops(model)
@@ -141,7 +139,7 @@ def training_cost(
         frozen_flops=frozen,
         samples=optimization.global_batch_size,
         flops=own.total + frozen * optimization.total_steps,
-        read=training_reads(stage, stages, images=images, workers=resources.num_workers),
+        read=training_reads(stage, stages),
         written=checkpoints_of(optimization, hours=hours) * checkpoint_bytes(model) + model_bytes(model),
         step=step_memory(model, resources),
         time=time,
@@ -223,20 +221,20 @@ def column_bytes(stage: Stage, name: str, stages: Sequence[Stage]) -> int:
     return autoencoder.network.diffused_channels * side**2 * ARRAY_BYTES
 
 
-def training_reads(stage: Stage, stages: Sequence[Stage], *, images: int | None, workers: int) -> int | None:
-    """Bytes read by all workers; None where the number of `images` is needed and unknown.
-    Each worker reads all tokens once. Images are read for each sample of each step, as 8-bit pixels of the side that
-    the set keeps, before compression."""
+def training_reads(stage: Stage, stages: Sequence[Stage]) -> int:
+    """Bytes of the samples of all steps, before compression.
+    Tokens, or 8-bit pixels of the side that the set keeps."""
     assert isinstance(stage.config, Training)
-    grid, image_set, optimization = tokens_of(stage, "tokens"), images_of(stages), stage.config.optimization
-    if grid is not None:
-        row = (grid.height * grid.width + image_set.text_length) * TOKEN_BYTES
-        return None if images is None else images * row * workers
+    image_set, optimization = images_of(stages), stage.config.optimization
+    samples = optimization.total_steps * optimization.global_batch_size
+    grids = [grid for name in ("tokens", "condition") if (grid := tokens_of(stage, name)) is not None]
+    if grids:
+        return samples * TOKEN_BYTES * (sum(g.height * g.width for g in grids) + image_set.text_length)
     source, arrays, side = stage.inputs.get("images"), 0, image_set.resolution
     if isinstance(source, Stage) and isinstance(once := source.config, PrecomputeConfig):
         arrays = sum(column_bytes(source, name, stages) for name in once.columns)
         side = 0 if "latents" in once.columns else once.kept
-    return optimization.total_steps * optimization.global_batch_size * (arrays + PIXEL_BYTES * side**2)
+    return samples * (arrays + PIXEL_BYTES * side**2)
 
 
 def longest_path(workflow: Workflow, costs: Sequence[StageCost]) -> tuple[list[str], float]:

@@ -65,7 +65,7 @@ def cost_table(costs: Sequence[StageCost], cluster: Cluster, price: float | None
             "" if cost.step_flops is None else f"{cost.step_flops:.3g}",
             readable(cost.gpu_hours),
             span(cost.hours),
-            UNKNOWN if cost.read is None else readable_bytes(cost.read),
+            readable_bytes(cost.read),
             readable_bytes(cost.written),
             *(("", "", "") if step is None else map(readable_bytes, (step.held, step.activations, step.total))),
             money(cost.gpu_hours, price),

@@ -18,6 +18,7 @@ from pipelines.planning.cost import (
     counted_flops,
     longest_path,
     stage_costs,
+    training_reads,
 )
 from pipelines.planning.cost_table import (
     COMPUTE,
@@ -33,6 +34,7 @@ from pipelines.planning.memory import (
     ROOM,
     checkpoint_bytes,
     device_bytes,
+    images_of,
     memory_warning,
     model_bytes,
     model_of,
@@ -112,6 +114,12 @@ def test_operations_of_a_dit_are_within_two_percent_of_those_published(size: str
 @pytest.mark.parametrize("system", [system for system in COMPUTE if system.cluster is V100S], ids=lambda s: s.name)
 def test_days_of_adm_by_the_modeled_step_are_within_a_tenth_of_those_published(system):
     assert abs(system.modeled_days / system.v100_days - 1) < 0.1
+
+
+def test_a_prior_reads_the_tokens_of_the_samples_of_its_steps():
+    workflow = build_workflow(RECIPES["imagenet_class_prior"]())
+    row = 16**2 + images_of(workflow.stages).text_length
+    assert training_reads(workflow.by_name["prior"], workflow.stages) == 1_000_000 * 64 * row * 4
 
 
 def test_hours_price_and_bytes_follow_from_the_step_s_seconds_gpus_samples_and_checkpoints():
@@ -213,7 +221,7 @@ def test_stages_that_go_through_the_set_once_are_counted_when_its_size_is_told()
     assert {cost.stage for cost in costs_of("openmoji")[1]}.isdisjoint({"tokens"})
     costs = [costs_of("openmoji", images=images)[1] for images in (1000, 2000)]
     once, twice = (next(cost for cost in each if cost.stage == "tokens") for each in costs)
-    assert (2 * once.flops, 2 * (once.read or 0), 2 * once.written) == (twice.flops, twice.read, twice.written)
+    assert (2 * once.flops, 2 * once.read, 2 * once.written) == (twice.flops, twice.read, twice.written)
 
 
 def test_the_longest_path_is_that_of_the_stages_that_wait_for_each_other_the_longest():
