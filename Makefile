@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install)
 
-.PHONY: help demo lecture compare test check documents bench bench-gpu gpu faults pins clean
+.PHONY: help demo lecture compare test check documents bench simulate bench-gpu gpu faults pins clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/make \1 -/p' Makefile
@@ -33,6 +33,9 @@ documents: .venv/.stamp-test  ## write docs/ROWS.md and docs/RESULTS.md from sli
 
 bench: .venv/.stamp-test  ## measure against peers, a table and bench.json; ONLY='unet reader_storage' for some
 	$(BIN)/python -m tests.benchmarks.run $(ONLY)
+
+simulate: .venv/.stamp-test  ## 10⁹ images, up to 10⁶ shards and 4,096 ranks by simulation: what breaks first; tables and simulate.json
+	$(BIN)/python -m tests.benchmarks.simulate
 
 bench-gpu: .venv/.stamp-test  ## measure against peers on a GPU, a table and bench-gpu.json; ONLY='unet_step decoding' for some
 	$(BIN)/python -m tests.benchmarks.gpu.run $(ONLY)

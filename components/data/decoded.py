@@ -25,6 +25,7 @@ from components.data.shards import (
     read_shard,
     split_of,
 )
+from components.runtime.storage.model_table import column_of
 from components.sampling.image_files import encode_text, parse_bpe
 
 CACHE_BYTES = 96 * 2**20  # of one reading process
@@ -179,9 +180,9 @@ class ImageSamples:
             raise ValueError(f"condition_image is either {member} or a degraded image, not both")
 
     @property
-    def counts(self) -> list[int]:
+    def counts(self) -> np.ndarray:  # int64 (S,)
         """Training samples of each shard."""
-        return [entry.train_samples for entry in self.index.shards]
+        return column_of(self.index.shards, "train_samples")
 
     def empty(self, rows: int) -> dict[str, np.ndarray]:
         """Columns for so many rows."""

@@ -41,6 +41,7 @@ from components.models.autoencoder import Autoencoder
 from components.models.bundle import DESCRIPTION, ModelBundle, describe_bundle, load_bundle
 from components.runtime.pool import Later
 from components.runtime.storage.artifact import Artifact, Record, write_file, write_part, write_record
+from components.runtime.storage.model_table import column_of
 from components.runtime.storage.store import Store
 from components.sampling.device import best_device, sampling_in
 from components.sampling.image_files import encode_png
@@ -259,5 +260,6 @@ class TokenEncoder:
 
 def token_names(index: ShardIndex) -> list[str]:
     """File names with the stems of the shards, numbered: two folders may hold tars of the same name."""
-    stems = [shard.url.rpartition("/")[2].partition(".")[0] for shard in index.shards]
+    names = [url.rpartition("/")[2] for url in column_of(index.shards, "url")]
+    stems = [name.partition(".")[0] for name in names]
     return [f"{number:06d}-{stem}.parquet" for number, stem in enumerate(stems)]

@@ -15,6 +15,7 @@ import numpy as np
 from components.data.decoded import DecodedShard
 from components.data.images import Degradation, degrade
 from components.data.shards import ShardEntry, ShardIndex, Split, View, read_shard, split_of
+from components.runtime.storage.model_table import column_of
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ def random_part(index: ShardIndex, *, samples: int, seed: int) -> ShardIndex:
     be shuffled, as ingested shards are."""
     order = list(range(len(index.shards)))
     random.Random(seed).shuffle(order)
-    before = accumulate((index.shards[number].train_samples for number in order), initial=0)
+    before = accumulate(column_of(index.shards, "train_samples")[order].tolist(), initial=0)
     chosen = [number for number, count in zip(order, before, strict=False) if number == order[0] or count < samples]
     return index.model_copy(update={"shards": tuple(index.shards[number] for number in sorted(chosen))})
 

@@ -60,7 +60,7 @@ class Order:
         streams: C, >= 1.
     """
 
-    def __init__(self, counts: Sequence[int], *, seed: int, streams: int) -> None:
+    def __init__(self, counts: Sequence[int] | np.ndarray, *, seed: int, streams: int) -> None:
         self.counts, self.seed, self.streams = np.asarray(counts, dtype=np.int64), seed, streams
         self.total, self.line = int(self.counts.sum()), line_of_streams(streams)
         self.epoch = lru_cache(2)(self._epoch)

@@ -25,6 +25,7 @@ from components.configuration.config import Config, first_fault
 from components.configuration.file_names import FileName, file_name
 from components.data.listing import ShardError, SourceError
 from components.data.tars import Group, Member, iterate_shard
+from components.runtime.storage.model_table import AsTable
 from components.runtime.storage.store import DamagedFileError, Digest, Store, read_url
 
 INDEX = "index.json"
@@ -122,7 +123,7 @@ class ShardIndex(Config):
     mask_values: int = Field(default=3, ge=2, le=65536)  # a `mask.png` of the set holds 0 to mask_values - 1
     text: TextInfo
     arrays: tuple[ArrayInfo, ...] = ()  # of each sample, next to its image
-    shards: tuple[ShardEntry, ...]
+    shards: Annotated[Sequence[ShardEntry], AsTable(ShardEntry)]
     root: str = Field(default="", exclude=True)  # URL of the index's folder: a place, never part of the identity
 
     @property

@@ -18,7 +18,9 @@ from components.data.sources.folder import IMAGE_SUFFIXES, list_folder
 from components.data.sources.parquet import SUFFIX, find_parquet, is_parquet
 from components.data.sources.source import COMMON, Columns
 from components.data.sources.webdataset import GLOB, TARS, list_tars, split_glob
+from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.connection import StoreError, reason
+from components.runtime.storage.model_table import column_of
 from components.runtime.storage.store import absolute, read_range
 
 warn_once = cache(partial(logging.getLogger(__name__).warning, "%s"))
@@ -87,7 +89,8 @@ def _listed(source: str, path: str | None, columns: Columns) -> Listed:
         return Listed(PACKAGED[source]())
     if source == "shards":
         index = load_index(path)
-        return Listed([index.text.sha256, index.holdout_fraction, [entry.sha256 for entry in index.shards]])
+        digests = column_of(index.shards, "sha256").tolist()
+        return Listed([index.text.sha256, index.holdout_fraction, digests])
     if source == "webdataset":
         tars = tuple(list_tars(path))
         return Listed([(tar.path.rpartition("/")[2], *tar[1:]) for tar in tars], tars)
@@ -123,6 +126,13 @@ def file_to_try(source: str, path: str | None) -> FileVersion | None:
     if source == "parquet":
         return first_file(folder, _is_like(pattern, is_parquet))
     return first_file(folder, _is_like(pattern, _is_tar) if source == "webdataset" else _is_image)
+
+
+def shard_in_place(images: Artifact) -> FileVersion | None:
+    """A shard in the user's own place, not written by the stage; None if there is none."""
+    index = load_index(images.url(INDEX))
+    shards = (index.shards[number] for number, url in enumerate(column_of(index.shards, "url")) if "/" in url)
+    return next((FileVersion(index.url(shard.url), shard.bytes, "") for shard in shards), None)
 
 
 def check_file(file: FileVersion) -> None:

@@ -58,7 +58,7 @@ class Samples(Protocol):
     decoded: ClassVar[bool]  # in the shards already: rows are copies
 
     @property
-    def counts(self) -> Sequence[int]:
+    def counts(self) -> np.ndarray:  # int64 (S,)
         """Training samples of each shard."""
 
     def empty(self, rows: int) -> Arrays:

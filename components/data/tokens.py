@@ -140,12 +140,13 @@ class TokenSamples:
     decoded: ClassVar[bool] = True
 
     def __init__(self, tokens: Artifact, condition: Artifact | None = None) -> None:
-        self.tokens, self.condition, self.files = tokens, condition, token_files(tokens)
+        self.tokens, self.condition = tokens, condition
 
     @property
-    def counts(self) -> list[int]:
+    def counts(self) -> np.ndarray:  # int64 (S,)
         """Training samples of each file."""
-        return [file.train_samples for file in self.files]
+        files = self.tokens.metadata["shards"]
+        return np.array([file["train_samples"] for file in files], dtype=np.int64)
 
     def empty(self, rows: int) -> dict[str, np.ndarray]:
         """Columns for so many rows."""

@@ -6,10 +6,10 @@ from pydantic import Field
 
 from components.configuration.config import IDENTITY, Unkeyed
 from components.data.ingest import IngestConfig, ingest
-from components.data.listing import FileVersion
-from components.data.shards import BPE, INDEX, load_index
+from components.data.shards import BPE, INDEX
 from components.data.source_check import detect_source, source_digest
 from components.runtime.storage.artifact import Artifact, FileEntry
+from components.runtime.storage.model_table import rows
 from components.stages.context import StageContext
 
 
@@ -26,25 +26,25 @@ def images_identity(config: ImagesConfig) -> dict[str, Any]:
     return {**config.model_dump(mode="json", context=IDENTITY), "source_digest": digest}
 
 
-def shard_in_place(images: Artifact) -> FileVersion | None:
-    """A shard in the user's own place, not written by the stage; None if there is none."""
-    index = load_index(images.url(INDEX))
-    return next((FileVersion(index.url(e.url), e.bytes, "") for e in index.shards if "/" in e.url), None)
-
-
 def ingest_images(config: ImagesConfig, context: StageContext) -> Artifact:
     """Writes the shards of the set; existing tars are only indexed.
 
     Returns an artifact of kind `shards`: `index.json`, `bpe.json` and the tars that were written here.
+
+    Raises SourceError, ShardError and DataError as `ingest` does.
     """
     name, path = detect_source(config.source)
     settings = IngestConfig(**config.model_dump(exclude={"source"}))
     core = context.resources.cpus_per_core  # these tasks draw and compress in one thread; a training's readers wait
     place = {"out": context.files_store, "num_cpus": core, "warn": context.warn}
     index = ingest(name, path, config=settings, progress=context.report_images, **place)
-    own = [shard for shard in index.shards if "/" not in shard.url]
-    shards = [FileEntry(path=shard.url, bytes=shard.bytes, sha256=shard.sha256) for shard in own]
+    shards, quarantined = list[FileEntry](), list[dict[str, Any]]()
+    # A set may have a million shards: one pass over dictionaries, no objects.
+    for entry in rows(index.shards):
+        quarantined += entry["quarantined"]
+        if "/" not in entry["url"]:
+            shards.append(FileEntry(path=entry["url"], bytes=entry["bytes"], sha256=entry["sha256"]))
     facts = {"source", "license", "samples", "train_samples", "classes", "resolution"}
     metadata = index.model_dump(mode="json", include=facts)
-    metadata["quarantined"] = [entry.model_dump() for shard in index.shards for entry in shard.quarantined]
+    metadata["quarantined"] = quarantined
     return context.commit("shards", parts=shards, written=[INDEX, BPE], metadata=metadata)

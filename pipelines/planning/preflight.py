@@ -18,14 +18,14 @@ from components.configuration.optimization import Training
 from components.configuration.usage import UsageError
 from components.data.ingest import PACKAGED
 from components.data.listing import FileVersion, SourceError
-from components.data.source_check import check_file, check_source, detect_source, file_to_try
+from components.data.source_check import check_file, check_source, detect_source, file_to_try, shard_in_place
 from components.evaluation.features import FeatureNetworkError, MeasureConfig, check_feature_network
 from components.runtime.execution import Resources
 from components.runtime.pool import one_line, portable
 from components.runtime.storage.connection import check_room, is_local
 from components.runtime.storage.store import Store, StoreError
 from components.sampling.frozen_text import FrozenTextError, check_transformers
-from components.stages.images import ImagesConfig, shard_in_place
+from components.stages.images import ImagesConfig
 from components.stages.precompute import TextEncoderConfig, check_text_encoder
 from components.training.launch import CHECKPOINTS_KEPT
 from components.training.perceptual_weights import PerceptualWeightsError, check_perceptual_network

@@ -10,10 +10,11 @@ from rich.table import Table
 from components.configuration.optimization import Training
 from components.data.order import Order
 from components.data.shards import INDEX, load_index
-from components.data.source_check import detect_source
+from components.data.source_check import detect_source, shard_in_place
 from components.data.sources.webdataset import list_tars
 from components.runtime.storage.connection import readable_bytes
-from components.stages.images import ImagesConfig, shard_in_place
+from components.runtime.storage.model_table import column_of
+from components.stages.images import ImagesConfig
 from pipelines.planning.profiles import Profile
 from pipelines.planning.shares import table_of
 from pipelines.workflow import PlannedStage
@@ -43,11 +44,13 @@ def tars_in_place(planned: Sequence[PlannedStage]) -> list[int]:
     assert isinstance(config, ImagesConfig)
     if entry.cached is not None:
         in_place = shard_in_place(entry.cached) is not None
-        return [shard.bytes for shard in load_index(entry.cached.url(INDEX)).shards] if in_place else []
+        index = load_index(entry.cached.url(INDEX))
+        return column_of(index.shards, "bytes").tolist() if in_place else []
     source, path = detect_source(config.source)
     if source == "webdataset" and path is not None:
         return [tar.bytes for tar in list_tars(path)]
-    return [shard.bytes for shard in load_index(path).shards] if source == "shards" and path is not None else []
+    shards = load_index(path).shards if source == "shards" and path is not None else ()
+    return column_of(shards, "bytes").tolist()
 
 
 def reads_of(planned: Sequence[PlannedStage], profile: Profile, sizes: Sequence[int]) -> list[Reads]:

@@ -13,7 +13,7 @@ import pytest
 
 from components.runtime.storage.artifact import Artifact, ArtifactError, commit_artifact, describe, load_artifact
 from components.runtime.storage.lease import Lease
-from components.runtime.storage.store import Store, StoreError
+from components.runtime.storage.store import SMALL_TRANSFERS, TRANSFERS, Store, StoreError, in_parallel
 from tests.refusals import one_line
 from tests.stored_files import assert_one_wins
 
@@ -181,3 +181,22 @@ def test_a_waiter_adopts_when_the_work_is_done(tmp_path: Path):
     threading.Timer(0.3, done.set).start()
     assert not _lease(store).acquire(is_done=done.is_set, on_wait=lambda reason: None)
     holder.release()
+
+
+@pytest.mark.parametrize("most", [1, TRANSFERS, SMALL_TRANSFERS])
+def test_so_many_work_at_a_time_and_no_more(most: int) -> None:
+    """All of a group meet, or the barrier breaks; what comes meanwhile would be one too many."""
+    meeting, lock, working, seen = threading.Barrier(most, timeout=60), threading.Lock(), 0, list[int]()
+
+    def work(number: int) -> int:
+        nonlocal working
+        with lock:
+            seen.append(working := working + 1)
+        meeting.wait()
+        with lock:
+            working -= 1
+        meeting.wait()
+        return number
+
+    assert in_parallel(work, range(3 * most), most=most) == list(range(3 * most))
+    assert max(seen) == most

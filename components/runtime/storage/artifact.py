@@ -23,19 +23,21 @@ import json
 import re
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from components.configuration.config import Config, first_fault
 from components.configuration.file_names import FileName, FolderName
 from components.runtime.storage.connection import shown
+from components.runtime.storage.model_table import AsTable, column_of, ending
 from components.runtime.storage.store import (
     SCRATCH,
+    SMALL_TRANSFERS,
     DamagedFileError,
     Digest,
     Store,
@@ -77,7 +79,7 @@ class Artifact(Config):
     kind: ArtifactKind
     stage: FolderName
     key: FolderName
-    files: tuple[FileEntry, ...]
+    files: Annotated[Sequence[FileEntry], AsTable(FileEntry)]
     metadata: dict[str, Any] = Field(default_factory=dict)
     inputs: dict[str, str] = Field(default_factory=dict)  # name of the input -> key of the stage that made it
     provenance: dict[str, Any] = Field(default_factory=dict)  # config, git commit, time, seconds: recorded, not hashed
@@ -91,8 +93,7 @@ class Artifact(Config):
     @property
     def digest(self) -> str:
         """sha256 of the whole manifest, as JSON with sorted fields."""
-        manifest = json.loads(self.model_dump_json())
-        return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+        return manifest_digest(json.loads(self.model_dump_json()))
 
     @property
     def identity(self) -> str:
@@ -101,11 +102,11 @@ class Artifact(Config):
 
     def names(self) -> list[str]:
         """File names for users, without the attempt's folder."""
-        return [_public_name(entry.path) for entry in self.files]
+        return [_public_name(path) for path in column_of(self.files, "path")]
 
     def entry(self, name: str) -> FileEntry:
         """The entry of a file by name. Raises ArtifactError if the manifest lists no such file."""
-        for entry in self.files:
+        for entry in ending(self.files, "path", name):
             if name in (entry.path, _public_name(entry.path)):
                 return entry
         raise ArtifactError(f"{self.identity} lists no file {name}; it has {', '.join(self.names()[:8])}")
@@ -164,11 +165,16 @@ def describe(data: bytes | Path, path: str) -> FileEntry:
 def commit_artifact(store: Store, artifact: Artifact) -> Artifact:
     """Write the manifest once; the loser of a race adopts the winner's artifact.
     Returns the committed artifact."""
-    manifest = {**json.loads(artifact.model_dump_json()), "digest": artifact.digest}
-    store.write_once(MANIFEST, json.dumps(manifest, indent=1).encode())
+    manifest = json.loads(artifact.model_dump_json())
+    store.write_once(MANIFEST, json.dumps(manifest | {"digest": manifest_digest(manifest)}, indent=1).encode())
     committed = load_artifact(store)
     assert committed is not None
     return committed
+
+
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """sha256 of a manifest without its own digest, as JSON with sorted fields."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def load_artifact(store: Store) -> Artifact | None:
@@ -180,7 +186,7 @@ def load_artifact(store: Store) -> Artifact | None:
     values = parse_stored(dict[str, Any], store.read(MANIFEST), url)
     digest = values.pop("digest", None)
     artifact = parse_stored(Artifact, json.dumps(values), url)
-    if artifact.digest != digest:
+    if manifest_digest(values) != digest:
         raise ArtifactError(f"{shown(url)} is not as it was written: its digest differs; {REMEDY}")
     return artifact.model_copy(update={"root": store.uri})
 
@@ -296,7 +302,7 @@ def read_record(store: Store, part: str) -> Record:
 
 def read_records(store: Store, parts: Iterable[str]) -> list[Record]:
     """The records of several parts, in order. Raises as `read_record`."""
-    return in_parallel(partial(read_record, store), parts)
+    return in_parallel(partial(read_record, store), parts, most=SMALL_TRANSFERS)
 
 
 def look_at(store: Store, part: str, *, recipe: str = "") -> Look:

@@ -28,6 +28,7 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 TRANSFERS = 8  # files of one artifact in transfer at a time
+SMALL_TRANSFERS = 32  # of a kilobyte each, which cost a round trip; as many as the clients' connections
 BLOCK = 8 * 2**20  # bytes in memory where a file is only hashed
 SCRATCH = "cascade-scratch-"  # prefix of folders on one node's disk, invisible to other nodes
 LOCAL = (None, "file", "local")  # protocols of this machine's disks
@@ -244,10 +245,10 @@ def list_url(url: str) -> list[FileInfo]:
     )
 
 
-def in_parallel(action: Callable[[S], T], items: Iterable[S]) -> list[T]:
-    """Runs `action` on each item, TRANSFERS at a time, and returns the results in order.
+def in_parallel(action: Callable[[S], T], items: Iterable[S], *, most: int = TRANSFERS) -> list[T]:
+    """Runs `action` on each item, at most `most` at a time, and returns the results in order.
     Raises the first error; items not yet begun are left out."""
-    with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="transfer") as pool:
+    with ThreadPoolExecutor(most, thread_name_prefix="transfer") as pool:
         waiting = [pool.submit(action, item) for item in items]
         try:
             return [future.result() for future in waiting]

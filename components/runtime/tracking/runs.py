@@ -17,6 +17,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.model_table import column_of
 from components.runtime.tracking.names import KEY, RUN, SYSTEM, WORKFLOW
 
 SQLITE = "sqlite:///"
@@ -156,7 +157,7 @@ def record_inputs(client: MlflowClient, run_id: str, *, data: list[Artifact], mo
 
 def dataset_of(artifact: Artifact) -> Dataset:
     """Describes an artifact as a data set of MLflow: stage as name, key as digest, address as source."""
-    profile = {"bytes": sum(entry.bytes for entry in artifact.files), "files": len(artifact.files)}
+    profile = {"bytes": int(column_of(artifact.files, "bytes").sum()), "files": len(artifact.files)}
     profile |= {name: artifact.metadata[name] for name in COUNTS if name in artifact.metadata}
     scheme = urlsplit(artifact.root).scheme
     return Dataset(

@@ -1,0 +1,106 @@
+"""Long lists of small models, held as columns of Arrow.
+
+A set of 10⁹ images has up to a million shards, each with an entry in an index and in a manifest. As objects of pydantic
+they take 1.5 kB each, in every process that holds them, and a pickle of them takes seconds. As columns they take the
+bytes of their values, and Ray's workers on a node share one copy.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+M = TypeVar("M", bound=BaseModel)
+READ_AT_A_TIME = 4096  # values
+
+
+class ModelTable(Sequence[M]):
+    """A list of models as a table with a column for each field."""
+
+    def __init__(self, model: type[M], table: pa.Table) -> None:
+        self.model, self.table = model, table
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @overload
+    def __getitem__(self, place: int) -> M: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[M, ...]: ...
+    def __getitem__(self, place: int | slice) -> M | tuple[M, ...]:
+        if isinstance(place, slice):
+            return tuple(self[number] for number in range(len(self))[place])
+        number = range(len(self))[place]
+        (row,) = self.table.slice(number, 1).to_pylist()
+        return self.model(**row)
+
+    def __iter__(self) -> Iterator[M]:
+        for batch in self.table.to_batches(max_chunksize=READ_AT_A_TIME):
+            for row in batch.to_pylist():
+                yield self.model(**row)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ModelTable) and self.model == other.model and self.table.equals(other.table)
+
+    def __hash__(self) -> int:
+        return hash((self.model, len(self)))
+
+
+class AsTable(NamedTuple):
+    """Marks a field `Sequence[model]`: its value is kept as a `ModelTable`, its JSON is that of a list."""
+
+    model: type[BaseModel]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        listed = handler.generate_schema(tuple[self.model, ...])
+        read = core_schema.no_info_after_validator_function(self.table, listed)
+        given = core_schema.no_info_wrap_validator_function(self.kept, listed)
+        written = core_schema.plain_serializer_function_ser_schema(rows)
+        return core_schema.json_or_python_schema(read, given, serialization=written)
+
+    def table(self, values: Sequence[BaseModel]) -> ModelTable[BaseModel]:
+        """The values as a table."""
+        columns = {}
+        for name in self.model.model_fields:
+            parts = [getattr(value, name) for value in values]
+            if any(isinstance(part, tuple) for part in parts):  # of models
+                parts = [[each.model_dump() for each in part] for part in parts]
+            columns[name] = parts
+        return ModelTable(self.model, pa.table(columns))
+
+    def kept(self, values: Any, validate: Callable[[Any], Sequence[BaseModel]]) -> ModelTable[BaseModel]:
+        """A table as it is, or a table of validated values."""
+        return values if isinstance(values, ModelTable) else self.table(validate(values))
+
+
+def rows(values: Sequence[BaseModel]) -> list[dict[str, Any]]:
+    """The values as dictionaries."""
+    if not isinstance(values, ModelTable):
+        return [value.model_dump() for value in values]
+    names = values.table.column_names
+    columns = [each.to_pylist() for each in values.table.columns]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def column_of(values: Sequence[BaseModel], name: str) -> np.ndarray:
+    """A field of each value, (n,): int64, or objects where the field is text."""
+    if isinstance(values, ModelTable) and len(values):
+        return values.table[name].to_numpy()
+    return np.array([getattr(value, name) for value in values])
+
+
+def ending(values: Sequence[M], name: str, text: str) -> Iterator[M]:
+    """The values whose field `name` ends with `text`, in order."""
+    if isinstance(values, ModelTable) and len(values):
+        options = pc.MatchSubstringOptions(text)
+        found = pc.call_function("ends_with", [values.table[name]], options)
+        numbers = pc.call_function("indices_nonzero", [found])
+        yield from (values[number] for number in numbers.to_pylist())
+        return
+    for value in values:
+        if getattr(value, name).endswith(text):
+            yield value
