@@ -16,6 +16,8 @@ def write_checkpoint(folder: Path, state: dict[str, Any], *, step: int, worker: 
     """Write the rank's part of `state` after `step` steps, into a folder that ranks may share.
     Raises NonFiniteError, writing nothing, if a weight is not finite."""
     refuse_non_finite(state["weights"], step=step, worker=worker)
+    if worker.rank >= worker.parts:
+        return
     own = folder.with_name(f"{folder.name}-of-rank-{worker.rank}")
     write_host_copy(own, copy_to_host(state, step=step, worker=worker))
     folder.mkdir(parents=True, exist_ok=True)

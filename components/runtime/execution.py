@@ -1,13 +1,14 @@
 """The share of the cluster for a stage. Never part of a stage's identity."""
 
 import os
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from components.configuration.config import Config
 
-Sharding = Literal["none", "full"]
+# Workers among whom networks are cut: none, all, or so many that stand together, such as those of a node.
+Sharding = Literal["none", "full"] | Annotated[int, Field(ge=2)]
 
 
 class Profiling(Config):
@@ -34,13 +35,19 @@ class Resources(Config):
     reader_threads: int = Field(2, ge=1)  # that fetch and decode shards for a worker of a training, on its node
     max_failures: int = Field(3, ge=-1)  # restarts of a gang that lost a worker; -1: without limit
     max_batch_per_device: int | None = Field(None, ge=1)  # larger shares are taken in parts; None: as GPUs have room
-    sharding: Sharding = "none"  # "full": each worker holds a part of all weights, moments and averages
+    sharding: Sharding = "none"  # else each worker holds a part of all weights, moments and averages
     profiling: Profiling | None = None  # set by a run, never by a profile
 
     def worker_counts(self, global_batch_size: int) -> list[int]:
-        """Numbers of workers, ascending, that divide a training's global batch."""
-        least = self.min_workers or self.num_workers
-        return [count for count in range(least, self.num_workers + 1) if global_batch_size % count == 0]
+        """Numbers of workers, ascending, that divide a training's batch and hold whole copies of networks."""
+        counts = range(self.min_workers or self.num_workers, self.num_workers + 1)
+        return [n for n in counts if global_batch_size % n == 0 and n % self.shards(n) == 0]
+
+    def shards(self, workers: int) -> int:
+        """Workers, of so many, among whom networks are cut; 1: each holds all."""
+        if isinstance(self.sharding, int):
+            return self.sharding
+        return workers if self.sharding == "full" else 1
 
 
 def node_threads(resources: Resources) -> int:

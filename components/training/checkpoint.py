@@ -60,7 +60,7 @@ def copy_to_host(state: dict[str, Any], *, step: int, worker: Worker = ALONE) ->
     Training may go on after the return. `state["weights"]` maps flat names to tensors; the rest holds plain values and
     optimizer states. The data position is the step itself: the stream is a function of (seed, step). Training draws
     nothing from the global generators but dropout, which is seeded at each step; they are copied all the same."""
-    part, parts = (worker.rank, worker.world_size) if worker.shards else (0, 1)
+    part, parts = (worker.part, worker.parts) if worker.shards else (0, 1)
     tensors = dict[str, Tensor]()
     plain = separated({"task": state, "generators": generator_states()}, tensors)
     own = {name: tensor for name, tensor in tensors.items() if part == 0 or is_cut(tensor)}

@@ -28,7 +28,7 @@ from components.training.loop import Arrays, Batch, Metrics
 from components.training.optim import EMA, NonFiniteGuard, decay_at, learning_rate, make_optimizer, power_decays
 from components.training.parallel import ALONE, Worker, data_parallel
 from components.training.randomness import derive_seed, dropped_conditions, sample_normal
-from components.training.sharding import clip_shards, load_weights, placed_optimizer, shard
+from components.training.sharding import average_copies, clip_shards, load_weights, placed_optimizer, shard
 
 PREVIEW_SAMPLES = 8
 DISCRIMINATORS: dict[str, type[nn.Module]] = {  # by the kind of the network trained against it
@@ -225,8 +225,8 @@ class LearnerTask:
     def accumulated(self, batch: Batch, *learners: Learner, step: int) -> Iterator[tuple[Batch, float]]:
         """Yields parts of at most `max_batch` samples, each with its loss factor, the share of the batch.
         Gradients are averaged over the ranks with the last part only, and never in a rank by itself; those of a network
-        in shards in each part, for until then they would be whole on every rank. Dropout alone draws from a global
-        generator, which is seeded by (seed, step, rank, part), so a resumed run drops the same units."""
+        in shards among its parts each time, for until then they would be whole on every rank. Dropout alone draws from
+        a global generator, which is seeded by (seed, step, rank, part), so a resumed run drops the same units."""
         parts = list(split(batch, self.max_batch))
         for index, part in enumerate(parts):
             with ExitStack() as stack:
@@ -234,6 +234,7 @@ class LearnerTask:
                     early = index < len(parts) - 1
                     if isinstance(network, DistributedDataParallel) and (early or dist.get_world_size() == 1):
                         stack.enter_context(network.no_sync())
+                    average_copies(network, self.worker, now=not early)
                 stack.enter_context(seeded(self.seed, step, self.worker.rank, index))
                 yield part, len(part["position"]) / len(batch["position"])
 

@@ -18,6 +18,17 @@ class Worker(NamedTuple):
     world_size: int = 1
     device: torch.device = torch.device("cpu")
     shards: bool = False  # networks are cut among the ranks; see `components.training.sharding`
+    replicas: int = 1  # copies of a network in shards; the ranks of a copy follow each other
+
+    @property
+    def parts(self) -> int:
+        """Ranks among whom a network in shards is cut."""
+        return self.world_size // self.replicas
+
+    @property
+    def part(self) -> int:
+        """The rank's place among them."""
+        return self.rank % self.parts
 
     def share(self, global_batch_size: int) -> int:
         """Samples of the rank in each step. Raises ValueError if the ranks' shares would differ."""

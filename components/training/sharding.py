@@ -3,9 +3,11 @@
 By FSDP2 of torch (Zhao et al., 2023, "PyTorch FSDP", and torch's `fully_shard`): every tensor is cut along its first
 dimension. A block's weights are gathered from all ranks when its forward or backward pass begins and freed when it
 ends; its gradients are summed into their shards. Parameters outside of blocks are gathered with the root. Sharding is
-no part of a training's identity. Each rank writes its rows and reads those that it needs (`checkpoint.py`), so any
-number of ranks goes on from a checkpoint, sharded or not; models for inference bear no trace of sharding. FSDP2 is
-imported where a network is cut: that takes 0.7 s, and every `cascade` command reads this file."""
+no part of a training's identity. With copies (`sharding: 8`, HSDP) a network is cut among so many ranks that follow
+each other, such as those of a node, and gradients are averaged over the copies. Each rank writes its rows and reads
+those that it needs (`checkpoint.py`), so any number of ranks goes on from a checkpoint, sharded or not; models for
+inference bear no trace of sharding. FSDP2 is imported where a network is cut: that takes 0.7 s, and every `cascade`
+command reads this file."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -45,7 +47,7 @@ def shard(network: nn.Module, worker: Worker) -> Callable[[nn.Module], nn.Module
             value = values.pop().contiguous()
             value = value.to(worker.device) if worker.rank == 0 else torch.empty_like(value, device=worker.device)
             dist.broadcast(value, src=0)
-            rows = shard_rows(len(value), worker.rank, worker.world_size) if is_cut(own) else ()
+            rows = shard_rows(len(value), worker.part, worker.parts) if is_cut(own) else ()
             local(own).copy_(value[slice(*rows)] if rows else value)
     return partial(sharded_copy, bare=bare, worker=worker)
 
@@ -58,7 +60,8 @@ def cut(network: nn.Module, worker: Worker) -> None:
     if worker.device.type == "cuda":
         torch.cuda.set_device(worker.device)  # the mesh takes the current one
     network.to(memory_format=torch.contiguous_format)  # pyrefly: ignore[no-matching-overload]
-    mesh = init_device_mesh(worker.device.type, (worker.world_size,))
+    shape = (worker.replicas, worker.parts) if worker.replicas > 1 else (worker.parts,)
+    mesh = init_device_mesh(worker.device.type, shape, mesh_dim_names=("replica", "part")[-len(shape) :])
     whole = {parameter for parameter in network.parameters() if parameter.ndim == 0}
     for parameter in whole:
         parameter.data = parameter.data.to("meta" if parameter.is_meta else worker.device)
@@ -68,6 +71,16 @@ def cut(network: nn.Module, worker: Worker) -> None:
         gather, scatter = collectives()
         part.set_custom_all_gather(gather)
         part.set_custom_reduce_scatter(scatter)
+
+
+def average_copies(network: nn.Module, worker: Worker, *, now: bool) -> None:
+    """Says whether the next gradients of a network in shards are averaged over its copies.
+    Else each copy adds them up. No change where there is one copy."""
+    if worker.replicas > 1:
+        from torch.distributed.fsdp import FSDPModule
+
+        assert isinstance(network, FSDPModule)
+        network.set_requires_all_reduce(now)
 
 
 def collectives() -> tuple[Any, Any]:
@@ -120,7 +133,7 @@ def placed(value: Tensor | StoredTensor, like: Tensor) -> Tensor:
 
     assert isinstance(like, DTensor)
     if isinstance(value, StoredTensor):
-        mesh = like.device_mesh
+        mesh = like.device_mesh["part"]
         value = value.rows(*shard_rows(value.length, mesh.get_local_rank(), mesh.size()))
     elif value.shape == like.shape:
         return distribute_tensor(value.contiguous(), like.device_mesh, like.placements, src_data_rank=None)
@@ -172,6 +185,7 @@ def clip_shards(network: nn.Module, worker: Worker, *, max_norm: float) -> Tenso
         gradient.copy_(average(gradient, worker))
     square = nn.utils.get_total_norm(parts).square()
     dist.all_reduce(square)
+    square = square / worker.replicas  # each copy has the same gradients
     if uncut:
         square = square + nn.utils.get_total_norm(uncut).square()
     norm = square.sqrt()

@@ -78,8 +78,9 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
         set_idle_priority()
     context = ray.train.get_context()
     ranks = context.get_world_size()
-    shards = job.resources.sharding == "full" and ranks > 1
-    worker = Worker(context.get_world_rank(), ranks, ray.train.torch.get_device(), shards)
+    parts = job.resources.shards(ranks)
+    device, replicas = ray.train.torch.get_device(), ranks // parts if parts > 1 else 1
+    worker = Worker(context.get_world_rank(), ranks, device, parts > 1, replicas)
     if worker.rank == 0:
         for line in differences(job, worker):
             job.recorder.emit(events.Warning(job.stage, line))
@@ -145,8 +146,8 @@ def differences(job: TrainingJob, worker: Worker) -> Iterator[str]:
     """Yields a line for each deviation of the training from recipe and profile."""
     if worker.world_size < job.resources.num_workers:
         yield f"room for {worker.world_size} of {job.resources.num_workers} workers"
-    if job.resources.sharding == "full" and worker.world_size == 1:
-        yield "sharding full needs several workers: the only one holds all"
+    if job.resources.sharding != "none" and worker.world_size == 1:
+        yield f"sharding {job.resources.sharding} needs several workers: the only one holds all"
     if job.config.precision == "bf16" and not computes_bf16("bf16", worker.device):
         yield f"{worker.device} has no bf16 of its own: training in fp32"
 
@@ -241,7 +242,7 @@ class Saver:
         begun, storage = time.monotonic(), ray.train.get_context().get_storage()
         refuse_non_finite(task.state_dict()["weights"], step=step, worker=self.worker)
         options: dict[str, Any] = {}
-        if self.worker.rank == 0 or self.shards:
+        if self.worker.rank < (self.worker.parts if self.shards else 1):
             self.idle.wait()
             self.idle.clear()
             copying, seconds = time.monotonic(), self.reporter.summary(self.seconds_before, step)["train_seconds"]

@@ -88,7 +88,7 @@ def choices_table(
     own, gpus = resources.num_workers, resources.gpus_per_worker
     measured = "uncalibrated" if factor is None else f"measured, {factor:.3g} times the model"
     table = table_of("workers", (*TERMS, "time", "GPU-hours", "price", "fits"), title=f"{stage.name}: {measured}")
-    counts = worker_counts(stage, cluster, least=1, most=int(cluster.gpus / gpus))
+    counts = worker_counts(stage, cluster, resources.sharding, least=1, most=int(cluster.gpus / gpus))
     for choice in choices(stage, workflow.stages, profile, cluster, sorted({*counts, own})):
         hours = choice.worker_hours * gpus
         mark = " *" if choice.workers == own else ""

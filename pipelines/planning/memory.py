@@ -168,7 +168,8 @@ def step_memory(model: StepModel, resources: Resources, *, setting: Setting | No
     """Memory of a training on the training's workers, under a setting; None: that of recipe and profile."""
     own = setting or own_setting(model, resources)
     share = model.training.optimization.global_batch_size // resources.num_workers
-    held = sum(device_bytes(model, shards=resources.num_workers if own.sharded else 1))
+    parts = resources.num_workers if resources.sharding == "none" else resources.shards(resources.num_workers)
+    held = sum(device_bytes(model, shards=parts if own.sharded else 1))
     needed = counted_activations(model).needed(recompute=own.recompute, sharded=own.sharded)
     return StepMemory(held, min(share, resources.max_batch_per_device or share), needed)
 
@@ -208,5 +209,5 @@ def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, memor
 
 def own_setting(model: StepModel, resources: Resources) -> Setting:
     """The setting of recipe and profile."""
-    sharded = resources.sharding == "full" and resources.num_workers > 1
+    sharded = resources.shards(resources.num_workers) > 1
     return Setting(model.training.optimization.gradient_checkpointing, sharded)

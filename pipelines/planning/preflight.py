@@ -105,13 +105,20 @@ def check_shares(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
         if not resources.worker_counts(size):
             least, most = resources.min_workers, resources.num_workers
             workers = most if least is None else f"{least} to {most}"
+            copies = f", {resources.sharding} a copy" if isinstance(resources.sharding, int) else ""
             raise UsageError(
-                f"{name}.global_batch_size {size} can't be shared by {workers} workers; change one of them"
+                f"{name}.global_batch_size {size} can't be shared by {workers} workers{copies}; change one of them"
             )
-        if resources.sharding == "full" and (why := why_whole(kind)):
+        if resources.sharding != "none" and (why := why_whole(kind)):
             raise UsageError(
-                f"{name}: sharding full is not for its {kind} ({why}); "
+                f"{name}: sharding {resources.sharding} is not for its {kind} ({why}); "
                 f"add to the profile: stages: {{{name}: {{sharding: none}}}}"
+            )
+        copies = resources.num_workers > resources.shards(resources.num_workers) > 1
+        if copies and resources.gpus_per_worker and resources.max_batch_per_device is None:
+            raise UsageError(
+                f"{name}: copies of a network in shards can't try how many samples have room: set max_batch_per_device "
+                f"in the profile beside sharding {resources.sharding}"
             )
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from components.configuration.optimization import Training
 from components.configuration.sampling import SamplingConfig
 from components.configuration.usage import UsageError
-from components.runtime.execution import Resources
+from components.runtime.execution import Resources, Sharding
 from components.stages.images import ImagesConfig
 from components.stages.precompute import TextEncoderConfig
 from pipelines.planning.cost import choices, chosen
@@ -80,21 +80,23 @@ def stage_demand(stage: Stage, workflow: Workflow, profile: Profile, cluster: Cl
         )
     if not isinstance(config, Training):
         return Demand(tuple(range(1, min(most, number or most) + 1)), gpus)
-    counts = worker_counts(stage, cluster, least=least or 1, most=most)
+    counts = worker_counts(stage, cluster, profile.given(stage.name, "sharding"), least=least or 1, most=most)
     if cluster.gpu is not None and gpus and len(counts) > 1:
         pays = chosen(choices(stage, workflow.stages, profile, cluster, counts), profile.aim).workers
         counts = tuple(count for count in counts if count <= pays)
     return Demand(counts, gpus, config.optimization.global_batch_size * config.optimization.total_steps)
 
 
-def worker_counts(stage: Stage, cluster: Cluster, *, least: int, most: int) -> tuple[int, ...]:
-    """Numbers of workers for a training, ascending: those that divide its batch.
+def worker_counts(stage: Stage, cluster: Cluster, sharding: Sharding, *, least: int, most: int) -> tuple[int, ...]:
+    """Numbers of workers for a training, ascending.
+    They divide its batch and hold whole copies of its networks.
     Where the GPU is known, so that they are chosen among, and images are read, only those that divide the streams too,
     if any do: others read shards more than once (`Order.fetched`), which is little of latents."""
     assert isinstance(stage.config, Training)
     optimization, source = stage.config.optimization, stage.inputs.get("images")
     size, streams = optimization.global_batch_size, optimization.streams
-    counts = tuple(count for count in range(least, most + 1) if size % count == 0) or (max(least, most),)
+    unit = sharding if isinstance(sharding, int) else 1
+    counts = tuple(n for n in range(least, most + 1) if size % n == n % unit == 0) or (max(least, most),)
     if cluster.gpu is None or not isinstance(source, Stage) or not isinstance(source.config, ImagesConfig):
         return counts
     return tuple(count for count in counts if streams % count == 0) or counts

@@ -23,7 +23,7 @@ from components.runtime.execution import Resources
 from components.training.activations import GPUKernels, Linear
 from components.training.learner import Learner
 from components.training.step_model import StepModel, take_gradients
-from pipelines.planning.memory import device_bytes, own_setting, part_bytes, step_memory
+from pipelines.planning.memory import device_bytes, part_bytes, step_memory
 from pipelines.planning.profiles import Cluster
 
 LAUNCH = 5e-6  # seconds of the host for an operation: a launch alone takes 4 to 6 µs, so that this is a floor
@@ -130,7 +130,7 @@ def step_time(
     gpu, optimization, workers = cluster.known_gpu, model.training.optimization, resources.num_workers
     share = optimization.global_batch_size / workers
     parts = math.ceil(share / max(1, step_memory(model, resources).fitting(gpu.memory)))
-    shards = workers if own_setting(model, resources).sharded else 1
+    shards = resources.shards(workers)
     passes = zip(pass_work(model), *frozen, strict=True)
     updates = zip(*(update_work(learner, shards=shards) for learner in model.learners), strict=True)
     again = RECOMPUTED if optimization.gradient_checkpointing else 1.0
@@ -148,17 +148,22 @@ def exposed(model: StepModel, resources: Resources, cluster: Cluster, *, parts: 
     """Seconds of the network that nothing hides, of `busy` seconds for `parts` parts of a batch.
     Whole networks sum their gradients in a ring while the last part goes backward (Patarasuk and Yuan, 2009: each of W
     workers sends 2 (W - 1) / W of them); shards gather weights twice and scatter gradients once in each part, all the
-    while. The last collective is always waited for."""
+    while, and copies of them sum their gradients as whole networks do. The last collective is always waited for."""
     workers, held = resources.num_workers, device_bytes(model)
     if workers == 1:
         return 0.0
-    if own_setting(model, resources).sharded:
-        sent, hidden = parts * (2 * held.weights + held.gradients), busy
-        collectives = 3 * parts * (1 + len(blocks_of(model.network)))
-    else:
-        sent, hidden = 2 * held.gradients, BACKWARD * busy / parts
-        collectives = math.ceil(held.gradients / BUCKET)
-    outside = TCP if cluster.network == "tcp" else cluster.known_gpu.fabric
-    bandwidth = cluster.known_gpu.link if workers * resources.gpus_per_worker <= cluster.node_gpus else outside
-    seconds = sent * (workers - 1) / workers / bandwidth + COLLECTIVE * collectives
-    return max(seconds - hidden, seconds / collectives)
+    shards, gpus, outside = resources.shards(workers), resources.gpus_per_worker, cluster.known_gpu.fabric
+    outside = TCP if cluster.network == "tcp" else outside
+
+    def seconds(sent: float, among: int, spread: int) -> float:
+        bandwidth = cluster.known_gpu.link if spread * gpus <= cluster.node_gpus else outside
+        return sent * (among - 1) / among / bandwidth
+
+    copies = workers // shards
+    needed = seconds(2 * held.gradients / shards, copies, workers)
+    collectives, hidden = math.ceil(held.gradients / shards / BUCKET), BACKWARD * busy / parts
+    if shards > 1:
+        needed += seconds(parts * (2 * held.weights + held.gradients), shards, shards)
+        collectives, hidden = 3 * parts * (1 + len(blocks_of(model.network))), busy
+    needed += COLLECTIVE * collectives
+    return max(needed - hidden, needed / collectives)

@@ -64,6 +64,16 @@ def keep(task: Task, folder: Path, worker: Worker, *, step: int) -> None:
 
 def train_rank(worker: Worker, folder: Path) -> None:
     worker = worker._replace(shards=True)
+    if worker.world_size == 4:
+        for kind in MORE_RANKS:
+            copies = worker._replace(replicas=2)
+            config, task = made(kind, copies)
+            task.max_batch = 2 if kind == "base" else None  # some in parts
+            keep(train(task, config, copies), folder / f"{kind}-copies", copies, step=STEPS)
+            if kind in RESUMED:
+                resumed = made(kind, copies)[1]
+                resumed.load_state_dict(read_folder(folder / f"{kind}-copies")[1])
+                (folder / f"again-{worker.rank}").write_text(str(differing(task, resumed)))
     for kind in KINDS if worker.world_size == 2 else MORE_RANKS:
         config, task = made(kind, worker)
         keep(train(task, config, worker), folder / f"{kind}-{worker.world_size}", worker, step=STEPS)
@@ -145,6 +155,11 @@ def bad_step(worker: Worker) -> dict[str, Any]:
     return {"moved": moved, "counted": task.state_dict()["learner"]["non_finite"]}
 
 
+def differing(task: Task, other: Task) -> list[str]:
+    own = shards_of(other)
+    return [name for name, tensor in shards_of(task).items() if not torch.equal(tensor, own[name])]
+
+
 def shards_of(task: Task) -> dict[str, Tensor]:
     return {name: local(tensor.detach()).clone() for name, tensor in task.state_dict()["weights"].items()}
 
@@ -191,6 +206,17 @@ def test_shards_on_two_and_four_ranks_train_as_one_whole(kind: str, ranks: int, 
     whole, found = alone(kind, tmp_path), weights_in(trained / f"{kind}-{ranks}")
     assert found.keys() == whole.keys()
     assert_close(found, whole)
+
+
+@pytest.mark.parametrize("kind", MORE_RANKS)
+def test_two_copies_in_shards_train_as_one_whole_and_one_is_written(kind: str, trained: Path, tmp_path: Path) -> None:
+    assert_close(weights_in(trained / f"{kind}-copies"), alone(kind, tmp_path))
+    written = (trained / f"{kind}-copies").glob("*.safetensors")
+    assert sorted(path.name for path in written) == [part_file(0, 2), part_file(1, 2)]
+
+
+def test_each_rank_of_two_copies_reads_its_part(trained: Path) -> None:
+    assert [(trained / f"again-{rank}").read_text() for rank in range(4)] == ["[]"] * 4
 
 
 @pytest.mark.parametrize("kind", MORE_RANKS)

@@ -1,11 +1,13 @@
 """Laws of profiles: what they say stands, what they leave open is found, and nothing of it is identity."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from components.configuration.usage import UsageError
 from components.models.bundle import NETWORKS
+from components.runtime.execution import Resources
 from components.training.sharding import why_whole
 from pipelines.planning.preflight import check_shares
 from pipelines.planning.profiles import Cluster, Profile, load_profile
@@ -84,6 +86,19 @@ def test_a_network_that_can_only_be_whole_is_refused_with_what_to_write(recipe: 
         check_shares(workflow, shares)
     whole = Profile(sharding="full", stages={stage: {"sharding": "none"}})
     check_shares(workflow, share_cluster(workflow, whole, EIGHT_CPUS))
+
+
+def test_workers_hold_whole_copies_and_say_how_many_samples_there_is_room_for():
+    workflow, prior = build_workflow(smoke()), {"sharding": 4, "gpus_per_worker": 1, "num_workers": 8}
+    for settings, fault in (
+        ({"num_workers": 8, "max_batch_per_device": 2}, None),
+        ({"num_workers": 8}, "prior: copies of a network in shards can't try .* max_batch_per_device .* sharding 4"),
+        ({"num_workers": 2, "max_batch_per_device": 2}, "can't be shared by 2 workers, 4 a copy"),
+    ):
+        resources = Resources(**prior | settings)
+        assert (resources.shards(8), resources.worker_counts(16)) == (4, [8] if settings["num_workers"] == 8 else [])
+        with nullcontext() if fault is None else one_line(UsageError, match=fault):
+            check_shares(workflow, {"prior": resources})
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

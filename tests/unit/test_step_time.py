@@ -68,7 +68,7 @@ def planned(name: str, stage: str, text: str, **settings: object) -> tuple[Stage
     """A training of a recipe, and its choices on a cluster."""
     workflow, cluster = build_workflow(RECIPES[name]()), parse_cluster(text)
     of = workflow.by_name[stage]
-    counts = worker_counts(of, cluster, least=1, most=int(cluster.gpus))
+    counts = worker_counts(of, cluster, "none", least=1, most=int(cluster.gpus))
     return of, choices(of, workflow.stages, Profile(**settings), cluster, counts)
 
 
@@ -159,7 +159,7 @@ def test_runs_share_a_cluster_as_the_plan_says(aim) -> None:
 def test_workers_that_read_images_divide_the_streams_and_the_batch() -> None:
     workflow = build_workflow(RECIPES["ldm_imagenet_f8"]())
     counts = {
-        (stage, text): worker_counts(workflow.by_name[stage], parse_cluster(text), least=1, most=64)
+        (stage, text): worker_counts(workflow.by_name[stage], parse_cluster(text), "none", least=1, most=64)
         for stage in ("tokenizer", "base")
         for text in (CLUSTERS[0], "gpus=64")
     }
@@ -240,3 +240,14 @@ def test_a_cluster_is_told_with_its_gpus_and_network_and_a_profile_with_its_aim(
             parse_cluster(text)
     aims = [load_profile("kuberay", fastest=fastest).aim for fastest in (None, True, False)]
     assert aims == ["knee", "fastest", "cheapest"]
+
+
+def test_copies_in_shards_gather_inside_a_node_and_send_their_sums_alone() -> None:
+    """Eight nodes of eight GPUs over TCP: between plain shards, which send all weights, and none."""
+    of, stages = (workflow := build_workflow(RECIPES["imagenet_class_prior"]())).by_name["prior"], workflow.stages
+    model, cluster = model_of(of, stages), parse_cluster("gpus=64,type=h100,network=tcp")
+    how = {"num_workers": 64, "gpus_per_worker": 1, "max_batch_per_device": 1}
+    network = {kind: exposed(model, Resources(**how, sharding=kind), cluster, parts=1, busy=0) for kind in ("full", 8)}
+    assert network[8] < network["full"] / 4
+    sums = device_bytes(model).gradients / 8
+    assert network[8] > 2 * sums * 7 / 8 / TCP
