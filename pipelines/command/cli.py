@@ -301,6 +301,7 @@ def compare(
 
 sample_command = app.command()(sample.sample)
 translate_command = app.command()(translate.translate)
+import_command = app.command("import")(model.import_)
 reconstruct = app.command()(model.reconstruct)
 ema = app.command()(model.ema)
 promote_command = app.command("promote")(model.promote)

@@ -1,4 +1,4 @@
-"""Commands on trained models: `reconstruct`, `ema`, `promote`, `serve`."""
+"""Commands on trained models: `import`, `reconstruct`, `ema`, `promote`, `serve`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,34 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pipelines.command.options import Tracking, share_cores
+from pipelines.command.options import Set, Tracking, share_cores
+
+
+def import_(
+    uri: Annotated[str, typer.Argument(help="A file, or a folder of diffusers: local, s3://, hf://OWNER/NAME/….")],
+    out: Annotated[str, typer.Option(help="Folder for the model, local or in storage.")],
+    as_: Annotated[
+        str | None, typer.Option("--as", help="RECIPE/STAGE that takes the weights; config.json may do without.")
+    ] = None,
+    set_: Set = [],  # noqa: B006
+) -> None:
+    """Import published weights: the file says by its names what it is, and every tensor has to fit.
+
+    The model lies in `--out` as any stage's: `cascade sample`, `reconstruct` and `verify` take the folder. Pickles are
+    read as tensors alone, or refused; nothing is written before all tensors fit.
+
+    **Examples**
+
+    - `cascade import 256x256_diffusion.pt --as adm_imagenet_256/base --out models/adm`
+    - `cascade import 256x256_classifier.pt --as adm_imagenet_256/classifier --out models/adm-classifier`
+    - `cascade import hf://stabilityai/sd-vae-ft-mse --out models/vae` (extra `hub`) — config.json says what it is
+    - `cascade import vqgan.safetensors --as imagenet_class_prior/tokenizer --out s3://bucket/models/vqgan`
+    - `cascade import unet.safetensors --as mine.yaml/base --set base.num_res_blocks=3 --out models/unet`
+    """
+    share_cores()
+    from pipelines.command.upkeep import import_model
+
+    typer.echo(import_model(uri, stage=as_, assignments=set_, out=out))
 
 
 def reconstruct(

@@ -1,4 +1,4 @@
-"""Upkeep of runs and models: `cascade verify`, `cascade gc`, `cascade ema` and `cascade promote`.
+"""Upkeep of runs and models: `cascade verify`, `gc`, `import`, `ema` and `promote`.
 
 A registered model carries the list of its files with it. Garbage are folders that no manifest lists.
 """
@@ -10,16 +10,22 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from components.configuration.families import family_of
+from components.configuration.optimization import Training
 from components.configuration.usage import UsageError, usage_errors
 from components.models.bundle import DESCRIPTION
 from components.models.file_list import LIST, differences
 from components.runtime.storage.artifact import Artifact, ArtifactError, load_artifact, verify_files
 from components.runtime.storage.garbage import collect, find_garbage
-from components.runtime.storage.store import Store
+from components.runtime.storage.store import Store, absolute
 from components.runtime.tracking.names import REGISTRY, environment
+from components.weights.files import read_weights
+from components.weights.importing import Target, import_weights
 from pipelines.engine.run_report import load_plan, newest_run
 from pipelines.engine.session import set_environment
 from pipelines.planning.profiles import storage_uri, tracking_uri
+from pipelines.recipes.catalog import load_recipe
+from pipelines.workflows import build_workflow
 
 SOUND, DAMAGED = 0, 1
 
@@ -107,6 +113,39 @@ def collect_garbage(storage: str | None, *, unused: bool, delete: bool) -> None:
     for folder in garbage:
         if folder not in gone:
             typer.echo(f"left alone, it is needed again: {folder.path}")
+
+
+def import_model(uri: str, *, stage: str | None, assignments: list[str], out: str) -> str:
+    """Import weights for a stage, `RECIPE/STAGE`; returns lines about the model and a next command.
+    Raises UsageError for a stage that is not there, and for weights that are damaged or do not fit; StoreError."""
+    set_environment(environment())
+    target = None if stage is None else target_of(stage, assignments)
+    with usage_errors():
+        made = import_weights(read_weights(uri), target, out=Store(absolute(out)))
+    kind, network, settings, module = made.bundle
+    classes = f", {network['num_classes']} classes" if network.get("num_classes") else ""
+    left_out = f", {made.left_out} of training or other models left out" if made.left_out else ""
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    alone = settings.get("role") == "base" and "latent_scale" not in settings and not network.get("text_states_dim")
+    command = f"sample --model {out}" if alone else f"verify --model {out}"
+    command = f"reconstruct --model {out} --image photo.png" if family_of(kind).reconstructs else command
+    return (
+        f"{made.family}: {made.read} tensors read, 0 missing, 0 unused{left_out}; {parameters:,} parameters{classes}\n"
+        f"model: {made.artifact.identity} in {out}\nnext: cascade {command}"
+    )
+
+
+def target_of(name: str, assignments: list[str]) -> Target:
+    """The stage `RECIPE/STAGE` as a target of weights.
+    Raises UsageError if the recipe trains no such model."""
+    recipe, slash, stage = name.rpartition("/")
+    workflow = build_workflow(load_recipe(recipe if slash else name, assignments))
+    trained = {each.name: each.config for each in workflow.stages if isinstance(each.config, Training)}
+    if not slash or stage not in trained:
+        raise UsageError(f"--as {name}: name a stage, {' or '.join(f'{recipe or name}/{each}' for each in trained)}")
+    parents = workflow.by_name[stage].parents
+    tokenizer = trained[parents["tokenizer"].name] if "tokenizer" in parents else None
+    return Target(name, trained[stage], tokenizer.token_grid if tokenizer else None, "autoencoder" in parents)
 
 
 def write_average(model: str, *, length: float, tracking: str | None, out: Path) -> str | None:

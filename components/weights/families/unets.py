@@ -1,0 +1,165 @@
+"""U-Nets of diffusion and classifiers of noisy images, of OpenAI's code and of diffusers.
+
+In openai/guided-diffusion and openai/improved-diffusion (ADM, IDDPM) blocks have the places of ours, but that the first
+convolution counts there. Attention projects to (heads, 3, d); only ADM's model at 64² was trained with
+`--use_new_attention_order`, (3, heads, d) as ours, which no name or shape tells. In diffusers blocks and attention of a
+level stand in lists apart; here each step of the network is a list, and resampling upwards ends a level's last."""
+
+import re
+from typing import Any
+
+from torch import Tensor
+
+from components.weights.renaming import Arguments, Rules, WeightFamily, check_fixed, queries_outermost, whole_factor
+
+NEW_ORDER = 64  # pixels, of the only published network with the new order of attention
+FIXED = {"time_embedding_type": "positional", "time_embedding_dim": None, "freq_shift": 0, "flip_sin_to_cos": True}
+FIXED |= {"downsample_padding": 1, "mid_block_scale_factor": 1, "act_fn": "silu", "norm_eps": 1e-5}
+FIXED |= {"class_embed_type": None, "center_input_sample": False}
+MIRRORED = {"DownBlock2D": "UpBlock2D", "AttnDownBlock2D": "AttnUpBlock2D"}
+MIRRORED |= {"ResnetDownsampleBlock2D": "ResnetUpsampleBlock2D"}
+
+
+def openai_rules(network: Arguments) -> Rules:
+    """Names of a U-Net, or of the half of it that is a classifier."""
+    del network
+    return [
+        (r"^time_embed\.", "time_mlp."),
+        (r"^label_emb\.", "class_embedding."),
+        (r"^input_blocks\.0\.0\.", "conv_in."),
+        (r"^input_blocks\.(\d+)\.", lambda found: f"down.{int(found[1]) - 1}."),
+        (r"^(down\.\d+\.\d+)\.op\.", r"\1."),
+        (r"^middle_block\.", "middle."),
+        (r"^output_blocks\.", "up."),
+        (r"^(up\.\d+\.\d+)\.conv\.", r"\1.1."),  # after nearest neighbor
+        (r"\.in_layers\.0\.", ".norm_1."),
+        (r"\.in_layers\.2\.", ".conv_1."),
+        (r"\.emb_layers\.1\.", ".embedding_projection."),
+        (r"\.out_layers\.0\.", ".norm_2."),
+        (r"\.out_layers\.3\.", ".conv_2."),
+        (r"\.skip_connection\.", ".skip."),
+        (r"\.proj_out\.", ".proj."),
+        (r"^out\.0\.", "norm_out."),
+        (r"^out\.2\.positional_embedding$", "pool.positions"),
+        (r"^out\.2\.qkv_proj\.", "pool.qkv."),
+        (r"^out\.2\.c_proj\.", "pool.proj."),
+        (r"^out\.2\.", "conv_out."),
+    ]
+
+
+def in_our_order(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Tensor]:
+    """Rows of attention's projections in our order; positions of the pool as rows (places, channels)."""
+    is_unet = "low_res" in network
+    new_order = (
+        is_unet and network["resolution"] == NEW_ORDER and network["resample_in_blocks"] and not network["low_res"]
+    )
+    adapted = dict(tensors)
+    for name, tensor in tensors.items():
+        if ".qkv." in name and not name.startswith("pool.") and not new_order:
+            adapted[name] = queries_outermost(tensor, num_heads=heads(network, channels=len(tensor) // 3))
+        elif name == "pool.positions":
+            adapted[name] = tensor.T
+    return adapted
+
+
+def heads(network: Arguments, *, channels: int) -> int:
+    """Heads of an attention of so many channels."""
+    count: Any = network.get("num_heads")
+    return count or max(1, channels // network["head_dim"])
+
+
+def diffusers_rules(network: Arguments) -> Rules:
+    """Names of the sizes of `network`."""
+    blocks, last = network["num_res_blocks"], len(network["channel_mult"]) - 1
+
+    def down(found: re.Match[str]) -> str:
+        level, kind, index = int(found[1]), found[2], int(found[3])
+        if kind == "downsamplers":
+            return f"down.{level * (blocks + 1) + blocks}.0."
+        return f"down.{level * (blocks + 1) + index}.{int(kind == 'attentions')}."
+
+    def up(found: re.Match[str]) -> str:
+        level, kind, index = int(found[1]), found[2], int(found[3])
+        attends = network["resolution"] >> (last - level) in network["attention_resolutions"]
+        if kind == "upsamplers":
+            return f"up.{level * (blocks + 1) + blocks}.{1 + attends}."
+        return f"up.{level * (blocks + 1) + index}.{int(kind == 'attentions')}."
+
+    lists = r"(resnets|attentions|downsamplers|upsamplers)\.(\d+)\."
+    return [
+        (rf"^down_blocks\.(\d+)\.{lists}", down),
+        (rf"^up_blocks\.(\d+)\.{lists}", up),
+        (r"^mid_block\.resnets\.(\d)\.", lambda found: f"middle.{2 * int(found[1])}."),
+        (r"^mid_block\.attentions\.0\.", "middle.1."),
+        (r"^(down\.\d+\.\d+)\.conv\.", r"\1."),
+        (r"^(up\.\d+\.\d+)\.conv\.", r"\1.1."),  # after nearest neighbor
+        (r"\.(norm|conv)([12])\.", r".\1_\2."),
+        (r"\.time_emb_proj\.", ".embedding_projection."),
+        (r"\.conv_shortcut\.", ".skip."),
+        (r"\.group_norm\.", ".norm."),
+        (r"\.(to_q|query)\.", ".qkv#0."),
+        (r"\.(to_k|key)\.", ".qkv#1."),
+        (r"\.(to_v|value)\.", ".qkv#2."),
+        (r"\.(to_out\.0|proj_attn)\.", ".proj."),
+        (r"^time_embedding\.linear_1\.", "time_mlp.0."),
+        (r"^time_embedding\.linear_2\.", "time_mlp.2."),
+        (r"^conv_norm_out\.", "norm_out."),
+    ]
+
+
+def diffusers_sizes(config: Arguments) -> dict[str, Any]:
+    """Arguments of `UNet` by a config.json. Raises ValueError for a field that our network can't follow."""
+    check_fixed(config, FIXED)
+    widths, side, kinds = config["block_out_channels"], config["sample_size"], config["down_block_types"]
+    if config["attn_norm_num_groups"] is not None:
+        check_fixed(config, {"attn_norm_num_groups": config["norm_num_groups"]})
+    if unknown := [kind for kind in kinds if kind not in MIRRORED]:
+        raise ValueError(f"config.json has blocks {unknown[0]}: our network has {', '.join(MIRRORED)}")
+    check_fixed(config, {"up_block_types": [MIRRORED[kind] for kind in reversed(kinds)]})
+    resampled = {kind.startswith("Resnet") for kind in kinds if not kind.startswith("Attn")}
+    resampled |= {config["downsample_type"] == "resnet" for kind in kinds if kind.startswith("Attn")}
+    if len(resampled) > 1 or config["downsample_type"] != config["upsample_type"]:
+        raise ValueError("config.json resamples in two ways: our network has one")
+    heads = config["attention_head_dim"]
+    channels, attends = config["in_channels"], [kind.startswith("Attn") for kind in kinds]
+    return {
+        "resolution": side,
+        "in_channels": channels,
+        "out_channels": channels,
+        "learned_variance": config["out_channels"] == 2 * channels,
+        "model_channels": widths[0],
+        "channel_mult": [whole_factor(width, widths[0]) for width in widths],
+        "num_res_blocks": config["layers_per_block"],
+        "attention_resolutions": [side >> level for level, attention in enumerate(attends) if attention],
+        "middle_attention": config["add_attention"],
+        "head_dim": heads,
+        "num_heads": 1 if heads is None else None,
+        "dropout": config["dropout"],
+        "scale_shift_norm": config["resnet_time_scale_shift"] == "scale_shift",
+        "resample_in_blocks": resampled.pop(),
+        "norm_groups": config["norm_num_groups"],
+    }
+
+
+OPENAI = WeightFamily(
+    "U-Net of guided-diffusion or improved-diffusion",
+    kinds=("unet",),
+    marks=("time_embed.0.weight", "input_blocks.0.0.weight", "output_blocks.0.0.in_layers.0.weight"),
+    rules=openai_rules,
+    adapted=in_our_order,
+)
+CLASSIFIER = WeightFamily(
+    "classifier of guided-diffusion",
+    kinds=("classifier",),
+    marks=("time_embed.0.weight", "input_blocks.0.0.weight", "out.2.positional_embedding"),
+    rules=openai_rules,
+    adapted=in_our_order,
+)
+DIFFUSERS = WeightFamily(
+    "UNet2DModel of diffusers",
+    kinds=("unet",),
+    marks=("time_embedding.linear_1.weight", "down_blocks.0.resnets.0.norm1.weight"),
+    rules=diffusers_rules,
+    class_name="UNet2DModel",
+    sizes=diffusers_sizes,
+)

@@ -1,0 +1,134 @@
+"""Files of weights: safetensors, pickles of tensors alone, folders of diffusers.
+
+A pickle can run any code when it is opened. So files of torch are read by `weights_only` alone, and a file that holds
+anything else is refused, with the name of the first such thing."""
+
+import json
+import pickle
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from components.runtime.storage.connection import shown
+from components.runtime.storage.store import LOCAL, SCRATCH, Store, absolute, digest_of, list_url
+
+SAFE, PICKLED = (".safetensors",), (".pt", ".pth", ".ckpt", ".bin")
+CONFIG, PIPELINE, CARD = "config.json", "model_index.json", "README.md"
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.bin")  # by preference
+NESTS = ("ema", "state_dict", "model", "module")  # of a checkpoint's weights; the average before the last step
+LICENSE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
+README = "components/weights/README.md"
+
+
+class WeightsFile(NamedTuple):
+    """Tensors of a file by name, and what is known of the file."""
+
+    uri: str  # of the file, without a password
+    sha256: str
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]  # of the config.json beside the file; empty where there is none
+    license: str | None  # if stated
+
+
+def read_weights(uri: str) -> WeightsFile:
+    """Reads a file or a folder, local or in storage, without running anything in it.
+    Raises ValueError, in one line, for a file that is not there, is damaged, or holds more than tensors; StoreError if
+    storage can't be reached."""
+    uri = absolute(uri)
+    if uri.endswith(SAFE + PICKLED):
+        folder, _, name = uri.rpartition("/")
+        names: tuple[str, ...] = ()
+    else:
+        folder, names = uri, tuple(info.path for info in list_url(uri))
+        name = weights_name(shown(uri), names)
+    store, place = Store(folder), shown(f"{folder}/{name}")
+    config = read_config(store) if CONFIG in names else {}
+    with local_file(store, name) as path:
+        tensors, metadata = read_safetensors(path, place) if name.endswith(SAFE) else (read_pickle(path, place), {})
+        digest = digest_of(path)
+    stated = LICENSE.search(store.read(CARD).decode(errors="replace")) if CARD in names else None
+    license_ = stated.group(1) if stated else metadata.get("license") or metadata.get("modelspec.license")
+    return WeightsFile(place, digest.sha256, tensors, config, license_)
+
+
+def weights_name(uri: str, names: tuple[str, ...]) -> str:
+    """The file of weights in a folder. Raises ValueError for a folder without one, or with several models."""
+    if PIPELINE in names:
+        parts = sorted({name.partition("/")[0] for name in names if name.endswith(SAFE + PICKLED)})
+        raise ValueError(f"{uri} is a whole pipeline: name one of its folders, {', '.join(parts)}")
+    for name in WEIGHTS:
+        if name in names:
+            return name
+    raise ValueError(f"{uri} holds no weights: give a file ({', '.join(SAFE + PICKLED)}) or a folder of diffusers")
+
+
+def read_config(store: Store) -> dict[str, Any]:
+    """The config.json of a folder. Raises ValueError if it is none."""
+    try:
+        config = json.loads(store.read(CONFIG))
+    except ValueError as error:
+        raise ValueError(f"{shown(store.url(CONFIG))} is no JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{shown(store.url(CONFIG))} holds no fields")
+    return config
+
+
+@contextmanager
+def local_file(store: Store, name: str) -> Iterator[Path]:
+    """The path of a file on the local disk, of a copy that is removed afterwards where it lies in storage.
+    Raises ValueError if there is no such file."""
+    protocol, _, path = store.uri.rpartition("://")
+    try:
+        if (protocol or None) in LOCAL:
+            if not (Path(path) / name).is_file():
+                raise FileNotFoundError
+            yield Path(path) / name
+            return
+        with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}weights-") as folder:
+            store.download(name, Path(folder), name)
+            yield Path(folder) / name
+    except FileNotFoundError:
+        raise ValueError(f"{shown(store.url(name))}: no such file") from None
+
+
+def read_safetensors(path: Path, place: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header fields of a safetensors file. Raises ValueError for a damaged one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{place} is no whole safetensors file ({str(error).splitlines()[0]}): fetch it again"
+        ) from None
+
+
+def read_pickle(path: Path, place: str) -> dict[str, Tensor]:
+    """Tensors of a file of torch.save; of a checkpoint those of its average, or of its model.
+    Raises ValueError for a file that holds more than tensors and plain values, or none of them."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        more = f"asks for {asked.group(1)}" if asked else "holds more than tensors"
+        raise ValueError(f"{place} {more} and may run code: it stays closed; {README} says how to convert it") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or ["it ends too early"])[0]
+        raise ValueError(f"{place} can't be read as a file of torch ({reason}): fetch it again") from None
+    for nest in NESTS:
+        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
+            content = content[nest]
+    tensors = (
+        {name: each for name, each in content.items() if isinstance(each, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
+    if not tensors:
+        raise ValueError(f"{place} holds no tensors by name: give a state_dict")
+    return tensors

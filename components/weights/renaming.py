@@ -1,0 +1,80 @@
+"""Families of foreign weights, and renaming of tensors to the names of our networks."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+Arguments = Mapping[str, Any]  # of the constructor of our network
+Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]  # pattern and replacement, applied in order
+PART = re.compile(r"#\d")  # in a new name: which of several tensors that are one in our network
+
+
+class WeightFamily(NamedTuple):
+    """A layout of weights: the names that it is known by, and the names in our network."""
+
+    title: str
+    kinds: tuple[str, ...]  # of our networks, keys of `components.models.bundle.NETWORKS`
+    marks: tuple[str, ...]  # names that every file of the family holds, after a prefix
+    rules: Callable[[Arguments], Rules]
+    prefixes: tuple[str, ...] = ("",)  # of the part of a file with several models
+    training_only: str = r"(?!)"  # pattern of names that only training needs
+    adapted: Callable[[dict[str, Tensor], Arguments], dict[str, Tensor]] | None = None  # after renaming
+    class_name: str = ""  # in the config.json of diffusers
+    sizes: Callable[[Arguments], dict[str, Any]] | None = None  # arguments of our network by that config.json
+    settings: Callable[[Arguments], dict[str, Any]] | None = None  # for sampling, where config.json says them all
+    latent_scale: float | None = None  # of the latents that its models were trained on
+
+
+class Renamed(NamedTuple):
+    """Tensors under our names, and the foreign name that stands for each in messages."""
+
+    tensors: dict[str, Tensor]
+    origins: dict[str, str]
+
+
+def rename(tensors: Mapping[str, Tensor], rules: Rules) -> Renamed:
+    """Applies all rules to each name; parts `name#0.weight`, `name#1.weight` are joined along dimension 0.
+    A name that no rule knows stays as it is."""
+    parts: dict[str, dict[str, str]] = {}  # our name -> name with its part -> foreign name
+    for origin in tensors:
+        name = origin
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        parts.setdefault(PART.sub("", name), {})[name] = origin
+    joined = {
+        name: torch.cat([tensors[own[part]] for part in sorted(own)])
+        if len(own) > 1
+        else tensors[next(iter(own.values()))]
+        for name, own in parts.items()
+    }
+    return Renamed(joined, {name: next(iter(own.values())) for name, own in parts.items()})
+
+
+def fitted(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """The tensor in `shape`, where only ones at the end differ: a kernel of one pixel is a matrix."""
+    own, wanted = list(tensor.shape), list(shape)
+    for sizes in (own, wanted):
+        while len(sizes) > 1 and sizes[-1] == 1:
+            sizes.pop()
+    return tensor.reshape(shape) if own == wanted else tensor
+
+
+def queries_outermost(projection: Tensor, *, num_heads: int) -> Tensor:
+    """Rows (heads, 3, d) of a projection to queries, keys and values in our order (3, heads, d)."""
+    return rearrange(projection, "(heads three d) ... -> (three heads d) ...", three=3, heads=num_heads)
+
+
+def check_fixed(config: Arguments, fixed: Arguments) -> None:
+    """Raise ValueError for a field of a config.json with a value that our network lacks."""
+    for name, known in fixed.items():
+        if name in config and config[name] != known:
+            raise ValueError(f"config.json has {name} {config[name]!r}: our network knows {known!r} alone")
+
+
+def whole_factor(channels: int, base: int) -> int | float:
+    """Channels of a level in units of the first, an int where it is one."""
+    return channels // base if channels % base == 0 else channels / base

@@ -1,0 +1,161 @@
+"""Weights of published code fit the recipes of their papers: names and shapes at full size, without memory.
+
+Generated tables count as many parameters as was published, so they are no copy of ours. Outputs are compared with those
+of diffusers in `test_imported_diffusers.py`; the other codes are no packages."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from components.configuration.diffusion import DiffusionTraining
+from components.configuration.processes import DiscreteProcess
+from components.weights.families.token_transformers import of_igpt
+from components.weights.families.unets import in_our_order
+from components.weights.importing import Fitted, Target, fit
+from pipelines.command.upkeep import target_of
+from tests.foreign_weights import adm_layers, dit_layers, file_of, first_stage_layers, gpt_layers, tensors_of
+
+ADM_64, ADM_128, ADM_256, ADM_512 = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
+UNETS = {  # stage -> layers; whether there are labels; parameters
+    "iddpm_imagenet_64/base": (
+        partial(adm_layers, 128, ADM_64, 3, (4, 8), 6, resample_in_blocks=False),
+        False,
+        121_063_942,
+    ),
+    "adm_imagenet_64_256/base": (partial(adm_layers, 192, ADM_64, 3, (2, 4, 8), 6), True, 295_904_454),
+    "adm_imagenet_128_512/base": (partial(adm_layers, 256, ADM_128, 2, (4, 8, 16), 6), True, 421_529_606),
+    "adm_imagenet_256/base": (partial(adm_layers, 256, ADM_256, 2, (8, 16, 32), 6), True, 553_838_086),
+    "adm_imagenet_256_unconditional/base": (partial(adm_layers, 256, ADM_256, 2, (8, 16, 32), 6), False, 552_814_086),
+    "adm_imagenet_512/base": (partial(adm_layers, 256, ADM_512, 2, (16, 32, 64), 6), True, 558_997_638),
+    "adm_imagenet_64_256/upsampler_256": (partial(adm_layers, 192, ADM_256, 2, (8, 16, 32), 6, 6), True, 311_795_910),
+    "adm_imagenet_128_512/upsampler_512": (partial(adm_layers, 192, ADM_256, 2, (16, 32), 6, 6), True, 308_835_270),
+}
+CLASSIFIERS = {
+    "adm_imagenet_64_256": (ADM_64, 4, (2, 4, 8), 8, 65_438_568),
+    "adm_imagenet_128_512": (ADM_128, 2, (4, 8, 16), 8, 42_568_040),
+    "adm_imagenet_256": (ADM_256, 2, (8, 16, 32), 8, 54_096_360),
+    "adm_imagenet_512": (ADM_512, 2, (16, 32, 64), 8, 54_448_360),
+}
+F16, F8_VQ = (1, 1, 2, 2, 4), (1, 2, 2, 4)
+FIRST_STAGES = {  # stage -> levels, those with attention, latent channels, codes, parameters
+    "vqgan_imagenet_f16_1024/tokenizer": (F16, (4,), 256, 1024, 72_141_699),
+    "imagenet_class_prior/tokenizer": (F16, (4,), 256, 16_384, 76_073_859),
+    "ldm_kl_f4/vae": ((1, 2, 4), (), 3, None, 55_312_063),
+    "ldm_kl_f8/vae": ((1, 2, 4, 4), (), 4, None, 83_653_863),
+    "ldm_kl_f16/vae": (F16, (4,), 16, None, 69_610_963),
+    "ldm_vq_f4/tokenizer": ((1, 2, 4), (), 3, 8192, 55_322_782),
+    "ldm_vq_f8/tokenizer": (F8_VQ, (3,), 4, 16_384, 67_717_295),
+    "ldm_vq_f16/tokenizer": (F16, (4,), 8, 16_384, 69_593_371),
+}
+
+
+def fitted_to(stage: str, tensors: dict[str, Tensor], *assignments: str) -> Fitted:
+    """The tensors in the network of a recipe's stage."""
+    return fit(file_of(tensors), target_of(stage, [*assignments]))
+
+
+def count(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("stage", UNETS)
+def test_a_published_unet_fits_its_recipe(stage: str):
+    layers, labels, parameters = UNETS[stage]
+    tensors = tensors_of(layers())
+    width = tensors["time_embed.0.weight"].shape[0]
+    tensors |= {"label_emb.weight": torch.empty(1000, width, device="meta")} if labels else {}
+    found = fitted_to(stage, tensors)
+    assert (count(tensors), found.network["num_classes"]) == (parameters, 1000 if labels else None)
+
+
+@pytest.mark.parametrize("recipe", CLASSIFIERS)
+def test_a_published_classifier_fits_its_recipe(recipe: str):
+    mult, blocks, attention, side, parameters = CLASSIFIERS[recipe]
+    channels = 128 * mult[-1]
+    tensors = tensors_of(adm_layers(128, mult, blocks, attention, 1000, is_classifier=True))
+    tensors["out.2.positional_embedding"] = torch.empty(channels, side**2 + 1, device="meta")
+    found = fitted_to(f"{recipe}/classifier", tensors)
+    assert (count(tensors), found.network["num_classes"]) == (parameters, 1000)
+
+
+@pytest.mark.parametrize("stage", FIRST_STAGES)
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_a_published_first_stage_fits_its_recipe(stage: str, prefix: str):
+    """Alone, or inside a checkpoint of the model on its latents; its losses' networks are left out."""
+    mult, attention, latents, codes, parameters = FIRST_STAGES[stage]
+    dim = (latents, latents) if codes else (2 * latents, latents)
+    tensors = tensors_of(first_stage_layers(128, mult, 2, attention, latents, dim))
+    tensors |= {} if codes is None else {"quantize.embedding.weight": torch.empty(codes, latents, device="meta")}
+    more = {"loss.discriminator.main.0.weight": torch.empty(1), "model_ema.decay": torch.empty(1)}
+    found = fitted_to(stage, {prefix + name: tensor for name, tensor in (tensors | more).items()})
+    assert (count(tensors), found.recognized.left_out) == (parameters, 2)
+
+
+def test_taming_s_transformer_fits_its_recipe_with_classes_of_the_codes_table():
+    width, codes = 1536, 16_384
+    tables = {"tok_emb__weight": (codes, width), "head__weight": (codes, width), "pos_emb": (1, 256, width)}
+    tensors = tensors_of(gpt_layers(width, 48), **tables)
+    masks = {f"blocks.{block}.attn.mask": torch.empty(1, 1, 256, 256, device="meta") for block in range(48)}
+    inside = {f"transformer.{name}": tensor for name, tensor in (tensors | masks).items()}
+    found = fitted_to("imagenet_class_prior/prior", inside | {"first_stage_model.quant_conv.bias": torch.empty(1)})
+    assert (found.network["num_classes"], found.recognized.left_out) == (1000, 49)
+    assert round(count(tensors) / 1e9, 1) == 1.4
+
+
+@pytest.mark.parametrize("by_class", [True, False])
+def test_igpt_fits_the_recipe_of_its_sizes(by_class: bool):
+    width, codes = 1536, 16_384
+    tables = {
+        "tok_emb_img__weight": (codes, width),
+        "pos_emb_img__weight": (256, width),
+        "head__weight": (codes, width),
+    }
+    tables |= {"sos__weight": (1000, width)} if by_class else {"sos": (1, 1, width)}
+    conditions = "prior.conditions=[label]" if by_class else "prior.conditions=[]"
+    tensors = tensors_of(gpt_layers(width, 42), **tables)
+    found = fitted_to("imagenet_class_prior/prior", tensors, "prior.num_layers=42", conditions)
+    assert found.network["num_classes"] == (1000 if by_class else None)
+
+
+def test_a_position_of_igpt_moves_to_the_input_that_predicts_its_token():
+    tables = {"position": torch.arange(6.0).reshape(3, 2), "class_embedding.weight": torch.ones(1, 1, 2)}
+    moved = of_igpt(tables, {"num_classes": None})
+    torch.testing.assert_close(moved["position"], torch.tensor([[0.0, 0], [0, 1], [2, 3]]))
+
+
+def test_dit_fits_a_recipe_of_its_sizes():
+    """DiT-B/4 on latents of 16²; positions are the sinusoids of ours, or the file is refused."""
+    process = DiscreteProcess(
+        schedule="linear", prediction_type="epsilon", variance="learned_range", loss="hybrid", min_snr_gamma=None
+    )
+    training = DiffusionTraining.of(
+        network="dit",
+        model_dim=768,
+        num_heads=12,
+        num_layers=12,
+        patch_size=4,
+        resolution=16,
+        in_channels=4,
+        process=process,
+        total_steps=100,
+        global_batch_size=8,
+        learning_rate=1e-4,
+    )
+    tensors = tensors_of(dit_layers(768, 12, 4, 4), y_embedder__embedding_table__weight=(1001, 768))
+    target = Target("dit/base", training, of_latents=True)
+    found = fit(file_of(tensors), target)
+    assert (found.network["num_classes"], found.settings["latent_scale"]) == (1000, 0.18215)
+    learned = tensors | {"pos_embed": torch.zeros(1, 16, 768)}
+    with pytest.raises(ValueError, match="positions are not the sinusoids"):
+        fit(file_of(learned), target)
+
+
+@pytest.mark.parametrize("resolution", [64, 128])
+def test_rows_of_heads_come_into_our_order_but_for_adm_64_which_has_it(resolution: int):
+    network = {"low_res": False, "resample_in_blocks": True, "resolution": resolution, "head_dim": 2}
+    rows = torch.arange(12.0)[:, None]  # two heads, of which each has two rows of queries, keys and values there
+    (found,) = in_our_order({"down.1.1.qkv.weight": rows}, network).values()
+    moved = torch.tensor([0.0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11])[:, None]
+    torch.testing.assert_close(found, rows if resolution == 64 else moved)

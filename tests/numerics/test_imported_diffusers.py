@@ -1,0 +1,146 @@
+"""Models of diffusers, saved by their own code with random weights, compute the same after import."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DModel, VQModel
+from diffusers.models.embeddings import Timesteps
+from torch import Tensor, nn
+
+from components.configuration.diffusion import DiffusionTraining
+from components.configuration.processes import DiscreteProcess
+from components.models.bundle import ModelBundle
+from components.runtime.storage.store import Store
+from components.weights.files import read_weights
+from components.weights.importing import Target, import_weights
+from tests.peer_unets import peer_unet, randomized
+
+TIME = torch.tensor([0, 3, 700])
+LABEL = torch.tensor([1, 0, 4])
+EPSILON = DiscreteProcess(prediction_type="epsilon", min_snr_gamma=None)
+TWO_BLOCKS = {"down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")}
+TWO_BLOCKS |= {"up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"), "block_out_channels": (16, 32)}
+TWO_BLOCKS |= {"norm_num_groups": 4, "sample_size": 16}
+
+CODES = {"num_vq_embeddings": 12}
+
+
+def training(labels: bool, *, network: str = "unet", **changes: object) -> DiffusionTraining:
+    """A stage of other sizes than the file's: only its process and its conditions count."""
+    sizes = {"unet": {"model_channels": 8, "channel_mult": (1,)}, "dit": {"model_dim": 8, "num_heads": 1}}[network]
+    about = {"total_steps": 100, "global_batch_size": 4, "learning_rate": 1e-4, "resolution": 8, "network": network}
+    conditions = {"conditions": ("label",) if labels else (), "cond_drop_prob": 0.0}
+    return DiffusionTraining.of(**{"process": EPSILON, **conditions, **sizes, **about, **changes})
+
+
+def imported(peer: nn.Module, folder: Path, target: DiffusionTraining | None = None, **about: bool) -> ModelBundle:
+    """The peer's own files as a model of ours."""
+    peer.save_pretrained(folder / "theirs")
+    named = None if target is None else Target("recipe/base", target, **about)
+    return import_weights(read_weights(str(folder / "theirs")), named, out=Store(str(folder / "ours"))).bundle
+
+
+def images(channels: int, side: int) -> Tensor:
+    return torch.randn(len(TIME), channels, side, side, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("resample_in_blocks", [False, True])
+@torch.no_grad()
+def test_a_unet_computes_what_diffusers_computes(tmp_path: Path, labels: bool, resample_in_blocks: bool):
+    about = {"resample_in_blocks": resample_in_blocks, "num_class_embeds": 5 if labels else None}
+    about |= {"norm_num_groups": 4, "attn_norm_num_groups": 4}  # else its middle has no norm before attention
+    peer = randomized(peer_unet(16, 16, (1, 2), 2, (8,), 8, **about))
+    bundle, x = imported(peer, tmp_path, training(labels)), images(3, 16)
+    conditions = {"class_labels": LABEL} if labels else {}
+    found = bundle.module(x, TIME, label=LABEL if labels else None)
+    torch.testing.assert_close(found, peer(x, TIME, **conditions).sample, rtol=1e-5, atol=1e-5)
+    assert bundle.network["num_classes"] == (5 if labels else None)
+    assert bundle.settings["resolution"] == 16
+
+
+@torch.no_grad()
+def test_a_unet_of_time_by_addition_computes_what_diffusers_computes(tmp_path: Path):
+    about = {"resample_in_blocks": False, "norm_num_groups": 4, "resnet_time_scale_shift": "default"}
+    peer = randomized(peer_unet(16, 16, (1, 1, 2), 1, (4, 8), 8, **about))
+    x = images(3, 16)
+    found = imported(peer, tmp_path, training(False)).module(x, TIME)
+    torch.testing.assert_close(found, peer(x, TIME).sample, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (AutoencoderKL, {}),
+        (VQModel, {"num_vq_embeddings": 12}),
+        (VQModel, {"num_vq_embeddings": 12, "vq_embed_dim": 5}),
+    ],
+)
+@torch.no_grad()
+def test_an_autoencoder_computes_what_diffusers_computes(tmp_path: Path, kind: type, changes: dict[str, int]):
+    """Its config.json says everything: no recipe is named."""
+    blocks = TWO_BLOCKS if kind is VQModel else TWO_BLOCKS | {"down_block_types": ("DownEncoderBlock2D",) * 2}
+    blocks = blocks if kind is VQModel else blocks | {"up_block_types": ("UpDecoderBlock2D",) * 2}
+    peer, x = randomized(kind(layers_per_block=2, **blocks | changes)), images(3, 16)
+    found = imported(peer, tmp_path).module.reconstruct(x)
+    torch.testing.assert_close(found, peer(x).sample, rtol=1e-5, atol=1e-5)
+
+
+def dit(**changes: object) -> DiTTransformer2DModel:
+    """A tiny DiT with the frequencies of the code that published weights were trained by.
+    Diffusers computes others (`downscale_freq_shift` 1 in its embedding), and its norms' eps is ten times larger."""
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "in_channels": 4, "out_channels": 8, "num_layers": 2}
+    peer = randomized(DiTTransformer2DModel(**sizes, sample_size=8, num_embeds_ada_norm=5, norm_eps=1e-6, **changes))
+    first = peer.transformer_blocks[0].norm1.emb
+    for block in peer.transformer_blocks:
+        block.norm1.emb.load_state_dict(first.state_dict())
+        block.norm1.emb.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+    return peer
+
+
+def dit_training() -> DiffusionTraining:
+    process = EPSILON.replace(variance="learned_range", loss="hybrid")
+    return training(True, network="dit", process=process, cond_drop_prob=0.1)
+
+
+@torch.no_grad()
+def test_a_dit_computes_what_diffusers_computes(tmp_path: Path):
+    peer, x = dit(), images(4, 8)
+    bundle = imported(peer, tmp_path, dit_training(), of_latents=True)
+    found = bundle.module(x, TIME, label=LABEL)
+    torch.testing.assert_close(found, peer(x, TIME, class_labels=LABEL).sample, rtol=1e-5, atol=1e-5)
+    assert (bundle.network["num_classes"], bundle.settings["latent_scale"]) == (5, 0.18215)
+
+
+def test_a_dit_of_other_embeddings_in_each_block_is_refused(tmp_path: Path):
+    peer = dit()
+    nn.init.ones_(peer.transformer_blocks[1].norm1.emb.timestep_embedder.linear_1.bias)
+    with pytest.raises(ValueError, match=r"each block has a time_mlp\.0\.bias of its own"):
+        imported(peer, tmp_path, dit_training())
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"freq_shift": 1}, "freq_shift 1: our network knows 0 alone"),
+        ({"flip_sin_to_cos": False}, "flip_sin_to_cos False"),
+        ({"downsample_padding": 0}, "downsample_padding 0"),
+        ({"norm_eps": 1e-6}, "norm_eps 1e-06"),
+        ({"upsample_type": "resnet"}, "resamples in two ways"),
+        ({"down_block_types": ["SkipDownBlock2D"] * 2}, "has blocks SkipDownBlock2D"),
+        ({"_class_name": "UNet2DConditionModel"}, "holds a UNet2DConditionModel, of no family known here"),
+    ],
+)
+def test_a_switch_that_our_unet_lacks_is_refused_by_name(tmp_path: Path, changes: dict[str, object], fault: str):
+    """The names and the shapes would fit, the function would be another."""
+    peer: UNet2DModel = peer_unet(8, 8, (1, 1), 1, (4,), 4, resample_in_blocks=False, norm_num_groups=4)
+    peer.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(ValueError, match=fault):
+        import_weights(
+            read_weights(str(tmp_path)), Target("r/base", training(False)), out=Store(str(tmp_path / "ours"))
+        )
+    assert not (tmp_path / "ours").exists()

@@ -1,0 +1,197 @@
+"""`cascade import`: what it prints and leaves behind; one line, and nothing written, for a file that does not fit."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from components.data.encoding import describe_autoencoder
+from components.models.bundle import load_bundle
+from components.runtime.storage.artifact import load_artifact
+from components.runtime.storage.store import Store, digest_of
+from tests.foreign_weights import adm_layers, tensors_of
+from tests.in_process import Done, in_process
+from tests.refusals import assert_refused
+
+STAGE = "ddpm/base"  # 16², 32 to 128 channels, without labels
+
+
+def adm(**changes: object) -> dict[str, Tensor]:
+    """A U-Net of guided-diffusion of the stage's size."""
+    return tensors_of(adm_layers(**{**SIZES, **changes}), device="cpu")
+
+
+SIZES = {"width": 32, "mult": (1, 2, 4), "blocks": 1, "attention": (2, 4), "out_channels": 3}
+
+
+class Opened:
+    """A pickle that runs code where it is opened."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, ("opened",)
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Tensor]:
+    return adm()
+
+
+def imported(folder: Path, *arguments: str, stage: str = STAGE) -> Done:
+    """The command on the file or folder `theirs…` there."""
+    (theirs,) = folder.glob("theirs*")
+    return in_process("import", theirs.name, "--as", stage, "--out", "ours", *arguments, cwd=folder)
+
+
+def assert_nothing_written(folder: Path) -> None:
+    assert [path.name for path in folder.iterdir() if not path.name.startswith("theirs")] == []
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt", "ckpt"])
+def test_a_file_becomes_a_model_that_samples(tmp_path: Path, weights: dict[str, Tensor], form: str):
+    file = tmp_path / f"theirs.{form}"
+    if form == "safetensors":
+        save_file(weights, file)
+    else:
+        torch.save(weights if form == "pt" else {"state_dict": weights, "epoch": 3}, file)
+    done = imported(tmp_path)
+    assert done.returncode == 0, done.stderr
+    counts, model, following = done.stdout.splitlines()
+    assert f"{len(weights)} tensors read, 0 missing, 0 unused; " in counts
+    assert f"{sum(tensor.numel() for tensor in weights.values()):,} parameters" in counts
+    artifact = load_artifact(Store(str(tmp_path / "ours")))
+    assert artifact is not None
+    assert model == f"model: {artifact.identity} in ours"
+    origin = artifact.provenance["origin"]
+    assert (origin["uri"], origin["sha256"]) == (str(file), digest_of(file).sha256)
+    if form == "safetensors":  # the line that is printed can be typed
+        assert following == "next: cascade sample --model ours"
+        done = in_process(*following.split()[2:], "--count", "1", "--steps", "2", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert Image.open(tmp_path / "samples" / "unconditional-diffusion-0000.png").size == (16, 16)
+
+
+def test_the_same_file_is_the_same_model_wherever_it_lies(tmp_path: Path, weights: dict[str, Tensor]):
+    keys = []
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        save_file(weights, tmp_path / place / f"theirs_{place}.safetensors")
+        assert imported(tmp_path / place).returncode == 0
+        first = (tmp_path / place / "ours/manifest.json").read_bytes()
+        assert imported(tmp_path / place).returncode == 0
+        assert (tmp_path / place / "ours/manifest.json").read_bytes() == first
+        keys.append(json.loads(first)["key"])
+    assert keys[0] == keys[1]
+    before = first
+    save_file(adm() | {"out.2.bias": torch.ones(3)}, tmp_path / "there/theirs_there.safetensors")
+    assert_refused(imported(tmp_path / "there"), "ours holds another model", "name a new folder")
+    assert (tmp_path / "there/ours/manifest.json").read_bytes() == before
+
+
+def test_a_folder_of_diffusers_says_itself_what_it_is_and_stages_take_it(tmp_path: Path):
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    peer = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, sample_size=16, **blocks)
+    peer.save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs/README.md").write_text("---\nlicense: mit\n---\n")
+    done = in_process("import", "theirs", "--out", "ours", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    artifact = load_artifact(Store(str(tmp_path / "ours")))
+    assert describe_autoencoder(artifact).diffused_shape == (4, 8, 8)
+    with artifact.local_copy() as folder:
+        assert load_bundle(folder).settings["origin"]["license"] == "mit"
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "photo.png")
+    following = re.search(r"^next: cascade (.*)$", done.stdout, re.MULTILINE).group(1)
+    assert in_process(*following.split(), cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("ddpm", "name a stage, ddpm/base"),
+        ("ddpm/vae", "name a stage, ddpm/base"),
+        ("dpm/base", "no recipe 'dpm'; did you mean 'ddpm'?"),
+        ("dit/base", "U-Net of guided-diffusion or improved-diffusion, but dit/base takes a network dit"),
+        ("openmoji/tokenizer", "but openmoji/tokenizer takes a network autoencoder"),
+        ("openmoji/base", "reads captions by a tokenizer"),
+    ],
+)
+def test_a_stage_that_can_t_take_it_is_refused(tmp_path: Path, weights: dict[str, Tensor], stage: str, words: str):
+    save_file(weights, tmp_path / "theirs.safetensors")
+    assert_refused(imported(tmp_path, stage=stage), words)
+    assert_nothing_written(tmp_path)
+
+
+def without(tensors: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda own: without(own, "out.0.weight", "middle_block.1.qkv.bias"), ("2 tensors of ddpm/base are missing",)),
+        (lambda own: own | {"x.weight": torch.ones(1)}, ("1 tensors have no place in ddpm/base, first x.weight",)),
+        (lambda own: own | {"out.2.bias": torch.ones(6)}, ("out.2.bias: [6], not [3]",)),
+        (lambda own: adm(width=64), ("tensors have other shapes than in ddpm/base",)),
+        (lambda own: adm(blocks=2), ("tensors have no place in ddpm/base, first ",)),
+        (lambda own: {"a.weight": torch.ones(1), "b": torch.ones(1)}, ("holds names as a.weight, b, of no family",)),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path: Path, weights: dict, change, words: tuple[str, ...]):
+    save_file(change(weights), tmp_path / "theirs.safetensors")
+    assert_refused(imported(tmp_path), "theirs.safetensors", *words)
+    assert_nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 5000, -1])
+def test_a_truncated_safetensors_file_is_refused(tmp_path: Path, weights: dict[str, Tensor], kept: int):
+    save_file(weights, tmp_path / "theirs.safetensors")
+    whole = (tmp_path / "theirs.safetensors").read_bytes()
+    (tmp_path / "theirs.safetensors").write_bytes(whole[:kept])
+    assert_refused(imported(tmp_path), "theirs.safetensors is no whole safetensors file", "fetch it again")
+    assert_nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_with_code_stays_closed(tmp_path: Path, weights: dict[str, Tensor], legacy: bool):
+    content = {"state_dict": weights, "callbacks": Opened()}
+    torch.save(content, tmp_path / "theirs.ckpt", _use_new_zipfile_serialization=not legacy)
+    assert_refused(imported(tmp_path), "theirs.ckpt asks for", "mkdir", "stays closed", "components/weights/README.md")
+    assert_nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("theirs.pt", b"", "can't be read as a file of torch"),
+        ("theirs.bin", b"PK\x03\x04 no archive", "can't be read as a file of torch"),
+        ("theirs.txt", b"", "holds no weights"),
+    ],
+)
+def test_a_file_that_is_no_weights_is_refused(tmp_path: Path, name: str, content: bytes, words: str):
+    (tmp_path / name).write_bytes(content)
+    assert_refused(imported(tmp_path), words)
+    assert_nothing_written(tmp_path)
+
+
+def test_a_pipeline_and_a_file_that_is_not_there_are_refused(tmp_path: Path):
+    (tmp_path / "theirs/unet").mkdir(parents=True)
+    (tmp_path / "theirs/model_index.json").write_text("{}")
+    (tmp_path / "theirs/unet/diffusion_pytorch_model.safetensors").write_bytes(b"")
+    assert_refused(imported(tmp_path), "is a whole pipeline: name one of its folders, unet")
+    done = in_process("import", "none.pt", "--as", STAGE, "--out", "ours", cwd=tmp_path)
+    assert_refused(done, "none.pt: no such file")
+    assert_nothing_written(tmp_path)
+
+
+def test_weights_of_16_bits_are_stored_in_32(tmp_path: Path, weights: dict[str, Tensor]):
+    save_file({name: tensor.half() for name, tensor in weights.items()}, tmp_path / "theirs.safetensors")
+    assert imported(tmp_path).returncode == 0
+    (stored,) = (tmp_path / "ours").glob("attempt-*/model.safetensors")
+    conv_in = load_file(stored)["conv_in.weight"]
+    torch.testing.assert_close(conv_in, weights["input_blocks.0.0.weight"].half().float())
