@@ -27,6 +27,7 @@ from components.weights.renaming import Renamed, WeightFamily, fitted, rename
 FAMILIES: tuple[WeightFamily, ...] = (
     unets.OPENAI,
     unets.CLASSIFIER,
+    unets.LATENT,
     unets.DIFFUSERS,
     dit.FACEBOOK,
     dit.DIFFUSERS,
@@ -134,6 +135,9 @@ def recognize(weights: WeightsFile, target: Target | None) -> Recognized:
     family, prefix = fitting[0]
     own = {name.removeprefix(prefix): tensor for name, tensor in weights.tensors.items() if name.startswith(prefix)}
     own = {name: tensor for name, tensor in own.items() if re.match(family.training_only, name) is None}
+    if family.average is not None:
+        own = {name: weights.tensors.get(family.average(name), tensor) for name, tensor in own.items()}
+    own |= {name: weights.tensors[place] for place, name in family.outside.items() if place in weights.tensors}
     return Recognized(family, own, len(weights.tensors) - len(own))
 
 
@@ -156,10 +160,10 @@ def described(
         raise ValueError(f"{CONFIG} and {target.name} disagree on whether a variance is predicted")
     if "resolution" in sizes:
         settings["resolution"] = sizes["resolution"]
-    if target.of_latents and family.latent_scale is None:
-        raise ValueError(f"{target.name} is of latents, whose scale no {family.title} says")
     if target.of_latents:
-        settings["latent_scale"] = family.latent_scale
+        if family.latent_scale is None:
+            raise ValueError(f"{target.name} is of latents, whose scale no {family.title} says")
+        settings["latent_scale"] = family.latent_scale(arguments | sizes)
     return arguments | sizes, settings
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,11 @@ class WeightFamily(NamedTuple):
     class_name: str = ""  # in the config.json of diffusers
     sizes: Callable[[Arguments], dict[str, Any]] | None = None  # arguments of our network by that config.json
     settings: Callable[[Arguments], dict[str, Any]] | None = None  # for sampling, where config.json says them all
-    latent_scale: float | None = None  # of the latents that its models were trained on
+    latent_scale: Callable[[Arguments], float] | None = None  # of the latents that its models were trained on
+    average: Callable[[str], str] | None = None  # name of a tensor -> name in the whole file of its moving average
+    outside: Mapping[str, str] = MappingProxyType(
+        {}
+    )  # names in the whole file, not below the prefix -> names in the model
 
 
 class Renamed(NamedTuple):

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from components.configuration.diffusion import DiffusionTraining
-from components.configuration.processes import DiscreteProcess
+from components.models.dit import grid_positions
 from components.weights.families.token_transformers import of_igpt
 from components.weights.families.unets import in_our_order
-from components.weights.importing import Fitted, Target, fit
+from components.weights.importing import Fitted, fit
 from pipelines.command.upkeep import target_of
 from tests.foreign_weights import adm_layers, dit_layers, file_of, first_stage_layers, gpt_layers, tensors_of
 
@@ -31,6 +30,28 @@ UNETS = {  # stage -> layers; whether there are labels; parameters
     "adm_imagenet_512/base": (partial(adm_layers, 256, ADM_512, 2, (16, 32, 64), 6), True, 558_997_638),
     "adm_imagenet_64_256/upsampler_256": (partial(adm_layers, 192, ADM_256, 2, (8, 16, 32), 6, 6), True, 311_795_910),
     "adm_imagenet_128_512/upsampler_512": (partial(adm_layers, 192, ADM_256, 2, (16, 32), 6, 6), True, 308_835_270),
+}
+ADDED = partial(adm_layers, resample_in_blocks=False, scale_shift=False)
+LATENT_UNETS = {  # stage -> layers, rows of labels, parameters without these, scale of the latents
+    "ldm_ffhq_f4/base": (partial(ADDED, 224, (1, 2, 3, 4), 2, (2, 4, 8), 3), 0, 274_056_163, 1.0),
+    "ldm_imagenet_f8/base": (
+        partial(ADDED, 256, (1, 2, 4), 2, (1, 2, 4), 4, 4, context=512),
+        1000,
+        394_984_196,
+        1.0,
+    ),
+    "ldm_imagenet_f4/base": (
+        partial(ADDED, 192, (1, 2, 3, 5), 2, (2, 4, 8), 3, context=512),
+        1001,
+        400_920_579,
+        1.0,
+    ),
+    "ldm_text_to_image/base": (
+        partial(ADDED, 320, (1, 2, 4, 4), 2, (1, 2, 4), 4, 4, context=1280),
+        0,
+        872_300_484,
+        0.18215,
+    ),
 }
 CLASSIFIERS = {
     "adm_imagenet_64_256": (ADM_64, 4, (2, 4, 8), 8, 65_438_568),
@@ -68,6 +89,21 @@ def test_a_published_unet_fits_its_recipe(stage: str):
     tensors |= {"label_emb.weight": torch.empty(1000, width, device="meta")} if labels else {}
     found = fitted_to(stage, tensors)
     assert (count(tensors), found.network["num_classes"]) == (parameters, 1000 if labels else None)
+
+
+@pytest.mark.parametrize("stage", LATENT_UNETS)
+def test_a_published_unet_of_latents_fits_its_recipe_by_its_average(stage: str):
+    """Inside a checkpoint: averages have names without dots, and labels a table beside the network."""
+    layers, rows, parameters, scale = LATENT_UNETS[stage]
+    tensors = tensors_of(layers())
+    inside = {f"model.diffusion_model.{name}": tensor for name, tensor in tensors.items()}
+    averages = {f"model_ema.{f'diffusion_model.{name}'.replace('.', '')}": tensor for name, tensor in tensors.items()}
+    table = {"cond_stage_model.embedding.weight": torch.empty(rows, 512, device="meta")} if rows else {}
+    found = fitted_to(stage, inside | averages | table | {"first_stage_model.quant_conv.bias": torch.empty(1)})
+    taken = found.recognized.tensors
+    assert all(taken[name] is averages[f"model_ema.diffusion_model{name.replace('.', '')}"] for name in tensors)
+    assert (count(tensors), found.settings["latent_scale"]) == (parameters, scale)
+    assert found.network["num_classes"] == (1000 if rows else None)
 
 
 @pytest.mark.parametrize("recipe", CLASSIFIERS)
@@ -125,31 +161,18 @@ def test_a_position_of_igpt_moves_to_the_input_that_predicts_its_token():
     torch.testing.assert_close(moved["position"], torch.tensor([[0.0, 0], [0, 1], [2, 3]]))
 
 
-def test_dit_fits_a_recipe_of_its_sizes():
-    """DiT-B/4 on latents of 16²; positions are the sinusoids of ours, or the file is refused."""
-    process = DiscreteProcess(
-        schedule="linear", prediction_type="epsilon", variance="learned_range", loss="hybrid", min_snr_gamma=None
-    )
-    training = DiffusionTraining.of(
-        network="dit",
-        model_dim=768,
-        num_heads=12,
-        num_layers=12,
-        patch_size=4,
-        resolution=16,
-        in_channels=4,
-        process=process,
-        total_steps=100,
-        global_batch_size=8,
-        learning_rate=1e-4,
-    )
-    tensors = tensors_of(dit_layers(768, 12, 4, 4), y_embedder__embedding_table__weight=(1001, 768))
-    target = Target("dit/base", training, of_latents=True)
-    found = fit(file_of(tensors), target)
-    assert (found.network["num_classes"], found.settings["latent_scale"]) == (1000, 0.18215)
-    learned = tensors | {"pos_embed": torch.zeros(1, 16, 768)}
+def test_dit_fits_a_stage_of_its_sizes():
+    """DiT-XL/2 at 256²; positions are the sinusoids of ours, or the file is refused."""
+    network = "base.network={kind: dit, patch_size: 2, model_dim: 1152, num_layers: 28, num_heads: 16}"
+    process = "{kind: discrete, schedule: linear, prediction_type: epsilon, variance: learned_range, loss: hybrid, "
+    changes = [network, f"base.process={process}min_snr_gamma: null}}", "base.cond_drop_prob=0.1"]
+    tensors = tensors_of(dit_layers(1152, 28, 2, 4), y_embedder__embedding_table__weight=(1001, 1152))
+    tensors["pos_embed"] = grid_positions(16, dim=1152)[None]
+    found = fitted_to("ldm_imagenet_f8/base", tensors, *changes)
+    assert (count(tensors), found.network["num_classes"]) == (675_129_632, 1000)
+    assert found.settings["latent_scale"] == 0.18215
     with pytest.raises(ValueError, match="positions are not the sinusoids"):
-        fit(file_of(learned), target)
+        fitted_to("ldm_imagenet_f8/base", tensors | {"pos_embed": torch.zeros(1, 256, 1152)}, *changes)
 
 
 @pytest.mark.parametrize("resolution", [64, 128])

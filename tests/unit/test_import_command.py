@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import uuid
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,18 @@ def test_the_same_file_is_the_same_model_wherever_it_lies(tmp_path: Path, weight
     save_file(adm() | {"out.2.bias": torch.ones(3)}, tmp_path / "there/theirs_there.safetensors")
     assert_refused(imported(tmp_path / "there"), "ours holds another model", "name a new folder")
     assert (tmp_path / "there/ours/manifest.json").read_bytes() == before
+
+
+def test_files_and_models_lie_in_storage_too(tmp_path: Path, weights: dict[str, Tensor]):
+    save_file(weights, tmp_path / "theirs.safetensors")
+    folder = f"memory://import-{uuid.uuid4().hex}"
+    Store(folder).upload(tmp_path / "theirs.safetensors", "theirs.safetensors")
+    done = in_process("import", f"{folder}/theirs.safetensors", "--as", STAGE, "--out", f"{folder}/ours", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert in_process("verify", "--model", f"{folder}/ours", cwd=tmp_path).returncode == 0
+    done = in_process("import", f"{folder}/none.pt", "--as", STAGE, "--out", f"{folder}/none", cwd=tmp_path)
+    assert_refused(done, "none.pt: no such file")
+    assert not Store(folder).exists("none")
 
 
 def test_a_folder_of_diffusers_says_itself_what_it_is_and_stages_take_it(tmp_path: Path):

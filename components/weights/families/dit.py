@@ -12,10 +12,15 @@ from torch import Tensor
 from components.models.dit import grid_positions
 from components.weights.renaming import Arguments, Rules, WeightFamily, check_fixed
 
-LATENT_SCALE = 0.18215  # of Stable Diffusion's autoencoder
 FIXED = {"activation_fn": "gelu-approximate", "norm_type": "ada_norm_zero", "attention_bias": True}
 FIXED |= {"norm_elementwise_affine": False}
 EMBEDDER = r"^transformer_blocks\.(\d+)\.norm1\.emb\."
+
+
+def latent_scale(network: Arguments) -> float:
+    """The scale of the latents of kl-f8, Stable Diffusion's autoencoder."""
+    del network
+    return 0.18215
 
 
 def facebook_rules(network: Arguments) -> Rules:
@@ -95,7 +100,7 @@ FACEBOOK = WeightFamily(
     marks=("x_embedder.proj.weight", "final_layer.linear.weight"),
     rules=facebook_rules,
     adapted=without_copies,
-    latent_scale=LATENT_SCALE,
+    latent_scale=latent_scale,
 )
 DIFFUSERS = WeightFamily(
     "DiTTransformer2DModel of diffusers",
@@ -105,5 +110,5 @@ DIFFUSERS = WeightFamily(
     adapted=without_copies,
     class_name="DiTTransformer2DModel",
     sizes=diffusers_sizes,
-    latent_scale=LATENT_SCALE,
+    latent_scale=latent_scale,
 )

@@ -47,6 +47,37 @@ def openai_rules(network: Arguments) -> Rules:
     ]
 
 
+def latent_rules(network: Arguments) -> Rules:
+    """Names of latent diffusion: OpenAI's, and those of spatial transformers."""
+    if network["text_conditioning"] != "spatial_transformer":
+        return openai_rules(network)
+    own = [(pattern, name) for pattern, name in openai_rules(network) if "proj_out" not in pattern]
+    return [
+        *own,
+        (r"\.transformer_blocks\.", ".blocks."),
+        (r"\.norm([123])\.", r".norm_\1."),
+        (r"\.attn1\.", ".self_attention."),
+        (r"\.attn2\.", ".cross_attention."),
+        (r"\.to_q\.", ".q."),
+        (r"\.to_k\.", ".kv#0."),
+        (r"\.to_v\.", ".kv#1."),
+        (r"\.to_out\.0\.", ".proj."),
+        (r"\.ff\.net\.0\.proj\.", ".expand."),
+        (r"\.ff\.net\.2\.", ".contract."),
+    ]
+
+
+def latent_scale(network: Arguments) -> float:
+    """The scale of the latents that latent diffusion was trained on.
+    The model by text has those of kl-f8, the others those of vq-*, which are taken as they are."""
+    return 0.18215 if network["text_states_dim"] else 1.0
+
+
+def name_of_average(name: str) -> str:
+    """Name of a tensor's moving average in a checkpoint of latent diffusion, without dots."""
+    return f"model_ema.{f'diffusion_model.{name}'.replace('.', '')}"
+
+
 def in_our_order(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Tensor]:
     """Rows of attention's projections in our order; positions of the pool as rows (places, channels)."""
     is_unet = "low_res" in network
@@ -154,6 +185,17 @@ CLASSIFIER = WeightFamily(
     marks=("time_embed.0.weight", "input_blocks.0.0.weight", "out.2.positional_embedding"),
     rules=openai_rules,
     adapted=in_our_order,
+)
+LATENT = WeightFamily(
+    "U-Net of latent diffusion",
+    kinds=("unet",),
+    marks=("time_embed.0.weight", "input_blocks.0.0.weight", "output_blocks.0.0.in_layers.0.weight"),
+    rules=latent_rules,
+    prefixes=("model.diffusion_model.",),
+    adapted=in_our_order,
+    latent_scale=latent_scale,
+    average=name_of_average,
+    outside={"cond_stage_model.embedding.weight": "label_emb.weight"},  # the table of class tokens
 )
 DIFFUSERS = WeightFamily(
     "UNet2DModel of diffusers",
