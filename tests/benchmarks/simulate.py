@@ -29,6 +29,7 @@ from components.data.shards import ShardEntry, ShardIndex, TextInfo, View, load_
 from components.data.stream import Share
 from components.data.tokens import TokenFile, TokenSamples
 from components.runtime.storage.artifact import Artifact, FileEntry, commit_artifact, load_artifact
+from components.runtime.storage.model_table import column_of
 from components.runtime.storage.store import SMALL_TRANSFERS, Store
 from tests.benchmarks.simulated_ranks import Place, read
 from tests.evidence import REPOSITORY, Row, facts, machine
@@ -172,7 +173,7 @@ def parts(shards: int, place: Place) -> Row:
 
 def reading(images: ImageSamples, ranks: int, streams: int, place: Place) -> Row:
     """All ranks' reading, from what some of them do in the first steps, and their first epoch as the order has it."""
-    sizes, total = [entry.bytes for entry in images.index.shards], images.index.train_samples
+    sizes, total = column_of(images.index.shards, "bytes").tolist(), images.index.train_samples
     order, batch = Order(images.counts, seed=0, streams=streams), ranks * OF_A_RANK
     share = Share(batch, 0, streams, min(WINDOW // OF_A_RANK, total // batch), world_size=ranks)
     runs = [read(images, share._replace(rank=rank), order, place) for rank in range(0, ranks, ranks // SAMPLED)]
