@@ -11,8 +11,9 @@ from torch import Tensor
 
 from components.models.dit import grid_positions
 from components.weights.families.token_transformers import of_igpt
-from components.weights.families.unets import in_our_order
+from components.weights.families.unets import in_our_order, latent_rules
 from components.weights.importing import Fitted, fit
+from components.weights.renaming import rename
 from pipelines.command.upkeep import target_of
 from tests.foreign_weights import adm_layers, dit_layers, file_of, first_stage_layers, gpt_layers, tensors_of
 
@@ -97,11 +98,12 @@ def test_a_published_unet_of_latents_fits_its_recipe_by_its_average(stage: str):
     layers, rows, parameters, scale = LATENT_UNETS[stage]
     tensors = tensors_of(layers())
     inside = {f"model.diffusion_model.{name}": tensor for name, tensor in tensors.items()}
-    averages = {f"model_ema.{f'diffusion_model.{name}'.replace('.', '')}": tensor for name, tensor in tensors.items()}
+    names = {name: f"model_ema.{f'diffusion_model.{name}'.replace('.', '')}" for name in tensors}
+    averages = {names[name]: torch.empty_like(tensor) for name, tensor in tensors.items()}
     table = {"cond_stage_model.embedding.weight": torch.empty(rows, 512, device="meta")} if rows else {}
     found = fitted_to(stage, inside | averages | table | {"first_stage_model.quant_conv.bias": torch.empty(1)})
     taken = found.recognized.tensors
-    assert all(taken[name] is averages[f"model_ema.diffusion_model{name.replace('.', '')}"] for name in tensors)
+    assert all(taken[name] is averages[names[name]] for name in tensors)
     assert (count(tensors), found.settings["latent_scale"]) == (parameters, scale)
     assert found.network["num_classes"] == (1000 if rows else None)
 
@@ -127,6 +129,13 @@ def test_a_published_first_stage_fits_its_recipe(stage: str, prefix: str):
     more = {"loss.discriminator.main.0.weight": torch.empty(1), "model_ema.decay": torch.empty(1)}
     found = fitted_to(stage, {prefix + name: tensor for name, tensor in (tensors | more).items()})
     assert (count(tensors), found.recognized.left_out) == (parameters, 2)
+
+
+def test_keys_of_a_spatial_transformer_come_before_its_values():
+    place, network = "down.0.1.transformer_blocks.0.attn2.", {"text_conditioning": "spatial_transformer"}
+    parts = {f"{place}to_{name}.weight": torch.full((1, 2), number) for number, name in enumerate("vk")}
+    (name,), (joined,) = zip(*rename(parts, latent_rules(network)).tensors.items(), strict=True)
+    assert (name, joined.tolist()) == ("down.0.1.blocks.0.cross_attention.kv.weight", [[1, 1], [0, 0]])
 
 
 def test_taming_s_transformer_fits_its_recipe_with_classes_of_the_codes_table():
