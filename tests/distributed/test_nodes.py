@@ -129,6 +129,9 @@ def test_what_there_is_to_share_is_counted_over_the_nodes(found: dict[str, Any])
         "nodes": 3,
         "cpus_per_core": 1,
         "here": False,
+        "gpu": None,
+        "network": "tcp",
+        "node_gpus": 2,
     }
 
 
