@@ -44,7 +44,9 @@ class ModelTable(Sequence[M]):
                 yield self.model(**row)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ModelTable) and self.model == other.model and self.table.equals(other.table)
+        if isinstance(other, ModelTable):
+            return self.model == other.model and self.table.equals(other.table)
+        return isinstance(other, tuple) and tuple(self) == other  # a part of a list is one
 
     def __hash__(self) -> int:
         return hash((self.model, len(self)))
