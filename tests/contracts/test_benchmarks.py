@@ -8,7 +8,9 @@ import pytest
 from tests import benchmarks
 
 FOLDER = Path(benchmarks.__file__).parent
-MODULES = sorted(".".join(path.relative_to(FOLDER).with_suffix("").parts) for path in FOLDER.rglob("[a-z]*.py"))
+PEERS = FOLDER / "peers"  # programs of other environments
+OWN = [path for path in FOLDER.rglob("[a-z]*.py") if PEERS not in path.parents]
+MODULES = sorted(".".join(path.relative_to(FOLDER).with_suffix("").parts) for path in OWN)
 
 
 @pytest.mark.parametrize("module", MODULES)
