@@ -140,7 +140,7 @@ def storage_of(folder: Store) -> tuple[str, pyarrow.fs.FileSystem]:
 class WholeFiles(pyarrow.fs.FSSpecHandler):
     """A filesystem whose files appear whole or not at all, for Ray Train's own small files.
     A driver killed while it writes its snapshot must not lose the run. Checkpoints go by `upload_folder` and
-    `fetch_checkpoint`. A call that fails is retried."""
+    `fetch_once`. A call that fails is retried."""
 
     def get_file_info(self, paths: list[str]) -> list[pyarrow.fs.FileInfo]:
         return retried(lambda: super(WholeFiles, self).get_file_info(paths), self.fs.unstrip_protocol(paths[0]))
