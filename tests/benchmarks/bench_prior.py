@@ -1,8 +1,14 @@
-"""Sampling the tokens of images with the key-value cache, ours against transformers' GPT-2 with its static cache.
+"""Sampling the tokens of images with the key-value cache, ours against transformers' GPT-2 in the fastest of its forms:
+its growing or its static cache, its attention by `sdpa` or written out, and a loop of its forward alone, without what
+`generate` does around it.
 
 Both sides: four layers of 128 dimensions and four heads, 64 tokens of a vocabulary of 512 after one condition token,
 temperature 1 and top-k 100, fp32 on one thread.
 """
+
+from functools import partial
+from itertools import product
+from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -14,7 +20,9 @@ from components.sampling.plan import Conditions
 from tests.benchmarks.interleaving import Row, Step, interleaved, one_thread, raced
 
 NUM_TOKENS, CODEBOOK_SIZE, MODEL_DIM, NUM_LAYERS, NUM_HEADS, TOP_K = 64, 512, 128, 4, 4, 100
-STATIC = {"do_sample": True, "top_k": TOP_K, "cache_implementation": "static", "pad_token_id": 0}
+SAMPLED = {"do_sample": True, "top_k": TOP_K, "pad_token_id": 0}
+ATTENTIONS = ("sdpa", "eager")
+CACHES: dict[str, dict[str, Any]] = {"static": {"cache_implementation": "static"}, "growing": {}}
 
 
 def ours(batch_size: int) -> Step:
@@ -30,28 +38,49 @@ def ours(batch_size: int) -> Step:
     return decode
 
 
-def peer_transformer(vocab_size: int, *, tokens: int, width: int, layers: int, heads: int) -> GPT2LMHeadModel:
+def peer_transformer(
+    vocab_size: int, *, tokens: int, width: int, layers: int, heads: int, attention: str = "sdpa"
+) -> GPT2LMHeadModel:
     """GPT-2 without dropout and without an end of texts, of one token before `tokens` others."""
     sizes = {"vocab_size": vocab_size, "n_positions": tokens + 1, "n_embd": width, "n_layer": layers, "n_head": heads}
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return GPT2LMHeadModel(GPT2Config(**sizes, **dropout, bos_token_id=0, eos_token_id=None))
+    config = GPT2Config(**sizes, **dropout, bos_token_id=0, eos_token_id=None, attn_implementation=attention)
+    return GPT2LMHeadModel(config)
 
 
-def peer(batch_size: int) -> Step:
+def peers(batch_size: int) -> dict[str, Step]:
+    """Steps of the peer's forms by name."""
     sizes = {"tokens": NUM_TOKENS, "width": MODEL_DIM, "layers": NUM_LAYERS, "heads": NUM_HEADS}
-    model, condition = peer_transformer(CODEBOOK_SIZE, **sizes).eval(), torch.zeros(batch_size, 1, dtype=torch.int64)
+    condition = torch.zeros(batch_size, 1, dtype=torch.int64)
     given = {"attention_mask": torch.ones_like(condition), "max_new_tokens": NUM_TOKENS, "disable_compile": True}
 
-    def decode() -> None:
-        assert model.generate(condition, **given, **STATIC).shape == (batch_size, NUM_TOKENS + 1)
+    def generate_by(model: GPT2LMHeadModel, cache: dict[str, Any]) -> None:
+        assert model.generate(condition, **given, **SAMPLED, **cache).shape == (batch_size, NUM_TOKENS + 1)
 
-    return decode
+    @torch.inference_mode()
+    def loop(model: GPT2LMHeadModel) -> None:
+        token, cache, tokens = condition, None, []
+        for _ in range(NUM_TOKENS):
+            output = model(token, cache=cache, use_cache=True)
+            cache, best = output.cache, output.logits[:, -1].topk(TOP_K)
+            token = best.indices.gather(1, best.values.softmax(-1).multinomial(1))
+            tokens.append(token)
+        assert torch.cat(tokens, 1).shape == (batch_size, NUM_TOKENS)
+
+    models = {
+        attention: peer_transformer(CODEBOOK_SIZE, **sizes, attention=attention).eval() for attention in ATTENTIONS
+    }
+    forms = product(models.items(), CACHES.items())
+    steps = {
+        f"peer {attention} {name}": partial(generate_by, model, cache) for (attention, model), (name, cache) in forms
+    }
+    return steps | {"peer loop": partial(loop, models["sdpa"])}
 
 
 def rows(rounds: int) -> list[Row]:
     """64 tokens for one image and for sixteen."""
     with one_thread():
-        sides = {size: {"ours": ours(size), "peer": peer(size)} for size in (1, 16)}
+        sides = {size: {"ours": ours(size), **peers(size)} for size in (1, 16)}
         return [
             raced(f"prior_decode_b{size}", interleaved(steps, rounds=max(rounds, 5), warm_up=1))
             for size, steps in sides.items()

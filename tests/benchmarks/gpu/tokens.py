@@ -21,7 +21,7 @@ from components.training.learner import make_network
 from components.training.parallel import Worker
 from components.training.step_model import StepModel, counting
 from components.training.tasks.prior import PriorTask
-from tests.benchmarks.bench_prior import STATIC, TOP_K, peer_transformer
+from tests.benchmarks.bench_prior import CACHES, SAMPLED, TOP_K, peer_transformer
 from tests.benchmarks.gpu.case import Case, MakeStep, Side, bf16_on_gpu, counted, script_step, task_step
 from tests.benchmarks.interleaving import Step
 
@@ -105,7 +105,9 @@ def peer_decoding(size: PriorSize, device: torch.device, compiled: bool) -> Step
     model = peer_prior(size).eval().to(device, dtype)
     condition = torch.full((size.drawn, 1), size.codebook_size, device=device)
     given = {"attention_mask": torch.ones_like(condition), "max_new_tokens": size.side**2}
-    return lambda: model.generate(condition, **given, disable_compile=not compiled, **STATIC)[:, 1:]
+    return lambda: model.generate(condition, **given, disable_compile=not compiled, **SAMPLED, **CACHES["static"])[
+        :, 1:
+    ]
 
 
 def decoding(size: PriorSize = MEDIUM) -> Case:
