@@ -9,6 +9,7 @@ first batch, of a new stream and of one that goes on where the other stopped.
 import json
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ PEERS = Path(__file__).parent / "peers"
 def rows(rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder, own_ray():
         place = Path(folder)
-        python = peer_python(place / "venv")
+        python = peer_python(place / "venv", "mosaic")
         write_photos(place / "in", resolution=RESOLUTION, shards=SHARDS, samples=SAMPLES)
         index = make_index(str(place / "in"), str(place / "set"), RESOLUTION)
         how = json.dumps({"batch": BATCH, "warm_up": WARM_UP, "steps": STEPS, "readers": READERS})
@@ -54,10 +55,13 @@ def medians(found: list[dict[str, float]]) -> dict[str, float]:
     return {key: float(np.median([each[key] for each in found])) for key in found[0]}
 
 
-def peer_python(folder: Path) -> Path:
-    """The interpreter of a new virtual environment with the peer."""
+def peer_python(folder: Path, peer: str) -> Path:
+    """The interpreter of a new virtual environment with the packages of a peer.
+    It sees packages of this one behind its own, so that torch is there already."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    subprocess.run([folder / "bin" / "pip", "install", "-q", "-r", PEERS / "requirements.txt"], check=True)
+    own = next((folder / "lib").glob("python3*/site-packages"))
+    (own / "behind.pth").write_text(sysconfig.get_path("purelib"))
+    subprocess.run([folder / "bin" / "pip", "install", "-q", "-r", PEERS / f"{peer}.txt"], check=True)
     return folder / "bin" / "python"
 
 
