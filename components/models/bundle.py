@@ -50,7 +50,11 @@ def save_bundle(folder: Path, bundle: ModelBundle) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.module.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
-    description = {"kind": bundle.kind, "network": bundle.network, "settings": bundle.settings}
+    write_description(folder, kind=bundle.kind, network=bundle.network, settings=bundle.settings)
+
+
+def write_description(folder: Path, **description: Any) -> None:
+    """Write what `load_bundle` needs besides weights: `kind`, `network` and `settings` of a ModelBundle."""
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
 
 

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map_only
 
 from components.runtime.storage.store import DamagedFileError, digest_of
 from components.training.optim import NonFiniteError
-from components.training.parallel import ALONE, Worker, gathered, is_cut, local, shard_rows
+from components.training.parallel import ALONE, Worker, is_cut, local, shard_rows
 
 STATE = "state.json"  # {"step": …, "parts": …, "task": …, "generators": …}; a tensor is {"tensor": its name, …}
 WEIGHTS = "task/weights/"  # in front of the flat names of weights
@@ -204,21 +204,13 @@ def restore_generators(states: dict[str, Any]) -> None:
     random.setstate((version, tuple(numbers), gauss))
 
 
-def on_host(state: Any, *, gathers: bool = False, copies: bool = True) -> Any:
+def on_host(state: Any) -> Any:
     """Copies a task's state to the host's memory; of tensors in shards, the calling rank's shard.
     A state is dictionaries and lists of tensors and plain values. From a GPU all tensors go at once into pinned memory,
-    which torch reuses for the next copy, with a single wait.
+    which torch reuses for the next copy, with a single wait."""
 
-    Args:
-        gathers: tensors in shards are gathered whole. Called by all ranks, which gather one tensor at a time: no device
-            holds more than one whole.
-        copies: False for a rank that only takes part; the result is then None.
-    """
-
-    def copied(tensor: Tensor) -> Tensor | None:
-        part = (gathered if gathers else local)(tensor.detach())
-        if not copies:
-            return None
+    def copied(tensor: Tensor) -> Tensor:
+        part = local(tensor.detach())
         if part.device.type != "cuda":
             return part.to("cpu", copy=True)
         return torch.empty_like(part, device="cpu", pin_memory=True).copy_(part, non_blocking=True)
@@ -226,4 +218,4 @@ def on_host(state: Any, *, gathers: bool = False, copies: bool = True) -> Any:
     copy = tree_map_only(Tensor, copied, state)
     if torch.cuda.is_initialized():
         torch.cuda.current_stream().synchronize()
-    return copy if copies else None
+    return copy

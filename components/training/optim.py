@@ -240,15 +240,8 @@ def combine(snapshots: Iterable[Mapping[str, Tensor]], weights: np.ndarray) -> d
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in total.items()}
 
 
-def posthoc_ema(
-    profiles: Sequence[EMAProfile], snapshots: Iterable[Mapping[str, Tensor]], sigma_rel: float
-) -> dict[str, Tensor]:
-    """The average of width `sigma_rel` at the moment of the last snapshot.
-
-    Args:
-        profiles: width and moment of each snapshot.
-        snapshots: weights by name in the same order; read in turn.
-
+def posthoc_factors(profiles: Sequence[EMAProfile], sigma_rel: float) -> np.ndarray:
+    """Factors of snapshots, (N,) float64, for the average of width `sigma_rel` at the last moment.
     Raises ValueError for a width without a profile, or where there is no snapshot."""
     last = max((profile.updates for profile in profiles), default=0)
-    return combine(snapshots, coefficients(profiles, EMAProfile(last, sigma_rel)))
+    return coefficients(profiles, EMAProfile(last, sigma_rel))

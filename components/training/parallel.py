@@ -86,11 +86,6 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_cut(tensor) else tensor  # pyrefly: ignore[missing-attribute]
 
 
-def gathered(tensor: Tensor) -> Tensor:
-    """The whole of a tensor; called by all ranks where the tensor is in shards."""
-    return tensor.full_tensor() if is_cut(tensor) else tensor  # pyrefly: ignore[missing-attribute]
-
-
 def average(tensor: Tensor, worker: Worker) -> Tensor:
     """The mean over all ranks, out of place."""
     if worker.world_size == 1:

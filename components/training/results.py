@@ -2,36 +2,35 @@
 
 A run with `ema: power` leaves two files at each checkpoint, named by profile: `snapshots/0.050-000000200.safetensors`
 is the average of width 0.05 after 200 updates. They stay in the run folder when checkpoints are removed, and go into
-the model's artifact, so that `choose_average` needs nothing else."""
+the model's artifact, so that `choose_average` needs nothing else. Where networks are in shards each rank writes its
+rows (`rows.py`), which are joined on the first rank's disk: no host's memory holds a model whole."""
 
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from components.models.bundle import NETWORKS, ModelBundle, load_bundle, save_bundle
-from components.runtime.storage.artifact import (
-    FileEntry,
-    describe,
-    parse_stored,
-    read_records,
-    recorded_parts,
-    upload_attempt,
-    write_record,
-)
-from components.runtime.storage.store import SCRATCH, DamagedFileError, Store, in_parallel
+from components.models.bundle import DESCRIPTION, NETWORKS, WEIGHTS, write_description
+from components.runtime.storage.artifact import FileEntry, parse_stored, upload_attempt
+from components.runtime.storage.store import SCRATCH, DamagedFileError, Store
 from components.sampling.model import BPE
-from components.training.learner import below
-from components.training.optim import EMAProfile, nearest_first, posthoc_ema
+from components.training.checkpoint import HostCopy
+from components.training.learner import below, without_memory
+from components.training.optim import EMAProfile, combine, nearest_first, posthoc_factors
+from components.training.parallel import ALONE, Worker, any_rank
+from components.training.rows import fetch_rows, rows_file, send_rows, shapes_in, write_rows, write_tensors
 
 METRICS = "metrics.json"
 FINISHED = "finished.json"  # in the run folder of a finished training: the list of its model's files
 SNAPSHOTS = "snapshots"
+ROWS = "rows"  # folder in the run folder: of a finished model in shards, until it is joined
 
 
 class ModelDescription(NamedTuple):
@@ -52,29 +51,23 @@ class Trained(NamedTuple):
 
 
 def write_model(
-    folder: Path,
-    description: ModelDescription,
-    *,
-    weights: Mapping[str, Tensor],
-    summary: Mapping[str, float],
-    previews: Mapping[str, bytes],
+    folder: Path, description: ModelDescription, *, summary: Mapping[str, float], previews: Mapping[str, bytes]
 ) -> dict[str, float]:
-    """Write a model's files to `folder`: averaged weights, description, metrics, preview.
+    """Write the files of a model next to its weights: description, metrics, preview.
 
     Args:
-        folder: holds the snapshots of a power EMA already, where there are any; the average is then chosen from them
-            (`choose_average`).
-        weights: of the task's state, flat names.
+        folder: holds the averaged weights, and the snapshots of a power EMA where there are any; the average is then
+            chosen from them (`choose_average`).
         previews: name -> PNG; the last one is written.
 
-    Returns the summary with the number of parameters."""
-    module = NETWORKS[description.kind](**description.network)
+    Returns the summary with the number of parameters. Raises RuntimeError for weights of another network."""
     if (folder / SNAPSHOTS).is_dir():
-        module.load_state_dict(reconstruct(folder / SNAPSHOTS, summary["ema_sigma_rel"]))
-    else:
-        own = below(description.learner, dict(weights))
-        module.load_state_dict(below("ema.", own) or below("network.", own))
-    save_bundle(folder, ModelBundle(description.kind, description.network, description.settings, module))
+        join_snapshots(folder / SNAPSHOTS, summary["ema_sigma_rel"], folder / WEIGHTS)
+    with without_memory():
+        module = NETWORKS[description.kind](**description.network)
+        module.load_state_dict({name: torch.empty(shape) for name, (_, shape) in shapes_in(folder / WEIGHTS).items()})
+    named = {name: getattr(description, name) for name in ("kind", "network", "settings")}
+    write_description(folder, **named)
     written = {**summary, "parameters": sum(parameter.numel() for parameter in module.parameters())}
     (folder / METRICS).write_text(json.dumps(written, indent=1))
     for name, text in (description.texts or {}).items():
@@ -84,16 +77,43 @@ def write_model(
     return written
 
 
-def finish(run: Store, stage_store: Store, description: ModelDescription, **model: Any) -> None:
+def write_averaged(
+    folder: Path, description: ModelDescription, weights: Mapping[str, Tensor], worker: Worker = ALONE
+) -> None:
+    """Write the rank's rows of a finished model: of the average, or of the network without one.
+    `weights`: of the task's state, flat names."""
+    own = below(description.learner, dict(weights))
+    write_rows(folder, Path(WEIGHTS).stem, below("ema.", own) or below("network.", own), worker)
+
+
+def finish(
+    run: Store,
+    stage_store: Store,
+    description: ModelDescription,
+    *,
+    weights: Mapping[str, Tensor],
+    worker: Worker = ALONE,
+    **model: Any,
+) -> None:
     """Upload a model's files to the stage's folder, and list them in the run folder.
-    For `model` see `write_model`."""
+    Called by all ranks where networks are in shards; the first one joins what each has sent. For `weights` see
+    `write_averaged`, for `model` `write_model`."""
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}model-") as place:
-        folder = Path(place)
+        folder, rows = Path(place), run.join(ROWS)
+        write_averaged(folder, description, weights, worker)
+        if worker.shards:
+            send_rows(folder, rows, parts=worker.parts)
+            any_rank(False, worker)  # all have sent theirs
+        if worker.rank > 0:
+            return
+        if worker.shards:
+            fetch_rows(rows, folder)
         fetch_snapshots(run, folder / SNAPSHOTS)
         summary = write_model(folder, description, **model)
         entries = upload_attempt(stage_store, folder)
     listed = {"entries": [entry.model_dump() for entry in entries], "summary": summary}
     run.write(FINISHED, json.dumps(listed).encode())
+    rows.delete_folder()
 
 
 def read_finished(run: Store) -> Trained | None:
@@ -105,37 +125,20 @@ def read_finished(run: Store) -> Trained | None:
         return None
 
 
-class Snapshots(NamedTuple):
-    """Averages of a moment, in the host's memory."""
-
-    weights: dict[str, Tensor]  # of a task's state, flat names
-    updates: int  # of the averages
-
-
-def write_snapshots(folder: Path, snapshots: Snapshots, *, sigma_rel: float) -> None:
-    """Write averages; equal files of the same moment are replaced."""
+def write_snapshots(folder: Path, copy: HostCopy, *, sigma_rel: float) -> None:
+    """Write the rank's rows of the averages of a moment; equal files of the same moment are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
+    updates = copy.state["task"]["learner"]["ema_updates"]
     for average, width in zip(("ema.", "second_ema."), nearest_first(sigma_rel), strict=True):
-        own = below(average, snapshots.weights).items()
-        weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in own}
-        save_file(weights, folder / f"{width:.3f}-{snapshots.updates:09d}.safetensors")
-
-
-def send_snapshots(folder: Path, run: Store) -> None:
-    """Copy the files in `folder` to the run folder, each with a record of size and sha256."""
-    store = run.join(SNAPSHOTS)
-    for path in sorted(folder.iterdir()):
-        store.upload(path, path.name)
-        write_record(store, path.stem, describe(path, path.name))
+        rows = {name: tensor.contiguous() for name, tensor in below(average, copy.weights).items()}
+        save_file(rows, folder / rows_file(f"{width:.3f}-{updates:09d}", copy.part, copy.parts))
 
 
 def fetch_snapshots(run: Store, folder: Path) -> None:
-    """Copy the snapshots of a run to `folder`; a run may have none.
+    """Copy the snapshots of a run to `folder`, each in one file; a run may have none.
     Raises DamagedFileError for a snapshot that is gone or differs from its record."""
-    store = run.join(SNAPSHOTS)
     try:
-        files = [file for record in read_records(store, sorted(recorded_parts(store))) for file in record.files]
-        in_parallel(lambda file: store.download(file.path, folder, file.path, expected=file.digest), files)
+        fetch_rows(run.join(SNAPSHOTS), folder)
     except (FileNotFoundError, DamagedFileError) as error:
         raise DamagedFileError(f"{error}; no past step is taken again, so train anew with --force") from error
 
@@ -146,13 +149,25 @@ def kept_profiles(folder: Path) -> dict[EMAProfile, Path]:
     return dict(sorted((EMAProfile(int(updates), float(width)), path) for (width, updates), path in files))
 
 
-def reconstruct(folder: Path, sigma_rel: float) -> dict[str, Tensor]:
-    """`posthoc_ema` of the files in `folder`, read in turn. Raises ValueError as `posthoc_ema`."""
-    files = kept_profiles(folder)
-    return posthoc_ema([*files], (load_file(path) for path in files.values()), sigma_rel)
+def join_snapshots(folder: Path, sigma_rel: float, path: Path) -> None:
+    """Write the average of width `sigma_rel` at the last snapshot's moment, tensor by tensor.
+
+    Args:
+        folder: holds the snapshots.
+        path: of the safetensors file to write.
+
+    Raises ValueError for a width without a profile, or where there is no snapshot."""
+    kept = kept_profiles(folder)
+    factors = posthoc_factors([*kept], sigma_rel)
+    files = [safe_open(file, "pt") for file in kept.values()]
+
+    def combined(name: str) -> Iterator[Tensor]:
+        yield combine(({name: file.get_tensor(name)} for file in files), factors)[name]
+
+    write_tensors(path, shapes_in([*kept.values()][-1]), combined)
 
 
-def choose_average(model: Path, folder: Path, *, sigma_rel: float) -> ModelBundle:
+def choose_average(model: Path, folder: Path, *, sigma_rel: float) -> None:
     """Write the model of another average, with its text tokenizer, to `folder`, without training.
 
     Args:
@@ -161,9 +176,7 @@ def choose_average(model: Path, folder: Path, *, sigma_rel: float) -> ModelBundl
     Raises ValueError for a model without snapshots, or a width without a profile."""
     if not (model / SNAPSHOTS).is_dir():
         raise ValueError(f"no {SNAPSHOTS}: only a model that was trained with ema: power lets you choose")
-    bundle = load_bundle(model)
-    bundle.module.load_state_dict(reconstruct(model / SNAPSHOTS, sigma_rel))
-    save_bundle(folder, bundle)
-    if (model / BPE).is_file():
-        shutil.copyfile(model / BPE, folder / BPE)
-    return bundle
+    join_snapshots(model / SNAPSHOTS, sigma_rel, folder / WEIGHTS)
+    for name in (DESCRIPTION, BPE):
+        if (model / name).is_file():
+            shutil.copyfile(model / name, folder / name)

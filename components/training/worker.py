@@ -27,13 +27,14 @@ from components.runtime.storage.store import SCRATCH, DamagedFileError, Store
 from components.sampling.device import computes_bf16, state_products
 from components.sampling.images import ColorError
 from components.training.batches import batches_ahead
-from components.training.checkpoint import HostCopy, copy_to_host, on_host, refuse_non_finite, write_host_copy
+from components.training.checkpoint import HostCopy, copy_to_host, refuse_non_finite, write_host_copy
 from components.training.loop import Arrays, Task, fit, is_scheduled
 from components.training.memory import NoRoomError, out_of_memory, with_room
 from components.training.optim import NonFiniteError
 from components.training.parallel import Worker, any_rank
 from components.training.reporting import Reporter, counted_flops, traced
-from components.training.results import SNAPSHOTS, ModelDescription, Snapshots, finish, send_snapshots, write_snapshots
+from components.training.results import SNAPSHOTS, ModelDescription, finish, write_snapshots
+from components.training.rows import send_rows
 from components.training.run_folder import checkpoint_name, restore_on_node, upload_folder
 
 RUN_AGAIN = "run again: it goes on from its last checkpoint"
@@ -229,12 +230,8 @@ class Saver:
         summary |= {"ema_sigma_rel": config.ema_sigma_rel} if self.has_snapshots else {}
         summary |= task.evaluate(self.held_out)
         previews = self.show(config.total_steps, task)
-        weights = task.state_dict()["weights"]
-        if self.shards:
-            weights = on_host(weights, gathers=True, copies=self.worker.rank == 0)
-        if self.worker.rank == 0:
-            model = {"weights": weights, "summary": summary, "previews": previews}
-            finish(self.job.run, self.job.store, self.job.model, **model)
+        model = {"weights": task.state_dict()["weights"], "summary": summary, "previews": previews}
+        finish(self.job.run, self.job.store, self.job.model, worker=self.worker, **model)
 
     def save(self, step: int, task: Task) -> None:
         """Save a checkpoint, a barrier over the ranks; waits until the last one is whole in the store.
@@ -247,10 +244,10 @@ class Saver:
             self.idle.clear()
             copying, seconds = time.monotonic(), self.reporter.summary(self.seconds_before, step)["train_seconds"]
             copy = copy_to_host(task.state_dict() | {"seconds": seconds}, step=step, worker=self.worker)
-            snapshots = self.snapshots(step, task, copy)
+            keeps = self.has_snapshots and is_scheduled(step, self.job.config)
             self.reporter.copy_seconds += time.monotonic() - copying
             options["checkpoint"] = Checkpoint.from_directory(tempfile.mkdtemp(prefix=f"{SCRATCH}checkpoint-"))
-            options["checkpoint_upload_fn"] = partial(self.upload, copy=copy, snapshots=snapshots, storage=storage)
+            options["checkpoint_upload_fn"] = partial(self.upload, copy=copy, keeps=keeps, storage=storage)
         last = step == self.job.config.total_steps
         ray.train.report(
             {"step": step},
@@ -262,28 +259,15 @@ class Saver:
         self.reporter.held_seconds += time.monotonic() - begun
         self.reporter.clock.restart()
 
-    def snapshots(self, step: int, task: Task, copy: HostCopy) -> Snapshots | None:
-        """Averages to be kept of this step, in rank 0; called by all ranks where networks are in shards."""
-        if not (self.has_snapshots and is_scheduled(step, self.job.config)):
-            return None
-        state = task.state_dict()
-        weights = copy.weights
-        if self.shards:
-            own = {name: tensor for name, tensor in state["weights"].items() if not name.startswith("network.")}
-            weights = on_host(own, gathers=True, copies=self.worker.rank == 0)
-        return None if weights is None else Snapshots(weights, state["learner"]["ema_updates"])
-
-    def upload(
-        self, checkpoint: Checkpoint, name: str, *, copy: HostCopy, snapshots: Snapshots | None, storage: Any
-    ) -> Checkpoint:
+    def upload(self, checkpoint: Checkpoint, name: str, *, copy: HostCopy, keeps: bool, storage: Any) -> Checkpoint:
         """Write a part and send it, in a thread of Ray Train; then free memory and disk of the node.
-        Snapshots are sent first, so that a checkpoint in the store has all its snapshots; they go next to the
-        checkpoints, which Train removes in time."""
+        Snapshots, where the step `keeps` them, are sent first, so that a checkpoint in the store has all its snapshots;
+        they go next to the checkpoints, which Train removes in time."""
         folder, config, run = Path(checkpoint.path), self.job.config, self.job.run
         try:
-            if snapshots is not None:
-                write_snapshots(folder / SNAPSHOTS, snapshots, sigma_rel=config.ema_sigma_rel)
-                send_snapshots(folder / SNAPSHOTS, run)
+            if keeps:
+                write_snapshots(folder / SNAPSHOTS, copy, sigma_rel=config.ema_sigma_rel)
+                send_rows(folder / SNAPSHOTS, run.join(SNAPSHOTS), parts=copy.parts)
                 shutil.rmtree(folder / SNAPSHOTS)
             write_host_copy(folder / name, copy)
             upload_folder(folder / name, run, name)

@@ -7,18 +7,21 @@ from typing import Any, cast
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from components.models.bundle import DESCRIPTION, WEIGHTS, load_bundle
 from components.runtime.storage.store import Store
 from components.training.batches import to_batch
-from components.training.checkpoint import STATE, part_file, read_checkpoint, refuse_non_finite
+from components.training.checkpoint import STATE, copy_to_host, part_file, read_checkpoint, refuse_non_finite
+from components.training.learner import below
 from components.training.loop import Task
 from components.training.memory import KEPT, with_room
 from components.training.optim import NonFiniteError
 from components.training.parallel import ALONE, Worker, is_cut, local
 from components.training.reporting import Reporter
-from components.training.results import ModelDescription, write_model
+from components.training.results import METRICS, ROWS, SNAPSHOTS, ModelDescription, finish, write_snapshots
+from components.training.rows import send_rows
 from tests.checkpoints import read_folder, weights_in, write_checkpoint
 from tests.distributed.gloo import run_ranks
 from tests.distributed.recording import FileRecorder
@@ -30,6 +33,7 @@ STEPS, MORE, ROOM = 2, 3, 2
 KINDS = ("prior", "masked_prior", "base", "hybrid", "upsampler", "dit", "image_to_image", *TEXT_IMAGE)
 MORE_RANKS = ("prior", "base", "contrastive")  # of which four ranks train one too
 RESUMED = ("base", "contrastive")  # weights of four dimensions, and one of none
+FINISHED_KINDS = {"base": "unet", "dit": "dit"}  # of which the finished model is written, one of them with snapshots
 CASES = [*((kind, 2) for kind in KINDS), *((kind, 4) for kind in MORE_RANKS)]
 CHANGES = {
     "base": {"ema": "power"},  # two averages
@@ -70,6 +74,8 @@ def train_rank(worker: Worker, folder: Path) -> None:
             config, task = made(kind, copies)
             task.max_batch = 2 if kind == "base" else None  # some in parts
             keep(train(task, config, copies), folder / f"{kind}-copies", copies, step=STEPS)
+            if kind in FINISHED_KINDS:
+                finished(kind, task, folder / f"{kind}-copies-finished", copies)
             if kind in RESUMED:
                 resumed = made(kind, copies)[1]
                 resumed.load_state_dict(read_folder(folder / f"{kind}-copies")[1])
@@ -77,6 +83,8 @@ def train_rank(worker: Worker, folder: Path) -> None:
     for kind in KINDS if worker.world_size == 2 else MORE_RANKS:
         config, task = made(kind, worker)
         keep(train(task, config, worker), folder / f"{kind}-{worker.world_size}", worker, step=STEPS)
+        if kind in FINISHED_KINDS:
+            finished(kind, task, folder / f"{kind}-{worker.world_size}-finished", worker)
     if worker.world_size == 2:
         for kind in MORE_RANKS:
             config, task = made(kind, worker)
@@ -104,6 +112,23 @@ def resume(kind: str, folder: Path, worker: Worker) -> list[str]:
     config, task = made(kind, worker)
     keep(train(task, config, worker, stop=MORE), folder / f"{kind}-undisturbed", worker, step=MORE)
     return read["from_four"]
+
+
+def finished(kind: str, task: Task, folder: Path, worker: Worker) -> None:
+    """Keep a snapshot and write the finished model, as a training does at its last step."""
+    run, network = Store(str(folder / "run")), made(kind)[0].network_arguments(DATASET_INFO)
+    state, summary = task.state_dict(), dict[str, float]()
+    if kind == "base":
+        summary["ema_sigma_rel"] = 0.05
+        place = folder / f"sent-{worker.rank}"
+        place.mkdir(parents=True)
+        if worker.rank < worker.parts:
+            write_snapshots(place, copy_to_host(state, step=STEPS, worker=worker), sigma_rel=0.05)
+        send_rows(place, run.join(SNAPSHOTS), parts=worker.parts)
+    description = ModelDescription(FINISHED_KINDS[kind], network, {})
+    model = {"weights": state["weights"], "summary": summary, "previews": {}}
+    finish(run, Store(str(folder / "model")), description, worker=worker, **model)
+    dist.barrier()
 
 
 def try_memory(folder: Path, worker: Worker) -> None:
@@ -287,10 +312,22 @@ def test_all_ranks_evaluate_and_show_what_one_whole_would(trained: Path) -> None
     assert first == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_model_of_shards_is_read_without_a_process_group(trained: Path, tmp_path: Path) -> None:
-    config, weights = config_of("dit"), weights_in(trained / "dit-2")
-    description = ModelDescription("dit", config.network_arguments(DATASET_INFO), {})
-    write_model(tmp_path, description, weights=weights, summary={}, previews={})
+@pytest.mark.parametrize("run", ["dit-2", "base-2", "base-4", "base-copies"])
+def test_a_model_and_its_snapshots_are_joined_of_the_rows_of_all_ranks(run: str, trained: Path, tmp_path: Path) -> None:
+    """The very bytes that one host would write that has all, read without a process group."""
+    weights, kind = weights_in(trained / run), run.split("-")[0]
+    place = trained / f"{run}-finished"
+    (attempt,) = (place / "model").iterdir()
     assert not dist.is_initialized()
-    written = load_file(tmp_path / "model.safetensors")
-    assert_equal_bits(written, {name.removeprefix("network."): tensor for name, tensor in weights.items()})
+    network = load_bundle(attempt).module.state_dict()
+    if kind == "base":
+        (wide, narrow) = (below(name, weights) for name in ("second_ema.", "ema."))  # 0.05 is nearest
+        for width, average in (("0.100", wide), ("0.050", narrow)):
+            save_file({name: tensor.contiguous() for name, tensor in average.items()}, tmp_path / "whole")
+            whole = (tmp_path / "whole").read_bytes()
+            assert (attempt / SNAPSHOTS / f"{width}-{STEPS:09d}.safetensors").read_bytes() == whole
+        assert_close(network, narrow)
+    else:
+        assert_equal_bits(network, below("network.", weights))
+    assert sorted(path.name for path in attempt.iterdir() if path.is_file()) == [METRICS, DESCRIPTION, WEIGHTS]
+    assert [path.name for path in (place / "run").iterdir() if path.name == ROWS] == []

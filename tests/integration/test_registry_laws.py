@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from components.models.bundle import load_bundle
@@ -25,7 +26,7 @@ from components.runtime.tracking.registry import download_model, named_version
 from components.runtime.tracking.tracker import Tracker
 from components.sampling.cascade import Cascade, compose
 from components.sampling.requests import Request, read_settings
-from components.training.results import SNAPSHOTS, reconstruct
+from components.training.results import SNAPSHOTS, join_snapshots
 from pipelines.command.cli import app
 from pipelines.command.upkeep import write_average
 from tests.refusals import one_line
@@ -200,7 +201,8 @@ def test_another_average_of_a_registered_model_is_a_version_of_its_name_once(
     assert version.tags["cascade.stage_key"] == "k1-ema-0.15"
     assert version.run_id == client.get_model_version(name, "1").run_id, "it tells by which run it was trained"
     stored = download_model(f"models:/{name}@candidate", tmp_path / "stored", tracking_uri=tracking_uri)
-    assert_equal_bits(load_bundle(stored).module.state_dict(), reconstruct(model / SNAPSHOTS, 0.15))
+    join_snapshots(model / SNAPSHOTS, 0.15, tmp_path / "expected.safetensors")
+    assert_equal_bits(load_bundle(stored).module.state_dict(), load_file(tmp_path / "expected.safetensors"))
     registered = write_average(f"models:/{name}/1", length=0.1, tracking=tracking_uri, out=tmp_path / "x")
     assert registered == f"models:/{name}/3"
 

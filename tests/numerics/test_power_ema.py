@@ -10,10 +10,11 @@ from components.training.optim import (
     WIDTHS,
     EMAProfile,
     coefficients,
+    combine,
     correlations,
     gamma_of,
     nearest_first,
-    posthoc_ema,
+    posthoc_factors,
     power_decay_at,
     power_decays,
 )
@@ -99,7 +100,7 @@ def test_reconstructing_a_stored_profile_returns_it() -> None:
         weights = coefficients([*snapshots], EMAProfile(UPDATES, width))
         stored = [profile == EMAProfile(UPDATES, width) for profile in snapshots]
         np.testing.assert_allclose(weights, np.array(stored, float), atol=1e-6)
-        found = posthoc_ema([*snapshots], snapshots.values(), width)["weight"]
+        found = combine(snapshots.values(), posthoc_factors([*snapshots], width))["weight"]
         torch.testing.assert_close(found, snapshots[EMAProfile(UPDATES, width)]["weight"], rtol=0, atol=1e-5)
 
 
@@ -108,7 +109,7 @@ def test_a_reconstructed_average_is_the_one_that_was_not_tracked(sigma_rel: floa
     weights = walk()
     _, snapshots = tracked(weights)
     wanted = torch.from_numpy(shares(UPDATES, sigma_rel)) @ weights
-    found = posthoc_ema([*snapshots], snapshots.values(), sigma_rel)["weight"][0].double()
+    found = combine(snapshots.values(), posthoc_factors([*snapshots], sigma_rel))["weight"][0].double()
     stored = [snapshots[EMAProfile(UPDATES, width)]["weight"][0].double() for width in WIDTHS]
     assert (found - wanted).abs().max() < 0.05 * min((each - wanted).abs().max() for each in stored)
 
@@ -127,4 +128,4 @@ def test_buffers_are_those_of_the_last_snapshot() -> None:
         EMAProfile(10, 0.05): {"weight": torch.ones(2), "count": torch.tensor(1)},
         EMAProfile(20, 0.05): {"weight": torch.zeros(2), "count": torch.tensor(2)},
     }
-    assert posthoc_ema([*snapshots], snapshots.values(), 0.05)["count"] == 2
+    assert combine(snapshots.values(), posthoc_factors([*snapshots], 0.05))["count"] == 2

@@ -19,9 +19,10 @@ from components.models.devices import autocast, autocast_dtype
 from components.runtime.storage.store import Store
 from components.training.activations import GPUKernels, Keeping, Kept, activations, step_keeps
 from components.training.batches import to_batch
+from components.training.checkpoint import copy_to_host
 from components.training.learner import make_network
 from components.training.loop import Batch, Task
-from components.training.results import ModelDescription, Snapshots, write_model, write_snapshots
+from components.training.results import ModelDescription, write_averaged, write_model, write_snapshots
 from components.training.step_model import StepModel, WithoutNumbers
 from pipelines.planning.memory import checkpoint_bytes, device_bytes, model_bytes, step_model
 from pipelines.planning.preflight import space_of
@@ -243,10 +244,10 @@ def test_a_checkpoint_takes_what_is_said_and_a_device_holds_that_and_gradients(n
 
 def test_a_power_average_leaves_snapshots_in_its_model(tmp_path):
     config = diffusion_config(ema="power", total_steps=20, checkpoint_every=8)  # at 8, 16 and 20
-    state = make_task(config).state_dict()
+    copy = copy_to_host(make_task(config).state_dict(), step=8)
     for updates in (8, 16, 20):
-        snapshots = Snapshots(state["weights"], updates)
-        write_snapshots(tmp_path / "snapshots", snapshots, sigma_rel=config.optimization.ema_sigma_rel)
+        copy.state["task"]["learner"]["ema_updates"] = updates
+        write_snapshots(tmp_path / "snapshots", copy, sigma_rel=config.optimization.ema_sigma_rel)
     files = sum(path.stat().st_size for path in (tmp_path / "snapshots").iterdir())
     weights = model_bytes(step_model(diffusion_config(), DATASET_INFO))
     assert model_bytes(step_model(config, DATASET_INFO)) == 7 * weights
@@ -258,7 +259,8 @@ def test_a_model_takes_what_is_said(tmp_path):
     network = config.network_arguments()
     weights = {f"network.{name}": t for name, t in NETWORKS["autoencoder"](**network).state_dict().items()}
     description = ModelDescription("autoencoder", network, {})
-    write_model(tmp_path, description, weights=weights, summary={}, previews={})
+    write_averaged(tmp_path, description, weights)
+    write_model(tmp_path, description, summary={}, previews={})
     said = model_bytes(step_model(config, DATASET_INFO))
     assert said <= (tmp_path / "model.safetensors").stat().st_size < 1.2 * said
 

@@ -11,21 +11,22 @@ from components.models.bundle import load_bundle
 from components.runtime.storage.store import DamagedFileError, Store
 from components.sampling.model import BPE
 from components.training.batches import to_batch
+from components.training.checkpoint import copy_to_host
 from components.training.learner import below
 from components.training.loop import Task, fit
 from components.training.optim import EMAProfile
 from components.training.results import (
     SNAPSHOTS,
     ModelDescription,
-    Snapshots,
     choose_average,
     fetch_snapshots,
+    join_snapshots,
     kept_profiles,
-    reconstruct,
-    send_snapshots,
+    write_averaged,
     write_model,
     write_snapshots,
 )
+from components.training.rows import send_rows
 from pipelines.command.upkeep import write_average
 from tests.checkpoints import weights_in, write_checkpoint
 from tests.refusals import one_line
@@ -50,8 +51,8 @@ def trained(folder: Path) -> Task:
     def save(step: int, task: Task) -> None:
         state = task.state_dict()
         write_checkpoint(folder / str(step), state, step=step)
-        snapshots = Snapshots(state["weights"], state["learner"]["ema_updates"])
-        write_snapshots(folder / SNAPSHOTS, snapshots, sigma_rel=config.optimization.ema_sigma_rel)
+        copy = copy_to_host(state, step=step)
+        write_snapshots(folder / SNAPSHOTS, copy, sigma_rel=config.optimization.ema_sigma_rel)
 
     fit(task, batches(config, to_batch), config.optimization, save=save)
     return task
@@ -73,7 +74,7 @@ def test_snapshots_come_back_as_they_were_sent_or_not_at_all(tmp_path: Path) -> 
     trained(tmp_path)
     run, folder = Store(str(tmp_path / "run")), tmp_path / SNAPSHOTS
     sent = {path.name: path.read_bytes() for path in folder.iterdir()}
-    send_snapshots(folder, run)
+    send_rows(folder, run.join(SNAPSHOTS))
     fetch_snapshots(run, tmp_path / "back")
     assert {path.name: path.read_bytes() for path in (tmp_path / "back").iterdir()} == sent
     files = [info.path for info in run.list()]
@@ -97,8 +98,8 @@ def model_of(folder: Path) -> Path:
     (folder / "run" / SNAPSHOTS).rename(model / SNAPSHOTS)
     description = ModelDescription("transformer", prior_config().network_arguments(DATASET_INFO, GRID), settings={})
     summary = {"steps": 20.0, "ema_sigma_rel": 0.07}
-    weights = weights_in(folder / "run" / "20")
-    write_model(model, description, weights=weights, summary=summary, previews={})
+    write_averaged(model, description, weights_in(folder / "run" / "20"))
+    write_model(model, description, summary=summary, previews={})
     return model
 
 
@@ -122,7 +123,8 @@ def test_the_command_writes_the_model_of_any_length_with_its_tokenizer(tmp_path:
     written = tmp_path / "longer"
     registered = write_average(str(model), length=0.15, tracking=None, out=written)
     assert registered is None  # as little as the model that it was made of
-    expected = reconstruct(model / SNAPSHOTS, 0.15)
+    join_snapshots(model / SNAPSHOTS, 0.15, tmp_path / "expected.safetensors")
+    expected = load_file(tmp_path / "expected.safetensors")
     assert_equal_bits(load_bundle(written).module.state_dict(), expected)
     assert (written / BPE).read_text() == "{}"
     kept = kept_profiles(model / SNAPSHOTS)
