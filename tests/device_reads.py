@@ -31,6 +31,7 @@ SHAPES = {
 }
 INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 COPIES = {aten._to_copy.default, aten.copy_.default}
+FUSED = {aten._fused_adamw_.default, aten._fused_sgd_.tensor_lr}
 MAKERS = {torch.tensor, torch.as_tensor, torch.asarray}
 
 
@@ -59,7 +60,7 @@ class DeviceReads(TorchDispatchMode):
             return found(func, args, kwargs)
         if func in INDEXED:
             return self.indexed(func, args, kwargs)
-        if func is aten._fused_adamw_.default:
+        if func in FUSED:
             return None
         return func(*args, **kwargs)
 

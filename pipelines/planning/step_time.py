@@ -35,9 +35,9 @@ RECOMPUTED = 4 / 3  # passes where activations are computed again: one more forw
 # Kernels over many tensors take 36 tensors of four lists at a time, and 320 chunks of 65,536 numbers (torch,
 # ATen/native/cuda/MultiTensorApply.cuh).
 TENSORS, NUMBERS = 36, 320 * 65_536
-# Numbers read and written for each weight: a norm and a scaling; AdamW reads four and writes three; an average's
-# difference, product and sum.
-CLIPPED, STEPPED, AVERAGED = 3, 7, 8
+# Numbers read and written for each weight: a norm and a scaling; AdamW reads four and writes three; an average reads
+# two and writes one.
+CLIPPED, STEPPED, AVERAGED = 3, 7, 3
 FREE = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 
 
@@ -114,7 +114,7 @@ def update_work(learner: Learner, *, shards: int = 1) -> tuple[int, int]:
     numbers = sum(part_bytes(parameter, shards) for parameter in trained) // trained[0].element_size()
     averages = len(learner.ema.averages) if learner.ema else 0
     kernels = math.ceil(len(trained) / TENSORS) + numbers // NUMBERS
-    return kernels * (2 + 1 + 3 * averages), 4 * numbers * (CLIPPED + STEPPED + AVERAGED * averages)
+    return kernels * (2 + 1 + averages), 4 * numbers * (CLIPPED + STEPPED + AVERAGED * averages)
 
 
 def step_time(
