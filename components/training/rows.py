@@ -50,8 +50,8 @@ def write_rows(folder: Path, stem: str, weights: Mapping[str, Tensor], worker: W
 
 def send_rows(folder: Path, store: Store, *, parts: int = 1) -> None:
     """Copy the files in `folder` to `store`, each with a record of size and sha256.
-    Each is one of so many `parts`. The first part's record has the name of the whole and says how many there are: it holds for the last try, also
-    where a try before had another number of ranks."""
+    Each is one of so many `parts`. The first part's record has the name of the whole and says how many there are: it
+    holds for the last try, also where a try before had another number of ranks."""
     for path in sorted(folder.iterdir()):
         store.upload(path, path.name)
         name = path.name.removesuffix(f"-{part_file(0, parts)}").removesuffix(".safetensors")
