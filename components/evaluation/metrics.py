@@ -4,16 +4,20 @@ Fréchet distance (Heusel et al., 2017): each set is a Gaussian of its features,
 paper. Improved precision and recall (Kynkäänniemi et al., 2019, equations 1 and 2): a set stands for the union of balls
 around its features that reach to their k-th nearest neighbors in it. Precision is the share of generated images inside
 that of real ones, recall the share of real images inside that of generated ones. All depend on the feature network and
-on the number of images, so a figure is named with both (`fd_efficientnet_lite0`, N = 512).
+on the number of images, so a figure is named with both (`fd_efficientnet_lite0`, N = 512; `fid_inception_50k`).
 
-METRICS has a row for each figure, and needs no torch. Shapes: N images of a set, R reference images, D features.
+METRICS has a row for each figure, and needs no torch. The kernel distance and the Inception score draw as
+torch-fidelity does, so both programs find the same values from the same features and seed.
+
+Shapes: N images of a set, R reference images, D features, C classes.
 """
 
 import io
 from collections.abc import Callable
 from functools import cached_property
+from itertools import pairwise
 from operator import attrgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 GROUPS = 16  # groups of images, each left out once for a standard error
 NEIGHBORS = 3  # k of the paper
 BLOCK = 256  # rows of distances at a time
+SUBSETS, SUBSET = 100, 1000  # random parts of a kernel distance, and images of a part at most
+SPLITS = 10  # parts of an Inception score
 ROUNDING = 1e-12  # of a squared distance in float64, relative to the squared features
 
 
@@ -49,9 +55,24 @@ class PrecisionRecall(NamedTuple):
 class Compared:
     """A set of images beside the reference: features, and values that several metrics share."""
 
-    def __init__(self, features: np.ndarray, references: np.ndarray, reference: Gaussian, *, seed: int) -> None:
-        """Features (N, D) of the set, (R, D) of the reference with its Gaussian; equal numbers by seed."""
+    def __init__(
+        self,
+        features: np.ndarray,
+        references: np.ndarray,
+        reference: Gaussian,
+        *,
+        seed: int,
+        logits: np.ndarray | None = None,
+    ) -> None:
+        """Features (N, D) of the set, (R, D) of the reference with its Gaussian; equal numbers by seed.
+        `references` may be empty where the Gaussian alone is known; `logits`: (N, C) of a classifier."""
         self.features, self.references, self.reference, self.seed = features, references, reference, seed
+        self.logits = np.zeros((0, 1), np.float32) if logits is None else logits
+
+    def images(self, reads: "Reads") -> int:
+        """Number of images of the smallest set that a metric reads."""
+        counts = {"gaussian": len(self.features), "logits": len(self.logits)}
+        return counts.get(reads, min(len(self.features), len(self.references)))
 
     @cached_property
     def neighbors(self) -> PrecisionRecall:
@@ -64,6 +85,32 @@ class Compared:
         """Fréchet distance of the set to the reference."""
         return frechet_distance(gaussian_of(self.features), self.reference)
 
+    def kernel_distance(self) -> float:
+        """KID: the squared distance of means under the kernel (x y / D + 1)³, unbiased.
+        The mean over random parts of both sets (Bińkowski et al., 2018, "Demystifying MMD GANs", section 4)."""
+        draws = np.random.RandomState(self.seed)
+        made, real = (_in_float64(each) for each in (self.features, self.references))
+        size, values = min(SUBSET, len(made), len(real)), []
+        for _ in range(SUBSETS):
+            x, y = (each[draws.choice(len(each), size, replace=False)] for each in (made, real))
+            xx, yy, xy = ((one @ other.T / x.shape[1] + 1) ** 3 for one, other in ((x, x), (y, y), (x, y)))
+            within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
+            values.append(float(within - 2 * xy.mean()))
+        return float(np.mean(values))
+
+    def inception_score(self) -> float:
+        """exp(E KL(p(y|x) || p(y))) of a classifier's classes y, the mean over SPLITS parts of the set.
+        Salimans et al., 2016, "Improved Techniques for Training GANs", section 4."""
+        order = np.random.RandomState(self.seed).permutation(len(self.logits))
+        logs = _in_float64(self.logits[order]).log_softmax(dim=1)
+        ends = [part * len(order) // SPLITS for part in range(SPLITS + 1)]
+        parts = [logs[start:end] for start, end in pairwise(ends)]
+        gains = [(part.exp() * (part - part.exp().mean(dim=0).log())).sum(dim=1).mean() for part in parts]
+        return float(np.mean([float(gain.exp()) for gain in gains]))
+
+
+Reads = Literal["gaussian", "features", "logits"]
+
 
 class Metric(NamedTuple):
     """A figure of a set of images: a column of reports and comparisons, and a metric in MLflow."""
@@ -75,13 +122,47 @@ class Metric(NamedTuple):
     digits: int = 2  # behind the point
     headline: bool = False  # also among the few figures of a row of the lecture
     prefix: str = ""  # of names in MLflow; empty: the name of the metric
+    reads: Reads = "features"  # of both sets; "gaussian": of the reference; "logits": of the set alone
+    usual: bool = True  # False: only where a recipe or a command names it
 
 
 METRICS: dict[str, Metric] = {
-    "distance": Metric("Fréchet distance", Compared.distance, share=False, digits=1, headline=True, prefix="fd"),
+    "distance": Metric(
+        "Fréchet distance", Compared.distance, share=False, digits=1, headline=True, prefix="fd", reads="gaussian"
+    ),
     "precision": Metric("Precision", attrgetter("neighbors.precision"), images=NEIGHBORS + 1),
     "recall": Metric("Recall", attrgetter("neighbors.recall"), images=NEIGHBORS + 1),
+    "kid": Metric("KID", Compared.kernel_distance, share=False, digits=5, usual=False),
+    "inception_score": Metric(
+        "Inception score", Compared.inception_score, SPLITS, share=False, prefix="is", reads="logits", usual=False
+    ),
 }
+USUAL = tuple(name for name, metric in METRICS.items() if metric.usual)
+PUBLISHED = {"inception": ("fid", "inception"), "inception_clean": ("fid", "clean")}  # distance and protocol in names
+
+
+def distance_name(network: str) -> str:
+    """Name of the Fréchet distance in a network's features: `fd_efficientnet_lite0`, `fid_inception`."""
+    return "_".join(PUBLISHED.get(network, ("fd", network)))
+
+
+def published_name(metric: str, network: str, samples: int) -> str:
+    """Name of a figure with its network; of a protocol of papers with N as well: `fid_inception_50k`."""
+    prefix = METRICS[metric].prefix or metric
+    if network not in PUBLISHED:
+        return f"{prefix}_{network}"
+    distance, protocol = PUBLISHED[network]
+    count = str(samples) if samples % 1000 else f"{samples // 1000}k"
+    return f"{distance if metric == 'distance' else prefix}_{protocol}_{count}"
+
+
+def gaussian_from(mean: np.ndarray, covariance: np.ndarray) -> Gaussian:
+    """The Gaussian of a published mean (D,) and covariance (D, D), of an unknown number of images (0).
+    Raises ValueError for other shapes or values that are not finite."""
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not np.isfinite(covariance.sum() + mean.sum()):
+        raise ValueError(f"statistics of shapes {mean.shape} and {covariance.shape} are no mean and covariance")
+    values, vectors = np.linalg.eigh(covariance.astype(np.float64))
+    return Gaussian(mean.astype(np.float64), vectors * np.sqrt(values.clip(min=0)), 0)
 
 
 def gaussian_of(features: np.ndarray) -> Gaussian:
@@ -160,14 +241,19 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, *, neighbors: int 
     """Precision and recall from features (N, D) of real and (M, D) of generated images, in float64.
     Both grow with the number of images, so sets of equal numbers are to be compared. Raises ValueError for sets of no
     more images than `neighbors`."""
+    if min(len(real), len(generated)) <= neighbors:
+        raise ValueError(f"precision and recall need more than {neighbors} images of either set")
+    one, other = (_in_float64(features) for features in (real, generated))
+    return PrecisionRecall(_share_inside(other, one, neighbors), _share_inside(one, other, neighbors))
+
+
+def _in_float64(values: np.ndarray) -> "Tensor":
+    """Values in float64, on the best device."""
     import torch
 
     from components.sampling.device import best_device
 
-    if min(len(real), len(generated)) <= neighbors:
-        raise ValueError(f"precision and recall need more than {neighbors} images of either set")
-    one, other = (torch.from_numpy(features.astype(np.float64)).to(best_device()) for features in (real, generated))
-    return PrecisionRecall(_share_inside(other, one, neighbors), _share_inside(one, other, neighbors))
+    return torch.from_numpy(values.astype(np.float64)).to(best_device())
 
 
 def _share_inside(points: "Tensor", centers: "Tensor", neighbors: int) -> float:

@@ -18,7 +18,7 @@ from pydantic import Field
 from components.configuration.config import Config
 from components.evaluation.features import DistanceRow
 from components.evaluation.grids import readable
-from components.evaluation.metrics import METRICS
+from components.evaluation.metrics import METRICS, USUAL, distance_name
 from components.evaluation.plots import Node, curve_svg, graph_svg, metric_names
 from components.runtime.events import MEASURES, measures_of
 from components.sampling.cascade import GENERATORS
@@ -157,6 +157,7 @@ def render_report(data: ReportData) -> str:
     known = {figure.name for group in groups.values() for figure in group}
     groups["others"] = figures(data, {name: described_image(name) for name in data.images if name not in known})
     nodes = [Node(row.name, row.state, stage_detail(row), row.inputs) for row in data.stages]
+    measured = {name for name in METRICS if any(row.figure(name) is not None for row in data.distances)}
     page = page_environment().get_template("report.html.j2")
     return page.render(
         data=data,
@@ -165,7 +166,8 @@ def render_report(data: ReportData) -> str:
         bars=bars(data.stages),
         curves={stage: stage_curves(stage, points) for stage, points in data.curves.items() if points},
         distances=sorted(data.distances, key=lambda row: row.distance),
-        metrics={name: metric for name, metric in METRICS.items() if name != "distance"},
+        metrics={name: metric for name, metric in METRICS.items() if name in measured.union(USUAL) - {"distance"}},
+        distance_name=distance_name(data.feature_network or ""),
         longest=max((row.distance for row in data.distances), default=1.0) or 1.0,
         tiles=tiles(data),
         speed=speed_table(data),

@@ -16,7 +16,7 @@ from components.data.held_out import held_out_arrays
 from components.data.shards import View
 from components.evaluation.generated import SampleJob
 from components.evaluation.image_sets import HELD_OUT
-from components.evaluation.metrics import share_error
+from components.evaluation.metrics import distance_name, share_error
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.study import (
     Findings,
@@ -112,7 +112,7 @@ class StepsStudy(VariantStudy["StepsStudyConfig"]):
         return Findings(
             {f"Distance against network evaluations, {number}": plot_svg([panel], salt=self.stage)},
             {"Fréchet distances by sampler and steps": {"columns": columns, "rows": rows}},
-            {f"fd_{network}_{name}": point.distance for name, point in points.items()},
+            {f"{distance_name(network)}_{name}": point.distance for name, point in points.items()},
             {f"distance, {point.setting.title} ({number})": point.distance for point in shown},
             {"by_steps": variants_grid(points)},
         )
@@ -247,7 +247,7 @@ class GuidanceStudy(VariantStudy["GuidanceStudyConfig"]):
         table = {"columns": [*columns, "evaluations of the guided network", "N"], "rows": rows}
         summary = {"accuracy_held_out": measured.held_out_accuracy}
         for name, point in points.items():
-            summary |= {f"accuracy_{name}": point.accuracy, f"fd_{network}_{name}": point.distance}
+            summary |= {f"accuracy_{name}": point.accuracy, f"{distance_name(network)}_{name}": point.distance}
         headline = {f"accuracy, {title} (N {count})": point.accuracy for title, point in best.items()}
         headline |= {f"distance, {title} (N {count})": point.distance for title, point in best.items()}
         return Findings(

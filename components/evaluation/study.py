@@ -23,16 +23,11 @@ from torch import nn
 from components.configuration.config import Config
 from components.data.held_out import SplitArrays, read_random_part, read_split
 from components.data.shards import ShardIndex, View
-from components.evaluation.features import (
-    FeatureNetwork,
-    MeasureConfig,
-    distance_rows,
-    measure_features,
-    read_arrays,
-)
+from components.evaluation.features import MeasureConfig, distance_rows, measure_features, read_arrays
 from components.evaluation.generated import CascadeSampler, SampleJob, jobs_of, measured_requests
 from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.image_sets import HELD_OUT, REFERENCE, FileImages, ImageSet, held_out_parts, trained_parts
+from components.evaluation.networks import FeatureNetwork
 from components.runtime.pool import Pool, file_name, write_job
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store

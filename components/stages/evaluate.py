@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
+from components.configuration.config import refuse
 from components.data.encoding import describe_autoencoder
 from components.data.shards import ShardIndex, load_index
 from components.evaluation.codebook import codebook_use, draw_kept, kept_histogram, reconstruction_jobs
@@ -18,7 +19,6 @@ from components.evaluation.features import (
     FeatureSet,
     MeasureConfig,
     MetricNames,
-    check_feature_network,
     distance_rows,
     measure_features,
     packed_reference,
@@ -32,7 +32,8 @@ from components.evaluation.image_sets import (
     trained_parts,
     window_sets,
 )
-from components.evaluation.metrics import METRICS
+from components.evaluation.metrics import METRICS, USUAL
+from components.evaluation.networks import check_feature_network
 from components.evaluation.study import Findings, ModelStudy
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact
@@ -48,7 +49,13 @@ class EvaluationConfig(MeasureConfig):
 
     held_out_samples: int = Field(1024, ge=2)  # at most so many to reconstruct
     window: int | None = Field(None, ge=8)  # pixels; larger images are also compared window by window
-    metrics: MetricNames = tuple(METRICS)  # the distance is measured in any case, its error where it is named
+    metrics: MetricNames = USUAL  # the distance is measured in any case, its error where it is named
+
+    def _check(self) -> None:
+        super()._check()
+        for name in self.metrics:
+            lacking = METRICS[name].reads == "logits" and not self.feature_network.startswith("inception")
+            refuse(lacking, f"metrics: {name} needs a classifier; feature_network {self.feature_network} is none")
 
 
 def evaluate(
@@ -70,7 +77,7 @@ def evaluate(
     Returns an artifact of kind `report`: images, statistics of the reference, and all figures as metadata.
     Raises FeatureNetworkError before any work if the feature network is not installed.
     """
-    check_feature_network(config.feature_network)
+    check_feature_network(config.feature_network, config.feature_weights)
     metadata: dict[str, Any] = {"feature_network": config.feature_network, "distances": [], "summary": {}}
     folder, index, kept, side = context.scratch(), load_index(images.url("index.json")), list[FeatureJob](), 0
     with context.pool() as pool:
@@ -137,7 +144,7 @@ def run_study(config: Any, context: StageContext, *, images: Artifact, **models:
     models or images that do not fit the study.
     """
     if isinstance(config, MeasureConfig):
-        check_feature_network(config.feature_network)
+        check_feature_network(config.feature_network, config.feature_weights)
     index, files, done = load_index(images.url("index.json")), context.files_store, 0
     study: ModelStudy[Any] = config.study(config, index, models, files, context.stage)
     with context.pool() as pool:

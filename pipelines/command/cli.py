@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from pipelines.command import model, sample, translate
+from pipelines.command import evaluate, model, sample, translate
 from pipelines.command.options import (
     Fastest,
     Force,
@@ -300,6 +300,7 @@ def compare(
 
 
 sample_command = app.command()(sample.sample)
+evaluate_command = app.command()(evaluate.evaluate)
 translate_command = app.command()(translate.translate)
 import_command = app.command("import")(model.import_)
 reconstruct = app.command()(model.reconstruct)

@@ -15,7 +15,7 @@ from components.data.sources.folder import LICENSE as UNSPECIFIED
 from components.data.sources.parquet import SUFFIX
 from components.data.sources.webdataset import GLOB, TARS, split_glob
 from components.evaluation.features import DistanceRow
-from components.evaluation.metrics import METRICS
+from components.evaluation.metrics import METRICS, PUBLISHED, distance_name
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import absolute
 from pipelines.engine.code_seen import made_by
@@ -113,9 +113,10 @@ def _figures(artifacts: Mapping[str, Artifact]) -> str:
         return ""
     rows = [DistanceRow(**row) for row in facts["distances"]]
     shown = {name: metric for name, metric in METRICS.items() if any(row.figure(name) is not None for row in rows)}
+    network, unlicensed = facts["feature_network"], "Nobody states the license of that network's pretrained weights; "
     lines = [
-        f"Fréchet distances `fd_{facts['feature_network']}` to the training images, smaller is nearer. Nobody states "
-        "the license of that network's pretrained weights; no model here holds them.",
+        f"Fréchet distances `{distance_name(network)}` to the training images, smaller is nearer. "
+        f"{'' if network in PUBLISHED else unlicensed}no model here holds them.",
         "",
         *heading(["images", "N", *(metric.title for metric in shown.values())], words=1),
     ]

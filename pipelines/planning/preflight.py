@@ -19,7 +19,8 @@ from components.configuration.usage import UsageError
 from components.data.ingest import PACKAGED
 from components.data.listing import FileVersion, SourceError
 from components.data.source_check import check_file, check_source, detect_source, file_to_try, shard_in_place
-from components.evaluation.features import FeatureNetworkError, MeasureConfig, check_feature_network
+from components.evaluation.features import MeasureConfig
+from components.evaluation.networks import FeatureNetworkError, check_feature_network
 from components.runtime.execution import Resources
 from components.runtime.pool import one_line, portable
 from components.runtime.storage.connection import check_room, is_local
@@ -50,8 +51,9 @@ class Needs(NamedTuple):
     def addresses(self) -> list[str]:
         """Addresses of the source, weights and encoders, spelled like the recipe's."""
         trained = [config.needs().perceptual_weights_uri for config in self.configs if isinstance(config, Training)]
+        measured = [config.feature_weights for config in self.configs if isinstance(config, MeasureConfig)]
         encoders = [config.uri for config in self.configs if isinstance(config, TextEncoderConfig)]
-        return [*([self.source.path] if self.source else []), *filter(None, trained), *encoders]
+        return [*([self.source.path] if self.source else []), *filter(None, trained + measured), *encoders]
 
 
 def needs_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Needs:
@@ -89,7 +91,7 @@ def check_needs(needs: Needs) -> None:
                 own = config.needs()
                 check_perceptual_network(own.perceptual_network, weights_uri=own.perceptual_weights_uri)
             if isinstance(config, MeasureConfig):
-                check_feature_network(config.feature_network)
+                check_feature_network(config.feature_network, config.feature_weights)
             if isinstance(config, TextEncoderConfig):
                 check_text_encoder(config)
     except (PerceptualWeightsError, FeatureNetworkError, FrozenTextError) as error:

@@ -12,7 +12,7 @@ from components.configuration.usage import UsageError, nearest
 from components.data.listing import SourceError
 from components.evaluation.features import DistanceRow
 from components.evaluation.image_sets import HELD_OUT
-from components.evaluation.metrics import METRICS
+from components.evaluation.metrics import METRICS, USUAL
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.report import Figure, Table, duration, figure, number, page_environment, shrunk
 from pipelines.engine.display import say
@@ -26,7 +26,7 @@ LIKELIHOODS = {  # names in the study's summary -> what they are; an exact one i
     "held_out_bits_per_dim": "bound",
     "estimated_held_out_bits_per_dim": "estimated bound",
 }
-FIGURES = [name for name in METRICS if name != "distance"]  # beside the distance
+FIGURES = [name for name in USUAL if name != "distance"]  # beside the distance
 COLUMNS = ("system", "density", "bits/dim", "distance", "N", *FIGURES, "trained", "s/image", "parameters", "seed")
 UNKNOWN = "–"
 WIDEST = 560  # pixels of a grid of samples

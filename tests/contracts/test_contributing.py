@@ -112,7 +112,7 @@ def test_a_metric_is_measured_shown_compared_and_moves_the_keys_of_evaluations_a
     assert "kernel" in found["columns"]
     assert "Kernel distance" in found["page"]
     assert f"{value:.4f}" in found["page"]
-    assert found["figures"]["kernel, tokens (N 20)"] == found["mlflow"]["kid_net_tokens"] == value
+    assert found["figures"]["kernel, tokens (N 20)"] == found["mlflow"]["mmd_net_tokens"] == value
     assert found["measured"] == ["distance", "kernel"]
 
 

