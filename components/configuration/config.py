@@ -207,15 +207,18 @@ class Config(BaseModel):
     def model_post_init(self, context: Any) -> None:  # a validator would put its own name into the place of an error
         self._check()
 
+    def unchanged(self) -> set[str]:
+        """Names of the fields younger than published keys with the value of the time without them."""
+        markers = self._markers.items()
+        return {name for name, marker in markers if isinstance(marker, Since) and getattr(self, name) == marker.before}
+
     @model_serializer(mode="wrap")
     def _dump(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         values = dump(self)
         if info.context != IDENTITY:
             return values
-        for name, marker in self._markers.items():
-            if isinstance(marker, Unkeyed) or getattr(self, name) == marker.before:
-                values.pop(name, None)
-        return values | self.revision
+        left_out = {name for name, marker in self._markers.items() if isinstance(marker, Unkeyed)} | self.unchanged()
+        return {name: value for name, value in values.items() if name not in left_out} | self.revision
 
     @classmethod
     def of(cls, **values: Any) -> Self:

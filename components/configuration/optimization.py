@@ -33,7 +33,7 @@ class OptimizationConfig(Config):
     warmup_steps: int = Field(50, ge=0)
     betas: tuple[float, float] = (0.9, 0.99)  # AdamW
     weight_decay: float = Field(0.0, ge=0)  # on matrices and kernels only
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float | None = Field(1.0, gt=0)  # None: gradients are not clipped
     ema_decay: float = Field(0.999, ge=0, lt=1)  # decay of the average of weights; 0: no average
     ema: Literal["exponential", "power"] = "exponential"  # power: its length can be chosen after training
     ema_sigma_rel: float = Field(0.1, gt=0, lt=0.28)  # of a power EMA: its length as a share of training

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from components.configuration.config import Config, refuse
+from components.configuration.config import Config, Since, refuse
 from components.models.diffusion.betas import SCHEDULES, ScheduleName, check_ends
 
 
@@ -48,9 +48,10 @@ class DiscreteProcess(DiscreteNoise):
     loss: Literal["simple", "hybrid", "vlb"] = "simple"
     timestep_sampling: Literal["uniform", "loss_aware"] = "uniform"
     min_snr_gamma: float | None = Field(5.0, gt=0)  # of the simple loss
+    rescale_time: Annotated[bool, Since(False)] = False  # the network sees 1000 / T of a step (Improved DDPM)
 
     def objective(self) -> dict[str, Any]:
-        return self.model_dump(mode="json", exclude={"timestep_sampling"})
+        return self.model_dump(mode="json", exclude={"timestep_sampling"} | self.unchanged())
 
     def _check(self) -> None:
         super()._check()

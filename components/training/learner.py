@@ -28,7 +28,7 @@ from components.training.loop import Arrays, Batch, Metrics
 from components.training.optim import EMA, NonFiniteGuard, decay_at, learning_rate, make_optimizer, power_decays
 from components.training.parallel import ALONE, Worker, data_parallel
 from components.training.randomness import derive_seed, dropped_conditions, sample_normal
-from components.training.sharding import average_copies, clip_shards, load_weights, placed_optimizer, shard
+from components.training.sharding import average_copies, clip, load_weights, placed_optimizer, shard
 
 PREVIEW_SAMPLES = 8
 DISCRIMINATORS: dict[str, type[nn.Module]] = {  # by the kind of the network trained against it
@@ -87,14 +87,11 @@ class Learner:
         loss.backward(inputs=trained, retain_graph=retain_graph)
 
     def update(self, step: int) -> tuple[Tensor, Tensor]:
-        """Clip, step the optimizer, clear gradients.
+        """Clip where the recipe says so, step the optimizer, clear gradients.
         Returns (taken, gradient norm before clipping), both () on the device. Only the device knows whether the step is
         taken: the fused optimizer learns it from `found_inf`, as from a gradient scaler, and leaves weights, moments
         and its count of steps unchanged after a refusal."""
-        if self.worker.shards:
-            norm = clip_shards(self.network, self.worker, max_norm=self.config.max_grad_norm)
-        else:
-            norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
+        norm = clip(self.network, self.worker, max_norm=self.config.max_grad_norm)
         taken = self.guard.admits(norm, step=step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)

@@ -175,10 +175,19 @@ def placed_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
     return {**state, "state": placed_state}
 
 
-def clip_shards(network: nn.Module, worker: Worker, *, max_norm: float) -> Tensor:
+def clip(network: nn.Module, worker: Worker, *, max_norm: float | None) -> Tensor:
+    """The norm () of all gradients together, which are scaled to `max_norm` where it is above; None: they stay."""
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    if worker.shards:
+        return clip_shards(gradients, worker, max_norm=max_norm)
+    if max_norm is None:
+        return nn.utils.get_total_norm(gradients)
+    return nn.utils.clip_grad_norm_(network.parameters(), max_norm)
+
+
+def clip_shards(gradients: list[Tensor], worker: Worker, *, max_norm: float | None) -> Tensor:
     """Clip gradients in shards by their joint norm over all ranks; like torch's `clip_grad_norm_`.
     Gradients of parameters that are whole on all ranks are averaged first: FSDP2 leaves them alone."""
-    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     parts = [local(gradient) for gradient in gradients if is_cut(gradient)]
     uncut = [gradient for gradient in gradients if not is_cut(gradient)]
     for gradient in uncut:
@@ -189,5 +198,6 @@ def clip_shards(network: nn.Module, worker: Worker, *, max_norm: float) -> Tenso
     if uncut:
         square = square + nn.utils.get_total_norm(uncut).square()
     norm = square.sqrt()
-    torch._foreach_mul_([*parts, *uncut], (max_norm / (norm + 1e-6)).clamp(max=1.0))  # as torch clips
+    if max_norm is not None:
+        torch._foreach_mul_([*parts, *uncut], (max_norm / (norm + 1e-6)).clamp(max=1.0))  # as torch clips
     return norm

@@ -94,7 +94,8 @@ PAPER_RECIPES = {row.name: row for row in (
         lambda name: token_branch(
             name, "vqgan_imagenet_f16_16384", PriorTraining.of(
                 model_dim=1536, num_heads=24, num_layers=48, conditions=("label",), total_steps=1_000_000,
-                global_batch_size=64, learning_rate=64 * 4.5e-6, betas=(0.9, 0.95), weight_decay=0.01),
+                global_batch_size=64, learning_rate=64 * 4.5e-6, betas=(0.9, 0.95), weight_decay=0.01,
+                max_grad_norm=None),
             TransformerSampling(top_k=600, top_p=0.92))),
     # kakaobrain/minDALL-E, `configs/dalle_1.3B.yaml`: 42 layers, 24 heads, width 1,536, text vocabulary 16,384;
     # DALL-E's weights of the two likelihoods, 1/8 and 7/8 (Ramesh et al., 2021). Batch, rate and steps are ours.

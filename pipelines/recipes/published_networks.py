@@ -58,10 +58,11 @@ FROM_64, FROM_128 = (LowResConfig(low_res_resolution=side, max_noise_level=0) fo
 
 
 def published(steps: int, batch: int, rate: float, **changes: Any) -> dict[str, Any]:
-    """Steps, batch and rate of a row, by name; Adam at a constant rate unless a row says otherwise."""
+    """Steps, batch and rate of a row, by name; Adam at a constant rate unless a row says otherwise.
+    Nobody clips gradients but DDPM, and of the priors DALL-E and minDALL-E."""
     numbers = {"total_steps": steps, "global_batch_size": batch, "learning_rate": rate, "final_lr_fraction": 1.0}
     numbers |= {"warmup_steps": 0, "betas": (0.9, 0.999), "weight_decay": 0.0, "ema_decay": 0.0, "precision": "bf16"}
-    numbers |= {"log_every": 100, "checkpoint_every": 5000, "sample_every": 5000}
+    numbers |= {"max_grad_norm": None, "log_every": 100, "checkpoint_every": 5000, "sample_every": 5000}
     return numbers | LARGE | changes
 
 
@@ -184,14 +185,14 @@ def unet(
 PAPER_DIFFUSION: dict[str, DiffusionTraining] = {
     # side, width, levels, blocks, attention, head_dim, num_heads, process, conditions, steps, batch, rate
 
-    # DDPM: appendix B; sampled in 1,000 steps.
+    # DDPM: appendix B and hojonathanho/diffusion, `run_cifar.py`, which clips at 1; sampled in 1,000 steps.
     "ddpm_cifar_10": unet(
         32,  128, (1, 2, 2, 2), 2, (16,), None, 1, SIMPLE, UNCONDITIONAL, 800_000, 128, 2e-4,
-        dropout=0.1, scale_shift_norm=False, resample_in_blocks=False, warmup_steps=5000),
-    # Improved DDPM at 4,000 noise levels, sampled in 250 steps.
+        dropout=0.1, scale_shift_norm=False, resample_in_blocks=False, warmup_steps=5000, max_grad_norm=1.0),
+    # Improved DDPM at 4,000 noise levels, which its network sees as times below 1,000; sampled in 250 steps.
     "iddpm_imagenet_64": unet(
-        64,  128, ADM_64, 3, (16, 8), None, 4, COSINE.replace(num_train_timesteps=4000), UNCONDITIONAL, 1_500_000, 128,
-        1e-4, resample_in_blocks=False),
+        64,  128, ADM_64, 3, (16, 8), None, 4, COSINE.replace(num_train_timesteps=4000, rescale_time=True),
+        UNCONDITIONAL, 1_500_000, 128, 1e-4, resample_in_blocks=False),
 
     # ADM. Steps of the model without a label, for guidance by a classifier alone, as those of the other.
     "adm_imagenet_64": unet(

@@ -127,7 +127,7 @@ def test_finite_scalars_equal_the_oracle():
     assert encoded.losses == {}
 
 
-@pytest.mark.parametrize("levels", [LEVELS, (2, 3), (4, 7, 2)])
+@pytest.mark.parametrize("levels", [LEVELS, (4, 3), (4, 7, 3)])
 def test_every_scalar_code_can_be_reached_and_has_an_index_of_its_own(levels: tuple[int, ...]):
     quantizer = ScalarQuantizer(levels=levels)
     assert quantizer.codebook_size == math.prod(levels)
@@ -143,9 +143,9 @@ def test_every_scalar_code_can_be_reached_and_has_an_index_of_its_own(levels: tu
     assert torch.equal(encoded.z, codes)
 
 
-def test_levels_that_hold_no_choice_are_refused():
-    for levels in ((), (8, 1)):
-        with pytest.raises(ValueError, match="at least 2"):
+def test_levels_that_hold_no_choice_or_learn_none_are_refused():
+    for levels in ((), (8, 1), (8, 2)):
+        with pytest.raises(ValueError, match="at least 3"):
             ScalarQuantizer(levels=levels)
 
 

@@ -42,6 +42,16 @@ def test_the_true_target_implies_the_true_image(prediction_type):
     torch.testing.assert_close(objective.predict_x_0(true, x_t=x_t, time=TIMESTEPS), x_0)
 
 
+def test_a_network_that_sees_times_below_1000_sees_them_of_every_number_of_steps():
+    """As `rescale_timesteps` of openai/improved-diffusion: t * (1000 / T), fractions too."""
+    seen: list[Tensor] = []
+    network = lambda x_t, time: seen.append(time)  # noqa: E731
+    for rescale_time in (True, False):
+        objective = discrete(num_train_timesteps=4000, rescale_time=rescale_time)
+        objective.apply(network, images()[0], torch.tensor([0, 1, 3999]))
+    assert [time.tolist() for time in seen] == [[0.0, 0.25, 999.75], [0, 1, 3999]]
+
+
 def test_v_is_the_velocity_of_diffusers():
     x_0, noise = (tensor.float() for tensor in images())
     ours = discrete(prediction_type="v_prediction").target(x_0=x_0, noise=noise, time=TIMESTEPS)

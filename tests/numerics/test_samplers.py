@@ -3,12 +3,13 @@
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from components.models.diffusion.objective import EDMObjective, FlowObjective, Objective
-from components.models.diffusion.samplers import Known, Start, sample
+from components.models.diffusion.samplers import Known, Start, quantile, sample
 from components.models.diffusion.schedule import spaced_timesteps, with_clean_end
 from components.models.diffusion.steps import SAMPLERS, ddim_step, ddpm_step
 from tests.known_denoisers import best_denoiser, discrete, moments, output_for, respaced, seeded_noise, wavy
@@ -191,6 +192,15 @@ def test_dynamic_thresholding_scales_a_image_by_its_own_quantile_and_none_leaves
     torch.testing.assert_close(by_quantile, x_0.flatten(1) / torch.tensor([[4.0], [1.0]], dtype=torch.float64))
     torch.testing.assert_close(at(threshold="none"), x_0)
     torch.testing.assert_close(at(threshold="static"), x_0.clamp(-1, 1))
+
+
+@pytest.mark.parametrize("shape", [(2, 7), (3, 48_000), (1, 2**24 + 5)])
+@pytest.mark.parametrize("share", [0.3, 0.995, 1.0])
+def test_a_quantile_equals_that_of_numpy_for_images_of_every_size(shape: tuple[int, int], share: float):
+    """More values than `torch.quantile` takes too, where a place in float32 is no whole number."""
+    values = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    expected = torch.from_numpy(np.quantile(values.numpy(), share, axis=1))
+    torch.testing.assert_close(quantile(values, share), expected.float(), rtol=1e-7, atol=0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -164,7 +164,7 @@ def test_kl_is_weighted_so_that_the_loss_of_a_vae_is_its_bound_a_dimension() -> 
     [
         ({"bottleneck": {"kind": "gumbel"}}, "bottleneck.gumbel.codebook_size\n  Field required"),
         ({"bottleneck": "fsq"}, "bottleneck.fsq.levels\n  Field required"),
-        ({"bottleneck": {"kind": "fsq", "levels": (8, 1)}}, "greater than or equal to 2"),
+        ({"bottleneck": {"kind": "fsq", "levels": (8, 2)}}, "greater than or equal to 3"),
         ({"bottleneck": {"kind": "gumbel", "codebook_init": "kmeans"}}, "'data' or 'random'"),
         ({"codebook_init": "random"}, "'data' or 'kmeans'"),
         ({"bottleneck": {"kind": "gumbel", "codebook_size": 16, "codebook_dim": 4}}, "needs codebook_dim 8"),

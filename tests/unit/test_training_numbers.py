@@ -10,6 +10,7 @@ from torch import nn
 from components.configuration.optimization import OptimizationConfig
 from components.models.diffusion.schedule import make_schedule
 from components.training.optim import EMA, NonFiniteError, NonFiniteGuard, decay_at, learning_rate, make_optimizer
+from components.training.parallel import ALONE
 from components.training.randomness import (
     cropped,
     draw_windows,
@@ -18,6 +19,7 @@ from components.training.randomness import (
     sample_uniform,
     step_generator,
 )
+from components.training.sharding import clip
 from tests.checkpoints import read_folder, write_checkpoint
 
 
@@ -56,6 +58,20 @@ def test_learning_rate_rises_linearly_to_the_peak_and_ends_at_its_fraction() -> 
         assert rates[9] == pytest.approx(1e-2) == max(rates)
         assert rates[-1] == pytest.approx(1e-3)
         assert all(late < early for early, late in itertools.pairwise(rates[9:]))
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize(("max_norm", "scale"), [(None, 1.0), (1.0, 0.2), (9.0, 1.0)])
+def test_gradients_are_clipped_by_their_joint_norm_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, shards: bool, max_norm: float | None, scale: float
+) -> None:
+    network = nn.ParameterList([nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2))])
+    network[0].grad, network[1].grad = torch.tensor([3.0]), torch.tensor([4.0, 0.0])
+    for name, alone in {"dist.all_reduce": lambda tensor: None, "average": lambda tensor, worker: tensor}.items():
+        monkeypatch.setattr(f"components.training.sharding.{name}", alone)
+    norm = clip(network, ALONE._replace(shards=shards), max_norm=max_norm)
+    assert float(norm) == 5
+    assert network[1].grad.tolist() == pytest.approx([4 * scale, 0.0], rel=1e-6)
 
 
 def test_weight_decay_spares_biases_and_norms() -> None:

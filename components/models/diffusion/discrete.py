@@ -73,6 +73,8 @@ class DiscreteObjective:
         loss_kind: "simple", with the min-SNR weight if there is a gamma; "hybrid" adds the variational bound, whose
             gradient then reaches the variance alone; "vlb" is the bound itself (the objective of Sohl-Dickstein et al.,
             2015).
+        rescale_time: the network sees 1000 / T of a step, as in the code of Nichol and Dhariwal (2021): times of every
+            T lie in [0, 1000).
 
     Raises ValueError for targets that cannot be learned, as the noise, where the last step has no signal left."""
 
@@ -81,6 +83,7 @@ class DiscreteObjective:
     variance: Variance = "fixed_small"
     loss_kind: LossKind = "simple"
     min_snr_gamma: float | None = None
+    rescale_time: bool = False
 
     def __post_init__(self) -> None:
         no_signal = self.schedule.betas[-1] == 1
@@ -113,7 +116,8 @@ class DiscreteObjective:
         return signal * x_0 + sigma * noise
 
     def apply(self, network: Callable[..., Tensor], x_t: Tensor, time: Tensor, **conditions: Tensor) -> Tensor:
-        return network(x_t, time, **conditions)
+        seen = time * (1000 / len(self.schedule)) if self.rescale_time else time
+        return network(x_t, seen, **conditions)
 
     def loss(self, output: Tensor, *, x_0: Tensor, noise: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
         """Loss (B,) of each sample; the bound counts T times, in bits/dim, and in "hybrid" T / 1000 times.
