@@ -8,7 +8,7 @@ from pydantic import Field
 
 from components.configuration.config import Config, Since, refuse
 from components.configuration.optimization import Precision
-from components.models.diffusion.steps import SAMPLERS, SamplerName, Spacing
+from components.models.diffusion.steps import SAMPLERS, SamplerName, Spaced, check_spacing
 
 NOISE_LEVEL = 100  # of the low-res image of an upsampler, where nothing is said
 
@@ -23,7 +23,7 @@ class DiffusionSampling(ModelSampling):
     sampler: SamplerName = "ddim"
     num_inference_steps: int = Field(50, ge=1)
     eta: float = Field(0.0, ge=0, le=1)  # ddim
-    spacing: Spacing | None = None  # None: the sampler's own
+    spacing: Spaced | None = None  # a name, counts of sections as "10,10,3,2,2", or steps; None: the sampler's own
     threshold: Literal["static", "dynamic", "none"] = "static"  # of each predicted image; none is for latents
     threshold_percentile: float = Field(0.995, gt=0, le=1)  # dynamic
     # Of an upsampler: share of the steps it takes, from the low-res image.
@@ -33,8 +33,11 @@ class DiffusionSampling(ModelSampling):
     autoguidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # away from the cascade's weaker model; 1 is off
     guidance_interval: tuple[float, float] | None = None  # guide at these noise levels only, sigma / signal
     guidance_rescale: float = Field(0.0, ge=0, le=1)  # deviation of what is guided, back to that of what is not
+    guided_channels: Annotated[int | None, Since(None)] = Field(None, ge=1)  # the first, that guidance moves; None: all
 
     def _check(self) -> None:
+        if self.spacing is not None:
+            check_spacing(self.spacing, self.num_inference_steps)
         if self.eta > 0 and SAMPLERS[self.sampler].own_eta is not None:
             takers = " or ".join(name for name, kind in SAMPLERS.items() if kind.own_eta is None)
             raise ValueError(f"eta belongs to sampler {takers}, not {self.sampler}")

@@ -23,7 +23,8 @@ from components.evaluation.study import Findings, ModelStudy, StudyPlan, load_tr
 from components.models.diffusion import betas
 from components.models.diffusion.discrete import DiscreteObjective
 from components.models.diffusion.objective import make_objective
-from components.models.diffusion.schedule import Schedule, make_schedule, spaced_timesteps
+from components.models.diffusion.schedule import Schedule, make_schedule
+from components.models.diffusion.steps import spaced_timesteps
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import SamplingModel, most_at_once
 from components.sampling.plan import encode_conditions, plan_of, random_stream

@@ -17,7 +17,7 @@ from components.configuration.sampling import ModelSampling
 from components.models.bundle import DESCRIPTION, describe_bundle, load_bundle
 from components.sampling.image_files import encode_text, load_bpe
 
-BPE = "bpe.json"
+BPE, STEPS = "bpe.json", "num_inference_steps"
 MOST_PIXELS = 2**20  # of a batch
 
 
@@ -86,7 +86,7 @@ class SamplingModel(NamedTuple):
 def load_model(
     name: str, folder: Path, *, device: str | torch.device = "cpu", sampling: Mapping[str, Any] | None = None
 ) -> SamplingModel:
-    """Load the bundle in `folder` in fp32 with sampling settings; None: the defaults of its kind.
+    """Load the bundle in `folder` in fp32 with sampling settings; None: its own, or the defaults of its kind.
     Raises ValueError if it is none, lacks its text tokenizer, or can't sample so."""
     kind, network, settings, module = load_bundle(folder)
     text_length = network["text"]["context_length"] if network.get("text") else network.get("text_length")
@@ -96,10 +96,10 @@ def load_model(
             raise ValueError(f"{folder} holds a text-conditional model but no {BPE}")
         text = TextCondition(load_bpe(folder / BPE), text_length)
     chosen = family_of(kind).sampling or ModelSampling
-    values, steps = dict(sampling or {}), chosen.model_fields.get("num_inference_steps")
+    values, steps = settings.get("sampling", {}) if sampling is None else sampling, chosen.model_fields.get(STEPS)
     most = settings.get("objective", {}).get("num_train_timesteps") or network.get("num_tokens")
     if steps is not None and most is not None:  # it may have been trained with fewer than the default
-        values = {"num_inference_steps": min(steps.default, most)} | values
+        values = {STEPS: min(steps.default, most), **values}
     return SamplingModel(name, kind, network, settings, module.to(device), text, checked(chosen, values, name))
 
 

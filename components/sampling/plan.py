@@ -8,7 +8,7 @@ Shapes: B plans, L text length, S resolution.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from components.configuration.sampling import ModelSampling
 from components.models.diffusion.corruption import MASK_TASKS, TASKS, gray, upsample
+from components.models.diffusion.steps import Spacing
 from components.sampling.image_files import open_given_image
 from components.sampling.images import fitted_image, from_uint8, read_mask
 from components.sampling.model import SamplingModel, TextCondition, checked
@@ -128,7 +129,10 @@ def sampling_of(model: SamplingModel, request: Request, *, first: bool) -> Any:
     changes |= {name: value for stage, name, value in request.sampling if stage == model.name}
     if not changes:
         return model.sampling
-    return checked(type(model.sampling), model.sampling.model_dump() | changes, model.name)
+    own = model.sampling.model_dump()
+    if changes.keys() >= {"num_inference_steps"} and own.get("spacing") not in get_args(Spacing):
+        own.pop("spacing", None)  # steps that are written out are no other number of steps
+    return checked(type(model.sampling), own | changes, model.name)
 
 
 def plan_of(

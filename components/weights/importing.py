@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +51,7 @@ class Target(NamedTuple):
     training: Training
     grid: TokenGrid | None = None  # of the tokens of a prior
     of_latents: bool = False  # whether the model learns the latents of an autoencoder
+    sampling: Mapping[str, Any] = MappingProxyType({})  # of the stage, plain values
 
 
 class Recognized(NamedTuple):
@@ -145,6 +147,7 @@ def described(
     family: WeightFamily, weights: WeightsFile, target: Target | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of the network, and settings for sampling: sizes by config.json, all else by the target.
+    The sampling is that of the stage, changed where the family is sampled otherwise.
     Raises ValueError where neither says enough, or the two disagree."""
     sizes = family.sizes(weights.config) if family.sizes is not None and weights.config else {}
     if target is None:
@@ -164,6 +167,8 @@ def described(
         if family.latent_scale is None:
             raise ValueError(f"{target.name} is of latents, whose scale no {family.title} says")
         settings["latent_scale"] = family.latent_scale(arguments | sizes)
+    if sampling := {**target.sampling, **family.sampling}:
+        settings["sampling"] = sampling
     return arguments | sizes, settings
 
 

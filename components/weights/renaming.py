@@ -28,6 +28,7 @@ class WeightFamily(NamedTuple):
     sizes: Callable[[Arguments], dict[str, Any]] | None = None  # arguments of our network by that config.json
     settings: Callable[[Arguments], dict[str, Any]] | None = None  # for sampling, where config.json says them all
     latent_scale: Callable[[Arguments], float] | None = None  # of the latents that its models were trained on
+    sampling: Mapping[str, Any] = MappingProxyType({})  # settings that its code samples by, whatever the stage
     average: Callable[[str], str] | None = None  # name of a tensor -> name in the whole file of its moving average
     outside: Mapping[str, str] = MappingProxyType(
         {}

@@ -139,13 +139,17 @@ def target_of(name: str, assignments: list[str]) -> Target:
     """The stage `RECIPE/STAGE` as a target of weights.
     Raises UsageError if the recipe trains no such model."""
     recipe, slash, stage = name.rpartition("/")
-    workflow = build_workflow(load_recipe(recipe if slash else name, assignments))
+    own = load_recipe(recipe if slash else name, assignments)
+    workflow = build_workflow(own)
     trained = {each.name: each.config for each in workflow.stages if isinstance(each.config, Training)}
     if not slash or stage not in trained:
         raise UsageError(f"--as {name}: name a stage, {' or '.join(f'{recipe or name}/{each}' for each in trained)}")
     parents = workflow.by_name[stage].parents
     tokenizer = trained[parents["tokenizer"].name] if "tokenizer" in parents else None
-    return Target(name, trained[stage], tokenizer.token_grid if tokenizer else None, "autoencoder" in parents)
+    larger = tuple(each for each in trained if each.startswith("upsampler"))
+    sampling = own.sampling.by_model(larger).get(stage, {})
+    grid = tokenizer.token_grid if tokenizer else None
+    return Target(name, trained[stage], grid, "autoencoder" in parents, sampling)
 
 
 def write_average(model: str, *, length: float, tracking: str | None, out: Path) -> str | None:

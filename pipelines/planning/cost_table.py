@@ -49,6 +49,7 @@ GMACS = {
     ("adm_imagenet_512", "base"): 1983,
     ("ldm_imagenet_f4", "base"): 104,
     ("ldm_imagenet_f8", "base"): 57,
+    ("dit_imagenet_256", "base"): 119,
 }
 
 

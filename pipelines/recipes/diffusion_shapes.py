@@ -24,6 +24,7 @@ from components.evaluation.likelihood_study import LikelihoodConfig
 from components.evaluation.noising_study import NoisingStudyConfig
 from components.evaluation.restoration import RestorationConfig
 from components.evaluation.sampling_studies import GuidanceStudyConfig, StepsStudyConfig
+from components.models.diffusion.steps import spaced_timesteps
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.precompute import PrecomputeConfig, TextEncoderConfig
@@ -258,10 +259,16 @@ def check_weaker(weaker: DiffusionTraining, base: DiffusionTraining) -> None:
 
 
 def check_steps(where: str, sampling: DiffusionSampling, model: DiffusionTraining) -> None:
-    """Raise ValueError for more steps than the model's, or a spacing without the last step."""
+    """Raise ValueError for more steps than the model's, or a spacing that it lacks or without the last step."""
     if not isinstance(process := model.process, DiscreteProcess):
         return
-    most, skips = process.num_train_timesteps, process.zero_terminal_snr and sampling.spacing == "leading"
-    above = sampling.num_inference_steps > most
-    refuse(above, f"{where}.num_inference_steps must be at most num_train_timesteps {most}")
-    refuse(skips, f"{where}.spacing must not be leading: it skips the last step of zero_terminal_snr")
+    most, steps, spacing = process.num_train_timesteps, sampling.num_inference_steps, sampling.spacing
+    refuse(steps > most, f"{where}.num_inference_steps must be at most num_train_timesteps {most}")
+    if spacing in (None, "karras"):
+        return
+    try:
+        last = spaced_timesteps(most, steps, spacing=spacing)[-1]
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    skips = process.zero_terminal_snr and last < most - 1
+    refuse(skips, f"{where}.spacing must not be {spacing}: it skips the last step of zero_terminal_snr")

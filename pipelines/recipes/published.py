@@ -12,6 +12,7 @@ from components.configuration.sampling import (
 )
 from components.configuration.trainings import PriorTraining
 from components.evaluation.restoration import RestorationConfig
+from components.models.diffusion.steps import spaced_timesteps
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.precompute import Column, PrecomputeConfig, TextEncoderConfig
@@ -23,7 +24,16 @@ from pipelines.recipes.shapes import OneModelRecipe, RecipeRow, SharedParts, Tok
 
 ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=250)  # of IDDPM, ADM, GLIDE
 ANCESTRAL_1000 = DiffusionSampling(sampler="ddpm", num_inference_steps=1000)  # of DDPM, Palette
-LATENT = DiffusionSampling(sampler="ddim", num_inference_steps=200, threshold="none")  # of LDM
+LATENT = DiffusionSampling(  # of LDM
+    sampler="ddim", num_inference_steps=200, spacing="leading_from_1", threshold="none"
+)
+# "fast27" of openai/glide-text2im, `respace.py`: sections of 10, 10, 3, 2 and 2 steps, and in place of the last 999 two
+# steps before, "to reduce DDIM artifacts from noisiest timesteps".
+FAST_27 = DiffusionSampling(
+    sampler="ddim",
+    num_inference_steps=27,
+    spacing=(*spaced_timesteps(1000, 27, spacing="10,10,3,2,2")[:-1], 997),
+)
 
 
 # fmt: off
@@ -153,7 +163,7 @@ PAPER_RECIPES = {row.name: row for row in (
         "GLIDE by text, 64² and its upsampler to 256². A vocabulary of 50,257 words, texts of 128.",
         lambda name: diffusion_branch(
             name, 256, "glide_base", ANCESTRAL.replace(guidance_scale=3.0),
-            upsampler=("glide_upsampler", ANCESTRAL.replace(num_inference_steps=27)),
+            upsampler=("glide_upsampler", FAST_27),
             vocab_size=50_257, text_length=128)),
     RecipeRow("ldm_ffhq_f4", "Latent diffusion on faces, 256², in the latents of vq-f4.",
         lambda name: diffusion_branch(name, 256, name, LATENT, autoencoder="ldm_vq_f4")),
@@ -167,6 +177,11 @@ PAPER_RECIPES = {row.name: row for row in (
         lambda name: diffusion_branch(
             name, 256, name, LATENT.replace(guidance_scale=5.0), autoencoder="ldm_kl_f8",
             text_encoder=TextEncoderConfig(uri="s3://your-bucket/text-encoder", length=77))),
+    # Table 4 of Peebles and Xie (2023): guidance 1.5, which moves three of the four channels in their code.
+    RecipeRow("dit_imagenet_256", "DiT-XL/2 by class, 256², in the latents of kl-f8.",
+        lambda name: diffusion_branch(
+            name, 256, name, ANCESTRAL.replace(threshold="none", guidance_scale=1.5, guided_channels=3),
+            autoencoder="ldm_kl_f8")),
     RecipeRow("palette_256",
         "Palette at 256², one model for inpainting, uncropping, colorization, JPEG and super-resolution.",
         lambda name: ImageToImageRecipe(

@@ -15,16 +15,16 @@ openai/guided-diffusion, which are those of 128²: 300,000 steps of 256 images, 
 
 Diffusion: DDPM is Ho et al. (2020); IDDPM, Nichol and Dhariwal (2021); ADM, Dhariwal and Nichol (2021), its tables of
 hyperparameters and the flags of openai/guided-diffusion; CDM, Ho et al. (2022); GLIDE, Nichol et al. (2022) and
-openai/glide-text2im; LDM, Rombach et al. (2022) and the configurations of CompVis/latent-diffusion; Palette, Saharia et
-al. (2022). A label is dropped where guidance needs it, and its table then has one row more: those of ADM need none.
-ImageNet has 1,000 classes; GLIDE's vocabulary 50,257 words, of which a text has 128.
+openai/glide-text2im; LDM, Rombach et al. (2022) and the configurations of CompVis/latent-diffusion; DiT, Peebles and
+Xie (2023); Palette, Saharia et al. (2022). A label is dropped where guidance needs it, and its table then has one row
+more: those of ADM need none. ImageNet has 1,000 classes; GLIDE's vocabulary 50,257 words, of which a text has 128.
 """
 
 from typing import Any, Literal, NamedTuple
 
 from components.configuration.conditions import DiffusionConditions, PaddedTextConfig
 from components.configuration.diffusion import DegradationConfig, DiffusionTraining, LowResConfig
-from components.configuration.networks import GaussianConfig, GradientCodesConfig, GumbelCodesConfig
+from components.configuration.networks import DiTConfig, GaussianConfig, GradientCodesConfig, GumbelCodesConfig
 from components.configuration.processes import DiscreteNoise, DiscreteProcess
 from components.configuration.trainings import AutoencoderTraining, ClassifierTraining
 
@@ -247,6 +247,13 @@ PAPER_DIFFUSION: dict[str, DiffusionTraining] = {
         32,  320, (1, 2, 4, 4), 2, (32, 16, 8), None, 8,  LATENT.replace(beta_start=0.00085, beta_end=0.012),
         DiffusionConditions(conditions=("text_states",), cond_drop_prob=0.1, text_states_dim=1280), 390_000, 680, 1e-4,
         in_channels=4, scale_shift_norm=False, resample_in_blocks=False, text_conditioning="spatial_transformer"),
+
+    # DiT-XL/2 by class on latents of 32² x 4 of kl-f8: section 4, and `train.py` of facebookresearch/DiT, which mirrors
+    # half of the images; ours doesn't. Published weights are of 7,000,000 steps, the paper's comparisons of 400,000.
+    "dit_imagenet_256": DiffusionTraining.of(
+        resolution=32, in_channels=4, network=DiTConfig(patch_size=2, model_dim=1152, num_layers=28, num_heads=16),
+        process=LINEAR, conditioning=LABEL.replace(cond_drop_prob=0.1),
+        **published(7_000_000, 256, 1e-4, ema_decay=0.9999)),
 
     # Palette: ADM's network without a label, the other image concatenated. Published: rate 1e-4 after 10,000 steps,
     # 2,000 noise levels, 1,000 steps at sampling, on a schedule fitted to them, where ours takes every second level;

@@ -44,6 +44,14 @@ def test_guidance_extrapolates_from_the_null_to_the_condition_and_keeps_what_has
     torch.testing.assert_close(guided(guidance_scale), expected)
 
 
+def test_guidance_moves_the_first_channels_alone_where_it_is_told_so():
+    """As `forward_with_cfg` of facebookresearch/DiT: the rest is the conditional half's."""
+    found = guided(3.0, channels=2)
+    assert torch.equal(found[:, :2], guided(3.0)[:, :2])
+    assert torch.equal(found[:, 2:], conditional(LABEL)[:, 2:])
+    assert torch.equal(guided(3.0, channels=9), guided(3.0))
+
+
 @pytest.mark.parametrize("guidance_scale", [1, 1.0, torch.ones(4), {"label": 1.0}])
 def test_scale_1_changes_nothing_and_runs_the_network_once_and_any_other_a_doubled_batch(guidance_scale):
     model = CountingModel()

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from components.models.diffusion.objective import EDMObjective, FlowObjective
 from components.models.diffusion.samplers import sample
-from components.models.diffusion.schedule import Trajectory, spaced_timesteps
+from components.models.diffusion.schedule import Trajectory
+from components.models.diffusion.steps import spaced_timesteps
 from tests.known_denoisers import discrete, seeded_noise, wavy
 
 LINEAR = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 2e-2}
@@ -71,6 +72,22 @@ def test_a_whole_ddim_chain_equals_that_of_diffusers(eta):
     theirs = chain(peer, x_t, wavy, use_clipped_model_output=True, **options)
     how = {"sampler": "ddim", "num_inference_steps": 25, "spacing": "leading", "eta": eta}
     ours = sample(wavy, discrete(), x_t, noise=seeded_noise(SHAPE), **how)
+    torch.testing.assert_close(ours, theirs, atol=2.6e-5, rtol=0)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("num_inference_steps", [50, 200])
+def test_a_whole_ddim_chain_of_latent_diffusion_equals_that_of_diffusers(num_inference_steps, eta):
+    """Levels 1, 21, …; the last step ends at alphas_cumprod[0], and adds noise like the others."""
+    peer = DDIMScheduler(
+        **LINEAR, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading", clip_sample=False
+    )
+    in_float64(peer).set_timesteps(num_inference_steps)
+    peer.final_alpha_cumprod = peer.alphas_cumprod[0]
+    x_t = start()
+    theirs = chain(peer, x_t, gentle, eta=eta, variance_noise=seeded_noise(SHAPE) if eta else None)
+    how = {"sampler": "ddim", "num_inference_steps": num_inference_steps, "spacing": "leading_from_1", "eta": eta}
+    ours = sample(gentle, discrete(), x_t, noise=seeded_noise(SHAPE), threshold="none", **how)
     torch.testing.assert_close(ours, theirs, atol=2.6e-5, rtol=0)
 
 
@@ -180,6 +197,14 @@ def test_steps_are_spaced_as_diffusers_spaces_them(spacing, num_inference_steps)
         assert spaced_timesteps(1000, 1) == [999]
     else:
         assert spaced_timesteps(1000, num_inference_steps, spacing=spacing) == peer.timesteps.tolist()[::-1]
+
+
+@pytest.mark.parametrize("num_inference_steps", [1, 2, 7, 50, 300, 999])
+def test_steps_of_latent_diffusion_begin_at_1(num_inference_steps):
+    peer = DDIMScheduler(1000, timestep_spacing="leading", steps_offset=1)
+    peer.set_timesteps(num_inference_steps)
+    found = spaced_timesteps(1000, num_inference_steps, spacing="leading_from_1")
+    assert found == peer.timesteps.tolist()[::-1]
 
 
 def test_dynamic_thresholding_equals_that_of_diffusers():

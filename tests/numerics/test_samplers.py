@@ -10,8 +10,8 @@ from torch import Tensor
 
 from components.models.diffusion.objective import EDMObjective, FlowObjective, Objective
 from components.models.diffusion.samplers import Known, Start, quantile, sample
-from components.models.diffusion.schedule import spaced_timesteps, with_clean_end
-from components.models.diffusion.steps import SAMPLERS, ddim_step, ddpm_step
+from components.models.diffusion.schedule import with_clean_end
+from components.models.diffusion.steps import SAMPLERS, ddim_step, ddpm_step, spaced_timesteps
 from tests.known_denoisers import best_denoiser, discrete, moments, output_for, respaced, seeded_noise, wavy
 
 MODES = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0)]
@@ -286,6 +286,52 @@ def test_evenly_spread_steps_keep_both_ends():
     assert len(set(spaced)) == 250
     assert spaced_timesteps(1000, 1000) == spaced_timesteps(1000, 1000, spacing="trailing") == list(range(1000))
     assert spaced_timesteps(1000, 1) == spaced_timesteps(1000, 1, spacing="trailing") == [999]
+
+
+def test_sections_have_their_counts_and_places_are_sums_of_the_stride():
+    """The example of openai/guided-diffusion's `space_timesteps`; GLIDE's sections; a place that a sum rounds down."""
+    thirds = spaced_timesteps(300, 45, spacing="10,15,20")
+    assert [sum(low <= step < low + 100 for step in thirds) for low in (0, 100, 200)] == [10, 15, 20]
+    assert (thirds[9], thirds[10], thirds[24], thirds[25], thirds[-1]) == (99, 100, 199, 200, 299)
+    fast = [0, 22, 44, 66, 88, 111, 133, 155, 177, 199, 200, 222, 244, 266, 288, 311, 333, 355, 377, 399]
+    assert spaced_timesteps(1000, 27, spacing="10,10,3,2,2") == [*fast, 400, 500, 599, 600, 799, 800, 999]
+    assert spaced_timesteps(10, 3, spacing="2,1") == [0, 4, 5]
+    (place,) = {*spaced_timesteps(1000, 21, spacing="21")} - {*spaced_timesteps(1000, 21)}
+    assert place == round(sum([999 / 20] * 10)) == 499
+    assert spaced_timesteps(1000, 3, spacing=(997, 0, 500)) == [0, 500, 997]
+
+
+@pytest.mark.parametrize(
+    ("steps", "spacing", "words"),
+    [
+        (27, "10,10,3", "has 23 steps, num_inference_steps is 27"),
+        (2, (5, 5), r"\[5, 5\] has 1 steps"),
+        (2, (0, 100), "must hold steps in .0, 99., not 0 to 100"),
+        (7, "even", "unknown spacing 'even': choose linspace"),
+        (60, "60,0", "a section of 50 training steps, which can't be 60 steps"),
+        (100, "leading_from_1", "takes fewer than all 100 steps"),
+    ],
+)
+def test_a_spacing_that_the_steps_do_not_have_is_refused(steps: int, spacing: Any, words: str):
+    with pytest.raises(ValueError, match=words):
+        run("ddim", num_inference_steps=steps, spacing=spacing)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_last_step_ends_at_the_first_one_of_training_where_the_spacing_says_so(sampler):
+    """A sampler of second order looks there too, at time 0."""
+    seen: list[float] = []
+    objective, x_0 = discrete("cosine", 100), torch.full(SHAPE, 0.3, dtype=torch.float64)
+
+    def denoise(x_t: Tensor, time: Tensor) -> Tensor:
+        seen.append(time[0].item())
+        return output_for(objective, x_0=x_0, x_t=x_t, time=time)
+
+    how = {"sampler": sampler, "num_inference_steps": 4, "spacing": "leading_from_1", "noise": seeded_noise(SHAPE)}
+    found = sample(denoise, objective, seeded_noise(SHAPE, seed=1)(0), **how)
+    assert [*dict.fromkeys(seen)] == ([76, 51, 26, 1, 0] if sampler == "heun" else [76, 51, 26, 1])
+    left = (found - objective.schedule.tables["signal"][0] * x_0) / objective.schedule.tables["sigma"][0]
+    assert 0.3 < left.std().item() < 1.7
 
 
 def test_without_terminal_signal_sampling_starts_at_the_last_step():

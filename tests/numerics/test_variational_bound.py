@@ -16,7 +16,8 @@ from components.models.diffusion.discrete import (
     normal_kl,
     prior_bits,
 )
-from components.models.diffusion.schedule import make_schedule, spaced_timesteps
+from components.models.diffusion.schedule import make_schedule
+from components.models.diffusion.steps import spaced_timesteps
 from tests.known_denoisers import discrete, output_for, respaced, seeded_noise, wavy
 
 LEVELS = torch.linspace(-1, 1, 256, dtype=torch.float64)

@@ -17,6 +17,8 @@ from components.data.encoding import describe_autoencoder
 from components.models.bundle import load_bundle
 from components.runtime.storage.artifact import load_artifact
 from components.runtime.storage.store import Store, digest_of
+from components.sampling.model import load_model
+from pipelines.recipes.catalog import load_recipe
 from tests.foreign_weights import adm_layers, tensors_of
 from tests.in_process import Done, in_process
 from tests.refusals import assert_refused
@@ -71,6 +73,8 @@ def test_a_file_becomes_a_model_that_samples(tmp_path: Path, weights: dict[str, 
     assert model == f"model: {artifact.identity} in ours"
     origin = artifact.provenance["origin"]
     assert (origin["uri"], origin["sha256"]) == (str(file), digest_of(file).sha256)
+    with artifact.local_copy() as folder:  # it is sampled as its recipe is
+        assert load_model("base", folder).sampling == load_recipe("ddpm", []).sampling.base
     if form == "safetensors":  # the line that is printed can be typed
         assert following == "next: cascade sample --model ours"
         done = in_process(*following.split()[2:], "--count", "1", "--steps", "2", cwd=tmp_path)

@@ -18,6 +18,7 @@ from components.sampling.generator import Parts
 from components.sampling.generators.diffusion import denoise, sample_guided
 from components.sampling.images import to_uint8
 from components.sampling.model import load_model
+from components.sampling.plan import sampling_of
 from components.sampling.requests import Request
 from tests.refusals import one_line
 from tests.tiny_cascade import CLASSES, DIFFUSION, FEW
@@ -63,6 +64,16 @@ def test_a_cascade_is_its_parts_wherever_they_lie(generator: str, tmp_path: Path
         {"upsamplers"} if upsamplers else set()
     )
     assert farthest(loaded.sample(REQUESTS[generator]), by_hand.sample(REQUESTS[generator])) == 0
+
+
+def test_steps_that_are_written_out_give_way_to_another_number_and_named_ones_stay(tmp_path: Path) -> None:
+    folder = base(tmp_path / "base")
+    for spacing, left in (((0, 5, 9), None), ("2,1", None), ("leading", "leading")):
+        model = load_model("base", folder, sampling={"num_inference_steps": 3, "spacing": spacing})
+        asked = [sampling_of(model, request, first=True) for request in (Request(), Request(steps=2))]
+        assert [own.spacing for own in asked] == [spacing, left]
+        again = sampling_of(model, Request(steps=2, sampling={"base": {"spacing": [1, 4]}}), first=True)
+        assert again.spacing == (1, 4)
 
 
 def test_snapshots_stay_beside_the_model(tmp_path: Path) -> None:

@@ -19,10 +19,9 @@ from components.models.diffusion.schedule import (
     Trajectory,
     expand,
     karras_sigmas,
-    spaced_timesteps,
     with_clean_end,
 )
-from components.models.diffusion.steps import Spacing
+from components.models.diffusion.steps import Spaced, spaced_timesteps
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 Variance = Literal["fixed_small", "fixed_large", "learned_range"]
@@ -194,16 +193,20 @@ class DiscreteObjective:
         large = self.schedule.at("log_betas_clipped" if self.variance == "fixed_large" else "log_betas", time, like)
         return self.log_variance(output, like=like, small=small, large=large)
 
-    def trajectory(self, num_inference_steps: int, *, spacing: Spacing = "linspace") -> Trajectory:
+    def trajectory(self, num_inference_steps: int, *, spacing: Spaced = "linspace") -> Trajectory:
         """The steps of `Objective.trajectory`; "karras" interpolates between training steps, with rho = 7.
-        Where the last training step has no signal, every spacing starts there, but "leading" raises ValueError."""
+        "leading_from_1" ends at the first training step, alphas_cumprod[0], as in the code of Rombach et al. (2022).
+        Where the last training step has no signal, a spacing that does not start there raises ValueError."""
         if spacing == "karras":
             return self.karras_trajectory(num_inference_steps)
-        if spacing == "leading" and self.schedule.betas[-1] == 1:
-            raise ValueError("zero_terminal_snr needs spacing trailing or linspace: leading skips the last step")
-        times = torch.tensor(spaced_timesteps(len(self.schedule), num_inference_steps, spacing=spacing)[::-1])
+        steps = spaced_timesteps(len(self.schedule), num_inference_steps, spacing=spacing)
+        if self.schedule.betas[-1] == 1 and steps[-1] < len(self.schedule) - 1:
+            raise ValueError(f"zero_terminal_snr needs spacing trailing or linspace: {spacing} skips the last step")
+        end = [0] if spacing == "leading_from_1" else []
+        times = torch.tensor(steps[::-1] + end)
         alphas_cumprod = self.schedule.alphas_cumprod[times]
-        return with_clean_end(times, alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
+        signal, sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
+        return Trajectory(times, signal, sigma) if end else with_clean_end(times, signal, sigma)
 
     def karras_trajectory(self, num_inference_steps: int) -> Trajectory:
         """Levels of `karras_sigmas`, by interpolation of log sigma, at most a level for each training step."""

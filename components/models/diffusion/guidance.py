@@ -24,9 +24,10 @@ def guide(
     weaker: Network | None = None,
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
+    channels: int | None = None,
 ) -> Denoise:
     """Bind conditions and guidance: output = unconditional + scale * (conditional - unconditional).
-    Only the first C channels are guided; a learned variance comes from the conditional output alone.
+    At most the first C channels are guided; a learned variance comes from the conditional output alone.
 
     Args:
         condition: each value (B, ...).
@@ -41,6 +42,8 @@ def guide(
         interval: guide only where sigma / signal lies in [low, high] (Kynkäänniemi et al., 2024); elsewhere scale is 1.
         rescale: in [0, 1], how far the deviation of the guided output is brought back to the deviation of the
             conditional output (Lin et al., 2024, equations 15 and 16).
+        channels: only so many are guided, the rest is the conditional output's; None: all C. The code of Peebles and
+            Xie (2023) guides 3 of the 4 channels of its latents.
 
     Raises ValueError if null has a key that condition lacks, guidance_scale a key that null lacks, or scales by
     condition are combined with weaker or rescale."""
@@ -67,12 +70,12 @@ def guide(
         else:
             conditional = [objective.apply(network, x_t, time, **condition)]
             reference = objective.apply(weaker, x_t, time, **condition)
-        channels = x_t.shape[1]
-        guided = _extrapolated([output[:, :channels] for output in conditional], reference[:, :channels], scales)
+        first = min(x_t.shape[1], channels or x_t.shape[1])
+        guided = _extrapolated([output[:, :first] for output in conditional], reference[:, :first], scales)
         if rescale > 0:
-            deviations = [x.std(dim=(1, 2, 3), keepdim=True) for x in (conditional[0][:, :channels], guided)]
+            deviations = [x.std(dim=(1, 2, 3), keepdim=True) for x in (conditional[0][:, :first], guided)]
             guided = guided * (rescale * (deviations[0] / deviations[1]) + (1 - rescale))
-        return torch.cat([guided, conditional[0][:, channels:]], dim=1)
+        return torch.cat([guided, conditional[0][:, first:]], dim=1)
 
     return denoise
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from components.models.diffusion.discrete import DiscreteObjective
 from components.models.diffusion.schedule import Trajectory, expand, karras_sigmas, make_schedule, with_clean_end
-from components.models.diffusion.steps import Spacing
+from components.models.diffusion.steps import Spaced
 
 Network = Callable[..., Tensor]  # (x_t, an encoding of the time (B,), **conditions) -> output
 
@@ -45,7 +45,7 @@ class Objective(Protocol):
         """Log variance of an ancestral step, from the posterior's (small) and the forward step's (large)."""
         return small
 
-    def trajectory(self, num_inference_steps: int, *, spacing: Spacing = "linspace") -> Trajectory:
+    def trajectory(self, num_inference_steps: int, *, spacing: Spaced = "linspace") -> Trajectory:
         """The levels of sampling; `spacing` chooses among training steps, a choice of discrete steps only.
         Raises ValueError if num_inference_steps is out of range."""
 
@@ -106,7 +106,7 @@ class EDMObjective(Objective):
         factors = self.preconditioning(time, x_t)
         return factors.c_skip * x_t + factors.c_out * output
 
-    def trajectory(self, num_inference_steps: int, *, spacing: Spacing = "linspace") -> Trajectory:
+    def trajectory(self, num_inference_steps: int, *, spacing: Spaced = "linspace") -> Trajectory:
         sigma = karras_sigmas(num_inference_steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
         return with_clean_end(sigma, torch.ones_like(sigma), sigma)
 
@@ -142,7 +142,7 @@ class FlowObjective(Objective):
     def predict_x_0(self, output: Tensor, *, x_t: Tensor, time: Tensor) -> Tensor:
         return x_t - expand(time, x_t) * output
 
-    def trajectory(self, num_inference_steps: int, *, spacing: Spacing = "linspace") -> Trajectory:
+    def trajectory(self, num_inference_steps: int, *, spacing: Spaced = "linspace") -> Trajectory:
         """Even steps of t from 1 to 0. Raises ValueError if num_inference_steps is below 1."""
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, not {num_inference_steps}")

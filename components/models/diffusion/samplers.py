@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from components.models.diffusion.objective import Objective
-from components.models.diffusion.steps import SAMPLERS, Prediction, SamplerName, Spacing
+from components.models.diffusion.steps import SAMPLERS, Prediction, SamplerName, Spaced
 
 Threshold = Literal["static", "dynamic", "none"]
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, time (B,)) -> output
@@ -47,7 +47,7 @@ def sample(
     num_inference_steps: int,
     noise: Callable[[int], Tensor],
     eta: float = 0.0,
-    spacing: Spacing | None = None,
+    spacing: Spaced | None = None,
     threshold: Threshold = "static",
     percentile: float = 0.995,
     score: Score | None = None,
@@ -62,7 +62,7 @@ def sample(
         noise: standard normal noise like x_T for each step from 0; requested in order, and only for steps that use
             noise.
         eta: of samplers with such an option (DDIM), in [0, 1]: 0 is deterministic, 1 has the small variance of "ddpm".
-        spacing: of a discrete objective's steps; None is the sampler's own.
+        spacing: of a discrete objective's steps, see `spaced_timesteps`; None is the sampler's own.
         threshold: of each predicted x_0: "static" clips to [-1, 1], "dynamic" to the percentile of each image,
             "none" is for latents.
         score: of a classifier, times its scale (Dhariwal and Nichol, 2021): algorithm 1 for "ddpm", algorithm 2, which

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from components.models.devices import to_device
 from components.models.diffusion.betas import SCHEDULES, ScheduleName, check_ends
-from components.models.diffusion.steps import Spacing, Step
+from components.models.diffusion.steps import Step
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,14 +152,14 @@ def without_terminal_signal(betas: Tensor) -> Tensor:
 
 
 class Trajectory(NamedTuple):
-    """Levels from noise to the clean image, and the time of each run of the network."""
+    """Levels from noise to image, and the time of each run of the network."""
 
-    times: Tensor  # (N,) of the objective; int64 where times are training steps
-    signal: Tensor  # (N + 1,) float64, from noise to image; ends with 1
-    sigma: Tensor  # (N + 1,) float64; ends with 0
+    times: Tensor  # (N,) of the objective, or (N + 1,) where the last level has one; int64 where it is a training step
+    signal: Tensor  # (N + 1,) float64, from noise to image; ends with 1, or with that of training's first step
+    sigma: Tensor  # (N + 1,) float64; ends with 0, or likewise
 
     def __len__(self) -> int:
-        return self.times.shape[0]
+        return self.signal.shape[0] - 1
 
     @property
     def initial_scale(self) -> float:
@@ -168,35 +168,14 @@ class Trajectory(NamedTuple):
 
     def last(self, steps: int) -> "Trajectory":
         """The trajectory of the last `steps` steps."""
-        return Trajectory(self.times[-steps:], self.signal[-steps - 1 :], self.sigma[-steps - 1 :])
+        first = len(self) - steps
+        return Trajectory(self.times[first:], self.signal[first:], self.sigma[first:])
 
     def step(self, index: int) -> Step:
         """The step from level `index` to the next."""
         signal, next_signal = self.signal[index : index + 2].tolist()
         sigma, next_sigma = self.sigma[index : index + 2].tolist()
         return Step(signal, sigma, next_signal, next_sigma)
-
-
-def spaced_timesteps(num_train_timesteps: int, num_inference_steps: int, *, spacing: Spacing = "linspace") -> list[int]:
-    """Training steps to sample with, ascending (Lin et al., 2024, table 2).
-
-    Args:
-        spacing: "linspace" includes both ends: 250 of 1000 are 0, 4, 8, ... 995, 999; a single step is the last step,
-            where alone sampling can start from noise. "leading" has a whole stride from 0, so that the last steps are
-            never taken; "trailing" has an even stride down from the last step.
-
-    Raises ValueError if num_inference_steps is not in [1, num_train_timesteps]."""
-    if not 1 <= num_inference_steps <= num_train_timesteps:
-        raise ValueError(f"num_inference_steps must be in [1, {num_train_timesteps}], not {num_inference_steps}")
-    if spacing == "leading":
-        return list(range(0, num_train_timesteps, num_train_timesteps // num_inference_steps))[:num_inference_steps]
-    if spacing == "trailing":
-        stride = num_train_timesteps / num_inference_steps
-        return [round(num_train_timesteps - i * stride) - 1 for i in reversed(range(num_inference_steps))]
-    if num_inference_steps == 1:
-        return [num_train_timesteps - 1]
-    stride = (num_train_timesteps - 1) / (num_inference_steps - 1)
-    return [round(i * stride) for i in range(num_inference_steps)]
 
 
 def karras_sigmas(num_inference_steps: int, *, sigma_min: float, sigma_max: float) -> Tensor:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "sde_dpm_solver_pp", "heun", "euler"]
-Spacing = Literal["linspace", "leading", "trailing", "karras"]
+Spacing = Literal["linspace", "leading", "leading_from_1", "trailing", "karras"]
+Spaced = str | tuple[int, ...]  # a `Spacing`, counts of equal sections as "10,10,3,2,2", or the training steps
 
 
 class Step(NamedTuple):
@@ -165,6 +166,73 @@ SAMPLERS: dict[SamplerName, type[Euler]] = {
     "heun": Heun,
     "euler": Euler,
 }
+
+
+def check_spacing(spacing: Spaced, num_inference_steps: int) -> None:
+    """Raise ValueError, in one line, for an unknown spacing, or for one of another number of steps."""
+    if spacing in get_args(Spacing):
+        return
+    if isinstance(spacing, str) and not all(part.isdecimal() for part in spacing.split(",")):
+        names = ", ".join(get_args(Spacing))
+        raise ValueError(f"unknown spacing {spacing!r}: choose {names}, counts as 10,10,3,2,2, or a list of steps")
+    count = sum(map(int, spacing.split(","))) if isinstance(spacing, str) else len({*spacing})
+    if count != num_inference_steps:
+        shown = spacing if isinstance(spacing, str) else [*spacing]
+        raise ValueError(f"spacing {shown} has {count} steps, num_inference_steps is {num_inference_steps}")
+
+
+def spaced_timesteps(num_train_timesteps: int, num_inference_steps: int, *, spacing: Spaced = "linspace") -> list[int]:
+    """Training steps to sample with, ascending (Lin et al., 2024, table 2).
+
+    Args:
+        spacing: "linspace" includes both ends: 250 of 1000 are 0, 4, 8, ... 995, 999; a single step is the last step,
+            where alone sampling can start from noise. "leading" has a whole stride from 0, so that the last steps are
+            never taken, "leading_from_1" the same a step later (code of Rombach et al., 2022); "trailing" has an even
+            stride down from the last step. Counts as "10,10,3,2,2" are of steps in equal sections of the training steps
+            (code of Nichol and Dhariwal, 2021). A tuple holds the training steps.
+
+    Raises ValueError if num_inference_steps is not in [1, num_train_timesteps], or the spacing does not fit it."""
+    if not 1 <= num_inference_steps <= num_train_timesteps:
+        raise ValueError(f"num_inference_steps must be in [1, {num_train_timesteps}], not {num_inference_steps}")
+    check_spacing(spacing, num_inference_steps)
+    if not isinstance(spacing, str):
+        steps = sorted(spacing)
+        if steps[0] < 0 or steps[-1] >= num_train_timesteps:
+            raise ValueError(
+                f"spacing must hold steps in [0, {num_train_timesteps - 1}], not {steps[0]} to {steps[-1]}"
+            )
+        return steps
+    if spacing[0].isdecimal():
+        return _sections(num_train_timesteps, [int(part) for part in spacing.split(",")])
+    if spacing.startswith("leading"):
+        first, stride = int(spacing == "leading_from_1"), num_train_timesteps // num_inference_steps
+        if first + (num_inference_steps - 1) * stride >= num_train_timesteps:
+            raise ValueError(f"spacing {spacing} takes fewer than all {num_train_timesteps} steps of training")
+        return [first + i * stride for i in range(num_inference_steps)]
+    if spacing == "trailing":
+        stride = num_train_timesteps / num_inference_steps
+        return [round(num_train_timesteps - i * stride) - 1 for i in reversed(range(num_inference_steps))]
+    if num_inference_steps == 1:
+        return [num_train_timesteps - 1]
+    stride = (num_train_timesteps - 1) / (num_inference_steps - 1)
+    return [round(i * stride) for i in range(num_inference_steps)]
+
+
+def _sections(num_train_timesteps: int, counts: list[int]) -> list[int]:
+    """Steps of equal sections, the first of which are a step longer where there is a rest.
+    Places are sums of the stride, not its multiples, so that they round as OpenAI's. A single step is the first one."""
+    size, longer = divmod(num_train_timesteps, len(counts))
+    steps, start = list[int](), 0
+    for index, count in enumerate(counts):
+        length = size + (index < longer)
+        if not 1 <= count <= length:
+            raise ValueError(f"spacing has a section of {length} training steps, which can't be {count} steps")
+        place, stride = 0.0, (length - 1) / max(1, count - 1)
+        for _ in range(count):
+            steps.append(start + round(place))
+            place += stride
+        start += length
+    return steps
 
 
 def ddpm_step(step: Step, *, x_t: Tensor, x_0: Tensor) -> Tensor:

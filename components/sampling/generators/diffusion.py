@@ -23,6 +23,7 @@ from components.models.diffusion.corruption import MASK_TASKS, augment_low_res, 
 from components.models.diffusion.objective import make_objective
 from components.models.diffusion.samplers import Denoise, Known, Score, sample
 from components.models.diffusion.schedule import make_schedule
+from components.models.diffusion.steps import spaced_timesteps
 from components.sampling.frozen_text import frozen_conditions
 from components.sampling.generator import ConditionImages, Generator, Hooks, Parts
 from components.sampling.image_files import gray_png
@@ -47,10 +48,17 @@ SHAPE = ("in_channels", *CONDITIONS)
 
 
 def check_steps(model: SamplingModel, sampling: DiffusionSampling | DiffusionPriorSampling) -> None:
-    """Raise ValueError, in one line, for more steps than in the model's training."""
-    limit, steps = model.settings["objective"].get("num_train_timesteps", MOST_STEPS), sampling.num_inference_steps
+    """Raise ValueError, in one line, for more steps than in the model's training, or others."""
+    trained, steps = model.settings["objective"].get("num_train_timesteps"), sampling.num_inference_steps
+    limit, spacing = trained or MOST_STEPS, getattr(sampling, "spacing", None)
     if steps > limit:
         raise ValueError(f"{model.name}: steps must be in [1, {limit}], not {steps}")
+    if trained is None or spacing in (None, "karras"):
+        return
+    try:
+        spaced_timesteps(trained, steps, spacing=spacing)
+    except ValueError as error:
+        raise ValueError(f"{model.name}: {error}") from None
 
 
 def check_sampling(model: SamplingModel, sampling: DiffusionSampling, *, has_weaker: bool = False) -> None:
@@ -112,6 +120,7 @@ def denoise(
         weaker=None if away is None else away.module,
         interval=sampling.guidance_interval,
         rescale=sampling.guidance_rescale,
+        channels=sampling.guided_channels,
     )
     names = {"sampler", "num_inference_steps", "eta", "spacing", "threshold"}
     return sample(

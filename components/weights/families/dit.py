@@ -2,7 +2,8 @@
 
 Both were trained on latents of Stable Diffusion's autoencoder. Diffusers keeps a copy of the embeddings of time and
 class in every block, and computes other frequencies of the time than the code that the weights were trained by
-(`downscale_freq_shift` 1); ours are those of that code."""
+(`downscale_freq_shift` 1); ours are those of that code. Guidance moves three of the four channels, as in
+`forward_with_cfg` of facebookresearch/DiT."""
 
 from typing import Any
 
@@ -14,6 +15,7 @@ from components.weights.renaming import Arguments, Rules, WeightFamily, check_fi
 
 FIXED = {"activation_fn": "gelu-approximate", "norm_type": "ada_norm_zero", "attention_bias": True}
 FIXED |= {"norm_elementwise_affine": False}
+SAMPLING = {"guided_channels": 3}
 EMBEDDER = r"^transformer_blocks\.(\d+)\.norm1\.emb\."
 
 
@@ -101,6 +103,7 @@ FACEBOOK = WeightFamily(
     rules=facebook_rules,
     adapted=without_copies,
     latent_scale=latent_scale,
+    sampling=SAMPLING,
 )
 DIFFUSERS = WeightFamily(
     "DiTTransformer2DModel of diffusers",
@@ -111,4 +114,5 @@ DIFFUSERS = WeightFamily(
     class_name="DiTTransformer2DModel",
     sizes=diffusers_sizes,
     latent_scale=latent_scale,
+    sampling=SAMPLING,
 )
