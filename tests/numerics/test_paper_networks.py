@@ -45,7 +45,7 @@ PUBLISHED = {
     "ldm_imagenet_f8": 394_984_196,
     "ldm_imagenet_f4": 400_920_579,
     "ldm_text_to_image": 872_300_484,
-    "dit_imagenet_256": 675_129_632,
+    "dit_imagenet_256": 675_129_632 - 256 * 1152,  # without positions, which are no parameter here
     # The code of CDM and of Palette was not published: both networks are ADM's here. CDM's knows the noise of its
     # condition; into Palette's go an image and its mask too, and no variance comes out.
     "cdm_upsampler_64_256": 311_795_910 + (192 * 768 + 768) + (768 * 768 + 768),
