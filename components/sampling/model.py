@@ -86,7 +86,7 @@ class SamplingModel(NamedTuple):
 def load_model(
     name: str, folder: Path, *, device: str | torch.device = "cpu", sampling: Mapping[str, Any] | None = None
 ) -> SamplingModel:
-    """Load the bundle in `folder` in fp32 with sampling settings; None: its own, or the defaults of its kind.
+    """Load the bundle in `folder` in fp32 with sampling settings; None: its own, or its kind's defaults.
     Raises ValueError if it is none, lacks its text tokenizer, or can't sample so."""
     kind, network, settings, module = load_bundle(folder)
     text_length = network["text"]["context_length"] if network.get("text") else network.get("text_length")

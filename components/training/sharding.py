@@ -176,7 +176,7 @@ def placed_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
 
 
 def clip(network: nn.Module, worker: Worker, *, max_norm: float | None) -> Tensor:
-    """The norm () of all gradients together, which are scaled to `max_norm` where it is above; None: they stay."""
+    """The norm () of all gradients together, which are scaled down to `max_norm`; None: they stay."""
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     if worker.shards:
         return clip_shards(gradients, worker, max_norm=max_norm)

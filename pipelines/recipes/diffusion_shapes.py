@@ -259,7 +259,7 @@ def check_weaker(weaker: DiffusionTraining, base: DiffusionTraining) -> None:
 
 
 def check_steps(where: str, sampling: DiffusionSampling, model: DiffusionTraining) -> None:
-    """Raise ValueError for more steps than the model's, or a spacing that it lacks or without the last step."""
+    """Raise ValueError for more steps than the model's, or a spacing that does not fit it."""
     if not isinstance(process := model.process, DiscreteProcess):
         return
     most, steps, spacing = process.num_train_timesteps, sampling.num_inference_steps, sampling.spacing
