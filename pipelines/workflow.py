@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from components.configuration.config import IDENTITY, Config
+from components.configuration.config import Config
 from components.configuration.usage import UsageError, nearest
 from components.runtime.storage.artifact import Artifact, load_artifact
 from components.runtime.storage.store import Store
+from components.weights.starts import config_identity
 
 KEY_LENGTH = 20  # hexadecimal digits, 80 bits
 
@@ -34,7 +35,7 @@ class Stage:
         **inputs: "Stage | list[Stage]",
     ) -> None:
         self.name, self.run, self.config, self.inputs = name, run, config, inputs
-        self.identity = identity or (lambda config: config.model_dump(mode="json", context=IDENTITY))
+        self.identity = identity or config_identity
 
     @property
     def parents(self) -> dict[str, "Stage"]:

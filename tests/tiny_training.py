@@ -106,11 +106,18 @@ def config_of(kind: str, **changes: Any) -> Any:
     return CONFIGS[kind](**changes)
 
 
-def make_task(config: Any, *, worker: Worker = ALONE, max_batch_per_device: int | None = None, **options: Any) -> Any:
+def make_task(
+    config: Any,
+    *,
+    worker: Worker = ALONE,
+    max_batch_per_device: int | None = None,
+    load_start: Callable[[Any], None] | None = None,
+    **options: Any,
+) -> Any:
     """The real task of a configuration."""
     grid = GRID if config.needs().resolution is None else None
     options = {"dataset_info": DATASET_INFO, "grid": grid, **options}
-    task: Any = task_maker(config, **options)(worker=worker)
+    task: Any = task_maker(config, **options)(worker=worker, load_start=load_start)
     task.max_batch = max_batch_per_device
     return task
 

@@ -12,10 +12,16 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from components.configuration.conditions import IMAGES, DatasetInfo, Member, TokenGrid
-from components.configuration.config import Config, Unkeyed, refuse
+from components.configuration.config import Config, Since, Unkeyed, refuse
 from components.configuration.networks import NetworkConfig
 
 Precision = Literal["fp32", "tf32", "bf16"]
+
+
+class PartConfig(Config):
+    """Training of a part of a network."""
+
+    learning_rate: float = Field(ge=0)  # in units of the training's; 0: the part is frozen
 
 
 class OptimizationConfig(Config):
@@ -31,6 +37,8 @@ class OptimizationConfig(Config):
     lr_decay: Literal["linear", "cosine"] = "linear"
     final_lr_fraction: float = Field(0.02, ge=0, le=1)  # of learning_rate, at the last step
     warmup_steps: int = Field(50, ge=0)
+    # By patterns of names, as `down`, `blocks.1?`, `*.bias`; of several that fit a parameter the longest counts.
+    parts: Annotated[dict[str, PartConfig], Since({})] = Field(default_factory=dict)
     betas: tuple[float, float] = (0.9, 0.99)  # AdamW
     weight_decay: float = Field(0.0, ge=0)  # on matrices and kernels only
     max_grad_norm: float | None = Field(1.0, gt=0)  # None: gradients are not clipped
@@ -45,6 +53,9 @@ class OptimizationConfig(Config):
     checkpoint_minutes: Annotated[float | None, Unkeyed()] = Field(None, gt=0)  # in place of steps, by the clock
     sample_every: int = Field(200, ge=1)
 
+    def __hash__(self) -> int:  # a dictionary has none
+        return hash(self.model_dump_json())
+
     @property
     def equal_parts(self) -> int:
         """Number of equal parts of a worker's samples in a step; divides the number of samples."""
@@ -53,6 +64,14 @@ class OptimizationConfig(Config):
     def _check(self) -> None:
         warmup, total = self.warmup_steps, self.total_steps
         refuse(warmup >= total, f"warmup_steps {warmup} must be below total_steps {total}")
+
+
+class StartConfig(Config):
+    """Weights that a training begins with, in place of random ones."""
+
+    # A model of ours: the folder of its artifact or of its bundle. Its content enters the key, not its address.
+    uri: Annotated[str, Unkeyed()] = Field(min_length=1)
+    ignore: tuple[str, ...] = ()  # modules whose weights are new, by name, as class_embedding
 
 
 PerceptualNetwork = Literal["efficientnet_lite1", "vgg16_lpips", "none"]
@@ -78,6 +97,7 @@ class Training(Config):
 
     optimization: OptimizationConfig
     network: NetworkConfig
+    init_from: Annotated[StartConfig | None, Since(None)] = None  # None: from random weights
 
     @property
     def stage_name(self) -> str:

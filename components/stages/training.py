@@ -23,6 +23,7 @@ from components.training.perceptual_weights import check_perceptual_network
 from components.training.results import ModelDescription
 from components.training.step_model import step_flops, task_maker
 from components.training.worker import TrainingJob
+from components.weights.starts import start_loader, start_scale
 
 HELD_OUT = 256  # images for previews and the final evaluation
 
@@ -51,8 +52,8 @@ def train_model(
         condition: tokens of condition images with the same keys.
 
     Raises before anything is started: PerceptualWeightsError, ShardError for a set without the member that the recipe
-    names, TokensError and ValueError for inputs that do not fit each other or the recipe. Raises TrainingError if
-    losses stop being finite or workers fail too often.
+    names, TokensError and ValueError for inputs, or weights to start from, that do not fit each other or the recipe.
+    Raises TrainingError if losses stop being finite or workers fail too often.
     """
     if tokens is not None:
         return train_on_tokens(config, context, tokens, tokenizer=tokenizer, condition=condition)
@@ -73,7 +74,8 @@ def train_on_images(config: Training, context: StageContext, images: Artifact, *
     for member in (needs.member, needs.condition_member):
         if member is not None:
             check_member(index, member)
-    inputs, degradation = image_inputs(config, context.pool, images, index, **networks), None
+    scale = start_scale(config)
+    inputs, degradation = image_inputs(config, context.pool, images, index, latent_scale=scale, **networks), None
     if needs.degradations:
         degradation = Degradation(optimization.seed, needs.degradations, needs.jpeg_qualities)
     view = View(inputs.resolution, needs.member, needs.condition_member, inputs.arrays)
@@ -167,6 +169,7 @@ def run_training(
             learner=family_of(config.network.kind).stored,
             texts=texts,
         ),
+        load_start=start_loader(config, dataset_info, grid, bpe=texts.get(BPE)),
         step_flops=partial(step_flops, config, dataset_info, grid=grid),
     )
     trained = train(job)

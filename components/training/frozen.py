@@ -248,8 +248,10 @@ def image_inputs(
     autoencoder: Artifact | None,
     contrastive: Artifact | None,
     text_encoder: Artifact | None,
+    latent_scale: float | None = None,
 ) -> ImageInputs:
     """Match the needs of a training with the arrays of the set and the frozen networks.
+    `latent_scale`: that weights to start from have learned; None: it is measured.
     Raises ValueError, in a line, for networks that are missing, do not fit, or did not make the set's arrays."""
     needs = config.needs()
     resolution = needs.resolution
@@ -265,7 +267,8 @@ def image_inputs(
     check_sizes(config, frozen.sizes)
     load_encoders, settings = frozen.load_encoders, dict[str, float]()
     if autoencoder is not None:
-        load, scale = latents_of(needs, open_pool, index, autoencoder, seed=config.optimization.seed)
+        seed = config.optimization.seed
+        load, scale = latents_of(needs, open_pool, index, autoencoder, seed=seed, scale=latent_scale)
         load_encoders, settings = (*load_encoders, load), {"latent_scale": scale}
         arrays = (*arrays, *({"latents"} & {*index.array_names}))
     elif needs.channels == 1:
@@ -323,18 +326,25 @@ def check_maker(index: ShardIndex, name: str, maker: Artifact | None) -> None:
 
 
 def latents_of(
-    needs: TrainingNeeds, open_pool: Callable[[], Pool], index: ShardIndex, autoencoder: Artifact, *, seed: int
+    needs: TrainingNeeds,
+    open_pool: Callable[[], Pool],
+    index: ShardIndex,
+    autoencoder: Artifact,
+    *,
+    seed: int,
+    scale: float | None = None,
 ) -> tuple[LoadEncoder, float]:
     """The encoder of latents, and the scale for unit variance (Rombach et al., 2022, appendix G).
-    The scale is one over the deviation of the latents of MEASURED training images. Raises ValueError if the recipe's
-    sizes are not the autoencoder's."""
+    A scale that is not given is one over the deviation of the latents of MEASURED training images. Raises ValueError if
+    the recipe's sizes are not the autoencoder's."""
     shape = describe_autoencoder(autoencoder).diffused_shape
     sizes = (needs.channels, needs.resolution, needs.resolution)
     if shape != sizes:
         raise ValueError(f"latents are {shape} (channels, height, width), the recipe's in_channels and sides {sizes}")
-    part = random_part(index, samples=MEASURED, seed=seed)
-    with open_pool() as pool:
-        scale = 1 / pool.call(partial(deviation_of_latents, part, autoencoder, samples=MEASURED))
+    if scale is None:
+        part = random_part(index, samples=MEASURED, seed=seed)
+        with open_pool() as pool:
+            scale = 1 / pool.call(partial(deviation_of_latents, part, autoencoder, samples=MEASURED))
     return partial(load_latents, autoencoder=autoencoder, scale=scale), scale
 
 

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
 from components.configuration.conditions import IMAGES, DatasetInfo, TokenGrid
+from components.configuration.config import refuse
 from components.configuration.optimization import OptimizationConfig, Training
 from components.models.autoencoder import Autoencoder
 from components.models.bundle import NETWORKS
@@ -25,7 +26,15 @@ from components.sampling.device import computes_bf16
 from components.training.batches import png_grid, to_batch, with_positions
 from components.training.frozen import LoadEncoder, encoded
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.optim import EMA, NonFiniteGuard, decay_at, learning_rate, make_optimizer, power_decays
+from components.training.optim import (
+    EMA,
+    NonFiniteGuard,
+    decay_at,
+    freeze_parts,
+    learning_rate,
+    make_optimizer,
+    power_decays,
+)
 from components.training.parallel import ALONE, Worker, data_parallel
 from components.training.randomness import derive_seed, dropped_conditions, sample_normal
 from components.training.sharding import average_copies, clip, load_weights, placed_optimizer, shard
@@ -47,8 +56,10 @@ class Learner:
     `self.forward` is the data-parallel network, `self.network` the plain one; with shards both are sharded."""
 
     def __init__(self, network: Any, *, config: OptimizationConfig, worker: Worker, averaged: bool = True) -> None:
-        """Builds the optimizer and, if `averaged`, the configuration's EMA; discriminators have none."""
+        """Builds the optimizer and, if `averaged`, the configuration's EMA; discriminators have none.
+        Raises ValueError for parts that the network does not have."""
         self.config, self.worker = config, worker
+        freeze_parts(network, config.parts)
         self.network = network if worker.shards else network.to(worker.device)
         if config.compile_network:
             compile_blocks(self.network)
@@ -94,7 +105,7 @@ class Learner:
         norm = clip(self.network, self.worker, max_norm=self.config.max_grad_norm)
         taken = self.guard.admits(norm, step=step)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step)
+            group["lr"] = learning_rate(self.config, step) * group.get("factor", 1.0)
         self.optimizer.found_inf = (~taken).float()  # pyrefly: ignore[missing-attribute]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -159,6 +170,7 @@ class LearnerTask:
         grid: TokenGrid | None = None,
         load_encoders: Sequence[LoadEncoder] = (),
         load_tokenizer: Callable[[], Autoencoder] | None = None,
+        load_start: Callable[[nn.Module], None] | None = None,
         worker: Worker = ALONE,
     ) -> None:
         """Builds the networks of a training.
@@ -168,9 +180,10 @@ class LearnerTask:
             grid: of the tokens to learn; None for a training on images.
             load_encoders: loaders of frozen networks that add columns to batches.
             load_tokenizer: loads the network from tokens to images, for previews; None: tokens have no previews.
+            load_start: gives the network the weights to start from; None: they are drawn, or restored.
         """
         self.config, self.dataset_info, self.grid, self.worker = config, dataset_info, grid, worker
-        self.seed, self.load_tokenizer = config.optimization.seed, load_tokenizer
+        self.seed, self.load_tokenizer, self.load_start = config.optimization.seed, load_tokenizer, load_start
         self.parts_matter = self.parts_matter or getattr(config.network, "dropout", 0.0) > 0
         self.encoders = [load(worker.device) for load in load_encoders]
         self.make_learners()
@@ -178,8 +191,16 @@ class LearnerTask:
     def make_learners(self) -> None:
         """Build the network and its learner."""
         with initialized(self.seed, self.worker):
-            network = make_network(self.config, self.dataset_info, self.grid)
+            network = self.started_network()
         self.learner = Learner(network, config=self.config.optimization, worker=self.worker)
+
+    def started_network(self) -> Any:
+        """The network to be stored, with weights that are drawn and, where there is a start, its own.
+        Weights of ranks that have none yet come from the first one."""
+        network = make_network(self.config, self.dataset_info, self.grid)
+        if self.load_start is not None and not next(network.parameters()).is_meta:
+            self.load_start(network)
+        return network
 
     @cached_property
     def objective(self) -> Objective:
@@ -284,15 +305,19 @@ class AdversarialTask(LearnerTask):
     def make_learners(self) -> None:
         config: OptimizationConfig = self.config.optimization
         with initialized(self.seed, self.worker):
-            generator = make_network(self.config, self.dataset_info)
+            generator = self.started_network()
             arguments = self.config.discriminator_arguments(self.dataset_info)
             discriminator = None if arguments is None else DISCRIMINATORS[self.config.network.kind](**arguments)
         generator.to(memory_format=torch.channels_last)
         self.learner = Learner(generator, config=config, worker=self.worker)
         if discriminator is not None:
+            last: nn.Parameter | None = getattr(generator, "last_layer", None)
+            refuse(
+                last is not None and not last.requires_grad, "parts: the adaptive weight needs the last layer to train"
+            )
             discriminator.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
             rate = getattr(config, "discriminator_learning_rate", config.learning_rate)
-            own = config.replace(learning_rate=rate)
+            own = config.replace(learning_rate=rate, parts={})
             self.discriminator = Learner(discriminator, config=own, worker=self.worker, averaged=False)
 
     @property

@@ -8,6 +8,7 @@ linear combination of N snapshots is the average of any width, to be chosen afte
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from components.configuration.optimization import OptimizationConfig
+from components.configuration.config import refuse
+from components.configuration.optimization import OptimizationConfig, PartConfig
 from components.configuration.trainings import AutoencoderLosses
 from components.models.devices import ToldLater, to_device
 from components.training.parallel import local
@@ -25,14 +27,45 @@ Decays = Mapping[str, Callable[[Tensor], Tensor]]
 
 
 def make_optimizer(network: nn.Module, config: OptimizationConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, 2019) that decays matrices and kernels, not biases, norms and scalars."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """AdamW (Loshchilov & Hutter, 2019) that decays matrices and kernels, not biases, norms and scalars.
+    Parameters of a part with a rate of its own have a group, whose `factor` is in units of the training's rate."""
+    trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    factors = {name: factor_of(name, config.parts) for name, _ in trained}
+    groups: list[dict[str, Any]] = []
+    for factor in sorted({*factors.values()}):
+        own = [parameter for name, parameter in trained if factors[name] == factor]
+        named = {} if factor == 1 else {"factor": factor}
+        groups += [
+            {"params": [p for p in own if p.ndim >= 2], "weight_decay": config.weight_decay} | named,
+            {"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0} | named,
+        ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def factor_of(name: str, parts: Mapping[str, PartConfig]) -> float:
+    """Learning rate of a parameter in units of the training's, at least 0; 1 outside of all parts.
+    Of several parts that it fits the longest pattern counts."""
+    fitting = [pattern for pattern in parts if is_named(name, pattern)]
+    return parts[max(fitting, key=lambda pattern: (len(pattern), pattern))].learning_rate if fitting else 1.0
+
+
+def is_named(name: str, pattern: str) -> bool:
+    """True for a parameter that fits a pattern of parameters, or of modules around it."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
+def freeze_parts(network: nn.Module, parts: Mapping[str, PartConfig]) -> None:
+    """Leave parameters of parts at rate 0 without gradients.
+    Buffers, as codes that move by averages, are no parameters. Raises ValueError for a part without a parameter, and if
+    nothing is left to train."""
+    named = dict(network.named_parameters())
+    for pattern in parts:
+        refuse(not any(is_named(name, pattern) for name in named), f"parts: no parameter is named as {pattern!r}")
+    for name, parameter in named.items():
+        if factor_of(name, parts) == 0:
+            parameter.requires_grad_(False)
+    refuse(not any(p.requires_grad for p in named.values()), "parts: nothing is left to train")
 
 
 def learning_rate(config: OptimizationConfig, step: int) -> float:

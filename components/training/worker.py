@@ -16,6 +16,7 @@ import ray.train.torch
 import torch
 from ray.exceptions import RayTaskError
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
+from torch import nn
 
 import components
 from components.configuration.optimization import OptimizationConfig
@@ -59,6 +60,9 @@ class TrainingJob(NamedTuple):
     store: Store  # the stage's folder, where the model's files go
     model: ModelDescription
     tries_memory: bool | None = None  # measure how many samples there is room for, where not told; None: on GPUs
+    load_start: Callable[[nn.Module], None] | None = (
+        None  # gives a network its first weights; never asked by a resumed run
+    )
     step_flops: Callable[[], float] | None = None  # counts FLOPs of a step of all ranks, in rank 0; None: no MFU
 
     @property
@@ -85,9 +89,10 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     if worker.rank == 0:
         for line in differences(job, worker):
             job.recorder.emit(events.Warning(job.stage, line))
-    task = job.make_task(worker=worker)
-    task.max_batch = job.resources.max_batch_per_device
     checkpoint, start_step, seconds = ray.train.get_checkpoint(), 0, 0.0
+    options = {"load_start": job.load_start} if job.load_start is not None and checkpoint is None else {}
+    task = job.make_task(worker=worker, **options)
+    task.max_batch = job.resources.max_batch_per_device
     if checkpoint is not None:
         name = PurePosixPath(checkpoint.path).name
         try:

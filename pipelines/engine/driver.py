@@ -25,7 +25,15 @@ from pipelines.engine.provenance import code_line, commit
 from pipelines.engine.recorder import RunRecorder, StageStatus
 from pipelines.engine.run_report import REPORT, TRACES, announced, link_pages, render_run, save_run, traces_of
 from pipelines.engine.session import on_cluster, set_environment, start_ray, this_node
-from pipelines.planning.preflight import Needs, check_needs, check_nodes, check_shares, needs_of, space_of
+from pipelines.planning.preflight import (
+    Needs,
+    check_needs,
+    check_nodes,
+    check_shares,
+    check_starts,
+    needs_of,
+    space_of,
+)
 from pipelines.planning.profiles import Profile, load_profile, parse_cluster, storage_uri, tracking_uri
 from pipelines.planning.shares import resource_table, share_cluster, trainings
 from pipelines.recipes.catalog import DEMO, load_recipe, resolved_yaml
@@ -71,6 +79,7 @@ class Prepared:
     planned: list[PlannedStage]
     needs: Needs
     commit: str  # of the code, as `provenance.commit` has it
+    starts: list[str]  # a line for each training that begins with given weights
     profiling: Profiling | None = None
 
     @property
@@ -94,12 +103,14 @@ def prepare(options: RunOptions) -> Prepared:
     planned = workflow.plan(root, options)
     needs = needs_of(workflow, planned)
     check_needs(needs)
+    starts = check_starts(planned)
     run = options.run or f"{name}-{planned[-1].key[:6]}"
     profiling, tracking = None, tracking_uri(options.tracking)
     if options.profile_steps is not None:
         folder = root.join("runs", run, TRACES).uri
         profiling = parse_steps(options.profile_steps, workflow=workflow, folder=folder)
-    return Prepared(options, recipe, workflow, profile, root, tracking, name, run, planned, needs, commit(), profiling)
+    facts = (root, tracking, name, run, planned, needs, commit(), starts, profiling)
+    return Prepared(options, recipe, workflow, profile, *facts)
 
 
 def run(options: RunOptions, console: Console) -> int:

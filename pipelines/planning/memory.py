@@ -12,6 +12,7 @@ from torch import nn
 
 from components.configuration.conditions import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.optimization import OptimizationConfig, Training
+from components.configuration.usage import usage_errors
 from components.models.layers import blocks_of
 from components.runtime.execution import Resources
 from components.runtime.storage.connection import readable_bytes
@@ -37,10 +38,12 @@ def step_model(training: Training, dataset_info: DatasetInfo = IMAGES, grid: Tok
 
 
 def model_of(stage: Stage, stages: Sequence[Stage], *, classes: int = MANY_CLASSES) -> StepModel:
-    """Build the model of a stage's step, for a set with so many classes."""
+    """Build the model of a stage's step, for a set with so many classes.
+    Raises UsageError for a training that no such network takes."""
     assert isinstance(stage.config, Training)
     info = assumed_dataset_info(stage, stages, classes=classes)
-    return step_model(stage.config, info, tokens_of(stage, "tokens"))
+    with usage_errors(f"{stage.name}: "):
+        return step_model(stage.config, info, tokens_of(stage, "tokens"))
 
 
 def tokens_of(stage: Stage, name: str) -> TokenGrid | None:

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.configuration.config import Config
 from components.configuration.optimization import Training
-from components.configuration.usage import UsageError
+from components.configuration.usage import UsageError, usage_errors
 from components.data.ingest import PACKAGED
 from components.data.listing import FileVersion, SourceError
 from components.data.source_check import check_file, check_source, detect_source, file_to_try, shard_in_place
@@ -23,7 +23,7 @@ from components.evaluation.features import MeasureConfig
 from components.evaluation.networks import FeatureNetworkError, check_feature_network
 from components.runtime.execution import Resources
 from components.runtime.pool import one_line, portable
-from components.runtime.storage.connection import check_room, is_local
+from components.runtime.storage.connection import check_room, is_local, shown
 from components.runtime.storage.store import Store, StoreError
 from components.sampling.frozen_text import FrozenTextError, check_transformers
 from components.stages.images import ImagesConfig
@@ -31,12 +31,21 @@ from components.stages.precompute import TextEncoderConfig, check_text_encoder
 from components.training.launch import CHECKPOINTS_KEPT
 from components.training.perceptual_weights import PerceptualWeightsError, check_perceptual_network
 from components.training.sharding import why_whole
-from pipelines.planning.memory import MANY_CLASSES, checkpoint_bytes, model_bytes, model_of
+from components.weights.starts import open_start, planned_counts
+from pipelines.planning.memory import (
+    MANY_CLASSES,
+    assumed_dataset_info,
+    checkpoint_bytes,
+    model_bytes,
+    model_of,
+    tokens_of,
+)
 from pipelines.planning.shares import branches, trainings
 from pipelines.workflow import PlannedStage, Workflow
 
 logger = logging.getLogger("cascade")
 ANSWER_SECONDS = 300.0  # longer than storage is tried again
+UNKNOWN = ("num_classes", "vocab_size", "image_embedding_dim", "text_states_dim")  # of a set, before it is read
 IN_FLIGHT = 1  # checkpoints written while those that are kept are still there
 
 
@@ -50,7 +59,9 @@ class Needs(NamedTuple):
 
     def addresses(self) -> list[str]:
         """Addresses of the source, weights and encoders, spelled like the recipe's."""
-        trained = [config.needs().perceptual_weights_uri for config in self.configs if isinstance(config, Training)]
+        trainings = [config for config in self.configs if isinstance(config, Training)]
+        trained = [config.needs().perceptual_weights_uri for config in trainings]
+        trained += [config.init_from.uri for config in trainings if config.init_from is not None]
         measured = [config.feature_weights for config in self.configs if isinstance(config, MeasureConfig)]
         encoders = [config.uri for config in self.configs if isinstance(config, TextEncoderConfig)]
         return [*([self.source.path] if self.source else []), *filter(None, trained + measured), *encoders]
@@ -90,6 +101,9 @@ def check_needs(needs: Needs) -> None:
             if isinstance(config, Training):
                 own = config.needs()
                 check_perceptual_network(own.perceptual_network, weights_uri=own.perceptual_weights_uri)
+                if config.init_from is not None:
+                    with usage_errors("init_from: "):
+                        open_start(config.init_from)
             if isinstance(config, MeasureConfig):
                 check_feature_network(config.feature_network, config.feature_weights)
             if isinstance(config, TextEncoderConfig):
@@ -124,6 +138,33 @@ def check_shares(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
             )
 
 
+def check_starts(planned: Sequence[PlannedStage]) -> list[str]:
+    """A line for each training to run that begins with given weights: how many of its tensors they are.
+    Raises UsageError, in one line, for weights that do not fit, and for parts that a network does not have."""
+    lines, stages = list[str](), [entry.stage for entry in planned]
+    classes = known_classes(planned)
+    for stage in (entry.stage for entry in planned if entry.wanted):
+        config = stage.config
+        if isinstance(config, Training) and config.optimization.parts:
+            model_of(stage, stages)
+        if not isinstance(config, Training) or config.init_from is None:
+            continue
+        info = assumed_dataset_info(stage, stages, classes=classes or MANY_CLASSES)
+        other = {name: size + 1 for name, size in info.model_dump(include={*UNKNOWN}).items() if size}
+        if classes is not None:
+            other.pop("num_classes", None)
+        with usage_errors(f"{stage.name}.init_from: "):
+            counts = planned_counts(config, [info, info.model_copy(update=other)], tokens_of(stage, "tokens"))
+        lines.append(f"{stage.name} starts from {shown(config.init_from.uri)}: {counts}")
+    return lines
+
+
+def known_classes(planned: Sequence[PlannedStage]) -> int | None:
+    """Number of classes of the set; None as long as nobody has counted them."""
+    images = next(entry.cached for entry in planned if isinstance(entry.stage.config, ImagesConfig))
+    return None if images is None else len(images.metadata["classes"])
+
+
 class Space(NamedTuple):
     """Room for checkpoints, in bytes."""
 
@@ -146,8 +187,8 @@ def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
     time: the next is written when that is in storage, and ranks that resume fetch one between them. In the end it is
     the model, with its snapshots."""
     storage, temporary, stages = 0, {}, [entry.stage for entry in planned]
-    images = next(entry.cached for entry in planned if isinstance(entry.stage.config, ImagesConfig))
-    classes = MANY_CLASSES if images is None else len(images.metadata["classes"])
+    classes = known_classes(planned)
+    classes = MANY_CLASSES if classes is None else classes
     for entry in planned:
         if entry.wanted and isinstance(entry.stage.config, Training):
             model, store = model_of(entry.stage, stages, classes=classes), entry.store

@@ -1,10 +1,12 @@
 """A training that was killed and started again, whole or in shards, ends with the bits of one that was not."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from components.configuration.diffusion import DiffusionTraining
+from components.configuration.optimization import StartConfig
 from components.data.decoded import ImageSamples
 from components.data.shards import View, load_index
 from components.data.stream import rank_batches
@@ -30,6 +33,7 @@ from components.training.results import ModelDescription, Trained, read_finished
 from components.training.run_folder import checkpoint_name, last_checkpoint, upload_folder
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.worker import TrainingJob
+from components.weights.starts import load_start, open_start
 from tests.checkpoints import last_weights as run_weights
 from tests.distributed.recording import FileRecorder
 from tests.distributed.runs import images_artifact, run_stage
@@ -60,6 +64,15 @@ class KilledTask(DiffusionTask):
             self.target.unlink()
             os.kill(victim, signal.SIGKILL)
         return metrics
+
+
+class StartIsGone(KilledTask):
+    """Removes the weights that the run began with before it is killed."""
+
+    def train_step(self, batch: Batch, step: int) -> Metrics:
+        if step == KILLED_AT and self.target.exists() and self.worker.rank == 0:
+            shutil.rmtree(self.target.parent / "start")
+        return super().train_step(batch, step)
 
 
 class KilledWhileItSends(DiffusionTask):
@@ -118,6 +131,7 @@ def run(
     config: DiffusionTraining = CONFIG,
     workers: int = WORKERS,
     sharding: Sharding = "none",
+    load_start: Callable[[Any], None] | None = None,
     **options: Any,
 ) -> Trained:
     """Train in `folder`, resuming what is there."""
@@ -148,6 +162,7 @@ def run(
             resources=Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=2, sharding=sharding),
             store=Store(str(folder)),
             model=ModelDescription("unet", config.network_arguments(dataset_info), settings={}),
+            load_start=load_start,
         )
     )
 
@@ -209,6 +224,27 @@ def test_a_failing_evaluation_loses_no_step(undisturbed: dict[str, Tensor], tmp_
     assert logged == [5, 10, 15, 20, 25, 30]  # no step was taken twice
     assert trained.summary["held_out_loss"] > 0
     assert_equal_bits(last_weights(tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_a_killed_run_that_began_with_weights_never_reads_them_again(
+    complete: Path, tmp_path: Path, sharding: Sharding
+) -> None:
+    """They are gone when it is killed; both runs begin with the model of another one, but for its table of classes."""
+    (model,) = complete.glob("attempt-*/model.json")
+    ends = []
+    for name, task in (("whole", DiffusionTask), ("killed", StartIsGone)):
+        folder = tmp_path / name
+        shutil.copytree(model.parent, folder / "start")
+        start = open_start(StartConfig(uri=str(folder / "start")))
+        loader = partial(load_start, start=start, ignore=("class_embedding",))
+        if task is StartIsGone:
+            (folder / "target").write_text("0")
+        options = {"place": str(folder)} if task is StartIsGone else {}
+        run(folder, task, sharding=sharding, load_start=loader, **options)
+        ends.append(load_bundle(next(folder.glob("attempt-*"))).module.state_dict())
+    assert not (tmp_path / "killed/start").exists()
+    assert_equal_bits(*ends)
 
 
 def test_run_that_is_complete_is_not_started_again(complete: Path) -> None:

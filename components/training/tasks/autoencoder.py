@@ -37,6 +37,7 @@ from components.training.optim import kl_weight_at, temperature_at
 from components.training.parallel import average
 from components.training.perceptual_weights import load_perceptual_loss
 from components.training.randomness import sample_gumbel, step_generator
+from components.weights.starts import is_below
 
 
 class Losses(NamedTuple):
@@ -68,7 +69,8 @@ class AutoencoderTask(AdversarialTask):
         """Train both networks on the same reconstructions.
         The discriminator learns from step 1: an untrained discriminator would ruin reconstructions when the generator
         begins to use its gradients (taming-transformers issue 93)."""
-        if step == 1:
+        start = self.config.init_from
+        if step == 1 and (start is None or is_below("bottleneck", start.ignore)):
             self.start_codes(batch)
         in_parts = self.max_batch is not None and self.max_batch < len(batch["position"])
         ratio = self.adaptive_weight_of(batch, step) if in_parts and self.is_heard(step) else None

@@ -1,0 +1,186 @@
+"""Starts: models of ours whose weights a training begins with.
+
+A start is compared with the network by names and shapes, on the meta device, before anything starts. Its description
+says all of that, so planning reads no weights; the sha256 of the file with the weights is its content, in the key of
+the stage."""
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from components.configuration.conditions import DatasetInfo, TokenGrid
+from components.configuration.config import IDENTITY, Config
+from components.configuration.optimization import StartConfig, Training
+from components.configuration.usage import nearest, usage_errors
+from components.models.bundle import DESCRIPTION, NETWORKS, WEIGHTS, ModelBundle, describe_bundle
+from components.runtime.storage.artifact import ArtifactError, load_artifact
+from components.runtime.storage.connection import shown
+from components.runtime.storage.store import SCRATCH, Digest, Store, absolute, digest_of
+from components.sampling.model import BPE
+from components.weights.files import CONFIG, PICKLED, PIPELINE, SAFE, local_file, read_safetensors
+from components.weights.importing import check
+from components.weights.renaming import Renamed, fitted
+
+FOREIGN = ("hf://", "models:/")
+SCALE = "latent_scale"  # in a model's settings
+TEXT = re.compile(r"(^|\.)(text_encoder\.token_embedding|text_embedding)\.weight$")  # tables by ids of captions
+REMEDY = "give the folder of a trained model, or of what `cascade import` made"
+
+
+class Start(NamedTuple):
+    """The files of a model to start from."""
+
+    store: Store
+    description: str  # its path in the store
+    weights: str  # likewise
+    digest: Digest  # of the weights
+
+    @property
+    def model(self) -> ModelBundle:
+        """The model on the meta device. Raises ValueError for one of another version."""
+        try:
+            return describe_bundle(self.store.read(self.description))
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{shown(self.store.url(self.description))}: {error}") from None
+
+
+class Counts(NamedTuple):
+    """Tensors of a network and of its start."""
+
+    taken: int  # of the start
+    new: int  # of the network, which the start does not give
+    unused: int  # of the start
+
+    def __str__(self) -> str:
+        return f"{self.taken} tensors from it, {self.new} new, {self.unused} unused"
+
+
+def open_start(config: StartConfig) -> Start:
+    """Finds the files of a model; reads its manifest, or hashes the weights where it has none.
+    Raises ValueError, in one line, for a place without a model of ours; StoreError if storage can't be reached."""
+    uri = config.uri
+    if uri.startswith(FOREIGN) or uri.endswith(SAFE + PICKLED):
+        raise ValueError(f"{shown(uri)} is no folder of a model of ours: {REMEDY}")
+    store = Store(absolute(uri))
+    artifact = load_artifact(store)
+    if artifact is not None:
+        try:
+            entry = artifact.entry(WEIGHTS)
+            return Start(store, artifact.entry(DESCRIPTION).path, entry.path, entry.digest)
+        except ArtifactError:
+            raise ValueError(f"{shown(uri)} is {artifact.identity}, not one model alone: {REMEDY}") from None
+    names = {name for name in (DESCRIPTION, WEIGHTS, CONFIG, PIPELINE) if store.exists(name)}
+    if not names >= {DESCRIPTION, WEIGHTS}:
+        what = "weights of other code" if names & {CONFIG, PIPELINE} else "no model"
+        raise ValueError(f"{shown(uri)} holds {what}: {REMEDY}")
+    with local_file(store, WEIGHTS) as path:
+        return Start(store, DESCRIPTION, WEIGHTS, digest_of(path))
+
+
+def config_identity(config: Config) -> dict[str, Any]:
+    """The configuration of a stage as it enters the key, with the content of weights to start from.
+    Raises UsageError, in one line, for weights that are not there; StoreError if storage can't be reached."""
+    values = config.model_dump(mode="json", context=IDENTITY)
+    if not isinstance(config, Training) or config.init_from is None:
+        return values
+    with usage_errors("init_from: "):
+        start = open_start(config.init_from)
+        scale = start.model.settings.get(SCALE)
+    return values | {"start": {"weights": start.digest.sha256} | ({} if scale is None else {SCALE: scale})}
+
+
+def start_scale(config: Training) -> float | None:
+    """Scale of the latents that a training's start has learned; None where nothing says it.
+    Raises as `open_start`."""
+    return None if config.init_from is None else open_start(config.init_from).model.settings.get(SCALE)
+
+
+def start_loader(
+    config: Training, dataset_info: DatasetInfo, grid: TokenGrid | None, *, bpe: str | None
+) -> Callable[[nn.Module], None] | None:
+    """A loader of the weights that a training begins with; None for random ones.
+
+    Args:
+        bpe: the tokenizer of the set's captions; None for a training without captions.
+
+    Raises ValueError, in one line, for weights that do not fit, or that know other ids of captions, and as
+    `open_start`."""
+    if config.init_from is None:
+        return None
+    start, ignore = open_start(config.init_from), config.init_from.ignore
+    own = shapes_of(config, dataset_info, grid)
+    compare(own, start.model.module.state_dict(), ignore=ignore, taker="the network")
+    place = str(PurePosixPath(start.description).with_name(BPE))
+    texts = [name.rpartition(".")[0] for name in own if TEXT.search(name) and not is_below(name, ignore)]
+    if texts and bpe is not None and start.store.exists(place) and start.store.read(place).decode() != bpe:
+        raise ValueError(
+            f"init_from: {shown(start.store.uri)} has another tokenizer of captions than this set: "
+            f"name {' and '.join(texts)} in ignore"
+        )
+    return partial(load_start, start=start, ignore=ignore)
+
+
+def shapes_of(config: Training, dataset_info: DatasetInfo, grid: TokenGrid | None) -> dict[str, Tensor]:
+    """Tensors of a training's network on the meta device. Errors as in `Training.network_arguments`."""
+    with torch.device("meta"):
+        return NETWORKS[config.network.kind](**config.network_arguments(dataset_info, grid)).state_dict()
+
+
+def planned_counts(config: Training, infos: Sequence[DatasetInfo], grid: TokenGrid | None) -> Counts:
+    """Counts as of `compare`, before the set is known.
+
+    Args:
+        infos: facts of possible sets; tensors whose shapes they decide are compared by the training itself.
+
+    Raises ValueError as `compare` and `open_start`."""
+    assert config.init_from is not None
+    given = open_start(config.init_from).model.module.state_dict()
+    own, *others = (shapes_of(config, info, grid) for info in infos)
+    open_ = [name for name in own if any(name in other and other[name].shape != own[name].shape for other in others)]
+    own |= {name: given[name] for name in open_ if name in given}
+    return compare(own, given, ignore=config.init_from.ignore, taker="the network")
+
+
+def compare(own: Mapping[str, Tensor], start: Mapping[str, Tensor], *, ignore: Sequence[str], taker: str) -> Counts:
+    """Counts the tensors that a network takes of a start; both may be on the meta device.
+
+    Args:
+        ignore: modules of the network whose tensors are new.
+        taker: the network, in messages.
+
+    Raises ValueError, in one line, for tensors that are missing, too many or of other shapes, and for a module that is
+    not there."""
+    for module in ignore:
+        if not any(is_below(name, (module,)) for name in own):
+            modules = dict.fromkeys(name.partition(".")[0] for name in own)
+            raise ValueError(f"ignore: {taker} has no module {module!r}{nearest(module, modules)}")
+    wanted = {name: tensor for name, tensor in own.items() if not is_below(name, ignore)}
+    given = {name: tensor for name, tensor in start.items() if not is_below(name, ignore)}
+    try:
+        check(wanted, Renamed(given, {}), taker)
+    except ValueError as error:
+        raise ValueError(f"{error}; name the modules that are to be new in ignore") from None
+    return Counts(len(wanted), len(own) - len(wanted), len(start) - len(wanted))
+
+
+def load_start(network: nn.Module, *, start: Start, ignore: Sequence[str]) -> None:
+    """Gives a network the tensors of a start, verified; those of modules in `ignore` stay as they are.
+    Raises DamagedFileError for weights that are not those of the key, ValueError as `compare`."""
+    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}start-") as folder:
+        start.store.download(start.weights, Path(folder), WEIGHTS, expected=start.digest)
+        tensors, _ = read_safetensors(Path(folder) / WEIGHTS, shown(start.store.url(start.weights)))
+        own = network.state_dict()
+        compare(own, tensors, ignore=ignore, taker="the network")
+        taken = {name: fitted(tensors[name], to.shape) for name, to in own.items() if not is_below(name, ignore)}
+        network.load_state_dict(own | taken)
+
+
+def is_below(name: str, modules: Sequence[str]) -> bool:
+    """True for the name of a tensor of one of the modules, or of modules below."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
