@@ -303,6 +303,7 @@ class AdversarialTask(LearnerTask):
         return self.learner
 
     def make_learners(self) -> None:
+        """Build both networks and their learners. Raises ValueError for a frozen layer that the losses weigh."""
         config: OptimizationConfig = self.config.optimization
         with initialized(self.seed, self.worker):
             generator = self.started_network()
