@@ -33,7 +33,7 @@ TEXT = re.compile(r"(^|\.)(text_encoder\.token_embedding|text_embedding)\.weight
 REMEDY = "give the folder of a trained model, or of what `cascade import` made"
 
 
-class Start(NamedTuple):
+class StartModel(NamedTuple):
     """The files of a model to start from."""
 
     store: Store
@@ -61,7 +61,7 @@ class Counts(NamedTuple):
         return f"{self.taken} tensors from it, {self.new} new, {self.unused} unused"
 
 
-def open_start(config: StartConfig) -> Start:
+def open_start(config: StartConfig) -> StartModel:
     """Finds the files of a model; reads its manifest, or hashes the weights where it has none.
     Raises ValueError, in one line, for a place without a model of ours; StoreError if storage can't be reached."""
     uri = config.uri
@@ -72,7 +72,7 @@ def open_start(config: StartConfig) -> Start:
     if artifact is not None:
         try:
             entry = artifact.entry(WEIGHTS)
-            return Start(store, artifact.entry(DESCRIPTION).path, entry.path, entry.digest)
+            return StartModel(store, artifact.entry(DESCRIPTION).path, entry.path, entry.digest)
         except ArtifactError:
             raise ValueError(f"{shown(uri)} is {artifact.identity}, not one model alone: {REMEDY}") from None
     names = {name for name in (DESCRIPTION, WEIGHTS, CONFIG, PIPELINE) if store.exists(name)}
@@ -80,7 +80,7 @@ def open_start(config: StartConfig) -> Start:
         what = "weights of other code" if names & {CONFIG, PIPELINE} else "no model"
         raise ValueError(f"{shown(uri)} holds {what}: {REMEDY}")
     with local_file(store, WEIGHTS) as path:
-        return Start(store, DESCRIPTION, WEIGHTS, digest_of(path))
+        return StartModel(store, DESCRIPTION, WEIGHTS, digest_of(path))
 
 
 def config_identity(config: Config) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def compare(own: Mapping[str, Tensor], start: Mapping[str, Tensor], *, ignore: S
     return Counts(len(wanted), len(own) - len(wanted), len(start) - len(wanted))
 
 
-def load_start(network: nn.Module, *, start: Start, ignore: Sequence[str]) -> None:
+def load_start(network: nn.Module, *, start: StartModel, ignore: Sequence[str]) -> None:
     """Gives a network the tensors of a start, verified; those of modules in `ignore` stay as they are.
     Raises DamagedFileError for weights that are not those of the key, ValueError as `compare`."""
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}start-") as folder:
