@@ -74,6 +74,15 @@ class StartConfig(Config):
     ignore: tuple[str, ...] = ()  # modules whose weights are new, by name, as class_embedding
 
 
+class AdapterConfig(Config):
+    """Low-rank adapter (LoRA; Hu et al., 2021): all that is trained, but for new modules."""
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(16, ge=1)  # the adapter's share of the weights is alpha / rank times its product
+    targets: tuple[str, ...] = Field(("qkv", "q", "kv", "context_kv", "proj"), min_length=1)  # modules, by last names
+
+
 PerceptualNetwork = Literal["efficientnet_lite1", "vgg16_lpips", "none"]
 
 
@@ -98,6 +107,18 @@ class Training(Config):
     optimization: OptimizationConfig
     network: NetworkConfig
     init_from: Annotated[StartConfig | None, Since(None)] = None  # None: from random weights
+    adapter: Annotated[AdapterConfig | None, Since(None)] = None  # None: the weights themselves are trained
+
+    can_adapt: ClassVar[bool] = True  # whether adapter may be set
+
+    def model_post_init(self, context: Any) -> None:
+        super().model_post_init(context)
+        if self.adapter is not None:
+            own, kind = self.optimization, self.network.kind
+            refuse(not self.can_adapt, f"a network {kind} takes no adapter: freeze parts of it by optimization.parts")
+            refuse(self.init_from is None, "adapter needs weights to adapt: set init_from.uri")
+            refuse(own.parts, "optimization.parts must be empty beside an adapter, which alone is trained")
+            refuse(own.ema == "power", "optimization.ema must be exponential beside an adapter")
 
     @property
     def stage_name(self) -> str:

@@ -82,6 +82,8 @@ class PixelTraining(Training):
     """Gated PixelCNN or Row LSTM over 8-bit values of pixels, RGB or gray, or over tokens.
     Over tokens where `resolution` is None."""
 
+    can_adapt = False  # its samplers read weights outside of a forward pass
+
     network: Annotated[PixelCNNConfig | RowLSTMConfig, Field(discriminator="kind")]
     conditioning: LabelConditions = LabelConditions()
     data: PixelData = PixelData()

@@ -66,6 +66,7 @@ class AutoencoderTraining(Training):
     """Training of an autoencoder and, for an adversarial weight above zero, of a discriminator."""
 
     stage_version = 3  # the bottleneck is a part of its network
+    can_adapt = False  # the adaptive weight is a ratio of gradients of the last layer
 
     network: AutoencoderNetworkConfig
     losses: AutoencoderLosses
@@ -133,6 +134,8 @@ class AdversaryConfig(Config):
 
 class GANTraining(Training):
     """Class-conditional residual GAN (Brock et al., 2019): generator, discriminator, and losses."""
+
+    can_adapt = False  # its spectral norms need whole weights
 
     network: GANConfig
     adversary: AdversaryConfig

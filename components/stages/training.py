@@ -167,6 +167,8 @@ def run_training(
             config.network_arguments(dataset_info, grid),
             settings,
             learner=family_of(config.network.kind).stored,
+            adapter=config.adapter,
+            new_modules=() if config.init_from is None else config.init_from.ignore,
             texts=texts,
         ),
         load_start=start_loader(config, dataset_info, grid, bpe=texts.get(BPE)),

@@ -23,6 +23,7 @@ from components.models.diffusion.objective import Objective, make_objective
 from components.models.gan import ProjectionDiscriminator
 from components.models.layers import compile_blocks, recompute_blocks
 from components.sampling.device import computes_bf16
+from components.training.adapters import add_adapter
 from components.training.batches import png_grid, to_batch, with_positions
 from components.training.frozen import LoadEncoder, encoded
 from components.training.loop import Arrays, Batch, Metrics
@@ -200,6 +201,8 @@ class LearnerTask:
         network = make_network(self.config, self.dataset_info, self.grid)
         if self.load_start is not None and not next(network.parameters()).is_meta:
             self.load_start(network)
+        if self.config.adapter is not None:
+            add_adapter(network, self.config.adapter, new=self.config.init_from.ignore)
         return network
 
     @cached_property

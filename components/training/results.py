@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from components.configuration.optimization import AdapterConfig
 from components.models.bundle import DESCRIPTION, NETWORKS, WEIGHTS, write_description
 from components.runtime.storage.artifact import FileEntry, parse_stored, upload_attempt
 from components.runtime.storage.store import SCRATCH, DamagedFileError, Store
 from components.sampling.model import BPE
+from components.training.adapters import add_adapter, merge_adapter, save_adapter
 from components.training.checkpoint import HostCopy
 from components.training.learner import below, without_memory
 from components.training.optim import EMAProfile, combine, nearest_first, posthoc_factors
@@ -41,6 +43,8 @@ class ModelDescription(NamedTuple):
     settings: dict[str, Any]  # for sampling
     learner: str = ""  # prefix of the network's learner, for a task with several
     texts: dict[str, str] | None = None  # file name -> content of further files, such as the text tokenizer
+    adapter: AdapterConfig | None = None  # to be merged
+    new_modules: tuple[str, ...] = ()  # that have no adapter
 
 
 class Trained(NamedTuple):
@@ -86,6 +90,15 @@ def write_averaged(
     write_rows(folder, Path(WEIGHTS).stem, below("ema.", own) or below("network.", own), worker)
 
 
+def merge_weights(folder: Path, description: ModelDescription, adapter: AdapterConfig) -> None:
+    """Add the adapter to the averaged weights in a folder, and write it beside them."""
+    module = NETWORKS[description.kind](**description.network)
+    add_adapter(module, adapter, new=description.new_modules)
+    module.load_state_dict(load_file(folder / WEIGHTS))
+    save_adapter(folder, merge_adapter(module), adapter)
+    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, folder / WEIGHTS)
+
+
 def finish(
     run: Store,
     stage_store: Store,
@@ -109,6 +122,8 @@ def finish(
         if worker.shards:
             fetch_rows(rows, folder)
         fetch_snapshots(run, folder / SNAPSHOTS)
+        if description.adapter is not None:
+            merge_weights(folder, description, description.adapter)
         summary = write_model(folder, description, **model)
         entries = upload_attempt(stage_store, folder)
     listed = {"entries": [entry.model_dump() for entry in entries], "summary": summary}

@@ -28,6 +28,7 @@ from components.runtime.storage.store import Store, StoreError
 from components.sampling.frozen_text import FrozenTextError, check_transformers
 from components.stages.images import ImagesConfig
 from components.stages.precompute import TextEncoderConfig, check_text_encoder
+from components.training.adapters import AdapterError, check_adapters
 from components.training.launch import CHECKPOINTS_KEPT
 from components.training.perceptual_weights import PerceptualWeightsError, check_perceptual_network
 from components.training.sharding import why_whole
@@ -101,6 +102,8 @@ def check_needs(needs: Needs) -> None:
             if isinstance(config, Training):
                 own = config.needs()
                 check_perceptual_network(own.perceptual_network, weights_uri=own.perceptual_weights_uri)
+                if config.adapter is not None:
+                    check_adapters()
                 if config.init_from is not None:
                     with usage_errors("init_from: "):
                         open_start(config.init_from)
@@ -108,7 +111,7 @@ def check_needs(needs: Needs) -> None:
                 check_feature_network(config.feature_network, config.feature_weights)
             if isinstance(config, TextEncoderConfig):
                 check_text_encoder(config)
-    except (PerceptualWeightsError, FeatureNetworkError, FrozenTextError) as error:
+    except (PerceptualWeightsError, FeatureNetworkError, FrozenTextError, AdapterError) as error:
         raise UsageError(str(error)) from error
 
 
@@ -128,6 +131,11 @@ def check_shares(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
         if resources.sharding != "none" and (why := why_whole(kind)):
             raise UsageError(
                 f"{name}: sharding {resources.sharding} is not for its {kind} ({why}); "
+                f"add to the profile: stages: {{{name}: {{sharding: none}}}}"
+            )
+        if resources.sharding != "none" and config.adapter is not None:
+            raise UsageError(
+                f"{name}: sharding {resources.sharding} is not for an adapter, of which each worker holds all; "
                 f"add to the profile: stages: {{{name}: {{sharding: none}}}}"
             )
         copies = resources.num_workers > resources.shards(resources.num_workers) > 1
