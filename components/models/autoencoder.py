@@ -24,6 +24,7 @@ from components.models.bottleneck import (
     ScalarQuantizer,
     VectorQuantizer,
 )
+from components.models.devices import autocast
 from components.models.layers import GroupNorm, NetworkBlock, SelfAttention2d, zeroed
 from components.models.losses.reconstruction import image_of, output_channels
 
@@ -155,7 +156,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features (B, D, h, w) -> output (B, O, H, W), with a block more a level than the encoder.
+    """Features (B, D, h, w) -> output (B, O, H, W) fp32, with a block more a level than the encoder.
     With `patch_shortcut` a color of each feature is added, blended between positions, and the decoder starts so."""
 
     def __init__(self, sizes: Sizes, *, latent_channels: int, out_channels: int) -> None:
@@ -180,8 +181,10 @@ class Decoder(nn.Module):
         h = self.middle(self.conv_in(features))
         for level in self.levels:
             h = level(h)
-        output = self.conv_out(F.silu(self.norm_out(h)))
-        return output if self.shortcut is None else output + self.shortcut(features)
+        with autocast(h.device, enabled=False):  # as in the U-Net: a bf16 rounding is half a gray level
+            dtype = self.conv_out.weight.dtype
+            output = self.conv_out(F.silu(self.norm_out(h.to(dtype))))
+            return output if self.shortcut is None else output + self.shortcut(features.to(dtype))
 
 
 class Autoencoder(nn.Module):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, distributed, nn
 
-from components.models.devices import autocast, to_device
+from components.models.devices import autocast, products, to_device
 
 
 class Encoded(NamedTuple):
@@ -286,8 +286,8 @@ class EMAQuantizer(nn.Module):
 
 def nearest_codes(z: Tensor, codebook: Tensor) -> Tensor:
     """argmin_k ||z - e_k||^2 for z (..., C) and codes (K, C): (...) int64, any of equal codes.
-    In fp32 under autocast too; ||z||^2 is the same for every code and left out."""
-    with autocast(z.device, enabled=False):
+    In fp32 under autocast too, and without TF32; ||z||^2 is the same for every code and left out."""
+    with autocast(z.device, enabled=False), products("fp32"):
         flat = z.reshape(-1, z.shape[-1])
         distances = torch.addmm(codebook.square().sum(dim=1), flat, codebook.T, alpha=-2)  # (N, K)
     return distances.argmin(dim=1).view(z.shape[:-1])

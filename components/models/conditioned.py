@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from components.models.devices import autocast
 from components.models.layers import TextTransformer, timestep_embedding
 
 
@@ -91,7 +92,7 @@ class ConditionedNetwork(nn.Module):
             raise ValueError("class_token_dim needs num_classes")
         if image_tokens is not None and condition_image_channels == 0:
             raise ValueError("tokens of a condition image need condition_image_channels")
-        self.frequency_dim, self.num_classes = frequency_dim, num_classes
+        self.num_classes = num_classes
         self.class_is_token = class_token_dim is not None
         self.text_dim = text_states_dim if text is None else int(text["model_dim"])
         self.concatenates = ("low_res", "condition_image") if image_tokens is None else ("low_res",)
@@ -152,7 +153,7 @@ class ConditionedNetwork(nn.Module):
 
     def embed(self, time: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Context | None]:
         """Sum of the embeddings of time and conditions without images, (B, D), and attention's tokens."""
-        embedding = self.time_mlp(self.frequencies(time))
+        embedding = embedded_time(self.time_mlp, time)
         label = None if self.class_embedding is None else self.class_embedding(conditions["label"])
         if label is not None and not self.class_is_token:
             embedding = embedding + label
@@ -160,7 +161,7 @@ class ConditionedNetwork(nn.Module):
         if pooled is not None and self.text_projection is not None:
             embedding = embedding + self.text_projection(pooled)
         if self.noise_level_mlp is not None:
-            embedding = embedding + self.noise_level_mlp(self.frequencies(conditions["noise_level"]))
+            embedding = embedding + embedded_time(self.noise_level_mlp, conditions["noise_level"])
         if self.image_embedding_projection is not None:
             embedding = embedding + self.image_embedding_projection(conditions["image_embedding"])
         if self.class_is_token and label is not None:
@@ -183,9 +184,6 @@ class ConditionedNetwork(nn.Module):
         pooled = (states * visible[..., None]).sum(1) / visible.sum(1, keepdim=True)
         return Context(states, visible), pooled
 
-    def frequencies(self, time: Tensor) -> Tensor:  # (B,) -> (B, frequency_dim)
-        return timestep_embedding(time, self.frequency_dim).to(next(self.time_mlp.parameters()).dtype)
-
 
 def with_tokens(context: Context | None, tokens: Tensor) -> Context:
     """Append tokens (B, L, E), visible in every row, to the tokens of the context."""
@@ -197,3 +195,12 @@ def with_tokens(context: Context | None, tokens: Tensor) -> Context:
 
 def embedding_mlp(dim: int, embedding_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim))
+
+
+def embedded_time(mlp: nn.Sequential, time: Tensor) -> Tensor:
+    """Embedding (B, D) of times or noise levels (B,) by an MLP, in fp32 under autocast too.
+    Neighboring times differ in cosines and sines by less than a rounding of bf16."""
+    first = mlp[0]
+    assert isinstance(first, nn.Linear)
+    with autocast(time.device, enabled=False):
+        return mlp(timestep_embedding(time, first.in_features).to(first.weight.dtype))

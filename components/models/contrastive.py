@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.models.autoencoder import Downsample, ResBlock
+from components.models.conditioned import embedded_time
 from components.models.devices import autocast
-from components.models.layers import PAD_ID, GroupNorm, TextTransformer, timestep_embedding
+from components.models.layers import PAD_ID, GroupNorm, TextTransformer
 from components.models.token_network import Block
 
 INITIAL_TEMPERATURE = 0.07
@@ -86,20 +87,24 @@ class ContrastiveEncoder(nn.Module):
 
     def encode_image(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, E) of length 1, fp32 under autocast too."""
-        features = self.image_encoder(image).mean(dim=(2, 3))  # (B, C)
-        return F.normalize(self.image_projection(features).float(), dim=-1)
+        return unit_vectors(self.image_projection, self.image_encoder(image).mean(dim=(2, 3)))
 
     def encode_text(self, text: Tensor) -> EmbeddedText:
         """Ids (B, L) int64 -> states and embedding. Raises ValueError when L exceeds the context length."""
         states, pooled = self.text_encoder(text)
         present = (text != PAD_ID)[..., None]  # (B, L, 1)
-        embedding = F.normalize(self.text_projection(pooled).float(), dim=-1)
-        return EmbeddedText(states.float() * present, embedding)
+        return EmbeddedText(states.float() * present, unit_vectors(self.text_projection, pooled))
 
     @torch.no_grad()
     def limit_scale(self) -> None:
         """Clip the temperature in the weights after each training step, so that a decrease stays possible."""
         self.log_scale.clamp_(max=math.log(MAX_SCALE))
+
+
+def unit_vectors(projection: nn.Linear, features: Tensor) -> Tensor:
+    """Features (B, C) projected to vectors (B, E) of length 1, in fp32 under autocast too."""
+    with autocast(features.device, enabled=False):
+        return F.normalize(projection(features.to(projection.weight.dtype)).float(), dim=-1)
 
 
 def unit_variance(embedding: Tensor) -> Tensor:
@@ -147,8 +152,7 @@ class DiffusionPrior(nn.Module):
         text_states (B, L, T), zeros at padding. Raises ValueError for a text of another length."""
         if text_states.shape[1] != self.text_length:
             raise ValueError(f"text_states of {text_states.shape[1]} tokens where {self.text_length} are needed")
-        frequencies = timestep_embedding(time, self.model_dim).to(self.query.dtype)
-        ends = [self.text_in(text_embedding), self.time_mlp(frequencies), self.image_in(x_t)]
+        ends = [self.text_in(text_embedding), embedded_time(self.time_mlp, time), self.image_in(x_t)]
         ends.append(self.query.expand(len(x_t), -1))
         x = torch.cat([self.states_in(text_states), torch.stack(ends, dim=1).to(text_states.dtype)], dim=1)
         x, mask = x + self.position_embedding, self.visible(text_states)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from components.models.devices import autocast
 from components.models.layers import groups_of
 
 
@@ -32,7 +33,9 @@ class PatchDiscriminator(nn.Module):
         self.apply(_initialize)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.layers(image)
+        features = self.layers[:-1](image)
+        with autocast(image.device, enabled=False):  # logits in fp32
+            return self.layers[-1](features.to(self.layers[-1].weight.dtype))
 
 
 def _initialize(module: nn.Module) -> None:

@@ -2,7 +2,8 @@
 torch's own autocast knows no meta device. A computation there stands for the computation of a GPU, so `Casting` casts
 as CUDA's autocast documents (docs.pytorch.org, "Automatic Mixed Precision package", CUDA op-specific behavior)."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from functools import partial
 from typing import Any
@@ -11,6 +12,25 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
+
+
+def state_products(precision: str) -> None:
+    """Set how this process computes products by a `Precision`, for matrices and convolutions alike.
+    Sums of bf16 products are fp32: torch by default lets parts of long ones be added in bf16."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Sets `state_products` inside the context only, for work in processes that others own."""
+    matrices, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matrices.allow_tf32, convolutions.allow_tf32, matrices.allow_bf16_reduced_precision_reduction
+    state_products(precision)
+    try:
+        yield
+    finally:
+        matrices.allow_tf32, convolutions.allow_tf32, matrices.allow_bf16_reduced_precision_reduction = before
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:

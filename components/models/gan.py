@@ -212,7 +212,8 @@ class GANGenerator(nn.Module):
         h = h.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             h = block(h, label)
-        return torch.tanh(self.conv_out(F.relu(self.norm_out(h, None))))
+        with autocast(h.device, enabled=False):  # pixels and logits, here and below, in fp32
+            return torch.tanh(self.conv_out(F.relu(self.norm_out(h, None))))
 
 
 class DiscriminatorBlock(NetworkBlock):
@@ -264,7 +265,8 @@ class ProjectionDiscriminator(nn.Module):
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:  # (B, 3, H, W), (B,) -> (B,)
         features = self.features(image)
-        logits = F.linear(features, weight_of(self.logit, features), self.logit.bias)[:, 0]
+        with autocast(image.device, enabled=False):
+            logits = F.linear(features, self.logit.weight, self.logit.bias)[:, 0]
         if self.embedding is None:
             return logits
         assert label is not None

@@ -79,6 +79,17 @@ class Normalized16Bits(torch.autograd.Function):
         return (None if of_x is None else of_x.to(x.dtype)), of_weight, of_bias, None, None
 
 
+def logits_of(head: nn.Module, x: Tensor) -> Tensor:
+    """Logits by a head, from features x that are fp32 whatever the products before were.
+    Where they are drawn from or measured the head multiplies in fp32 under autocast too: guidance at scale s would
+    multiply a rounding by up to 2 s - 1. In training it takes bf16 with all else, for a head of a large codebook in
+    fp32 would take a third of a step, and the loss alone is fp32."""
+    if torch.is_grad_enabled():
+        return head(x)
+    with autocast(x.device, enabled=False):
+        return head(x.to(next(head.parameters()).dtype))
+
+
 def zeroed(module: nn.Module) -> nn.Module:
     """Set all parameters to zero: a residual branch with such an end starts as the identity."""
     for parameter in module.parameters():

@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from components.models.devices import autocast
+from components.models.layers import logits_of
+
 Groups = tuple[int, ...]  # the color of each channel
 Embedding = Literal["intensity", "table"]
 
@@ -104,7 +107,7 @@ class ValueHead(nn.Module):
         self.out = RowConv2d(groups, color_groups(num_channels * num_values, num_channels=num_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.out(F.relu(self.hidden(F.relu(x))))
+        logits = logits_of(self.out, F.relu(self.hidden(F.relu(x))))
         return rearrange(logits, "b (c k) h w -> b c h w k", c=self.num_channels)
 
 
@@ -217,9 +220,10 @@ class GridCache:
         for layer, following in zip(self.layers, self.layers[1:], strict=False):
             following.conv.write(layer.step(column=column, color=color), column=column, color=color)
         x = self.layers[-1].step(column=column, color=color)
-        for conv in self.head:
-            conv.write(F.relu(x), column=0, color=color)
-            x = conv.apply(column=0, color=color)
+        with autocast(x.device, enabled=False):  # logits in fp32
+            for conv in self.head:
+                conv.write(F.relu(x), column=0, color=color)
+                x = conv.apply(column=0, color=color)
         return x
 
     def _place(self) -> tuple[int, int]:

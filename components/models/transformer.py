@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from components.models.devices import autocast_dtype
+from components.models.layers import logits_of
 from components.models.token_network import KVCache, TokenNetwork, part_of
 
 
@@ -62,10 +63,10 @@ class Transformer(TokenNetwork):
         rotation = self._rotation(0, x.shape[1])
         for block in self.blocks:
             x = block(x, mask=mask, rotation=rotation)
-        logits = self.head(self.norm_out(x[:, self.num_conditions - 1 :]))
+        logits = logits_of(self.head, self.norm_out(x[:, self.num_conditions - 1 :]))
         if not with_text:
             return logits
-        return JointLogits(logits, self.text_head(self.norm_out(x[:, : self.text_length - 1])))
+        return JointLogits(logits, logits_of(self.text_head, self.norm_out(x[:, : self.text_length - 1])))
 
     @torch.no_grad()
     def start(
@@ -123,7 +124,7 @@ class Transformer(TokenNetwork):
         rotation = self._rotation(start, x.shape[1])
         for block, keys, values in zip(self.blocks, cache.keys, cache.values, strict=True):
             x = block(x, mask=mask, rotation=rotation, cache=(keys, values), start=start)
-        return self.head(self.norm_out(x[:, -1]))
+        return logits_of(self.head, self.norm_out(x[:, -1]))
 
     def _rotation(self, start: int | Tensor, length: int) -> Tensor | None:
         return None if self.rotation is None else part_of(self.rotation, start, length)
@@ -160,4 +161,4 @@ class MaskedTransformer(TokenNetwork):
         mask = self._visible(conditions.get("text"))
         for block in self.blocks:
             x = block(x, mask=mask, rotation=self.rotation)
-        return self.head(self.norm_out(x[:, self.num_conditions :]))
+        return logits_of(self.head, self.norm_out(x[:, self.num_conditions :]))

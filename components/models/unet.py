@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from components.models.conditioned import ConditionedNetwork, embedding_mlp
+from components.models.conditioned import ConditionedNetwork, embedded_time, embedding_mlp
 from components.models.devices import autocast
-from components.models.layers import GroupNorm, SelfAttention2d, attend, timestep_embedding, zeroed
+from components.models.layers import GroupNorm, SelfAttention2d, attend, zeroed
 from components.models.unet_blocks import Paths, SpatialTransformer, TextAttention2d, TimedResBlock, heads_of, levels_of
 
 TextConditioning = Literal["pooled", "cross_attention", "spatial_transformer"]
@@ -237,8 +237,7 @@ class NoisyClassifier(nn.Module):
         Raises ValueError if x_t has another size than the network was built for."""
         if x_t.shape[2:] != (self.resolution, self.resolution):
             raise ValueError(f"x_t is {x_t.shape[2]} x {x_t.shape[3]}, this network takes {self.resolution} squared")
-        frequencies = timestep_embedding(time, self.model_channels).to(self.conv_in.weight.dtype)
-        embedding = F.silu(self.time_mlp(frequencies))  # (B, D)
+        embedding = F.silu(embedded_time(self.time_mlp, time))  # (B, D)
         h = self.conv_in(x_t)
         for layers in self.down:
             h = layers(h, embedding)

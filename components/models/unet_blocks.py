@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from components.models.conditioned import Context
+from components.models.devices import autocast
 from components.models.layers import GroupNorm, NetworkBlock, attend, grid_rotation, rotate, zeroed
 
 THETA = 100.0  # grids of patches are small: with 10,000 most frequencies would be the same everywhere
@@ -160,7 +161,8 @@ class TimedResBlock(nn.Module):
         if self.resample is not None:
             h, x = resampled(h, self.resample), resampled(x, self.resample)
         h = self.conv_1(h)
-        embedding = self.embedding_projection(embedding)[:, :, None, None]
+        with autocast(x.device, enabled=False):  # of the time, as in `embedded_time`
+            embedding = self.embedding_projection(embedding)[:, :, None, None].to(h.dtype)
         if self.scale_shift_norm:
             scale, shift = embedding.chunk(2, dim=1)
             h = self.norm_2(h) * (1 + scale) + shift

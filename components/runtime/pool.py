@@ -231,7 +231,7 @@ class PoolWorker:
     """The actor of a pool; keeps the last `map`'s function, such as a loaded network, for later parts."""
 
     def __init__(self, resources: Resources) -> None:
-        from components.sampling.device import state_products
+        from components.models.devices import state_products
 
         self.threads, self.turn = node_threads(resources), threading.Lock()
         self._use_threads()

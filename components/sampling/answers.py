@@ -24,8 +24,9 @@ import numpy as np
 import torch
 
 from components.configuration.families import family_name
+from components.models.devices import products
 from components.sampling.cascade import Cascade, opened
-from components.sampling.device import best_device, products
+from components.sampling.device import best_device
 from components.sampling.frozen_text import load_frozen_text
 from components.sampling.generators.diffusion import class_log_probabilities, sample_upsampler
 from components.sampling.generators.tokens import check_prior, sample_prior

@@ -8,13 +8,23 @@ What `precision` means on each device, the one policy of training, sampling and 
 | `tf32` | products in TF32 (10 bits of 23) for both, sums in fp32 | fp32 | fp32 |
 | `bf16` | products in bf16 by autocast, where the GPU multiplies it by itself, else as `fp32` | likewise | fp32 |
 
-torch's own defaults differ: TF32 for convolutions, none for matrices. Weights, optimizer and averages are fp32 always.
+torch's own defaults differ: TF32 for convolutions, none for matrices; sums of bf16 products partly in bf16, here in
+fp32. Weights, optimizer and averages are fp32 always.
 
-Under autocast these compute in fp32 all the same, with TF32 off, for a rounding there would be noise in what counts:
-last layers of U-Net, DiT and diffusion prior (the prediction), classifiers' pooling and logits, weights under spectral
-norm, statistics of every norm, softmax, distances to a codebook, embeddings of contrastive encoders, perceptual
-features once they are compared, and all losses. Likelihoods and distances between images are measured in fp32, whatever
-the model trained and samples in.
+Under autocast these compute in fp32 all the same, for a rounding there would be noise in what counts:
+
+| in fp32 | of |
+|---|---|
+| embeddings of times and noise levels | diffusion networks; of U-Nets also the projections in each block, as in ADM |
+| predictions | last layers of U-Net, DiT and diffusion prior |
+| pixels | last layers of decoders and of the GAN's generator |
+| logits | classifiers with their pooling, discriminators; transformers and pixel networks, where no gradient is taken |
+| embeddings | projections of contrastive encoders |
+| inside | statistics of norms, softmax, weights under spectral norm |
+| compared | distances to a codebook, without TF32 too; perceptual features; all losses |
+| measured | likelihoods and distances between images, whatever the model trained and samples in, without TF32 too |
+
+Training multiplies the logits of a large codebook in bf16 (`layers.logits_of`).
 
 The same request gives the same image in whatever company: on a CPU within one gray level. On a GPU in bf16 a batch of
 another size may take other kernels, whose roundings differ by 2^-8 of a value: the same image to the eye, and a token
@@ -29,7 +39,7 @@ from typing import TypeVar
 import torch
 
 from components.configuration.optimization import Precision
-from components.models.devices import autocast
+from components.models.devices import autocast, products
 
 SIGNS = ("out of memory", "ALLOC_FAILED")  # of torch and CUDA; of cuBLAS and cuDNN
 T = TypeVar("T")
@@ -64,22 +74,6 @@ def samples_bf16(precision: Precision, device: torch.device) -> bool:
     """Tells whether sampling on the device computes in bf16.
     A CPU keeps fp32, and the same image in whatever company."""
     return device.type != "cpu" and computes_bf16(precision, device)
-
-
-def state_products(precision: Precision) -> None:
-    """Set how this process computes fp32 products, for matrices and convolutions alike."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-
-
-@contextmanager
-def products(precision: Precision) -> Iterator[None]:
-    """Sets `state_products` inside the context only, for work in processes that others own."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    state_products(precision)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @contextmanager

@@ -21,11 +21,12 @@ from torch import nn
 import components
 from components.configuration.optimization import OptimizationConfig
 from components.data.listing import ShardError
+from components.models.devices import state_products
 from components.runtime import events
 from components.runtime.execution import Resources, node_threads
 from components.runtime.ray_internals import get_train_context
 from components.runtime.storage.store import SCRATCH, DamagedFileError, Store
-from components.sampling.device import computes_bf16, state_products
+from components.sampling.device import computes_bf16
 from components.sampling.images import ColorError
 from components.training.batches import batches_ahead
 from components.training.checkpoint import HostCopy, copy_to_host, refuse_non_finite, write_host_copy

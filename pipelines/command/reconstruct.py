@@ -15,10 +15,11 @@ from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.restoration import psnr
 from components.models.bottleneck import GaussianBottleneck
 from components.models.bundle import DESCRIPTION as MODEL
+from components.models.devices import products
 from components.sampling.answers import reconstructed
 from components.sampling.cascade import DESCRIPTION as CASCADE
 from components.sampling.cascade import read_description
-from components.sampling.device import best_device, products
+from components.sampling.device import best_device
 from components.sampling.image_files import encode_png, enlarged
 from components.sampling.images import index_grids, read_image, to_uint8
 from components.sampling.model import SamplingModel, load_model

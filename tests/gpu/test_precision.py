@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from components.configuration.optimization import Precision
-from components.sampling.device import computes_bf16, products, samples_bf16, sampling_in, state_products
+from components.models.devices import products, state_products
+from components.sampling.device import computes_bf16, samples_bf16, sampling_in
 from components.training.learner import Learner
 from components.training.parallel import Worker
 from tests.on_device import errors_of_products, in_company, losses_and_norms, norm_of_16_bits

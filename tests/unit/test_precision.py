@@ -12,11 +12,12 @@ import torch
 
 from components.configuration.optimization import OptimizationConfig, Precision, Training
 from components.configuration.sampling import DiffusionBranchSampling
+from components.models.devices import products, state_products
 from components.runtime.execution import Resources
 from components.runtime.pool import PoolWorker
 from components.sampling import device as devices
 from components.sampling.cascade import DESCRIPTION, Cascade
-from components.sampling.device import computes_bf16, products, samples_bf16, sampling_in, state_products
+from components.sampling.device import computes_bf16, samples_bf16, sampling_in
 from components.sampling.requests import Request
 from components.training.batches import to_batch
 from components.training.learner import Learner
@@ -27,7 +28,7 @@ from pipelines.recipes.published import PAPER_RECIPES
 from tests.pretend_gpu import GPU, pretend_gpu
 from tests.tiny_cascade import write_cascade
 from tests.tiny_generators import LONE, PRIORS, lone, token_branch
-from tests.tiny_training import KINDS, batches, config_of, make_task
+from tests.tiny_training import KINDS, batches, config_of, make_task, rows_at
 
 CPU = torch.device("cpu")
 TF32_OFF, TF32_ON = (False, False), (True, True)
@@ -127,7 +128,7 @@ def test_every_generator_samples_in_bf16_whoever_else_is_in_the_batch(
     bf16_everywhere(monkeypatch)
     rounded = np.stack(cascade.sample(asked)).astype(int)
     alone = np.stack(cascade.sample(asked, batch_size=1)).astype(int)
-    assert (rounded != exact).any()
+    assert (rounded != exact).any() or name == "pixels", "whose logits, fp32, few roundings before reach"
     if name in ("diffusion", "gan", "vae"):
         assert np.abs(rounded - exact).mean() < 4
         assert np.abs(rounded - alone).mean() < 4
@@ -184,6 +185,20 @@ def test_with_bf16_of_its_own_a_device_uses_it(monkeypatch: pytest.MonkeyPatch) 
     rounded, exact = losses("base", "bf16"), losses("base", "fp32")
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["prior", "masked_prior", "pixelcnn"])
+def test_likelihoods_are_measured_in_fp32_and_without_tf32(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_bf16(monkeypatch, CPU)
+    found, seen = [], []
+    for precision in ("fp32", "bf16"):
+        config = config_of(kind, precision=precision)
+        task = make_task(config)
+        task.learner.snapshot().head.register_forward_hook(lambda *_: seen.append(stated()))
+        with products("tf32"):
+            found.append(task.evaluate(rows_at(config, range(4))))
+    assert found[0] == found[1]
+    assert set(seen) == {TF32_OFF}
 
 
 @pytest.mark.parametrize("there", [True, False])

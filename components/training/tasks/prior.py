@@ -65,7 +65,8 @@ class PriorTask(TokenTask):
 
     def part_losses(self, part: Batch) -> Metrics:
         """Losses of a part, with tokens corrupted and conditions dropped by the recipe."""
-        losses = self.losses(self.learner.forward, part, self.dropped(part), inputs=self.corrupted(part))
+        with self.learner.autocast():
+            losses = self.losses(self.learner.forward, part, self.dropped(part), inputs=self.corrupted(part))
         metrics = {"loss": losses.loss, "bits_per_token": losses.tokens / math.log(2)}
         return metrics | ({"text_bits_per_token": losses.text / math.log(2)} if self.config.text_loss_weight else {})
 
@@ -76,8 +77,7 @@ class PriorTask(TokenTask):
             inputs: (B, N), the tokens for the network, corrupted or not.
         """
         weight = self.config.text_loss_weight
-        with self.learner.autocast():
-            logits = network(inputs, **conditions, **self.wanted_logits)
+        logits = network(inputs, **conditions, **self.wanted_logits)
         if not isinstance(logits, JointLogits):
             tokens = token_loss(logits, tokens=batch["tokens"])
             return PriorLosses(tokens, tokens, torch.zeros_like(tokens))
@@ -102,8 +102,7 @@ class PriorTask(TokenTask):
 
     def measures(self, network: nn.Module, part: Batch) -> Metrics:
         """Bits/token; with texts also their nats and tokens a sample, for a quotient of both means."""
-        with self.learner.autocast():
-            logits = network(part["tokens"], **self.conditions(part), **self.wanted_logits)
+        logits = network(part["tokens"], **self.conditions(part), **self.wanted_logits)
         measured = {}
         if isinstance(logits, JointLogits):
             nats, count = text_nats(logits.text, text=part["text"])
@@ -142,15 +141,16 @@ class MaskedPriorTask(TokenTask):
 
     def part_losses(self, part: Batch) -> Metrics:
         masked, smoothing = training_masks(self.seed, part["position"], **self.masked_on), self.config.label_smoothing
-        return {"loss": self.loss(self.learner.forward, part, self.dropped(part), masked=masked, smoothing=smoothing)}
+        network, conditions = self.learner.forward, self.dropped(part)
+        with self.learner.autocast():
+            return {"loss": self.loss(network, part, conditions, masked=masked, smoothing=smoothing)}
 
     def loss(
         self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor], *, masked: Tensor, smoothing: float = 0.0
     ) -> Tensor:
         """Mean cross-entropy in nats a masked token, ()."""
         inputs = batch["tokens"].masked_fill(masked, self.grid.codebook_size)  # the mask token follows the last code
-        with self.learner.autocast():
-            logits = network(inputs, **conditions)
+        logits = network(inputs, **conditions)
         return masked_token_loss(logits, tokens=batch["tokens"], masked=masked, label_smoothing=smoothing)
 
     def measures(self, network: nn.Module, part: Batch) -> Metrics:
@@ -203,7 +203,8 @@ class PixelTask(LearnerTask):
         return "bits_per_dim" if self.grid is None else "bits_per_token"
 
     def part_losses(self, part: Batch) -> Metrics:
-        loss = self.loss(self.learner.forward, part, self.dropped(part))
+        with self.learner.autocast():
+            loss = self.loss(self.learner.forward, part, self.dropped(part))
         return {"loss": loss, self.bits_name: loss / math.log(2)}
 
     def measures(self, network: nn.Module, part: Batch) -> Metrics:
@@ -212,8 +213,7 @@ class PixelTask(LearnerTask):
     def loss(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
         """Mean negative log likelihood in nats a value, ()."""
         values = self.values(batch)
-        with self.learner.autocast():
-            logits = network(values, **conditions)  # (B, C, H, W, K)
+        logits = network(values, **conditions)  # (B, C, H, W, K)
         return token_loss(rearrange(logits, "b c h w k -> b (c h w) k"), tokens=values.flatten(1))
 
     def values(self, batch: Batch) -> Tensor:

@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from components.models.devices import state_products
 from components.runtime.execution import Resources
-from components.sampling.device import state_products
 from components.training.reporting import GIGABYTE, peak_flops, peak_memory
 from pipelines.planning.profiles import GPUS, Cluster, gpu_of
 from pipelines.planning.step_time import step_time
