@@ -8,11 +8,11 @@ Shapes: B texts or plans, L text length, D features of a state, E embedding of a
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,11 @@ from components.sampling.image_files import load_bpe
 from components.sampling.model import BPE, SamplingModel, TextCondition
 from components.sampling.plan import Conditions, Plan, best_of, noise_of
 
-PRETRAINED_FILES = ("config.json", "tokenizer.json", "model.safetensors")  # as save_pretrained writes them
-LENGTH = "text_encoder.json"  # {"length": ...}: of what texts are padded or cut to
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"  # as save_pretrained writes them
+SHARDS = f"{WEIGHTS}.index.json"  # in place of WEIGHTS: the names of several files
+WORDS = ("vocab.json", "merges.txt")  # in place of TOKENIZER, as CLIP's
+TOKENIZER_CONFIG = "tokenizer_config.json"  # may be missing; names the pad
+LENGTH = "text_encoder.json"  # {"length": …}: what texts are padded or cut to; fields of PretrainedText, if others
 
 
 class FrozenTextError(ValueError):
@@ -71,11 +74,22 @@ class PretrainedText:
     """The encoder of a `transformers` model such as T5 or BERT, with the model's tokenizer.
 
     Args:
-        length: L; longer texts lose their end."""
+        length: L; longer texts lose their end.
+        attend_padding: pads are tokens as others, with states, as in Stable Diffusion; else their states are zeros.
+    """
 
-    def __init__(self, network: nn.Module, tokenizer: Tokenizer, *, length: int, width: int, pad_id: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        tokenizer: Tokenizer,
+        *,
+        length: int,
+        width: int,
+        pad_id: int,
+        attend_padding: bool = False,
+    ) -> None:
         self.network, self.tokenizer = network.eval().requires_grad_(False), tokenizer
-        self.states_shape = (length, width)
+        self.states_shape, self.attend_padding = (length, width), attend_padding
         self.tokenizer.enable_truncation(length)
         self.tokenizer.enable_padding(length=length, pad_id=pad_id)
 
@@ -85,6 +99,7 @@ class PretrainedText:
         device = next(self.network.parameters()).device
         ids = torch.tensor([encoding.ids for encoding in encodings], device=device)
         present = torch.tensor([encoding.attention_mask for encoding in encodings], device=device)
+        present = torch.ones_like(present) if self.attend_padding else present
         present[:, 0] = 1  # an empty text of a tokenizer without begin and end is one pad
         states = self.network(input_ids=ids, attention_mask=present).last_hidden_state.float()
         return states * present[..., None]
@@ -95,13 +110,27 @@ def load_frozen_text(folder: Path, *, device: str | torch.device = "cpu") -> Fro
     Raises FrozenTextError if the folder holds neither, or `transformers` is not installed where it is needed."""
     if (folder / DESCRIPTION).is_file():
         return contrastive_text(folder, device=device)
-    missing = [name for name in (*PRETRAINED_FILES, LENGTH) if not (folder / name).is_file()]
-    if missing:
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    encoder_files(str(folder), names, lambda name: (folder / name).read_bytes(), needed=(LENGTH,))
+    return pretrained_text(folder, device=device, **json.loads((folder / LENGTH).read_text()))
+
+
+def encoder_files(
+    place: str, names: Collection[str], read: Callable[[str], bytes], *, needed: Sequence[str] = ()
+) -> list[str]:
+    """Names of the files of a pretrained encoder, among the files at `place`.
+    Raises FrozenTextError, with `place`, if one of them or of those `needed` is missing."""
+    weights = [WEIGHTS]
+    if WEIGHTS not in names and SHARDS in names:
+        weights = [SHARDS, *sorted(set(json.loads(read(SHARDS))["weight_map"].values()))]
+    tokenizer = WORDS if TOKENIZER not in names and set(WORDS) <= set(names) else (TOKENIZER,)
+    wanted = [CONFIG, *tokenizer, *weights, *needed]
+    if missing := [name for name in wanted if name not in names]:
         raise FrozenTextError(
-            f"{folder} holds no text encoder, it lacks {', '.join(missing)}: give the folder of a contrastive model, "
-            "or what the text_encoder stage makes of one that transformers wrote"
+            f"{place} holds no text encoder, it lacks {', '.join(missing)}: give a folder that transformers wrote by "
+            "save_pretrained of a model and its tokenizer, or train a contrastive encoder and take its text tower"
         )
-    return pretrained_text(folder, device=device, length=int(json.loads((folder / LENGTH).read_text())["length"]))
+    return [*wanted, *({TOKENIZER_CONFIG} & set(names))]
 
 
 def contrastive_text(folder: Path, *, device: str | torch.device = "cpu") -> ContrastiveText:
@@ -123,23 +152,64 @@ def check_transformers() -> None:
         )
 
 
-def pretrained_text(folder: Path, *, device: str | torch.device, length: int) -> PretrainedText:
+def pretrained_text(
+    folder: Path, *, device: str | torch.device, length: int, pads: str = "hidden", skipped_layers: int = 0
+) -> PretrainedText:
     """Loads the encoder of a `transformers` model in a local folder, without downloads.
-    Of a model with encoder and decoder only the encoder is loaded. Raises FrozenTextError if the package is missing or
-    can't load it."""
+    Of a model with encoder and decoder, or with another tower, only the encoder of text is loaded.
+
+    Args:
+        pads: "attended": they are tokens as others; "hidden": their states are zeros.
+        skipped_layers: last layers left out; the norm after the last one stays.
+
+    Raises FrozenTextError if the package is missing or can't load the model, or for too many skipped_layers."""
     check_transformers()
-    from transformers import AutoModel
+    network = pretrained_encoder(folder)
+    config = network.config
+    if not 0 <= skipped_layers < (depth := config.num_hidden_layers):
+        raise FrozenTextError(f"skipped_layers must be in [0, {depth - 1}] for the model in {folder}: {skipped_layers}")
+    lists = (module for module in network.modules() if isinstance(module, nn.ModuleList) and len(module) == depth)
+    del next(lists)[depth - skipped_layers :]
+    tokenizer, pad_id = pretrained_tokenizer(folder, config)
+    sizes = {"length": length, "width": int(config.hidden_size), "pad_id": pad_id}
+    return PretrainedText(network.to(device), tokenizer, attend_padding=pads == "attended", **sizes)
+
+
+def pretrained_encoder(folder: Path) -> Any:
+    """The encoder of text of a `transformers` model in a local folder.
+    Raises FrozenTextError if the package can't load it, or weights of it are missing."""
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, CLIPTextModel
 
     try:
-        network = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        known = type(config) in AutoModelForTextEncoding._model_mapping  # of T5 the encoder alone
+        cls: Any = CLIPTextModel if config.model_type == "clip" else AutoModelForTextEncoding if known else AutoModel
+        found = cls.from_pretrained(folder, local_files_only=True, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise FrozenTextError(f"transformers can't load the model in {folder}: {error}") from error
-    config = network.config
-    network = network.get_encoder() if config.is_encoder_decoder else network
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return PretrainedText(
-        network.to(device), tokenizer, length=length, width=int(config.hidden_size), pad_id=config.pad_token_id or 0
-    )
+    network, info = found
+    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)  # whose output nobody reads
+    if missing:
+        raise FrozenTextError(f"the model in {folder} lacks {len(missing)} weights, first {missing[0]}")
+    return network.get_encoder() if config.is_encoder_decoder and cls is AutoModel else network
+
+
+def pretrained_tokenizer(folder: Path, config: Any) -> tuple[Tokenizer, int]:
+    """The tokenizer of a `transformers` model in a local folder, and the id of its pad.
+    The model's own config.json may name another pad than texts had (CLIP of Stable Diffusion: 1 in place of 49,407)."""
+    if (folder / TOKENIZER).is_file():
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    else:
+        from transformers import AutoTokenizer, CLIPTokenizer
+
+        cls: Any = CLIPTokenizer if config.model_type.startswith("clip") else AutoTokenizer
+        tokenizer = cls.from_pretrained(folder, local_files_only=True).backend_tokenizer
+    stated = json.loads((folder / TOKENIZER_CONFIG).read_text()) if (folder / TOKENIZER_CONFIG).is_file() else {}
+    pad = stated.get("pad_token")  # a word, or a field of one
+    pad_id = tokenizer.token_to_id(pad["content"] if isinstance(pad, dict) else pad) if pad else None
+    if pad_id is None and tokenizer.padding is not None:
+        pad_id = tokenizer.padding["pad_id"]
+    return tokenizer, (config.pad_token_id or 0) if pad_id is None else pad_id
 
 
 def frozen_conditions(

@@ -22,9 +22,11 @@ from components.runtime.storage.artifact import Artifact, FileEntry, read_record
 from components.runtime.storage.store import SCRATCH, Store, StoreError, absolute, list_url
 from components.sampling.frozen_text import (
     LENGTH,
-    PRETRAINED_FILES,
+    TOKENIZER,
+    WORDS,
     FrozenTextError,
     check_transformers,
+    encoder_files,
     load_frozen_text,
 )
 from components.stages.context import StageContext
@@ -109,6 +111,8 @@ class TextEncoderConfig(Config):
     # folder, local or in object storage, that transformers' save_pretrained wrote; the worker may be in another folder
     uri: Annotated[str, Field(min_length=1), AfterValidator(absolute)]
     length: int = Field(32, ge=2)  # tokens of a text, of the encoder's own tokenizer; longer texts lose their end
+    pads: Annotated[Literal["hidden", "attended"], Since("hidden")] = "hidden"  # attended: as in Stable Diffusion
+    skipped_layers: Annotated[int, Since(0)] = Field(0, ge=0)  # of the last; 1: the "penultimate" layer's states
 
 
 def import_text_encoder(config: TextEncoderConfig, context: StageContext) -> Artifact:
@@ -124,16 +128,17 @@ def copy_text_encoder(config: TextEncoderConfig, store: Store) -> tuple[list[Fil
     Returns the entries of the files and the shape of a text's states. Raises FrozenTextError."""
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}text-encoder-") as place:
         folder = fetch(config.uri, Path(place))
-        (folder / LENGTH).write_text(json.dumps({"length": config.length}))
+        unlike = config.model_dump(exclude={"uri", "length"}, exclude_defaults=True)
+        (folder / LENGTH).write_text(json.dumps({"length": config.length} | unlike))
         return upload_attempt(store, folder), load_frozen_text(folder).states_shape
 
 
 def fetch(uri: str, folder: Path) -> Path:
     """Copies the files of an encoder from `uri` to `folder`. Raises FrozenTextError without one."""
-    check_files(uri)
+    places = check_files(uri)
     try:
-        for name in PRETRAINED_FILES:
-            Store(uri).download(name, folder, name)
+        for name, place in places.items():
+            Store(place).download(name, folder, name)
     except (OSError, StoreError) as error:
         raise FrozenTextError(f"the text encoder at {uri} can't be read: {error}; give another uri") from error
     return folder
@@ -145,14 +150,15 @@ def check_text_encoder(config: TextEncoderConfig) -> None:
     check_files(config.uri)
 
 
-def check_files(uri: str) -> None:
-    """Raise FrozenTextError if a file of a pretrained encoder is missing at `uri`."""
+def check_files(uri: str) -> dict[str, str]:
+    """The files of a pretrained encoder by name, each with its folder: `uri`, or that of the tokenizer beside it.
+    Pipelines of diffusers keep text_encoder and tokenizer apart. Raises FrozenTextError if one is missing."""
+    beside = f"{uri.rstrip('/').rpartition('/')[0]}/tokenizer"
     try:
-        found = {info.path for info in list_url(uri)}
+        found = {info.path: uri for info in list_url(uri)}
+        if not {TOKENIZER, *WORDS} & set(found):
+            found = {info.path: beside for info in list_url(beside)} | found
+        names = encoder_files(uri, found, Store(uri).read)
     except (OSError, StoreError) as error:
         raise FrozenTextError(f"the text encoder at {uri} can't be read: {error}; give another uri") from error
-    if missing := [name for name in PRETRAINED_FILES if name not in found]:
-        raise FrozenTextError(
-            f"{uri} holds no text encoder, it lacks {', '.join(missing)}: give a folder that transformers wrote by "
-            "save_pretrained of a model and its fast tokenizer, or train a contrastive encoder and take its text tower"
-        )
+    return {name: found[name] for name in names}

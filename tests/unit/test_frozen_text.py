@@ -1,16 +1,32 @@
 """Laws of text encoders that were trained before: of this house, and of the transformers library."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, T5Config, T5Model
+from torch import Tensor
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Model,
+)
 
 from components.configuration.conditions import DatasetInfo
 from components.models.bundle import ModelBundle, save_bundle
+from components.runtime.storage.store import Store
 from components.sampling.frozen_text import LENGTH, FrozenTextError, PretrainedText, load_frozen_text
-from components.stages.precompute import fetch
+from components.stages.precompute import TextEncoderConfig, copy_text_encoder, fetch
 from components.training.frozen import caption_encoder, text_encoder
 from tests.tiny_text_image import CAPTIONS, contrastive_config, frozen_contrastive, tiny_bpe
 
@@ -89,3 +105,90 @@ def test_files_of_a_pretrained_encoder_are_fetched_and_what_is_missing_is_named_
     (source / LENGTH).write_text('{"length": 5}')
     with pytest.raises(FrozenTextError, match="can't load"):
         load_frozen_text(source)
+
+
+def test_an_encoder_alone_and_in_several_files_is_that_of_the_whole_model(tmp_path: Path) -> None:
+    whole = load_frozen_text(pretrained_folder(tmp_path / "whole", "t5"))
+    assert isinstance(whole, PretrainedText)
+    alone = T5EncoderModel.from_pretrained(tmp_path / "whole")
+    alone.save_pretrained(tmp_path / "alone", max_shard_size="1KB")
+    word_tokenizer().save(str(tmp_path / "alone/tokenizer.json"))
+    folder = fetch(str(tmp_path / "alone"), tmp_path / "local")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    (folder / LENGTH).write_text('{"length": 5}')
+    assert torch.equal(load_frozen_text(folder).encode(CAPTIONS), whole.encode(CAPTIONS))
+    next(folder.glob("model-*2-of-*")).unlink()
+    with pytest.raises(FrozenTextError, match=r"lacks model-00002-of-"):
+        load_frozen_text(folder)
+
+
+CLIP = {"vocab_size": 12, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2}
+CLIP_IDS = {"max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 11, "pad_token_id": 1}
+
+
+def pipeline(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    """Text encoder and tokenizer of a folder of Stable Diffusion, apart and without tokenizer.json."""
+    torch.manual_seed(0)
+    network = CLIPTextModel(CLIPTextConfig(**(CLIP | CLIP_IDS))).eval()
+    network.save_pretrained(folder / "text_encoder")
+    (folder / "tokenizer").mkdir()
+    words = ["<|startoftext|>", *(f"{letter}{end}" for letter in "abcde" for end in ("", "</w>")), "<|endoftext|>"]
+    (folder / "tokenizer/vocab.json").write_text(json.dumps({word: place for place, word in enumerate(words)}))
+    (folder / "tokenizer/merges.txt").write_text("#version: 0.2\n")
+    stated = {"pad_token": "<|endoftext|>", "tokenizer_class": "CLIPTokenizer"}
+    (folder / "tokenizer/tokenizer_config.json").write_text(json.dumps(stated))
+    return network, CLIPTokenizer.from_pretrained(folder / "tokenizer")
+
+
+@torch.no_grad()
+def states_of_stable_diffusion(network: CLIPTextModel, tokenizer: CLIPTokenizer, *, skipped: int) -> Tensor:
+    """States as its pipeline makes them: of all places, without a mask; `skipped` is its clip_skip."""
+    ids: Any = tokenizer(["a b c", ""], padding="max_length", max_length=7, return_tensors="pt")["input_ids"]
+    found = network(ids, output_hidden_states=True)
+    return network.final_layer_norm(found.hidden_states[-1 - skipped]) if skipped else found.last_hidden_state
+
+
+@pytest.mark.parametrize("skipped", [0, 1])
+def test_clip_of_stable_diffusion_gives_a_state_for_every_pad(skipped: int, tmp_path: Path) -> None:
+    wanted = states_of_stable_diffusion(*pipeline(tmp_path / "pipe"), skipped=skipped)
+    config = TextEncoderConfig(
+        uri=str(tmp_path / "pipe/text_encoder"), length=7, pads="attended", skipped_layers=skipped
+    )
+    (tmp_path / "store").mkdir()
+    _, shape = copy_text_encoder(config, Store(str(tmp_path / "store")))
+    assert shape == (7, 8)
+    (folder,) = {path.parent for path in (tmp_path / "store").rglob(LENGTH)}
+    text = load_frozen_text(folder)
+    assert torch.equal(text.encode(["a b c", ""]), wanted)
+    assert (wanted != 0).any(-1).all()
+
+
+def test_the_text_tower_of_a_whole_clip_is_taken(tmp_path: Path) -> None:
+    network, _ = pipeline(tmp_path / "pipe")
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 8, "patch_size": 4}
+    whole = CLIPModel(CLIPConfig(text_config=CLIP | CLIP_IDS, vision_config=vision))
+    whole.text_model.load_state_dict(network.state_dict())
+    whole.save_pretrained(tmp_path / "text_encoder")
+    (tmp_path / "pipe/tokenizer").rename(tmp_path / "tokenizer")
+    found = []
+    for place in (tmp_path / "pipe/text_encoder", tmp_path / "text_encoder"):
+        (place.parent / "tokenizer").mkdir(exist_ok=True)
+        for file in (tmp_path / "tokenizer").iterdir():
+            (place.parent / "tokenizer" / file.name).write_bytes(file.read_bytes())
+        folder = fetch(str(place), tmp_path / f"local-{len(found)}")
+        (folder / LENGTH).write_text('{"length": 7}')
+        found.append(load_frozen_text(folder).encode(["a b c"]))
+    assert torch.equal(*found)
+
+
+def test_missing_weights_and_layers_are_one_line(tmp_path: Path) -> None:
+    folder = pretrained_folder(tmp_path, "t5")
+    (folder / LENGTH).write_text('{"length": 5, "skipped_layers": 1}')
+    with pytest.raises(FrozenTextError, match=r"skipped_layers must be in \[0, 0\] .*: 1"):
+        load_frozen_text(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("encoder.final_layer_norm.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(FrozenTextError, match=r"lacks 1 weights, first encoder\.final_layer_norm\.weight"):
+        load_frozen_text(folder)
