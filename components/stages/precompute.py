@@ -151,7 +151,7 @@ def check_text_encoder(config: TextEncoderConfig) -> None:
 
 
 def check_files(uri: str) -> dict[str, str]:
-    """The files of a pretrained encoder by name, each with its folder: `uri`, or that of the tokenizer beside it.
+    """The files of a pretrained encoder, each with its folder: `uri`, or the tokenizer's beside it.
     Pipelines of diffusers keep text_encoder and tokenizer apart. Raises FrozenTextError if one is missing."""
     beside = f"{uri.rstrip('/').rpartition('/')[0]}/tokenizer"
     try:
