@@ -153,11 +153,11 @@ def check_text_encoder(config: TextEncoderConfig) -> None:
 def check_files(uri: str) -> dict[str, str]:
     """The files of a pretrained encoder, each with its folder: `uri`, or the tokenizer's beside it.
     Pipelines of diffusers keep text_encoder and tokenizer apart. Raises FrozenTextError if one is missing."""
-    beside = f"{uri.rstrip('/').rpartition('/')[0]}/tokenizer"
+    sibling = f"{uri.rstrip('/').rpartition('/')[0]}/tokenizer"
     try:
         found = {info.path: uri for info in list_url(uri)}
         if not {TOKENIZER, *WORDS} & set(found):
-            found = {info.path: beside for info in list_url(beside)} | found
+            found = {info.path: sibling for info in list_url(sibling)} | found
         names = encoder_files(uri, found, Store(uri).read)
     except (OSError, StoreError) as error:
         raise FrozenTextError(f"the text encoder at {uri} can't be read: {error}; give another uri") from error
