@@ -5,7 +5,10 @@ from unittest import mock
 
 import torch
 import torch_fidelity.feature_extractor_inceptionv3 as inception
+import torch_fidelity.sample_similarity_lpips as lpips
+from safetensors.torch import save
 from torch import nn
+from torchvision.models import vgg16
 
 
 def inception_network(path: Path | None = None, *layers: str) -> nn.Module:
@@ -27,4 +30,29 @@ def write_inception(path: Path, *, seed: int = 0) -> Path:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     torch.save(network.state_dict(), path)
+    return path
+
+
+def lpips_network(seed: int = 0) -> nn.Module:
+    """torch-fidelity's own LPIPS with random weights: positive ones of its layers."""
+    torch.manual_seed(seed)
+    with (
+        mock.patch.object(lpips, "load_state_dict_from_url"),
+        mock.patch.object(lpips.SampleSimilarityLPIPS, "load_state_dict"),
+        mock.patch.object(lpips, "torchvision_load_pretrained_vgg16", return_value=vgg16(weights=None)),
+    ):
+        network = lpips.SampleSimilarityLPIPS("theirs")
+    for name, parameter in network.named_parameters():
+        if name.startswith("lin"):
+            parameter.uniform_()
+    return network
+
+
+def write_lpips(path: Path, network: nn.Module) -> Path:
+    """The weights of `lpips_network` in one file, by the names of torchvision and of LPIPS."""
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        own = name if name.startswith("lin") else "features." + name.split(".", 2)[2]  # net.slice1.0.weight
+        tensors[own] = tensor.contiguous()
+    path.write_bytes(save(tensors))
     return path

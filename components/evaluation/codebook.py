@@ -14,7 +14,6 @@ from torch import Tensor
 from components.data.encoding import open_autoencoder
 from components.evaluation.features import (
     FeatureJob,
-    MeasureConfig,
     extractor_of,
     feature_job,
     finish_features,
@@ -32,6 +31,7 @@ from components.evaluation.gallery import (
 )
 from components.evaluation.image_sets import ShardImages
 from components.evaluation.networks import FEATURES
+from components.evaluation.pairs import PairMeasurer, PairsConfig
 from components.models.autoencoder import Autoencoder
 from components.models.bottleneck import codebook_histogram, codebook_perplexity, codebook_usage
 from components.runtime.pool import Later, Pool, write_job
@@ -59,16 +59,19 @@ def codebook_use(histogram: Tensor, images: int) -> dict[str, float]:
 
 class ReconstructionMeasurer:
     """Pool worker that reconstructs the images of a part and measures the reconstructions.
-    The job's file has `features` (N, D) float32 of the reconstructions where a feature network is given, and
-    `histogram` (K,) int64, the count of each code, for an autoencoder with codes."""
+    The job's file has `features` (N, D) float32 of the reconstructions where a feature network is given, (N,) of each
+    figure of `PairMeasurer`, and `histogram` (K,) int64, the count of each code, for an autoencoder with codes."""
 
-    def __init__(self, autoencoder: Artifact, config: MeasureConfig) -> None:
+    def __init__(self, autoencoder: Artifact, config: PairsConfig) -> None:
         self.network = open_autoencoder(autoencoder).to(best_device())
         self.features = None if config.feature_network == "none" else extractor_of(config)
+        self.pairs = PairMeasurer(config)
 
     def __call__(self, job: FeatureJob) -> Later:
-        made, histograms = zip(*(reconstruct(self.network, images) for images in job.part.batches()), strict=True)
+        originals = [*job.part.batches()]
+        made, histograms = zip(*(reconstruct(self.network, images) for images in originals), strict=True)
         arrays = {} if self.features is None else joined([self.features(images) for images in made])
+        arrays |= joined([self.pairs(one, other) for one, other in zip(made, originals, strict=True)])
         if counts := [histogram for histogram in histograms if histogram is not None]:
             arrays[HISTOGRAM] = torch.stack(counts).sum(dim=0).numpy()
         return Later(partial(write_job, job.folder, job.name, pack(**arrays)))
@@ -77,14 +80,14 @@ class ReconstructionMeasurer:
 def reconstruction_jobs(
     autoencoder: Artifact,
     parts: Sequence[ShardImages],
-    config: MeasureConfig,
+    config: PairsConfig,
     *,
     pool: Pool,
     progress: Callable[[int, int], None],
     anew: Store | None,
 ) -> list[FeatureJob]:
     """Measures reconstructions into files beside the autoencoder; arguments as in `finish_features`."""
-    folder, facts = autoencoder.store.join(FEATURES), (autoencoder.digest, *config.facts())
+    folder, facts = autoencoder.store.join(FEATURES), (autoencoder.digest, *config.facts(), *config.paired())
     jobs = [feature_job(part, *facts)._replace(folder=folder) for part in parts]
     worker = partial(ReconstructionMeasurer, autoencoder, config)
     finish_features(worker, jobs, pool=pool, progress=progress, anew=anew)

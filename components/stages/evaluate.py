@@ -26,6 +26,7 @@ from components.evaluation.features import (
 from components.evaluation.generated import measured_stages
 from components.evaluation.image_sets import (
     REFERENCE,
+    ImageSet,
     MadeStage,
     compared_sets,
     held_out_parts,
@@ -34,15 +35,17 @@ from components.evaluation.image_sets import (
 )
 from components.evaluation.metrics import METRICS, USUAL
 from components.evaluation.networks import check_feature_network
+from components.evaluation.pairs import PairsConfig, measure_pairs
 from components.evaluation.study import Findings, ModelStudy
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
+from components.weights.perceptual import check_perceptual_network
 
 RECONSTRUCTED = "reconstructions of held-out images"
 
 
-class EvaluationConfig(MeasureConfig):
+class EvaluationConfig(PairsConfig):
     """Feature network, precision and image counts of distances, with the metrics and the size of windows."""
 
     stage_version = 4  # precision, recall and standard errors beside distances
@@ -75,9 +78,12 @@ def evaluate(
         samples: what the generators made, where there are any.
 
     Returns an artifact of kind `report`: images, statistics of the reference, and all figures as metadata.
-    Raises FeatureNetworkError before any work if the feature network is not installed.
+    Raises, before any work, FeatureNetworkError or PerceptualWeightsError for networks or weights that are missing, and
+    ValueError for figures of an autoencoder where there is none.
     """
     check_feature_network(config.feature_network, config.feature_weights)
+    check_perceptual_network("vgg16_lpips" if "lpips" in config.pairs else "none", weights_uri=config.lpips_weights)
+    refuse(config.pairs and tokenizer is None, "evaluation.pairs: there is no autoencoder to judge; leave them out")
     metadata: dict[str, Any] = {"feature_network": config.feature_network, "distances": [], "summary": {}}
     folder, index, kept, side = context.scratch(), load_index(images.url("index.json")), list[FeatureJob](), 0
     with context.pool() as pool:
@@ -92,13 +98,16 @@ def evaluate(
             if histogram is not None:
                 count = sum(part.num_images for part in held_out)
                 metadata["held_out_codebook"] = codebook_use(histogram, count)
+            if config.pairs:
+                metadata["summary"] |= measure_pairs(config, ImageSet(tuple(held_out), "scale"), kept, work)
         if config.feature_network != "none":
             made = [] if samples is None else measured_stages(samples)
             rows, reference = measure(config, index, made, kept, side, work)
             (folder / "reference.npz").write_bytes(reference)
             figures = [row.metrics(config.feature_network) for row in rows]
-            metadata["summary"] = {name: value for row in figures for name, value in row.items()}
+            metadata["summary"] |= {name: value for row in figures for name, value in row.items()}
             metadata["distances"] = [row.model_dump() for row in rows]
+        if metadata["summary"]:
             context.recorder.emit(events.Metrics(context.stage, 0, metadata["summary"]))
     return context.commit("report", folder=folder, metadata=metadata)
 

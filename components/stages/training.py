@@ -19,10 +19,10 @@ from components.stages.context import StageContext
 from components.training.frozen import image_inputs
 from components.training.launch import train
 from components.training.loop import Arrays, Task
-from components.training.perceptual_weights import check_perceptual_network
 from components.training.results import ModelDescription
 from components.training.step_model import step_flops, task_maker
 from components.training.worker import TrainingJob
+from components.weights.perceptual import check_perceptual_network
 from components.weights.starts import start_loader, start_scale
 
 HELD_OUT = 256  # images for previews and the final evaluation

@@ -26,17 +26,17 @@ from components.training.frozen import LoadEncoder
 from components.training.learner import Learner, without_memory
 from components.training.loop import Batch, Task
 from components.training.parallel import Worker
-from components.training.perceptual_weights import (
-    VGG16_CHANNELS,
-    EfficientNetFeatures,
-    VGG16Features,
-    check_perceptual_network,
-)
 from components.training.tasks.autoencoder import AutoencoderTask
 from components.training.tasks.diffusion import DiffusionPriorTask, diffusion_task
 from components.training.tasks.gan import GANTask
 from components.training.tasks.prior import MaskedPriorTask, PixelTask, PriorTask
 from components.training.tasks.recognition import ClassifierTask, ContrastiveTask
+from components.weights.perceptual import (
+    VGG16_CHANNELS,
+    EfficientNetFeatures,
+    VGG16Features,
+    check_perceptual_network,
+)
 
 TASKS: dict[str, Callable[..., Task]] = {
     "autoencoder": AutoencoderTask,

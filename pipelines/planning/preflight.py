@@ -21,6 +21,7 @@ from components.data.listing import FileVersion, SourceError
 from components.data.source_check import check_file, check_source, detect_source, file_to_try, shard_in_place
 from components.evaluation.features import MeasureConfig
 from components.evaluation.networks import FeatureNetworkError, check_feature_network
+from components.evaluation.pairs import PairsConfig
 from components.runtime.execution import Resources
 from components.runtime.pool import one_line, portable
 from components.runtime.storage.connection import check_room, is_local, shown
@@ -30,8 +31,8 @@ from components.stages.images import ImagesConfig
 from components.stages.precompute import TextEncoderConfig, check_text_encoder
 from components.training.adapters import AdapterError, check_adapters
 from components.training.launch import CHECKPOINTS_KEPT
-from components.training.perceptual_weights import PerceptualWeightsError, check_perceptual_network
 from components.training.sharding import why_whole
+from components.weights.perceptual import PerceptualWeightsError, check_perceptual_network
 from components.weights.starts import open_start, planned_counts
 from pipelines.planning.memory import (
     MANY_CLASSES,
@@ -64,6 +65,7 @@ class Needs(NamedTuple):
         trained = [config.needs().perceptual_weights_uri for config in trainings]
         trained += [config.init_from.uri for config in trainings if config.init_from is not None]
         measured = [config.feature_weights for config in self.configs if isinstance(config, MeasureConfig)]
+        measured += [config.lpips_weights for config in self.configs if isinstance(config, PairsConfig)]
         encoders = [config.uri for config in self.configs if isinstance(config, TextEncoderConfig)]
         return [*([self.source.path] if self.source else []), *filter(None, trained + measured), *encoders]
 
@@ -109,6 +111,8 @@ def check_needs(needs: Needs) -> None:
                         open_start(config.init_from)
             if isinstance(config, MeasureConfig):
                 check_feature_network(config.feature_network, config.feature_weights)
+            if isinstance(config, PairsConfig) and "lpips" in config.pairs:
+                check_perceptual_network("vgg16_lpips", weights_uri=config.lpips_weights)
             if isinstance(config, TextEncoderConfig):
                 check_text_encoder(config)
     except (PerceptualWeightsError, FeatureNetworkError, FrozenTextError, AdapterError) as error:

@@ -10,7 +10,7 @@ PLACES = {  # what a line of the product holds -> the files where it may stand
         "components/sampling/images.py": "arrays of bytes <-> [-1, 1]",
         "components/models/diffusion/discrete.py": "the step between two levels",
         "components/models/losses/reconstruction.py": "half of it",
-        "components/training/perceptual_weights.py": "the scale that a pretrained network was trained on",
+        "components/weights/perceptual.py": "the scale that a pretrained network was trained on",
     },
     r"[\"']PNG[\"']|\.save\(.*\.png": {"components/sampling/image_files.py": "encoding, and what is decoded"},
     r"\bImage\.open\(": {

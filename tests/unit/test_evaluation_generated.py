@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from components.data.encoding import open_autoencoder
 from components.data.held_out import random_part
 from components.data.shards import load_index
 from components.evaluation.agreement import AgreementConfig, wanted_of
+from components.evaluation.codebook import reconstruct
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests
 from components.evaluation.generated import (
     SampleJob,
@@ -23,7 +25,10 @@ from components.evaluation.generated import (
     unpack_job,
 )
 from components.evaluation.grids import readable
-from components.evaluation.image_sets import SmallerImages, in_batches, shrink
+from components.evaluation.image_sets import SmallerImages, held_out_parts, in_batches, shrink
+from components.evaluation.metrics import frechet_distance, gaussian_of
+from components.evaluation.networks import FeatureExtractor
+from components.evaluation.pairs import PairMeasurer
 from components.evaluation.sampling_studies import judge
 from components.runtime.events import Recorder
 from components.runtime.execution import Resources
@@ -38,6 +43,7 @@ from components.stages.evaluate import EvaluationConfig, evaluate, run_study
 from components.stages.samples import SamplesConfig, sample_generators
 from pipelines.engine.run_report import study_of
 from tests.image_sets import write_set
+from tests.refusals import one_line
 from tests.tiny_cascade import CLASSES, OBJECTIVE, write_cascade, write_models
 from tests.tiny_diffusion_branches import guided_by_the_classifier_alone
 from tests.tiny_generators import write
@@ -246,6 +252,23 @@ def test_windows_are_parts_of_their_images_anywhere_in_them_and_the_same_each_ti
     assert (corners.min(), corners.max()) == (0, 8)
     assert np.array_equal(windows, np.concatenate([*SmallerImages(part, 4, (0, 1)).batches()]))
     assert not np.array_equal(windows, np.concatenate([*SmallerImages(part, 4, (0, 2)).batches()]))
+
+
+def test_reconstructions_are_measured_beside_their_originals_where_a_recipe_asks(run: Fixture) -> None:
+    config = EvaluationConfig(pairs=("rfid", "psnr", "ssim"), held_out_samples=5)
+    summary = evaluate(
+        config, run.context("evaluation", key="pairs"), images=run.images, tokenizer=run.tokenizer
+    ).metadata["summary"]
+    parts = held_out_parts(load_index(run.images.url("index.json")), resolution=16, limit=5)
+    originals = np.concatenate([images for part in parts for images in part.batches()])
+    made = reconstruct(open_autoencoder(run.tokenizer), originals)[0]
+    extract = FeatureExtractor()
+    distance = frechet_distance(*(gaussian_of(extract(images)["features"]) for images in (made, originals)))
+    assert summary["rfd_efficientnet_lite0"] == pytest.approx(distance, rel=1e-3)
+    expected = {name: float(each.mean()) for name, each in PairMeasurer(config)(made, originals).items()}
+    assert {name: summary[f"{name}_5"] for name in ("psnr", "ssim")} == pytest.approx(expected, rel=1e-3)
+    with one_line(ValueError, "there is no autoencoder to judge"):
+        evaluate(config, run.context("evaluation", key="none to judge"), images=run.images)
 
 
 def test_without_a_feature_network_the_evaluation_still_reconstructs(run: Fixture, samples: Artifact) -> None:

@@ -16,17 +16,9 @@ from safetensors.torch import save
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.sampling import DiffusionSampling
 from components.runtime.storage.store import DamagedFileError, Store
-from components.training import perceptual_weights
 from components.training.batches import to_batch
 from components.training.checkpoint import STATE, digests_file, part_file
 from components.training.loop import Batch, fit
-from components.training.perceptual_weights import (
-    VGG16_CHANNELS,
-    PerceptualWeightsError,
-    VGG16Features,
-    check_perceptual_network,
-    load_perceptual_loss,
-)
 from components.training.randomness import dropped_conditions, null_conditions
 from components.training.run_folder import (
     checkpoint_name,
@@ -36,6 +28,14 @@ from components.training.run_folder import (
     upload_folder,
 )
 from components.training.worker import set_idle_priority
+from components.weights import perceptual as perceptual_weights
+from components.weights.perceptual import (
+    VGG16_CHANNELS,
+    PerceptualWeightsError,
+    VGG16Features,
+    check_perceptual_network,
+    load_perceptual_loss,
+)
 from tests.checkpoints import read_run, write_checkpoint
 from tests.refusals import one_line
 from tests.tiny_training import (

@@ -35,8 +35,8 @@ from components.training.learner import AdversarialTask, add, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.optim import kl_weight_at, temperature_at
 from components.training.parallel import average
-from components.training.perceptual_weights import load_perceptual_loss
 from components.training.randomness import sample_gumbel, step_generator
+from components.weights.perceptual import load_perceptual_loss
 from components.weights.starts import is_below
 
 

@@ -137,5 +137,5 @@ def _check_header(uri: str) -> None:
 def _unusable(uri: str | None, error: Exception) -> PerceptualWeightsError:
     return PerceptualWeightsError(
         f"perceptual_weights_uri {uri} can't be used ({reason(error)}); give the URL of a safetensors file with "
-        "torchvision's VGG-16 features.* and LPIPS's lin*.model.1.weight, or choose efficientnet_lite1"
+        "torchvision's VGG-16 features.* and LPIPS's lin*.model.1.weight, or do without LPIPS"
     )
