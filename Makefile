@@ -31,6 +31,9 @@ check: .venv/.stamp-test  ## lint, formatting, types, import contracts, and the 
 documents: .venv/.stamp-test  ## write docs/ROWS.md and docs/RESULTS.md from slides, tests and docs/results.json
 	$(BIN)/python -m tests.row_documents
 
+roofline: .venv/.stamp-test  ## bound of four published trainings' utilization of an H100, by counted bytes and operations
+	$(BIN)/python -m tests.benchmarks.roofline
+
 bench: .venv/.stamp-test  ## measure against peers, a table and bench.json; ONLY='unet reader_storage' for some
 	$(BIN)/python -m tests.benchmarks.run $(ONLY)
 
