@@ -186,17 +186,8 @@ def row(case: str, found: Bound) -> str:
     """A line of the table: milliseconds and GB by kind."""
     cells = [f"{1e3 * found.seconds[kind]:,.1f} ({found.bytes[kind] / 1e9:,.1f})" for kind in KINDS]
     total = 1e3 * sum(found.seconds.values())
-    samples = CASES[case][2]
-    return " | ".join(
-        [
-            "| " + case,
-            str(samples),
-            *cells,
-            f"{total:,.1f}",
-            f"{found.launches:,}",
-            f"{100 * found.utilization:.0f} % |",
-        ]
-    )
+    share = f"{100 * found.utilization:.0f} %"
+    return f"| {' | '.join([case, str(CASES[case][2]), *cells, f'{total:,.1f}', f'{found.launches:,}', share])} |"
 
 
 def main() -> None:
