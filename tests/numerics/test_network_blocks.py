@@ -2,6 +2,7 @@
 when it computes its blocks again in the backward pass, from fewer bytes.
 """
 
+from collections import Counter
 from copy import deepcopy
 from functools import cache, partial
 
@@ -22,6 +23,7 @@ from components.models.layers import (
 from components.training.activations import step_keeps
 from components.training.batches import to_batch
 from pipelines.planning.memory import counted_activations, model_of
+from pipelines.planning.step_time import Launches
 from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.workflows import build_workflow
 from tests.tiny_training import assert_close, assert_equal_bits, batches
@@ -176,6 +178,16 @@ def test_a_norm_of_16_bits_is_that_of_fp32_rounded_once():
     for one, other in zip(found, torch.autograd.grad(exact, (wanted, weight, bias), gradient.float()), strict=True):
         torch.testing.assert_close(one, other)
     assert found[0].dtype == torch.bfloat16
+    assert ours.stride() == found[0].stride() == given.stride()  # NHWC
+
+
+def test_a_norm_of_16_bits_changes_type_and_order_of_each_tensor_in_one_pass():
+    x, weight, bias = (tensor.to("meta").requires_grad_() for tensor in parts())
+    with (launches := Launches()):
+        y = Normalized16Bits.apply(x, weight, bias, 2, 1e-5)
+        torch.autograd.grad(y, x, torch.empty_like(y))
+    norms = Counter(native_group_norm=1, native_group_norm_backward=1)
+    assert +launches.operations == norms + Counter(_to_copy=3, copy_=2)
 
 
 def test_on_a_cpu_a_norm_returns_the_type_of_its_weights_and_elsewhere_what_it_was_given():
