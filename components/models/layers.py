@@ -62,7 +62,8 @@ class Normalized16Bits(torch.autograd.Function):
     def forward(  # pyrefly: ignore[bad-override]
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float
     ) -> Tensor:
-        whole, sizes = as_kernels_take_it(x, weight.dtype), (len(x), x.shape[1], x[0, 0].numel())
+        whole = x.to(weight.dtype, memory_format=torch.contiguous_format)  # NCHW, as torch's kernels for GPUs take it
+        sizes = (len(x), x.shape[1], x[0, 0].numel())
         y, mean, rstd = torch.native_group_norm(whole, weight, bias, *sizes, num_groups, eps)
         ctx.save_for_backward(x, weight, mean, rstd)
         ctx.num_groups = num_groups
@@ -72,17 +73,13 @@ class Normalized16Bits(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         x, weight, mean, rstd = ctx.saved_tensors
-        given, sizes = [as_kernels_take_it(each, weight.dtype) for each in (gradient, x)], x.shape[:2]
+        given = (tensor.to(weight.dtype, memory_format=torch.contiguous_format) for tensor in (gradient, x))
+        sizes = x.shape[:2]
         moments, needed = (mean, rstd, weight), ctx.needs_input_grad[:3]
         of_x, of_weight, of_bias = torch.ops.aten.native_group_norm_backward(
             *given, *moments, *sizes, x[0, 0].numel(), ctx.num_groups, needed
         )
         return (None if of_x is None else torch.empty_like(x).copy_(of_x)), of_weight, of_bias, None, None
-
-
-def as_kernels_take_it(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Copies x (B, C, ...) to the type and the order that torch's group norm for GPUs takes, NCHW, in one pass."""
-    return x.to(dtype, memory_format=torch.contiguous_format)
 
 
 def logits_of(head: nn.Module, x: Tensor) -> Tensor:
