@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from components.data.encoding import TokenEncoder, shard_jobs, token_names
 from components.data.held_out import read_split
@@ -16,7 +17,7 @@ from components.runtime.storage.store import Store
 from components.sampling.images import from_uint8
 from components.stages.tokens import TokensConfig, tokenize_images
 from components.stages.training import train_model
-from tests.distributed.runs import context_of, images_artifact, run_stage
+from tests.distributed.runs import context_of, images_artifact, model_weights, run_stage
 from tests.tiny_training import prior_config
 
 
@@ -77,3 +78,16 @@ def test_prior_learns_tokens_and_shows_images(tokenizer: Artifact, tokens: Artif
     logged = context.recorder.lines("metrics")
     assert [line["step"] for line in logged] == [5, 10, 15, 20]
     assert all(line["bits_per_token"] > 0 and "system/cpu_utilization_percentage" in line for line in logged)
+
+
+def test_a_stage_begins_with_the_model_of_another_and_trains_its_adapter(ray_cluster: None, tmp_path: Path) -> None:
+    start = run_stage(tmp_path / "start", "base", workers=1, total_steps=10)
+    given = {"init_from": {"uri": start.root}, "total_steps": 10}
+    model = run_stage(tmp_path / "adapted", "base", workers=2, adapter={"rank": 2}, **given)
+    assert {*model.names()} - {*start.names()} == {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
+    before, after = (model_weights(each, tmp_path / name) for name, each in (("before", start), ("after", model)))
+    assert before.keys() == after.keys()
+    moved = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"qkv", "proj"}
+    with pytest.raises(ValueError, match=r"\d+ tensors have other shapes than in the network, first "):
+        run_stage(tmp_path / "wider", "base", workers=1, model_channels=16, **given)

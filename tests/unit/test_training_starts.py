@@ -1,6 +1,7 @@
 """Trainings that begin with given weights: what the plan says, what is refused, what the key holds; parts and rates."""
 
 import shutil
+import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -153,6 +154,24 @@ def test_weights_that_are_not_those_of_the_manifest_are_never_taken(tmp_path: Pa
         load_start(network, start=opened, ignore=())
 
 
+def test_a_start_lies_in_storage_too(start: Path):
+    """A bundle alone there has the same content as on the disk, and as an artifact that lists it."""
+    opened = []
+    for how in ("bundle", "artifact"):
+        store = Store(f"memory://start-{uuid.uuid4().hex}")
+        if how == "artifact":
+            files = upload_attempt(store, start)
+            commit_artifact(store, Artifact(kind="model", stage="base", key="k", files=files))
+        else:
+            for path in start.iterdir():
+                store.upload(path, path.name)
+        opened.append(open_start(StartConfig(uri=store.uri)))
+        network = make_network(smoke_base(), SMOKE)
+        load_start(network, start=opened[-1], ignore=())
+        assert_equal_bits(network.state_dict(), dict(bundle_of(smoke_base(), SMOKE).module.state_dict()))
+    assert opened[0].digest == opened[1].digest == open_start(StartConfig(uri=str(start))).digest
+
+
 def loader(config: Any, folder: Path, *ignore: str) -> Callable[[nn.Module], None] | None:
     own = config.replace(init_from=StartConfig(uri=str(folder), ignore=ignore))
     return start_loader(own, DATASET_INFO, None, bpe=None)
@@ -286,6 +305,10 @@ def test_parts_that_can_t_be_are_refused(make_config: Callable[..., Any], parts:
 def test_the_command_refuses_parts_before_anything_starts(tmp_path: Path):
     command = ("plan", "--recipe", "smoke", "--storage", str(tmp_path / "runs"), "--set")
     done = in_process(*command, "base.parts={donw: {learning_rate: 0}}", cwd=tmp_path)
+    assert_refused(done, "base: parts: no parameter is named as 'donw'")
+    done = in_process(
+        *command, "base.parts={donw: {learning_rate: 0}}", "--cluster", "gpus=8", "--gpu", "h100", cwd=tmp_path
+    )
     assert_refused(done, "base: parts: no parameter is named as 'donw'")
     done = in_process(*command, "base.parts={down: {learning_rate: -1}}", cwd=tmp_path)
     assert_refused(done, "base.optimization.parts.down.learning_rate")
