@@ -8,7 +8,9 @@ import torch_fidelity.feature_extractor_inceptionv3 as inception
 import torch_fidelity.sample_similarity_lpips as lpips
 from safetensors.torch import save
 from torch import nn
+from torch_fidelity import FeatureExtractorDinoV2
 from torchvision.models import vgg16
+from transformers import Dinov2Config, Dinov2Model
 
 
 def inception_network(path: Path | None = None, *layers: str) -> nn.Module:
@@ -56,3 +58,24 @@ def write_lpips(path: Path, network: nn.Module) -> Path:
         tensors[own] = tensor.contiguous()
     path.write_bytes(save(tensors))
     return path
+
+
+class ClassToken(nn.Module):
+    """A Dinov2Model as the first code of DINOv2 is called: the class token alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.model(image).pooler_output
+
+
+def dinov2_network(folder: Path, *, seed: int = 0) -> nn.Module:
+    """torch-fidelity's extractor around a small Dinov2Model of random weights, which is written to the folder."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 70, "patch_size": 14}
+    model = Dinov2Model(Dinov2Config(**sizes, initializer_range=0.3)).eval()
+    model.save_pretrained(folder)
+    with mock.patch.object(torch.hub, "load", return_value=ClassToken(model)):
+        return FeatureExtractorDinoV2("dinov2-vit-l-14", ["dinov2"])

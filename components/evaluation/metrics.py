@@ -138,7 +138,11 @@ METRICS: dict[str, Metric] = {
     ),
 }
 USUAL = tuple(name for name, metric in METRICS.items() if metric.usual)
-PUBLISHED = {"inception": ("fid", "inception"), "inception_clean": ("fid", "clean")}  # distance and protocol in names
+PUBLISHED = {  # distance and protocol in names
+    "inception": ("fid", "inception"),
+    "inception_clean": ("fid", "clean"),
+    "dinov2": ("fd", "dinov2"),
+}
 
 
 def distance_name(network: str) -> str:

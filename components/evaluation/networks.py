@@ -3,9 +3,9 @@
 A missing network is an error: features of a random network are never used, and no weights are fetched at run time.
 
 `efficientnet_lite0` (`components/weights/lite0.py`) comes from two small packages and needs no network access. The
-networks of papers (`components/weights/inception.py`) take weights by URI, and are computed in fp32.
+networks of papers (`inception.py` and `dinov2.py` there) take weights by URI, and are computed in fp32.
 
-Shapes: N images, H W their pixels, D features: 1280 of efficientnet_lite0, 2048 of Inception.
+Shapes: N images, H W their pixels, D features: 1280 of efficientnet_lite0, 2048 of Inception, 1024 of DINOv2 ViT-L.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,14 @@ from torch import nn
 
 from components.runtime.storage.connection import StoreError
 from components.sampling.device import best_device, computes_bf16
+from components.weights import dinov2
+from components.weights.dinov2 import Dinov2
 from components.weights.files import read_weights
 from components.weights.inception import KNOWN, CleanInception, Inception
 from components.weights.lite0 import PACKAGES, Lite0
 
 # "none": no distance is measured, and the report says so
-FeatureNetwork = Literal["efficientnet_lite0", "inception", "inception_clean", "none"]
+FeatureNetwork = Literal["efficientnet_lite0", "inception", "inception_clean", "dinov2", "none"]
 FeaturePrecision = Literal["fp32", "bf16"]
 FEATURES = "features"  # (N, D) array of the files, and the name of their folder
 BATCH = 8  # images at a time: their activations stay in the processor's cache
@@ -36,7 +38,7 @@ class FeatureNetworkError(RuntimeError):
 class Network(NamedTuple):
     """A feature network: its constructor, its packages, and the weights that it is given."""
 
-    make: Callable[..., nn.Module]  # of the tensors by name, where it takes weights
+    make: Callable[..., nn.Module]  # of a file of weights, where it takes one
     packages: tuple[str, ...]
     extra: str
     weights: str = ""  # file, size and sha256 of the published weights; empty: they come with the packages
@@ -46,6 +48,7 @@ NETWORKS = {
     "efficientnet_lite0": Network(Lite0, PACKAGES, "features"),
     "inception": Network(Inception, ("torch_fidelity",), "fidelity", KNOWN),
     "inception_clean": Network(CleanInception, ("torch_fidelity",), "fidelity", KNOWN),
+    "dinov2": Network(Dinov2, ("torch_fidelity", "transformers"), "fidelity,text", dinov2.KNOWN),
 }
 
 
@@ -81,7 +84,7 @@ def _load(network: FeatureNetwork, weights: str | None) -> tuple[nn.Module, str]
         return chosen.make(), ""
     try:
         file = read_weights(weights)
-        return chosen.make(file.tensors), file.sha256
+        return chosen.make(file), file.sha256
     except (ValueError, OSError, RuntimeError, StoreError) as error:
         reason = str(error).strip().replace("\n\t", " ").splitlines()[0][:200]
         raise FeatureNetworkError(f"feature_weights {weights}: {reason}; {network} takes {chosen.weights}") from error

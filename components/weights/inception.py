@@ -10,7 +10,6 @@ Shapes: N images, H W their pixels.
 """
 
 import io
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,8 @@ import torch
 from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
+
+from components.weights.files import WeightsFile
 
 SIDE = 299  # pixels of the network's input
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -27,15 +28,24 @@ KNOWN = (
 )
 
 
+def resized_as_tensorflow(images: np.ndarray, side: int, *, like: Tensor) -> Tensor:
+    """uint8 (N, H, W, 3) -> (N, 3, side, side) in [0, 255], as TensorFlow 1 resized.
+    `like`: a tensor of the type and on the device that are wanted."""
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+    image = rearrange(torch.from_numpy(images), "n h w c -> n c h w").to(like)
+    return interpolate_bilinear_2d_like_tensorflow1x(image, size=(side, side), align_corners=False)
+
+
 class Inception(nn.Module):
     """Features and logits of images resized as TensorFlow 1 did."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, file: WeightsFile) -> None:
         """Raises RuntimeError for tensors of another network."""
         from torch_fidelity import FeatureExtractorInceptionV3
 
         super().__init__()
-        torch.save(dict(tensors), given := io.BytesIO())  # the class unpickles a file: it gets one of tensors alone
+        torch.save(file.tensors, given := io.BytesIO())  # the class unpickles a file: it gets one of tensors alone
         given.seek(0)
         layers = ["2048", "logits_unbiased"]
         network = FeatureExtractorInceptionV3("inception-v3-compat", layers, feature_extractor_weights_path=given)
@@ -45,10 +55,7 @@ class Inception(nn.Module):
 
     def resized(self, images: np.ndarray) -> Tensor:
         """uint8 (N, H, W, 3) -> float32 (N, 3, 299, 299) in [0, 255]."""
-        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
-
-        image = rearrange(torch.from_numpy(images), "n h w c -> n c h w").to(self.fc.weight)
-        return interpolate_bilinear_2d_like_tensorflow1x(image, size=(SIDE, SIDE), align_corners=False)
+        return resized_as_tensorflow(images, SIDE, like=self.fc.weight)
 
     def forward(self, images: np.ndarray) -> dict[str, Tensor]:
         """uint8 (N, H, W, 3) -> `features` (N, 2048) and `logits` (N, 1008).

@@ -18,7 +18,7 @@ def evaluate(
     images: Annotated[str, typer.Option(help="A folder of images or archives, a tar, a zip or an npz (arr_0).")],
     reference: Annotated[str, typer.Option(help="Likewise; also ADM's npz with mu and sigma.")],
     network: Annotated[
-        str, typer.Option(help="inception (as TensorFlow 1 resizes), inception_clean, or efficientnet_lite0.")
+        str, typer.Option(help="inception (as TensorFlow 1 resizes), inception_clean, dinov2, or efficientnet_lite0.")
     ] = "inception",
     feature_weights: Annotated[
         str | None, typer.Option(help="URI of the network's weights: they are never fetched by themselves.")
@@ -29,7 +29,7 @@ def evaluate(
     """Measure images against a reference: FID, KID, Inception score, precision and recall.
 
     Images are taken as they are. Features are kept beside them, so a command that was stopped goes on where it was. The
-    names of figures have protocol and N: `fid_inception_50k`, `fid_clean_50k`.
+    names of figures have protocol and N: `fid_inception_50k`, `fid_clean_50k`, `fd_dinov2_50k`.
 
     **Examples**
 
@@ -89,5 +89,6 @@ def show(found: dict[str, Any], console: Console) -> None:
     rest = "published statistics" if found["published_statistics"] else ""
     against = " and ".join(filter(None, (rest, f"{count:,} images" if count else "")))
     console.print(f"{found['samples']:,} images against {against} of {found['reference']}", soft_wrap=True)
-    if (sha256 := found["sha256_of_weights"]) and sha256 not in NETWORKS[found["feature_network"]].weights:
+    known, sha256 = NETWORKS[found["feature_network"]].weights, found["sha256_of_weights"]
+    if sha256 and "sha256" in known and sha256 not in known:
         console.print(f"not the published weights (sha256 {sha256}): no figure compares with a paper's", soft_wrap=True)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
@@ -14,14 +15,14 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from components.configuration.usage import UsageError
 from components.evaluation.features import MeasureConfig, measured_row
-from components.evaluation.metrics import METRICS, Compared, gaussian_from, gaussian_of
+from components.evaluation.metrics import METRICS, Compared, gaussian_from, gaussian_of, published_name
 from components.evaluation.networks import FEATURES, FeatureExtractor, FeatureNetworkError, check_feature_network
 from components.runtime.storage.store import digest_of
 from components.sampling.device import best_device
 from components.weights.inception import SHA256
 from pipelines.planning.preflight import Needs, check_needs
 from pipelines.recipes.catalog import load_recipe
-from tests.feature_weights import inception_network, write_inception
+from tests.feature_weights import dinov2_network, inception_network, write_inception
 from tests.refusals import one_line
 
 
@@ -44,6 +45,24 @@ def test_features_and_logits_are_those_of_torch_fidelitys_network(weights: Path,
     np.testing.assert_allclose(ours[FEATURES], features.cpu(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(ours["logits"], logits.cpu(), rtol=1e-4, atol=1e-4)
     assert ours[FEATURES].std() > 0.01
+
+
+def test_features_of_dinov2_are_those_of_torch_fidelitys_protocol(tmp_path: Path, weights: Path) -> None:
+    theirs, images = dinov2_network(tmp_path / "dinov2"), noise(2, 40, 70)
+    with torch.inference_mode():
+        (features,) = theirs(torch.from_numpy(images).permute(0, 3, 1, 2))
+    ours = FeatureExtractor("dinov2", weights=str(tmp_path / "dinov2"))(images)
+    np.testing.assert_allclose(ours[FEATURES], features, rtol=1e-4, atol=1e-4)
+    assert (list(ours), ours[FEATURES].shape) == ([FEATURES], (2, 32))
+    assert published_name("distance", "dinov2", 50_000) == "fd_dinov2_50k"
+    with one_line(FeatureNetworkError, r"inception\.pth: its config\.json is no dinov2's; dinov2 takes a folder"):
+        check_feature_network("dinov2", str(weights))
+    tensors = load_file(tmp_path / "dinov2/model.safetensors")
+    save_file({name: tensors[name] for name in [*tensors][1:]}, tmp_path / "dinov2/model.safetensors")
+    with one_line(FeatureNetworkError, "missing keys: .*, 1 in all; dinov2 takes"):
+        check_feature_network("dinov2", str(tmp_path / "dinov2"))
+    with one_line(UsageError, "dinov2 needs feature_weights, the URI of a folder with config.json"):
+        load_recipe("openmoji", ["evaluation.feature_network=dinov2"])
 
 
 def test_the_clean_resize_is_antialiased_and_bicubic_in_floating_point(weights: Path) -> None:
