@@ -153,7 +153,7 @@ class DiffusionPrior(nn.Module):
         if text_states.shape[1] != self.text_length:
             raise ValueError(f"text_states of {text_states.shape[1]} tokens where {self.text_length} are needed")
         ends = [self.text_in(text_embedding), embedded_time(self.time_mlp, time), self.image_in(x_t)]
-        ends.append(self.query.expand(len(x_t), -1))
+        ends.append(self.query.expand(x_t.shape[0], -1))
         x = torch.cat([self.states_in(text_states), torch.stack(ends, dim=1).to(text_states.dtype)], dim=1)
         x, mask = x + self.position_embedding, self.visible(text_states)
         for block in self.blocks:

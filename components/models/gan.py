@@ -106,7 +106,7 @@ class ConditionalBatchNorm2d(nn.Module):
     def forward(self, x: Tensor, label: Tensor | None) -> Tensor:  # (B, C, H, W), (B,) -> (B, C, H, W)
         x = x.to(self.mean.dtype)
         mean, var = self.moments(x)
-        rows = label if self.conditional and label is not None else x.new_zeros(len(x), dtype=torch.long)
+        rows = label if self.conditional and label is not None else x.new_zeros(x.shape[0], dtype=torch.long)
         gain = self.gain(rows) * torch.rsqrt(var + self.eps)  # (B, C)
         bias = self.bias(rows) - mean * gain
         return torch.addcmul(bias[:, :, None, None], x, gain[:, :, None, None])

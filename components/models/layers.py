@@ -263,7 +263,7 @@ class TextTransformer(nn.Module):
         """Mask of the encoded tokens open to attention, (B, L) bool."""
         if self.padding_embedding is None:
             return text != PAD_ID
-        return torch.ones(len(text), len(self.position_embedding), dtype=torch.bool, device=text.device)
+        return torch.ones(text.shape[0], len(self.position_embedding), dtype=torch.bool, device=text.device)
 
 
 class TextBlock(NetworkBlock):

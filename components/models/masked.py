@@ -282,7 +282,7 @@ class PixelNetwork(nn.Module):
         """Teacher-forced logits.
         `values` are (B, C, H, W) int64 in [0, K), of any height and width, `label` (B,) int64 in [0, num_classes], the
         last or None being the null label. Returns (B, C, H, W, K), each from the label and the values before it."""
-        return self.head(self.features(self.embedding(values), label=self._label(len(values), label)))
+        return self.head(self.features(self.embedding(values), label=self._label(values.shape[0], label)))
 
     @torch.no_grad()
     def start(

@@ -152,7 +152,7 @@ class RowLSTMLayer(NetworkBlock):
 
     def forward(self, x: Tensor, *, label: Tensor) -> Tensor:
         gates = self.input_to_state(x) + self.label(label)  # (B, 4S, H, W)
-        state = cell = self.state_to_state.weight.new_zeros(len(x), self.state_to_state.in_channels, x.shape[3])
+        state = cell = self.state_to_state.weight.new_zeros(x.shape[0], self.state_to_state.in_channels, x.shape[3])
         states = []
         for row in gates.unbind(dim=2):
             state, cell = lstm(row + self.state_to_state(state), cell)

@@ -55,7 +55,7 @@ class Transformer(TokenNetwork):
 
         Returns (B, N, K), logits[:, i] from the conditions and the tokens before i. Raises ValueError when the shape of
         a condition is not the one that the model was built for."""
-        before = self._embed_conditions(len(tokens), **conditions)  # (B, P, D)
+        before = self._embed_conditions(tokens.shape[0], **conditions)  # (B, P, D)
         image = self._place(self.token_embedding(tokens[:, :-1]), 1)  # (B, N - 1, D)
         x = self.dropout(torch.cat([before, image], dim=1))
         visible = self._visible(conditions.get("text"))
@@ -155,7 +155,7 @@ class MaskedTransformer(TokenNetwork):
     def forward(self, tokens: Tensor, **conditions: Tensor | None) -> Tensor:
         """Logits (B, N, K) of tokens (B, N) int64 in [0, K], K being the mask token.
         Those at tokens that are not masked mean nothing, since they see themselves. Conditions as in `Transformer`."""
-        before = self._embed_conditions(len(tokens), **conditions)  # (B, P, D)
+        before = self._embed_conditions(tokens.shape[0], **conditions)  # (B, P, D)
         image = self._place(self.token_embedding(tokens), 0)  # (B, N, D)
         x = self.dropout(torch.cat([before, image], dim=1))
         mask = self._visible(conditions.get("text"))

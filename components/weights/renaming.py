@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 Arguments = Mapping[str, Any]  # of the constructor of our network
 Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]  # pattern and replacement, applied in order
@@ -27,6 +27,7 @@ class WeightFamily(NamedTuple):
     class_name: str = ""  # in the config.json of diffusers
     sizes: Callable[[Arguments], dict[str, Any]] | None = None  # arguments of our network by that config.json
     settings: Callable[[Arguments], dict[str, Any]] | None = None  # for sampling, where config.json says them all
+    config: Callable[[Arguments, nn.Module], dict[str, Any]] | None = None  # that config.json, of a network of ours
     latent_scale: Callable[[Arguments], float] | None = None  # of the latents that its models were trained on
     sampling: Mapping[str, Any] = MappingProxyType({})  # settings that its code samples by, whatever the stage
     average: Callable[[str], str] | None = None  # name of a tensor -> name in the whole file of its moving average
@@ -42,14 +43,19 @@ class Renamed(NamedTuple):
     origins: dict[str, str]
 
 
+def new_name(origin: str, rules: Rules) -> str:
+    """Our name of a foreign tensor, with its part where ours joins several; unchanged if no rule knows it."""
+    for pattern, replacement in rules:
+        origin = re.sub(pattern, replacement, origin)
+    return origin
+
+
 def rename(tensors: Mapping[str, Tensor], rules: Rules) -> Renamed:
     """Applies all rules to each name; parts `name#0.weight`, `name#1.weight` are joined along dimension 0.
     A name that no rule knows stays as it is."""
     parts: dict[str, dict[str, str]] = {}  # our name -> name with its part -> foreign name
     for origin in tensors:
-        name = origin
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
+        name = new_name(origin, rules)
         parts.setdefault(PART.sub("", name), {})[name] = origin
     joined = {
         name: torch.cat([tensors[own[part]] for part in sorted(own)])
@@ -79,6 +85,19 @@ def check_fixed(config: Arguments, fixed: Arguments) -> None:
     for name, known in fixed.items():
         if name in config and config[name] != known:
             raise ValueError(f"config.json has {name} {config[name]!r}: our network knows {known!r} alone")
+
+
+def norm_groups_of(network: nn.Module) -> int:
+    """Groups of all group norms. Raises ValueError if they differ: diffusers has one number for all."""
+    found = sorted({norm.num_groups for norm in network.modules() if isinstance(norm, nn.GroupNorm)})
+    refuse_trait(len(found) > 1, f"its group norms have {', '.join(map(str, found))} groups; train with norm_groups")
+    return found[0]
+
+
+def refuse_trait(present: object, trait: str) -> None:
+    """Raise ValueError for a trait of our network that a class of diffusers lacks."""
+    if present:
+        raise ValueError(f"{trait}: no class of diffusers computes that")
 
 
 def whole_factor(channels: int, base: int) -> int | float:

@@ -1,7 +1,7 @@
-"""Commands on trained models: `import`, `reconstruct`, `ema`, `promote`, `serve`."""
+"""Commands on trained models: `import`, `export`, `reconstruct`, `ema`, `promote`, `serve`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -34,6 +34,29 @@ def import_(
     from pipelines.command.upkeep import import_model
 
     typer.echo(import_model(uri, stage=as_, assignments=set_, out=out))
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="models:/NAME@champion, or the folder or URL of a model or cascade.")],
+    as_: Annotated[Literal["diffusers"], typer.Option("--as", help="Folders of diffusers (pip install diffusers).")],
+    out: Annotated[str, typer.Option(help="New folder for the files, local or in storage.")],
+    tracking: Tracking = None,
+) -> None:
+    """Export a model, or all models of a cascade, to files that others open without this project.
+
+    U-Nets and autoencoders become classes of diffusers that compute the same; others are refused by the trait that it
+    lacks. A cascade's models lie in a folder each, beside the `cascade.json` that says how they compose.
+
+    **Examples**
+
+    - `cascade export models:/image-cascade-ddpm-base@champion --as diffusers --out ddpm` — a DDIMPipeline
+    - `cascade export runs/stages/autoencoder/1a2b3c --as diffusers --out s3://bucket/exported/autoencoder`
+    """
+    share_cores()
+    from pipelines.command.export import export_model
+
+    del as_
+    typer.echo(export_model(model, out=out, tracking=tracking, console=Console()))
 
 
 def reconstruct(

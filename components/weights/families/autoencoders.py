@@ -8,7 +8,17 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from components.weights.renaming import Arguments, Rules, WeightFamily, check_fixed, whole_factor
+from torch import nn
+
+from components.weights.renaming import (
+    Arguments,
+    Rules,
+    WeightFamily,
+    check_fixed,
+    norm_groups_of,
+    refuse_trait,
+    whole_factor,
+)
 
 DIFFUSERS = {"act_fn": "silu", "norm_type": "group", "mid_block_add_attention": True, "in_channels": 3}
 DIFFUSERS |= {"out_channels": 3, "use_quant_conv": True, "use_post_quant_conv": True}
@@ -101,6 +111,32 @@ def diffusers_sizes(config: Arguments) -> dict[str, Any]:
     }
 
 
+def diffusers_config(network: Arguments, module: nn.Module) -> dict[str, Any]:
+    """The config.json of `diffusers_sizes` for an autoencoder of ours.
+    Raises ValueError, which names a trait, where there is none."""
+    codes, side, outputs = dict(network["bottleneck"]), network["resolution"], network.get("reconstruction", "l1")
+    kind, latents = codes["kind"], network["latent_channels"]
+    refuse_trait(kind not in ("gaussian", "vq", "vq_ema"), f"its bottleneck is {kind}")
+    refuse_trait(network.get("patch_shortcut"), "it has a patch_shortcut")
+    refuse_trait(outputs not in ("l1", "mse"), f"its decoder gives the parameters of {outputs}")
+    refuse_trait(network["channel_mult"][0] != 1, f"its first level has {network['channel_mult'][0]} times channels")
+    attends = [side >> level in network["attention_resolutions"] for level in range(len(network["channel_mult"]))]
+    config = DIFFUSERS | {
+        "sample_size": side,
+        "block_out_channels": [network["channels"] * mult for mult in network["channel_mult"]],
+        "layers_per_block": network["num_res_blocks"],
+        "down_block_types": [f"{'Attn' * each}DownEncoderBlock2D" for each in attends],
+        "up_block_types": [f"{'Attn' * each}UpDecoderBlock2D" for each in reversed(attends)],
+        "latent_channels": latents,
+        "norm_num_groups": norm_groups_of(module),
+    }
+    unknown = ("norm_type",) if kind == "gaussian" else ("use_quant_conv", "use_post_quant_conv")  # to the class
+    config = {name: value for name, value in config.items() if name not in unknown}
+    if kind == "gaussian":
+        return config
+    return config | {"num_vq_embeddings": codes["codebook_size"], "vq_embed_dim": codes.get("codebook_dim") or latents}
+
+
 def settings(config: Arguments) -> dict[str, Any]:
     return {"resolution": config["sample_size"], "member": "image"}
 
@@ -122,6 +158,7 @@ KL, VQ = (
         class_name=name,
         sizes=diffusers_sizes,
         settings=settings,
+        config=diffusers_config,
     )
     for name, marks in (("AutoencoderKL", ()), ("VQModel", ("quantize.embedding.weight",)))
 )

@@ -8,9 +8,19 @@ level stand in lists apart; here each step of the network is a list, and resampl
 import re
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from components.weights.renaming import Arguments, Rules, WeightFamily, check_fixed, queries_outermost, whole_factor
+from components.models.layers import SelfAttention2d
+from components.weights.renaming import (
+    Arguments,
+    Rules,
+    WeightFamily,
+    check_fixed,
+    norm_groups_of,
+    queries_outermost,
+    refuse_trait,
+    whole_factor,
+)
 
 NEW_ORDER = 64  # pixels, of the only published network with the new order of attention
 FIXED = {"time_embedding_type": "positional", "time_embedding_dim": None, "freq_shift": 0, "flip_sin_to_cos": True}
@@ -172,6 +182,42 @@ def diffusers_sizes(config: Arguments) -> dict[str, Any]:
     }
 
 
+def diffusers_config(network: Arguments, module: nn.Module) -> dict[str, Any]:
+    """The config.json of `diffusers_sizes` for a U-Net of ours.
+    Raises ValueError, which names a trait, where there is none."""
+    conditions = [name for name in getattr(module, "conditions", ()) if name != "label"]
+    refuse_trait(conditions, f"it is conditioned on {' and '.join(conditions)}")
+    refuse_trait(network.get("class_token_dim"), "its label is a token")
+    refuse_trait(network["channel_mult"][0] != 1, f"its first level has {network['channel_mult'][0]} model_channels")
+    attentions = [part for part in module.modules() if isinstance(part, SelfAttention2d)]
+    sizes = {part.qkv.in_channels // part.num_heads for part in attentions}
+    alone = all(part.num_heads == 1 for part in attentions)
+    refuse_trait(len(sizes) > 1 and not alone, "its heads of attention have several sizes")
+    widths = [int(network["model_channels"] * mult) for mult in network["channel_mult"]]
+    attends = [network["resolution"] >> level in network["attention_resolutions"] for level in range(len(widths))]
+    inside, groups = network.get("resample_in_blocks", True), norm_groups_of(module)
+    kinds = ["AttnDownBlock2D" if each else f"{'ResnetDownsample' if inside else 'Down'}Block2D" for each in attends]
+    table: Any = getattr(module, "class_embedding", None)
+    return FIXED | {
+        "sample_size": network["resolution"],
+        "in_channels": network.get("in_channels", 3),
+        "out_channels": getattr(module, "output_channels", 3),
+        "block_out_channels": widths,
+        "layers_per_block": network["num_res_blocks"],
+        "down_block_types": kinds,
+        "up_block_types": [MIRRORED[kind] for kind in reversed(kinds)],
+        "downsample_type": "resnet" if inside else "conv",
+        "upsample_type": "resnet" if inside else "conv",
+        "attention_head_dim": None if alone else sizes.pop(),
+        "add_attention": network.get("middle_attention", True),
+        "dropout": network.get("dropout", 0.0),
+        "resnet_time_scale_shift": "scale_shift" if network.get("scale_shift_norm", True) else "default",
+        "norm_num_groups": groups,
+        "attn_norm_num_groups": groups,
+        "num_class_embeds": None if table is None else table.num_embeddings,
+    }
+
+
 OPENAI = WeightFamily(
     "U-Net of guided-diffusion or improved-diffusion",
     kinds=("unet",),
@@ -204,4 +250,5 @@ DIFFUSERS = WeightFamily(
     rules=diffusers_rules,
     class_name="UNet2DModel",
     sizes=diffusers_sizes,
+    config=diffusers_config,
 )
