@@ -29,17 +29,25 @@ def write_twin(bundle: ModelBundle, folder: Path) -> list[str]:
     A model of diffusion has its network in `unet` and its schedule in `scheduler`, and is a whole pipeline where it
     makes images without a condition. Raises ValueError, before it writes, for a model without a twin."""
     if find_spec("diffusers") is None:
-        raise ValueError("the export needs the names in diffusers: pip install diffusers")
+        raise ValueError(
+            "the export needs the names in diffusers: pip install diffusers",
+        )
     family = family_of_twin(bundle)
     assert family.config is not None
     config = family.config(bundle.network, bundle.module)
     tensors = foreign_tensors(bundle, family, config)
     files = {CONFIG: {"_class_name": family.class_name, **config}}
     if "objective" in bundle.settings:
-        files = {f"unet/{CONFIG}": files[CONFIG], SCHEDULER: scheduler_config(bundle)}
+        files = {
+            f"unet/{CONFIG}": files[CONFIG],
+            SCHEDULER: scheduler_config(bundle),
+        }
         if not config["num_class_embeds"] and "latent_scale" not in bundle.settings:
             scheduler = files[SCHEDULER]["_class_name"]
-            pipeline = {"_class_name": scheduler.replace("Scheduler", "Pipeline"), "unet": ["diffusers", "UNet2DModel"]}
+            pipeline = {
+                "_class_name": scheduler.replace("Scheduler", "Pipeline"),
+                "unet": ["diffusers", "UNet2DModel"],
+            }
             files[PIPELINE] = pipeline | {"scheduler": ["diffusers", scheduler]}
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +63,9 @@ def family_of_twin(bundle: ModelBundle) -> WeightFamily:
     for family in FAMILIES:
         if family.config is not None and bundle.kind in family.kinds and ("VQ" in family.class_name) == codes:
             return family
-    raise ValueError(f"no class of diffusers is a twin of a network {bundle.kind}")
+    raise ValueError(
+        f"no class of diffusers is a twin of a network {bundle.kind}",
+    )
 
 
 def foreign_tensors(bundle: ModelBundle, family: WeightFamily, config: dict[str, Any]) -> dict[str, Tensor]:
@@ -78,7 +88,9 @@ def foreign_tensors(bundle: ModelBundle, family: WeightFamily, config: dict[str,
         parts[PART.sub("", place)] = parts.get(PART.sub("", place), 0) + 1
     if parts.keys() != own.keys():
         other = sorted(parts.keys() ^ own.keys())[0]
-        raise ValueError(f"{family.class_name} and the network differ in {other}")
+        raise ValueError(
+            f"{family.class_name} and the network differ in {other}",
+        )
     found = {}
     for foreign, place in places.items():
         number = PART.search(place)
@@ -94,14 +106,19 @@ def scheduler_config(bundle: ModelBundle) -> dict[str, Any]:
     a learned variance is read by DDPM alone. Raises ValueError for another process, or another scale of the time."""
     objective = make_objective(bundle.settings["objective"])
     if not isinstance(objective, DiscreteObjective):
-        raise ValueError(f"its process is {bundle.settings['objective']['kind']}, without steps")
+        raise ValueError(
+            f"its process is {bundle.settings['objective']['kind']}, without steps",
+        )
     times = torch.arange(0, len(objective.schedule), EVERY_TENTH)
 
     def time_of(x_t: Tensor, time: Tensor) -> Tensor:
         return time + 0 * x_t[:, 0, 0, 0]
 
     seen = objective.apply(time_of, torch.zeros(len(times), 1, 1, 1), times)
-    refuse_trait(not torch.equal(seen.double(), times.double()), "its time is on another scale than its steps")
+    refuse_trait(
+        not torch.equal(seen.double(), times.double()),
+        "its time is on another scale than its steps",
+    )
     learned = objective.variance == "learned_range"
     return {
         "_class_name": "DDPMScheduler" if learned else "DDIMScheduler",

@@ -25,7 +25,9 @@ def export_model(model: str, *, out: str, tracking: str | None, console: Console
     Raises UsageError for a model that is not there or can't be exported so, and for a folder that holds something."""
     store, lines = Store(absolute(out)), list[str]()
     if list_url(store.uri):
-        raise UsageError(f"--out {out} holds something already: name a new folder")
+        raise UsageError(
+            f"--out {out} holds something already: name a new folder",
+        )
     with (
         usage_errors(),
         local_model(model, tracking) as folder,

@@ -155,12 +155,16 @@ def diffusers_sizes(config: Arguments) -> dict[str, Any]:
     if config["attn_norm_num_groups"] is not None:
         check_fixed(config, {"attn_norm_num_groups": config["norm_num_groups"]})
     if unknown := [kind for kind in kinds if kind not in MIRRORED]:
-        raise ValueError(f"config.json has blocks {unknown[0]}: our network has {', '.join(MIRRORED)}")
+        raise ValueError(
+            f"config.json has blocks {unknown[0]}: our network has {', '.join(MIRRORED)}",
+        )
     check_fixed(config, {"up_block_types": [MIRRORED[kind] for kind in reversed(kinds)]})
     resampled = {kind.startswith("Resnet") for kind in kinds if not kind.startswith("Attn")}
     resampled |= {config["downsample_type"] == "resnet" for kind in kinds if kind.startswith("Attn")}
     if len(resampled) > 1 or config["downsample_type"] != config["upsample_type"]:
-        raise ValueError("config.json resamples in two ways: our network has one")
+        raise ValueError(
+            "config.json resamples in two ways: our network has one",
+        )
     heads = config["attention_head_dim"]
     channels, attends = config["in_channels"], [kind.startswith("Attn") for kind in kinds]
     return {
@@ -186,13 +190,25 @@ def diffusers_config(network: Arguments, module: nn.Module) -> dict[str, Any]:
     """The config.json of `diffusers_sizes` for a U-Net of ours.
     Raises ValueError, which names a trait, where there is none."""
     conditions = [name for name in getattr(module, "conditions", ()) if name != "label"]
-    refuse_trait(conditions, f"it is conditioned on {' and '.join(conditions)}")
-    refuse_trait(network.get("class_token_dim"), "its label is a token")
-    refuse_trait(network["channel_mult"][0] != 1, f"its first level has {network['channel_mult'][0]} model_channels")
+    refuse_trait(
+        conditions,
+        f"it is conditioned on {' and '.join(conditions)}",
+    )
+    refuse_trait(
+        network.get("class_token_dim"),
+        "its label is a token",
+    )
+    refuse_trait(
+        network["channel_mult"][0] != 1,
+        f"its first level has {network['channel_mult'][0]} model_channels",
+    )
     attentions = [part for part in module.modules() if isinstance(part, SelfAttention2d)]
     sizes = {part.qkv.in_channels // part.num_heads for part in attentions}
     alone = all(part.num_heads == 1 for part in attentions)
-    refuse_trait(len(sizes) > 1 and not alone, "its heads of attention have several sizes")
+    refuse_trait(
+        len(sizes) > 1 and not alone,
+        "its heads of attention have several sizes",
+    )
     widths = [int(network["model_channels"] * mult) for mult in network["channel_mult"]]
     attends = [network["resolution"] >> level in network["attention_resolutions"] for level in range(len(widths))]
     inside, groups = network.get("resample_in_blocks", True), norm_groups_of(module)
