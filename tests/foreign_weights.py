@@ -108,12 +108,20 @@ def adm_layers(
 
 
 def first_stage_layers(
-    width: int, mult: Sequence[int], blocks: int, attention: Sequence[int], latents: int, dim: tuple[int, int]
+    width: int,
+    mult: Sequence[int],
+    blocks: int,
+    attention: Sequence[int],
+    latents: int,
+    dim: tuple[int, int],
+    image: int = 3,
+    decoder_attention: Sequence[int] | None = None,
 ) -> Iterator[Layer]:
     """Layers of VQModel or AutoencoderKL of taming-transformers and latent diffusion, without the codebook.
 
     Args:
-        attention: levels that have it.
+        attention: levels that have it; of the decoder too, unless it has its own.
+        image: channels of what is encoded.
         latents, dim: channels between encoder and quant_conv, and behind it; of a Gaussian twice as many.
     """
 
@@ -134,18 +142,20 @@ def first_stage_layers(
 
     widths, last = [width * each for each in mult], len(mult) - 1
     for side, name, levels in (("encoder", "down", range(last + 1)), ("decoder", "up", range(last, -1, -1))):
-        channels = width if side == "encoder" else widths[-1]
+        channels, own = width if side == "encoder" else widths[-1], attention
+        if side == "decoder" and decoder_attention is not None:
+            own = decoder_attention
         for level in levels:
             for block in range(blocks + (side == "decoder")):
                 yield from residual(f"{side}.{name}.{level}.block.{block}", channels, channels := widths[level])
-                if level in attention:
+                if level in own:
                     yield from attend(f"{side}.{name}.{level}.attn.{block}", channels)
             if level != levels[-1]:
                 yield (f"{side}.{name}.{level}.{name}sample.conv", channels, channels, 3, 3)
         yield from middle(side, widths[-1])
         yield (f"{side}.norm_out", channels)
     gaussian = dim[0] != dim[1]
-    yield from (("encoder.conv_in", width, 3, 3, 3), ("decoder.conv_out", 3, width, 3, 3))
+    yield from (("encoder.conv_in", width, image, 3, 3), ("decoder.conv_out", image, width, 3, 3))
     yield ("encoder.conv_out", latents * (1 + gaussian), widths[-1], 3, 3)
     yield from (("quant_conv", dim[0], latents * (1 + gaussian), 1, 1), ("post_quant_conv", latents, dim[1], 1, 1))
     yield ("decoder.conv_in", widths[-1], latents, 3, 3)

@@ -207,10 +207,14 @@ class Config(BaseModel):
     def model_post_init(self, context: Any) -> None:  # a validator would put its own name into the place of an error
         self._check()
 
+    @classmethod
+    def before(cls) -> dict[str, Any]:
+        """Fields younger than published keys, each with the value of the time without it."""
+        return {name: marker.before for name, marker in cls._markers.items() if isinstance(marker, Since)}
+
     def unchanged(self) -> set[str]:
-        """Names of the fields younger than published keys with the value of the time without them."""
-        markers = self._markers.items()
-        return {name for name, marker in markers if isinstance(marker, Since) and getattr(self, name) == marker.before}
+        """Names of the fields younger than published keys that mean what was done before."""
+        return {name for name, before in self.before().items() if getattr(self, name) == before}
 
     @model_serializer(mode="wrap")
     def _dump(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:

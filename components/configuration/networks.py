@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from components.configuration.config import Config, refuse
+from components.configuration.config import Config, Since, refuse
 
 
 class NetworkConfig(Config):
@@ -33,6 +33,10 @@ class UNetSizes(NetworkConfig):
     scale_shift_norm: bool = True  # adaptive group norm, or time by addition
     resample_in_blocks: bool = True  # or by convolutions
     norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
+    norm_eps: Annotated[float, Since(1e-5)] = Field(1e-5, gt=0)  # DDPM: 1e-6
+    frequency_shift: Annotated[int, Since(0)] = Field(0, ge=0, le=1)  # of the embedding of times; DDPM: 1
+    sines_first: Annotated[bool, Since(False)] = False  # in it, as DDPM; or cosines
+    pads_end: Annotated[bool, Since(False)] = False  # strided convolutions, as DDPM; or all sides
 
     def _check(self) -> None:
         both = (self.head_dim is None) == (self.num_heads is None)
@@ -137,6 +141,9 @@ class AutoencoderNetworkConfig(NetworkConfig):
     num_res_blocks: int = Field(ge=1)
     attention_resolutions: tuple[int, ...] = ()  # in pixels
     latent_channels: int = Field(ge=1)
+    decoder_attention_resolutions: Annotated[tuple[int, ...] | None, Since(None)] = None  # None: as the encoder's
+    projections: Annotated[bool, Since(True)] = True  # 1 x 1, around the bottleneck; none in SD 3 and FLUX
+    latent_shift: Annotated[float, Since(0.0)] = 0.0  # off the latents of latent diffusion, before their scale
     patch_shortcut: bool = False  # a linear map around encoder and decoder: colors in minutes
     norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
     reconstruction: Literal["l1", "mse", "logit_laplace", "discretized_logistic"] = "l1"

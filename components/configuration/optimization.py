@@ -162,7 +162,7 @@ class Training(Config):
 
         Raises ValueError for a data set that the training can't learn from.
         """
-        return self.network.model_dump(mode="json", exclude={"kind"})
+        return self.network.model_dump(mode="json", exclude={"kind"} | self.network.unchanged())
 
     def discriminator_arguments(self, dataset_info: DatasetInfo = IMAGES) -> dict[str, Any] | None:
         """Arguments of the network trained against the stored network; None without a discriminator."""

@@ -1,6 +1,5 @@
 """Sampling defaults of trained models, for requests without settings of their own.
-No part of a training: these numbers enter the keys of the cascade, its samples and studies alone, and travel with the
-composed cascade."""
+They enter the keys of the cascade, its samples and studies alone, and travel with the composed cascade."""
 
 from typing import Annotated, Literal
 

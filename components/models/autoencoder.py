@@ -1,9 +1,8 @@
 """Autoencoder of VQ-GAN (Esser et al. 2021, "Taming Transformers", section 3.1).
 
-Full title: "Taming Transformers for High-Resolution Image Synthesis". An encoder and a decoder around several
-bottlenecks: with codes a tokenizer (VQ-VAE, VQ-GAN, dVAE, FSQ), with a Gaussian a VAE and the first stage of latent
-diffusion. With `channels=128, channel_mult=(1, 1, 2, 2, 4)` encoder and decoder are those of the published ImageNet f16
-model.
+An encoder and a decoder around several bottlenecks: with codes a tokenizer (VQ-VAE, VQ-GAN, dVAE, FSQ), with a Gaussian
+a VAE and the first stage of latent diffusion. With `channels=128, channel_mult=(1, 1, 2, 2, 4)` they are those of the
+published ImageNet f16 model.
 
 Shapes: B batch, C channels of a level or of z, H W pixels of a level, D latent_channels, h w latent grid, O channels of
 the decoder's output."""
@@ -25,6 +24,7 @@ from components.models.bottleneck import (
     VectorQuantizer,
 )
 from components.models.devices import autocast
+from components.models.diffusion.corruption import gray
 from components.models.layers import GroupNorm, NetworkBlock, SelfAttention2d, zeroed
 from components.models.losses.reconstruction import image_of, output_channels
 
@@ -98,6 +98,7 @@ class Sizes(NamedTuple):
     attention_resolutions: Sequence[int]
     patch_shortcut: bool
     norm_groups: int | None
+    image_channels: int
 
     @property
     def widths(self) -> list[int]:
@@ -133,7 +134,7 @@ class Encoder(nn.Module):
     def __init__(self, sizes: Sizes, *, out_channels: int) -> None:
         super().__init__()
         widths = sizes.widths
-        self.conv_in = nn.Conv2d(3, sizes.channels, 3, padding=1)
+        self.conv_in = nn.Conv2d(sizes.image_channels, sizes.channels, 3, padding=1)
         self.levels = nn.ModuleList()
         for i, (c_in, c_out) in enumerate(zip([sizes.channels, *widths], widths, strict=False)):
             level = sizes.level(c_in, c_out, index=i, num_blocks=sizes.num_res_blocks)
@@ -144,7 +145,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
         self.shortcut: nn.Module | None = None
         if sizes.patch_shortcut:
-            self.shortcut = nn.Conv2d(3, out_channels, sizes.factor, stride=sizes.factor, bias=False)
+            self.shortcut = nn.Conv2d(sizes.image_channels, out_channels, sizes.factor, stride=sizes.factor, bias=False)
             zeroed(self.conv_out)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -199,12 +200,15 @@ class Autoencoder(nn.Module):
         latent_channels: width of the encoder's and decoder's end; a Gaussian's encoder has twice that.
         bottleneck: see `make_bottleneck`.
         reconstruction: what the decoder's output means, see `components.models.losses.reconstruction`.
-        patch_shortcut: whether a linear map goes around the encoder and one around the decoder (residual autoencoding,
-            Chen et al., 2024, section 3.1, with a learned map of all levels in place of an average of each): what is
-            linear, colors first, is learned in minutes. The published networks have none.
+        patch_shortcut: a linear map around the encoder and one around the decoder (residual autoencoding, Chen et al.,
+            2024, section 3.1, with a learned map): colors are learned in minutes. The published networks have none.
         norm_groups: of every group norm; see `groups_of`.
+        decoder_attention_resolutions: of the decoder; None: as the encoder's. Those of MAR's KL-16 differ.
+        projections: the 1x1 projections; the first stages of Stable Diffusion 3 and FLUX have none.
+        latent_shift: subtracted from the latents of latent diffusion (`shift_factor` of those first stages).
+        image_channels: 3; 1 for gray images, to which colors are turned; others for maps of so many classes.
 
-    Raises ValueError when the resolution cannot be halved that often, or the bottleneck is unknown."""
+    Raises ValueError for sizes that don't fit each other, or an unknown bottleneck."""
 
     def __init__(
         self,
@@ -219,26 +223,35 @@ class Autoencoder(nn.Module):
         reconstruction: str = "l1",
         patch_shortcut: bool = False,
         norm_groups: int | None = None,
+        decoder_attention_resolutions: Sequence[int] | None = None,
+        projections: bool = True,
+        latent_shift: float = 0.0,
+        image_channels: int = 3,
     ) -> None:
         super().__init__()
-        sizes = Sizes(
-            resolution, channels, channel_mult, num_res_blocks, attention_resolutions, patch_shortcut, norm_groups
-        )
+        shared = (patch_shortcut, norm_groups, image_channels)
+        sizes = Sizes(resolution, channels, channel_mult, num_res_blocks, attention_resolutions, *shared)
         if resolution % (factor := sizes.factor):
             raise ValueError(f"resolution {resolution} is not a multiple of {factor}, the factor of {channel_mult=}")
         self.resolution, self.reconstruction = resolution, reconstruction
+        self.latent_shift, self.image_channels = latent_shift, image_channels
         self.grid = (resolution // factor, resolution // factor)
         width = 2 * latent_channels if bottleneck["kind"] == "gaussian" else latent_channels
         self.encoder = Encoder(sizes, out_channels=width)
-        out_channels = output_channels(kind=reconstruction)
+        out_channels = output_channels(kind=reconstruction, channels=image_channels)
+        if decoder_attention_resolutions is not None:
+            sizes = sizes._replace(attention_resolutions=decoder_attention_resolutions)
         self.decoder = Decoder(sizes, latent_channels=latent_channels, out_channels=out_channels)
         self.bottleneck = make_bottleneck(**bottleneck, latent_channels=latent_channels)
         self.is_gaussian = isinstance(self.bottleneck, GaussianBottleneck)
         self.latent_shape = (self.bottleneck.channels, *self.grid)  # of z
         diffused = self.bottleneck.channels if self.is_gaussian else self.bottleneck.in_channels
         self.diffused_shape = (diffused, *self.grid)  # of `to_latents`
-        self.project_in = nn.Conv2d(width, self.bottleneck.in_channels, 1)
-        self.project_out = nn.Conv2d(self.bottleneck.channels, latent_channels, 1)
+        if not projections and (width, latent_channels) != (self.bottleneck.in_channels, self.bottleneck.channels):
+            raise ValueError(f"latent_channels {latent_channels} without projections are not those of the bottleneck")
+        project = partial(nn.Conv2d, kernel_size=1) if projections else nn.Identity
+        self.project_in = project(width, self.bottleneck.in_channels)
+        self.project_out = project(self.bottleneck.channels, latent_channels)
 
     @property
     def codebook_size(self) -> int:
@@ -253,7 +266,13 @@ class Autoencoder(nn.Module):
     def encode(self, image: Tensor, **draws: Tensor | float) -> Encoded:
         """Encode an image (B, 3, H, W) in [-1, 1] to z (B, C, h, w), losses and indices.
         `draws` are noise and temperature of a random bottleneck; without draws the encoding is deterministic."""
-        return self.bottleneck(self.project_in(self.encoder(image)), **draws)
+        return self.bottleneck(self.features(image), **draws)
+
+    def features(self, image: Tensor) -> Tensor:
+        """The bottleneck's input (B, C or 2 C, h, w) of an image."""
+        if self.image_channels == 1 and image.shape[1] == 3:
+            image = gray(image)[:, :1]
+        return self.project_in(self.encoder(image))
 
     def decode_raw(self, z: Tensor) -> Tensor:
         """Decode z (B, C, h, w) to the input of `reconstruction_loss`, (B, O, H, W)."""
@@ -273,12 +292,14 @@ class Autoencoder(nn.Module):
         """Image (B, 3, H, W) in [-1, 1] -> latents (B, C, h, w), the space of latent diffusion.
         The latents are the mean of a Gaussian, or the features before quantization, a step then left to `from_latents`
         (Rombach et al., 2022, section 3.1)."""
-        features = self.project_in(self.encoder(image))
-        return self.bottleneck(features).z if self.is_gaussian else features
+        features = self.features(image)
+        latents = self.bottleneck(features).z if self.is_gaussian else features
+        return latents - self.latent_shift if self.latent_shift else latents
 
     @torch.no_grad()
     def from_latents(self, latents: Tensor) -> Tensor:
         """The way back: (B, C, h, w) -> image (B, 3, H, W), near [-1, 1] and not clipped."""
+        latents = latents + self.latent_shift if self.latent_shift else latents
         return self.decode(latents if self.is_gaussian else self.bottleneck(latents).z)
 
     @torch.no_grad()

@@ -100,8 +100,7 @@ class ScalarQuantizer(nn.Module):
     basis: Tensor  # (C,) int64, products of the levels before
 
     def __init__(self, *, levels: Sequence[int]) -> None:
-        """Raises ValueError for no levels, or fewer than three of a channel.
-        Two would lie where the bound is flat: of a feature at zero 1 - tanh² of 3.8, 0.2 %, is the gradient."""
+        """Raises ValueError for no levels, or fewer than three of a channel: two have 0.2 % of a gradient."""
         super().__init__()
         if len(levels) == 0 or min(levels) < 3:
             raise ValueError(f"levels must be numbers of at least 3, one a channel, not {list(levels)}")

@@ -61,6 +61,7 @@ class ConditionedNetwork(nn.Module):
         low_res: concatenates a low-resolution image to x_t.
         embed_noise_level: embed the noise level of that image. Without, the network takes it and doesn't look at it,
             as the upsamplers of ADM and GLIDE, which know no noise.
+        frequency_shift, sines_first: of the embedding of times and noise levels, see `timestep_embedding`.
 
     Raises ValueError if `text` and `text_states_dim` are both given, `class_token_dim` without classes, or
     `image_tokens` without the channels of an image."""
@@ -84,6 +85,8 @@ class ConditionedNetwork(nn.Module):
         image_tokens: dict[str, int] | None = None,
         low_res: bool = False,
         embed_noise_level: bool = True,
+        frequency_shift: int = 0,
+        sines_first: bool = False,
     ) -> None:
         super().__init__()
         if text is not None and text_states_dim is not None:
@@ -93,6 +96,7 @@ class ConditionedNetwork(nn.Module):
         if image_tokens is not None and condition_image_channels == 0:
             raise ValueError("tokens of a condition image need condition_image_channels")
         self.num_classes = num_classes
+        self.frequencies: dict[str, Any] = {"shift": frequency_shift, "sines_first": sines_first}
         self.class_is_token = class_token_dim is not None
         self.text_dim = text_states_dim if text is None else int(text["model_dim"])
         self.concatenates = ("low_res", "condition_image") if image_tokens is None else ("low_res",)
@@ -153,7 +157,7 @@ class ConditionedNetwork(nn.Module):
 
     def embed(self, time: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Context | None]:
         """Sum of the embeddings of time and conditions without images, (B, D), and attention's tokens."""
-        embedding = embedded_time(self.time_mlp, time)
+        embedding = embedded_time(self.time_mlp, time, **self.frequencies)
         label = None if self.class_embedding is None else self.class_embedding(conditions["label"])
         if label is not None and not self.class_is_token:
             embedding = embedding + label
@@ -161,7 +165,8 @@ class ConditionedNetwork(nn.Module):
         if pooled is not None and self.text_projection is not None:
             embedding = embedding + self.text_projection(pooled)
         if self.noise_level_mlp is not None:
-            embedding = embedding + embedded_time(self.noise_level_mlp, conditions["noise_level"])
+            level = conditions["noise_level"]
+            embedding = embedding + embedded_time(self.noise_level_mlp, level, **self.frequencies)
         if self.image_embedding_projection is not None:
             embedding = embedding + self.image_embedding_projection(conditions["image_embedding"])
         if self.class_is_token and label is not None:
@@ -197,10 +202,10 @@ def embedding_mlp(dim: int, embedding_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim))
 
 
-def embedded_time(mlp: nn.Sequential, time: Tensor) -> Tensor:
+def embedded_time(mlp: nn.Sequential, time: Tensor, **frequencies: Any) -> Tensor:
     """Embedding (B, D) of times or noise levels (B,) by an MLP, in fp32 under autocast too.
-    Neighboring times differ in cosines and sines by less than a rounding of bf16."""
+    Neighboring times differ by less than a rounding of bf16. `frequencies`: see `timestep_embedding`."""
     first = mlp[0]
     assert isinstance(first, nn.Linear)
     with autocast(time.device, enabled=False):
-        return mlp(timestep_embedding(time, first.in_features).to(first.weight.dtype))
+        return mlp(timestep_embedding(time, first.in_features, **frequencies).to(first.weight.dtype))

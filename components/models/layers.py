@@ -21,13 +21,14 @@ from components.models.devices import autocast
 VARIANTS = 256  # of one class of blocks in one network: sizes, with and without gradient
 
 
-def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
+def timestep_embedding(timesteps: Tensor, dim: int, *, shift: int = 0, sines_first: bool = False) -> Tensor:
     """Sinusoidal embedding (B, dim) float32 of timesteps (B,), cosines first (Vaswani et al., 2017).
-    As in Ho et al. (2020), frequencies are exp(-ln(10000) i / half) with half = dim / 2, which must be whole."""
+    Frequencies are exp(-ln(10000) i / (half - shift)), half = dim / 2. Ho et al. (2020) shift by 1, sines first."""
     half = dim // 2
-    frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, device=timesteps.device))
+    frequencies = torch.exp(-math.log(10_000) / (half - shift) * torch.arange(half, device=timesteps.device))
     angles = timesteps.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
+    cosines, sines = angles.cos(), angles.sin()
+    return torch.cat([sines, cosines] if sines_first else [cosines, sines], dim=1)
 
 
 def groups_of(channels: int, norm_groups: int | None) -> int:
@@ -117,8 +118,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causa
 
 class SelfAttention2d(nn.Module):
     """Residual attention among all positions of a feature map (Ho et al., 2020).
-    As in ADM (Dhariwal and Nichol, 2021), queries, keys and values are outermost in the projection ("new attention
-    order"), heads inside; channels are a multiple of num_heads, norm_groups see `groups_of`."""
+    Queries, keys and values are outermost in the projection (ADM's "new attention order"), heads inside."""
 
     def __init__(self, channels: int, *, num_heads: int, norm_groups: int | None = None, eps: float = 1e-5) -> None:
         super().__init__()

@@ -40,10 +40,11 @@ class UNet(ConditionedNetwork):
         scale_shift_norm: adaptive group norm; otherwise the embedding is added to the features.
         resample_in_blocks: resampling inside residual blocks; otherwise a strided and an upsampled convolution.
         norm_groups: of every group norm; see `groups_of`.
-        middle_attention: without it, and without attention_resolutions, the network can be trained on windows and be
-            applied to whole images.
-        image_token_dim: the condition image is not concatenated to x_t, but cut into patches of image_patch_size
-            pixels, which are tokens of so many features for the attention, with rotary positions.
+        norm_eps: of every group norm, but that of spatial transformers.
+        pads_end: strided convolutions are padded right and below only (DDPM), not on all sides.
+        middle_attention: without it and attention_resolutions, a network of windows can be applied to whole images.
+        image_token_dim: features of tokens, patches of image_patch_size pixels of the condition image, which is not
+            concatenated then; with rotary positions.
         conditions: see `ConditionedNetwork`.
 
     Raises ValueError for sizes that do not fit each other, or attention to tokens where there are none."""
@@ -64,6 +65,8 @@ class UNet(ConditionedNetwork):
         scale_shift_norm: bool = True,
         resample_in_blocks: bool = True,
         norm_groups: int | None = None,
+        norm_eps: float = 1e-5,
+        pads_end: bool = False,
         middle_attention: bool = True,
         class_token_dim: int | None = None,
         image_token_dim: int | None = None,
@@ -90,6 +93,7 @@ class UNet(ConditionedNetwork):
             dropout=dropout,
             scale_shift_norm=scale_shift_norm,
             norm_groups=norm_groups,
+            eps=norm_eps,
         )
         attention = attention_of(
             text_conditioning,
@@ -97,32 +101,23 @@ class UNet(ConditionedNetwork):
             context_dim=context_dim_of(text_conditioning, self.text_dim, class_token_dim, image_token_dim),
             rotary=image_token_dim is not None,
             depth=transformer_depth,
-            norm_groups=norm_groups,
+            norms={"norm_groups": norm_groups, "eps": norm_eps},
         )
-        paths = Paths(levels, num_res_blocks, residual, attention, resample_in_blocks)
+        paths = Paths(levels, num_res_blocks, residual, attention, resample_in_blocks, pads_end)
         self.conv_in = nn.Conv2d(self.input_channels, levels[0].channels, 3, padding=1)
         self.down, skips = paths.down()
         self.middle = paths.middle(attention=middle_attention)
         self.up = paths.up(skips)
-        self.norm_out = GroupNorm(levels[0].channels, norm_groups=norm_groups)
+        self.norm_out = GroupNorm(levels[0].channels, norm_groups=norm_groups, eps=norm_eps)
         self.conv_out = zeroed(nn.Conv2d(levels[0].channels, self.output_channels, 3, padding=1))
         # Convolutions then keep their maps so, which is up to twice as fast.
         self.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
     def forward(self, x_t: Tensor, time: Tensor, **conditions: Tensor | None) -> Tensor:
         """The prediction (B, out_channels, H, W), in float32 under autocast too.
-        With a learned variance it is (prediction, v), of 2 * out_channels channels.
-
-        Args:
-            x_t: (B, in_channels, H, W).
-            time: (B,) original timestep, int64, or any number that stands for the noise.
-            label: (B,) int64 in [0, num_classes]; num_classes is the null label.
-            text: (B, L) int64 BPE ids, padding 0.
-            text_states: (B, L, text_states_dim), zeros where there is padding.
-            low_res: (B, in_channels, H, W), enlarged to x_t's size and noised to noise_level.
-            noise_level: (B,) int64, noising steps that low_res went through.
-            condition_image: (B, condition_image_channels, H, W).
-            image_embedding: (B, image_embedding_dim).
+        With a learned variance it is (prediction, v), of 2 * out_channels channels. x_t is (B, in_channels, H, W), time
+        (B,) a training step, int64, or any number that stands for the noise. Conditions come by name, of the shapes in
+        `components/models/README.md`, low_res enlarged to x_t's size and noised to noise_level.
 
         Raises ValueError if a condition is missing, is one that the network was not built for, or has another size."""
         present = self.checked(x_t, conditions)
@@ -167,19 +162,20 @@ def attention_of(
     context_dim: int | None,
     rotary: bool,
     depth: int,
-    norm_groups: int | None,
+    norms: dict[str, Any],
 ) -> Callable[[int], nn.Module]:
     """Return a factory from channels to attention; it raises ValueError for heads that can't be turned."""
 
     def attention(channels: int) -> nn.Module:
         if rotary and (head_dim := channels // heads(channels)) % 4:
             raise ValueError(f"heads of {head_dim} channels cannot see tokens of an image: they need a multiple of 4")
-        shared: dict[str, Any] = {"num_heads": heads(channels), "norm_groups": norm_groups}
+        count = heads(channels)
         if context_dim is None:
-            return SelfAttention2d(channels, **shared)
+            return SelfAttention2d(channels, num_heads=count, **norms)
         if text_conditioning == "cross_attention":
-            return TextAttention2d(channels, context_dim=context_dim, **shared)
-        return SpatialTransformer(channels, context_dim=context_dim, depth=depth, **shared)
+            return TextAttention2d(channels, num_heads=count, context_dim=context_dim, **norms)
+        sizes: dict[str, Any] = {"num_heads": count, "context_dim": context_dim, "depth": depth}
+        return SpatialTransformer(channels, norm_groups=norms["norm_groups"], **sizes)
 
     return attention
 

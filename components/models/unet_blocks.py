@@ -24,10 +24,12 @@ THETA = 100.0  # grids of patches are small: with 10,000 most frequencies would 
 class TextAttention2d(nn.Module):
     """Residual attention to all positions and to the tokens in a joint softmax (Nichol et al., 2022)."""
 
-    def __init__(self, channels: int, *, num_heads: int, context_dim: int, norm_groups: int | None = None) -> None:
+    def __init__(
+        self, channels: int, *, num_heads: int, context_dim: int, norm_groups: int | None = None, eps: float = 1e-5
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm = GroupNorm(channels, norm_groups=norm_groups)
+        self.norm = GroupNorm(channels, norm_groups=norm_groups, eps=eps)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.context_kv = nn.Linear(context_dim, 2 * channels)
         self.proj = zeroed(nn.Conv2d(channels, channels, 1))
@@ -144,14 +146,15 @@ class TimedResBlock(nn.Module):
         dropout: float,
         scale_shift_norm: bool,
         norm_groups: int | None = None,
+        eps: float = 1e-5,
         resample: Resample | None = None,
     ) -> None:
         super().__init__()
         self.scale_shift_norm, self.resample = scale_shift_norm, resample
-        self.norm_1 = GroupNorm(channels, norm_groups=norm_groups)
+        self.norm_1 = GroupNorm(channels, norm_groups=norm_groups, eps=eps)
         self.conv_1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.embedding_projection = nn.Linear(embedding_dim, out_channels * (2 if scale_shift_norm else 1))
-        self.norm_2 = GroupNorm(out_channels, norm_groups=norm_groups)
+        self.norm_2 = GroupNorm(out_channels, norm_groups=norm_groups, eps=eps)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
@@ -169,6 +172,16 @@ class TimedResBlock(nn.Module):
         else:
             h = self.norm_2(h + embedding)
         return self.skip(x) + self.conv_2(self.dropout(F.silu(h)))
+
+
+class EndPaddedConv2d(nn.Conv2d):
+    """Strided convolution, (B, C, H, W) -> (B, C, H/2, W/2), padded as TensorFlow does: at the end."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, stride=2)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.pad(input, (0, 1, 0, 1)))
 
 
 class Layers(NetworkBlock, nn.ModuleList):
@@ -215,6 +228,7 @@ class Paths(NamedTuple):
     residual: Callable[..., TimedResBlock]  # of channels in and out
     attention: Callable[[int], nn.Module]  # of channels
     resample_in_blocks: bool  # in residual blocks (ADM), or by a strided and an upsampled convolution (DDPM)
+    pads_end: bool = False  # of strided convolutions: right and below only
 
     def down(self) -> tuple[nn.ModuleList, list[int]]:
         """The layers of the way down, and the channels of each skip connection, the input's first."""
@@ -254,7 +268,7 @@ class Paths(NamedTuple):
         if self.resample_in_blocks:
             return self.residual(channels, channels, resample=resample)
         if resample == "down":
-            return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+            return EndPaddedConv2d(channels) if self.pads_end else nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(channels, channels, 3, padding=1))
 
 

@@ -106,6 +106,7 @@ def fit(weights: WeightsFile, target: Target | None) -> Fitted:
     family, kind = recognized.family, recognized.family.kinds[0]
     try:
         network, settings = described(family, weights, target)
+        network |= {} if family.seen is None else family.seen(recognized.tensors, network)
         renamed = rename(recognized.tensors, family.rules(network))
         if family.adapted is not None:
             renamed = renamed._replace(tensors=family.adapted(renamed.tensors, network))
@@ -147,7 +148,6 @@ def described(
     family: WeightFamily, weights: WeightsFile, target: Target | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of the network, and settings for sampling: sizes by config.json, all else by the target.
-    The sampling is that of the stage, changed where the family is sampled otherwise.
     Raises ValueError where neither says enough, or the two disagree."""
     sizes = family.sizes(weights.config) if family.sizes is not None and weights.config else {}
     if target is None:
@@ -169,7 +169,9 @@ def described(
         settings["latent_scale"] = family.latent_scale(arguments | sizes)
     if sampling := {**target.sampling, **family.sampling}:
         settings["sampling"] = sampling
-    return arguments | sizes, settings
+    before = training.network.before()  # such values are not written, so that keys stay
+    merged = (arguments | sizes).items()
+    return {name: value for name, value in merged if name not in before or value != before[name]}, settings
 
 
 def counted_classes(kind: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, int]:

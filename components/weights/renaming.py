@@ -26,6 +26,7 @@ class WeightFamily(NamedTuple):
     adapted: Callable[[dict[str, Tensor], Arguments], dict[str, Tensor]] | None = None  # after renaming
     class_name: str = ""  # in the config.json of diffusers
     sizes: Callable[[Arguments], dict[str, Any]] | None = None  # arguments of our network by that config.json
+    seen: Callable[[Mapping[str, Tensor], Arguments], dict[str, Any]] | None = None  # arguments that its names tell
     settings: Callable[[Arguments], dict[str, Any]] | None = None  # for sampling, where config.json says them all
     config: Callable[[Arguments, nn.Module], dict[str, Any]] | None = None  # that config.json, of a network of ours
     latent_scale: Callable[[Arguments], float] | None = None  # of the latents that its models were trained on

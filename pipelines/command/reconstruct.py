@@ -60,7 +60,10 @@ def load_autoencoder(model: str, folder: Path) -> SamplingModel:
     if not (folder / CASCADE).is_file():
         if (kind := kind_of(folder)) != "autoencoder":
             raise UsageError(f"{model} is no autoencoder but a {kind}; give a vae, vqvae, vqgan, dvae or fsq")
-        return load_model("autoencoder", folder, device=best_device())
+        found = load_model("autoencoder", folder, device=best_device())
+        if (channels := found.module.image_channels) not in (1, 3):
+            raise UsageError(f"{model} reads maps of {channels} channels: an image has none")
+        return found
     stages = read_description(folder)["stages"]
     for part in PARTS:
         if part in stages and kind_of(folder / stages[part]) == "autoencoder":

@@ -128,7 +128,8 @@ def import_model(uri: str, *, stage: str | None, assignments: list[str], out: st
     parameters = sum(parameter.numel() for parameter in module.parameters())
     alone = settings.get("role") == "base" and "latent_scale" not in settings and not network.get("text_states_dim")
     command = f"sample --model {out}" if alone else f"verify --model {out}"
-    command = f"reconstruct --model {out} --image photo.png" if family_of(kind).reconstructs else command
+    takes_images = family_of(kind).reconstructs and network.get("image_channels", 3) in (1, 3)
+    command = f"reconstruct --model {out} --image photo.png" if takes_images else command
     return (
         f"{made.family}: {made.read} tensors read, 0 missing, 0 unused{left_out}; {parameters:,} parameters{classes}\n"
         f"model: {made.artifact.identity} in {out}\nnext: cascade {command}"

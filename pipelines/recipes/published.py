@@ -24,19 +24,16 @@ from pipelines.recipes.shapes import OneModelRecipe, RecipeRow, SharedParts, Tok
 
 ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=250)  # of IDDPM, ADM, GLIDE
 ANCESTRAL_1000 = DiffusionSampling(sampler="ddpm", num_inference_steps=1000)  # of DDPM, Palette
-LATENT = DiffusionSampling(  # of LDM
-    sampler="ddim", num_inference_steps=200, spacing="leading_from_1", threshold="none"
-)
-# "fast27" of openai/glide-text2im, `respace.py`: sections of 10, 10, 3, 2 and 2 steps, and in place of the last 999 two
-# steps before, "to reduce DDIM artifacts from noisiest timesteps".
-FAST_27 = DiffusionSampling(
-    sampler="ddim",
-    num_inference_steps=27,
-    spacing=(*spaced_timesteps(1000, 27, spacing="10,10,3,2,2")[:-1], 997),
-)
 
 
 # fmt: off
+LATENT = DiffusionSampling(  # of LDM
+    sampler="ddim", num_inference_steps=200, spacing="leading_from_1", threshold="none")
+# "fast27" of openai/glide-text2im: sections, and in place of step 999 the one two before.
+FAST_27 = DiffusionSampling(
+    sampler="ddim", num_inference_steps=27, spacing=(*spaced_timesteps(1000, 27, spacing="10,10,3,2,2")[:-1], 997))
+
+
 def own_images(resolution: int = 256, *, vocab_size: int = 1024, text_length: int = 16) -> SharedParts:
     """Images of the user's own, 1 % held out; samples and measures of all systems with a distance."""
     images = ImagesConfig(

@@ -185,10 +185,12 @@ def unet(
 PAPER_DIFFUSION: dict[str, DiffusionTraining] = {
     # side, width, levels, blocks, attention, head_dim, num_heads, process, conditions, steps, batch, rate
 
-    # DDPM: appendix B and hojonathanho/diffusion, `run_cifar.py`, which clips at 1; sampled in 1,000 steps.
+    # DDPM: appendix B and hojonathanho/diffusion, `run_cifar.py`, which clips at 1; norms, times and padding
+    # are those of its TensorFlow; sampled in 1,000 steps.
     "ddpm_cifar_10": unet(
         32,  128, (1, 2, 2, 2), 2, (16,), None, 1, SIMPLE, UNCONDITIONAL, 800_000, 128, 2e-4,
-        dropout=0.1, scale_shift_norm=False, resample_in_blocks=False, warmup_steps=5000, max_grad_norm=1.0),
+        dropout=0.1, scale_shift_norm=False, resample_in_blocks=False, norm_eps=1e-6, frequency_shift=1,
+        sines_first=True, pads_end=True, warmup_steps=5000, max_grad_norm=1.0),
     # Improved DDPM at 4,000 noise levels, which its network sees as times below 1,000; sampled in 250 steps.
     "iddpm_imagenet_64": unet(
         64,  128, ADM_64, 3, (16, 8), None, 4, COSINE.replace(num_train_timesteps=4000, rescale_time=True),

@@ -134,3 +134,20 @@ def test_autocast_changes_the_reconstruction_by_rounding_only():
 def test_an_unknown_bottleneck_and_a_resolution_that_cannot_be_halved_are_refused(change: dict, message: str):
     with pytest.raises(ValueError, match=message):
         make_autoencoder(**change)
+
+
+def test_an_autoencoder_of_gray_images_sees_colors_as_their_gray() -> None:
+    network, image = make_autoencoder(image_channels=1), torch.rand(2, 3, 16, 16) * 2 - 1
+    assert network.reconstruct(image).shape == (2, 1, 16, 16)
+    luma = (image * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    rounded = ((luma + 1) * 127.5).round() / 127.5 - 1
+    assert torch.equal(network.tokenize(image), network.tokenize(rounded))
+
+
+def test_without_projections_the_bottleneck_has_the_channels_of_the_encoder() -> None:
+    gaussian = make_autoencoder(projections=False, bottleneck={"kind": "gaussian"}, latent_shift=0.5)
+    image = torch.randn(1, 3, 16, 16)
+    assert not {*gaussian.project_in.parameters(), *gaussian.project_out.parameters()}
+    torch.testing.assert_close(gaussian.from_latents(gaussian.to_latents(image)), gaussian.reconstruct(image))
+    with pytest.raises(ValueError, match="latent_channels 8 without projections"):
+        make_autoencoder(projections=False)

@@ -31,12 +31,16 @@ CODES = {**TOKENIZER, "norm_groups": 4, "attention_resolutions": [8]}
 OBJECTIVE = {"kind": "discrete", "schedule": "cosine", "num_train_timesteps": 50, "prediction_type": "v_prediction"}
 DENOISER, LATENT = {"resolution": 8, "objective": OBJECTIVE}, {"resolution": 16}
 ADDED = {"num_classes": 5, "resample_in_blocks": False, "scale_shift_norm": False}
+DDPM = {"norm_eps": 1e-2, "frequency_shift": 1, "sines_first": True, "pads_end": True}
+BARE = {"projections": False, "latent_shift": 0.25, "decoder_attention_resolutions": []}
 WIDE = {"channel_mult": [1, 1.5], "num_res_blocks": 2, "attention_resolutions": [8, 4], "head_dim": None}
 TWINS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "unet": ("unet", UNET, DENOISER),
     "unet of classes": ("unet", {**UNET, **ADDED}, DENOISER),
     "unet of one head": ("unet", {**UNET, **WIDE, "num_heads": 1, "middle_attention": False}, DENOISER),
     "gaussian": ("autoencoder", {**CODES, "bottleneck": {"kind": "gaussian"}}, LATENT),
+    "unet of DDPM": ("unet", {**UNET, **ADDED, **DDPM}, DENOISER),
+    "gaussian of FLUX": ("autoencoder", {**CODES, **BARE, "bottleneck": {"kind": "gaussian"}}, LATENT),
     "codes": ("autoencoder", {**CODES, "bottleneck": {"kind": "vq", "codebook_size": 32, "codebook_dim": 4}}, LATENT),
     "codes of length 1": ("autoencoder", CODES, LATENT),
 }

@@ -131,6 +131,20 @@ def test_a_published_first_stage_fits_its_recipe(stage: str, prefix: str):
     assert (count(tensors), found.recognized.left_out) == (parameters, 2)
 
 
+def test_first_stages_of_other_images_and_with_attention_in_the_encoder_alone_fit_by_what_their_names_say():
+    """MAR's KL-16; taming's autoencoders of depth maps and of segmentation maps of 182 classes."""
+    mar = tensors_of(first_stage_layers(128, F16, 2, (4,), 16, (32, 16), decoder_attention=()))
+    found = fitted_to("ldm_kl_f16/vae", mar)
+    of_decoder = 3 * (2 * 512 + 4 * (512 * 512 + 512))  # three attentions fewer than kl-f16
+    assert (count(mar), found.network["decoder_attention_resolutions"]) == (69_610_963 - of_decoder, [])
+    for channels in (1, 182):
+        maps = tensors_of(first_stage_layers(128, F16, 2, (4,), 256, (256, 256), channels))
+        maps |= {"quantize.embedding.weight": torch.empty(1024, 256, device="meta")}
+        found = fitted_to("vqgan_imagenet_f16_1024/tokenizer", maps | {"colorize": torch.empty(3, channels, 1, 1)})
+        assert (found.network["image_channels"], found.recognized.left_out) == (channels, 1)
+        assert "decoder_attention_resolutions" not in found.network
+
+
 def test_keys_of_a_spatial_transformer_come_before_its_values():
     place, network = "down.0.1.transformer_blocks.0.attn2.", {"text_conditioning": "spatial_transformer"}
     parts = {f"{place}to_{name}.weight": torch.full((1, 2), number) for number, name in enumerate("vk")}
@@ -179,7 +193,8 @@ def test_dit_fits_a_stage_of_its_sizes():
     tensors["pos_embed"] = grid_positions(16, dim=1152)[None]
     found = fitted_to("ldm_imagenet_f8/base", tensors, *changes)
     assert (count(tensors), found.network["num_classes"]) == (675_129_632, 1000)
-    assert found.settings["latent_scale"] == 0.18215
+    assert (found.settings["latent_scale"], found.settings["sampling"]["guided_channels"]) == (0.18215, 3)
+    assert fitted_to("dit_imagenet_256/base", tensors).network == found.network
     with pytest.raises(ValueError, match="positions are not the sinusoids"):
         fitted_to("ldm_imagenet_f8/base", tensors | {"pos_embed": torch.zeros(1, 256, 1152)}, *changes)
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,22 +71,78 @@ def test_a_unet_of_time_by_addition_computes_what_diffusers_computes(tmp_path: P
     torch.testing.assert_close(found, peer(x, TIME).sample, rtol=1e-5, atol=1e-5)
 
 
+DDPM = {"freq_shift": 1, "flip_sin_to_cos": False, "downsample_padding": 0, "norm_eps": 1e-2}
+
+
+@pytest.mark.parametrize("changes", [DDPM, *({name: value} for name, value in DDPM.items())])
+@torch.no_grad()
+def test_a_unet_of_ddpm_s_norms_times_and_padding_computes_what_diffusers_computes(tmp_path: Path, changes: dict):
+    """As `google/ddpm-*`, whose eps of 1e-6 would not show; a config.json of that age says no more than this one."""
+    about = {"resample_in_blocks": False, "norm_num_groups": 4, "resnet_time_scale_shift": "default"}
+    peer = randomized(peer_unet(16, 16, (1, 1, 2), 1, (8,), None, **about, **changes))
+    peer.save_pretrained(tmp_path / "theirs")
+    config = tmp_path / "theirs" / "config.json"
+    written = json.loads(config.read_text())
+    younger = ("attn_norm_num_groups", "add_attention", "resnet_time_scale_shift", "dropout", "downsample_type")
+    config.write_text(json.dumps({name: value for name, value in written.items() if name not in younger}))
+    target = Target("recipe/base", training(False))
+    bundle = import_weights(read_weights(str(tmp_path / "theirs")), target, out=Store(str(tmp_path / "ours"))).bundle
+    x = images(3, 16)
+    torch.testing.assert_close(bundle.module(x, TIME), peer(x, TIME).sample, rtol=1e-5, atol=1e-5)
+    younger_of_ours = {"norm_eps", "frequency_shift", "sines_first", "pads_end"} & bundle.network.keys()
+    assert len(younger_of_ours) == len(changes)  # at its default none is written
+
+
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
         (AutoencoderKL, {}),
+        (AutoencoderKL, {"in_channels": 1, "out_channels": 1}),
+        (AutoencoderKL, {"in_channels": 182, "out_channels": 182}),
+        (AutoencoderKL, {"use_quant_conv": False, "use_post_quant_conv": False, "latent_channels": 16}),
+        (AutoencoderKL, {"down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")}),
+        (AutoencoderKL, {"up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D")}),
         (VQModel, {"num_vq_embeddings": 12}),
         (VQModel, {"num_vq_embeddings": 12, "vq_embed_dim": 5}),
     ],
 )
 @torch.no_grad()
-def test_an_autoencoder_computes_what_diffusers_computes(tmp_path: Path, kind: type, changes: dict[str, int]):
+def test_an_autoencoder_computes_what_diffusers_computes(tmp_path: Path, kind: type, changes: dict[str, Any]):
     """Its config.json says everything: no recipe is named."""
     blocks = TWO_BLOCKS if kind is VQModel else TWO_BLOCKS | {"down_block_types": ("DownEncoderBlock2D",) * 2}
     blocks = blocks if kind is VQModel else blocks | {"up_block_types": ("UpDecoderBlock2D",) * 2}
-    peer, x = randomized(kind(layers_per_block=2, **blocks | changes)), images(3, 16)
+    peer, x = randomized(kind(layers_per_block=2, **blocks | changes)), images(changes.get("in_channels", 3), 16)
     found = imported(peer, tmp_path).module.reconstruct(x)
     torch.testing.assert_close(found, peer(x).sample, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_latents_of_stable_diffusion_3_and_flux_are_shifted(tmp_path: Path):
+    """No convolutions around the bottleneck, 16 channels; the scale is left to the model on the latents."""
+    blocks = TWO_BLOCKS | {"down_block_types": ("DownEncoderBlock2D",) * 2, "latent_channels": 16}
+    about = {"use_quant_conv": False, "use_post_quant_conv": False, "shift_factor": 0.25, "scaling_factor": 0.3611}
+    peer = randomized(AutoencoderKL(**blocks | {"up_block_types": ("UpDecoderBlock2D",) * 2} | about))
+    ours, x = imported(peer, tmp_path).module, images(3, 16)
+    latents = peer.encode(x).latent_dist.mode() - 0.25
+    torch.testing.assert_close(ours.to_latents(x), latents, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.from_latents(latents), peer.decode(latents + 0.25).sample, rtol=1e-5, atol=1e-5)
+    assert ours.diffused_shape == (16, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"latents_mean": [0.0] * 4}, "latents_mean"),
+        ({"use_quant_conv": False}, "use_post_quant_conv True: our network knows False alone"),
+        ({"out_channels": 6}, "out_channels 6: our network knows 3 alone"),
+    ],
+)
+def test_a_switch_that_our_autoencoder_lacks_is_refused_by_name(tmp_path: Path, changes: dict, fault: str):
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    peer = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, sample_size=16, **blocks)
+    peer.register_to_config(**changes)
+    with pytest.raises(ValueError, match=fault):
+        imported(peer, tmp_path)
 
 
 def dit(**changes: object) -> DiTTransformer2DModel:
@@ -124,10 +181,10 @@ def test_a_dit_of_other_embeddings_in_each_block_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"freq_shift": 1}, "freq_shift 1: our network knows 0 alone"),
-        ({"flip_sin_to_cos": False}, "flip_sin_to_cos False"),
-        ({"downsample_padding": 0}, "downsample_padding 0"),
-        ({"norm_eps": 1e-6}, "norm_eps 1e-06"),
+        ({"mid_block_scale_factor": 2}, "mid_block_scale_factor 2: our network knows 1 alone"),
+        ({"center_input_sample": True}, "center_input_sample True"),
+        ({"downsample_padding": 2}, "downsample_padding 2"),
+        ({"act_fn": "gelu"}, "act_fn 'gelu'"),
         ({"upsample_type": "resnet"}, "resamples in two ways"),
         ({"down_block_types": ["SkipDownBlock2D"] * 2}, "has blocks SkipDownBlock2D"),
         ({"_class_name": "UNet2DConditionModel"}, "holds a UNet2DConditionModel, of no family known here"),

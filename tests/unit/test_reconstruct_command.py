@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from components.configuration.usage import UsageError
+from components.models.autoencoder import Autoencoder
 from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.sampling.answers import predictor_of
 from components.sampling.image_files import base64_png, encode_png
@@ -29,13 +30,14 @@ SIDE = 8
 WITH_CODES = ("vq_vae", "vq_vae_ema", "dvae", "fsq")
 
 
-def write_autoencoder(folder: Path, name: str) -> Path:
+def write_autoencoder(folder: Path, name: str, **changes: object) -> Path:
     """The bundle of a tiny autoencoder whose codes differ between images."""
     torch.manual_seed(4)
-    network = make_network(config_of(name)).eval()
+    arguments = config_of(name).network_arguments() | changes
+    network = Autoencoder(**arguments).eval()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    save_bundle(folder, ModelBundle("autoencoder", config_of(name).network_arguments(), {"resolution": SIDE}, network))
+    save_bundle(folder, ModelBundle("autoencoder", arguments, {"resolution": SIDE}, network))
     return folder
 
 
@@ -112,6 +114,16 @@ def test_a_model_is_found_on_disk_in_storage_and_in_a_cascade(files: Path, tmp_p
     np.testing.assert_array_equal(*made)
     _, said = reconstructed(write_cascade(tmp_path / "c"), files / "photo.jpg", out=tmp_path / "cascade")
     assert "4 x 4 codes of 32: 80 bits" in said  # of its tokenizer
+
+
+def test_gray_images_are_shown_and_maps_of_classes_are_refused(files: Path, tmp_path: Path) -> None:
+    gray = write_autoencoder(tmp_path / "gray", "vq_vae", image_channels=1)
+    _, said = reconstructed(gray, files / "small.png", out=tmp_path / "out")
+    assert "codes of 16" in said
+    assert (np.ptp(pixels(tmp_path / "out" / "small-reconstruction.png"), axis=2) == 0).all()
+    maps = write_autoencoder(tmp_path / "maps", "vq_vae", image_channels=182)
+    with pytest.raises(UsageError, match="reads maps of 182 channels"):
+        reconstructed(maps, files / "small.png", out=tmp_path / "none")
 
 
 def test_images_that_are_called_alike_are_kept_apart(files: Path, tmp_path: Path) -> None:

@@ -72,8 +72,7 @@ class DiscreteObjective:
         loss_kind: "simple", with the min-SNR weight if there is a gamma; "hybrid" adds the variational bound, whose
             gradient then reaches the variance alone; "vlb" is the bound itself (the objective of Sohl-Dickstein et al.,
             2015).
-        rescale_time: the network sees 1000 / T of a step, as in the code of Nichol and Dhariwal (2021): times of every
-            T lie in [0, 1000).
+        rescale_time: the network sees 1000 / T of a step, as in the code of Nichol and Dhariwal (2021).
 
     Raises ValueError for targets that cannot be learned, as the noise, where the last step has no signal left."""
 
@@ -195,8 +194,7 @@ class DiscreteObjective:
 
     def trajectory(self, num_inference_steps: int, *, spacing: Spaced = "linspace") -> Trajectory:
         """The steps of `Objective.trajectory`; "karras" interpolates between training steps, with rho = 7.
-        "leading_from_1" ends at the first training step, alphas_cumprod[0], as in the code of Rombach et al. (2022).
-        Where the last training step has no signal, a spacing that does not start there raises ValueError."""
+        "leading_from_1" ends at alphas_cumprod[0]. A spacing that skips a last step without signal is a ValueError."""
         if spacing == "karras":
             return self.karras_trajectory(num_inference_steps)
         steps = spaced_timesteps(len(self.schedule), num_inference_steps, spacing=spacing)

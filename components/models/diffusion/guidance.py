@@ -42,8 +42,7 @@ def guide(
         interval: guide only where sigma / signal lies in [low, high] (Kynkäänniemi et al., 2024); elsewhere scale is 1.
         rescale: in [0, 1], how far the deviation of the guided output is brought back to the deviation of the
             conditional output (Lin et al., 2024, equations 15 and 16).
-        channels: only so many are guided, the rest is the conditional output's; None: all C. The code of Peebles and
-            Xie (2023) guides 3 of the 4 channels of its latents.
+        channels: so many are guided, the rest is the conditional output's; None: all. Peebles and Xie (2023): 3 of 4.
 
     Raises ValueError if null has a key that condition lacks, guidance_scale a key that null lacks, or scales by
     condition are combined with weaker or rescale."""

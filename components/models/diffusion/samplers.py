@@ -127,8 +127,7 @@ def thresholded(x_0: Tensor, threshold: Threshold, percentile: float) -> Tensor:
 
 
 def quantile(values: Tensor, share: float) -> Tensor:
-    """The quantile (B,) of each row of values (B, N), between two neighbors by a line.
-    `torch.quantile` takes at most 2^24 values, five images of 1024², and finds the place in float32."""
+    """The quantile (B,) of each row of values (B, N), any number; `torch.quantile` takes at most 2^24."""
     place = share * (values.shape[1] - 1)
     below = math.floor(place)
     low, high = (values.kthvalue(min(rank, values.shape[1]), dim=1).values for rank in (below + 1, below + 2))

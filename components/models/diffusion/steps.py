@@ -185,11 +185,10 @@ def spaced_timesteps(num_train_timesteps: int, num_inference_steps: int, *, spac
     """Training steps to sample with, ascending (Lin et al., 2024, table 2).
 
     Args:
-        spacing: "linspace" includes both ends: 250 of 1000 are 0, 4, 8, ... 995, 999; a single step is the last step,
-            where alone sampling can start from noise. "leading" has a whole stride from 0, so that the last steps are
-            never taken, "leading_from_1" the same a step later (code of Rombach et al., 2022); "trailing" has an even
-            stride down from the last step. Counts as "10,10,3,2,2" are of steps in equal sections of the training steps
-            (code of Nichol and Dhariwal, 2021). A tuple holds the training steps.
+        spacing: "linspace" has both ends: 250 of 1000 are 0, 4, 8, ... 995, 999; a single step is the last step, where
+            alone noise is. "leading" has a whole stride from 0, so that the last steps are never taken,
+            "leading_from_1" the same a step later (Rombach et al., 2022); "trailing" an even stride down from the last.
+            Counts are of equal sections (Nichol and Dhariwal, 2021); a tuple holds the steps.
 
     Raises ValueError if num_inference_steps is not in [1, num_train_timesteps], or the spacing does not fit it."""
     if not 1 <= num_inference_steps <= num_train_timesteps:
@@ -219,8 +218,7 @@ def spaced_timesteps(num_train_timesteps: int, num_inference_steps: int, *, spac
 
 
 def _sections(num_train_timesteps: int, counts: list[int]) -> list[int]:
-    """Steps of equal sections, the first of which are a step longer where there is a rest.
-    Places are sums of the stride, not its multiples, so that they round as OpenAI's. A single step is the first one."""
+    """Steps of equal sections; the first are longer by a rest. Places are sums of the stride, as OpenAI's."""
     size, longer = divmod(num_train_timesteps, len(counts))
     steps, start = list[int](), 0
     for index, count in enumerate(counts):

@@ -62,11 +62,11 @@ def reconstruction_loss(output: Tensor, *, image: Tensor, kind: str = "l1") -> T
     return difference(output.float(), image.float())
 
 
-def output_channels(*, kind: str) -> int:
-    """Number O of the decoder's output channels, 3 or 6. Raises ValueError for an unknown kind."""
+def output_channels(*, kind: str, channels: int = 3) -> int:
+    """Number O of the decoder's output channels, once or twice the image's; ValueError for unknown kinds."""
     if kind not in KINDS:
         raise ValueError(f"unknown reconstruction {kind!r}: choose {', '.join(KINDS)}")
-    return 6 if kind in LIKELIHOODS else 3
+    return 2 * channels if kind in LIKELIHOODS else channels
 
 
 def image_of(output: Tensor, *, kind: str = "l1") -> Tensor:

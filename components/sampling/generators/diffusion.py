@@ -53,12 +53,8 @@ def check_steps(model: SamplingModel, sampling: DiffusionSampling | DiffusionPri
     limit, spacing = trained or MOST_STEPS, getattr(sampling, "spacing", None)
     if steps > limit:
         raise ValueError(f"{model.name}: steps must be in [1, {limit}], not {steps}")
-    if trained is None or spacing in (None, "karras"):
-        return
-    try:
+    if trained is not None and spacing not in (None, "karras"):
         spaced_timesteps(trained, steps, spacing=spacing)
-    except ValueError as error:
-        raise ValueError(f"{model.name}: {error}") from None
 
 
 def check_sampling(model: SamplingModel, sampling: DiffusionSampling, *, has_weaker: bool = False) -> None:

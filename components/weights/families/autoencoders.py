@@ -2,14 +2,16 @@
 
 VQ-GAN, the first stages kl-* and vq-*, AutoencoderKL and VQModel are one network in two layouts. Blocks and attention
 of a level stand in lists apart there, and in one list here, each attention after its block. Taming counts the decoder's
-levels from the pixels, diffusers and ours from the features."""
+levels from the pixels, diffusers and ours from the features. The first stages of Stable Diffusion 3 and FLUX have no
+convolutions around their bottleneck; MAR's KL-16 has attention in its encoder alone."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from components.configuration.networks import AutoencoderNetworkConfig
 from components.weights.renaming import (
     Arguments,
     Rules,
@@ -20,8 +22,9 @@ from components.weights.renaming import (
     whole_factor,
 )
 
-DIFFUSERS = {"act_fn": "silu", "norm_type": "group", "mid_block_add_attention": True, "in_channels": 3}
-DIFFUSERS |= {"out_channels": 3, "use_quant_conv": True, "use_post_quant_conv": True}
+DIFFUSERS = {"act_fn": "silu", "norm_type": "group", "mid_block_add_attention": True}
+DIFFUSERS |= {"latents_mean": None, "latents_std": None}
+COLORS = 3
 
 
 def place_of(network: Arguments, *, decoder: bool, from_pixels: bool) -> Callable[[re.Match[str]], str]:
@@ -31,12 +34,14 @@ def place_of(network: Arguments, *, decoder: bool, from_pixels: bool) -> Callabl
         from_pixels: whether the layout counts the levels of a decoder from the pixels.
     """
     last, blocks = len(network["channel_mult"]) - 1, network["num_res_blocks"] + decoder
+    own = network.get("decoder_attention_resolutions") if decoder else None
+    attends = network["attention_resolutions"] if own is None else own
 
     def place(found: re.Match[str]) -> str:
         level, kind, index = int(found[1]), found[2], int(found[3] or 0)
         level = last - level if decoder and from_pixels else level
         size = network["resolution"] >> (last - level if decoder else level)
-        step = 2 if size in network["attention_resolutions"] else 1
+        step = 2 if size in attends else 1
         if "sample" in kind:
             return f"{'decoder' if decoder else 'encoder'}.levels.{level}.{blocks * step}."
         return f"{'decoder' if decoder else 'encoder'}.levels.{level}.{index * step + kind.startswith('att')}."
@@ -89,12 +94,34 @@ SHARED: Rules = [
 ]
 
 
+def seen_in_taming(tensors: Mapping[str, Tensor], network: Arguments) -> dict[str, Any]:
+    """Arguments told by names and shapes: other channels than colors, attention of the decoder alone."""
+    channels = tensors["encoder.conv_in.weight"].shape[1]
+    places = (re.match(r"(encoder)\.down\.(\d+)\.attn\.|(decoder)\.up\.(\d+)\.attn\.", name) for name in tensors)
+    levels: dict[str, set[int]] = {"encoder": set(), "decoder": set()}
+    for place in filter(None, places):
+        levels[place[1] or place[3]].add(int(place[2] or place[4]))
+    found: dict[str, Any] = {} if channels == COLORS else {"image_channels": channels}
+    if levels["encoder"] != levels["decoder"]:
+        own = [network["resolution"] >> level for level in sorted(levels["decoder"])]
+        found["decoder_attention_resolutions"] = own
+    return found
+
+
 def diffusers_sizes(config: Arguments) -> dict[str, Any]:
     """Arguments of `Autoencoder` by a config.json of AutoencoderKL or VQModel.
     Raises ValueError for a field that our network can't follow."""
     check_fixed(config, DIFFUSERS)
+    channels, projections = config["in_channels"], config.get("use_quant_conv", True)
+    check_fixed(config, {"out_channels": channels, "use_post_quant_conv": projections})
+    own = {"projections": projections, "latent_shift": config.get("shift_factor") or 0.0}
+    young = AutoencoderNetworkConfig.before() | {"image_channels": COLORS}
+    own |= {"image_channels": channels, "decoder_attention_resolutions": None}
     widths, side, codes = config["block_out_channels"], config["sample_size"], config.get("num_vq_embeddings")
     attends = [kind.startswith("Attn") for kind in config["down_block_types"]]
+    if attends != [kind.startswith("Attn") for kind in reversed(config["up_block_types"])]:
+        up = reversed([*enumerate(reversed(config["up_block_types"]))])
+        own["decoder_attention_resolutions"] = [side >> level for level, kind in up if kind.startswith("Attn")]
     bottleneck: dict[str, Any] = {"kind": "gaussian"}
     if codes is not None:
         dim = config.get("vq_embed_dim") or config["latent_channels"]
@@ -108,6 +135,7 @@ def diffusers_sizes(config: Arguments) -> dict[str, Any]:
         "latent_channels": config["latent_channels"],
         "bottleneck": bottleneck,
         "norm_groups": config["norm_num_groups"],
+        **{name: value for name, value in own.items() if value != young[name]},
     }
 
 
@@ -132,17 +160,31 @@ def diffusers_config(network: Arguments, module: nn.Module) -> dict[str, Any]:
         network["channel_mult"][0] != 1,
         f"its first level has {network['channel_mult'][0]} times channels",
     )
-    attends = [side >> level in network["attention_resolutions"] for level in range(len(network["channel_mult"]))]
+    resolutions, own = network["attention_resolutions"], network.get("decoder_attention_resolutions")
+    sides = [side >> level for level in range(len(network["channel_mult"]))]
+    attends, attends_up = (
+        [each in there for each in sides] for there in (resolutions, resolutions if own is None else own)
+    )
+    projections, shift = network.get("projections", True), network.get("latent_shift", 0.0)
+    refuse_trait(
+        kind != "gaussian" and (shift or not projections), "its codes stand without projections, or are shifted"
+    )
     config = DIFFUSERS | {
+        "in_channels": network.get("image_channels", COLORS),
+        "out_channels": network.get("image_channels", COLORS),
+        "use_quant_conv": projections,
+        "use_post_quant_conv": projections,
+        "shift_factor": shift or None,
         "sample_size": side,
         "block_out_channels": [network["channels"] * mult for mult in network["channel_mult"]],
         "layers_per_block": network["num_res_blocks"],
         "down_block_types": [f"{'Attn' * each}DownEncoderBlock2D" for each in attends],
-        "up_block_types": [f"{'Attn' * each}UpDecoderBlock2D" for each in reversed(attends)],
+        "up_block_types": [f"{'Attn' * each}UpDecoderBlock2D" for each in reversed(attends_up)],
         "latent_channels": latents,
         "norm_num_groups": norm_groups_of(module),
     }
-    unknown = ("norm_type",) if kind == "gaussian" else ("use_quant_conv", "use_post_quant_conv")  # to the class
+    of_gaussians = ("use_quant_conv", "use_post_quant_conv", "shift_factor", "latents_mean", "latents_std")
+    unknown = ("norm_type",) if kind == "gaussian" else of_gaussians  # to the class
     config = {name: value for name, value in config.items() if name not in unknown}
     if kind == "gaussian":
         return config
@@ -159,13 +201,14 @@ TAMING = WeightFamily(
     marks=("encoder.down.0.block.0.norm1.weight", "quant_conv.weight"),
     rules=taming_rules,
     prefixes=("", "first_stage_model.", "stage1."),
-    training_only=r"loss\.|model_ema\.",
+    training_only=r"loss\.|model_ema\.|colorize$",
+    seen=seen_in_taming,
 )
 KL, VQ = (
     WeightFamily(
         f"{name} of diffusers",
         kinds=("autoencoder",),
-        marks=("encoder.down_blocks.0.resnets.0.norm1.weight", "quant_conv.weight", *marks),
+        marks=("encoder.down_blocks.0.resnets.0.norm1.weight", "decoder.conv_norm_out.weight", *marks),
         rules=diffusers_rules,
         class_name=name,
         sizes=diffusers_sizes,

@@ -23,9 +23,24 @@ from components.weights.renaming import (
 )
 
 NEW_ORDER = 64  # pixels, of the only published network with the new order of attention
-FIXED = {"time_embedding_type": "positional", "time_embedding_dim": None, "freq_shift": 0, "flip_sin_to_cos": True}
-FIXED |= {"downsample_padding": 1, "mid_block_scale_factor": 1, "act_fn": "silu", "norm_eps": 1e-5}
-FIXED |= {"class_embed_type": None, "center_input_sample": False}
+FIXED = {"time_embedding_type": "positional", "time_embedding_dim": None, "mid_block_scale_factor": 1}
+FIXED |= {"act_fn": "silu", "class_embed_type": None, "center_input_sample": False}
+# What a config.json leaves out that was written before the field was there, as those of `google/ddpm-*`.
+DEFAULTS: dict[str, Any] = {
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "downsample_padding": 1,
+    "norm_eps": 1e-5,
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "dropout": 0.0,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+}
 MIRRORED = {"DownBlock2D": "UpBlock2D", "AttnDownBlock2D": "AttnUpBlock2D"}
 MIRRORED |= {"ResnetDownsampleBlock2D": "ResnetUpsampleBlock2D"}
 
@@ -151,20 +166,19 @@ def diffusers_rules(network: Arguments) -> Rules:
 def diffusers_sizes(config: Arguments) -> dict[str, Any]:
     """Arguments of `UNet` by a config.json. Raises ValueError for a field that our network can't follow."""
     check_fixed(config, FIXED)
+    config = DEFAULTS | dict(config)
     widths, side, kinds = config["block_out_channels"], config["sample_size"], config["down_block_types"]
     if config["attn_norm_num_groups"] is not None:
         check_fixed(config, {"attn_norm_num_groups": config["norm_num_groups"]})
     if unknown := [kind for kind in kinds if kind not in MIRRORED]:
-        raise ValueError(
-            f"config.json has blocks {unknown[0]}: our network has {', '.join(MIRRORED)}",
-        )
+        raise ValueError(f"config.json has blocks {unknown[0]}: our network has {', '.join(MIRRORED)}")
     check_fixed(config, {"up_block_types": [MIRRORED[kind] for kind in reversed(kinds)]})
     resampled = {kind.startswith("Resnet") for kind in kinds if not kind.startswith("Attn")}
     resampled |= {config["downsample_type"] == "resnet" for kind in kinds if kind.startswith("Attn")}
     if len(resampled) > 1 or config["downsample_type"] != config["upsample_type"]:
-        raise ValueError(
-            "config.json resamples in two ways: our network has one",
-        )
+        raise ValueError("config.json resamples in two ways: our network has one")
+    if config["downsample_padding"] not in (0, 1):
+        check_fixed(config, {"downsample_padding": 1})
     heads = config["attention_head_dim"]
     channels, attends = config["in_channels"], [kind.startswith("Attn") for kind in kinds]
     return {
@@ -183,6 +197,10 @@ def diffusers_sizes(config: Arguments) -> dict[str, Any]:
         "scale_shift_norm": config["resnet_time_scale_shift"] == "scale_shift",
         "resample_in_blocks": resampled.pop(),
         "norm_groups": config["norm_num_groups"],
+        "norm_eps": config["norm_eps"],
+        "frequency_shift": config["freq_shift"],
+        "sines_first": not config["flip_sin_to_cos"],
+        "pads_end": config["downsample_padding"] == 0,
     }
 
 
@@ -231,6 +249,10 @@ def diffusers_config(network: Arguments, module: nn.Module) -> dict[str, Any]:
         "norm_num_groups": groups,
         "attn_norm_num_groups": groups,
         "num_class_embeds": None if table is None else table.num_embeddings,
+        "norm_eps": network.get("norm_eps", 1e-5),
+        "freq_shift": network.get("frequency_shift", 0),
+        "flip_sin_to_cos": not network.get("sines_first", False),
+        "downsample_padding": 0 if network.get("pads_end", False) else 1,
     }
 
 
