@@ -21,7 +21,7 @@ from components.models.bundle import NETWORKS, ModelBundle, save_bundle
 from components.runtime.storage.artifact import Artifact, commit_artifact, load_artifact, upload_attempt
 from components.runtime.storage.connection import shown
 from components.runtime.storage.store import SCRATCH, Store
-from components.weights.families import autoencoders, dit, token_transformers, unets
+from components.weights.families import autoencoders, dit, text_unets, token_transformers, unets
 from components.weights.files import CONFIG, WeightsFile
 from components.weights.renaming import Renamed, WeightFamily, fitted, rename
 
@@ -29,6 +29,7 @@ FAMILIES: tuple[WeightFamily, ...] = (
     unets.OPENAI,
     unets.CLASSIFIER,
     unets.LATENT,
+    text_unets.DIFFUSERS,  # before the other, whose marks it has too
     unets.DIFFUSERS,
     dit.FACEBOOK,
     dit.DIFFUSERS,

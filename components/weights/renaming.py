@@ -98,7 +98,7 @@ def norm_groups_of(network: nn.Module) -> int:
 def refuse_trait(present: object, trait: str) -> None:
     """Raise ValueError for a trait of our network that a class of diffusers lacks."""
     if present:
-        raise ValueError(f"{trait}: no class of diffusers computes that")
+        raise ValueError(f"{trait}: no class of diffusers computes that; take --as pt2 or onnx")
 
 
 def whole_factor(channels: int, base: int) -> int | float:

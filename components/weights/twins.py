@@ -2,7 +2,8 @@
 
 The rules that import a family are read the other way: the class of diffusers, built on the meta device by its
 config.json, tells the names, and the rules say which tensor of ours each name is. So exporting and importing again
-gives the same tensors. A network with a trait that the class lacks is refused by the trait."""
+gives the same tensors. A network with a trait that the class lacks is refused by the trait; one of diffusion becomes a
+program with a pipeline of its own."""
 
 import json
 from importlib.util import find_spec
@@ -15,39 +16,47 @@ from torch import Tensor
 
 from components.models.bundle import ModelBundle
 from components.models.diffusion.discrete import DiscreteObjective
-from components.models.diffusion.objective import make_objective
+from components.models.diffusion.objective import Objective, make_objective
 from components.weights.files import CONFIG, PIPELINE, WEIGHTS
 from components.weights.importing import FAMILIES
+from components.weights.programs import exported, quiet
 from components.weights.renaming import PART, WeightFamily, new_name, refuse_trait
 
 SCHEDULER = "scheduler/scheduler_config.json"
+SCALE = "scaling_factor"  # diffusers' name of our latent_scale
 EVERY_TENTH = 10  # of the training steps, for the scale of the time
+STEPS = 50  # of a pipeline of its own, as of our sampling where nothing is said
 
 
-def write_twin(bundle: ModelBundle, folder: Path) -> list[str]:
+def write_twin(bundle: ModelBundle, folder: Path, form: str) -> list[str]:
     """Writes a folder that diffusers opens; returns the names of its files.
+    Raises ValueError, before it writes, for a model without a twin that is not of diffusion."""
+    if find_spec("diffusers") is None:
+        raise ValueError(f"--as {form} needs the names in diffusers: pip install diffusers, or take --as pt2")
+    try:
+        return write_classes(bundle, folder)
+    except ValueError as error:
+        if "objective" not in bundle.settings or not hasattr(bundle.module, "conditions"):
+            raise
+        return [*write_pipeline(bundle, folder), f"without a twin ({error})"]
+
+
+def write_classes(bundle: ModelBundle, folder: Path) -> list[str]:
+    """Writes config.json and weights of a class of diffusers; returns the names of the files.
     A model of diffusion has its network in `unet` and its schedule in `scheduler`, and is a whole pipeline where it
     makes images without a condition. Raises ValueError, before it writes, for a model without a twin."""
-    if find_spec("diffusers") is None:
-        raise ValueError(
-            "the export needs the names in diffusers: pip install diffusers",
-        )
-    family = family_of_twin(bundle)
-    assert family.config is not None
-    config = family.config(bundle.network, bundle.module)
-    tensors = foreign_tensors(bundle, family, config)
+    family, config = twin_of(bundle)
+    with quiet():
+        tensors = foreign_tensors(bundle, family, config)
     files = {CONFIG: {"_class_name": family.class_name, **config}}
+    if SCALE in bundle.settings:  # of latents: of the autoencoder there, of the model of diffusion here
+        files[CONFIG][SCALE] = bundle.settings[SCALE]
     if "objective" in bundle.settings:
-        files = {
-            f"unet/{CONFIG}": files[CONFIG],
-            SCHEDULER: scheduler_config(bundle),
-        }
-        if not config["num_class_embeds"] and "latent_scale" not in bundle.settings:
+        files = {f"unet/{CONFIG}": files[CONFIG], SCHEDULER: scheduler_config(bundle)}
+        if not bundle.module.conditions and "latent_scale" not in bundle.settings:
             scheduler = files[SCHEDULER]["_class_name"]
-            pipeline = {
-                "_class_name": scheduler.replace("Scheduler", "Pipeline"),
-                "unet": ["diffusers", "UNet2DModel"],
-            }
+            pipeline = {"_class_name": scheduler.replace("Scheduler", "Pipeline")}
+            pipeline["unet"] = ["diffusers", family.class_name]
             files[PIPELINE] = pipeline | {"scheduler": ["diffusers", scheduler]}
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -57,15 +66,19 @@ def write_twin(bundle: ModelBundle, folder: Path) -> list[str]:
     return [*files, weights]
 
 
-def family_of_twin(bundle: ModelBundle) -> WeightFamily:
-    """The family of diffusers whose class has the network's parts. Raises ValueError if there is none."""
-    codes = bundle.network.get("bottleneck", {}).get("kind", "gaussian") != "gaussian"
+def twin_of(bundle: ModelBundle) -> tuple[WeightFamily, dict[str, Any]]:
+    """The family of diffusers whose class computes the same, and its config.json.
+    Raises ValueError if there is none, with the trait that the last of them lacks."""
+    codes, faults = bundle.network.get("bottleneck", {}).get("kind", "gaussian") != "gaussian", list[ValueError]()
     for family in FAMILIES:
         if family.config is not None and bundle.kind in family.kinds and ("VQ" in family.class_name) == codes:
-            return family
-    raise ValueError(
-        f"no class of diffusers is a twin of a network {bundle.kind}",
-    )
+            try:
+                return family, family.config(bundle.network, bundle.module)
+            except ValueError as error:
+                faults.append(error)
+    if faults:
+        raise faults[-1]
+    raise ValueError(f"no class of diffusers is a twin of a network {bundle.kind}: take --as pt2 or onnx")
 
 
 def foreign_tensors(bundle: ModelBundle, family: WeightFamily, config: dict[str, Any]) -> dict[str, Tensor]:
@@ -88,9 +101,7 @@ def foreign_tensors(bundle: ModelBundle, family: WeightFamily, config: dict[str,
         parts[PART.sub("", place)] = parts.get(PART.sub("", place), 0) + 1
     if parts.keys() != own.keys():
         other = sorted(parts.keys() ^ own.keys())[0]
-        raise ValueError(
-            f"{family.class_name} and the network differ in {other}",
-        )
+        raise ValueError(f"{family.class_name} and the network differ in {other}: take --as pt2 or onnx")
     found = {}
     for foreign, place in places.items():
         number = PART.search(place)
@@ -100,25 +111,28 @@ def foreign_tensors(bundle: ModelBundle, family: WeightFamily, config: dict[str,
     return found
 
 
+def network_inputs(objective: Objective, times: Tensor) -> tuple[Tensor, Tensor]:
+    """The times (N,) float64 as the network sees them, and the factors (N,) of its x_t."""
+    seen: dict[str, Tensor] = {}
+
+    def network(x_t: Tensor, time: Tensor) -> Tensor:
+        seen["time"] = time
+        return x_t
+
+    scale = objective.apply(network, torch.ones(len(times), 1, 1, 1, dtype=torch.float64), times)
+    return seen["time"].double(), scale.flatten()
+
+
 def scheduler_config(bundle: ModelBundle) -> dict[str, Any]:
     """The scheduler of a model of diffusion, with our betas one by one.
     DDIM steps evenly from the last step on, so that both sample alike at a number of steps that divides the schedule;
     a learned variance is read by DDPM alone. Raises ValueError for another process, or another scale of the time."""
     objective = make_objective(bundle.settings["objective"])
     if not isinstance(objective, DiscreteObjective):
-        raise ValueError(
-            f"its process is {bundle.settings['objective']['kind']}, without steps",
-        )
+        raise ValueError(f"its process is {bundle.settings['objective']['kind']}, without steps: take --as pt2 or onnx")
     times = torch.arange(0, len(objective.schedule), EVERY_TENTH)
-
-    def time_of(x_t: Tensor, time: Tensor) -> Tensor:
-        return time + 0 * x_t[:, 0, 0, 0]
-
-    seen = objective.apply(time_of, torch.zeros(len(times), 1, 1, 1), times)
-    refuse_trait(
-        not torch.equal(seen.double(), times.double()),
-        "its time is on another scale than its steps",
-    )
+    seen, _ = network_inputs(objective, times)
+    refuse_trait(not torch.equal(seen, times.double()), "its time is on another scale than its steps")
     learned = objective.variance == "learned_range"
     return {
         "_class_name": "DDPMScheduler" if learned else "DDIMScheduler",
@@ -129,3 +143,45 @@ def scheduler_config(bundle: ModelBundle) -> dict[str, Any]:
         "timestep_spacing": "trailing",
         **({"variance_type": "learned_range"} if learned else {"set_alpha_to_one": True}),
     }
+
+
+def sampling_steps(objective: Objective, num_inference_steps: int) -> list[dict[str, float]]:
+    """The steps of sampling as numbers: time and factor of the network's x_t, levels, the clean image.
+    For every process the image is linear in x_t and the output."""
+    times, signal, sigma = objective.trajectory(num_inference_steps)
+    one = torch.ones(len(times), 1, 1, 1, dtype=torch.float64)
+    seen, scale = network_inputs(objective, times)
+    columns = {"time": seen, "scale": scale, "signal": signal[:-1], "sigma": sigma[:-1]}
+    columns |= {"next_signal": signal[1:], "next_sigma": sigma[1:]}
+    columns["of_x_t"] = objective.predict_x_0(0 * one, x_t=one, time=times).flatten()
+    columns["of_output"] = objective.predict_x_0(one, x_t=0 * one, time=times).flatten()
+    return [{name: float(column[step]) for name, column in columns.items()} for step in range(len(times))]
+
+
+def write_pipeline(bundle: ModelBundle, folder: Path) -> list[str]:
+    """Writes a model of diffusion as a program with a pipeline.py; returns the names of the files.
+    Raises ValueError, before it writes, if the program computes something else."""
+    from components.weights import pipeline
+
+    with quiet():
+        (made,) = exported(bundle)
+    objective, labels = make_objective(bundle.settings["objective"]), bundle.network.get("num_classes")
+    steps = min(STEPS, bundle.settings["objective"].get("num_train_timesteps", STEPS))
+    config = {
+        "_class_name": pipeline.Program.__name__,
+        "inputs": made.inputs,
+        "steps": sampling_steps(objective, steps),
+        "initial_scale": objective.trajectory(steps).initial_scale,
+        "clip_sample": "latent_scale" not in bundle.settings,
+        "null_label": labels if bundle.network.get("null_label", True) else None,
+    }
+    file, below = Path(pipeline.__file__), folder / "denoiser"
+    index = {"_class_name": [file.stem, pipeline.ProgramPipeline.__name__]}
+    index |= {below.name: [file.stem, pipeline.Program.__name__]}
+    below.mkdir()
+    torch.export.save(made.program, below / pipeline.PROGRAM)
+    (below / CONFIG).write_text(json.dumps(config))
+    (folder / PIPELINE).write_text(json.dumps(index, indent=1))
+    for place in (folder, below):  # diffusers looks for the class of a part in its folder
+        (place / file.name).write_text(file.read_text())
+    return [PIPELINE, file.name, f"{below.name}/{pipeline.PROGRAM}"]

@@ -38,25 +38,33 @@ def import_(
 
 def export(
     model: Annotated[str, typer.Argument(help="models:/NAME@champion, or the folder or URL of a model or cascade.")],
-    as_: Annotated[Literal["diffusers"], typer.Option("--as", help="Folders of diffusers (pip install diffusers).")],
+    as_: Annotated[
+        Literal["diffusers", "pt2", "onnx"],
+        typer.Option("--as", help="Folders of diffusers, or programs of torch.export (pt2) or of ONNX."),
+    ],
     out: Annotated[str, typer.Option(help="New folder for the files, local or in storage.")],
+    push: Annotated[
+        str | None, typer.Option(help="OWNER/NAME: also to this repository of a hub (extra `hub`).")
+    ] = None,
     tracking: Tracking = None,
 ) -> None:
     """Export a model, or all models of a cascade, to files that others open without this project.
 
-    U-Nets and autoencoders become classes of diffusers that compute the same; others are refused by the trait that it
-    lacks. A cascade's models lie in a folder each, beside the `cascade.json` that says how they compose.
+    diffusers: its classes where they compute the same, a `pipeline.py` with a program for other models of diffusion.
+    Programs: any network; each is compared before anything is written, and `programs.json` says what the inputs are. A
+    cascade's models lie in a folder each, beside the `cascade.json` that says how they compose. `README.md` is a card.
 
     **Examples**
 
     - `cascade export models:/image-cascade-ddpm-base@champion --as diffusers --out ddpm` — a DDIMPipeline
-    - `cascade export runs/stages/autoencoder/1a2b3c --as diffusers --out s3://bucket/exported/autoencoder`
+    - `cascade export models:/image-cascade-openmoji@champion --as onnx --out openmoji-onnx` (extra `export`)
+    - `cascade export runs/stages/base/1a2b3c --as pt2 --out s3://bucket/exported/base`
+    - `HF_TOKEN=… cascade export models:/image-cascade-edm/3 --as diffusers --out edm --push me/edm`
     """
     share_cores()
     from pipelines.command.export import export_model
 
-    del as_
-    typer.echo(export_model(model, out=out, tracking=tracking, console=Console()))
+    typer.echo(export_model(model, form=as_, out=out, push=push, tracking=tracking, console=Console()))
 
 
 def reconstruct(

@@ -1,6 +1,7 @@
 """`cascade export --as diffusers`: the classes of diffusers open it, compute the same, and come back by the import."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,29 +16,37 @@ from torch import Tensor
 
 from components.configuration.diffusion import DiffusionTraining
 from components.models.bundle import NETWORKS, ModelBundle, save_bundle
+from components.models.diffusion.guidance import guide
 from components.models.diffusion.objective import make_objective
 from components.models.diffusion.samplers import sample
 from components.runtime.storage.store import Store
+from components.sampling.cascade import compose
 from components.sampling.images import to_bytes
 from components.weights.files import read_weights
 from components.weights.importing import Target, import_weights
+from components.weights.twins import write_classes
 from tests.in_process import in_process
 from tests.peer_unets import SMALL_DIT, SMALL_UNET, randomized
-from tests.refusals import assert_refused
+from tests.refusals import assert_refused, one_line
 from tests.tiny_cascade import TEXT, TOKENIZER
+from tests.tiny_generators import LONE
 
 UNET = {**SMALL_UNET, "norm_groups": 4}
 CODES = {**TOKENIZER, "norm_groups": 4, "attention_resolutions": [8]}
 OBJECTIVE = {"kind": "discrete", "schedule": "cosine", "num_train_timesteps": 50, "prediction_type": "v_prediction"}
 DENOISER, LATENT = {"resolution": 8, "objective": OBJECTIVE}, {"resolution": 16}
+DIT = {**SMALL_DIT, "num_classes": 5}
 ADDED = {"num_classes": 5, "resample_in_blocks": False, "scale_shift_norm": False}
 DDPM = {"norm_eps": 1e-2, "frequency_shift": 1, "sines_first": True, "pads_end": True}
 BARE = {"projections": False, "latent_shift": 0.25, "decoder_attention_resolutions": []}
+TEXTS = {"text_conditioning": "spatial_transformer", "text_states_dim": 6, "transformer_depth": 2, "head_dim": None}
+TEXTS |= {"num_heads": 2, "resample_in_blocks": False}
 WIDE = {"channel_mult": [1, 1.5], "num_res_blocks": 2, "attention_resolutions": [8, 4], "head_dim": None}
 TWINS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "unet": ("unet", UNET, DENOISER),
     "unet of classes": ("unet", {**UNET, **ADDED}, DENOISER),
     "unet of one head": ("unet", {**UNET, **WIDE, "num_heads": 1, "middle_attention": False}, DENOISER),
+    "unet of a text": ("unet", {**UNET, **TEXTS}, DENOISER),
     "gaussian": ("autoencoder", {**CODES, "bottleneck": {"kind": "gaussian"}}, LATENT),
     "unet of DDPM": ("unet", {**UNET, **ADDED, **DDPM}, DENOISER),
     "gaussian of FLUX": ("autoencoder", {**CODES, **BARE, "bottleneck": {"kind": "gaussian"}}, LATENT),
@@ -58,9 +67,14 @@ for place in sorted(folder.glob("made *")):
     kind = getattr(diffusers, json.loads((below / "config.json").read_text())["_class_name"])
     model, name = kind.from_pretrained(below), place.name.removeprefix("made ")
     label = {"class_labels": given["label"]} if model.config.get("num_class_embeds") else {}
+    if "cross_attention_dim" in model.config:
+        states = given["text_states"]
+        label = {"encoder_hidden_states": states, "encoder_attention_mask": (states != 0).any(-1)}
     arguments = (given["x 8"], given["time"]) if below != place else (given["x 16"],)
     with torch.no_grad():
         found[name] = model(*arguments, **label).sample.contiguous()
+pipeline = diffusers.DiffusionPipeline.from_pretrained(folder / "dit made", trust_remote_code=True)
+found["dit"] = pipeline(noise=given["x 8"], label=given["label of dit"], guidance_scale=2.0)
 save_file(found, folder / "found.safetensors")
 """
 
@@ -88,7 +102,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Mode
     bundles = {name: written(folder / name, name) for name in TWINS}
     for name in TWINS:
         exported(folder, name, f"made {name}")
+    module = randomized(NETWORKS["dit"](**DIT))
+    bundles["dit"] = ModelBundle("dit", DIT, DENOISER, module)
+    save_bundle(folder / "dit", bundles["dit"])
+    done = in_process("export", "dit", "--as", "diffusers", "--out", "dit made", cwd=folder)
+    assert "without a twin (no class of diffusers is a twin of a network dit" in done.stdout
     return folder, bundles
+
+
+@torch.no_grad()
+def sampled(bundle: ModelBundle, noise: Tensor, label: Tensor) -> Tensor:
+    """Our images of the noise, with guidance of 2."""
+    objective = make_objective(bundle.settings["objective"])
+    network = guide(objective, bundle.module, {"label": label}, {"label": torch.full_like(label, 5)}, 2.0)
+    return sample(network, objective, noise, noise=lambda _: noise, sampler="ddim", num_inference_steps=50)
 
 
 @torch.no_grad()
@@ -96,17 +123,27 @@ def test_classes_of_diffusers_compute_the_same_where_nothing_of_ours_can_be_impo
     folder, bundles = made
     generator = torch.Generator().manual_seed(1)
     inputs = {f"x {side}": torch.randn(2, 3, side, side, generator=generator) for side in (8, 16)}
-    save_file({**inputs, "time": TIME, "label": LABEL}, folder / "inputs.safetensors")
+    inputs["text_states"] = torch.randn(2, 7, 6, generator=generator)
+    inputs["text_states"][0, 5:] = 0  # padding
+    labels = {"label": LABEL, "label of dit": torch.tensor([0, 3])}
+    save_file({**inputs, "time": TIME, **labels}, folder / "inputs.safetensors")
     command = [sys.executable, "-W", "ignore", "-c", THEIRS, str(folder)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "HF_HOME": str(folder / "hub")}
+    )
     assert done.returncode == 0, done.stderr
     found = load_file(folder / "found.safetensors")
     assert found.keys() == bundles.keys()
-    for name, (kind, network, _, module) in bundles.items():
+    made_here = sampled(bundles["dit"], inputs["x 8"], labels["label of dit"])
+    assert (to_bytes(found.pop("dit")).int() - to_bytes(made_here).int()).abs().max() <= 1
+    assert to_bytes(made_here).float().std() > 20
+    for name, (kind, _, _, module) in [(name, bundles[name]) for name in TWINS]:
         if kind == "autoencoder":
             wanted = module.reconstruct(inputs["x 16"])
         else:
-            wanted = module(inputs["x 8"], TIME, label=LABEL if network.get("num_classes") else None)
+            conditions = {"label": LABEL, "text_states": inputs["text_states"]}
+            conditions = {name: value for name, value in conditions.items() if name in module.conditions}
+            wanted = module(inputs["x 8"], TIME, **conditions)
         assert (found[name] - wanted).abs().max() <= 1e-5 * wanted.abs().max(), name
 
 
@@ -116,6 +153,8 @@ def taken(name: str, network: dict[str, Any]) -> Target | None:
         return None
     about = {"total_steps": 100, "global_batch_size": 4, "learning_rate": 1e-4, "resolution": 8, "network": "unet"}
     about |= {"conditions": ("label",) if network.get("num_classes") else (), "cond_drop_prob": 0.1}
+    if "text_states_dim" in network:
+        about |= {"conditions": ("text_states",), "text_states_dim": 6, "text_conditioning": "spatial_transformer"}
     return Target("r/base", DiffusionTraining.of(**about, model_channels=8, channel_mult=(1,)))
 
 
@@ -128,6 +167,18 @@ def test_what_was_exported_is_imported_with_the_same_tensors(tmp_path: Path, mad
     averages = {name for name in own if name.startswith("bottleneck.") and name != "bottleneck.codebook"}
     assert back.keys() == own.keys() - averages
     assert all(torch.equal(back[name], own[name]) for name in back)
+
+
+def test_in_a_cascade_the_autoencoder_has_the_scale_of_the_latents(tmp_path: Path):
+    written(tmp_path / "autoencoder", "gaussian")
+    kind, network, settings = TWINS["unet"]
+    latent = {**network, "in_channels": 8, "out_channels": 8}
+    base = ModelBundle(kind, latent, settings | {"latent_scale": 0.5}, NETWORKS[kind](**latent))
+    save_bundle(tmp_path / "base", base)
+    compose(tmp_path / "model", base=tmp_path / "base", autoencoder=tmp_path / "autoencoder")
+    config = json.loads((exported(tmp_path) / "autoencoder/config.json").read_text())
+    assert (config["_class_name"], config["scaling_factor"]) == ("AutoencoderKL", 0.5)
+    assert (tmp_path / "made/base/unet/config.json").is_file()
 
 
 def test_a_pipeline_of_diffusers_makes_the_images_that_we_make_of_the_same_noise(tmp_path: Path):
@@ -173,21 +224,24 @@ def test_a_pipeline_of_diffusers_makes_the_images_that_we_make_of_the_same_noise
             "heads of attention",
         ),
         ("unet", {}, {"objective": {"kind": "edm"}}, "its process is edm, without steps"),
-        ("dit", SMALL_DIT, {}, "no class of diffusers is a twin of a network dit"),
+        ("gan", LONE["gan"][1], {}, "no class of diffusers is a twin of a network gan"),
         ("autoencoder", {"patch_shortcut": True}, {}, "it has a patch_shortcut"),
         ("autoencoder", {"reconstruction": "logit_laplace"}, {}, "its decoder gives the parameters of logit_laplace"),
         ("autoencoder", {"bottleneck": {"kind": "fsq", "levels": [5, 5]}}, {}, "its bottleneck is fsq"),
     ],
 )
 def test_a_trait_that_diffusers_lacks_is_refused_by_name(tmp_path: Path, kind, network, settings, words: str):
-    base = {"unet": UNET, "autoencoder": CODES, "dit": {}}[kind]
-    about = (LATENT if kind == "autoencoder" else DENOISER) | settings
-    module = NETWORKS[kind](**{**base, **network})
-    save_bundle(tmp_path / "model", ModelBundle(kind, {**base, **network}, about, module))
-    done = in_process("export", "model", "--as", "diffusers", "--out", "made", cwd=tmp_path)
-    assert_refused(done, words)
-    assert_refused(in_process("export", "none", "--as", "diffusers", "--out", "made", cwd=tmp_path), "no model at none")
-    assert not (tmp_path / "made").exists()
+    base = {"unet": UNET, "autoencoder": CODES, "gan": {}}[kind]
+    about = (DENOISER if kind == "unet" else LATENT) | settings
+    bundle = ModelBundle(kind, {**base, **network}, about, NETWORKS[kind](**{**base, **network}))
+    if kind == "unet":  # by the command it becomes a program with a pipeline of its own
+        with one_line(ValueError, f"{words}.*--as pt2 or onnx"):
+            write_classes(bundle, tmp_path)
+    else:
+        save_bundle(tmp_path / "model", bundle)
+        done = in_process("export", "model", "--as", "diffusers", "--out", "made", cwd=tmp_path)
+        assert_refused(done, words, "--as pt2 or onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"] * (kind != "unet")
 
 
 def test_a_learned_variance_is_of_ddpm_and_a_network_of_classes_is_no_pipeline(tmp_path: Path, made):

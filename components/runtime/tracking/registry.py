@@ -112,6 +112,15 @@ def named_version(model_uri: str, *, tracking_uri: str | None) -> ModelVersion:
         return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
 
 
+def description_of(model_uri: str, *, tracking_uri: str | None) -> str:
+    """The Markdown that a run wrote of a registered model: data, license, figures, command.
+    Raises ValueError as `named_version`."""
+    with _registry(model_uri, tracking_uri) as client:
+        version = named_version(model_uri, tracking_uri=tracking_uri)
+        about = client.get_registered_model(version.name).description
+    return "\n\n".join(text for text in (about, version.description) if text)
+
+
 def download_model(model_uri: str, folder: Path, *, tracking_uri: str | None) -> Path:
     """Copy the trained model inside `models:/NAME@ALIAS` into `folder`. Returns the model's folder.
     Raises ValueError, in one line, if the registry has no such model or can't be reached, and for a copy that is not as

@@ -144,22 +144,10 @@ def diffusers_config(network: Arguments, module: nn.Module) -> dict[str, Any]:
     Raises ValueError, which names a trait, where there is none."""
     codes, side, outputs = dict(network["bottleneck"]), network["resolution"], network.get("reconstruction", "l1")
     kind, latents = codes["kind"], network["latent_channels"]
-    refuse_trait(
-        kind not in ("gaussian", "vq", "vq_ema"),
-        f"its bottleneck is {kind}",
-    )
-    refuse_trait(
-        network.get("patch_shortcut"),
-        "it has a patch_shortcut",
-    )
-    refuse_trait(
-        outputs not in ("l1", "mse"),
-        f"its decoder gives the parameters of {outputs}",
-    )
-    refuse_trait(
-        network["channel_mult"][0] != 1,
-        f"its first level has {network['channel_mult'][0]} times channels",
-    )
+    refuse_trait(kind not in ("gaussian", "vq", "vq_ema"), f"its bottleneck is {kind}")
+    refuse_trait(network.get("patch_shortcut"), "it has a patch_shortcut")
+    refuse_trait(outputs not in ("l1", "mse"), f"its decoder gives the parameters of {outputs}")
+    refuse_trait(network["channel_mult"][0] != 1, f"its first level has {network['channel_mult'][0]} times channels")
     resolutions, own = network["attention_resolutions"], network.get("decoder_attention_resolutions")
     sides = [side >> level for level in range(len(network["channel_mult"]))]
     attends, attends_up = (

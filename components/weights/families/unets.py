@@ -167,7 +167,7 @@ def diffusers_sizes(config: Arguments) -> dict[str, Any]:
     """Arguments of `UNet` by a config.json. Raises ValueError for a field that our network can't follow."""
     check_fixed(config, FIXED)
     config = DEFAULTS | dict(config)
-    widths, side, kinds = config["block_out_channels"], config["sample_size"], config["down_block_types"]
+    side, kinds = config["sample_size"], config["down_block_types"]
     if config["attn_norm_num_groups"] is not None:
         check_fixed(config, {"attn_norm_num_groups": config["norm_num_groups"]})
     if unknown := [kind for kind in kinds if kind not in MIRRORED]:
@@ -179,23 +179,30 @@ def diffusers_sizes(config: Arguments) -> dict[str, Any]:
         raise ValueError("config.json resamples in two ways: our network has one")
     if config["downsample_padding"] not in (0, 1):
         check_fixed(config, {"downsample_padding": 1})
-    heads = config["attention_head_dim"]
-    channels, attends = config["in_channels"], [kind.startswith("Attn") for kind in kinds]
+    heads, attends = config["attention_head_dim"], [kind.startswith("Attn") for kind in kinds]
+    return shared_sizes(config) | {
+        "attention_resolutions": [side >> level for level, attention in enumerate(attends) if attention],
+        "middle_attention": config["add_attention"],
+        "head_dim": heads,
+        "num_heads": 1 if heads is None else None,
+        "resample_in_blocks": resampled.pop(),
+    }
+
+
+def shared_sizes(config: Arguments) -> dict[str, Any]:
+    """Arguments that config.json says in the same fields for all U-Nets of diffusers."""
+    config = DEFAULTS | dict(config)
+    channels, widths = config["in_channels"], config["block_out_channels"]
     return {
-        "resolution": side,
+        "resolution": config["sample_size"],
         "in_channels": channels,
         "out_channels": channels,
         "learned_variance": config["out_channels"] == 2 * channels,
         "model_channels": widths[0],
         "channel_mult": [whole_factor(width, widths[0]) for width in widths],
         "num_res_blocks": config["layers_per_block"],
-        "attention_resolutions": [side >> level for level, attention in enumerate(attends) if attention],
-        "middle_attention": config["add_attention"],
-        "head_dim": heads,
-        "num_heads": 1 if heads is None else None,
         "dropout": config["dropout"],
         "scale_shift_norm": config["resnet_time_scale_shift"] == "scale_shift",
-        "resample_in_blocks": resampled.pop(),
         "norm_groups": config["norm_num_groups"],
         "norm_eps": config["norm_eps"],
         "frequency_shift": config["freq_shift"],
@@ -207,53 +214,51 @@ def diffusers_sizes(config: Arguments) -> dict[str, Any]:
 def diffusers_config(network: Arguments, module: nn.Module) -> dict[str, Any]:
     """The config.json of `diffusers_sizes` for a U-Net of ours.
     Raises ValueError, which names a trait, where there is none."""
-    conditions = [name for name in getattr(module, "conditions", ()) if name != "label"]
-    refuse_trait(
-        conditions,
-        f"it is conditioned on {' and '.join(conditions)}",
-    )
-    refuse_trait(
-        network.get("class_token_dim"),
-        "its label is a token",
-    )
-    refuse_trait(
-        network["channel_mult"][0] != 1,
-        f"its first level has {network['channel_mult'][0]} model_channels",
-    )
+    own, attends = shared_config(network, module, conditions=("label",))
     attentions = [part for part in module.modules() if isinstance(part, SelfAttention2d)]
     sizes = {part.qkv.in_channels // part.num_heads for part in attentions}
     alone = all(part.num_heads == 1 for part in attentions)
-    refuse_trait(
-        len(sizes) > 1 and not alone,
-        "its heads of attention have several sizes",
-    )
-    widths = [int(network["model_channels"] * mult) for mult in network["channel_mult"]]
-    attends = [network["resolution"] >> level in network["attention_resolutions"] for level in range(len(widths))]
-    inside, groups = network.get("resample_in_blocks", True), norm_groups_of(module)
+    refuse_trait(len(sizes) > 1 and not alone, "its heads of attention have several sizes")
+    inside = network.get("resample_in_blocks", True)
     kinds = ["AttnDownBlock2D" if each else f"{'ResnetDownsample' if inside else 'Down'}Block2D" for each in attends]
-    table: Any = getattr(module, "class_embedding", None)
-    return FIXED | {
-        "sample_size": network["resolution"],
-        "in_channels": network.get("in_channels", 3),
-        "out_channels": getattr(module, "output_channels", 3),
-        "block_out_channels": widths,
-        "layers_per_block": network["num_res_blocks"],
+    return own | {
         "down_block_types": kinds,
         "up_block_types": [MIRRORED[kind] for kind in reversed(kinds)],
         "downsample_type": "resnet" if inside else "conv",
         "upsample_type": "resnet" if inside else "conv",
         "attention_head_dim": None if alone else sizes.pop(),
         "add_attention": network.get("middle_attention", True),
+        "attn_norm_num_groups": own["norm_num_groups"],
+    }
+
+
+def shared_config(
+    network: Arguments, module: nn.Module, *, conditions: tuple[str, ...]
+) -> tuple[dict[str, Any], list[bool]]:
+    """Fields of config.json that U-Nets of diffusers share, and the presence of attention by level.
+    Raises ValueError, which names a trait, for other conditions than these, and where no U-Net there has the trait."""
+    others = [name for name in getattr(module, "conditions", ()) if name not in conditions]
+    refuse_trait(others, f"it is conditioned on {' and '.join(others)}")
+    refuse_trait(network.get("class_token_dim"), "its label is a token")
+    refuse_trait(network["channel_mult"][0] != 1, f"its first level has {network['channel_mult'][0]} model_channels")
+    widths = [int(network["model_channels"] * mult) for mult in network["channel_mult"]]
+    table: Any = getattr(module, "class_embedding", None)
+    fields = FIXED | {
+        "sample_size": network["resolution"],
+        "in_channels": network.get("in_channels", 3),
+        "out_channels": getattr(module, "output_channels", 3),
+        "block_out_channels": widths,
+        "layers_per_block": network["num_res_blocks"],
         "dropout": network.get("dropout", 0.0),
         "resnet_time_scale_shift": "scale_shift" if network.get("scale_shift_norm", True) else "default",
-        "norm_num_groups": groups,
-        "attn_norm_num_groups": groups,
+        "norm_num_groups": norm_groups_of(module),
         "num_class_embeds": None if table is None else table.num_embeddings,
         "norm_eps": network.get("norm_eps", 1e-5),
         "freq_shift": network.get("frequency_shift", 0),
         "flip_sin_to_cos": not network.get("sines_first", False),
         "downsample_padding": 0 if network.get("pads_end", False) else 1,
     }
+    return fields, [network["resolution"] >> level in network["attention_resolutions"] for level in range(len(widths))]
 
 
 OPENAI = WeightFamily(

@@ -1,0 +1,103 @@
+"""Export of a model, or of each model of a cascade: files of each form, card, upload to a hub.
+
+`huggingface_hub` (extra `hub`) is imported only where it is used; it reads HF_ENDPOINT and HF_TOKEN."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from components.models.bundle import DESCRIPTION, load_bundle
+from components.runtime.storage.store import Store, in_parallel
+from components.sampling.cascade import DESCRIPTION as CASCADE
+from components.sampling.cascade import read_description
+from components.sampling.model import BPE
+from components.weights.programs import write_programs
+from components.weights.twins import SCALE, write_twin
+
+FORMS: dict[str, Callable[..., list[str]]] = {
+    "pt2": write_programs,
+    "onnx": write_programs,
+    "diffusers": write_twin,
+}
+
+
+def write_parts(folder: Path, made: Path, form: str) -> Iterator[str]:
+    """Writes each model of the folder; yields a line about each.
+    Raises ValueError, with the name of the model."""
+    parts, scale = models_in(folder), None
+    for name, part in parts.items():
+        if name and (part / DESCRIPTION).is_file():
+            scale = json.loads((part / DESCRIPTION).read_text())["settings"].get("latent_scale", scale)
+    for name, part in parts.items():
+        (made / name).mkdir(exist_ok=True)
+        try:
+            yield f"{name or folder.name}: {', '.join(write_model(part, made / name, form, scale))}"
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}" if name else str(error)) from None
+    if "" not in parts:
+        shutil.copy(folder / CASCADE, made / CASCADE)  # how they compose
+
+
+def write_model(folder: Path, made: Path, form: str, latent_scale: float | None) -> list[str]:
+    """Writes the model of a folder, with its tokenizer of texts; returns the names of the files.
+    An encoder of transformers is copied as it is."""
+    if not (folder / DESCRIPTION).is_file():
+        shutil.copytree(folder, made, dirs_exist_ok=True)
+        return sorted(path.name for path in made.iterdir())
+    bundle = load_bundle(folder)
+    if latent_scale is not None and "objective" not in bundle.settings:
+        bundle = bundle._replace(settings=bundle.settings | {SCALE: latent_scale})
+    files = FORMS[form](bundle, made, form)
+    if (folder / BPE).is_file():
+        shutil.copy(folder / BPE, made / BPE)
+    return files
+
+
+def models_in(folder: Path) -> dict[str, Path]:
+    """The folder of each model by name, a model alone without one."""
+    if (folder / DESCRIPTION).is_file():
+        return {"": folder}
+    stages = read_description(folder)["stages"].values()
+    names = [name for stage in stages for name in ([stage] if isinstance(stage, str) else stage)]
+    return {name: folder / name for name in names}
+
+
+def send(made: Path, store: Store) -> None:
+    """Uploads all files below `made`, those at its top last: they say what the others are."""
+    files = [path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()]
+    in_parallel(lambda name: store.upload(made / name, name), [name for name in files if "/" in name])
+    for name in files:
+        if "/" not in name:
+            store.upload(made / name, name)
+
+
+def write_card(path: Path, title: str, lines: list[str], *, form: str, known: str) -> None:
+    """Writes a model card: what is known of the model, and its files.
+
+    Args:
+        lines: about the files, a line each.
+        form: of the files: diffusers, pt2 or onnx.
+        known: Markdown of data, license, figures and command; empty if nothing is known."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    library = {"pt2": "pytorch"}.get(form, form)
+    data = ModelCardData(library_name=library, tags=["image-cascade", "image-generation"])
+    files = "\n".join(f"- {line}" for line in lines)
+    about = known or "Nothing is recorded of its data, license or figures."
+    again = f"Exported by `cascade export MODEL --as {form}`:"
+    ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{about}\n\n{again}\n\n{files}\n").save(path)
+
+
+def push_to(repository: str, made: Path) -> str:
+    """Uploads the folder to a repository of the hub that HF_ENDPOINT names; returns its address.
+    The repository is made where there is none. Raises ValueError, in one line, if the hub takes no files."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        address = str(HfApi().create_repo(repository, exist_ok=True))
+        HfApi().upload_folder(repo_id=repository, folder_path=made, commit_message="Files of cascade export")
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ValueError(f"--push {repository}: the hub takes no files ({str(error).splitlines()[0]})") from error
+    return address

@@ -1,0 +1,77 @@
+"""The model card of `cascade export`, and `--push`: the hub gets the files that the folder has."""
+
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import ModelCard
+from mlflow import MlflowClient
+
+from components.runtime.tracking.registry import description_of
+from components.weights.exporting import write_card
+from pipelines.command.export import known_of
+from tests.hub_models import model_hub
+from tests.in_process import in_process
+from tests.refusals import assert_refused
+from tests.tiny_cascade import commit_model
+from tests.tiny_generators import LONE, write
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A GAN as a stage commits it."""
+    return Path(commit_model(tmp_path, "gan", "k1", write(tmp_path / "m", *LONE["gan"])).root)
+
+
+def export(folder: Path, model: Path, *more: str):
+    return in_process("export", str(model), "--as", "pt2", "--out", "made", *more, cwd=folder)
+
+
+def test_a_hub_gets_the_files_of_the_folder_and_a_card_that_says_who_made_them(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    with model_hub() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        done = export(tmp_path, model, "--push", "me/gan")
+    assert done.returncode == 0, done.stderr
+    assert f"pushed: {hub.endpoint}/me/gan" in done.stdout
+    assert set(hub.tokens) == {"Bearer hf_mine"}
+    folder = tmp_path / "made"
+    local = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert hub.files == {f"me/gan/{name}": content for name, content in local.items()}
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.library_name, "image-cascade" in card.data.tags) == ("pytorch", True)
+    assert "Model `gan/k1`, made by abc123" in card.text
+    assert "network.pt2" in card.text
+
+
+def test_a_hub_that_takes_no_files_is_one_line_and_the_folder_stays(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with model_hub(refuses=True) as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
+        done = export(tmp_path, model, "--push", "me/gan")
+    assert_refused(done, "--push me/gan: the hub takes no files", "401")
+    assert (tmp_path / "made/network.pt2").is_file()
+
+
+def test_the_card_of_a_registered_model_has_what_its_run_wrote(tmp_path: Path, empty_database: Path):
+    uri = f"sqlite:///{shutil.copy(empty_database, tmp_path)}"
+    client = MlflowClient(uri)
+    client.create_registered_model("image-cascade-gan", description="Trained on 100 images; their license: CC0-1.0.")
+    client.create_model_version("image-cascade-gan", str(tmp_path), description="| distance | 12.0 ± 0.3 |")
+    known = description_of("models:/image-cascade-gan/1", tracking_uri=uri)
+    assert known == known_of("models:/image-cascade-gan/1", uri)
+    write_card(tmp_path / "README.md", "gan", ["gan: network.pt2"], form="pt2", known=known)
+    text = (tmp_path / "README.md").read_text()
+    assert "their license: CC0-1.0." in text
+    assert "| distance | 12.0 ± 0.3 |" in text
+
+
+def test_a_bare_folder_says_that_nothing_is_known(tmp_path: Path):
+    write(tmp_path / "m", *LONE["gan"])
+    assert known_of(str(tmp_path / "m"), None) == ""
+    write_card(tmp_path / "README.md", "m", [], form="onnx", known="")
+    assert "Nothing is recorded of its data, license or figures." in (tmp_path / "README.md").read_text()
