@@ -19,13 +19,13 @@ from torch import Tensor
 PROGRAM = "network.pt2"
 
 
-class Program(ModelMixin, ConfigMixin):
+class ProgramModel(ModelMixin, ConfigMixin):
     """A file of torch.export as a model of diffusers."""
 
     config_name = "config.json"
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "Program":
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "ProgramModel":
         """Opens the program in a local folder; other arguments of diffusers mean nothing to a program."""
         model, folder = cls(), Path(pretrained_model_name_or_path)
         model.register_to_config(**json.loads((folder / cls.config_name).read_text()))

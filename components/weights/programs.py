@@ -67,7 +67,7 @@ class Exported(NamedTuple):
     inputs: dict[str, list[Any]]  # by name, in order: sizes, "batch" and "length" where there is any
 
 
-class Call(nn.Module):
+class MethodCall(nn.Module):
     """A method of a network as a module of positional inputs; its output is a tensor or a plain tuple."""
 
     def __init__(self, network: nn.Module, method: str, names: tuple[str, ...]) -> None:
@@ -207,7 +207,7 @@ def exported(bundle: ModelBundle) -> Iterator[Exported]:
         if bundle.kind in each.kinds:
             each.fill(inputs, bundle)
         if inputs.tensors:
-            call = Call(bundle.module, each.method, tuple(inputs.tensors))
+            call = MethodCall(bundle.module, each.method, tuple(inputs.tensors))
             yield traced(each.name, call, inputs)
 
 

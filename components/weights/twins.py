@@ -168,7 +168,7 @@ def write_pipeline(bundle: ModelBundle, folder: Path) -> list[str]:
     objective, labels = make_objective(bundle.settings["objective"]), bundle.network.get("num_classes")
     steps = min(STEPS, bundle.settings["objective"].get("num_train_timesteps", STEPS))
     config = {
-        "_class_name": pipeline.Program.__name__,
+        "_class_name": pipeline.ProgramModel.__name__,
         "inputs": made.inputs,
         "steps": sampling_steps(objective, steps),
         "initial_scale": objective.trajectory(steps).initial_scale,
@@ -177,7 +177,7 @@ def write_pipeline(bundle: ModelBundle, folder: Path) -> list[str]:
     }
     file, below = Path(pipeline.__file__), folder / "denoiser"
     index = {"_class_name": [file.stem, pipeline.ProgramPipeline.__name__]}
-    index |= {below.name: [file.stem, pipeline.Program.__name__]}
+    index |= {below.name: [file.stem, pipeline.ProgramModel.__name__]}
     below.mkdir()
     torch.export.save(made.program, below / pipeline.PROGRAM)
     (below / CONFIG).write_text(json.dumps(config))
