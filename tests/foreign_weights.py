@@ -5,11 +5,13 @@ A layer stands for its weight and its bias: ("x.0", 8, 4, 3, 3) for x.0.weight o
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models
 from torch import Tensor
 
-from components.weights.files import WeightsFile
+from components.weights.files import WeightsFile, Words
 
 Layer = tuple[str | int, ...]
 
@@ -45,9 +47,11 @@ def adm_layers(
     is_classifier: bool = False,
     scale_shift: bool = True,
     context: int | None = None,
+    text: int | None = None,
 ) -> Iterator[Layer]:
     """Layers of UNetModel or EncoderUNetModel of guided-diffusion; IDDPM's resample by convolutions.
-    In latent diffusion time is added, and with `context`, features of a token, attention is a spatial transformer."""
+    In latent diffusion time is added, and with `context`, features of a token, attention is a spatial transformer. In
+    GLIDE attention has keys and values of `text`, features of a token."""
     time, channels = 4 * width, int(width * mult[0])
 
     def residual(place: str, before: int, after: int) -> Iterator[Layer]:
@@ -61,6 +65,7 @@ def adm_layers(
         yield (f"{place}.norm", size)
         if context is None:
             yield from ((f"{place}.qkv", 3 * size, size, 1), (f"{place}.proj_out", size, size, 1))
+            yield from () if text is None else ((f"{place}.encoder_kv", 2 * size, text, 1),)
             return
         block = f"{place}.transformer_blocks.0"
         yield from ((f"{place}.{name}", size, size, 1, 1) for name in ("proj_in", "proj_out"))
@@ -169,6 +174,35 @@ def gpt_layers(width: int, depth: int) -> Iterator[Layer]:
         yield from ((f"blocks.{block}.{name}", width, width) for name in names)
         yield from ((f"blocks.{block}.mlp.0", 4 * width, width), (f"blocks.{block}.mlp.2", width, 4 * width))
     yield ("ln_f", width)
+
+
+def glide_layers(width: int, depth: int, *, words: int, text: int, **unet: Any) -> Iterator[Layer]:
+    """Layers of Text2ImUNet of glide-text2im: those of `adm_layers`, and a transformer over the text."""
+    yield from adm_layers(width, text=text, **unet)
+    for block in range(depth):
+        own = f"transformer.resblocks.{block}"
+        yield from ((f"{own}.attn.c_qkv", 3 * text, text), (f"{own}.attn.c_proj", text, text))
+        yield from ((f"{own}.ln_1", text), (f"{own}.ln_2", text))
+        yield from ((f"{own}.mlp.c_fc", 4 * text, text), (f"{own}.mlp.c_proj", text, 4 * text))
+    yield from (("final_ln", text), ("transformer_proj", 4 * width, text), ("token_embedding!", words, text))
+
+
+def mindalle_tables(width: int, *, codes: int, words: int, texts: int, places: int) -> dict[str, tuple[int, ...]]:
+    """Tables and heads of minDALL-E's Transformer1d, beside `gpt_layers`."""
+    return {
+        "tok_emb_img__weight": (codes, width),
+        "tok_emb_txt__weight": (words, width),
+        "pos_emb_img__weight": (places, width),
+        "pos_emb_txt__weight": (texts, width),
+        "head_img__weight": (codes, width),
+        "head_txt__weight": (words, width),
+    }
+
+
+def words_of(*words: str) -> Words:
+    """A tokenizer of so many words, read as a file."""
+    vocabulary = {word: place for place, word in enumerate(words)}
+    return Words("tokenizer.json", Tokenizer(models.WordLevel(vocabulary, unk_token=words[0])))
 
 
 def dit_layers(width: int, depth: int, patch: int, channels: int) -> Iterator[Layer]:

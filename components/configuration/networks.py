@@ -199,6 +199,8 @@ class TransformerConfig(TokenNetworkConfig):
     """Decoder-only transformer over tokens."""
 
     kind: Literal["transformer"] = "transformer"
+    class_token: Annotated[bool, Since(True)] = True  # else the last token of the conditions predicts the first
+    attend_padding: Annotated[bool, Since(False)] = False  # to pads of texts, as to other tokens
 
 
 class MaskedTransformerConfig(TokenNetworkConfig):

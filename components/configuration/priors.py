@@ -57,9 +57,15 @@ class PriorTraining(TokenTraining):
     def _check(self) -> None:
         wordless = self.text_loss_weight > 0 and "text" not in self.conditioning.conditions
         refuse(wordless, f"text_loss_weight {self.text_loss_weight} needs text among the conditions")
+        conditions, bare = self.conditioning.conditions, not self.network.class_token
+        refuse(bare and "label" in conditions, "class_token false knows no label: leave it out of the conditions")
+        refuse(bare and not conditions, "class_token false needs text or condition among the conditions")
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
-        return super().network_arguments(dataset_info, grid) | {"predict_text": self.text_loss_weight > 0}
+        """Arguments of `Transformer`; those of models before they had them are left out at their usual values."""
+        arguments, usual = super().network_arguments(dataset_info, grid), {"class_token": True, "attend_padding": False}
+        kept = {name: value for name, value in arguments.items() if name not in usual or value != usual[name]}
+        return kept | {"predict_text": self.text_loss_weight > 0}
 
 
 class MaskedPriorTraining(TokenTraining):

@@ -1,7 +1,8 @@
 """Shared parts of networks: blocks, timestep embedding, group norm, attention, rotary positions, text.
 
 The text encoder is a small bidirectional transformer over BPE ids (Vaswani et al., 2017), pre-norm as in GPT-2. Padding
-is id 0 and stands only at the end of a row, which has at least one real token (the empty text is begin and end).
+is id 0, or another where a published model has it so, and stands only at the end of a row, which has at least one real
+token (the empty text is begin and end).
 
 Shapes: B batch, C channels, H W height and width, D embedding size or model_dim; in attention S sequence, E head_dim; L
 text length, N context_length."""
@@ -218,7 +219,7 @@ class TextTransformer(nn.Module):
     """Encode token ids; padding is never attended to, so the amount of padding changes nothing.
     With `learned_padding` every text is padded to N tokens, each pad has a learned vector of its position, all are
     attended to and the last is pooled (as in the code of Nichol et al., 2022): then L of the encoded text is N. The
-    model_dim is a multiple of num_heads."""
+    model_dim is a multiple of num_heads; pads are the tokens `pad_id`."""
 
     def __init__(
         self,
@@ -229,8 +230,10 @@ class TextTransformer(nn.Module):
         num_layers: int,
         num_heads: int,
         learned_padding: bool = False,
+        pad_id: int = PAD_ID,
     ) -> None:
         super().__init__()
+        self.pad_id = pad_id
         self.token_embedding = nn.Embedding(vocab_size, model_dim)
         self.position_embedding = nn.Parameter(torch.zeros(context_length, model_dim))
         self.blocks = nn.ModuleList([TextBlock(model_dim, num_heads=num_heads) for _ in range(num_layers)])
@@ -250,9 +253,9 @@ class TextTransformer(nn.Module):
         if self.padding_embedding is None:
             x = self.token_embedding(text) + self.position_embedding[:length]
         else:
-            text = F.pad(text, (0, context_length - length), value=PAD_ID)
+            text = F.pad(text, (0, context_length - length), value=self.pad_id)
             x = self.token_embedding(text) + self.position_embedding
-            x = torch.where((text == PAD_ID)[..., None], self.padding_embedding, x)
+            x = torch.where((text == self.pad_id)[..., None], self.padding_embedding, x)
         for block in self.blocks:
             x = block(x, mask)
         states = self.norm(x)
@@ -262,7 +265,7 @@ class TextTransformer(nn.Module):
     def visible(self, text: Tensor) -> Tensor:
         """Mask of the encoded tokens open to attention, (B, L) bool."""
         if self.padding_embedding is None:
-            return text != PAD_ID
+            return text != self.pad_id
         return torch.ones(text.shape[0], len(self.position_embedding), dtype=torch.bool, device=text.device)
 
 

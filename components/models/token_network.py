@@ -1,11 +1,11 @@
 """Common parts of transformers over image tokens: blocks with a cache, tables, positions, head.
 
-The sequence is [text tokens][condition tokens][class token] + image tokens. The class token is always there: without
-classes it is the start token. Conditions have tables of their own, so no class, word or token of another image ever
-shares a vector with an image token.
+The sequence is [text tokens][condition tokens][class token] + image tokens. Without classes the class token is the
+start token; published models of text may lack it. Conditions have tables of their own, so no class, word or token of
+another image ever shares a vector with an image token.
 
-Shapes: B batch, N num_tokens, L text_length, M condition tokens, P = L + M + 1 tokens of the conditions together, S
-sequence, D model_dim, H heads, E head_dim = D / H, K codebook_size."""
+Shapes: B batch, N num_tokens, L text_length, M condition tokens, P = L + M + 1 tokens of the conditions together
+(without a class token L + M), S sequence, D model_dim, H heads, E head_dim = D / H, K codebook_size."""
 
 import math
 from collections.abc import Sequence
@@ -111,6 +111,9 @@ class TokenNetwork(nn.Module):
             their table has one row more, the null token `condition_codebook_size`. None: no condition image.
         condition_grid: (height, width) of the condition image in tokens; given with condition_codebook_size.
         dropout: probability, in [0, 1), after the embedding and on each residual branch.
+        class_token: without it the last token of the conditions predicts the first of the image (minDALL-E; the
+            transformer over depth of taming-transformers), and row i of a table of positions is of token i itself.
+        attend_padding: text pads are tokens as others, whatever their id (minDALL-E).
 
     Raises ValueError when sizes do not fit each other, or only one of two that belong together is given."""
 
@@ -133,6 +136,8 @@ class TokenNetwork(nn.Module):
         condition_codebook_size: int | None = None,
         condition_grid: Sequence[int] | None = None,
         dropout: float = 0.0,
+        class_token: bool = True,
+        attend_padding: bool = False,
     ) -> None:
         super().__init__()
         height, width = grid or (1, num_tokens)
@@ -144,13 +149,17 @@ class TokenNetwork(nn.Module):
             raise ValueError(f"give both or neither of {vocab_size=} and {text_length=}")
         if (condition_codebook_size is None) != (condition_grid is None):
             raise ValueError(f"give both or neither of {condition_codebook_size=} and {condition_grid=}")
+        if not class_token and (not self.causal or num_classes is not None or not (text_length or condition_grid)):
+            raise ValueError("class_token=False needs a causal transformer with text or a condition image, no classes")
+        self.class_token, self.attend_padding = class_token, attend_padding
         self.codebook_size, self.num_tokens, self.num_heads = codebook_size, num_tokens, num_heads
         self.grid, self.positions = (height, width), positions
         self.null_label, self.null_condition = num_classes or 0, condition_codebook_size or 0
         self.text_length, self.condition_grid = text_length or 0, tuple(condition_grid or (0, 0))
         self.condition_length = math.prod(self.condition_grid)
-        self.num_conditions = self.text_length + self.condition_length + 1  # P
-        self.class_embedding = nn.Embedding(self.null_label + 1, model_dim)
+        self.num_conditions = self.text_length + self.condition_length + int(class_token)  # P
+        if class_token:
+            self.class_embedding = nn.Embedding(self.null_label + 1, model_dim)
         if vocab_size is not None:
             self.text_embedding = nn.Embedding(vocab_size, model_dim)
             self.text_position = nn.Parameter(torch.empty(self.text_length, model_dim))
@@ -171,7 +180,8 @@ class TokenNetwork(nn.Module):
         height, width = self.grid
         rotation = None
         if self.positions == "learned":
-            self.position = nn.Parameter(torch.empty(self.num_tokens, model_dim))
+            rows = self.num_tokens - int(not self.class_token)  # the last token of an image predicts nothing
+            self.position = nn.Parameter(torch.empty(rows, model_dim))
         elif self.positions == "learned_2d":
             self.row_position = nn.Parameter(torch.empty(height, model_dim))
             self.column_position = nn.Parameter(torch.empty(width, model_dim))
@@ -218,10 +228,12 @@ class TokenNetwork(nn.Module):
         _check_length("text", text, self.text_length, f"text_length is {self.text_length}")
         height, width = self.condition_grid
         _check_length("condition", condition, self.condition_length, f"condition_grid is {height}×{width}")
-        if label is None:
-            label = torch.full((batch_size,), self.null_label, device=self.device)
-        x = self.class_embedding(label)[:, None]  # (B, 1, D)
-        parts = [self._place(x, 0) if self.causal else x]
+        parts = []
+        if self.class_token:
+            if label is None:
+                label = torch.full((batch_size,), self.null_label, device=self.device)
+            x = self.class_embedding(label)[:, None]  # (B, 1, D)
+            parts = [self._place(x, 0) if self.causal else x]
         if condition is not None:
             parts.insert(0, self.condition_embedding(condition) + self.condition_position)
         if text is not None:
@@ -230,7 +242,7 @@ class TokenNetwork(nn.Module):
 
     def _visible(self, text: Tensor | None) -> Tensor | None:
         """Mask of the sequence's visible positions (B, 1, 1, S), False at text pads; None: all."""
-        if text is None:
+        if text is None or self.attend_padding:
             return None
         rest = self.num_conditions - self.text_length + self.num_tokens - self.causal  # nothing follows the last token
         return F.pad(text != 0, (0, rest), value=True)[:, None, None]

@@ -28,7 +28,7 @@ class Transformer(TokenNetwork):
     Args:
         predict_text: whether there is a head for the text tokens; needs vocab_size.
         settings: see `TokenNetwork`. Row i of a table of positions is added to the input that predicts token i: no row
-            is left unused, and the class token has one. Rotations go by the place of the input token itself.
+            is left unused, and the class token, if any, has one. Rotations go by the place of the input token itself.
 
     Raises ValueError as `TokenNetwork`, or when there is no text to predict."""
 
@@ -56,7 +56,7 @@ class Transformer(TokenNetwork):
         Returns (B, N, K), logits[:, i] from the conditions and the tokens before i. Raises ValueError when the shape of
         a condition is not the one that the model was built for."""
         before = self._embed_conditions(tokens.shape[0], **conditions)  # (B, P, D)
-        image = self._place(self.token_embedding(tokens[:, :-1]), 1)  # (B, N - 1, D)
+        image = self._place(self.token_embedding(tokens[:, :-1]), int(self.class_token))  # (B, N - 1, D)
         x = self.dropout(torch.cat([before, image], dim=1))
         visible = self._visible(conditions.get("text"))
         mask = None if visible is None else _causal_mask(visible)
@@ -93,7 +93,7 @@ class Transformer(TokenNetwork):
             cache = KVCache(keys=keys, values=values, visible=visible, length=0)
         cache = replace(cache, visible=visible)
         if tokens is not None:
-            x = torch.cat([x, self._place(self.token_embedding(tokens), 1)], dim=1)  # (B, P + n, D)
+            x = torch.cat([x, self._place(self.token_embedding(tokens), int(self.class_token))], dim=1)  # (B, P + n, D)
         cache.length = x.shape[1]
         mask = None if visible is None else _causal_mask(visible[..., : cache.length])
         return self._through(x, 0, cache=cache, mask=mask), cache
@@ -105,7 +105,7 @@ class Transformer(TokenNetwork):
         index = cache.length - self.num_conditions + 1  # of the token to predict
         if index >= self.num_tokens:
             raise IndexError(f"the cache is full: an image has {self.num_tokens} tokens")
-        x = self._place(self.token_embedding(tokens[:, None]), index)  # (B, 1, D)
+        x = self._place(self.token_embedding(tokens[:, None]), index - int(not self.class_token))  # (B, 1, D)
         start, cache.length = cache.length, cache.length + 1
         mask = None if cache.visible is None else cache.visible[..., : cache.length]
         return self._through(x, start, cache=cache, mask=mask)
@@ -115,7 +115,8 @@ class Transformer(TokenNetwork):
         """Append tokens at a `position` () int64 known to the device alone; otherwise like `step`.
         No shape and no number of the host depends on the position, so one compiled step serves all of them. It looks at
         the whole cache through a mask, and neither reads nor moves `cache.length`."""
-        x = self._place(self.token_embedding(tokens[:, None]), position - self.num_conditions + 1)  # (B, 1, D)
+        row = position - self.num_conditions + int(self.class_token)
+        x = self._place(self.token_embedding(tokens[:, None]), row)  # (B, 1, D)
         filled = torch.arange(cache.keys[0].shape[2], device=x.device) <= position  # (whole sequence,)
         mask = filled[None] if cache.visible is None else filled & cache.visible
         return self._through(x, position, cache=cache, mask=mask)

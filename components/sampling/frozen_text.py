@@ -178,11 +178,12 @@ def pretrained_text(
 def pretrained_encoder(folder: Path) -> Any:
     """The encoder of text of a `transformers` model in a local folder.
     Raises FrozenTextError if the package can't load it, or weights of it are missing."""
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING as ENCODERS
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, CLIPTextModel
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        known = type(config) in AutoModelForTextEncoding._model_mapping  # of T5 the encoder alone
+        known = type(config) in ENCODERS  # of T5 the encoder alone
         cls: Any = CLIPTextModel if config.model_type == "clip" else AutoModelForTextEncoding if known else AutoModel
         found = cls.from_pretrained(folder, local_files_only=True, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:

@@ -9,6 +9,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -84,11 +85,30 @@ def parse_bpe(content: str) -> Tokenizer:
     return Tokenizer.from_str(content)
 
 
-def encode_text(tokenizer: Tokenizer, captions: Sequence[str], *, text_length: int) -> np.ndarray:  # (B, L) int64
+class TextIds(NamedTuple):
+    """Ids around a caption; models of others have their own, or neither begin nor end."""
+
+    begin: int | None = BOS
+    end: int | None = EOS
+    pad: int = PAD
+
+    @property
+    def around(self) -> int:
+        """Number of tokens before and after a caption."""
+        return (self.begin is not None) + (self.end is not None)
+
+
+HOUSE_IDS = TextIds()
+
+
+def encode_text(
+    tokenizer: Tokenizer, captions: Sequence[str], *, text_length: int, special: TextIds = HOUSE_IDS
+) -> np.ndarray:  # (B, L) int64
     """Encodes captions as `<bos> caption <eos> <pad>…`; long captions lose their end.
-    The `<eos>` is never cut. The null text of classifier-free guidance is the encoding of ""."""
-    ids = np.full((len(captions), text_length), PAD, dtype=np.int64)
+    What a tokenizer lacks is left out, and the `<eos>` is never cut. The null text of classifier-free guidance is the encoding of ""."""
+    begin, end = ([] if each is None else [each] for each in special[:2])
+    ids = np.full((len(captions), text_length), special.pad, dtype=np.int64)
     for row, encoding in zip(ids, tokenizer.encode_batch(list(captions), add_special_tokens=False), strict=True):
-        tokens = [BOS, *encoding.ids[: text_length - 2], EOS]
+        tokens = [*begin, *encoding.ids[: text_length - special.around], *end]
         row[: len(tokens)] = tokens
     return ids

@@ -15,7 +15,7 @@ from torch import Tensor
 from components.configuration.families import family_of
 from components.configuration.sampling import ModelSampling
 from components.models.bundle import DESCRIPTION, describe_bundle, load_bundle
-from components.sampling.image_files import encode_text, load_bpe
+from components.sampling.image_files import HOUSE_IDS, TextIds, encode_text, load_bpe
 
 BPE, STEPS = "bpe.json", "num_inference_steps"
 MOST_PIXELS = 2**20  # of a batch
@@ -29,12 +29,18 @@ class TextCondition(NamedTuple):
 
     bpe: Tokenizer
     text_length: int  # L
+    special: TextIds = HOUSE_IDS
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the longest prompt that is read whole."""
+        return self.text_length - self.special.around
 
     def num_tokens(self, prompt: str) -> int:
         return len(self.bpe.encode(prompt, add_special_tokens=False).ids)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:  # (B, L) int64
-        return torch.from_numpy(encode_text(self.bpe, prompts, text_length=self.text_length))
+        return torch.from_numpy(encode_text(self.bpe, prompts, text_length=self.text_length, special=self.special))
 
 
 class SamplingModel(NamedTuple):
@@ -94,7 +100,8 @@ def load_model(
     if text_length:
         if not (folder / BPE).is_file():
             raise ValueError(f"{folder} holds a text-conditional model but no {BPE}")
-        text = TextCondition(load_bpe(folder / BPE), text_length)
+        special = TextIds(**settings.get("text_ids", {}))
+        text = TextCondition(load_bpe(folder / BPE), text_length, special)
     chosen = family_of(kind).sampling or ModelSampling
     values, steps = settings.get("sampling", {}) if sampling is None else sampling, chosen.model_fields.get(STEPS)
     most = settings.get("objective", {}).get("num_train_timesteps") or network.get("num_tokens")

@@ -207,7 +207,7 @@ def check_conditions(model: SamplingModel, request: Request) -> None:
 
 def check_prompt_length(text: TextCondition, prompt: str) -> None:
     """Raise ValueError if the prompt has more tokens than the model was trained with."""
-    length, limit = text.num_tokens(prompt), text.text_length - 2
+    length, limit = text.num_tokens(prompt), text.most_tokens
     if length > limit:
         raise ValueError(f"the prompt is too long: {length} tokens, the model takes at most {limit}")
 

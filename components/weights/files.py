@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from components.runtime.storage.connection import shown
@@ -56,6 +57,31 @@ def read_weights(uri: str) -> WeightsFile:
     stated = LICENSE.search(store.read(CARD).decode(errors="replace")) if CARD in names else None
     license_ = stated.group(1) if stated else metadata.get("license") or metadata.get("modelspec.license")
     return WeightsFile(place, digest.sha256, tensors, config, license_)
+
+
+class Words(NamedTuple):
+    """A tokenizer of captions, and the address of its file."""
+
+    uri: str
+    bpe: Tokenizer
+
+
+def read_words(uri: str) -> Words:
+    """Reads a tokenizer.json, local or in storage, without its own padding and cutting of texts.
+    Raises ValueError, in one line, for a file that is not there or is no tokenizer; StoreError if storage can't be
+    reached."""
+    folder, _, name = absolute(uri).rpartition("/")
+    store = Store(folder)
+    place = shown(f"{folder}/{name}")
+    try:
+        bpe = Tokenizer.from_str(store.read(name).decode())
+    except FileNotFoundError:
+        raise ValueError(f"{place}: no such file") from None
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ValueError(f"{place} is no tokenizer.json ({str(error)[:80]}); {README} says how to make one") from None
+    bpe.no_padding()
+    bpe.no_truncation()
+    return Words(place, bpe)
 
 
 def weights_name(uri: str, names: tuple[str, ...]) -> str:

@@ -21,11 +21,14 @@ from components.models.bundle import NETWORKS, ModelBundle, save_bundle
 from components.runtime.storage.artifact import Artifact, commit_artifact, load_artifact, upload_attempt
 from components.runtime.storage.connection import shown
 from components.runtime.storage.store import SCRATCH, Store
-from components.weights.families import autoencoders, dit, text_unets, token_transformers, unets
-from components.weights.files import CONFIG, WeightsFile
+from components.sampling.image_files import TextIds
+from components.sampling.model import BPE
+from components.weights.families import autoencoders, dit, glide, text_unets, token_transformers, unets
+from components.weights.files import CONFIG, WeightsFile, Words
 from components.weights.renaming import Renamed, WeightFamily, fitted, rename
 
 FAMILIES: tuple[WeightFamily, ...] = (
+    glide.GLIDE,
     unets.OPENAI,
     unets.CLASSIFIER,
     unets.LATENT,
@@ -38,6 +41,7 @@ FAMILIES: tuple[WeightFamily, ...] = (
     autoencoders.KL,
     token_transformers.TAMING,
     token_transformers.IGPT,
+    token_transformers.MINDALLE,
 )
 STAGE, VERSION = "weights", 1  # of the artifact and of its key
 CLASS_TABLES = ("class_embedding.weight", "pool.proj.weight")  # a row a class, and one for the null label
@@ -83,30 +87,33 @@ class Imported(NamedTuple):
     left_out: int
 
 
-def import_weights(weights: WeightsFile, target: Target | None, *, out: Store) -> Imported:
+def import_weights(
+    weights: WeightsFile, target: Target | None, *, out: Store, tokenizer: Words | None = None
+) -> Imported:
     """Commits the model to `out`, or adopts the model that is there by the same key.
 
     Args:
         target: None for a folder whose config.json says everything.
+        tokenizer: of a model that reads captions itself.
 
     Raises ValueError as `fit`, and for an `out` that holds another model."""
-    (family, own, left_out), kind, network, settings, tensors = fit(weights, target)
+    (family, own, left_out), kind, network, settings, tensors = fit(weights, target, tokenizer)
     settings["origin"] = {"uri": weights.uri, "sha256": weights.sha256, "family": family.title}
     settings["origin"] |= {} if weights.license is None else {"license": weights.license}
     module = NETWORKS[kind](**network)
     module.load_state_dict({name: fitted(tensors[name], to.shape) for name, to in module.state_dict().items()})
     bundle = ModelBundle(kind, network, settings, module.eval())
-    return Imported(commit(bundle, weights, out), bundle, family.title, len(own), left_out)
+    return Imported(commit(bundle, weights, out, tokenizer), bundle, family.title, len(own), left_out)
 
 
-def fit(weights: WeightsFile, target: Target | None) -> Fitted:
+def fit(weights: WeightsFile, target: Target | None, tokenizer: Words | None = None) -> Fitted:
     """Recognizes a file, and gives its tensors the names of the target's network; builds no network.
     Raises ValueError, in one line, for a file of no known family or of another than the target takes, and for tensors
     that are missing, too many or of other shapes."""
     recognized = recognize(weights, target)
     family, kind = recognized.family, recognized.family.kinds[0]
     try:
-        network, settings = described(family, weights, target)
+        network, settings = described(recognized, weights, target, tokenizer)
         network |= {} if family.seen is None else family.seen(recognized.tensors, network)
         renamed = rename(recognized.tensors, family.rules(network))
         if family.adapted is not None:
@@ -146,19 +153,23 @@ def recognize(weights: WeightsFile, target: Target | None) -> Recognized:
 
 
 def described(
-    family: WeightFamily, weights: WeightsFile, target: Target | None
+    recognized: Recognized, weights: WeightsFile, target: Target | None, tokenizer: Words | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of the network, and settings for sampling: sizes by config.json, all else by the target.
     Raises ValueError where neither says enough, or the two disagree."""
+    family = recognized.family
     sizes = family.sizes(weights.config) if family.sizes is not None and weights.config else {}
     if target is None:
         if family.settings is None or not sizes:
             raise ValueError(f"nothing says how the {family.title} was trained: name a stage, --as RECIPE/STAGE")
         return sizes, family.settings(weights.config)
     training, grid = target.training, target.grid
-    if training.needs().captions:
-        raise ValueError(f"{target.name} reads captions by a tokenizer, which is not imported yet")
-    arguments, settings = training.network_arguments(ONE_CLASS, grid), training.settings((), grid)
+    info, special = read_captions(recognized, target, tokenizer)
+    arguments, settings = training.network_arguments(info, grid), training.settings((), grid)
+    if special is not None:
+        settings["text_ids"] = special._asdict()
+        if "text" in arguments:
+            arguments["text"]["pad_id"] = special.pad
     variance = arguments.get("learned_variance")
     if sizes.get("learned_variance", variance) != variance:
         raise ValueError(f"{CONFIG} and {target.name} disagree on whether a variance is predicted")
@@ -173,6 +184,29 @@ def described(
     before = training.network.before()  # such values are not written, so that keys stay
     merged = (arguments | sizes).items()
     return {name: value for name, value in merged if name not in before or value != before[name]}, settings
+
+
+def read_captions(
+    recognized: Recognized, target: Target, tokenizer: Words | None
+) -> tuple[DatasetInfo, TextIds | None]:
+    """Sizes of a file's tables of text, and ids around a caption; ONE_CLASS and None without text.
+    Raises ValueError for a tokenizer that is missing, not asked for, or of another vocabulary."""
+    family = recognized.family
+    if not target.training.needs().captions or family.text_tables is None:
+        if target.training.needs().captions:
+            raise ValueError(f"{target.name} reads captions, and no {family.title} does: name another stage")
+        if tokenizer is not None:
+            raise ValueError(f"{target.name} reads no captions itself: leave --tokenizer out")
+        return ONE_CLASS, None
+    if tokenizer is None:
+        raise ValueError(f"{target.name} reads captions: give the tokenizer of this model, --tokenizer FILE")
+    words, places = (len(recognized.tensors[name]) for name in family.text_tables)
+    pad = tokenizer.bpe.token_to_id(family.pad)
+    largest = max(tokenizer.bpe.get_vocab().values())
+    if pad is None or largest >= words:
+        fault = f"no word {family.pad}" if pad is None else f"a word {largest} where the model has {words}"
+        raise ValueError(f"{tokenizer.uri} has {fault}: it is not the tokenizer of this {family.title}")
+    return DatasetInfo(num_classes=1, vocab_size=words, text_length=places), TextIds(None, None, pad)
 
 
 def counted_classes(kind: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, int]:
@@ -205,12 +239,14 @@ def check(own: Mapping[str, Tensor], renamed: Renamed, taker: str) -> None:
         raise ValueError(f"{len(others)} tensors have other shapes than in {taker}, {where}")
 
 
-def commit(bundle: ModelBundle, weights: WeightsFile, out: Store) -> Artifact:
-    """Write the model to `out` as an artifact, keyed by the file's sha256, the network and the settings.
+def commit(bundle: ModelBundle, weights: WeightsFile, out: Store, tokenizer: Words | None) -> Artifact:
+    """Write the model to `out` as an artifact, keyed by sha256s of files, network and settings.
     Raises ValueError if `out` holds another artifact."""
     settings = {name: value for name, value in bundle.settings.items() if name != "origin"}
     identity = {"stage": STAGE, "version": VERSION, "file": weights.sha256, "kind": bundle.kind}
     identity |= {"network": bundle.network, "settings": settings}
+    content = None if tokenizer is None else tokenizer.bpe.to_str()
+    identity |= {} if content is None else {"tokenizer": hashlib.sha256(content.encode()).hexdigest()}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
     before = load_artifact(out)
     if before is not None and before.key != key:
@@ -219,6 +255,8 @@ def commit(bundle: ModelBundle, weights: WeightsFile, out: Store) -> Artifact:
         return before
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}weights-") as folder:
         save_bundle(Path(folder), bundle)
+        if content is not None:
+            (Path(folder) / BPE).write_text(content)
         entries = upload_attempt(out, Path(folder))
     provenance = {"origin": bundle.settings["origin"]}
     return commit_artifact(

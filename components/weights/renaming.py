@@ -31,6 +31,8 @@ class WeightFamily(NamedTuple):
     config: Callable[[Arguments, nn.Module], dict[str, Any]] | None = None  # that config.json, of a network of ours
     latent_scale: Callable[[Arguments], float] | None = None  # of the latents that its models were trained on
     sampling: Mapping[str, Any] = MappingProxyType({})  # settings that its code samples by, whatever the stage
+    text_tables: tuple[str, str] | None = None  # of words and of their places, where the model reads captions itself
+    pad: str = ""  # the word that its texts are padded with
     average: Callable[[str], str] | None = None  # name of a tensor -> name in the whole file of its moving average
     outside: Mapping[str, str] = MappingProxyType(
         {}

@@ -16,6 +16,9 @@ def import_(
         str | None, typer.Option("--as", help="RECIPE/STAGE that takes the weights; config.json may do without.")
     ] = None,
     set_: Set = [],  # noqa: B006
+    tokenizer: Annotated[
+        str | None, typer.Option(help="tokenizer.json of a model that reads captions itself: GLIDE, minDALL-E.")
+    ] = None,
 ) -> None:
     """Import published weights: the file says by its names what it is, and every tensor has to fit.
 
@@ -28,12 +31,13 @@ def import_(
     - `cascade import 256x256_classifier.pt --as adm_imagenet_256/classifier --out models/adm-classifier`
     - `cascade import hf://stabilityai/sd-vae-ft-mse --out models/vae` (extra `hub`) — config.json says what it is
     - `cascade import vqgan.safetensors --as imagenet_class_prior/tokenizer --out s3://bucket/models/vqgan`
+    - `cascade import base.pt --as glide_64_256/base --tokenizer tokenizer.json --out models/glide`
     - `cascade import unet.safetensors --as mine.yaml/base --set base.num_res_blocks=3 --out models/unet`
     """
     share_cores()
     from pipelines.command.upkeep import import_model
 
-    typer.echo(import_model(uri, stage=as_, assignments=set_, out=out))
+    typer.echo(import_model(uri, stage=as_, assignments=set_, out=out, tokenizer=tokenizer))
 
 
 def export(

@@ -19,7 +19,7 @@ from components.runtime.storage.artifact import Artifact, ArtifactError, load_ar
 from components.runtime.storage.garbage import collect, find_garbage
 from components.runtime.storage.store import Store, absolute
 from components.runtime.tracking.names import REGISTRY, environment
-from components.weights.files import read_weights
+from components.weights.files import read_weights, read_words
 from components.weights.importing import Target, import_weights
 from pipelines.engine.run_report import load_plan, newest_run
 from pipelines.engine.session import set_environment
@@ -115,13 +115,15 @@ def collect_garbage(storage: str | None, *, unused: bool, delete: bool) -> None:
             typer.echo(f"left alone, it is needed again: {folder.path}")
 
 
-def import_model(uri: str, *, stage: str | None, assignments: list[str], out: str) -> str:
+def import_model(uri: str, *, stage: str | None, assignments: list[str], out: str, tokenizer: str | None = None) -> str:
     """Import weights for a stage, `RECIPE/STAGE`; returns lines about the model and a next command.
+    `tokenizer` is the file of a model that reads captions itself.
     Raises UsageError for a stage that is not there, and for weights that are damaged or do not fit; StoreError."""
     set_environment(environment())
     target = None if stage is None else target_of(stage, assignments)
     with usage_errors():
-        made = import_weights(read_weights(uri), target, out=Store(absolute(out)))
+        words = None if tokenizer is None else read_words(tokenizer)
+        made = import_weights(read_weights(uri), target, out=Store(absolute(out)), tokenizer=words)
     kind, network, settings, module = made.bundle
     classes = f", {network['num_classes']} classes" if network.get("num_classes") else ""
     left_out = f", {made.left_out} of training or other models left out" if made.left_out else ""

@@ -111,6 +111,7 @@ PAPER_RECIPES = {row.name: row for row in (
         lambda name: token_branch(
             name, "vqgan_imagenet_f16_16384", PriorTraining.of(
                 model_dim=1536, num_heads=24, num_layers=42, conditions=("text",), text_loss_weight=1 / 8,
+                class_token=False, attend_padding=True,
                 total_steps=500_000, global_batch_size=512, learning_rate=4.5e-4, betas=(0.9, 0.96),
                 weight_decay=0.045),
             TransformerSampling(top_k=256), vocab_size=16_384, text_length=64)),
@@ -173,7 +174,7 @@ PAPER_RECIPES = {row.name: row for row in (
         "Latent diffusion by text, 256², in the latents of kl-f8; any encoder with 77 states of 1,280 features a text.",
         lambda name: diffusion_branch(
             name, 256, name, LATENT.replace(guidance_scale=5.0), autoencoder="ldm_kl_f8",
-            text_encoder=TextEncoderConfig(uri="s3://your-bucket/text-encoder", length=77))),
+            text_encoder=TextEncoderConfig(uri="s3://your-bucket/text-encoder", length=77, pads="attended"))),
     # Table 4 of Peebles and Xie (2023): guidance 1.5, which moves three of the four channels in their code.
     RecipeRow("dit_imagenet_256", "DiT-XL/2 by class, 256², in the latents of kl-f8.",
         lambda name: diffusion_branch(

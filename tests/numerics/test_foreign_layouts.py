@@ -4,6 +4,7 @@ Generated tables count as many parameters as was published, so they are no copy 
 of diffusers in `test_imported_diffusers.py`; the other codes are no packages."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,21 @@ from torch import Tensor
 from components.models.dit import grid_positions
 from components.weights.families.token_transformers import of_igpt
 from components.weights.families.unets import in_our_order, latent_rules
+from components.weights.files import Words
 from components.weights.importing import Fitted, fit
 from components.weights.renaming import rename
 from pipelines.command.upkeep import target_of
-from tests.foreign_weights import adm_layers, dit_layers, file_of, first_stage_layers, gpt_layers, tensors_of
+from tests.foreign_weights import (
+    adm_layers,
+    dit_layers,
+    file_of,
+    first_stage_layers,
+    glide_layers,
+    gpt_layers,
+    mindalle_tables,
+    tensors_of,
+    words_of,
+)
 
 ADM_64, ADM_128, ADM_256, ADM_512 = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
 UNETS = {  # stage -> layers; whether there are labels; parameters
@@ -73,9 +85,9 @@ FIRST_STAGES = {  # stage -> levels, those with attention, latent channels, code
 }
 
 
-def fitted_to(stage: str, tensors: dict[str, Tensor], *assignments: str) -> Fitted:
-    """The tensors in the network of a recipe's stage."""
-    return fit(file_of(tensors), target_of(stage, [*assignments]))
+def fitted_to(stage: str, tensors: dict[str, Tensor], *assignments: str, words: Words | None = None) -> Fitted:
+    """The tensors in the network of a recipe's stage, with the tokenizer of a model that reads captions."""
+    return fit(file_of(tensors), target_of(stage, [*assignments]), words)
 
 
 def count(tensors: dict[str, Tensor]) -> int:
@@ -182,6 +194,37 @@ def test_a_position_of_igpt_moves_to_the_input_that_predicts_its_token():
     tables = {"position": torch.arange(6.0).reshape(3, 2), "class_embedding.weight": torch.ones(1, 1, 2)}
     moved = of_igpt(tables, {"num_classes": None})
     torch.testing.assert_close(moved["position"], torch.tensor([[0.0, 0], [0, 1], [2, 3]]))
+
+
+@pytest.mark.parametrize(
+    ("stage", "sizes", "parameters"),
+    [
+        ("glide_64_256/base", {"mult": ADM_64, "blocks": 3, "attention": (2, 4, 8)}, 385_030_726),
+        (
+            "glide_64_256/upsampler_256",
+            {"mult": ADM_256, "blocks": 2, "attention": (8, 16, 32), "in_channels": 6},
+            398_361_286,
+        ),
+    ],
+)
+def test_glide_fits_its_recipe_and_pads_with_the_last_word(stage: str, sizes: dict[str, Any], parameters: int):
+    tables = {name: (128, 512) for name in ("positional_embedding", "padding_embedding")}
+    layers = glide_layers(192, 16, words=50_257, text=512, out_channels=6, **sizes)
+    tensors = tensors_of(layers, **tables)
+    found = fitted_to(stage, tensors, words=words_of("a", *map(str, range(50_255)), "<|endoftext|>"))
+    assert count(tensors) == parameters
+    assert found.network["text"]["pad_id"] == 50_256
+    assert found.settings["text_ids"] == {"begin": None, "end": None, "pad": 50_256}
+
+
+def test_mindalle_s_transformer_fits_its_recipe_without_a_class_token():
+    tables = mindalle_tables(1536, codes=16_384, words=16_384, texts=64, places=256)
+    tensors = tensors_of(gpt_layers(1536, 42), **tables)
+    found = fitted_to("mindalle_text_prior/prior", tensors, words=words_of("a", "[PAD]"))
+    assert round(count(tensors) / 1e9, 1) == 1.3
+    assert (found.network["class_token"], found.network["attend_padding"]) == (False, True)
+    assert found.settings["text_ids"] == {"begin": None, "end": None, "pad": 1}
+    assert len(found.tensors["position"]) == 255
 
 
 def test_dit_fits_a_stage_of_its_sizes():

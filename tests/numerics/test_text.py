@@ -5,6 +5,9 @@ import torch
 from torch import nn
 
 from components.models.layers import TextTransformer
+from components.sampling.image_files import TextIds, encode_text
+from components.sampling.model import TextCondition
+from tests.foreign_weights import words_of
 
 TEXT = torch.tensor([[1, 5, 6, 7, 2, 0, 0, 0], [1, 9, 2, 0, 0, 0, 0, 0], [1, 2, 0, 0, 0, 0, 0, 0]])
 
@@ -54,3 +57,19 @@ def test_learned_padding_fills_every_text_up_and_the_last_place_is_pooled():
 def test_a_text_that_is_too_long_is_refused():
     with pytest.raises(ValueError, match="at most 8"):
         encoder()(torch.ones(1, 9, dtype=torch.int64))
+
+
+def test_a_published_tokenizer_has_ids_of_its_own_around_a_caption() -> None:
+    bpe = words_of("a", "b", "<|endoftext|>").bpe
+    found = encode_text(bpe, ["a b a b", "a", ""], text_length=3, special=TextIds(None, None, 2))
+    assert found.tolist() == [[0, 1, 0], [0, 2, 2], [2, 2, 2]]
+    assert TextCondition(bpe, 3, TextIds(None, None, 2)).most_tokens == 3
+
+
+def test_a_pad_is_what_the_model_says_and_0_may_be_a_word() -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 4, "context_length": 3, "model_dim": 8, "num_layers": 1, "num_heads": 2}
+    text = TextTransformer(**sizes, learned_padding=True, pad_id=3).eval()
+    short, long = text(torch.tensor([[0]])), text(torch.tensor([[0, 3, 3]]))
+    torch.testing.assert_close(short.states, long.states)
+    assert not torch.allclose(text(torch.tensor([[0, 0, 3]])).states, long.states)

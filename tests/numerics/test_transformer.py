@@ -2,12 +2,15 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from components.configuration.conditions import IMAGES, TokenGrid
+from components.configuration.priors import PriorTraining
 from components.models.layers import grid_rotation, rotate
 from components.models.losses.cross_entropy import token_loss
 from components.models.transformer import Transformer, _causal_mask
@@ -279,3 +282,41 @@ def test_a_transformer_trained_on_a_known_distribution_reaches_its_entropy():
         log_p = transformer(images).log_softmax(dim=-1).gather(-1, images[..., None]).sum(dim=(1, 2)).double()
     cross_entropy = -(distribution * log_p).sum() / 4
     assert entropy <= cross_entropy < 1.02 * entropy
+
+
+@pytest.mark.parametrize("positions", ["learned", "learned_2d", "rotary_2d"])
+def test_without_a_class_token_the_last_token_of_the_text_predicts_the_first(positions: Any) -> None:
+    """As in minDALL-E; steps with a cache are the teacher-forced pass, and pads are tokens as others."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"codebook_size": 9, "num_tokens": 6, "grid": (2, 3), "model_dim": 16, "num_layers": 2}
+    text: dict[str, Any] = {"vocab_size": 7, "text_length": 4, "num_heads": 2}
+    network = Transformer(**sizes, **text, positions=positions, class_token=False, attend_padding=True).eval()
+    assert network.num_conditions == 4
+    tokens, words = torch.randint(9, (2, 6)), torch.tensor([[3, 1, 0, 0], [5, 0, 0, 0]])
+    wanted = network(tokens, text=words)
+    logits, cache = network.start(2, text=words)
+    at = network.start(2, text=words)[1]
+    found, there = [logits], [logits]
+    for place in range(5):
+        found.append(network.step(tokens[:, place], cache=cache))
+        there.append(network.step_at(tokens[:, place], torch.tensor(4 + place), cache=at))
+    torch.testing.assert_close(torch.stack(found, dim=1), wanted)
+    torch.testing.assert_close(torch.stack(there, dim=1), wanted)
+    words[:, 3] = 6
+    assert not torch.allclose(network(tokens, text=words), wanted), "a pad is seen"
+    assert "class_embedding.weight" not in network.state_dict()
+
+
+def test_a_class_token_is_left_out_only_where_something_else_comes_first() -> None:
+    sizes: dict[str, Any] = {"codebook_size": 9, "num_tokens": 4, "model_dim": 16, "num_layers": 1, "num_heads": 2}
+    text = {"vocab_size": 7, "text_length": 4}
+    for refused in ({}, text | {"num_classes": 3}):
+        with pytest.raises(ValueError, match="class_token=False needs a causal transformer with text"):
+            Transformer(**sizes, **refused, class_token=False)
+    numbers = {"model_dim": 16, "num_layers": 1, "num_heads": 2, "total_steps": 1, "global_batch_size": 2}
+    numbers |= {"learning_rate": 1e-3, "warmup_steps": 0}
+    with pytest.raises(ValueError, match="class_token false knows no label"):
+        PriorTraining.of(**numbers, class_token=False)
+    usual = PriorTraining.of(**numbers)
+    arguments = usual.network_arguments(IMAGES, TokenGrid(codebook_size=9, height=2, width=2))
+    assert not {"class_token", "attend_padding"} & set(arguments), "models say what they said before"

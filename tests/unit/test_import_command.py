@@ -19,7 +19,7 @@ from components.runtime.storage.artifact import load_artifact
 from components.runtime.storage.store import Store, digest_of
 from components.sampling.model import load_model
 from pipelines.recipes.catalog import load_recipe
-from tests.foreign_weights import adm_layers, tensors_of
+from tests.foreign_weights import adm_layers, glide_layers, tensors_of, words_of
 from tests.in_process import Done, in_process
 from tests.refusals import assert_refused
 
@@ -135,7 +135,7 @@ def test_a_folder_of_diffusers_says_itself_what_it_is_and_stages_take_it(tmp_pat
         ("dpm/base", "no recipe 'dpm'; did you mean 'ddpm'?"),
         ("dit/base", "U-Net of guided-diffusion or improved-diffusion, but dit/base takes a network dit"),
         ("openmoji/tokenizer", "but openmoji/tokenizer takes a network autoencoder"),
-        ("openmoji/base", "reads captions by a tokenizer"),
+        ("openmoji/base", "openmoji/base reads captions, and no U-Net of guided-diffusion"),
     ],
 )
 def test_a_stage_that_can_t_take_it_is_refused(tmp_path: Path, weights: dict[str, Tensor], stage: str, words: str):
@@ -212,3 +212,37 @@ def test_weights_of_16_bits_are_stored_in_32(tmp_path: Path, weights: dict[str, 
     (stored,) = (tmp_path / "ours").glob("attempt-*/model.safetensors")
     conv_in = load_file(stored)["conv_in.weight"]
     torch.testing.assert_close(conv_in, weights["input_blocks.0.0.weight"].half().float())
+
+
+def test_a_model_that_reads_captions_comes_with_its_tokenizer(tmp_path: Path):
+    """A small GLIDE: one line without a tokenizer or with another; prompts are read by its words."""
+    unet = {"mult": (1, 2), "blocks": 1, "attention": (2,), "out_channels": 3}
+    tables = {name: (6, 16) for name in ("positional_embedding", "padding_embedding")}
+    tensors = tensors_of(glide_layers(16, 1, words=4, text=16, **unet), device="cpu", **tables)
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    sizes = "model_channels=16 channel_mult=[1,2] num_res_blocks=1 attention_resolutions=[8] head_dim=16 text_layers=1 "
+    sizes += "text_dim=16 text_heads=2 text_padding=learned scale_shift_norm=true resample_in_blocks=true"
+    sets = [each for size in sizes.split() for each in ("--set", f"base.{size}")]
+    for number, (words, fault) in enumerate(
+        {
+            (): "glide/base reads captions: give the tokenizer of this model, --tokenizer FILE",
+            ("a", "b"): "has no word <|endoftext|>: it is not the tokenizer of this U-Net of GLIDE",
+            ("a", "b", "c", "d", "<|endoftext|>"): "has a word 4 where the model has 4",
+        }.items()
+    ):
+        (tmp_path / f"theirs_{number}.json").write_text(words_of(*words).bpe.to_str() if words else "{}")
+        given = ["--tokenizer", f"theirs_{number}.json"] if words else []
+        done = in_process(
+            "import", "theirs.safetensors", "--as", "glide/base", "--out", "ours", *sets, *given, cwd=tmp_path
+        )
+        assert_refused(done, fault)
+    command = ["import", "theirs.safetensors", "--as", "glide/base", "--out", "ours", *sets, "--tokenizer"]
+    assert_refused(in_process(*command, "theirs_0.json", cwd=tmp_path), "theirs_0.json is no tokenizer.json")
+    assert_refused(in_process(*command, "none.json", cwd=tmp_path), "none.json: no such file")
+    assert_nothing_written(tmp_path)
+    words_of("a", "red", "circle", "<|endoftext|>").bpe.save(str(tmp_path / "theirs_words.json"))
+    done = in_process(*command, "theirs_words.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    asked = ["sample", "--model", "ours", "--prompt", "red circle", "--count", "1", "--steps", "2"]
+    done = in_process(*asked, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

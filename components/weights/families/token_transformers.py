@@ -1,8 +1,9 @@
-"""Transformers over image tokens: taming-transformers' GPT, and minDALL-E's iGPT.
+"""Transformers over image tokens: GPT of taming-transformers, iGPT and text prior of minDALL-E.
 
 Taming's classes share the table of the codes, and class c is code c; the unconditional model begins with code 0. iGPT
 has a table of classes, or one vector for all, which has no position. Neither knows a null label: ours gets the mean of
-the classes."""
+the classes. The transformer by text has no class token: its last token of text, most often a pad, predicts the first of
+the image, and pads are tokens as others."""
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ def rules(network: Arguments) -> Rules:
         (r"^tok_emb(_img)?\.", "token_embedding."),
         (r"^pos_emb(_img\.weight)?$", "position"),
         (r"^sos(\.weight)?$", "class_embedding.weight"),
+        (r"^tok_emb_txt\.", "text_embedding."),
+        (r"^pos_emb_txt\.weight$", "text_position"),
+        (r"^head_img\.", "head."),
+        (r"^head_txt\.", "text_head."),
         (r"^ln_f\.", "norm_out."),
         (r"\.ln([12])\.", r".norm_\1."),
         (r"\.attn\.query\.", ".attention.qkv#0."),
@@ -45,6 +50,12 @@ def of_igpt(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Tensor]
     return tensors | {"position": moved, "class_embedding.weight": with_null(rows, network)}
 
 
+def of_mindalle(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Tensor]:
+    """Positions without that of the last token, which predicts nothing."""
+    del network
+    return tensors | {"position": tensors["position"][:-1]}
+
+
 def with_null(rows: Tensor, network: Arguments) -> Tensor:
     """The table of classes (K, D) with a null label at the end; a start token (1, D) is the null label."""
     return (
@@ -68,4 +79,14 @@ IGPT = WeightFamily(
     rules=rules,
     prefixes=("", "stage2."),
     adapted=of_igpt,
+)
+MINDALLE = WeightFamily(
+    "transformer by text of minDALL-E",
+    kinds=("transformer",),
+    marks=("tok_emb_img.weight", "tok_emb_txt.weight", "blocks.0.attn.query.weight", "head_img.weight"),
+    rules=rules,
+    prefixes=("", "stage2."),
+    adapted=of_mindalle,
+    text_tables=("tok_emb_txt.weight", "pos_emb_txt.weight"),
+    pad="[PAD]",
 )
