@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from components.weights.files import WeightsFile, Words
@@ -202,7 +202,9 @@ def mindalle_tables(width: int, *, codes: int, words: int, texts: int, places: i
 def words_of(*words: str) -> Words:
     """A tokenizer of so many words, read as a file."""
     vocabulary = {word: place for place, word in enumerate(words)}
-    return Words("tokenizer.json", Tokenizer(models.WordLevel(vocabulary, unk_token=words[0])))
+    bpe = Tokenizer(models.WordLevel(vocabulary, unk_token=words[0]))
+    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return Words("tokenizer.json", bpe)
 
 
 def dit_layers(width: int, depth: int, patch: int, channels: int) -> Iterator[Layer]:

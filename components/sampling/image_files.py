@@ -105,7 +105,8 @@ def encode_text(
     tokenizer: Tokenizer, captions: Sequence[str], *, text_length: int, special: TextIds = HOUSE_IDS
 ) -> np.ndarray:  # (B, L) int64
     """Encodes captions as `<bos> caption <eos> <pad>…`; long captions lose their end.
-    What a tokenizer lacks is left out, and the `<eos>` is never cut. The null text of classifier-free guidance is the encoding of ""."""
+    What a tokenizer lacks is left out, and the `<eos>` is never cut. The null text of classifier-free guidance is the
+    encoding of ""."""
     begin, end = ([] if each is None else [each] for each in special[:2])
     ids = np.full((len(captions), text_length), special.pad, dtype=np.int64)
     for row, encoding in zip(ids, tokenizer.encode_batch(list(captions), add_special_tokens=False), strict=True):
