@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from components.weights.files import WeightsFile, Words
+from components.weights.files import CaptionTokenizer, WeightsFile
 
 Layer = tuple[str | int, ...]
 
@@ -199,12 +199,12 @@ def mindalle_tables(width: int, *, codes: int, words: int, texts: int, places: i
     }
 
 
-def words_of(*words: str) -> Words:
+def words_of(*words: str) -> CaptionTokenizer:
     """A tokenizer of so many words, read as a file."""
     vocabulary = {word: place for place, word in enumerate(words)}
     bpe = Tokenizer(models.WordLevel(vocabulary, unk_token=words[0]))
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return Words("tokenizer.json", bpe)
+    return CaptionTokenizer("tokenizer.json", bpe)
 
 
 def dit_layers(width: int, depth: int, patch: int, channels: int) -> Iterator[Layer]:

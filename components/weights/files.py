@@ -59,14 +59,14 @@ def read_weights(uri: str) -> WeightsFile:
     return WeightsFile(place, digest.sha256, tensors, config, license_)
 
 
-class Words(NamedTuple):
+class CaptionTokenizer(NamedTuple):
     """A tokenizer of captions, and the address of its file."""
 
     uri: str
     bpe: Tokenizer
 
 
-def read_words(uri: str) -> Words:
+def read_tokenizer(uri: str) -> CaptionTokenizer:
     """Reads a tokenizer.json, local or in storage, without its own padding and cutting of texts.
     Raises ValueError, in one line, for a file that is not there or is no tokenizer; StoreError if storage can't be
     reached."""
@@ -81,7 +81,7 @@ def read_words(uri: str) -> Words:
         raise ValueError(f"{place} is no tokenizer.json ({str(error)[:80]}); {README} says how to make one") from None
     bpe.no_padding()
     bpe.no_truncation()
-    return Words(place, bpe)
+    return CaptionTokenizer(place, bpe)
 
 
 def weights_name(uri: str, names: tuple[str, ...]) -> str:

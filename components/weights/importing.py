@@ -24,7 +24,7 @@ from components.runtime.storage.store import SCRATCH, Store
 from components.sampling.image_files import TextIds
 from components.sampling.model import BPE
 from components.weights.families import autoencoders, dit, glide, text_unets, token_transformers, unets
-from components.weights.files import CONFIG, WeightsFile, Words
+from components.weights.files import CONFIG, CaptionTokenizer, WeightsFile
 from components.weights.renaming import Renamed, WeightFamily, fitted, rename
 
 FAMILIES: tuple[WeightFamily, ...] = (
@@ -88,7 +88,7 @@ class Imported(NamedTuple):
 
 
 def import_weights(
-    weights: WeightsFile, target: Target | None, *, out: Store, tokenizer: Words | None = None
+    weights: WeightsFile, target: Target | None, *, out: Store, tokenizer: CaptionTokenizer | None = None
 ) -> Imported:
     """Commits the model to `out`, or adopts the model that is there by the same key.
 
@@ -106,7 +106,7 @@ def import_weights(
     return Imported(commit(bundle, weights, out, tokenizer), bundle, family.title, len(own), left_out)
 
 
-def fit(weights: WeightsFile, target: Target | None, tokenizer: Words | None = None) -> Fitted:
+def fit(weights: WeightsFile, target: Target | None, tokenizer: CaptionTokenizer | None = None) -> Fitted:
     """Recognizes a file, and gives its tensors the names of the target's network; builds no network.
     Raises ValueError, in one line, for a file of no known family or of another than the target takes, and for tensors
     that are missing, too many or of other shapes."""
@@ -153,7 +153,7 @@ def recognize(weights: WeightsFile, target: Target | None) -> Recognized:
 
 
 def described(
-    recognized: Recognized, weights: WeightsFile, target: Target | None, tokenizer: Words | None = None
+    recognized: Recognized, weights: WeightsFile, target: Target | None, tokenizer: CaptionTokenizer | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of the network, and settings for sampling: sizes by config.json, all else by the target.
     Raises ValueError where neither says enough, or the two disagree."""
@@ -187,7 +187,7 @@ def described(
 
 
 def read_captions(
-    recognized: Recognized, target: Target, tokenizer: Words | None
+    recognized: Recognized, target: Target, tokenizer: CaptionTokenizer | None
 ) -> tuple[DatasetInfo, TextIds | None]:
     """Sizes of a file's tables of text, and ids around a caption; ONE_CLASS and None without text.
     Raises ValueError for a tokenizer that is missing, not asked for, or of another vocabulary."""
@@ -239,7 +239,7 @@ def check(own: Mapping[str, Tensor], renamed: Renamed, taker: str) -> None:
         raise ValueError(f"{len(others)} tensors have other shapes than in {taker}, {where}")
 
 
-def commit(bundle: ModelBundle, weights: WeightsFile, out: Store, tokenizer: Words | None) -> Artifact:
+def commit(bundle: ModelBundle, weights: WeightsFile, out: Store, tokenizer: CaptionTokenizer | None) -> Artifact:
     """Write the model to `out` as an artifact, keyed by sha256s of files, network and settings.
     Raises ValueError if `out` holds another artifact."""
     settings = {name: value for name, value in bundle.settings.items() if name != "origin"}

@@ -19,7 +19,7 @@ from components.runtime.storage.artifact import Artifact, ArtifactError, load_ar
 from components.runtime.storage.garbage import collect, find_garbage
 from components.runtime.storage.store import Store, absolute
 from components.runtime.tracking.names import REGISTRY, environment
-from components.weights.files import read_weights, read_words
+from components.weights.files import read_tokenizer, read_weights
 from components.weights.importing import Target, import_weights
 from pipelines.engine.run_report import load_plan, newest_run
 from pipelines.engine.session import set_environment
@@ -122,7 +122,7 @@ def import_model(uri: str, *, stage: str | None, assignments: list[str], out: st
     set_environment(environment())
     target = None if stage is None else target_of(stage, assignments)
     with usage_errors():
-        words = None if tokenizer is None else read_words(tokenizer)
+        words = None if tokenizer is None else read_tokenizer(tokenizer)
         made = import_weights(read_weights(uri), target, out=Store(absolute(out)), tokenizer=words)
     kind, network, settings, module = made.bundle
     classes = f", {network['num_classes']} classes" if network.get("num_classes") else ""

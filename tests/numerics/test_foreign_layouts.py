@@ -13,7 +13,7 @@ from torch import Tensor
 from components.models.dit import grid_positions
 from components.weights.families.token_transformers import of_igpt
 from components.weights.families.unets import in_our_order, latent_rules
-from components.weights.files import Words
+from components.weights.files import CaptionTokenizer
 from components.weights.importing import Fitted, fit
 from components.weights.renaming import rename
 from pipelines.command.upkeep import target_of
@@ -85,7 +85,9 @@ FIRST_STAGES = {  # stage -> levels, those with attention, latent channels, code
 }
 
 
-def fitted_to(stage: str, tensors: dict[str, Tensor], *assignments: str, words: Words | None = None) -> Fitted:
+def fitted_to(
+    stage: str, tensors: dict[str, Tensor], *assignments: str, words: CaptionTokenizer | None = None
+) -> Fitted:
     """The tensors in the network of a recipe's stage, with the tokenizer of a model that reads captions."""
     return fit(file_of(tensors), target_of(stage, [*assignments]), words)
 
