@@ -21,8 +21,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from components.data.sources.scenes import render, scene
-from components.evaluation.features import FeatureExtractor
-from components.evaluation.metrics import frechet_distance, gaussian_of
+from components.evaluation.metrics import Gaussian, frechet_distance, gaussian_of
+from components.evaluation.networks import FeatureExtractor
 from components.models.diffusion.samplers import sample
 from components.sampling.images import levels_to_uint8
 from components.training.batches import to_batch
@@ -42,17 +42,20 @@ Draw = Callable[[int], np.ndarray]  # number of images -> uint8 (N, H, W, 3)
 def rows(rounds: int) -> list[Row]:
     """Medians of the distances of all seeds, and the floor, which is the distance of scenes that nobody has seen."""
     with one_thread():
-        images = scenes(0, SCENES)
-        extract = FeatureExtractor()
-        reference = gaussian_of(extract(images))
-        floor = frechet_distance(gaussian_of(extract(scenes(SCENES, SAMPLED))), reference)
+        images, extract = scenes(0, SCENES), FeatureExtractor()
+
+        def measured(images: np.ndarray) -> Gaussian:
+            return gaussian_of(extract(images)["features"])
+
+        reference = measured(images)
+        floor = frechet_distance(measured(scenes(SCENES, SAMPLED)), reference)
         sides = {"ours": ours, "diffusers": by_diffusers, "lucidrains": by_lucidrains}
         distances: dict[str, list[float]] = {name: [] for name in sides}
         for seed in range(rounds):
             for name, train in sides.items():
                 torch.manual_seed(seed)
                 made = train(images, seed)(SAMPLED)
-                distances[name].append(frechet_distance(gaussian_of(extract(made)), reference))
+                distances[name].append(frechet_distance(measured(made), reference))
                 print(f"seed {seed} {name}: {distances[name][-1]:.1f}, floor {floor:.1f}", flush=True)
     own, *peers = (float(np.median(distances[name])) for name in sides)
     unit = f"distance after {SECONDS} s of CPU, floor {floor:.1f}"
