@@ -204,7 +204,7 @@ GIGABYTES = {
     ("adm_imagenet_64_256", "base"): 0.283,
     ("adm_imagenet_256", "base"): 2.908,
     ("ldm_imagenet_f4", "base"): 0.345,
-    ("mindalle_text_prior", "prior"): 0.777,
+    ("mindalle_text_prior", "prior"): 0.766,
 }
 
 
