@@ -62,10 +62,7 @@ class PriorTraining(TokenTraining):
         refuse(bare and not conditions, "class_token false needs text or condition among the conditions")
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
-        """Arguments of `Transformer`; those of models before they had them are left out at their usual values."""
-        arguments, usual = super().network_arguments(dataset_info, grid), {"class_token": True, "attend_padding": False}
-        kept = {name: value for name, value in arguments.items() if name not in usual or value != usual[name]}
-        return kept | {"predict_text": self.text_loss_weight > 0}
+        return super().network_arguments(dataset_info, grid) | {"predict_text": self.text_loss_weight > 0}
 
 
 class MaskedPriorTraining(TokenTraining):

@@ -128,7 +128,8 @@ def finish(
         entries = upload_attempt(stage_store, folder)
     listed = {"entries": [entry.model_dump() for entry in entries], "summary": summary}
     run.write(FINISHED, json.dumps(listed).encode())
-    rows.delete_folder()
+    if worker.shards:
+        rows.delete_folder()
 
 
 def read_finished(run: Store) -> Trained | None:

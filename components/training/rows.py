@@ -20,18 +20,7 @@ from components.training.checkpoint import on_host, part_file
 from components.training.parallel import Worker, is_cut
 
 # Bytes of a number by type, in the order of safetensors: a file has the types from last to first.
-WIDTHS = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "I16": 2,
-    "F16": 2,
-    "BF16": 2,
-    "I32": 4,
-    "F32": 4,
-    "F64": 8,
-    "I64": 8,
-}  # in order
+WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "F16": 2, "BF16": 2, "I32": 4, "F32": 4, "F64": 8, "I64": 8}
 Shapes = Mapping[str, tuple[str, Sequence[int]]]  # name -> type (a key of WIDTHS), shape
 
 
