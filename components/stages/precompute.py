@@ -30,7 +30,7 @@ from components.sampling.frozen_text import (
     load_frozen_text,
 )
 from components.stages.context import StageContext
-from components.training.frozen import ColumnEncoder, LoadEncoder, frozen_encoders, load_latent_columns, maker_of
+from components.training.frozen import ColumnEncoder, FrozenNetworks, frozen_encoders
 
 FACTS = {"source", "license", "samples", "train_samples", "classes", "resolution"}  # of an index, in the metadata
 Column = Literal["latents", "image_embedding", "text_states", "text_embedding"]
@@ -71,10 +71,11 @@ def precompute(
     Raises ValueError, before any work, for a column without its encoder, or one that does not fit.
     """
     index, files = load_index(images.url(INDEX)), context.files_store
-    models = {"autoencoder": autoencoder, "contrastive": contrastive, "text_encoder": text_encoder}
+    networks = FrozenNetworks(autoencoder, contrastive, text_encoder)
     columns: tuple[str, ...] = config.columns
-    makers = {name: maker.identity for name in columns if (maker := maker_of(name, **models)) is not None}
-    encoders = encoders_of(config, bpe=read_bpe(index), **models)
+    makers = {name: maker.identity for name in columns if (maker := networks.maker_of(name)) is not None}
+    bpe = read_bpe(index)
+    encoders = frozen_encoders(columns, networks, resolution=config.resolution, bpe=bpe).load_encoders
     sizes = {"resolution": config.resolution, "kept_resolution": config.kept}
     how = {"threads": context.resources.reader_threads, "precision": config.precision}
     load = partial(ColumnEncoder, encoders, config.columns) if encoders else None
@@ -82,27 +83,13 @@ def precompute(
     with context.pool() as pool:
         for done, _ in enumerate(pool.finish(make_encoder, jobs, files=files), 1):
             context.recorder.emit(events.Progress(context.stage, done, len(jobs), "shard"))
-    files.write(BPE, read_bpe(index).encode())
+    files.write(BPE, bpe.encode())
     records = read_records(files, part_names(index))
     encoded = commit_set(index, records, files, kept_resolution=config.kept, made_by=makers)
     facts = encoded.model_dump(mode="json", include=FACTS)
     metadata = facts | {"arrays": {info.name: list(info.shape) for info in encoded.arrays}}
     parts = [entry for record in records for entry in record.files]
     return context.commit("shards", parts=parts, written=[INDEX, BPE], metadata=metadata)
-
-
-def encoders_of(
-    config: PrecomputeConfig, *, bpe: str, autoencoder: Artifact | None = None, **others: Artifact | None
-) -> list[LoadEncoder]:
-    """Loaders of the encoders of all columns.
-    Raises ValueError for a column without its encoder, or for an encoder that does not fit."""
-    names = [name for name in config.columns if name != "latents"]
-    encoders = list(frozen_encoders(names, resolution=config.resolution, bpe=bpe, **others).load_encoders)
-    if "latents" in config.columns:
-        if autoencoder is None:
-            raise ValueError("latents among the columns need an autoencoder")
-        encoders.append(partial(load_latent_columns, autoencoder=autoencoder))
-    return encoders
 
 
 class TextEncoderConfig(Config):

@@ -1,6 +1,6 @@
 """Training of a model of any family of `components.configuration.families`, on images or on tokens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,14 +11,14 @@ from components.data.decoded import ImageSamples
 from components.data.encoding import describe_autoencoder, open_autoencoder
 from components.data.held_out import held_out_arrays
 from components.data.images import Degradation
-from components.data.shards import BPE, View, check_member, load_index, read_bpe
-from components.data.stream import rank_batches
+from components.data.shards import BPE, check_member, load_index, read_bpe
+from components.data.stream import Samples, rank_batches
 from components.data.tokens import TokenSamples, check_condition, check_tokenizer, held_out_tokens
 from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
-from components.training.frozen import image_inputs
+from components.training.frozen import FrozenNetworks, image_inputs
 from components.training.launch import train
-from components.training.loop import Arrays, Task
+from components.training.loop import Arrays
 from components.training.results import ModelDescription
 from components.training.step_model import step_flops, task_maker
 from components.training.worker import TrainingJob
@@ -59,14 +59,12 @@ def train_model(
         return train_on_tokens(config, context, tokens, tokenizer=tokenizer, condition=condition)
     if images is None:
         raise ValueError("a training needs images or tokens")
-    return train_on_images(
-        config, context, images, autoencoder=autoencoder, contrastive=contrastive, text_encoder=text_encoder
-    )
+    return train_on_images(config, context, images, FrozenNetworks(autoencoder, contrastive, text_encoder))
 
 
-def train_on_images(config: Training, context: StageContext, images: Artifact, **networks: Artifact | None) -> Artifact:
+def train_on_images(config: Training, context: StageContext, images: Artifact, networks: FrozenNetworks) -> Artifact:
     """Trains on images in the order of the set; arguments and errors are as in `train_model`."""
-    needs, optimization, resources = config.needs(), config.optimization, context.resources
+    needs = config.needs()
     if needs.resolution is None:
         raise ValueError("a model of pixels needs a resolution; only one of tokens goes without")
     check_perceptual_network(needs.perceptual_network, weights_uri=needs.perceptual_weights_uri)
@@ -74,29 +72,19 @@ def train_on_images(config: Training, context: StageContext, images: Artifact, *
     for member in (needs.member, needs.condition_member):
         if member is not None:
             check_member(index, member)
-    scale = start_scale(config)
-    inputs, degradation = image_inputs(config, context.pool, images, index, latent_scale=scale, **networks), None
+    scale, degradation = start_scale(config), None
+    inputs = image_inputs(config, context.pool, images, index, networks, latent_scale=scale)
     if needs.degradations:
-        degradation = Degradation(optimization.seed, needs.degradations, needs.jpeg_qualities)
-    view = View(inputs.resolution, needs.member, needs.condition_member, inputs.arrays)
-    stream = partial(
-        rank_batches,
-        ImageSamples(index, view, degradation),
-        global_batch_size=optimization.global_batch_size,
-        seed=optimization.seed,
-        streams=optimization.streams,
-        total_steps=optimization.total_steps,
-        threads=resources.reader_threads,
-    )
+        degradation = Degradation(config.optimization.seed, needs.degradations, needs.jpeg_qualities)
     return run_training(
         config,
         context,
-        task_maker(config, inputs.dataset_info, load_encoders=inputs.load_encoders),
-        stream,
-        partial(held_out_arrays, index, view, degradation=degradation, limit=HELD_OUT),
+        ImageSamples(index, inputs.view, degradation),
+        partial(held_out_arrays, index, inputs.view, degradation=degradation, limit=HELD_OUT),
         dataset_info=inputs.dataset_info,
         settings=config.settings(tuple(index.classes)) | inputs.settings,
         texts={BPE: read_bpe(index)} if needs.captions else {},
+        load_encoders=inputs.load_encoders,
     )
 
 
@@ -104,56 +92,56 @@ def train_on_tokens(
     config: Training, context: StageContext, tokens: Artifact, *, tokenizer: Artifact | None, condition: Artifact | None
 ) -> Artifact:
     """Trains on tokens in the order of the set; arguments and errors are as in `train_model`."""
-    metadata, grid, optimization, resources = tokens.metadata, grid_of(tokens), config.optimization, context.resources
+    metadata, grid, load_tokenizer = tokens.metadata, grid_of(tokens), None
     check_condition(tokens, condition, wanted="condition" in config.needs().columns)
     dataset_info = DatasetInfo(
         num_classes=len(metadata["classes"]),
         condition=None if condition is None else grid_of(condition),
         **metadata["text"],
     )
-    load_tokenizer = None
     if tokenizer is not None:
         network = describe_autoencoder(tokenizer)
         check_tokenizer(tokens, codebook_size=network.codebook_size, grid=network.grid)
         load_tokenizer = partial(open_autoencoder, tokenizer)
-    stream = partial(
-        rank_batches,
-        TokenSamples(tokens, condition),
-        global_batch_size=optimization.global_batch_size,
-        seed=optimization.seed,
-        streams=optimization.streams,
-        total_steps=optimization.total_steps,
-        threads=resources.reader_threads,
-    )
     return run_training(
         config,
         context,
-        task_maker(config, dataset_info, grid=grid, load_tokenizer=load_tokenizer),
-        stream,
+        TokenSamples(tokens, condition),
         partial(held_out_tokens, tokens, condition),
         dataset_info=dataset_info,
         grid=grid,
         settings=config.settings(tuple(metadata["classes"]), grid),
         texts={BPE: tokens.read(BPE).decode()} if config.needs().captions else {},
+        load_tokenizer=load_tokenizer,
     )
 
 
 def run_training(
     config: Training,
     context: StageContext,
-    make_task: Callable[..., Task],
-    stream: Callable[..., Iterator[Arrays]],
+    samples: Samples,
     held_out: Callable[[], Arrays],
     *,
     dataset_info: DatasetInfo,
     settings: dict[str, Any],
     texts: dict[str, str],
     grid: TokenGrid | None = None,
+    **loaders: Any,
 ) -> Artifact:
-    """Trains and commits the model; arguments are those of `TrainingJob` and `ModelDescription`."""
+    """Trains and commits a model; arguments as of `task_maker`, `TrainingJob` and `ModelDescription`."""
+    optimization = config.optimization
+    stream = partial(
+        rank_batches,
+        samples,
+        global_batch_size=optimization.global_batch_size,
+        seed=optimization.seed,
+        streams=optimization.streams,
+        total_steps=optimization.total_steps,
+        threads=context.resources.reader_threads,
+    )
     job = TrainingJob(
-        make_task,
-        config=config.optimization,
+        task_maker(config, dataset_info, grid=grid, **loaders),
+        config=optimization,
         stage=context.stage,
         key=context.key,
         folder=context.train_store,

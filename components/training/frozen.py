@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from components.configuration.conditions import DatasetInfo
-from components.configuration.optimization import Training, TrainingNeeds
+from components.configuration.optimization import Training
 from components.data.encoding import describe_autoencoder, open_autoencoder
 from components.data.held_out import random_part, read_split
 from components.data.shards import ShardIndex, View, parse_arrays, read_bpe
@@ -41,6 +41,20 @@ TEXTS = ("text_states", "text_embedding")
 MEASURED = 256  # training images, to measure the deviation of latents
 
 
+class FrozenNetworks(NamedTuple):
+    """Trained networks that make columns for another training."""
+
+    autoencoder: Artifact | None = None
+    contrastive: Artifact | None = None
+    text_encoder: Artifact | None = None
+
+    def maker_of(self, column: str) -> Artifact | None:
+        """The network that makes `column`, or None."""
+        if column == "latents":
+            return self.autoencoder
+        return self.contrastive if column == "image_embedding" else self.text_encoder or self.contrastive
+
+
 class Frozen(NamedTuple):
     """The frozen encoders of a training."""
 
@@ -51,8 +65,7 @@ class Frozen(NamedTuple):
 class ImageInputs(NamedTuple):
     """Columns of a training on images, and the facts of the data set that depend on them."""
 
-    resolution: int  # of the images to read
-    arrays: tuple[str, ...]  # of the set, read next to the images
+    view: View  # of the set: images and stored arrays
     load_encoders: tuple[LoadEncoder, ...]  # of the frozen networks that make the other columns
     dataset_info: DatasetInfo
     settings: dict[str, float]  # for samplers, such as the scale of latents; stored with the model
@@ -127,32 +140,22 @@ def repeated(nothing: dict[str, Tensor], batch: Batch) -> Batch:
     return {name: row.expand(len(batch["position"]), *row.shape[1:]) for name, row in nothing.items()}
 
 
-def frozen_encoders(
-    columns: Sequence[str],
-    *,
-    resolution: int,
-    bpe: str,
-    contrastive: Artifact | None = None,
-    text_encoder: Artifact | None = None,
-) -> Frozen:
-    """The encoders of all `columns` among image_embedding, text_states and text_embedding.
+def frozen_encoders(columns: Sequence[str], networks: FrozenNetworks, *, resolution: int, bpe: str) -> Frozen:
+    """The encoders of all `columns`, latents not scaled and last.
 
     Args:
-        resolution: of the training's images.
+        resolution: of the images.
         bpe: the tokenizer of the data's captions, the text of its file.
-        contrastive: a model of the contrastive stage; makes all three.
-        text_encoder: a model of the text_encoder stage; makes the text_states in the contrastive model's place.
 
-    Raises ValueError, in a line, for a needed encoder that is missing or does not fit."""
-    loaders: list[LoadEncoder] = []
-    sizes: dict[str, int] = {}
+    Raises ValueError, in a line, for a needed network that is missing or does not fit."""
+    loaders, sizes = list[LoadEncoder](), dict[str, int]()
     if {"image_embedding", "text_embedding"} & {*columns}:
-        if contrastive is None:
+        if networks.contrastive is None:
             raise ValueError("image_embedding and text_embedding need a contrastive model")
-        sizes["image_embedding_dim"] = embedding_dim_of(contrastive, resolution=resolution, bpe=bpe)
-        loaders.append(partial(load_image_encoder, contrastive=contrastive))
+        sizes["image_embedding_dim"] = embedding_dim_of(networks.contrastive, resolution=resolution, bpe=bpe)
+        loaders.append(partial(load_image_encoder, contrastive=networks.contrastive))
     if {*TEXTS} & {*columns}:
-        encoder = text_encoder or contrastive
+        encoder = networks.maker_of("text_states")
         if encoder is None:
             raise ValueError("text_states need a contrastive model or a pretrained text encoder")
         if DESCRIPTION in encoder.names():
@@ -161,20 +164,11 @@ def frozen_encoders(
         else:
             sizes |= {name: encoder.metadata[name] for name in ("text_states_length", "text_states_dim")}
         loaders.append(partial(load_text_encoder, encoder=encoder, bpe=bpe))
+    if "latents" in columns:
+        if networks.autoencoder is None:
+            raise ValueError("latents among the columns need an autoencoder")
+        loaders.append(partial(load_latent_columns, autoencoder=networks.autoencoder))
     return Frozen(tuple(loaders), sizes)
-
-
-def maker_of(
-    column: str,
-    *,
-    autoencoder: Artifact | None = None,
-    contrastive: Artifact | None = None,
-    text_encoder: Artifact | None = None,
-) -> Artifact | None:
-    """The model that makes `column`, or None."""
-    if column == "latents":
-        return autoencoder
-    return contrastive if column == "image_embedding" else text_encoder or contrastive
 
 
 def embedding_dim_of(contrastive: Artifact, *, resolution: int, bpe: str) -> int:
@@ -209,11 +203,7 @@ def load_nulls(device: torch.device, *, nulls: dict[str, np.ndarray]) -> Encoder
 
 
 class ColumnEncoder:
-    """Encodes rows to float32 arrays, for an encoded set: `columns` and their nulls.
-
-    Args:
-        columns: outputs of the encoders to return.
-    """
+    """Encodes rows to float32 arrays, for an encoded set: `columns` and their nulls."""
 
     def __init__(self, load_encoders: Sequence[LoadEncoder], columns: Sequence[str]) -> None:
         self.device = best_device()
@@ -244,16 +234,14 @@ def image_inputs(
     open_pool: Callable[[], Pool],
     images: Artifact,
     index: ShardIndex,
+    networks: FrozenNetworks,
     *,
-    autoencoder: Artifact | None,
-    contrastive: Artifact | None,
-    text_encoder: Artifact | None,
     latent_scale: float | None = None,
 ) -> ImageInputs:
     """Match the needs of a training with the arrays of the set and the frozen networks.
     `latent_scale`: that weights to start from have learned; None: it is measured.
     Raises ValueError, in a line, for networks that are missing, do not fit, or did not make the set's arrays."""
-    needs = config.needs()
+    needs, autoencoder = config.needs(), networks.autoencoder
     resolution = needs.resolution
     if autoencoder is not None and "latents" not in index.array_names:
         resolution = describe_autoencoder(autoencoder).resolution
@@ -261,35 +249,24 @@ def image_inputs(
         check_maker(index, "latents", autoencoder)
         resolution = index.resolution  # precompute decided it
     assert resolution is not None  # the training is one on images
-    frozen, arrays = frozen_networks(
-        needs.columns, images, index, resolution=resolution, contrastive=contrastive, text_encoder=text_encoder
-    )
+    frozen, arrays = frozen_networks(needs.columns, images, index, networks, resolution=resolution)
     check_sizes(config, frozen.sizes)
     load_encoders, settings = frozen.load_encoders, dict[str, float]()
     if autoencoder is not None:
-        seed = config.optimization.seed
-        load, scale = latents_of(needs, open_pool, index, autoencoder, seed=seed, scale=latent_scale)
+        scale = scale_of_latents(config, open_pool, index, autoencoder, scale=latent_scale)
+        load = partial(load_latents, autoencoder=autoencoder, scale=scale)
         load_encoders, settings = (*load_encoders, load), {"latent_scale": scale}
         arrays = (*arrays, *({"latents"} & {*index.array_names}))
     elif needs.channels == 1:
         load_encoders = (*load_encoders, gray_images)
-    dataset_info = DatasetInfo(
-        num_classes=len(index.classes),
-        vocab_size=index.text.vocab_size,
-        text_length=index.text.text_length,
-        **frozen.sizes,
-    )
-    return ImageInputs(resolution, arrays, load_encoders, dataset_info, settings)
+    text = {"vocab_size": index.text.vocab_size, "text_length": index.text.text_length}
+    dataset_info = DatasetInfo(num_classes=len(index.classes), **text, **frozen.sizes)
+    view = View(resolution, needs.member, needs.condition_member, arrays)
+    return ImageInputs(view, load_encoders, dataset_info, settings)
 
 
 def frozen_networks(
-    columns: Sequence[str],
-    images: Artifact,
-    index: ShardIndex,
-    *,
-    resolution: int,
-    contrastive: Artifact | None = None,
-    text_encoder: Artifact | None = None,
+    columns: Sequence[str], images: Artifact, index: ShardIndex, networks: FrozenNetworks, *, resolution: int
 ) -> tuple[Frozen, tuple[str, ...]]:
     """The encoders of `columns` that the set lacks, and the names of columns in the set.
     Raises ValueError, in a line, for encoders that are missing, do not fit, or did not make the set's arrays."""
@@ -297,14 +274,9 @@ def frozen_networks(
         return Frozen((), {}), ()
     stored = tuple(name for name in columns if name in index.array_names)
     for name in stored:
-        check_maker(index, name, maker_of(name, contrastive=contrastive, text_encoder=text_encoder))
-    frozen = frozen_encoders(
-        [name for name in columns if name not in stored],
-        resolution=resolution,
-        bpe=read_bpe(index),
-        contrastive=contrastive,
-        text_encoder=text_encoder,
-    )
+        check_maker(index, name, networks.maker_of(name))
+    made = [name for name in columns if name not in stored]
+    frozen = frozen_encoders(made, networks, resolution=resolution, bpe=read_bpe(index))
     nulls, sizes = {}, dict(frozen.sizes)
     for name in stored:
         info, file = index.array(name), f"null_{name}.npy"
@@ -325,27 +297,21 @@ def check_maker(index: ShardIndex, name: str, maker: Artifact | None) -> None:
         raise ValueError(f"{name} of the set are by {made_by}, not by {model}: precompute them with this model")
 
 
-def latents_of(
-    needs: TrainingNeeds,
-    open_pool: Callable[[], Pool],
-    index: ShardIndex,
-    autoencoder: Artifact,
-    *,
-    seed: int,
-    scale: float | None = None,
-) -> tuple[LoadEncoder, float]:
-    """The encoder of latents, and the scale for unit variance (Rombach et al., 2022, appendix G).
+def scale_of_latents(
+    config: Training, open_pool: Callable[[], Pool], index: ShardIndex, autoencoder: Artifact, *, scale: float | None
+) -> float:
+    """The scale of latents for unit variance (Rombach et al., 2022, appendix G).
     A scale that is not given is one over the deviation of the latents of MEASURED training images. Raises ValueError if
     the recipe's sizes are not the autoencoder's."""
-    shape = describe_autoencoder(autoencoder).diffused_shape
+    needs, shape = config.needs(), describe_autoencoder(autoencoder).diffused_shape
     sizes = (needs.channels, needs.resolution, needs.resolution)
     if shape != sizes:
         raise ValueError(f"latents are {shape} (channels, height, width), the recipe's in_channels and sides {sizes}")
-    if scale is None:
-        part = random_part(index, samples=MEASURED, seed=seed)
-        with open_pool() as pool:
-            scale = 1 / pool.call(partial(deviation_of_latents, part, autoencoder, samples=MEASURED))
-    return partial(load_latents, autoencoder=autoencoder, scale=scale), scale
+    if scale is not None:
+        return scale
+    part = random_part(index, samples=MEASURED, seed=config.optimization.seed)
+    with open_pool() as pool:
+        return 1 / pool.call(partial(deviation_of_latents, part, autoencoder, samples=MEASURED))
 
 
 def deviation_of_latents(index: ShardIndex, autoencoder: Artifact, *, samples: int) -> float:

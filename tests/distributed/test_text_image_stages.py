@@ -17,9 +17,9 @@ from components.sampling.frozen_text import contrastive_text, sample_image_embed
 from components.sampling.generators.diffusion import class_log_probabilities, classifier_score
 from components.sampling.model import load_model
 from components.sampling.plan import Plan
-from components.stages.precompute import PrecomputeConfig, encoders_of, precompute
+from components.stages.precompute import PrecomputeConfig, precompute
 from components.stages.training import train_model
-from components.training.frozen import ColumnEncoder
+from components.training.frozen import ColumnEncoder, FrozenNetworks, frozen_encoders
 from components.training.optim import WIDTHS, EMAProfile
 from components.training.results import SNAPSHOTS, choose_average, kept_profiles
 from tests.distributed.runs import context_of, images_artifact
@@ -66,7 +66,8 @@ def test_shards_that_were_encoded_before_are_not_encoded_again(contrastive: Arti
     assert load_index(encoded.url(INDEX)).array_names == [*COLUMNS]
     assert {"null_text_states.npy", "null_text_embedding.npy"} <= {*encoded.names()}
     index = load_index(images_artifact(folder).url(INDEX))
-    load = partial(ColumnEncoder, encoders_of(CONFIG, bpe=read_bpe(index), contrastive=contrastive), COLUMNS)
+    networks, own = FrozenNetworks(contrastive=contrastive), {"resolution": CONFIG.resolution, "bpe": read_bpe(index)}
+    load = partial(ColumnEncoder, frozen_encoders(COLUMNS, networks, **own).load_encoders, COLUMNS)
     kept, *_ = part_names(index)
     write_part(half, kept, "shard-000000.tar", b"kept as it is")
     how: Any = {"resolution": 16, "kept_resolution": 16, "threads": 1, "precision": "fp32"}

@@ -18,13 +18,15 @@ from components.data.shards import BPE, ArrayInfo, ShardIndex, View, parse_array
 from components.data.tars import iterate_shard
 from components.runtime.storage.artifact import Artifact, describe, read_records
 from components.runtime.storage.store import Store
-from components.stages.precompute import PrecomputeConfig, encoders_of
+from components.stages.precompute import PrecomputeConfig
 from components.training.batches import to_batch, with_positions
 from components.training.frozen import (
     ColumnEncoder,
+    FrozenNetworks,
     check_maker,
     deviation_of_latents,
     encoded,
+    frozen_encoders,
     frozen_networks,
     load_latents,
 )
@@ -167,13 +169,12 @@ def images_of(index: ShardIndex) -> Artifact:
 def test_a_training_gets_of_the_set_what_its_encoders_would_have_made(
     index: ShardIndex, contrastive: Artifact, tmp_path: Path
 ) -> None:
-    config = PrecomputeConfig(columns=TEXT_COLUMNS, resolution=RESOLUTION)
-    load = partial(ColumnEncoder, encoders_of(config, bpe=read_bpe(index), contrastive=contrastive), config.columns)
+    networks, how = FrozenNetworks(contrastive=contrastive), {"resolution": RESOLUTION, "bpe": read_bpe(index)}
+    load = partial(ColumnEncoder, frozen_encoders(TEXT_COLUMNS, networks, **how).load_encoders, TEXT_COLUMNS)
     made = encode(index, tmp_path / "made", load, made_by=dict.fromkeys(TEXT_COLUMNS, contrastive.identity))
     batches, sizes = [], []
     for each in (index, made):
-        how = {"resolution": RESOLUTION, "contrastive": contrastive}
-        frozen, given = frozen_networks(TEXT_COLUMNS, images_of(each), each, **how)
+        frozen, given = frozen_networks(TEXT_COLUMNS, images_of(each), each, networks, resolution=RESOLUTION)
         assert [*given] == each.array_names
         rows = read_split(each, "train", View(RESOLUTION, arrays=given))
         columns = {"image": rows.image, "label": rows.label, "text": rows.text, **rows.arrays}
@@ -189,8 +190,8 @@ def test_a_training_gets_of_the_set_what_its_encoders_would_have_made(
 
 def test_latents_of_the_set_are_the_autoencoder_s_and_no_image_is_needed_for_them(index: ShardIndex, tmp_path: Path):
     vae = commit_model(tmp_path, "vae", "v", write_model(tmp_path / "vae", *LONE["vae"]))
-    config = PrecomputeConfig(columns=("latents",), resolution=RESOLUTION)
-    load = partial(ColumnEncoder, encoders_of(config, bpe=read_bpe(index), autoencoder=vae), config.columns)
+    made_of = frozen_encoders(["latents"], FrozenNetworks(vae), resolution=RESOLUTION, bpe=read_bpe(index))
+    load = partial(ColumnEncoder, made_of.load_encoders, ["latents"])
     made = encode(index, tmp_path / "made", load, kept=2, made_by={"latents": vae.identity})
     latents = load_latents(torch.device("cpu"), autoencoder=vae, scale=3.0)
     large = read_split(index, "train", View(RESOLUTION))
@@ -211,8 +212,7 @@ def test_arrays_of_another_model_are_refused(index: ShardIndex, contrastive: Art
 
 
 def test_a_column_without_its_encoder_is_refused_before_any_work() -> None:
-    config = PrecomputeConfig(columns=("latents",), resolution=RESOLUTION)
     with pytest.raises(ValueError, match="latents among the columns need an autoencoder"):
-        encoders_of(config, bpe="")
+        frozen_encoders(["latents"], FrozenNetworks(), resolution=RESOLUTION, bpe="")
     with pytest.raises(ValueError, match="columns name one twice"):
         PrecomputeConfig(columns=("latents", "latents"), resolution=RESOLUTION)
