@@ -1,9 +1,8 @@
 """Base class of all configurations (frozen, complete, closed), and values by their short names.
 
-`total_steps` is short for `optimization.total_steps`. A name may be short where only one place below has it.
-`network.kind=dit` chooses as `network=dit` does. Trees are nested dictionaries as `model_dump` gives them; a part that
-is left out is None or missing, and is created when one of its fields is set.
-"""
+`total_steps` is short for `optimization.total_steps`, where only one place below has the name; `network.kind=dit`
+chooses as `network=dit` does. Trees are nested dictionaries as `model_dump` gives them; a part that is left out is None
+or missing, and is created when one of its fields is set."""
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -34,14 +33,9 @@ class PlaceError(ValueError):
 
 
 def assign(model: type[BaseModel], tree: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a model's tree with values set.
-
-    Args:
-        values: by name: of a field, of a part ("network": a kind, or a mapping of its own fields), of a field of a part
-            where only one part has it, or a path as "network.dropout".
-
-    Raises PlaceError.
-    """
+    """A copy of a model's tree with values set by name. Raises PlaceError.
+    Names are those of fields, of parts ("network": a kind, or a mapping of its own fields), of fields of parts where
+    only one part has it, or paths as "network.dropout"."""
     result: dict[str, Any] = deepcopy(dict(tree))
     parts = list(part_names(model))
 
@@ -68,8 +62,7 @@ def part_names(model: type[BaseModel]) -> dict[str, None]:
 
 
 def put(tree: dict[str, Any], model: type[BaseModel], place: Place, value: Any) -> None:
-    """Sets a value in a tree; a kind may stand in place of a part.
-    A new kind keeps the fields that both kinds share."""
+    """Sets a value in a tree; a kind in the place of a part keeps the fields that both kinds share."""
     *parents, leaf = place[:-1] if place[-1] == KIND and len(place) > 1 else place
     for parent in parents:
         candidates = members(model, tree, parent)
@@ -160,17 +153,13 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for item in get_args(annotation) for model in _models(item)]
 
 
-IDENTITY = "identity"  # context of the dump that enters a stage's key: without what changes no result
+IDENTITY = "identity"  # context of the dump that enters a stage's key
 
 
 @dataclass(frozen=True)
 class Since:
-    """Marks a field younger than published keys, left out of a key at the value `before`.
-
-    At `before` the field means the behavior of the time without the field.
-
-    `eta: Annotated[float, Since(0.0)] = 0.0` moves no key of any recipe; another value does, and another default too.
-    """
+    """Marks a field younger than published keys, left out of a key at `before`, the value without it.
+    `eta: Annotated[float, Since(0.0)] = 0.0` moves no key; another value does, and another default too."""
 
     before: Any
 
@@ -182,16 +171,12 @@ class Unkeyed:
 
 class Config(BaseModel):
     """A frozen pydantic model that refuses unknown fields, so that a typo never passes silently.
-    Its parts are configurations too. Where a part is one of several kinds, its field `kind` says which, and each kind
-    has only its own fields."""
+    Of several kinds of a part its field `kind` says which it is, and each kind has only its own fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # Part of a stage's key: raised when the same numbers give another result.
-    stage_version: ClassVar[int] = 1
-    # The same of a part, as of one kind of network: joins the part's fields in the key.
-    revision: ClassVar[dict[str, str]] = {}
-
+    stage_version: ClassVar[int] = 1  # in the key: raised when equal numbers give another result
+    revision: ClassVar[dict[str, str]] = {}  # the same of a part: joins its fields
     _markers: ClassVar[dict[str, Since | Unkeyed]] = {}  # markers of own and inherited fields
 
     @classmethod
@@ -213,7 +198,7 @@ class Config(BaseModel):
         return {name: marker.before for name, marker in cls._markers.items() if isinstance(marker, Since)}
 
     def unchanged(self) -> set[str]:
-        """Names of the fields younger than published keys that mean what was done before."""
+        """Fields younger than published keys that mean what was done before."""
         return {name for name, before in self.before().items() if getattr(self, name) == before}
 
     @model_serializer(mode="wrap")
@@ -226,8 +211,7 @@ class Config(BaseModel):
 
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """Builds the configuration from named values, wherever the names stand: `total_steps=100`.
-        Names are those of `assign`. Raises ValueError for a name that is not there or stands in several places."""
+        """Builds the configuration from values named as in `assign`: `total_steps=100`. Raises PlaceError."""
         return cls.model_validate(assign(cls, {}, values))
 
     def replace(self, **values: Any) -> Self:

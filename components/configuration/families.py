@@ -1,35 +1,15 @@
 """All trainable model families, a row for each: the only place that tells families apart by name.
 
 To add a family, write its network and sampling (`components.models`, `components.sampling.generators`), a subclass of
-`Training` and a task, then add a row here and one each to `components.models.bundle.NETWORKS` and
-`components.training.step_model.TASKS`. `train_model` trains it, and `cascade plan` counts its memory and operations.
-"""
+`Training` and a task, then add a row here, to `components.models.bundle.NETWORKS` and to
+`components.training.step_model.TASKS`."""
 
 from typing import Literal, NamedTuple
 
+from components.configuration import sampling, trainings
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.optimization import Training
-from components.configuration.sampling import (
-    ClassifierSampling,
-    DiffusionPriorSampling,
-    DiffusionSampling,
-    GANSampling,
-    MaskedTokenSampling,
-    ModelSampling,
-    RerankerSampling,
-    TokenSampling,
-    TransformerSampling,
-)
-from components.configuration.trainings import (
-    AutoencoderTraining,
-    ClassifierTraining,
-    ContrastiveTraining,
-    DiffusionPriorTraining,
-    GANTraining,
-    MaskedPriorTraining,
-    PixelTraining,
-    PriorTraining,
-)
+from components.configuration.sampling import ModelSampling
 
 
 class Family(NamedTuple):
@@ -49,7 +29,7 @@ class Family(NamedTuple):
 FAMILIES: dict[str, Family] = {
     "autoencoder": Family(
         "Autoencoder",
-        AutoencoderTraining,
+        trainings.AutoencoderTraining,
         ("autoencoder",),
         stored="generator.",
         whole="its codes move by averages, and its adaptive weight is a ratio of gradients of one whole layer",
@@ -57,32 +37,41 @@ FAMILIES: dict[str, Family] = {
         alone=True,
         reconstructs=True,
     ),
-    "prior": Family("Transformer over tokens", PriorTraining, ("transformer",), TransformerSampling),
+    "prior": Family("Transformer over tokens", trainings.PriorTraining, ("transformer",), sampling.TransformerSampling),
     "masked_prior": Family(
-        "Masked transformer over tokens", MaskedPriorTraining, ("masked_transformer",), MaskedTokenSampling
+        "Masked transformer over tokens",
+        trainings.MaskedPriorTraining,
+        ("masked_transformer",),
+        sampling.MaskedTokenSampling,
     ),
     "pixels": Family(
         "PixelCNN and Row LSTM",
-        PixelTraining,
+        trainings.PixelTraining,
         ("pixelcnn", "row_lstm"),
-        TokenSampling,
+        sampling.TokenSampling,
         whole="its samplers read weights outside of a forward pass",
         likelihood="exact",
         alone=True,
     ),
     "gan": Family(
         "GAN",
-        GANTraining,
+        trainings.GANTraining,
         ("gan",),
-        GANSampling,
+        sampling.GANSampling,
         stored="generator.",
         whole="its spectral norms need whole weights",
         alone=True,
     ),
-    "diffusion": Family("Diffusion", DiffusionTraining, ("unet", "image_attention_unet", "dit"), DiffusionSampling),
-    "diffusion_prior": Family("Diffusion prior", DiffusionPriorTraining, ("diffusion_prior",), DiffusionPriorSampling),
-    "classifier": Family("Classifier", ClassifierTraining, ("classifier",), ClassifierSampling),
-    "contrastive": Family("Contrastive encoder", ContrastiveTraining, ("contrastive",), RerankerSampling),
+    "diffusion": Family(
+        "Diffusion", DiffusionTraining, ("unet", "image_attention_unet", "dit"), sampling.DiffusionSampling
+    ),
+    "diffusion_prior": Family(
+        "Diffusion prior", trainings.DiffusionPriorTraining, ("diffusion_prior",), sampling.DiffusionPriorSampling
+    ),
+    "classifier": Family("Classifier", trainings.ClassifierTraining, ("classifier",), sampling.ClassifierSampling),
+    "contrastive": Family(
+        "Contrastive encoder", trainings.ContrastiveTraining, ("contrastive",), sampling.RerankerSampling
+    ),
 }
 
 

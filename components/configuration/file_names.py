@@ -1,11 +1,8 @@
-"""Names of files and folders below a folder, checked for safety.
-
-Whoever wrote it down, a name joined to the folder names no place outside.
+"""Names of files and folders below a folder, checked: none names a place outside.
 
 A name has one form only, so that two names are two files on every disk and in every store: parts with `/` between
 them, in Unicode's form NFC. Wildcards are refused because object stores' deletions expand them, `::` because fsspec
-makes another address of what follows.
-"""
+makes another address of what follows."""
 
 import re
 import unicodedata
@@ -27,8 +24,7 @@ FAULTS = {
 
 
 def file_name(name: str) -> str:
-    """Checks the name of a file or folder below another folder and returns the name.
-    Raises ValueError, with the name, for an invalid name."""
+    """Checks the name of a file or folder below another folder. Returns the name, or raises ValueError."""
     if fault := _fault(name):
         shown = f"{name[:60]!r}{'…' if len(name) > 60 else ''}"
         raise ValueError(f"{shown} is no name of a file inside a folder: it {fault}")

@@ -1,6 +1,4 @@
-"""Networks by kind; fields are arguments of the constructor in `components.models.bundle.NETWORKS`.
-What the data set and the other parts of a training decide is added where the network is built
-(`components.training.learner`)."""
+"""Networks by kind; fields are arguments of the constructor in `components.models.bundle.NETWORKS`."""
 
 import math
 from collections.abc import Iterable
@@ -29,7 +27,7 @@ class UNetSizes(NetworkConfig):
     dropout: float = Field(0.0, ge=0, lt=1)
     text_conditioning: Literal["pooled", "cross_attention", "spatial_transformer"] = "pooled"
     transformer_depth: int = Field(1, ge=1)  # of spatial transformers
-    class_token_dim: int | None = Field(None, ge=1)  # the label is a token for them instead of part of the embedding
+    class_token_dim: int | None = Field(None, ge=1)  # the label as a token, not in the embedding
     scale_shift_norm: bool = True  # adaptive group norm, or time by addition
     resample_in_blocks: bool = True  # or by convolutions
     norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
@@ -94,7 +92,7 @@ class GradientCodesConfig(Config):
     kind: Literal["vq"] = "vq"
     codebook_size: int = Field(ge=2)
     codebook_dim: int | None = Field(None, ge=1)  # None: latent_channels
-    codebook_init: Literal["uniform", "data"] = "uniform"  # U(-1/K, 1/K) as published, or latents of the first batch
+    codebook_init: Literal["uniform", "data"] = "uniform"  # U(-1/K, 1/K), or latents of the first batch
     l2_normalize: bool = True
 
 
@@ -199,7 +197,7 @@ class TransformerConfig(TokenNetworkConfig):
     """Decoder-only transformer over tokens."""
 
     kind: Literal["transformer"] = "transformer"
-    class_token: Annotated[bool, Since(True)] = True  # else the last token of the conditions predicts the first
+    class_token: Annotated[bool, Since(True)] = True  # else the last condition predicts the first
     attend_padding: Annotated[bool, Since(False)] = False  # to pads of texts, as to other tokens
 
 
@@ -238,7 +236,7 @@ class GANConfig(NetworkConfig):
 
     kind: Literal["gan"] = "gan"
     channels: int = Field(ge=4)
-    channel_mult: tuple[int, ...] = Field(min_length=1)  # from the full resolution down; each level halves the sides
+    channel_mult: tuple[int, ...] = Field(min_length=1)  # from the full resolution down, by halves
     noise_dim: int = Field(ge=1)
     attention_resolutions: tuple[int, ...] = ()  # in pixels, of the discriminator too
 
@@ -260,14 +258,13 @@ class ClassifierNetworkConfig(NetworkConfig):
 
 
 class ContrastiveNetworkConfig(NetworkConfig):
-    """Text and image encoders into a common space (CLIP; Radford et al., 2021).
-    The size of the text encoder is in `TextConfig`."""
+    """Text (`TextConfig`) and image encoders into a common space (CLIP; Radford et al., 2021)."""
 
     kind: Literal["contrastive"] = "contrastive"
     channels: int = Field(ge=4)
     channel_mult: tuple[int, ...] = Field(min_length=1)  # one level each; every further level halves the sides
     num_res_blocks: int = Field(ge=1)
-    patch_size: int = Field(4, ge=1)  # pixels; the first level has resolution / patch_size positions on a side
+    patch_size: int = Field(4, ge=1)  # pixels; the first level has a position for each
     embedding_dim: int = Field(ge=2)
     norm_groups: int | None = Field(None, ge=1)  # None: 32, or fewer so that each keeps four channels
 

@@ -4,22 +4,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from components.configuration import networks
 from components.configuration.conditions import IMAGES, DatasetInfo, LabelConditions, TokenConditions, TokenGrid
 from components.configuration.config import Config, refuse
-from components.configuration.networks import (
-    MaskedTransformerConfig,
-    PixelCNNConfig,
-    RowLSTMConfig,
-    TokenNetworkConfig,
-    TransformerConfig,
-)
 from components.configuration.optimization import Training, TrainingNeeds
 
 
 class TokenTraining(Training):
     """Network, conditions, and needs shared by both transformers over tokens."""
 
-    network: TokenNetworkConfig
+    network: networks.TokenNetworkConfig
     conditioning: TokenConditions = TokenConditions()
 
     def needs(self) -> TrainingNeeds:
@@ -50,8 +44,8 @@ class PriorTraining(TokenTraining):
 
     stage_version = 2  # dropout on residual branches alone
 
-    network: TransformerConfig
-    token_corruption: float = Field(0.0, ge=0, lt=1)  # share of input tokens replaced by random ones in training
+    network: networks.TransformerConfig
+    token_corruption: float = Field(0.0, ge=0, lt=1)  # share of inputs replaced by random tokens
     text_loss_weight: float = Field(0.0, ge=0, lt=1)  # w text + (1 - w) image, DALL-E 1/8; 0: a condition only
 
     def _check(self) -> None:
@@ -70,7 +64,7 @@ class MaskedPriorTraining(TokenTraining):
 
     stage_version = 2  # dropout on residual branches alone
 
-    network: MaskedTransformerConfig
+    network: networks.MaskedTransformerConfig
     label_smoothing: float = Field(0.1, ge=0, lt=1)
 
 
@@ -82,12 +76,11 @@ class PixelData(Config):
 
 
 class PixelTraining(Training):
-    """Gated PixelCNN or Row LSTM over 8-bit values of pixels, RGB or gray, or over tokens.
-    Over tokens where `resolution` is None."""
+    """Gated PixelCNN or Row LSTM over 8-bit RGB or gray, or over tokens where `resolution` is None."""
 
     can_adapt = False  # its samplers read weights outside of a forward pass
 
-    network: Annotated[PixelCNNConfig | RowLSTMConfig, Field(discriminator="kind")]
+    network: Annotated[networks.PixelCNNConfig | networks.RowLSTMConfig, Field(discriminator="kind")]
     conditioning: LabelConditions = LabelConditions()
     data: PixelData = PixelData()
 

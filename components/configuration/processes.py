@@ -1,5 +1,4 @@
-"""Noising processes of images, and training targets of networks.
-`objective()` gives what `components.models.diffusion.objective.make_objective` takes."""
+"""Noising processes of images, and targets of networks, for `make_objective` by `objective()`."""
 
 from typing import Annotated, Any, Literal, Self
 

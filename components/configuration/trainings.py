@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
+from components.configuration import networks
 from components.configuration.conditions import (
     IMAGES,
     DatasetInfo,
@@ -15,13 +16,6 @@ from components.configuration.conditions import (
 )
 from components.configuration.config import Config, refuse
 from components.configuration.diffusion import DiffusionTraining
-from components.configuration.networks import (
-    AutoencoderNetworkConfig,
-    ClassifierNetworkConfig,
-    ContrastiveNetworkConfig,
-    DiffusionPriorNetworkConfig,
-    GANConfig,
-)
 from components.configuration.optimization import (
     AdversarialOptimization,
     ClassifierOptimization,
@@ -45,7 +39,7 @@ class AutoencoderLosses(Config):
     """Loss weights that tell apart VAE, VAE-GAN, VQ-VAE, dVAE and VQ-GAN."""
 
     commitment_cost: float = Field(0.25, ge=0)
-    kl_weight: float = Field(1.0, ge=0)  # of gaussian and gumbel; 1 is the bound, where reconstruction is a likelihood
+    kl_weight: float = Field(1.0, ge=0)  # of gaussian and gumbel; 1 is the bound of a likelihood
     kl_warmup_steps: int = Field(0, ge=0)  # from 0 to kl_weight along a cosine
     temperature_steps: int = Field(0, ge=0)  # of gumbel: from 1 to final_temperature along a cosine
     final_temperature: float = Field(1 / 16, gt=0, le=1)
@@ -68,7 +62,7 @@ class AutoencoderTraining(Training):
     stage_version = 3  # the bottleneck is a part of its network
     can_adapt = False  # the adaptive weight is a ratio of gradients of the last layer
 
-    network: AutoencoderNetworkConfig
+    network: networks.AutoencoderNetworkConfig
     losses: AutoencoderLosses
     data: AutoencoderData
     optimization: AdversarialOptimization
@@ -129,7 +123,7 @@ class AdversaryConfig(Config):
 
     discriminator_channels: int = Field(ge=4)
     discriminator_channel_mult: tuple[int, ...] = Field(min_length=1)
-    augment: bool = False  # differentiable augmentation of all that the discriminator sees, for small sets
+    augment: bool = False  # differentiable, of all that the discriminator sees
 
 
 class GANTraining(Training):
@@ -137,7 +131,7 @@ class GANTraining(Training):
 
     can_adapt = False  # its spectral norms need whole weights
 
-    network: GANConfig
+    network: networks.GANConfig
     adversary: AdversaryConfig
     conditioning: LabelConditions = LabelConditions()
     data: ImageData
@@ -188,10 +182,9 @@ class AugmentedData(ShiftedData):
 
 
 class ClassifierTraining(Training):
-    """Classifier of noisy images, for guidance (Dhariwal and Nichol, 2021), or of clean images,
-    for measurement."""
+    """Classifier of noisy images, for guidance (Dhariwal and Nichol, 2021), or of clean ones, to measure."""
 
-    network: ClassifierNetworkConfig
+    network: networks.ClassifierNetworkConfig
     noisy: bool = True  # False: it sees clean images only, and guides nothing
     process: Noise = DiscreteNoise()  # that of the diffusion model that it guides
     data: AugmentedData
@@ -219,10 +212,9 @@ class ClassifierTraining(Training):
 
 
 class ContrastiveTraining(Training):
-    """Contrastive text-image encoder (CLIP; Radford et al., 2021).
-    The batch size decides how hard the task is."""
+    """Contrastive text-image encoder (CLIP; Radford et al., 2021); larger batches are a harder task."""
 
-    network: ContrastiveNetworkConfig
+    network: networks.ContrastiveNetworkConfig
     text: TextConfig
     data: ShiftedData
 
@@ -251,12 +243,11 @@ class ContrastiveTraining(Training):
 
 
 class DiffusionPriorTraining(Training):
-    """Diffusion prior of DALL-E 2 (Ramesh et al., 2022, section 2.2), over embeddings of a contrastive
-    encoder."""
+    """Diffusion prior of DALL-E 2 (Ramesh et al., 2022, section 2.2), over contrastive embeddings."""
 
     stage_version = 2  # attention in fp32 on a CPU
 
-    network: DiffusionPriorNetworkConfig
+    network: networks.DiffusionPriorNetworkConfig
     process: DiscreteProcess = DiscreteProcess(prediction_type="sample", min_snr_gamma=None)
     conditioning: PriorConditions = PriorConditions()
     data: ImageData  # of the contrastive encoder, or larger

@@ -49,9 +49,7 @@ def explain(error: Exception, model: type[BaseModel]) -> str:
 
 
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[type[BaseModel]]]:
-    """Location as written for `--set`, and the models with a field of the last name.
-    pydantic puts the tag of a union (the kind of a network), or the name of its class, into the location, as if it were
-    a field."""
+    """Location as written for `--set`, without tags of unions, and models with a field of the last name."""
     path: list[str] = []
     owners, choices = [model], [model]
     for part in location:

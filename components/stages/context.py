@@ -32,7 +32,7 @@ class Pace:
         self.reports: deque[tuple[float, int]] = deque(maxlen=REPORTS)  # (seconds, images done)
 
     def rate(self, done: int, now: float) -> float | None:
-        """Images/s after `done` images at time `now` in seconds; None as long as the rate is unknown.
+        """Images/s after `done` images at time `now` in seconds; None for an unknown rate.
         What comes at once in the beginning says nothing: so comes all that an earlier try left."""
         other_work = self.reports and done < self.reports[-1][1]
         if other_work or (len(self.reports) == 1 and now - self.reports[0][0] < AT_ONCE):
@@ -44,8 +44,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class StageContext:
-    """Stores, workers and reports of a stage's run.
-    Nothing here is part of its identity."""
+    """Stores, workers and reports of a stage's run; nothing here is part of its identity."""
 
     stage: str
     key: str
@@ -70,8 +69,7 @@ class StageContext:
 
     @property
     def work_store(self) -> Store:
-        """Store of unfinished work, left for the next try; useless after the commit of the stage.
-        A killed try leaves its files here."""
+        """Store of unfinished work, left for the next try; useless after the commit of the stage."""
         return self.store.join(self._folder("work"))
 
     def _folder(self, name: str) -> str:
@@ -117,13 +115,12 @@ class StageContext:
         """Uploads `folder`, lists all files of the stage's folder, and writes the manifest.
 
         Args:
-            folder: local files of this try; uploaded below `attempt-…/`.
+            folder: local files of this try.
             entries: files of the stage's folder that were uploaded before.
             parts: files of `files_store`, as the records of finished parts list them.
             written: files of `files_store` that this try has written, whatever was there; read back and hashed here.
 
-        Returns the committed artifact: this one, or the one of whoever committed first.
-        """
+        Returns the committed artifact: this one, or the one of whoever committed first."""
         own = [*parts, *in_parallel(lambda path: describe(self.files_store.read(path), path), written)]
         place = self._folder("files")
         listed = [*entries, *(entry.model_copy(update={"path": f"{place}/{entry.path}"}) for entry in own)]

@@ -1,7 +1,6 @@
 """Evaluation of images by figures in the features of a network, and the stage of every study.
 
-A study's configuration names the study; its other inputs are the models.
-"""
+A study's configuration names the study; its other inputs are the models."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -52,7 +51,7 @@ class EvaluationConfig(PairsConfig):
 
     held_out_samples: int = Field(1024, ge=2)  # at most so many to reconstruct
     window: int | None = Field(None, ge=8)  # pixels; larger images are also compared window by window
-    metrics: MetricNames = USUAL  # the distance is measured in any case, its error where it is named
+    metrics: MetricNames = USUAL  # the distance is measured in any case
 
     def _check(self) -> None:
         super()._check()
@@ -70,17 +69,11 @@ def evaluate(
     samples: Artifact | None = None,
 ) -> Artifact:
     """Reconstruct held-out images and measure all images against the training images.
-
     Features stay beside the images that they are of, so an evaluation with other metrics measures none again.
-
-    Args:
-        tokenizer: an autoencoder, where there is one to judge.
-        samples: what the generators made, where there are any.
 
     Returns an artifact of kind `report`: images, statistics of the reference, and all figures as metadata.
     Raises, before any work, FeatureNetworkError or PerceptualWeightsError for networks or weights that are missing, and
-    ValueError for figures of an autoencoder where there is none.
-    """
+    ValueError for figures of an autoencoder where there is none."""
     check_feature_network(config.feature_network, config.feature_weights)
     check_perceptual_network("vgg16_lpips" if "lpips" in config.pairs else "none", weights_uri=config.lpips_weights)
     refuse(config.pairs and tokenizer is None, "evaluation.pairs: there is no autoencoder to judge; leave them out")
@@ -142,16 +135,11 @@ def measure(
 
 
 def run_study(config: Any, context: StageContext, *, images: Artifact, **models: Artifact) -> Artifact:
-    """Plans the jobs of a study, does them, measures what they made, and commits what is found.
-
-    Args:
-        config: the configuration of a study, such as StepsStudyConfig; `config.study` is the class.
-        models: by the names that the study knows.
+    """Plans and does the jobs of `config.study`, measures the images made, and commits the findings.
 
     Returns an artifact of kind `report`: plots, tables, figures and images.
     Raises, before any work, FeatureNetworkError if the feature network is not installed, and ValueError of one line for
-    models or images that do not fit the study.
-    """
+    models or images that do not fit the study."""
     if isinstance(config, MeasureConfig):
         check_feature_network(config.feature_network, config.feature_weights)
     index, files, done = load_index(images.url("index.json")), context.files_store, 0

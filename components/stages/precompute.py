@@ -1,9 +1,7 @@
 """Frozen networks: their work on a whole set before training, and the import of a text encoder.
 
-Latents, embeddings and states of captions stand next to each image, or smaller images, one file for each shard.
-Trainings then read what they would make anew at each step. A pretrained text encoder is copied into the store, next to
-all other models, where trainings and samples find it.
-"""
+Latents, embeddings and states of captions stand next to each image, or smaller images, one file for each shard:
+trainings read what they would make anew at each step. A pretrained text encoder is copied into the store."""
 
 import json
 import tempfile
@@ -67,9 +65,7 @@ def precompute(
 
     Returns an artifact of kind `shards`, a set of the same samples in the same order: `index.json`, `bpe.json`, tars,
     and for arrays of texts what stands for no text (`null_text_states.npy`).
-
-    Raises ValueError, before any work, for a column without its encoder, or one that does not fit.
-    """
+    Raises ValueError, before any work, for a column without its encoder, or one that does not fit."""
     index, files = load_index(images.url(INDEX)), context.files_store
     networks = FrozenNetworks(autoencoder, contrastive, text_encoder)
     columns: tuple[str, ...] = config.columns
@@ -97,7 +93,7 @@ class TextEncoderConfig(Config):
 
     # folder, local or in object storage, that transformers' save_pretrained wrote; the worker may be in another folder
     uri: Annotated[str, Field(min_length=1), AfterValidator(absolute)]
-    length: int = Field(32, ge=2)  # tokens of a text, of the encoder's own tokenizer; longer texts lose their end
+    length: int = Field(32, ge=2)  # tokens of the encoder; longer texts lose their end
     pads: Annotated[Literal["hidden", "attended"], Since("hidden")] = "hidden"  # attended: as in Stable Diffusion
     skipped_layers: Annotated[int, Since(0)] = Field(0, ge=0)  # of the last; 1: the "penultimate" layer's states
 

@@ -29,13 +29,9 @@ def compose_cascade(
     config: SamplingConfig, context: StageContext, *, upsamplers: list[Artifact] | None = None, **parts: Artifact
 ) -> Artifact:
     """Copies the parts side by side, and writes roles and sampling settings to `cascade.json`.
+    `upsamplers`: smallest first; `parts`: the other models by what they are in a `Cascade`, as tokenizer or base.
 
-    Args:
-        upsamplers: smallest first.
-        parts: the other models by what they are in a `Cascade`: tokenizer, prior, condition, base, model.
-
-    Returns an artifact of kind `model` that `Cascade.load` opens anywhere, without the storage it came from.
-    """
+    Returns an artifact of kind `model` that `Cascade.load` opens anywhere, without the storage it came from."""
     larger = {artifact.stage: artifact for artifact in upsamplers or []}
     config.by_model(tuple(larger))  # raises here, for another number of upsamplers
     with context.pool() as pool:
@@ -60,7 +56,7 @@ def copy_parts(
 class SamplesConfig(GalleryConfig):
     """Images of each generator to show, and images to measure distances with."""
 
-    stage_version = 3  # keeps the words that images were asked for by, and the seconds that they took
+    stage_version = 3  # keeps words and seconds of images
 
     measured_samples: int = Field(512, ge=0)  # of each generator, by the models' own settings
     seed: int = Field(0, ge=0)

@@ -18,7 +18,7 @@ from components.runtime.storage.artifact import Artifact, read_records
 from components.runtime.storage.store import Store
 from components.stages.context import StageContext
 
-CODES_FROM = 100_000  # images whose codes say how the codebook is used, of files evenly from the set
+CODES_FROM = 100_000  # images whose codes say how the codebook is used
 
 
 class TokensConfig(Config):
@@ -26,7 +26,7 @@ class TokensConfig(Config):
 
     stage_version = 2  # counts and keys of each file, for readers that hold no whole set
 
-    member: Member = "image"  # what of each sample is the image: itself, its depth map or its mask
+    member: Member = "image"  # of each sample: itself, its depth map or its mask
     precision: Annotated[Precision, Since("fp32")] = "fp32"  # bf16 on GPUs: several times as fast; some codes differ
 
 
@@ -36,8 +36,7 @@ def tokenize_images(config: TokensConfig, context: StageContext, *, images: Arti
     Returns a tokens artifact: the files in the order of the index, the caption tokenizer, and as metadata what the
     prior needs to know of each file and of the set, and how CODES_FROM images use the codebook.
 
-    Raises, before any work, ValueError for an autoencoder without codes, ShardError for a set without the member.
-    """
+    Raises, before any work, ValueError for an autoencoder without codes, ShardError for a set without the member."""
     network, index, files = describe_autoencoder(tokenizer), load_index(images.url("index.json")), context.files_store
     check_member(index, config.member)
     names, how = token_names(index), {"threads": context.resources.reader_threads, "precision": config.precision}

@@ -53,8 +53,7 @@ def train_model(
 
     Raises before anything is started: PerceptualWeightsError, ShardError for a set without the member that the recipe
     names, TokensError and ValueError for inputs, or weights to start from, that do not fit each other or the recipe.
-    Raises TrainingError if losses stop being finite or workers fail too often.
-    """
+    Raises TrainingError if losses stop being finite or workers fail too often."""
     if tokens is not None:
         return train_on_tokens(config, context, tokens, tokenizer=tokenizer, condition=condition)
     if images is None:

@@ -1,11 +1,9 @@
 """Bytes that a training's step keeps between its forward and backward pass, from its configuration.
 
 The task itself takes its step on torch's meta device, in the recipe's precision and with the kernels of a GPU, with so
-many samples and with twice as many: the difference is what each sample keeps. The rest does not grow: in bf16, above
-all, the copies of weights that their gradients need. Counted is each storage once, as
-`torch.autograd.graph.saved_tensors_hooks` sees them. Not counted is what lives for a moment (outputs that nothing needs
-later, gradients between layers, workspaces of kernels), what fragments a GPU's memory, and what frozen networks that
-make columns need. Compiled blocks keep less."""
+many samples and with twice as many: the difference is what each sample keeps, the rest does not grow. Counted is each
+storage once, as `torch.autograd.graph.saved_tensors_hooks` sees them. Not counted is what lives for a moment (gradients
+between layers, workspaces of kernels), fragments, and what frozen networks need. Compiled blocks keep less."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +18,7 @@ from components.models.layers import blocks_of
 from components.training.loop import Batch
 from components.training.step_model import StepModel, WithoutNumbers, acting, learners_of, take_gradients
 
-Storages = dict[int, Tensor]  # one tensor of each storage, which keeps it, by the storage's identity
+Storages = dict[int, Tensor]  # a tensor that keeps each storage, by identity
 
 
 class Linear(NamedTuple):
@@ -47,9 +45,8 @@ class Activations(NamedTuple):
     block: Linear
 
     def needed(self, *, recompute: bool, sharded: bool) -> Linear:
-        """The most bytes at any time of a step.
-        Where blocks are computed again, one block is whole meanwhile; the copies in bf16 of all weights last until the
-        forward pass ends, but for the copies of weights in shards."""
+        """The most bytes at any time of a step. Where blocks are computed again, one block is whole meanwhile.
+        Copies in bf16 of all weights last until the forward pass ends, but for those of weights in shards."""
         if not recompute:
             return self.whole
         fixed = self.recomputed.fixed + self.block.fixed
@@ -66,7 +63,7 @@ def activations(model: StepModel) -> Activations:
             step_keeps(model.loaded_task(), model.batch(samples), step=training.optimization.total_steps)
             for samples in (unit, 2 * unit)
         )
-    pairs = list(zip(once, twice, strict=True))  # a GAN's step has several passes: at most the largest one's is kept
+    pairs = list(zip(once, twice, strict=True))  # a GAN's step has several passes
     blocks = [block for one, two in pairs for block in zip(one.blocks, two.blocks, strict=True)]
     return Activations(
         whole=largest(Linear.through(one.whole, two.whole, unit=unit) for one, two in pairs),
@@ -171,8 +168,7 @@ def as_it_is(tensor: Tensor) -> Tensor:
 
 
 class GPUKernels(WithoutNumbers):
-    """Gives meta tensors the kernels of a GPU.
-    Attention keeps no matrix of all weights, and dropout a byte an element."""
+    """Kernels of a GPU for meta tensors: attention keeps no matrix of weights, dropout a byte an element."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, options = getattr(func, "__name__", ""), kwargs or {}

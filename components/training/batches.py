@@ -18,19 +18,18 @@ IMAGES = ("image", "condition_image")
 ARRAYS = ("latents", "image_embedding", "text_states", "text_embedding")  # of an encoded set
 TENSORS = (*IMAGES, *ARRAYS, "label", "text", "tokens", "condition", "task", "position")
 ON_HOST = ("position", "task")
-SMALLEST = 64  # pixels: smaller images are enlarged without smoothing, for browsers that would smooth them
+SMALLEST = 64  # pixels: smaller images are enlarged, for browsers would smooth them
 
 Item = TypeVar("Item")
 
 
 def to_batch(rows: Arrays, device: torch.device | str = "cpu") -> Batch:
-    """Converts rows of arrays to a batch of tensors on `device`.
-    Images uint8 (B, H, W, 3) become float32 (B, 3, H, W) in [-1, 1], arrays of an encoded set float32, all else int64.
-    Columns that the host reads, to draw and to choose by, stay there. Columns without a reader (captions, keys) go."""
+    """Converts rows of arrays to tensors on `device`; columns ON_HOST stay, columns without a reader go.
+    Images uint8 (B, H, W, 3) become float32 (B, 3, H, W) in [-1, 1], encoded arrays float32, all else int64."""
     batch = {}
     for name in TENSORS:
         if name in rows:
-            column = rows[name]  # of objects, arrays of rows, from some readers; else the tensor shares its memory
+            column = rows[name]  # of objects from some readers; else the tensor shares its memory
             column = np.stack(list(column)) if column.dtype == object else np.ascontiguousarray(column)
             with warnings.catch_warnings():  # readers give memory that must not be written to: no task does
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

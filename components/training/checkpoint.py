@@ -56,10 +56,9 @@ class HostCopy(NamedTuple):
 
 
 def copy_to_host(state: dict[str, Any], *, step: int, worker: Worker = ALONE) -> HostCopy:
-    """Copy the calling rank's part of a task's state after `step` steps.
-    Training may go on after the return. `state["weights"]` maps flat names to tensors; the rest holds plain values and
-    optimizer states. The data position is the step itself: the stream is a function of (seed, step). Training draws
-    nothing from the global generators but dropout, which is seeded at each step; they are copied all the same."""
+    """Copy the calling rank's part of a task's state after `step` steps; training may then go on.
+    The data position is the step itself: the stream is a function of (seed, step). Training draws nothing from the
+    global generators but dropout, which is seeded at each step; they are copied all the same."""
     part, parts = (worker.part, worker.parts) if worker.shards else (0, 1)
     tensors = dict[str, Tensor]()
     plain = separated({"task": state, "generators": generator_states()}, tensors)
@@ -94,8 +93,8 @@ def joined(value: Any, read: Callable[[dict[str, Any]], Any]) -> Any:
 
 
 def write_host_copy(folder: Path, copy: HostCopy) -> None:
-    """Write a part of a checkpoint of finite weights, its digests last.
-    The folder appears whole or not at all. Called behind training: leaves Python's lock free during writes."""
+    """Write a part of a checkpoint, its digests last; the folder appears whole or not at all.
+    Called behind training: leaves Python's lock free during writes."""
     scratch = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -133,13 +132,9 @@ class StoredTensor(NamedTuple):
 
 
 def read_checkpoint(fetch: Callable[[str], Path]) -> tuple[int, dict[str, Any]]:
-    """Reads (step, state), and restores the global generators. Tensors in shards are `StoredTensor`s.
-
-    Args:
-        fetch: gives the local file of a name; called for the files that are needed, when they are.
-
-    Tensors are mapped from the disk: a rank that takes a part of each needs no memory for all. No code in the files is
-    run. Raises DamagedFileError for a file that is no part of a checkpoint."""
+    """Reads (step, state), and restores the global generators; tensors in shards are `StoredTensor`s.
+    `fetch` gives the local file of a name, when it is needed. Tensors are mapped from the disk: a rank that takes a
+    part of each needs no memory for all. Raises DamagedFileError for a file that is no part of a checkpoint."""
     try:
         stored = json.loads(fetch(STATE).read_text())
         step, parts = stored.pop("step"), stored.pop("parts")
@@ -206,8 +201,7 @@ def restore_generators(states: dict[str, Any]) -> None:
 
 def on_host(state: Any) -> Any:
     """Copies a task's state to the host's memory; of tensors in shards, the calling rank's shard.
-    A state is dictionaries and lists of tensors and plain values. From a GPU all tensors go at once into pinned memory,
-    which torch reuses for the next copy, with a single wait."""
+    From a GPU all tensors go at once into pinned memory, which torch reuses for the next copy, with a single wait."""
 
     def copied(tensor: Tensor) -> Tensor:
         part = local(tensor.detach())

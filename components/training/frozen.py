@@ -1,8 +1,8 @@
 """Frozen encoders: trained networks that add columns to the batches of another training.
 
-The contrastive encoder adds the columns of DALL-E 2's prior and decoder, a text encoder the condition of Imagen. Each
-is loaded in every worker, from an artifact, and changes no more. Columns may have been made before, and then come with
-the images: the stage that encodes a set (`components.stages.precompute`) names each array's model in the index.
+The contrastive encoder adds the columns of DALL-E 2's prior and decoder, a text encoder the condition of Imagen.
+Columns may have been made before, and then come with the images: the stage that encodes a set
+(`components.stages.precompute`) names each array's model in the index.
 
 Shapes: B batch, E embedding_dim, L text length, D features of a text's state."""
 
@@ -74,16 +74,14 @@ class ImageInputs(NamedTuple):
 @torch.no_grad()
 def encoded(batch: Batch, encoders: Iterable[Encoder]) -> Batch:
     """The batch with the columns of all encoders; each encoder sees the columns of earlier ones.
-    A column called `null_text_states` is the null of `text_states`, and so on; see
-    `components.training.randomness`."""
+    A column called `null_text_states` is the null of `text_states`, and so on."""
     for encoder in encoders:
         batch = {**batch, **encoder(batch)}
     return batch
 
 
 def image_encoder(network: ContrastiveEncoder) -> Encoder:
-    """Adds `image_embedding` (B, E) of `image`, with components of unit variance.
-    Larger images are reduced to the encoder's resolution."""
+    """Adds `image_embedding` (B, E) of `image`, reduced to the encoder's resolution, of unit variance."""
 
     def encode(batch: Batch) -> Batch:
         image = batch["image"]
@@ -94,8 +92,7 @@ def image_encoder(network: ContrastiveEncoder) -> Encoder:
 
 
 class Latents:
-    """Replaces `image` by latents (B, C, h, w) times `scale`, for unit variance, and decodes latents.
-    Rombach et al. (2022), appendix G."""
+    """Replaces `image` by latents (B, C, h, w) times `scale`, for unit variance (Rombach et al., 2022)."""
 
     def __init__(self, network: Autoencoder, scale: float) -> None:
         self.network, self.scale = network, scale
@@ -110,8 +107,7 @@ class Latents:
 
 
 def gray_images(device: torch.device) -> Encoder:
-    """Replaces `image`, gray in three equal channels, by a single channel, (B, 1, H, W).
-    The encoder raises ColorError for an image in color."""
+    """Replaces gray `image` by a single channel, (B, 1, H, W); the encoder raises ColorError for a color."""
     del device
     return lambda batch: {"image": one_channel(batch["image"])}
 
@@ -124,8 +120,7 @@ def text_encoder(text: ContrastiveText) -> Encoder:
 
 def caption_encoder(text: FrozenText, bpe: Tokenizer) -> Encoder:
     """Adds `text_states` (B, L, D) of captions, by an encoder with a tokenizer of its own.
-    Captions are decoded from the ids of `bpe` in column `text`: a byte-level BPE gives the caption back, in lower case
-    and cut where it was too long."""
+    A byte-level BPE gives back the caption of the ids in `text`, in lower case and cut where it was too long."""
     nothing = {"null_text_states": text.encode([""])}
 
     def encode(batch: Batch) -> Batch:
@@ -141,12 +136,7 @@ def repeated(nothing: dict[str, Tensor], batch: Batch) -> Batch:
 
 
 def frozen_encoders(columns: Sequence[str], networks: FrozenNetworks, *, resolution: int, bpe: str) -> Frozen:
-    """The encoders of all `columns`, latents not scaled and last.
-
-    Args:
-        resolution: of the images.
-        bpe: the tokenizer of the data's captions, the text of its file.
-
+    """The encoders of all `columns`, latents not scaled; `bpe` is the text of the data's tokenizer.
     Raises ValueError, in a line, for a needed network that is missing or does not fit."""
     loaders, sizes = list[LoadEncoder](), dict[str, int]()
     if {"image_embedding", "text_embedding"} & {*columns}:
@@ -239,8 +229,7 @@ def image_inputs(
     latent_scale: float | None = None,
 ) -> ImageInputs:
     """Match the needs of a training with the arrays of the set and the frozen networks.
-    `latent_scale`: that weights to start from have learned; None: it is measured.
-    Raises ValueError, in a line, for networks that are missing, do not fit, or did not make the set's arrays."""
+    `latent_scale`: that weights to start from have learned; None: it is measured. Raises as `frozen_networks`."""
     needs, autoencoder = config.needs(), networks.autoencoder
     resolution = needs.resolution
     if autoencoder is not None and "latents" not in index.array_names:
@@ -300,9 +289,8 @@ def check_maker(index: ShardIndex, name: str, maker: Artifact | None) -> None:
 def scale_of_latents(
     config: Training, open_pool: Callable[[], Pool], index: ShardIndex, autoencoder: Artifact, *, scale: float | None
 ) -> float:
-    """The scale of latents for unit variance (Rombach et al., 2022, appendix G).
-    A scale that is not given is one over the deviation of the latents of MEASURED training images. Raises ValueError if
-    the recipe's sizes are not the autoencoder's."""
+    """The scale of latents for unit variance (Rombach et al., 2022), measured if not given.
+    Raises ValueError if the recipe's sizes are not the autoencoder's."""
     needs, shape = config.needs(), describe_autoencoder(autoencoder).diffused_shape
     sizes = (needs.channels, needs.resolution, needs.resolution)
     if shape != sizes:
@@ -315,8 +303,7 @@ def scale_of_latents(
 
 
 def deviation_of_latents(index: ShardIndex, autoencoder: Artifact, *, samples: int) -> float:
-    """Standard deviation of the latents of the first training images. Runs in a worker.
-    Latents are read from an encoded set, and otherwise made."""
+    """Standard deviation of the latents, read or made, of the first training images. Runs in a worker."""
     network, device = open_autoencoder(autoencoder), best_device()
     if "latents" in index.array_names:
         images = read_split(index, "train", View(network.grid[0], arrays=("latents",)), limit=samples)

@@ -13,11 +13,7 @@ from ray.exceptions import ActorDiedError
 import components
 from components.runtime import events
 from components.runtime.pool import portable
-from components.runtime.ray_internals import (
-    EqualShares,
-    PlacementGroupCleanerCallback,
-    get_webui_url_from_internal_kv,
-)
+from components.runtime.ray_internals import EqualShares, PlacementGroupCleanerCallback, get_webui_url_from_internal_kv
 from components.runtime.storage.artifact import verify_files
 from components.training.results import FINISHED, Trained, read_finished
 from components.training.run_folder import forget_checkpoint, last_checkpoint, storage_of
@@ -41,8 +37,7 @@ def train(job: TrainingJob) -> Trained:
     Raises:
         HandoverError: values for workers hold a path of the driver's node.
         TrainingError: the batch does not divide by the workers, losses stopped being finite, data can't be read, a
-            device has too little memory, or workers failed more than resources.max_failures times.
-    """
+            device has too little memory, or workers failed more than resources.max_failures times."""
     stage, config, run = job.stage, job.config, job.run
     if not job.resources.worker_counts(config.global_batch_size):
         raise TrainingError(
@@ -69,9 +64,8 @@ def warn(job: TrainingJob, line: str) -> None:
 
 
 def run_trainer(job: TrainingJob) -> bool:
-    """Run Ray Train in the job's run folder.
-    Returns True to run again: a checkpoint was damaged, or training left a node in time that is taken away. Raises
-    TrainingError with the worker's own last line."""
+    """Run Ray Train in the run folder. Raises TrainingError with the worker's own last line.
+    Returns True to run again: a checkpoint was damaged, or training left a node in time that is taken away."""
     path, filesystem = storage_of(job.folder)
     resources, counts = job.resources, job.resources.worker_counts(job.config.global_batch_size)
     trainer = Trainer(
@@ -114,8 +108,8 @@ def run_trainer(job: TrainingJob) -> bool:
 
 class Trainer(ray.train.torch.TorchTrainer):
     """Ray's trainer, for numbers of workers in `worker_counts`, and without a useless actor.
-    Ray 2.60 starts an actor that removes the placement group if the controller dies. It asks the dashboard whether the
-    controller lives; without a dashboard it hears nothing, costs time all along, and 12 seconds at the end."""
+    Ray 2.60's actor that removes the placement group after a dead controller asks the dashboard whether that lives;
+    without a dashboard it hears nothing, and costs 12 seconds at the end."""
 
     def __init__(self, *arguments: Any, worker_counts: list[int], **options: Any) -> None:
         super().__init__(*arguments, **options)

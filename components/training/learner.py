@@ -23,19 +23,11 @@ from components.models.diffusion.objective import Objective, make_objective
 from components.models.gan import ProjectionDiscriminator
 from components.models.layers import compile_blocks, recompute_blocks
 from components.sampling.device import computes_bf16
+from components.training import optim
 from components.training.adapters import add_adapter
 from components.training.batches import png_grid, to_batch, with_positions
 from components.training.frozen import LoadEncoder, encoded
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.optim import (
-    EMA,
-    NonFiniteGuard,
-    decay_at,
-    freeze_parts,
-    learning_rate,
-    make_optimizer,
-    power_decays,
-)
 from components.training.parallel import ALONE, Worker, data_parallel
 from components.training.randomness import derive_seed, dropped_conditions, sample_normal
 from components.training.sharding import average_copies, clip, load_weights, placed_optimizer, shard
@@ -53,14 +45,12 @@ def make_network(training: Training, dataset_info: DatasetInfo = IMAGES, grid: T
 
 
 class Learner:
-    """A network in training.
-    `self.forward` is the data-parallel network, `self.network` the plain one; with shards both are sharded."""
+    """A network in training: `forward` is data-parallel, `network` plain; with shards both are sharded."""
 
     def __init__(self, network: Any, *, config: OptimizationConfig, worker: Worker, averaged: bool = True) -> None:
-        """Builds the optimizer and, if `averaged`, the configuration's EMA; discriminators have none.
-        Raises ValueError for parts that the network does not have."""
+        """Builds the EMA if `averaged`. Raises ValueError for parts that the network does not have."""
         self.config, self.worker = config, worker
-        freeze_parts(network, config.parts)
+        optim.freeze_parts(network, config.parts)
         self.network = network if worker.shards else network.to(worker.device)
         if config.compile_network:
             compile_blocks(self.network)
@@ -68,16 +58,16 @@ class Learner:
             recompute_blocks(self.network)
         self.copied: Callable[[Any], Any] = shard(self.network, worker) if worker.shards else deepcopy
         self.forward = data_parallel(self.network, worker)
-        power = power_decays(config.ema_sigma_rel) if config.ema == "power" else None
-        decays = power or {"ema": partial(decay_at, decay=config.ema_decay)}
-        self.ema = EMA(self.network, decays, copied=self.copied) if averaged and config.ema_decay > 0 else None
-        self.guard = NonFiniteGuard(worker.device, every=config.log_every)
+        power = optim.power_decays(config.ema_sigma_rel) if config.ema == "power" else None
+        decays = power or {"ema": partial(optim.decay_at, decay=config.ema_decay)}
+        self.ema = optim.EMA(self.network, decays, copied=self.copied) if averaged and config.ema_decay > 0 else None
+        self.guard = optim.NonFiniteGuard(worker.device, every=config.log_every)
         self.computes_bf16 = computes_bf16(config.precision, worker.device)
 
     @cached_property
     def optimizer(self) -> torch.optim.AdamW:
         """The optimizer, built at its first use: networks on the meta device, only counted, have none."""
-        return make_optimizer(self.network, self.config)
+        return optim.make_optimizer(self.network, self.config)
 
     def snapshot(self) -> Any:
         """The network for samples and for the artifact, in evaluation mode: the EMA, or else a copy."""
@@ -99,14 +89,13 @@ class Learner:
         loss.backward(inputs=trained, retain_graph=retain_graph)
 
     def update(self, step: int) -> tuple[Tensor, Tensor]:
-        """Clip where the recipe says so, step the optimizer, clear gradients.
-        Returns (taken, gradient norm before clipping), both () on the device. Only the device knows whether the step is
-        taken: the fused optimizer learns it from `found_inf`, as from a gradient scaler, and leaves weights, moments
-        and its count of steps unchanged after a refusal."""
+        """Clip, step the optimizer, clear gradients. Returns (taken, norm before clipping), () on the device.
+        Only the device knows whether the step is taken: the fused optimizer learns it from `found_inf`, as from a
+        gradient scaler, and leaves weights, moments and its count of steps unchanged after a refusal."""
         norm = clip(self.network, self.worker, max_norm=self.config.max_grad_norm)
         taken = self.guard.admits(norm, step=step)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step) * group.get("factor", 1.0)
+            group["lr"] = optim.learning_rate(self.config, step) * group.get("factor", 1.0)
         self.optimizer.found_inf = (~taken).float()  # pyrefly: ignore[missing-attribute]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -140,8 +129,7 @@ class Learner:
         }
 
     def restore(self, weights: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Restore the results of `weights()` and `progress()`; gradients of a broken-off step are cleared.
-        Tensors are whole or the calling rank's shards."""
+        """Restore `weights()`, whole or the rank's shards, and `progress()`; gradients are cleared."""
         self.optimizer.zero_grad(set_to_none=True)
         load_weights(self.network, below("network.", weights))
         self.optimizer.load_state_dict(placed_optimizer(self.optimizer, progress["optimizer"]))
@@ -153,8 +141,7 @@ class Learner:
 
 
 class LearnerTask:
-    """The common part of all tasks; see `components.training.loop.Task`.
-    A task of one network says in `part_losses` what a part of a batch costs, in `measures` how good the average is."""
+    """The common part of all `Task`s: `part_losses` to learn from, `measures` to judge the average."""
 
     config: Any
     grid: Any  # TokenGrid, or None for a training on images
@@ -174,15 +161,8 @@ class LearnerTask:
         load_start: Callable[[nn.Module], None] | None = None,
         worker: Worker = ALONE,
     ) -> None:
-        """Builds the networks of a training.
-
-        Args:
-            dataset_info: the data set's facts, such as the number of classes.
-            grid: of the tokens to learn; None for a training on images.
-            load_encoders: loaders of frozen networks that add columns to batches.
-            load_tokenizer: loads the network from tokens to images, for previews; None: tokens have no previews.
-            load_start: gives the network the weights to start from; None: they are drawn, or restored.
-        """
+        """Builds the networks; for other arguments see `components.training.step_model.task_maker`.
+        `load_start` gives the network the weights to start from; None: they are drawn, or restored."""
         self.config, self.dataset_info, self.grid, self.worker = config, dataset_info, grid, worker
         self.seed, self.load_tokenizer, self.load_start = config.optimization.seed, load_tokenizer, load_start
         self.parts_matter = self.parts_matter or getattr(config.network, "dropout", 0.0) > 0
@@ -196,8 +176,7 @@ class LearnerTask:
         self.learner = Learner(network, config=self.config.optimization, worker=self.worker)
 
     def started_network(self) -> Any:
-        """The network to be stored, with weights that are drawn and, where there is a start, its own.
-        Weights of ranks that have none yet come from the first one."""
+        """The network to be stored, with weights that are drawn and, where there is a start, its own."""
         network = make_network(self.config, self.dataset_info, self.grid)
         if self.load_start is not None and not next(network.parameters()).is_meta:
             self.load_start(network)
@@ -245,9 +224,8 @@ class LearnerTask:
 
     def accumulated(self, batch: Batch, *learners: Learner, step: int) -> Iterator[tuple[Batch, float]]:
         """Yields parts of at most `max_batch` samples, each with its loss factor, the share of the batch.
-        Gradients are averaged over the ranks with the last part only, and never in a rank by itself; those of a network
-        in shards among its parts each time, for until then they would be whole on every rank. Dropout alone draws from
-        a global generator, which is seeded by (seed, step, rank, part), so a resumed run drops the same units."""
+        Gradients are averaged over the ranks with the last part only, and never in a rank by itself; those in shards
+        each time. Dropout alone draws from a global generator, seeded so that a resumed run drops the same units."""
         parts = list(split(batch, self.max_batch))
         for index, part in enumerate(parts):
             with ExitStack() as stack:
@@ -274,7 +252,7 @@ class LearnerTask:
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
         """Means of `measures` over held-out samples, by the averaged weights, with draws that never change.
-        Without TF32, and likelihoods without bf16: what compares models has no rounding of a recipe's own."""
+        Without TF32 and bf16: what compares models has no rounding of a recipe's own."""
         network, totals = self.learner.snapshot(), dict[str, float]()
         for part, share in self.held_out_parts(held_out):
             with products("fp32"):
@@ -305,7 +283,6 @@ class AdversarialTask(LearnerTask):
 
     @property
     def generator(self) -> Learner:
-        """The learner of the stored network."""
         return self.learner
 
     def make_learners(self) -> None:
@@ -351,8 +328,7 @@ def seeded(seed: int, *place: int | str) -> Iterator[None]:
 
 
 class Undrawn(TorchFunctionMode):
-    """Leaves initial weights undrawn and not normalized, for networks without memory.
-    For such networks torch would first import sympy, which takes a second."""
+    """Leaves weights undrawn in networks without memory: torch would import sympy, a second."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
@@ -370,8 +346,7 @@ def without_memory() -> Iterator[None]:
 
 @contextmanager
 def initialized(seed: int, worker: Worker) -> Iterator[None]:
-    """Networks built inside start with weights drawn by the seed; on the meta device with shapes alone.
-    So do those of ranks that get their shards from the first one."""
+    """Networks built inside draw weights by the seed; on meta and ranks > 0 of shards shapes alone."""
     bare = worker.device.type == "meta" or (worker.shards and worker.rank > 0)
     with seeded(seed), without_memory() if bare else nullcontext():
         yield

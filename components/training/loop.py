@@ -17,15 +17,14 @@ Metrics = dict[str, Tensor]
 class Task(Protocol):
     """A model in training: networks, optimizers, EMA, and the training step."""
 
-    max_batch: int | None  # samples taken at a time, set before `fit`; None: the rank's whole share of a batch
+    max_batch: int | None  # samples taken at a time; None: the rank's whole share
     parts_matter: bool  # True if a batch taken in parts trains another model
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """Take the training step `step` (1-based). Returns scalar tensors on the device, `loss` among them."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole state for the next step.
-        {"weights": flat name -> tensor, ...plain values and optimizer states}."""
+        """The whole state: {"weights": flat name -> tensor, ...plain values and optimizer states}."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a `state_dict`, bit for bit, also after a step that broke off halfway."""
@@ -49,11 +48,10 @@ def fit(
     leave: Callable[[], bool] = lambda: False,
     due: Callable[[int], bool] | None = None,
 ) -> int:
-    """Train from `start_step` (steps already taken) to `config.total_steps`.
-    `batches` must start at `start_step` too. `log` is called at every step and decides what to read, `save` and `show`
-    at their intervals: first `save`, so that a failing preview loses nothing. The last step is saved and not shown: the
-    caller shows and evaluates the finished model. `due` decides whether a step is saved; None: `is_scheduled`. `leave`
-    is called after every step: if true, the state is saved and training ends. Returns the steps taken."""
+    """Train from `start_step` (steps already taken) to `total_steps`. Returns the steps taken.
+    `batches` start at `start_step` too. `log` and `leave` are called at every step, `save` and `show` at intervals:
+    first `save`, so that a failing preview loses nothing. The last step is saved and not shown. `due` decides whether a
+    step is saved; None: `is_scheduled`. If `leave` is true, the state is saved and training ends."""
     step, due = start_step, due or partial(is_scheduled, config=config)
     for step in range(start_step + 1, config.total_steps + 1):
         metrics = task.train_step(next(batches), step)

@@ -29,6 +29,7 @@ KEPT = "memory.json"  # in the run folder: {"max_batch_per_device": ...}
 # Share of a device's memory that a try leaves free: for what a rank by itself does not need (buffers of collectives,
 # codes gathered from all ranks), for previews without an EMA (a copy of the network), and for fragments of many steps.
 RESERVE = 0.05
+LARGER = "take a smaller model, or a device with more memory"
 
 
 class NoRoomError(RuntimeError):
@@ -51,16 +52,13 @@ def with_room(task: Task, batches: Iterator[Batch], reporter: Reporter, run: Sto
     share = len(first["position"])
     if most == 0 or (task.parts_matter and most < share):
         most = lowest(most_that_fits(task, first, step=steps, worker=worker), worker)
-        if most == 0 and task.parts_matter:
+        if most == 0:
             raise NoRoomError(
                 f"the {share} samples of a worker do not fit into the memory of {worker.device}, and parts of it would "
                 "train another model (batch norm and dropout see one at a time): set max_batch_per_device in the "
                 "profile if you want that, or more num_workers"
-            )
-        if most == 0:
-            raise NoRoomError(
-                f"not even one sample at a time fits into the memory of {worker.device}: "
-                "take a smaller model, or a device with more memory"
+                if task.parts_matter
+                else f"not even one sample at a time fits into the memory of {worker.device}: {LARGER}"
             )
         if worker.rank == 0:
             run.write(KEPT, json.dumps({"max_batch_per_device": most}).encode())
@@ -76,16 +74,15 @@ def with_room(task: Task, batches: Iterator[Batch], reporter: Reporter, run: Sto
 
 
 def most_that_fits(task: Task, batch: Batch, *, step: int, worker: Worker) -> int:
-    """The most samples at a time with which the calling rank trains within its memory; 0 if none fits.
-    Tries the rank's share of the batch and, where parts do not matter, its halves. No other rank takes part. The task
-    and all generators are afterwards as they were, bit for bit."""
+    """The most samples at a time that fit in the calling rank's memory, tried by itself; 0 if none fits.
+    The task and all generators are afterwards as they were, bit for bit."""
     before, generators = on_host(task.state_dict()), generator_states()
     share = len(batch["position"])
     with by_itself(worker):
         for samples in [share] if task.parts_matter else halves(share):
             task.max_batch = samples
             room = fits(task, batch, step=step, device=worker.device)
-            task.load_state_dict(on_host(before))  # a copy: on a CPU the optimizer goes on with the given tensors
+            task.load_state_dict(on_host(before))  # a copy: optimizers keep the given tensors
             restore_generators(generators)
             free(worker.device)
             if room:
@@ -122,5 +119,5 @@ def out_of_memory(error: RuntimeError, task: Task, config: OptimizationConfig, w
     share = worker.share(config.global_batch_size)
     samples = min(task.max_batch or share, share)
     smaller = f"set max_batch_per_device: {samples // 2} in the profile"
-    remedy = smaller if samples > 1 else "take a smaller model, or a device with more memory"
+    remedy = smaller if samples > 1 else LARGER
     return f"{worker.device} of worker {worker.rank} is out of memory with {samples} samples at a time: {remedy}"

@@ -44,8 +44,7 @@ def make_optimizer(network: nn.Module, config: OptimizationConfig) -> torch.opti
 
 
 def factor_of(name: str, parts: Mapping[str, PartConfig]) -> float:
-    """Learning rate of a parameter in units of the training's, at least 0; 1 outside of all parts.
-    Of several parts that it fits the longest pattern counts."""
+    """Rate of a parameter in units of the training's, by the longest fitting pattern; 1 without one."""
     fitting = [pattern for pattern in parts if is_named(name, pattern)]
     return parts[max(fitting, key=lambda pattern: (len(pattern), pattern))].learning_rate if fitting else 1.0
 
@@ -56,9 +55,8 @@ def is_named(name: str, pattern: str) -> bool:
 
 
 def freeze_parts(network: nn.Module, parts: Mapping[str, PartConfig]) -> None:
-    """Leave parameters of parts at rate 0 without gradients.
-    Buffers, as codes that move by averages, are no parameters. Raises ValueError for a part without a parameter, and if
-    nothing is left to train."""
+    """Leave parameters of parts at rate 0 without gradients; buffers, as moving codes, are no parameters.
+    Raises ValueError for a part without a parameter, and if nothing is left to train."""
     named = dict(network.named_parameters())
     for pattern in parts:
         refuse(not any(is_named(name, pattern) for name in named), f"parts: no parameter is named as {pattern!r}")
@@ -111,8 +109,7 @@ class EMA:
         self.updates = torch.zeros((), dtype=torch.float64, device=next(network.parameters()).device)
 
     def update(self, network: nn.Module, taken: Tensor | None = None) -> None:
-        """Move the averages towards `network`; called after an optimizer step.
-        Nothing moves where `taken`, () bool on the network's device, is false."""
+        """Move the averages towards `network` where `taken`, () bool on its device, is true."""
         taken = torch.ones_like(self.updates, dtype=torch.bool) if taken is None else taken
         self.updates += taken
         for name, average in self.averages.items():
@@ -121,20 +118,14 @@ class EMA:
 
 def decay_at(update: Tensor, *, decay: float) -> Tensor:
     """The decay of update number `update` of an exponential average, () float64, 1-based.
-    At most (1 + n) / (10 + n): without that warm-up a short run's average is mostly the random initialization
-    (improved-diffusion issue 59)."""
+    At most (1 + n) / (10 + n), or a short run's average is mostly its start (improved-diffusion issue 59)."""
     return ((1 + update) / (10 + update)).clamp(max=decay)
 
 
 @torch.no_grad()
 def move_average(average: nn.Module, network: nn.Module, *, weight: Tensor, taken: Tensor) -> None:
-    """Move the parameters of `average` towards those of `network`, and copy buffers.
-
-    Args:
-        weight: share of the way, () float64.
-        taken: nothing moves where () bool is false.
-
-    Each rank moves its own shards."""
+    """Move parameters of `average` by a share `weight`, () float64, towards `network`; copy buffers.
+    Nothing moves where `taken`, () bool, is false. Each rank moves its own shards."""
     masters = [local(parameter).float() for parameter in network.parameters()]
     averages = [local(parameter) for parameter in average.parameters()]
     if weight.device.type != "cpu":
@@ -148,8 +139,7 @@ def move_average(average: nn.Module, network: nn.Module, *, weight: Tensor, take
 def move_masked(averages: list[Tensor], masters: list[Tensor], *, weight: Tensor, taken: Tensor) -> None:
     """Linear interpolation by a weight () on the device, in one pass; no bit moves where `taken` is false.
     A step of gradient descent of rate `weight` along (average - master): the "gradient" of torch's fused kernel is
-    -master, and its decay of weights adds the average. Three numbers are read and written where a difference, a product
-    and a sum move eight."""
+    -master, and its decay of weights adds the average."""
     descent = {"weight_decay": 1.0, "momentum": 0.0, "dampening": 0.0, "nesterov": False, "maximize": True}
     place = {"lr": weight.float(), "found_inf": (~taken).float(), "grad_scale": None, "is_first_step": False}
     torch._fused_sgd_(averages, masters, [], **descent, **place)
@@ -161,9 +151,8 @@ class NonFiniteError(RuntimeError):
 
 class NonFiniteGuard:
     """Counts consecutive non-finite steps. All ranks see the same averaged norm, so all decide the same.
-    The device decides at each step, and masks the updates of refused steps. On a CPU the host reads the count at every
-    step; elsewhere every `every` steps, and then the count of `every` steps before: that number has long arrived, and
-    all ranks stop at the same step."""
+    The device masks the updates of refused steps. On a CPU the host reads the count at every step; elsewhere every
+    `every` steps that of `every` steps before, which has long arrived."""
 
     def __init__(self, device: torch.device | str = "cpu", *, every: int = 1) -> None:
         self.every = every
@@ -176,8 +165,7 @@ class NonFiniteGuard:
         self.step = 0
 
     def admits(self, norm: Tensor, *, step: int) -> Tensor:
-        """True, () bool on the device, where the update of `step` may be taken.
-        Raises NonFiniteError once the host reads PATIENCE refusals in a row."""
+        """True, () bool on the device, where the update of `step` may be taken. Raises as `refuse`."""
         taken, self.step = norm.isfinite(), step
         present = torch.where(taken, 0, self.runs[0] + 1)
         self.runs = torch.stack([present, torch.maximum(present, self.runs[1])])
@@ -228,8 +216,7 @@ def nearest_first(sigma_rel: float) -> list[float]:
 
 
 def gamma_of(sigma_rel: float) -> float:
-    """The exponent of a profile by width (equation 126): 16.97 for 0.05, 6.94 for 0.10.
-    Raises ValueError outside (0, 0.28), where no profile exists."""
+    """The exponent of a profile by width (equation 126). Raises ValueError outside (0, 0.28)."""
     if not 0 < sigma_rel < 0.28:
         raise ValueError(f"the width of an average, sigma_rel, must be in (0, 0.28), not {sigma_rel}")
     inverse = sigma_rel**-2
@@ -237,8 +224,7 @@ def gamma_of(sigma_rel: float) -> float:
 
 
 def power_decay_at(update: Tensor, *, gamma: float) -> Tensor:
-    """The decay of update number `update`, () float64, 1-based (equation 127).
-    0 for the first, so that nothing stays of the initialization."""
+    """The decay of update number `update`, () float64, 1-based (equation 127); 0 for the first."""
     return (1 - 1 / update) ** (gamma + 1)
 
 
@@ -247,7 +233,7 @@ def correlations(rows: Sequence[EMAProfile], columns: Sequence[EMAProfile]) -> n
     t_a, t_b = np.array([[p.updates for p in rows]], float).T, np.array([[p.updates for p in columns]], float)
     gamma_a = np.array([[gamma_of(p.sigma_rel) for p in rows]]).T
     gamma_b = np.array([[gamma_of(p.sigma_rel) for p in columns]])
-    ratio = (t_a / t_b) ** np.where(t_a < t_b, gamma_b, -gamma_a)  # earlier over later, to the power of the later one
+    ratio = (t_a / t_b) ** np.where(t_a < t_b, gamma_b, -gamma_a)  # earlier over later
     return (gamma_a + 1) * (gamma_b + 1) * ratio / ((gamma_a + gamma_b + 1) * np.maximum(t_a, t_b))
 
 
@@ -266,8 +252,7 @@ def coefficients(snapshots: Sequence[EMAProfile], target: EMAProfile) -> np.ndar
 
 
 def combine(snapshots: Iterable[Mapping[str, Tensor]], weights: np.ndarray) -> dict[str, Tensor]:
-    """The linear combination of snapshots, read in turn and added in float64, as fp32.
-    Tensors without floating-point numbers are those of the last snapshot."""
+    """Linear combination of snapshots, added in float64, as fp32; other tensors are the last one's."""
     total: dict[str, Tensor] = {}
     for snapshot, weight in zip(snapshots, weights.tolist(), strict=True):
         for name, tensor in snapshot.items():

@@ -44,7 +44,7 @@ ALONE = Worker()
 
 def data_parallel(network: nn.Module, worker: Worker) -> nn.Module:
     """Wraps a network so that gradients are averaged over ranks; no change for a single rank or shards.
-    Buffers are not broadcast: training moves buffers (the codebook) equally on all ranks."""
+    Training moves buffers (the codebook) equally on all ranks."""
     if worker.world_size == 1 or worker.shards:
         return network
     device_ids = [worker.device] if worker.device.type == "cuda" else None
@@ -55,8 +55,7 @@ def data_parallel(network: nn.Module, worker: Worker) -> nn.Module:
 
 @contextmanager
 def by_itself(worker: Worker) -> Iterator[None]:
-    """Restricts every collective inside, also of networks and losses, to the calling rank alone.
-    The rank waits for no other rank and none waits for it, so it may fail at any place."""
+    """Restricts every collective inside, also of networks, to the calling rank, which may fail anywhere."""
     if worker.world_size == 1:
         yield
         return
@@ -96,8 +95,7 @@ def average(tensor: Tensor, worker: Worker) -> Tensor:
 
 
 def gather(tensor: Tensor, worker: Worker) -> Tensor:
-    """Gathers (B, ...) of every rank, equal shapes, as (world_size * B, ...); without gradient.
-    A rank by itself takes its own tensor in the place of the others': shapes and memory stay."""
+    """Gathers (B, ...) of all ranks as (world_size * B, ...), without gradient; alone, copies of its own."""
     if worker.world_size == 1:
         return tensor
     if dist.get_world_size() == 1:

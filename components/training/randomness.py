@@ -2,12 +2,10 @@
 
 A sample's position is its place in the ordered stream of the whole run, so its draws do not depend on the number of
 workers, on gradient accumulation or on the step of a resume. Scalars come straight from a hash; tensors from a
-generator seeded by it, on the device that needs them. Positions are on the host, where hashes are made: on a device the
-host would have to wait for them.
+generator seeded by it, on the device that needs them. Positions are on the host, where hashes are made.
 
 Random changes of a batch are shifts, mirroring, windows, and conditions dropped for classifier-free guidance (Ho &
-Salimans, 2022). Windows are for networks without attention: these look at the surroundings of a pixel, not at the whole
-image, so they learn from windows, for a fraction of the memory, and sample whole images (the top stages of a cascade).
+Salimans, 2022). Networks without attention learn from windows, for a fraction of the memory, and sample whole images.
 
 Shapes: B batch, H W pixels, S resolution, W window size."""
 
@@ -51,8 +49,7 @@ def sample_uniform(seed: int, position: Tensor, *, stream: str, device: torch.de
 def sample_integers(
     seed: int, position: Tensor, *, stream: str, high: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """An integer in [0, high) for each sample: (B,) on the host -> (B,) int64 on `device`.
-    The bias is below high / 2^63."""
+    """An integer in [0, high) for each sample: (B,) on the host -> (B,) int64 on `device`."""
     numbers = [derive_seed(seed, stream, place) % high for place in position.tolist()]
     return to_device(torch.tensor(numbers), device)
 
@@ -141,20 +138,13 @@ def null_conditions(
 ) -> dict[str, Tensor]:
     """The null of each condition, in the place of a dropped one.
     The label after the last class, the encoding of an empty text, the token after the last one of condition images, an
-    image or embedding of zeros; for outputs of a frozen text encoder (text_states, text_embedding) its output for an
-    empty text, a column of the batch."""
+    image or embedding of zeros; for outputs of a frozen text encoder that for an empty text, a column of the batch."""
     empty = {name: batch[f"null_{name}"] for name in names if f"null_{name}" in batch}
-    if "label" in names:
-        empty["label"] = torch.full_like(batch["label"], num_classes)
+    fills = {"label": num_classes, "text": PAD_ID, "condition": null_condition}
+    fills |= {"condition_image": 0, "image_embedding": 0}
+    empty |= {name: torch.full_like(batch[name], fills[name]) for name in names if name in fills}
     if "text" in names:
-        empty["text"] = torch.full_like(batch["text"], PAD_ID)
         empty["text"][:, 0], empty["text"][:, 1] = BOS_ID, EOS_ID
-    if "condition_image" in names:
-        empty["condition_image"] = torch.zeros_like(batch["condition_image"])
-    if "condition" in names:
-        empty["condition"] = torch.full_like(batch["condition"], null_condition)
-    if "image_embedding" in names:
-        empty["image_embedding"] = torch.zeros_like(batch["image_embedding"])
     return empty
 
 
@@ -162,8 +152,7 @@ def dropped_conditions(
     batch: Batch, conditioning: ConditionsConfig, dataset_info: DatasetInfo, *, seed: int
 ) -> dict[str, Tensor]:
     """Replace conditions by nulls with probability cond_drop_prob, sample by sample.
-    "joint" drops all of a sample's conditions together; "independent" draws for each, as guidance by one of several
-    conditions needs. Draws depend on (seed, position) alone."""
+    "joint" drops all of a sample's conditions together; "independent" draws for each."""
     null_condition = dataset_info.condition.codebook_size if dataset_info.condition else 0
     empty = null_conditions(
         batch, conditioning.conditions, num_classes=dataset_info.num_classes, null_condition=null_condition

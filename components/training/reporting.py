@@ -55,14 +55,8 @@ PEAK_TFLOPS: dict[tuple[str, ...], float] = {
 class CheckpointClock:
     """Decides when to save and when to leave: the same step on all ranks.
     Training is saved by the recipe's steps or, with `checkpoint_minutes`, by the clock of rank 0; it leaves when the
-    node of a rank is taken away. Votes go with the metrics that ranks average at every `log_every` steps, and alone
-    where as many steps take more than VOTE_SECONDS: no step has a collective of its own. Snapshots of a power EMA,
-    which are part of the model, come by steps all the same.
-
-    Args:
-        start_step: steps already taken.
-        is_taken_away: True if this rank's node is about to go.
-    """
+    node of a rank `is_taken_away`. Votes go with the metrics that ranks average at every `log_every` steps, and alone
+    where as many steps take more than VOTE_SECONDS. Snapshots of a power EMA come by steps all the same."""
 
     def __init__(
         self, config: OptimizationConfig, worker: Worker, start_step: int, is_taken_away: Callable[[], bool]
@@ -121,7 +115,7 @@ class Reporter:
     ) -> None:
         self.config, self.stage, self.worker, self.recorder = config, stage, worker, recorder
         self.start_step = start_step
-        self.step_flops = step_flops  # FLOPs of a step of all ranks, forward and backward; None: unknown
+        self.step_flops = step_flops  # of a step of all ranks; None: unknown
         self.started = self.logged_at = self.progress_at = time.monotonic()
         self.logged_step = self.progress_step = start_step
         self.coming: ToldLater | None = None  # a loss in transfer from the device
@@ -188,8 +182,7 @@ class Reporter:
         return values
 
     def show(self, task: Task, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Make and report previews: by rank 0, or by all ranks where weights are in shards.
-        Returns the images by name, as PNG."""
+        """Make and report previews, PNG by name: by rank 0, or by all ranks where weights are in shards."""
         images = task.preview(held_out, step)
         for name, png in images.items() if self.worker.rank == 0 else ():
             self.recorder.emit(events.Image(self.stage, step, name, png))
@@ -197,8 +190,7 @@ class Reporter:
 
     def summary(self, seconds_before: float, step: int) -> dict[str, float]:
         """Steps, seconds in all tries, samples/s, and seconds that checkpoints held training in this try.
-        Samples/s are of this try, or of all tries if it took no step. The last checkpoint comes after all logs, so its
-        hold is reported only here."""
+        Samples/s are of this try, or of all tries if it took no step."""
         seconds, steps = time.monotonic() - self.started, step - self.start_step
         if not steps:
             seconds, steps = 0.0, step
@@ -225,8 +217,7 @@ def speed_measures(
     Args:
         samples, steps: of all ranks in these seconds.
         step_flops: of one step of all ranks, forward and backward; None: unknown.
-        utilization: shares of the time, each in [0, 1], in which the GPU was busy.
-    """
+        utilization: shares of the time, each in [0, 1], in which the GPU was busy."""
     values = {"samples_per_second": samples / seconds}
     if worker.device.type == "cuda":
         values["samples_per_second_per_gpu"] = samples / seconds / worker.world_size
@@ -238,8 +229,7 @@ def speed_measures(
 
 
 def counted_flops(count: Callable[[], float] | None, worker: Worker) -> float | None:
-    """FLOPs of a step by `count`, in rank 0, the only one to report; None where the count fails.
-    Leaves the generators of training alone."""
+    """FLOPs of a step by `count`, in rank 0, the only one to report; None where the count fails."""
     if count is None or worker.rank > 0:
         return None
     try:
@@ -251,9 +241,8 @@ def counted_flops(count: Callable[[], float] | None, worker: Worker) -> float | 
 
 
 def flops_measures(flops_per_second: float, worker: Worker) -> dict[str, float]:
-    """MFU on GPUs with a known peak, GFLOP/s elsewhere.
-    MFU by PaLM (Chowdhery et al., 2022, appendix B): FLOPs that the model needs, without recomputed activations, over
-    the peak of the devices in all of the time, waits and checkpoints included."""
+    """MFU by PaLM (Chowdhery et al., 2022, appendix B) on GPUs with a known peak, GFLOP/s elsewhere.
+    FLOPs without recomputed activations over the peak in all of the time, waits and checkpoints included."""
     peak = peak_flops(torch.cuda.get_device_name(worker.device)) if worker.device.type == "cuda" else None
     if peak is None:
         return {"achieved_gflops": flops_per_second / 1e9}
@@ -268,8 +257,7 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Peak bytes of tensors on the GPU; without a GPU, peak memory of the process.
-    Where the system keeps no such mark (only Linux does), the process's memory at present."""
+    """Peak bytes of tensors on the GPU; without one, of the process (present ones without such a mark)."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     status = Path("/proc/self/status")
@@ -283,7 +271,7 @@ def gpu_utilization(device: torch.device) -> list[float]:
         return []
     try:
         return [torch.cuda.utilization(device) / 100]
-    except Exception:  # no driver, no NVML, no right to ask, or a part of a GPU: never a reason to end a training
+    except Exception:  # no driver, no NVML, no right to ask, or a part of a GPU
         return []
 
 
@@ -312,9 +300,8 @@ def traced(
     recorder: events.Recorder,
     start_step: int,
 ) -> Iterator[Iterator[Batch]]:
-    """The same batches; rank 0 records the steps of `profiling` between them.
-    A step lasts from the request of its batch to the request of the next, so its log, checkpoint and images are part of
-    it. At the end of training, of whatever kind, the recorded steps are stored. No failure here ends a training."""
+    """The same batches; rank 0 records the steps of `profiling` between them, stored at whatever end.
+    A step lasts from the request of its batch to that of the next. No failure here ends a training."""
     if profiling is None or worker.rank > 0:
         yield batches
         return

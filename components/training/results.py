@@ -1,9 +1,8 @@
 """Results of a training: a finished model's files in the stage's folder, and snapshots of a power EMA.
 
 A run with `ema: power` leaves two files at each checkpoint, named by profile: `snapshots/0.050-000000200.safetensors`
-is the average of width 0.05 after 200 updates. They stay in the run folder when checkpoints are removed, and go into
-the model's artifact, so that `choose_average` needs nothing else. Where networks are in shards each rank writes its
-rows (`rows.py`), which are joined on the first rank's disk: no host's memory holds a model whole."""
+is the average of width 0.05 after 200 updates. They go into the model's artifact, for `choose_average`. Where networks
+are in shards each rank writes its rows (`rows.py`), which are joined on the first rank's disk."""
 
 import json
 import shutil
@@ -30,7 +29,7 @@ from components.training.parallel import ALONE, Worker, any_rank
 from components.training.rows import fetch_rows, rows_file, send_rows, shapes_in, write_rows, write_tensors
 
 METRICS = "metrics.json"
-FINISHED = "finished.json"  # in the run folder of a finished training: the list of its model's files
+FINISHED = "finished.json"  # in a run folder: the list of the model's files
 SNAPSHOTS = "snapshots"
 ROWS = "rows"  # folder in the run folder: of a finished model in shards, until it is joined
 
@@ -42,7 +41,7 @@ class ModelDescription(NamedTuple):
     network: dict[str, Any]  # arguments of the network's constructor
     settings: dict[str, Any]  # for sampling
     learner: str = ""  # prefix of the network's learner, for a task with several
-    texts: dict[str, str] | None = None  # file name -> content of further files, such as the text tokenizer
+    texts: dict[str, str] | None = None  # further files by name, as the text tokenizer
     adapter: AdapterConfig | None = None  # to be merged
     new_modules: tuple[str, ...] = ()  # that have no adapter
 
@@ -51,20 +50,15 @@ class Trained(NamedTuple):
     """A finished training."""
 
     entries: tuple[FileEntry, ...]  # the model's files, in the stage's folder
-    summary: dict[str, float]  # steps, seconds, samples/s, parameters and the task's metrics on held-out data
+    summary: dict[str, float]  # of the run, and the task's metrics on held-out data
 
 
 def write_model(
     folder: Path, description: ModelDescription, *, summary: Mapping[str, float], previews: Mapping[str, bytes]
 ) -> dict[str, float]:
-    """Write the files of a model next to its weights: description, metrics, preview.
-
-    Args:
-        folder: holds the averaged weights, and the snapshots of a power EMA where there are any; the average is then
-            chosen from them (`choose_average`).
-        previews: name -> PNG; the last one is written.
-
-    Returns the summary with the number of parameters. Raises RuntimeError for weights of another network."""
+    """Write description, metrics and the last preview (PNG) next to the averaged weights in `folder`.
+    Where there are snapshots of a power EMA the average is chosen from them (`choose_average`). Returns the summary
+    with the number of parameters. Raises RuntimeError for weights of another network."""
     if (folder / SNAPSHOTS).is_dir():
         join_snapshots(folder / SNAPSHOTS, summary["ema_sigma_rel"], folder / WEIGHTS)
     with without_memory():
@@ -108,9 +102,8 @@ def finish(
     worker: Worker = ALONE,
     **model: Any,
 ) -> None:
-    """Upload a model's files to the stage's folder, and list them in the run folder.
-    Called by all ranks where networks are in shards; the first one joins what each has sent. For `weights` see
-    `write_averaged`, for `model` `write_model`."""
+    """Upload a model's files, and list them in the run folder; for `model` see `write_model`.
+    Called by all ranks where networks are in shards; the first one joins what each has sent."""
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}model-") as place:
         folder, rows = Path(place), run.join(ROWS)
         write_averaged(folder, description, weights, worker)
@@ -133,8 +126,7 @@ def finish(
 
 
 def read_finished(run: Store) -> Trained | None:
-    """The results of the training in a run folder; None if it has not finished.
-    Raises ArtifactError for a damaged list."""
+    """The results in a run folder; None for an unfinished one. Raises ArtifactError for a damaged list."""
     try:
         return parse_stored(Trained, run.read(FINISHED), run.url(FINISHED))
     except FileNotFoundError:
@@ -166,12 +158,7 @@ def kept_profiles(folder: Path) -> dict[EMAProfile, Path]:
 
 
 def join_snapshots(folder: Path, sigma_rel: float, path: Path) -> None:
-    """Write the average of width `sigma_rel` at the last snapshot's moment, tensor by tensor.
-
-    Args:
-        folder: holds the snapshots.
-        path: of the safetensors file to write.
-
+    """Write the average of width `sigma_rel` at the last snapshot in `folder`, as safetensors.
     Raises ValueError for a width without a profile, or where there is no snapshot."""
     kept = kept_profiles(folder)
     factors = posthoc_factors([*kept], sigma_rel)
@@ -185,11 +172,7 @@ def join_snapshots(folder: Path, sigma_rel: float, path: Path) -> None:
 
 def choose_average(model: Path, folder: Path, *, sigma_rel: float) -> None:
     """Write the model of another average, with its text tokenizer, to `folder`, without training.
-
-    Args:
-        model: a model artifact's files, from a run with `ema: power`.
-
-    Raises ValueError for a model without snapshots, or a width without a profile."""
+    `model` has an artifact's files. Raises ValueError for one without snapshots, or a width without a profile."""
     if not (model / SNAPSHOTS).is_dir():
         raise ValueError(f"no {SNAPSHOTS}: only a model that was trained with ema: power lets you choose")
     join_snapshots(model / SNAPSHOTS, sigma_rel, folder / WEIGHTS)

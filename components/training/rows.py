@@ -38,9 +38,8 @@ def write_rows(folder: Path, stem: str, weights: Mapping[str, Tensor], worker: W
 
 
 def send_rows(folder: Path, store: Store, *, parts: int = 1) -> None:
-    """Copy the files in `folder` to `store`, each with a record of size and sha256.
-    Each is one of so many `parts`. The first part's record has the name of the whole and says how many there are: it
-    holds for the last try, also where a try before had another number of ranks."""
+    """Copy the files in `folder`, each of so many `parts`, to `store`, with a record of size and sha256.
+    The first part's record has the name of the whole and the number of parts: it holds for the last try."""
     for path in sorted(folder.iterdir()):
         store.upload(path, path.name)
         name = path.name.removesuffix(f"-{part_file(0, parts)}").removesuffix(".safetensors")
@@ -97,11 +96,8 @@ def shapes_in(path: Path) -> Shapes:
 
 def write_tensors(path: Path, shapes: Shapes, pieces: Callable[[str], Iterable[Tensor]]) -> None:
     """Write a safetensors file piece by piece, with the bytes that `save_file` writes of the whole.
-
-    Args:
-        pieces: called with a tensor's name, in the order of the file; gives its rows in order, in one or several
-            tensors, of which each is forgotten before the next one is asked for.
-    """
+    `pieces` is called with each name, in the order of the file; gives the rows in order, in one or several tensors, of
+    which each is forgotten before the next one is asked for."""
     order, header, end = [*WIDTHS], dict[str, Any](), 0
     for name in sorted(shapes, key=lambda name: (-order.index(shapes[name][0]), name)):
         kind, shape = shapes[name]

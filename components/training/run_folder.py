@@ -41,8 +41,8 @@ def checkpoint_name(step: int) -> str:
 
 
 def last_checkpoint(run: Store) -> Checkpointed | None:
-    """The last checkpoint in Ray Train's list, for restarted workers; None for an empty list.
-    Folders outside of the list are remains of killed uploads. Raises StoreError for a list with other names."""
+    """The last checkpoint in Ray Train's list; None for an empty one. Raises StoreError for other names.
+    Folders outside of the list are remains of killed uploads."""
     try:
         snapshot = json.loads(run.read(SNAPSHOT))
     except FileNotFoundError:
@@ -72,9 +72,8 @@ def forget_checkpoint(run: Store, name: str) -> Checkpointed | None:
 
 
 def restore_on_node(run: Store, name: str, task: Task, worker: Worker) -> tuple[int, float]:
-    """Restores a task's state from a checkpoint, on every rank; no copy stays on the node.
-    Returns the steps taken, and the seconds that they took. Called by every rank. Raises DamagedFileError on all ranks
-    where any rank finds damage."""
+    """Restores a task's state from a checkpoint, called by every rank; no copy stays on the node.
+    Returns steps and seconds taken. Raises DamagedFileError on all ranks where any rank finds damage."""
     place, step, seconds, why = place_on_node(worker), 0, 0.0, ""
     try:
         step, state = read_checkpoint(partial(fetch_once, run, name, place=place))
@@ -96,9 +95,8 @@ def place_on_node(worker: Worker) -> Path:
 
 
 def fetch_once(run: Store, name: str, file: str, *, place: Path) -> Path:
-    """A file of a checkpoint, verified, in the folder `place` of a node.
-    The first rank of the node fetches it, others wait. Raises DamagedFileError, also in ranks that only waited, for a
-    missing file, also the list of its digest, or a file that differs at every reading."""
+    """A file of a checkpoint, verified, in `place`; the node's first rank fetches it, others wait.
+    Raises DamagedFileError, also in ranks that only waited, for a missing file or digest, or one that differs."""
     place.mkdir(mode=0o700, exist_ok=True)
     local, refused = place / file, place / REFUSED
     with FileLock(place / f"{file}.lock"):
@@ -115,8 +113,7 @@ def fetch_once(run: Store, name: str, file: str, *, place: Path) -> Path:
 
 
 def digest_of_file(run: Store, name: str, file: str) -> Digest:
-    """The digest of a file of a checkpoint, by its part's list.
-    Raises FileNotFoundError, or DamagedFileError."""
+    """The digest of a file, by its part's list. Raises FileNotFoundError, or DamagedFileError."""
     listed = digests_file(file)
     try:
         return TypeAdapter(dict[FileName, Digest]).validate_json(run.read(f"{name}/{listed}"))[file]
@@ -139,8 +136,7 @@ def storage_of(folder: Store) -> tuple[str, pyarrow.fs.FileSystem]:
 
 class WholeFiles(pyarrow.fs.FSSpecHandler):
     """A filesystem whose files appear whole or not at all, for Ray Train's own small files.
-    A driver killed while it writes its snapshot must not lose the run. Checkpoints go by `upload_folder` and
-    `fetch_once`. A call that fails is retried."""
+    A driver killed while it writes its snapshot must not lose the run. A call that fails is retried."""
 
     def get_file_info(self, paths: list[str]) -> list[pyarrow.fs.FileInfo]:
         return retried(lambda: super(WholeFiles, self).get_file_info(paths), self.fs.unstrip_protocol(paths[0]))

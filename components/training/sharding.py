@@ -2,12 +2,10 @@
 
 By FSDP2 of torch (Zhao et al., 2023, "PyTorch FSDP", and torch's `fully_shard`): every tensor is cut along its first
 dimension. A block's weights are gathered from all ranks when its forward or backward pass begins and freed when it
-ends; its gradients are summed into their shards. Parameters outside of blocks are gathered with the root. Sharding is
-no part of a training's identity. With copies (`sharding: 8`, HSDP) a network is cut among so many ranks that follow
-each other, such as those of a node, and gradients are averaged over the copies. Each rank writes its rows and reads
-those that it needs (`checkpoint.py`), so any number of ranks goes on from a checkpoint, sharded or not; models for
-inference bear no trace of sharding. FSDP2 is imported where a network is cut: that takes 0.7 s, and every `cascade`
-command reads this file."""
+ends; its gradients are summed into their shards. Parameters outside of blocks are gathered with the root. With copies
+(`sharding: 8`, HSDP) a network is cut among so many ranks that follow each other, and gradients are averaged over the
+copies. Any number of ranks goes on from a checkpoint (`checkpoint.py`), sharded or not. FSDP2 is imported where a
+network is cut: that takes 0.7 s, and every `cascade` command reads this file."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -19,22 +17,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from components.configuration.families import family_of
 from components.models.layers import blocks_of
 from components.training.checkpoint import StoredTensor
 from components.training.parallel import Worker, average, is_cut, local, shard_rows
 
 
-def why_whole(kind: str) -> str | None:
-    """The reason why networks of a kind (a key of NETWORKS) can't be sharded; None if they can."""
-    return family_of(kind).whole
-
-
 def shard(network: nn.Module, worker: Worker) -> Callable[[nn.Module], nn.Module]:
-    """Cut a network into shards on the workers' devices, in place.
-    The first rank's weights count; networks of other ranks may be on the meta device. Tensor by tensor they go to all
-    ranks, so no other host and no device ever holds them all. Returns a function that copies the sharded network, as
-    `deepcopy` copies a whole one."""
+    """Cut a network into shards on workers' devices, in place. Returns a `deepcopy` for sharded networks.
+    The first rank's weights count, those of other ranks may be on the meta device. They go to all ranks tensor by
+    tensor, so no other host and no device ever holds them all."""
     values = [tensor.detach() for tensor in (*network.parameters(), *network.buffers())]
     empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in network.parameters()}
     bare = deepcopy(network, empty)  # with parameters on the meta device, without memory
@@ -74,8 +65,7 @@ def cut(network: nn.Module, worker: Worker) -> None:
 
 
 def average_copies(network: nn.Module, worker: Worker, *, now: bool) -> None:
-    """Says whether the next gradients of a network in shards are averaged over its copies.
-    Else each copy adds them up. No change where there is one copy."""
+    """Says whether next gradients in shards are averaged over copies; else each copy adds them up."""
     if worker.replicas > 1:
         from torch.distributed.fsdp import FSDPModule
 
@@ -85,8 +75,7 @@ def average_copies(network: nn.Module, worker: Worker, *, now: bool) -> None:
 
 def collectives() -> tuple[Any, Any]:
     """FSDP2's own all-gather and reduce-scatter; in a rank by itself (`parallel.by_itself`) copies.
-    Such a rank takes its own shard in the place of the others', and its part of its own gradients: shapes and memory
-    stay, and no rank waits."""
+    It takes its own shard in the place of the others', and its part of its own gradients: no rank waits."""
     from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 
     class Gather(DefaultAllGather):
@@ -124,8 +113,7 @@ def sharded_copy(network: nn.Module, *, bare: nn.Module, worker: Worker) -> nn.M
 
 
 def placed(value: Tensor | StoredTensor, like: Tensor) -> Tensor:
-    """Places `value`, whole, stored or the rank's shard, like the tensor `like`.
-    Its cut, memory layout and device count."""
+    """Places `value`, whole, stored or the rank's shard, like `like`: its cut, memory layout, device."""
     if not is_cut(like):
         value = whole(value)
         return value if value.stride() == like.stride() else torch.empty_like(like, device=value.device).copy_(value)
@@ -148,8 +136,7 @@ def whole(value: Tensor | StoredTensor) -> Tensor:
 
 @torch.no_grad()
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor | StoredTensor]) -> None:
-    """Load weights, whole, stored or the rank's shards; tensor by tensor into a sharded network.
-    Raises KeyError for weights of other names."""
+    """Load weights, whole, stored or the rank's shards. Raises KeyError for weights of other names."""
     own = network.state_dict()
     if not any(map(is_cut, own.values())):
         network.load_state_dict({name: whole(tensor) for name, tensor in weights.items()})

@@ -31,12 +31,7 @@ from components.training.tasks.diffusion import DiffusionPriorTask, diffusion_ta
 from components.training.tasks.gan import GANTask
 from components.training.tasks.prior import MaskedPriorTask, PixelTask, PriorTask
 from components.training.tasks.recognition import ClassifierTask, ContrastiveTask
-from components.weights.perceptual import (
-    VGG16_CHANNELS,
-    EfficientNetFeatures,
-    VGG16Features,
-    check_perceptual_network,
-)
+from components.weights.perceptual import VGG16_CHANNELS, EfficientNetFeatures, VGG16Features, check_perceptual_network
 
 TASKS: dict[str, Callable[..., Task]] = {
     "autoencoder": AutoencoderTask,
@@ -65,8 +60,7 @@ def task_maker(
         dataset_info: the data set's facts, such as the number of classes.
         grid: of a prior's tokens; None for a training on images.
         load_encoders: loaders of frozen networks that add columns to batches.
-        load_tokenizer: loads the network from tokens to images, for previews; None: no previews.
-    """
+        load_tokenizer: loads the network from tokens to images, for previews; None: no previews."""
     make = partial(TASKS[family_name(training.network.kind)], training, dataset_info=dataset_info, grid=grid)
     return partial(make, load_encoders=load_encoders, load_tokenizer=load_tokenizer)
 
@@ -97,13 +91,7 @@ class StepModel:
     def __init__(
         self, training: Training, dataset_info: DatasetInfo = IMAGES, *, grid: TokenGrid | None = None
     ) -> None:
-        """Build the networks, which have shapes alone.
-
-        Args:
-            dataset_info: what the data set conditions on.
-            grid: of the tokens that a prior learns; None for what learns images.
-
-        Raises ValueError for a data set that the training can't learn from."""
+        """Build the networks, with shapes alone. Raises ValueError for a set without what it learns from."""
         self.training, self.dataset_info, self.grid = training, dataset_info, grid
         config: Any = training
         config = config.replace(
@@ -125,16 +113,10 @@ class StepModel:
         return self.learners[-1].network
 
     def flops(self, step: int | None = None) -> int:
-        """Operations of a whole step, forward and backward, of every network, for the global batch.
-
-        Args:
-            step: which one (1-based); None: the last, when every loss has begun.
-
+        """Operations of a step (1-based; None: the last), forward and backward, for the global batch.
         Raises PerceptualWeightsError where the package of its perceptual network is missing."""
         samples, step = self.training.optimization.global_batch_size, step or self.training.optimization.total_steps
-        once = (
-            1 if self.training.needs().degradations else samples
-        )  # these are made image by image, in minutes for many
+        once = 1 if self.training.needs().degradations else samples  # degradations of many take minutes
         with WithoutNumbers(), counting() as counter:
             take_gradients(self.loaded_task(), self.batch(once), step=step)
         for learner in self.learners:
@@ -142,8 +124,7 @@ class StepModel:
         return samples // once * counter.get_total_flops()
 
     def training_flops(self) -> TrainingFlops:
-        """Operations of the last step and of all; a VQ-GAN costs less until its discriminator is heard.
-        Raises as `flops`."""
+        """Operations of the last step and of all, fewer until a discriminator is heard. Raises as `flops`."""
         steps, quiet = self.training.optimization.total_steps, self.training.quiet_steps
         last = self.flops()
         first = self.flops(step=quiet) if 0 < quiet < steps else last
@@ -151,11 +132,7 @@ class StepModel:
 
     def encoding_flops(self, column: str) -> int:
         """Operations of the finished network for a column of one sample.
-
-        Args:
-            column: `latents` or `tokens` of an autoencoder; `image_embedding`, `text_states` or `text_embedding` of a
-                contrastive encoder.
-        """
+        `latents` or `tokens` of an autoencoder; `image_embedding`, or a text's, of a contrastive encoder."""
         with counting() as counter:
             self.encode(column, 1)
         return counter.get_total_flops()
@@ -214,11 +191,7 @@ class GradientsDone(Exception):  # noqa: N818 - it is no error
 
 
 def take_gradients(task: Any, batch: Batch, *, step: int, backward: Callable[..., None] | None = None) -> None:
-    """Take a task's own step up to its last gradient; the rest costs no products and reads numbers.
-
-    Args:
-        backward: called in place of all its learners' own.
-    """
+    """Take a task's own step up to its last gradient; `backward` is called in place of its learners' own."""
     learners = learners_of(task)
 
     def update(step: int, *, last: bool) -> tuple[None, None]:
@@ -252,8 +225,7 @@ def learners_of(task: Any) -> list[Learner]:
 
 @cache
 def perceptual_on_meta(name: PerceptualNetwork) -> PerceptualLoss:
-    """The frozen network of a perceptual loss, without numbers.
-    Raises PerceptualWeightsError where its package is missing."""
+    """A perceptual loss without numbers. Raises PerceptualWeightsError without the package of its network."""
     if name == "vgg16_lpips":
         with without_memory():
             return PerceptualLoss(VGG16Features(), layer_weights=[torch.empty(width) for width in VGG16_CHANNELS])

@@ -60,11 +60,9 @@ class TrainingJob(NamedTuple):
     resources: Resources
     store: Store  # the stage's folder, where the model's files go
     model: ModelDescription
-    tries_memory: bool | None = None  # measure how many samples there is room for, where not told; None: on GPUs
-    load_start: Callable[[nn.Module], None] | None = (
-        None  # gives a network its first weights; never asked by a resumed run
-    )
-    step_flops: Callable[[], float] | None = None  # counts FLOPs of a step of all ranks, in rank 0; None: no MFU
+    tries_memory: bool | None = None  # measure the room for samples; None: on GPUs
+    load_start: Callable[[nn.Module], None] | None = None  # gives first weights, not to a resumed run
+    step_flops: Callable[[], float] | None = None  # counts FLOPs of a step, in rank 0; None: no MFU
 
     @property
     def run(self) -> Store:
@@ -168,8 +166,7 @@ def set_idle_priority() -> None:
 
 
 def read_held_out(job: TrainingJob, worker: Worker) -> Arrays:
-    """Data for previews and evaluation, in rank 0; in all ranks where networks are in shards.
-    Raises UnreadableError on all ranks for bad data."""
+    """Data for previews and evaluation, where needed. Raises UnreadableError on all ranks for bad data."""
     arrays, why = {}, ""
     try:
         arrays = job.held_out() if worker.rank == 0 or worker.shards else {}
@@ -200,20 +197,18 @@ def job_rows(job: TrainingJob, worker: Worker, *, start_step: int) -> Iterator[A
 
 class Saver:
     """Checkpoints, previews and the finished model.
-    Every rank reports a checkpoint; rank 0 writes it, with shards each rank its part. A checkpoint holds training while
-    the state is copied to the host's memory. It is written, hashed and sent behind training, one at a time: the next
-    one waits, so memory and disk hold a single one (Ray's queue has no bound)."""
+    Every rank reports a checkpoint; rank 0 writes it, with shards each rank its part. It is written and sent behind
+    training, one at a time, so memory and disk hold a single one (Ray's queue has no bound)."""
 
     def __init__(self, job: TrainingJob, reporter: Reporter, held_out: Arrays, *, seconds_before: float) -> None:
         self.job, self.reporter, self.held_out, self.seconds_before = job, reporter, held_out, seconds_before
         self.worker, self.shards = reporter.worker, reporter.worker.shards  # with shards all ranks take part
         self.has_snapshots = job.config.ema == "power" and job.config.ema_decay > 0
-        self.idle = threading.Event()  # set while no checkpoint of the process is in transfer to the store
+        self.idle = threading.Event()  # set while no checkpoint is in transfer
         self.idle.set()
 
     def show(self, step: int, task: Task) -> dict[str, bytes]:
-        """Make previews, in rank 0; where the device has no room, warn and go on.
-        Where weights are in shards all ranks make previews, and no rank can go on without the others."""
+        """Make previews, in rank 0 or, with shards, in all; where one rank alone has no room, warn and go on."""
         if self.worker.rank > 0 and not self.shards:
             return {}
         try:
@@ -267,8 +262,7 @@ class Saver:
 
     def upload(self, checkpoint: Checkpoint, name: str, *, copy: HostCopy, keeps: bool, storage: Any) -> Checkpoint:
         """Write a part and send it, in a thread of Ray Train; then free memory and disk of the node.
-        Snapshots, where the step `keeps` them, are sent first, so that a checkpoint in the store has all its snapshots;
-        they go next to the checkpoints, which Train removes in time."""
+        Snapshots, where the step `keeps` them, are sent first, so that a checkpoint in the store has all of its own."""
         folder, config, run = Path(checkpoint.path), self.job.config, self.job.run
         try:
             if keeps:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from components.configuration.conditions import IMAGES, DatasetInfo, TokenGrid
+from components.configuration.families import family_of
 from components.configuration.optimization import OptimizationConfig, Training
 from components.configuration.usage import usage_errors
 from components.models.layers import blocks_of
@@ -20,7 +21,6 @@ from components.stages.images import ImagesConfig
 from components.training.activations import Linear, activations
 from components.training.loop import is_scheduled
 from components.training.memory import RESERVE
-from components.training.sharding import why_whole
 from components.training.step_model import StepModel
 from pipelines.workflow import Stage
 
@@ -194,7 +194,7 @@ def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, memor
     model = model_of(stage, stages)
     own = own_setting(model, resources)
     dearer = [own._replace(recompute=True)] if model.training.optimization.can_recompute else []  # in time
-    if resources.num_workers > 1 and why_whole(model.training.network.kind) is None:  # in traffic
+    if resources.num_workers > 1 and family_of(model.training.network.kind).whole is None:  # in traffic
         dearer += [own._replace(sharded=True), Setting(recompute=True, sharded=True)]
     for setting in (own, *dearer):
         step = step_memory(model, resources, setting=setting)

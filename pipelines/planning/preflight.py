@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from components.configuration.config import Config
+from components.configuration.families import family_of
 from components.configuration.optimization import Training
 from components.configuration.usage import UsageError, usage_errors
 from components.data.ingest import PACKAGED
@@ -31,7 +32,6 @@ from components.stages.images import ImagesConfig
 from components.stages.precompute import TextEncoderConfig, check_text_encoder
 from components.training.adapters import AdapterError, check_adapters
 from components.training.launch import CHECKPOINTS_KEPT
-from components.training.sharding import why_whole
 from components.weights.perceptual import PerceptualWeightsError, check_perceptual_network
 from components.weights.starts import open_start, planned_counts
 from pipelines.planning.memory import (
@@ -132,7 +132,7 @@ def check_shares(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
             raise UsageError(
                 f"{name}.global_batch_size {size} can't be shared by {workers} workers{copies}; change one of them"
             )
-        if resources.sharding != "none" and (why := why_whole(kind)):
+        if resources.sharding != "none" and (why := family_of(kind).whole):
             raise UsageError(
                 f"{name}: sharding {resources.sharding} is not for its {kind} ({why}); "
                 f"add to the profile: stages: {{{name}: {{sharding: none}}}}"

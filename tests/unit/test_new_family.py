@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor, nn
 
 from components.configuration.conditions import TokenGrid
-from components.configuration.families import FAMILIES, Family, family_name
+from components.configuration.families import FAMILIES, Family, family_name, family_of
 from components.configuration.networks import NetworkConfig
 from components.configuration.optimization import OptimizationConfig, Training, TrainingNeeds
 from components.configuration.trainings import ImageData
@@ -24,7 +24,6 @@ from components.training.learner import DISCRIMINATORS, LearnerTask
 from components.training.loop import Batch, Metrics, fit
 from components.training.parallel import ALONE
 from components.training.results import finish
-from components.training.sharding import why_whole
 from components.training.step_model import TASKS
 from components.training.worker import TrainingJob
 from pipelines.planning.cost import stage_costs
@@ -134,7 +133,7 @@ def test_the_plan_counts_a_new_family(family: Family) -> None:
     )
     assert (cost.stage, cost.step_flops) == ("color", 4 * 2 * (3 + 3))  # forward, and backward to the weights
     assert cost.written == 4 * 12 + 12  # weights, average and two moments of 3 numbers in one checkpoint; the model
-    assert why_whole("color") is None
+    assert family_of("color").whole is None
 
 
 def test_an_unknown_kind_is_named_with_the_file_to_add_it_to() -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from components.configuration.families import family_of
 from components.configuration.usage import UsageError
 from components.models.bundle import NETWORKS
 from components.runtime.execution import Resources
-from components.training.sharding import why_whole
 from pipelines.planning.preflight import check_shares
 from pipelines.planning.profiles import Cluster, Profile, load_profile
 from pipelines.planning.shares import share_cluster
@@ -103,4 +103,4 @@ def test_workers_hold_whole_copies_and_say_how_many_samples_there_is_room_for():
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_every_kind_of_network_can_be_sharded_or_says_why_not(kind: str):
-    assert why_whole(kind) is None or "its" in str(why_whole(kind))
+    assert family_of(kind).whole is None or "its" in str(family_of(kind).whole)

@@ -155,13 +155,6 @@ def test_joint_dropout_drops_all_of_a_samples_conditions_and_independent_does_no
     assert together["independent"] < 0.8
 
 
-def test_a_condition_that_is_kept_is_unchanged() -> None:
-    batch = to_batch(rows_at(diffusion_config(), range(50)))
-    kept = dropped_by(batch, diffusion_config(cond_drop_prob=0.0))
-    assert torch.equal(kept["label"], batch["label"])
-    assert torch.equal(kept["text"], batch["text"])
-
-
 def test_perceptual_network_is_pretrained_and_measures_change() -> None:
     loss = load_perceptual_loss("efficientnet_lite1", weights_uri=None)
     assert loss is not None

@@ -30,15 +30,7 @@ from components.training.rows import send_rows
 from pipelines.command.upkeep import write_average
 from tests.checkpoints import weights_in, write_checkpoint
 from tests.refusals import one_line
-from tests.tiny_training import (
-    DATASET_INFO,
-    GRID,
-    assert_equal_bits,
-    batches,
-    make_task,
-    prior_config,
-    weights_of,
-)
+from tests.tiny_training import DATASET_INFO, GRID, assert_equal_bits, batches, make_task, prior_config, weights_of
 
 CHANGES = {"ema": "power", "ema_sigma_rel": 0.07}
 
@@ -56,10 +48,6 @@ def trained(folder: Path) -> Task:
 
     fit(task, batches(config, to_batch), config.optimization, save=save)
     return task
-
-
-def test_each_step_that_was_taken_is_in_the_averages(tmp_path: Path) -> None:
-    assert trained(tmp_path).state_dict()["learner"]["ema_updates"] == 20
 
 
 def test_snapshots_hold_both_averages_of_each_checkpoint(tmp_path: Path) -> None:
@@ -149,8 +137,3 @@ def test_what_the_command_cannot_do_is_one_line(length: float, words: str, tmp_p
     with one_line(UsageError, match=words) as caught:
         write_average(str(model), length=length, tracking=None, out=out)
     assert str(out if length == 0.2 else model) in str(caught.value)
-
-
-def test_a_model_without_snapshots_says_what_it_lacks(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="ema: power"):
-        choose_average(tmp_path, tmp_path / "other", sigma_rel=0.1)

@@ -50,8 +50,7 @@ class Losses(NamedTuple):
 
 
 class AutoencoderTask(AdversarialTask):
-    """Autoencoder and, with an adversarial weight, discriminator. Only the autoencoder is stored.
-    An EMA codebook moves after each step taken."""
+    """Autoencoder, which alone is stored, and, with an adversarial weight, discriminator."""
 
     config: AutoencoderTraining
     previews = "reconstructions"
@@ -66,9 +65,8 @@ class AutoencoderTask(AdversarialTask):
             self.perceptual.to(device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
-        """Train both networks on the same reconstructions.
-        The discriminator learns from step 1: an untrained discriminator would ruin reconstructions when the generator
-        begins to use its gradients (taming-transformers issue 93)."""
+        """Train both networks on the same reconstructions. The discriminator learns from step 1.
+        An untrained one would ruin reconstructions once the generator hears it (taming-transformers issue 93)."""
         start = self.config.init_from
         if step == 1 and (start is None or is_below("bottleneck", start.ignore)):
             self.start_codes(batch)
@@ -147,8 +145,7 @@ class AutoencoderTask(AdversarialTask):
         )
 
     def adaptive_weight_of(self, batch: Batch, step: int) -> Tensor:
-        """The adaptive weight (Esser et al., 2021, equation 7) of a batch taken in parts.
-        A ratio of norms of the whole batch's gradients, so it takes a pass over all parts before the real one."""
+        """The adaptive weight (Esser et al., 2021, equation 7) of a batch, by a pass over its parts."""
         assert self.discriminator is not None
         last_layer = self.generator.network.last_layer
         sums = [torch.zeros_like(last_layer), torch.zeros_like(last_layer)]
@@ -197,8 +194,7 @@ class AutoencoderTask(AdversarialTask):
         quantizer.start_at(centers, project_in=network.project_in)
 
     def update_codebook(self, parts: list[Encoded], step: int, taken: Tensor) -> Metrics:
-        """Move an EMA codebook by the latents of the whole batch, if the step was taken.
-        Other bottlenecks have no such codebook, and no metrics."""
+        """Move an EMA codebook, if there is one, by the latents of the whole batch, if the step was taken."""
         quantizer = self.generator.network.bottleneck
         if not isinstance(quantizer, EMAQuantizer):
             return {}
@@ -214,8 +210,7 @@ class AutoencoderTask(AdversarialTask):
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
         """Losses of the averaged weights over all held-out images.
-        With codes also usage and perplexity of the codebook; with a reconstruction that is a probability of 8-bit
-        values also the bound in bits per dimension."""
+        With codes also usage and perplexity of the codebook, with a likelihood the bound in bits per dimension."""
         network, indices, totals = self.generator.snapshot(), list[Tensor](), dict[str, float]()
         for part, share in self.held_out_parts(held_out):
             losses = self.losses(part, network, self.draws(part, step=None))

@@ -1,8 +1,7 @@
 """Training of diffusion models (Ho et al., 2020, 2022; Hang et al., 2023).
 
 They are bases, upsamplers, or models from image to image: a single network for several degradations, Palette (Saharia
-et al., 2022). DALL-E 2's diffusion prior (Ramesh et al., 2022, section 2.2) predicts image embeddings, by a frozen
-encoder of the batch's images, from noised embeddings and a text, by mean squared error.
+et al., 2022). DALL-E 2's diffusion prior (Ramesh et al., 2022, section 2.2) predicts image embeddings.
 
 Shapes: B batch, H W pixels of x_0, S resolution, E embedding_dim, L text length, T features of a text's state."""
 
@@ -52,8 +51,7 @@ PREVIEW_STEPS, PREVIEW_SCALE = 20, 2.0
 
 
 class DiffusionTask(LearnerTask):
-    """Trains a network to undo noise.
-    Frozen networks add conditions, or put latents in the place of images."""
+    """Trains a network to undo noise; frozen networks add conditions, or put latents in place of images."""
 
     config: DiffusionTraining
 
@@ -144,7 +142,10 @@ class DiffusionTask(LearnerTask):
             level = torch.full(position.shape, noise_level, device=low_res.device)
         noise = self.normal(position, stream="low_res_noise", shape=low_res.shape[1:])
         assert self.augmentation is not None
-        return cond | {"low_res": augment_low_res(self.augmentation, low_res, noise, level), "noise_level": level}
+        return cond | {
+            "low_res": augment_low_res(self.augmentation, low_res, noise, level),
+            "noise_level": level,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         history = {} if self.history is None else {"history": self.history._asdict()}
@@ -175,8 +176,7 @@ class DiffusionTask(LearnerTask):
                 yield [cond["low_res"], samples, batch["image"]]
 
     def sample(self, batch: Batch) -> Tensor:
-        """Samples (B, 3, H, W) in [-1, 1] by DDIM under the batch's conditions.
-        Noise is the same at each preview."""
+        """Samples (B, 3, H, W) in [-1, 1] by DDIM under the batch's conditions, from the same noise each time."""
         batch, cond = self.crop(batch, self.preview_noise_level)
         scale = PREVIEW_SCALE if self.config.low_res is None else 1.0
         return self.ddim(self.guided(batch, cond, scale), batch)
@@ -184,7 +184,7 @@ class DiffusionTask(LearnerTask):
     def guided(self, batch: Batch, cond: dict[str, Tensor], scale: float) -> Denoise:
         """The averaged network under the batch's conditions, at a guidance scale."""
         conditioning, condition, null = self.config.conditioning, self.conditions(batch) | cond, {}
-        if conditioning.cond_drop_prob > 0:  # conditions that were never dropped have no null to guide away from
+        if conditioning.cond_drop_prob > 0:  # what was never dropped has no null
             null = null_conditions(batch, conditioning.conditions, num_classes=self.dataset_info.num_classes)
         return guide(self.objective, self.learner.snapshot(), condition, null, scale)
 
@@ -280,9 +280,8 @@ class DiffusionPriorTask(LearnerTask):
         return self.objective.loss(output.float(), x_0=batch["image_embedding"], noise=noise, x_t=x_t, time=time)
 
     def measures(self, network: nn.Module, part: Batch) -> Metrics:
-        """Loss, and two cosines with the image's embedding.
-        The cosines are those of the prior's guess from pure noise in one step, which is near the mean embedding under
-        the text, and of the text's embedding."""
+        """Loss, and cosines with the image's embedding: of a guess, and of the text's embedding.
+        The guess is the prior's from pure noise in one step, near the mean embedding under the text."""
         conditions, position, x_0 = self.conditions(part), part["position"], part["image_embedding"]
         time = self.objective.times(torch.full(position.shape, 1 - 2**-24, device=self.worker.device))
         noise = self.normal(position, stream="guess", shape=x_0.shape[1:])

@@ -24,9 +24,8 @@ STATISTICS_BATCHES, STATISTICS_BATCH = 16, 64  # of noise, to estimate the stati
 
 class GANTask(AdversarialTask):
     """Generator against discriminator. Only the averaged generator is stored.
-    Batch norm sees the batches of all ranks together, so two ranks equal one. A batch taken in parts is seen part by
-    part: with `max_batch` below the rank's share the statistics are those of a smaller batch, and accumulation does not
-    equal none."""
+    Batch norm sees the batches of all ranks together, so two ranks equal one, and parts of a batch one by one, so that
+    accumulation does not equal none."""
 
     config: GANTraining
     parts_matter = True
@@ -44,9 +43,8 @@ class GANTask(AdversarialTask):
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """Train the discriminator on `discriminator_steps` equal parts of the batch, then the generator once.
-        The generator makes as many images as the batch holds. Position p is in part p mod `discriminator_steps`, on any
-        rank. Singular vectors move with each forward: after a refused update they are put back, since numbers that are
-        not finite may have reached them."""
+        Position p is in part p mod `discriminator_steps`, on any rank. Singular vectors move with each forward: after a
+        refused update they are put back, for numbers that are not finite may have reached them."""
         before = [buffer.clone() for buffer in self.buffers()]
         turns = self.config.optimization.discriminator_steps
         taken, totals = [], Metrics()
@@ -94,12 +92,16 @@ class GANTask(AdversarialTask):
     def generate(self, generator: nn.Module, part: Batch, *, stream: str) -> Tensor:
         """Images (B, 3, H, W) for the labels of a part, from noise by position."""
         noise = self.normal(part["position"], stream=stream, shape=[self.config.network.noise_dim])
-        return generator(noise, part["label"] if self.config.conditioning.conditions else None)
+        return generator(noise, self.label_of(part))
+
+    def label_of(self, part: Batch) -> Tensor | None:
+        """Labels (B,) for the networks; None without class conditioning."""
+        return part["label"] if self.config.conditioning.conditions else None
 
     def judge(self, discriminator: nn.Module, image: Tensor, part: Batch) -> Tensor:
         """Logits of images; labels of the part are repeated for several images a label."""
-        label = part["label"].repeat(len(image) // len(part["label"])) if self.config.conditioning.conditions else None
-        return discriminator(image, label)
+        label = self.label_of(part)
+        return discriminator(image, None if label is None else label.repeat(len(image) // len(label)))
 
     def augmented(self, image: Tensor, part: Batch, stream: str) -> Tensor:
         """Images for the discriminator in training: fp32, augmented if the recipe has augmentation."""
@@ -123,12 +125,12 @@ class GANTask(AdversarialTask):
 
     def statistics_noise(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Noise (B, Z) and labels (B,), all classes equally likely, for batch statistics: always the same."""
-        config, positions = self.config, torch.arange(STATISTICS_BATCHES * STATISTICS_BATCH)
+        positions = torch.arange(STATISTICS_BATCHES * STATISTICS_BATCH)
         classes = {"high": self.dataset_info.num_classes, "device": self.worker.device}
         for position in positions.split(STATISTICS_BATCH):
-            noise = self.normal(position, stream="statistics_noise", shape=[config.network.noise_dim])
+            noise = self.normal(position, stream="statistics_noise", shape=[self.config.network.noise_dim])
             label = sample_integers(self.seed, position, stream="statistics_label", **classes)
-            yield noise, label if config.conditioning.conditions else None
+            yield noise, self.label_of({"label": label})
 
     def state_dict(self) -> dict[str, Any]:
         """State of both networks; the average in its sampling form, see `finish`."""
@@ -145,8 +147,7 @@ class GANTask(AdversarialTask):
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Losses and mean logits of held-out images against as many generated images, not augmented.
-        A discriminator that knows its training images by heart finds held-out images less real."""
+        """Losses and mean logits of held-out images against as many generated images, not augmented."""
         generator, discriminator, logits = self.finish(), self.discriminator.snapshot(), []
         for part, _ in self.held_out_parts(held_out):
             fake = self.generate(generator, part, stream="evaluation_noise")
@@ -169,8 +170,6 @@ class GANTask(AdversarialTask):
         noise = self.normal(position, stream="preview", shape=[config.network.noise_dim])
         label = repeat(torch.arange(classes, device=device), "rows -> (rows columns)", columns=PREVIEW_SAMPLES)
         batch = {"noise": noise.repeat(classes, 1), "label": label, "position": position.repeat(classes)}
-        images = [
-            self.finish()(part["noise"], part["label"] if config.conditioning.conditions else None)
-            for part in split(batch, self.samples_at_once)
-        ]
+        parts = split(batch, self.samples_at_once)
+        images = [self.finish()(part["noise"], self.label_of(part)) for part in parts]
         return {"samples": png_grid(torch.cat(images), columns=PREVIEW_SAMPLES)}

@@ -72,10 +72,7 @@ class PriorTask(TokenTask):
 
     def losses(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor], *, inputs: Tensor) -> PriorLosses:
         """Mean negative log likelihoods of a batch's tokens and, with a text_loss_weight, of the texts.
-
-        Args:
-            inputs: (B, N), the tokens for the network, corrupted or not.
-        """
+        `inputs`: (B, N), the tokens for the network, corrupted or not."""
         weight = self.config.text_loss_weight
         logits = network(inputs, **conditions, **self.wanted_logits)
         if not isinstance(logits, JointLogits):
@@ -149,7 +146,7 @@ class MaskedPriorTask(TokenTask):
         self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor], *, masked: Tensor, smoothing: float = 0.0
     ) -> Tensor:
         """Mean cross-entropy in nats a masked token, ()."""
-        inputs = batch["tokens"].masked_fill(masked, self.grid.codebook_size)  # the mask token follows the last code
+        inputs = batch["tokens"].masked_fill(masked, self.grid.codebook_size)  # the mask token is the last
         logits = network(inputs, **conditions)
         return masked_token_loss(logits, tokens=batch["tokens"], masked=masked, label_smoothing=smoothing)
 
