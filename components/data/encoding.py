@@ -40,7 +40,7 @@ from components.data.tokens import TokenSet, describe_tokens, write_tokens
 from components.models.autoencoder import Autoencoder
 from components.models.bundle import DESCRIPTION, ModelBundle, describe_bundle, load_bundle
 from components.runtime.pool import Later
-from components.runtime.storage.artifact import Artifact, Record, write_file, write_part, write_record
+from components.runtime.storage.artifact import Artifact, Record, write_file, write_record
 from components.runtime.storage.model_table import column_of
 from components.runtime.storage.store import Store
 from components.sampling.device import best_device, sampling_in
@@ -255,7 +255,8 @@ class TokenEncoder:
 
     def write(self, name: str, samples: TokenSet) -> None:
         """Writes the file of a shard's samples, and a record."""
-        write_part(self.files, name, name, write_tokens(samples), tokens=describe_tokens(samples, name).model_dump())
+        file = write_file(self.files, name, write_tokens(samples))
+        write_record(self.files, name, file, tokens=describe_tokens(samples, name).model_dump())
 
 
 def token_names(index: ShardIndex) -> list[str]:

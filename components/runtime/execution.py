@@ -51,8 +51,7 @@ class Resources(Config):
 
 
 def node_threads(resources: Resources) -> int:
-    """Torch threads of a worker on the calling node: `resources.threads`, or a share of the cores.
-    Asked on the node itself: the driver's may be quite another machine."""
+    """Torch threads of a worker on the calling node: `resources.threads`, or a share of the node's cores."""
     import ray  # nothing else here needs Ray
 
     if resources.threads is not None:
@@ -66,8 +65,7 @@ def threads_of(resources: Resources, *, cpus: float, gpus: float, cores: int) ->
     """A worker's share of a node's cores, at least 1: a function of the node alone, equal at each start.
     Other work on the node does not count, or a restart would have other bits. A worker on GPUs gets the share of the
     cores that its GPUs are of the node's; on other nodes as many workers share the cores as may come to work there.
-    `cpus`: logical CPUs that Ray counts on the node. In a pod they are the pod's, where `cores` are the machine's; a
-    Ray that is started here counts more of them than there are cores. `gpus`: of the node. `cores`: of the machine."""
+    `cpus`: logical CPUs that Ray counts on the node, in a pod fewer than the machine's `cores`, else maybe more."""
     room = max(1, cpus // resources.cpus_per_worker)  # workers for whom the node has logical CPUs
     workers = min(resources.workers_per_node, room)
     if resources.gpus_per_worker and gpus:

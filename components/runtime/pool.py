@@ -23,7 +23,7 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Ray
 
 import components
 from components.runtime.execution import Resources, node_threads
-from components.runtime.storage.artifact import look_at, recorded_parts, write_part
+from components.runtime.storage.artifact import look_at, recorded_parts, write_file, write_record
 from components.runtime.storage.store import SCRATCH, Store
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,7 @@ class Job(Protocol):
 
 
 class Later(NamedTuple):
-    """The rest of a part after the device's share, such as packing and writing the file.
-    A thread of the worker's process does it while the device is at the next part; then the part is done."""
+    """The rest of a part, such as writing the file: a thread does it while the device is at the next part."""
 
     finish: Callable[[], Any]  # returns the part's result
 
@@ -80,8 +79,7 @@ J = TypeVar("J", bound=Job)
 
 def portable(value: T, *, what: str) -> T:
     """Returns `value` if every node can use all of the value.
-    `what`: names the value in the message, such as "the job of stage prior". Raises HandoverError for a value that
-    holds a path or a scratch folder, however deep."""
+    `what`: names the value in the message. Raises HandoverError for a path or a scratch folder, however deep."""
     _Checker(io.BytesIO(), what).dump(value)
     return value
 
@@ -106,12 +104,11 @@ class _Checker(cloudpickle.Pickler):
 
 class Pool:
     """Workers of a stage, at most resources.num_actors, started on demand and ended with the context.
-    A worker gets parts only once it has started: while it waits for a place, it keeps no part from other workers. In
-    the place of a lost worker another is started, and any free worker does the lost parts again; a part that has cost
-    more than resources.max_failures workers ends the work with the error of the last."""
+    A worker gets parts only once it has started. In the place of a lost worker another is started, and any free worker
+    does the lost parts again; a part that has cost more than resources.max_failures workers ends the work with the
+    error of the last. `warn` receives a line for each damaged file of an earlier try."""
 
     def __init__(self, resources: Resources, *, warn: Callable[[str], None] = logger.warning) -> None:
-        """`warn` receives a line for each damaged file of an earlier try."""
         self.resources, self.warn = resources, warn
         self.actors: list[Any] = []  # started ones
         self.starting: dict[ObjectRef, Any] = {}
@@ -126,10 +123,8 @@ class Pool:
 
     def map(self, make_worker: Callable[[], Callable[[P], Any]], parts: Sequence[P]) -> Iterator[Any]:
         """Yields the workers' results for the parts, in order, each as soon as no earlier part is missing.
-        `make_worker`: called once in each process that works; returns a function that is called with the parts, one at
-        a time, and may return `Later`."""
-        early: dict[int, Any] = {}
-        turn = 0
+        `make_worker`: called once in each process that works; its function takes a part, and may return `Later`."""
+        early, turn = dict[int, Any](), 0
         for number, result in self.as_done(make_worker, parts):
             early[number] = result
             while turn in early:
@@ -183,7 +178,7 @@ class Pool:
 
     def finish(self, make_worker: Callable[[], Callable[[J], Any]], jobs: Sequence[J], *, files: Store) -> Iterator[J]:
         """Do all jobs without a whole file from an earlier try; yields each job at the file's arrival.
-        `make_worker`: as in `map`; its function writes the file of a job by `write_job`."""
+        `make_worker`: as in `map`; its function calls `write_job`."""
         recorded, whole = recorded_parts(files), set[str]()
         left = [job for job in jobs if job.name in recorded]
         for number, look in self.as_done(lambda: partial(look_at, files), [job.name for job in left]):
@@ -223,8 +218,8 @@ def file_name(job: str) -> str:
 
 
 def write_job(files: Store, job: str, data: bytes, **facts: Any) -> None:
-    """Write the file of a finished job, and the facts into the file's record."""
-    write_part(files, job, file_name(job), data, **facts)
+    """Write the file of a finished job, and a record with the facts."""
+    write_record(files, job, write_file(files, file_name(job), data), **facts)
 
 
 class PoolWorker:
@@ -259,8 +254,7 @@ class PoolWorker:
         return self.left.pop(number).finish()
 
     def _use_threads(self) -> None:
-        """Sets torch's number of threads for the calling thread.
-        torch counts threads separately for each calling thread."""
+        """Sets torch's number of threads for the calling thread, for which alone it counts."""
         import torch
 
         torch.set_num_threads(self.threads)

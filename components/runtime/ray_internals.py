@@ -24,8 +24,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 # each time: milliseconds a step.
 from ray.train.v2._internal.execution.context import get_train_context
 
-# Decides how many workers an elastic training has; `ScalingConfig` knows a least and a most, but not the numbers
-# between these that divide a batch.
+# Decides how many workers an elastic training has; `ScalingConfig` knows no numbers that divide a batch.
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 __all__ = [
@@ -41,8 +40,7 @@ __all__ = [
 
 
 def quiet_ray_data() -> None:
-    """Keeps Ray Data's lines out of the terminal.
-    The session's `ray-data.log` has them, and failures raise."""
+    """Keeps Ray Data's lines out of the terminal: `ray-data.log` has them, and failures raise."""
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):
             handler.setLevel(logging.CRITICAL)

@@ -12,7 +12,7 @@ from components.data.held_out import read_split
 from components.data.shards import View, load_index
 from components.data.tokens import parse_tokens
 from components.models.bundle import load_bundle
-from components.runtime.storage.artifact import Artifact, verify_files, write_part
+from components.runtime.storage.artifact import Artifact, verify_files, write_file, write_record
 from components.runtime.storage.store import Store
 from components.sampling.images import from_uint8
 from components.stages.tokens import TokensConfig, tokenize_images
@@ -60,7 +60,7 @@ def test_finished_shards_are_not_encoded_again(tokenizer: Artifact, tokens: Arti
     index, context = load_index(images_artifact(folder).url("index.json")), context_of(folder, "tokens", workers=1)
     files = Store(str(folder / "half"))
     kept, *lost = token_names(index)
-    write_part(files, kept, kept, b"kept as it is")
+    write_record(files, kept, write_file(files, kept, b"kept as it is"))
     with context.pool() as pool:
         done = pool.finish(
             partial(TokenEncoder, index.header, tokenizer, files), shard_jobs(index, [kept, *lost]), files=files

@@ -11,7 +11,7 @@ from components.data.encoding import part_names, set_encoder, shard_jobs
 from components.data.shards import INDEX, load_index, read_bpe
 from components.runtime.execution import Resources
 from components.runtime.pool import Pool
-from components.runtime.storage.artifact import Artifact, write_part
+from components.runtime.storage.artifact import Artifact, write_file, write_record
 from components.runtime.storage.store import Store
 from components.sampling.frozen_text import contrastive_text, sample_image_embeddings
 from components.sampling.generators.diffusion import class_log_probabilities, classifier_score
@@ -69,7 +69,7 @@ def test_shards_that_were_encoded_before_are_not_encoded_again(contrastive: Arti
     networks, own = FrozenNetworks(contrastive=contrastive), {"resolution": CONFIG.resolution, "bpe": read_bpe(index)}
     load = partial(ColumnEncoder, frozen_encoders(COLUMNS, networks, **own).load_encoders, COLUMNS)
     kept, *_ = part_names(index)
-    write_part(half, kept, "shard-000000.tar", b"kept as it is")
+    write_record(half, kept, write_file(half, "shard-000000.tar", b"kept as it is"))
     how: Any = {"resolution": 16, "kept_resolution": 16, "threads": 1, "precision": "fp32"}
     with Pool(Resources()) as pool:
         jobs = shard_jobs(index, part_names(index))

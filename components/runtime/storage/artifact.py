@@ -7,15 +7,13 @@ Layout of a stage's folder `{root}/stages/{stage}/{key}`:
     files-…/        the same of a forced try; so is train-…/
     manifest.json   written last; its presence is the commit
 
-A try goes on where the try before was killed, but a forced try begins anew and adopts nothing. It works in folders of
-its own (`files-ID`, `work-ID`, `train-ID`), which the file `forced` names before the manifest moves aside: whenever it
-is killed, no later try works in the folders of before. Files of older manifests stay for their readers until
-`cascade gc`.
+A try goes on where the try before was killed, but a forced try begins anew, in folders of its own (`files-ID`,
+`work-ID`, `train-ID`). The file `forced` names them before the manifest moves aside, so that no later try works in the
+folders of before. Files of older manifests stay for their readers until `cascade gc`.
 
-A part of a stage's work has files under fixed names, and a record: size and sha256 of the files when they were made,
-and facts from their maker; it is written last. A later try adopts a part whose files still agree with its record, and
-makes any other part anew, also where the record is damaged. A manifest takes a part's entries from the record, never
-from the files: no damage is taken for the truth.
+A part of a stage's work has files under fixed names, and a record that is written last: size and sha256 of the files
+when they were made, and facts from their maker. A later try adopts a part whose files still agree with its record, and
+makes any other anew. A manifest takes entries from the record, never from the files: no damage is taken for the truth.
 """
 
 import hashlib
@@ -69,7 +67,6 @@ class FileEntry(Config):
 
     @property
     def digest(self) -> Digest:
-        """Size and sha256, as `Store.read` expects."""
         return Digest(self.bytes, self.sha256)
 
 
@@ -131,8 +128,7 @@ class Artifact(Config):
             yield self.download(Path(folder))
 
     def download(self, folder: Path) -> Path:
-        """Copy all listed files into `folder`, several at a time, verified. Returns the folder.
-        Raises ArtifactError for a listed file that differs from the manifest."""
+        """Copy all listed files into `folder`, verified, and return `folder`. Raises ArtifactError."""
 
         def fetch(entry: FileEntry) -> None:
             self.store.download(entry.path, folder, _public_name(entry.path), expected=entry.digest)
@@ -178,8 +174,7 @@ def manifest_digest(manifest: dict[str, Any]) -> str:
 
 
 def load_artifact(store: Store) -> Artifact | None:
-    """The artifact committed in a stage's folder, or None.
-    Raises ArtifactError if the manifest can't be read, or was changed since the commit."""
+    """The artifact committed in a stage's folder, or None. Raises ArtifactError for a changed manifest."""
     if not store.exists(MANIFEST):
         return None
     url = store.url(MANIFEST)
@@ -192,8 +187,7 @@ def load_artifact(store: Store) -> Artifact | None:
 
 
 def parse_stored(shape: type[T], data: bytes | str, url: str) -> T:
-    """Parse JSON from `url` as a `shape`, with pydantic.
-    Raises ArtifactError, which names the first wrong value."""
+    """Parse JSON from `url` as a `shape`. Raises ArtifactError, which names the first wrong value."""
     try:
         return TypeAdapter(shape).validate_json(data)
     except ValidationError as error:
@@ -204,8 +198,8 @@ def verify_files(
     store: Store, files: Iterable[FileEntry], *, on_file: Callable[[FileEntry], None] = lambda entry: None
 ) -> list[str]:
     """Read every file, several at a time, and compare size and sha256 with the entry.
-    `on_file`: called after each file, from the reading threads. Returns one line for each file that is missing or
-    differs, in the order given. Raises StoreError if storage can't be reached."""
+    `on_file`: called after each file, from the reading threads. Returns a line for each file that is missing or
+    differs, in order. Raises StoreError if storage can't be reached."""
 
     def check(entry: FileEntry) -> str:
         try:
@@ -281,11 +275,6 @@ def write_record(store: Store, part: str, *files: FileEntry, recipe: str = "", *
     content = record.model_dump_json().encode()
     store.write(record_path(part), hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
     return record
-
-
-def write_part(store: Store, part: str, path: str, data: bytes, **facts: Any) -> None:
-    """Write a part of a single file, and the part's record."""
-    write_record(store, part, write_file(store, path, data), **facts)
 
 
 def read_record(store: Store, part: str) -> Record:

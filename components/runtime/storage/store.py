@@ -56,8 +56,7 @@ class Digest(NamedTuple):
 @dataclass(frozen=True)
 class Store:
     """A folder of whole files at `uri`. Picklable: only the URI travels, never a connection or a secret.
-    Every path lies in the folder: methods raise StoreError for a path that is no file name, and on local disks where a
-    link leads out."""
+    Methods raise StoreError for a path that is no file name, and on local disks where a link leads out."""
 
     uri: str
 
@@ -71,20 +70,16 @@ class Store:
 
     def read(self, path: str, *, expected: Digest | None = None) -> bytes:
         """The bytes of a file.
-        Raises FileNotFoundError if it is missing, StoreError if storage can't be reached, DamagedFileError if the file
-        is not the expected one."""
+        Raises FileNotFoundError, StoreError if storage can't be reached, DamagedFileError for an unexpected file."""
         return read_url(self._url(path), expected=expected)
 
     def check(self, path: str, expected: Digest) -> None:
         """Compare a file with the expected digest, block by block. Raises as `read`."""
 
         def compare(filesystem: fsspec.AbstractFileSystem, target: str) -> None:
-            size, sha256 = 0, hashlib.sha256()
             with filesystem.open(target, "rb", block_size=BLOCK, cache_type="readahead") as file:
-                while block := file.read(BLOCK):
-                    size += len(block)
-                    sha256.update(block)
-            _compare(self.url(path), Digest(size, sha256.hexdigest()), expected)
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                _compare(self.url(path), Digest(file.tell(), sha256), expected)
 
         at(self._url(path), compare)
 
@@ -94,8 +89,7 @@ class Store:
 
     def write_once(self, path: str, data: bytes) -> bool:
         """Commit a whole file if there is none yet. Returns False if other bytes are already there.
-        Atomic: of several writers a single one wins. Raises StoreError, also where the store has no conditional
-        writes."""
+        Of several writers a single one wins. Raises StoreError, also for a store without conditional writes."""
 
         def put(filesystem: fsspec.AbstractFileSystem, target: str) -> None:
             if not isinstance(filesystem, LocalFileSystem):
@@ -147,9 +141,9 @@ class Store:
                 local.unlink()
                 _compare(self.url(path), digest, expected)
 
-        url, local = self._url(path), within(folder, name)
+        local = within(folder, name)
         local.parent.mkdir(parents=True, exist_ok=True)
-        at(url, get)
+        at(self._url(path), get)
 
     def exists(self, path: str) -> bool:
         """True if there is a file or folder at `path`. Raises StoreError if storage can't be reached."""
@@ -190,8 +184,7 @@ class Store:
 
     def check_writable(self) -> None:
         """Write a probe file once, try to overwrite the probe, and delete the probe.
-        Raises StoreError with the remedy if a step fails, or if the store would let a second writer win: runs could not
-        commit there."""
+        Raises StoreError if a step fails, or if the store would let a second writer win: no run could commit there."""
         probe = f".probe-{uuid.uuid4().hex[:8]}"
         connect(self.uri)  # errors of the connection name the folder, not the probe
         try:
@@ -267,9 +260,7 @@ def digest_of(data: bytes | Path) -> Digest:
 
 def absolute(uri: str) -> str:
     """Makes local paths in `uri` absolute, valid for a worker in another folder."""
-    if "://" in uri:
-        return uri.rstrip("/")
-    return str(Path(uri).expanduser().resolve())
+    return uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().resolve())
 
 
 def _compare(url: str, digest: Digest, expected: Digest) -> None:
@@ -277,9 +268,8 @@ def _compare(url: str, digest: Digest, expected: Digest) -> None:
     if digest.bytes != expected.bytes:
         raise DamagedFileError(f"{shown(url)} differs: it has {digest.bytes} bytes, not {expected.bytes}")
     if digest != expected:
-        raise DamagedFileError(
-            f"{shown(url)} differs: its sha256 is {digest.sha256[:12]}…, not {expected.sha256[:12]}…"
-        )
+        here, there = f"{digest.sha256[:12]}…", f"{expected.sha256[:12]}…"
+        raise DamagedFileError(f"{shown(url)} differs: its sha256 is {here}, not {there}")
 
 
 def _temporary(target: str, fill: Callable[[IO[bytes]], object]) -> str:
