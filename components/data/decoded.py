@@ -17,7 +17,6 @@ from components.data.shards import (
     Member,
     ShardEntry,
     ShardIndex,
-    ShardSample,
     Split,
     View,
     parse_arrays,
@@ -31,32 +30,24 @@ from components.sampling.image_files import encode_text, parse_bpe
 CACHE_BYTES = 96 * 2**20  # of one reading process
 
 
+@dataclass
 class Images:
-    """An image of each sample of a shard, decoded on request, and cached where `keep` is set.
+    """An image of each sample of a shard, decoded on request.
     Raises ShardError naming shard and sample, here and below, for an image that can't be decoded."""
 
-    def __init__(
-        self,
-        files: Sequence[bytes],
-        keys: Sequence[str],
-        url: str,
-        *,
-        member: Member,
-        resolution: int,
-        mask_values: int,
-        keep: bool,
-    ) -> None:
-        self.files = files
-        self.keys = keys
-        self.url = url
-        self.member = member
-        self.resolution = resolution
-        self.mask_values = mask_values
-        self._kept: np.ndarray | None = None  # (N, H, W, 3)
-        if keep:  # else each image is used once before its shard is dropped
-            self._kept = np.empty((len(files), resolution, resolution, 3), np.uint8)
-        self._decoded = np.zeros(len(files), dtype=bool)
-        self.nbytes = sum(map(len, files)) + (0 if self._kept is None else self._kept.nbytes)  # held
+    files: Sequence[bytes]
+    keys: Sequence[str]
+    url: str
+    member: Member
+    resolution: int
+    mask_values: int
+    keep: bool  # what is decoded; else each image is used once before its shard is dropped
+
+    def __post_init__(self) -> None:
+        count, side = len(self.files), self.resolution
+        self._kept = np.empty((count, side, side, 3), np.uint8) if self.keep else None
+        self._decoded = np.zeros(count, dtype=bool)
+        self.nbytes = sum(map(len, self.files)) + (0 if self._kept is None else self._kept.nbytes)  # held
 
     def fill(self, out: np.ndarray, where: np.ndarray, ordinals: np.ndarray) -> None:
         """Set out[where], uint8 (n, H, W, 3), to the images of the samples `ordinals`, (n,)."""
@@ -79,13 +70,12 @@ class Images:
         """Set `out`, uint8 (H, W, 3), to the image of a sample."""
         file = self.files[ordinal]
         try:
-            match self.member:
-                case "image":
-                    load_into(out, file)
-                case "depth":
-                    out[...] = load_depth(file, resolution=self.resolution)
-                case "mask":
-                    out[...] = load_mask(file, resolution=self.resolution, mask_values=self.mask_values)
+            if self.member == "image":
+                load_into(out, file)
+            elif self.member == "depth":
+                out[...] = load_depth(file, resolution=self.resolution)
+            else:
+                out[...] = load_mask(file, resolution=self.resolution, mask_values=self.mask_values)
         except Exception as error:
             name = "image" if self.member == "image" else f"{self.member}.png"
             where = f"shard {self.url}, sample {self.keys[ordinal]}"
@@ -94,15 +84,9 @@ class Images:
 
 class DecodedShard:
     """The samples of a verified shard in tar order, images decoded on request.
-
-    Images stay decoded if those of the whole set fit into CACHE_BYTES.
-
-    Args:
-        split: the split whose samples are read; None for all.
-        data: the tar, if it has been fetched already.
-
-    Raises ShardError on construction if the shard differs from the index, or a sample lacks a member.
-    """
+    Images stay decoded if those of the whole set fit into CACHE_BYTES. `split`: whose samples are read; None: all.
+    `data`: the tar, if it has been fetched already. Raises ShardError on construction if the shard differs from the
+    index, or a sample lacks a member."""
 
     def __init__(
         self, index: ShardIndex, entry: ShardEntry, view: View, *, split: Split | None, data: bytes | None = None
@@ -110,7 +94,7 @@ class DecodedShard:
         self.url, self.array_infos = index.url(entry.url), {name: index.array(name) for name in view.arrays}
         stored = read_shard(index, entry, view, data=data)
         samples = [(sample, split_of(sample.key, index.holdout_fraction)) for sample in stored]
-        self.samples: list[ShardSample] = [sample for sample, own in samples if split in (own, None)]
+        self.samples = [sample for sample, own in samples if split in (own, None)]
         self.splits: list[Split] = [own for _, own in samples if split in (own, None)]
         self.labels = np.array([sample.label for sample in self.samples], dtype=np.int64)  # (N,)
         captions = [sample.caption for sample in self.samples]
@@ -162,11 +146,9 @@ class DecodedShard:
 @dataclass(frozen=True)
 class ImageSamples:
     """The training samples of a set of images. Raises ValueError for two condition images.
-
     Columns: `image` uint8 (n, H, W, 3), `label` int64 (n,), `text` int64 (n, L), `position` int64 (n,); with a
     condition member or a degradation also `condition_image` uint8 (n, H, W, 3), with a degradation `task` int64 (n,);
-    arrays of the set are float16 under their names.
-    """
+    arrays of the set are float16 under their names."""
 
     decoded: ClassVar[bool] = False
 

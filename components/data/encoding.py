@@ -1,10 +1,8 @@
 """Sets made by frozen networks, a file for each shard: tokens, or images with arrays next to them.
 
-The workers of a `Pool` hold a network each and take a shard at a time, for a shard is one file: threads decode the next
-batch of images while the network is at one, and write a file while the next shard is read. Parts have fixed names,
-numbered in the order of the index: a whole part of any earlier try is not made again. An encoded set has one tar for
-each tar, with images that may be smaller. It is a set like any other, with the same samples in the same shards: so the
-order of training is the same, and every reader of images reads it too.
+The workers of a `Pool` hold a network each and take a shard at a time: threads decode the next batch of images while
+the network is at one, and write a file while the next shard is read. An encoded set has one tar for each tar, with
+images that may be smaller, and the same samples: so the order of training is the same.
 
 Shapes: N samples of a shard, n of a batch, H = W = resolution, T tokens an image.
 """
@@ -12,6 +10,7 @@ Shapes: N samples of a shard, n of a batch, H = W = resolution, T tokens an imag
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -89,39 +88,22 @@ Rows = dict[str, np.ndarray]
 Encode = Callable[[Rows], Rows]  # image uint8 (N, H, W, 3), label, text -> arrays (N, ...), each with its name
 
 
+@dataclass
 class SetEncoder:
-    """A worker of the pool: reads a shard, writes the encoded tar and a record.
+    """A worker of the pool: reads a shard, writes the encoded tar and a record."""
 
-    The shard number `first` also writes the nulls, arrays of an absent condition.
+    index: ShardIndex
+    load_encode: Callable[[], Encode] | None  # makes the function that encodes batches of images; None: no arrays
+    files: Store
+    _: KW_ONLY
+    resolution: int  # of the images passed to that function
+    kept_resolution: int  # of the images in the new set
+    first: int  # number of the shard that also writes the nulls, arrays of an absent condition
+    threads: int  # that decode
+    precision: Precision  # of the networks
 
-    Args:
-        load_encode: called once; makes the function that encodes batches of images; None: no arrays.
-        resolution: of the images passed to that function.
-        kept_resolution: of the images in the new set.
-        threads: that decode.
-        precision: of the networks.
-    """
-
-    def __init__(
-        self,
-        index: ShardIndex,
-        load_encode: Callable[[], Encode] | None,
-        files: Store,
-        *,
-        resolution: int,
-        kept_resolution: int,
-        first: int,
-        threads: int,
-        precision: Precision,
-    ) -> None:
-        self.index = index
-        self.files = files
-        self.resolution = resolution
-        self.kept = kept_resolution
-        self.encode = None if load_encode is None else load_encode()
-        self.first = first
-        self.threads = threads
-        self.precision = precision
+    def __post_init__(self) -> None:
+        self.encode = None if self.load_encode is None else self.load_encode()
 
     def __call__(self, job: ShardJob) -> Later:
         data = fetch_shard(self.index, job.shard)
@@ -158,10 +140,10 @@ class SetEncoder:
     def sample(self, group: Group, arrays: Rows) -> dict[str, bytes | str]:
         """The members of a sample, with the image in the kept resolution, and the arrays."""
         members: dict[str, bytes | str] = dict(group.members)
-        if self.index.resolution != self.kept:
+        if self.index.resolution != self.kept_resolution:
             assert group.image is not None  # every usable group has an image
             members = {suffix: member for suffix, member in members.items() if suffix not in IMAGE_SUFFIXES}
-            members["png"] = encode_png(load_image(group.image, resolution=self.kept))
+            members["png"] = encode_png(load_image(group.image, resolution=self.kept_resolution))
         return {"__key__": group.key, **members, **{f"{name}.npy": write_array(row) for name, row in arrays.items()}}
 
 
@@ -175,11 +157,7 @@ def commit_set(
     index: ShardIndex, records: Sequence[Record], files: Store, *, kept_resolution: int, made_by: dict[str, str]
 ) -> ShardIndex:
     """Write the index of the encoded set of `index`; the caption tokenizer must lie in `files` already.
-
-    Args:
-        records: of the parts, in the order of the index.
-        made_by: name of an array -> stage and key of the model that made it.
-    """
+    `records`: of the parts, in the order of the index. `made_by`: name of an array -> stage and key of its model."""
     shapes = {name: shape for record in records for name, shape in record.facts["shapes"].items()}
     changes = {
         "resolution": kept_resolution,
@@ -214,32 +192,20 @@ def _checked(bundle: ModelBundle) -> Autoencoder:
     return bundle.module
 
 
+@dataclass
 class TokenEncoder:
-    """A worker of the pool: reads a shard of images and writes the token file whole.
+    """A worker of the pool: reads a shard of images and writes the token file whole."""
 
-    Args:
-        member: of each sample, the image that is encoded.
-        threads: that decode.
-        precision: of the network.
-    """
+    index: ShardIndex
+    tokenizer: Artifact
+    files: Store
+    _: KW_ONLY
+    member: Member = "image"  # of each sample, the image that is encoded
+    threads: int = 2  # that decode
+    precision: Precision = "fp32"  # of the network
 
-    def __init__(
-        self,
-        index: ShardIndex,
-        tokenizer: Artifact,
-        files: Store,
-        *,
-        member: Member = "image",
-        threads: int = 2,
-        precision: Precision = "fp32",
-    ) -> None:
-        self.index = index
-        self.files = files
-        self.member = member
-        self.threads = threads
-        self.precision = precision
-        self.device = best_device()
-        self.network = open_autoencoder(tokenizer)
+    def __post_init__(self) -> None:
+        self.device, self.network = best_device(), open_autoencoder(self.tokenizer)
         self.network.to(self.device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
     def __call__(self, job: ShardJob) -> Later:

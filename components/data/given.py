@@ -1,9 +1,7 @@
 """Images as users have them, each as it is: folders, archives of images, npz files.
 
 A folder holds images at any depth, or archives of images. An npz file holds an array of images (its first of four
-axes, `arr_0` by NumPy's own naming). One image that can't be read is an error: leaving it out would change N.
-
-Shapes: N images, H W their pixels.
+axes). One image that can't be read is an error: leaving it out would change N. Shapes: N images, H W their pixels.
 """
 
 import zipfile
@@ -17,7 +15,7 @@ from PIL import Image
 
 from components.data.images import decode_image
 from components.data.listing import FileVersion, list_versions
-from components.data.tars import IMAGE_SUFFIXES, MAX_MEMBER_BYTES, iterate_shard
+from components.data.tars import MAX_MEMBER_BYTES, is_image, iterate_shard
 from components.runtime.storage.connection import connect
 from components.runtime.storage.store import Store, absolute
 
@@ -57,7 +55,7 @@ class GivenImages(NamedTuple):
 
 def contents(folder: Store, path: str) -> Iterator[tuple[str, bytes | np.ndarray]]:
     """Yields (name, image) of a file: encoded images, or rows of an npz file.
-    Raises ValueError, in one line, for an archive that can't be read; ShardError for a tar."""
+    Raises ValueError for an archive that can't be read; ShardError for a tar."""
     if path.endswith(NUMPY):
         yield from ((path, row) for row in rows_of(folder.url(path)))
     elif path.endswith(".zip"):
@@ -72,11 +70,6 @@ def contents(folder: Store, path: str) -> Iterator[tuple[str, bytes | np.ndarray
                 yield f"{path}/{group.key}", group.image
     else:
         yield path, folder.read(path)
-
-
-def is_image(name: str) -> bool:
-    """True for the name of an image file."""
-    return name.rpartition(".")[2].lower() in IMAGE_SUFFIXES
 
 
 @contextmanager

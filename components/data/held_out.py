@@ -101,13 +101,9 @@ def shard_arrays(shard: DecodedShard, limit: int | None = None) -> SplitArrays:
 def held_out_arrays(
     index: ShardIndex, view: View, *, limit: int, degradation: Degradation | None = None
 ) -> dict[str, np.ndarray]:
-    """The first held-out samples as a batch.
-
-    Columns: `image` uint8 (N, H, W, 3), `label` int64 (N,), `text` int64 (N, L). With a condition member also
-    `condition_image`, uint8 (N, H, W, 3); with a degradation the same and `task`, int64 (N,), drawn by the samples' own
-    numbers; the requested arrays, float16 (N, ...). For a set without held-out samples (a choice of its
-    `holdout_fraction`, or too few images) training samples are read, with a warning. Raises ShardError.
-    """
+    """The first held-out samples as a batch, with the columns of `ImageSamples` but `position`.
+    Degradations are drawn by the samples' own numbers. Of a set without held-out samples (a choice of its
+    `holdout_fraction`, or too few images) training samples are read, with a warning. Raises ShardError."""
     samples = read_split(index, "holdout", view, limit=limit)
     if not samples.key:
         logger.warning("%s holds no image out: previews and evaluation use training images", index.source)
@@ -122,8 +118,7 @@ def held_out_arrays(
 
 def random_part(index: ShardIndex, *, samples: int, seed: int) -> ShardIndex:
     """Whole shards of a set, drawn by the seed until they hold `samples` training samples.
-    At least one shard, in canonical order; the whole set if it holds no more samples. Samples of a shard are assumed to
-    be shuffled, as ingested shards are."""
+    At least one shard, in canonical order; the whole set if it holds no more samples."""
     order = list(range(len(index.shards)))
     random.Random(seed).shuffle(order)
     before = accumulate(column_of(index.shards, "train_samples")[order].tolist(), initial=0)

@@ -18,7 +18,7 @@ STREAM = 0x6465  # separates draws of degradations from draws of the order with 
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decode a file of any mode to upright RGB: EXIF rotation applied, transparency flattened on white.
+    """Decode a file of any mode to upright RGB, transparency flattened on white.
     Raises any of Pillow's errors for a corrupt file (OSError, ValueError, SyntaxError, DecompressionBombError)."""
     return to_rgb(ImageOps.exif_transpose(open_image(data)))
 
@@ -29,9 +29,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point images have no defined range")
     if image.mode.startswith("I"):  # Pillow's own conversion clips 16-bit gray at 255 instead of scaling it
-        return Image.fromarray(np.rint(np.asarray(image, np.float64).clip(0, 65535) / 257).astype(np.uint8)).convert(
-            "RGB"
-        )
+        scaled = np.asarray(image, np.float64).clip(0, 65535) / 257
+        return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, WHITE), rgba).convert("RGB")
@@ -70,7 +69,7 @@ def load_image(data: bytes, *, resolution: int) -> np.ndarray:
 def load_into(out: np.ndarray, data: bytes) -> None:
     """Set `out`, uint8 (H, W, 3), contiguous, to the image of a file.
     A JPEG that needs only decoding is decoded in place, by the library inside Pillow and so to the same pixels, in two
-    thirds of the time: without Pillow's copies. Raises as `decode_image`."""
+    thirds of the time. Raises as `decode_image`."""
     image = open_header(data)
     upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
     if image.format == "JPEG" and image.mode == "RGB" and image.size == out.shape[:2] and upright:
@@ -86,8 +85,7 @@ def load_depth(data: bytes, *, resolution: int) -> np.ndarray:
     """Reads a depth map as relative inverse depth, a gray image, uint8 (resolution, resolution, 3).
     255 (1/d - 1/d_max) / (1/d_min - 1/d_max) over the image's central square: nearest 255, farthest 0, in any unit of
     d, as monocular depth networks give it (Ranftl et al., 2020). A 0 in the file means no measurement, and is 0 in the
-    image too; so is a map of one depth only. Resized after the conversion, with antialiasing (box and bilinear filters,
-    whose values stay between their neighbors')."""
+    image too; so is a map of one depth only. Resized after the conversion (box and bilinear filters)."""
     depth = np.asarray(center_square(_single_channel(data)), dtype=np.float64)  # (h, h)
     inverse = np.divide(1.0, depth, out=np.zeros_like(depth), where=depth > 0)
     nearest, farthest = inverse.max(), inverse.min(where=depth > 0, initial=np.inf)
@@ -100,15 +98,12 @@ def load_depth(data: bytes, *, resolution: int) -> np.ndarray:
 def load_mask(data: bytes, *, resolution: int, mask_values: int) -> np.ndarray:
     """Reads a mask with values 0 .. mask_values - 1 as a gray image, uint8 (resolution, resolution, 3).
     A value v becomes 255 v / (mask_values - 1). Resized to the nearest neighbor, which mixes no two values. Raises
-    ValueError for a larger value: the number of values belongs to the set, so that a value is the same gray in all
-    images of the set."""
+    ValueError for a larger value: a value is the same gray in all images of a set."""
     image = center_square(_single_channel(data)).resize((resolution, resolution), Image.Resampling.NEAREST)
     mask = np.asarray(image).astype(np.float64)
     if mask.max() >= mask_values:
-        raise ValueError(
-            f"the mask holds the value {int(mask.max())}, the set's masks 0 to {mask_values - 1}; "
-            f"set mask_values in index.json to the number of values"
-        )
+        held = f"the mask holds the value {int(mask.max())}, the set's masks 0 to {mask_values - 1}"
+        raise ValueError(f"{held}; set mask_values in index.json to the number of values")
     return _equal_channels(255 / (mask_values - 1) * mask)
 
 
@@ -134,18 +129,11 @@ class Degradation(NamedTuple):
 
 def degrade(images: np.ndarray, position: np.ndarray, degradation: Degradation) -> dict[str, np.ndarray]:
     """Draws a degradation for each image of a batch, and applies JPEG, the only one that needs an encoder.
-
-    Masks, borders, gray and fewer pixels are made of tensors, see components/models/diffusion/corruption.py. Palette,
-    Saharia et al. (2022), section 4: one model for all tasks. A draw is a function of (seed, position), so it depends
-    neither on the batch nor on the ranks.
-
-    Args:
-        images: uint8 (N, H, W, 3).
-        position: (N,) places in the stream, >= 0.
-
-    Returns two more columns of the batch: `task`, int64 (N,), places in degradation.tasks; `condition_image`, uint8
-    (N, H, W, 3), the images after JPEG where JPEG is the task, and unchanged elsewhere.
-    """
+    The others are made of tensors, in components/models/diffusion/corruption.py. Palette, Saharia et al. (2022),
+    section 4: one model for all tasks. A draw is a function of (seed, position), so it depends neither on the batch nor
+    on the ranks. `images`: uint8 (N, H, W, 3). `position`: (N,) places in the stream, >= 0. Returns two more columns of
+    the batch: `task`, int64 (N,), places in degradation.tasks; `condition_image`, uint8 (N, H, W, 3), the images after
+    JPEG where JPEG is the task, and unchanged elsewhere."""
     lowest, highest = degradation.jpeg_qualities
     keys = [np.random.SeedSequence((degradation.seed, STREAM, place)) for place in position.tolist()]
     draws = np.stack([np.random.Philox(key).random_raw(2) for key in keys])  # (N, 2) uint64

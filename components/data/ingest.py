@@ -72,16 +72,12 @@ def ingest(
     Args:
         source: one of SOURCES; "shards" is a set that has an index already.
         path: URL of the source's files; None for packaged, procedural and installed sources.
-        out: folder of the new set, at any fsspec URL.
         num_cpus: logical CPUs of a task.
         reshard: write the samples of a `webdataset` too, unchanged, into shards of `config.samples_per_shard`.
-        progress: called as shards are finished.
         class_counts: called once with the set's classes, but not for "shards", whose images are not read.
         warn: receives a line for each damaged shard of an earlier try, before the shard is made again.
-
     Raises SourceError (nothing has been written), ShardError for a tar that can't be read, DataError for too many
-    corrupt images (no index has been written).
-    """
+    corrupt images (no index has been written)."""
     path = None if path is None else absolute(path)
     report = progress or (lambda done, total: None)
     whole = partial(whole_parts, files=out, num_cpus=num_cpus, warn=warn)
@@ -101,9 +97,9 @@ def ingest(
 
 
 def open_source(source: str, path: str | None, *, limit: int | None = None, columns: Columns = COMMON) -> Source:
-    """The listing of a source in canonical order.
-    The order is by hash of the key, so that each shard is a fair sample of the set and a limit keeps the same images.
-    Raises SourceError for a source that can't be used."""
+    """The listing of a source in canonical order. Raises SourceError for a source that can't be used.
+    The order is by hash of the key, so that each shard is a fair sample of the set and a limit keeps the same
+    images."""
     match source:
         case "openmoji":
             listing = list_openmoji()
@@ -125,15 +121,9 @@ def open_source(source: str, path: str | None, *, limit: int | None = None, colu
 
 
 def train_bpe(captions: Iterable[str], *, vocab_size: int) -> str:
-    """Train a byte-level BPE (Sennrich et al., 2016) and return it as the text of `bpe.json`.
-
-    The same set of captions gives the same bytes, in whatever order they come.
-
-    Args:
-        captions: of the training split.
-        vocab_size: number of ids with the four special tokens and the 256 bytes, so at least 260; small sets of
-            captions may give fewer.
-    """
+    """Train a byte-level BPE (Sennrich et al., 2016) on captions, and return it as the text of `bpe.json`.
+    The same set of captions gives the same bytes, in whatever order they come. `vocab_size`: ids with the four special
+    tokens and the 256 bytes, so at least 260; few captions may give fewer."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -150,8 +140,7 @@ def train_bpe(captions: Iterable[str], *, vocab_size: int) -> str:
 
 
 def with_some_captions(facts: Facts, most: int) -> Facts:
-    """Facts of a shard or a tar with at most `most` of its captions, evenly spaced.
-    Empty ones teach nothing. So the driver holds no more than BPE_CAPTIONS of them, however large the set."""
+    """Facts of a shard or a tar with at most `most` captions, evenly spaced, so that the driver holds few of a set."""
     captions = [caption for caption in facts.captions if caption]
     return facts.model_copy(update={"captions": tuple(captions[:: max(1, -(-len(captions) // most))])})
 
@@ -231,9 +220,8 @@ def _commit(
             raise DataError(f"{corrupt}: {most}")
         logger.warning("%s; they are quarantined and listed in the index", corrupt)
     if not train_samples:
-        raise DataError(
-            f"{samples} images leave none to train on with holdout_fraction {config.holdout_fraction}; lower it"
-        )
+        share = config.holdout_fraction
+        raise DataError(f"{samples} images leave none to train on with holdout_fraction {share}; lower it")
     bpe = train_bpe(captions, vocab_size=config.vocab_size)
     out.write(BPE, bpe.encode())
     vocab_size, digest = Tokenizer.from_str(bpe).get_vocab_size(), hashlib.sha256(bpe.encode()).hexdigest()

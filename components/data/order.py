@@ -2,10 +2,9 @@
 
 Batch of step s = positions [s B, (s + 1) B), and position p belongs to stream p mod C. In each epoch the training
 samples stand in a line: the shards shuffled, and the samples of a shard shuffled among themselves. The line is cut into
-C pieces whose lengths differ by one at most, a piece for each stream. So C shards are read side by side, each epoch
-serves each training sample exactly once however unequal the shards are, and nothing depends on the number of ranks:
-rank r of W reads the positions p with p mod W = r, which are whole streams where W divides C (the canonical nodes of
-MosaicML Streaming). Batches span epochs, and any position is found without earlier positions.
+C pieces whose lengths differ by one at most, a piece for each stream. So each epoch serves each training sample exactly
+once, and nothing depends on the number of ranks: rank r of W reads the positions p with p mod W = r, which are whole
+streams where W divides C (the canonical nodes of MosaicML Streaming). Batches span epochs.
 """
 
 import math
@@ -41,8 +40,7 @@ def permutation(count: int, *, key: Sequence[int]) -> np.ndarray:  # int64 (coun
 
 
 def line_of_streams(streams: int) -> np.ndarray:  # int64 (C,)
-    """The streams in the order of their pieces: those of a rank stand together for W = 2, 4, 8, ... ranks.
-    Then a shard that a cut divides is read by one rank, and not by two."""
+    """The streams in the order of their pieces: those of a rank stand together for W = 2, 4, 8, ... ranks."""
     chain, rest = [], streams
     for prime in range(2, streams + 1):
         while rest % prime == 0:
@@ -53,12 +51,7 @@ def line_of_streams(streams: int) -> np.ndarray:  # int64 (C,)
 
 class Order:
     """The order of a training.
-
-    Args:
-        counts: training samples of each shard, in the order of the index; at least one in all.
-        seed: of the run, >= 0.
-        streams: C, >= 1.
-    """
+    `counts`: training samples of each shard, in the order of the index, at least one in all; `streams`: C, >= 1."""
 
     def __init__(self, counts: Sequence[int] | np.ndarray, *, seed: int, streams: int) -> None:
         self.counts, self.seed, self.streams = np.asarray(counts, dtype=np.int64), seed, streams
@@ -84,9 +77,8 @@ class Order:
         return places
 
     def fetched(self, sizes: Sequence[int], world_size: int) -> int:
-        """Bytes that all ranks fetch in the first epoch, of shards of `sizes` bytes.
-        A rank fetches a shard once. A number of ranks that does not divide C reads each of gcd(W, C) sets of streams
-        W / gcd(W, C) times."""
+        """Bytes that all ranks fetch in the first epoch, of shards of `sizes` bytes, each once a rank.
+        A number of ranks that does not divide C reads each of gcd(W, C) sets of streams W / gcd(W, C) times."""
         epoch, groups, fetched = self.epoch(0), math.gcd(world_size, self.streams), 0
         bytes_before = np.append(0, np.cumsum(np.asarray(sizes, dtype=np.int64)[epoch.shards]))
         ends = epoch.starts + epoch.steps * (epoch.lengths - 1)
@@ -118,6 +110,5 @@ class Order:
         return Epoch(shards, begins, positions, starts, lengths, steps)
 
     def _shuffled(self, epoch: int, shard: int) -> np.ndarray:
-        return permutation(
-            int(self.counts[shard]), key=(self.seed, epoch, shard + 1)
-        )  # (seed, epoch, 0) is the key (seed, epoch)
+        # (seed, epoch, 0) is the key (seed, epoch)
+        return permutation(int(self.counts[shard]), key=(self.seed, epoch, shard + 1))

@@ -61,12 +61,8 @@ def read_part(files: Store, number: int, content: str) -> str:
 
 def whole_parts(recipes: Mapping[str, str], *, files: Store, num_cpus: float, warn: Warn) -> dict[str, Record]:
     """Records of the parts that an earlier try left whole in `files`; all their files are read.
-
-    Args:
-        recipes: name of a part -> digest of all that decides it, "" where the stage's key alone does.
-        num_cpus: logical CPUs of the reading tasks.
-        warn: receives a line for each damaged part, which has to be made again.
-    """
+    `recipes`: name of a part -> digest of all that decides it, "" where the stage's key alone does. `num_cpus`: logical
+    CPUs of a reading task. `warn` receives a line for each damaged part, which has to be made again."""
     names = sorted(recorded_parts(files) & recipes.keys())
     pieces = [f"{name}\n{recipes[name]}" for name in names]
     records = {}
@@ -82,7 +78,7 @@ def whole_parts(recipes: Mapping[str, str], *, files: Store, num_cpus: float, wa
 def cut_tasks(listing: Source, samples_per_shard: int) -> list[list[tuple[int, str]]]:
     """Cuts a source's items into shards of at most `samples_per_shard`, and the shards into tasks.
     A shard is a task, except where items come in runs that are best read in one go: then as many whole runs as fit into
-    a shard, or a larger run as several equal shards. Returns numbers and items (JSON) of the shards of each task."""
+    a shard, or a larger run as several equal shards. Returns each task as numbers and items (JSON) of its shards."""
     tasks = [even_parts(items, samples_per_shard) for items in _bundles(listing, samples_per_shard)]
     firsts = accumulate(map(len, tasks), initial=0)
     return [

@@ -4,10 +4,9 @@ A sample is a group of members with one key: an image (`png`, `jpg`, ...), `cls`
 (its origin), and whatever else a source adds (`depth.png`, `mask.png`). A truncated tar reads without any error in
 every tar library, so a reader here fetches the whole shard and checks size, sha256 and count.
 
-Batch keys, written once: `image` uint8 (B, H, W, 3); `label` int64 (B,); `text` int64 (B, L); `position` int64 (B,);
-with a second image of each sample, `condition_image` uint8 (B, H, W, 3). An encoded set has arrays too (`latents.npy`,
-...): latents, embeddings, states of captions, float16 (B, ...) under their own names. Arrays are in numpy's own format,
-so that any reader of WebDataset understands them; shape and type come from the index, so no header is believed, and
+Batch keys: `image` uint8 (B, H, W, 3); `label` int64 (B,); `text` int64 (B, L); `position` int64 (B,); with a second
+image of each sample, `condition_image` uint8 (B, H, W, 3). An encoded set has arrays too (`latents.npy`, ...), float16
+(B, ...) under their own names, in numpy's format; shape and type come from the index: no header is believed, and
 nothing can be unpickled.
 """
 
@@ -50,13 +49,8 @@ def write_array(array: np.ndarray) -> bytes:
 
 def parse_arrays(files: Sequence[tuple[str, bytes]], info: ArrayInfo, where: str) -> np.ndarray:
     """Parses the `.npy` files of N samples -> float16 (N, ...).
-
-    Args:
-        files: key of a sample, and its file.
-        where: shard and member, for the message.
-
-    Raises ShardError naming `where` and the sample for an array of another shape or type than the index says.
-    """
+    `files`: key of a sample, and its file. Raises ShardError naming `where` (shard and member) and the sample for an
+    array of another shape or type than the index says."""
     out, start = np.empty((len(files), *info.shape), DTYPE), npy_header(info.shape)
     for row, (key, file) in zip(out, files, strict=True):
         if len(file) != len(start) + row.nbytes or not file.startswith(start):
@@ -82,8 +76,7 @@ class Quarantined(Config):
 
 
 def shard_url(url: str) -> str:
-    """Checks a URL, absolute or relative to the index, and returns it unchanged.
-    Raises ValueError if a relative URL leads out of the index's folder."""
+    """Checks a URL of a shard. Raises ValueError if a relative one leads out of the index's folder."""
     return url if "://" in url or url.startswith("/") else file_name(url)
 
 
@@ -175,8 +168,7 @@ def split_of(key: str, holdout_fraction: float) -> Split:
 
 
 def order_of(key: str) -> bytes:
-    """Sort key of a sample in a shuffled order: a hash of its key.
-    Another hash than that of the split, or held-out samples would stand together."""
+    """Sort key of a sample in a shuffled order: another hash than that of its split."""
     return hashlib.sha256(f"order {key}".encode()).digest()
 
 
@@ -200,15 +192,13 @@ def load_index(url: str) -> ShardIndex:
 def read_bpe(index: ShardIndex) -> str:
     """The text of the set's `bpe.json`. Raises ShardError if its sha256 differs from the index."""
     url = index.url(index.text.bpe)
-    data = _fetch(url)
-    if hashlib.sha256(data).hexdigest() != index.text.sha256:
+    if hashlib.sha256(data := _fetch(url)).hexdigest() != index.text.sha256:
         raise ShardError(f"{url} is not the tokenizer that the index names (sha256 differs); ingest the set again")
     return data.decode()
 
 
 def fetch_shard(index: ShardIndex, entry: ShardEntry) -> bytes:
-    """Fetch a whole tar, verified by size and sha256; damage in transfer is fetched again.
-    Raises ShardError, naming the shard, if the file differs from the index."""
+    """Fetch a whole tar, verified by size and sha256. Raises ShardError, naming the shard, if it differs."""
     url = index.url(entry.url)
     try:
         return _fetch(url, Digest(entry.bytes, entry.sha256))
@@ -270,12 +260,9 @@ def check_member(index: ShardIndex, member: Member) -> None:
 
 
 def _image(group: Group, member: Member, url: str) -> bytes:
-    image = group.member(member)
-    if image is None:
-        raise ShardError(
-            f"shard {url}, sample {group.key}: no {member}.png next to the image; ingest a source whose samples have "
-            "one, such as scenes, or set member to image"
-        )
+    if (image := group.member(member)) is None:
+        where, remedy = f"shard {url}, sample {group.key}", "ingest a source whose samples have one, such as scenes"
+        raise ShardError(f"{where}: no {member}.png next to the image; {remedy}, or set member to image")
     return image
 
 

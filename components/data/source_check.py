@@ -14,10 +14,11 @@ from components.data.ingest import PACKAGED, SOURCES, needed_path
 from components.data.listing import FileVersion, SourceError, first_file, list_versions
 from components.data.shards import INDEX, load_index
 from components.data.sources import packaged
-from components.data.sources.folder import IMAGE_SUFFIXES, list_folder
+from components.data.sources.folder import list_folder
 from components.data.sources.parquet import SUFFIX, find_parquet, is_parquet
 from components.data.sources.source import COMMON, Columns
 from components.data.sources.webdataset import GLOB, TARS, list_tars, split_glob
+from components.data.tars import is_image
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.connection import StoreError, reason
 from components.runtime.storage.model_table import column_of
@@ -59,7 +60,7 @@ def detect_source(uri: str) -> SourceName:
     if any(name.endswith(TARS) for name in names):
         return SourceName("webdataset", path)
     parquet = sum(version.bytes for version in versions if is_parquet(version.path))
-    images = sum(version.bytes for version in versions if _is_image(version.path))  # a table may lie next to images
+    images = sum(version.bytes for version in versions if is_image(version.path))  # a table may lie next to images
     return SourceName("parquet" if parquet > images else "folder", path)
 
 
@@ -72,7 +73,7 @@ class Listed(NamedTuple):
 
 
 def check_source(source: str, path: str | None, columns: Columns = COMMON) -> Listed:
-    """Raise SourceError, in a line, for a source that can't be used; lists files, reads no image.
+    """Raise SourceError for a source that can't be used; lists files, reads no image.
     Warns of files and columns that won't be read, once in a process."""
     if source not in SOURCES:
         raise SourceError(f"no source {source!r}; there are {', '.join(SOURCES)}")
@@ -106,10 +107,9 @@ def _listed(source: str, path: str | None, columns: Columns) -> Listed:
 
 
 def source_digest(source: str, path: str | None, columns: Columns = COMMON) -> str:
-    """A digest of a source's contents, never of its place, for the key of the first stage.
+    """A digest of a source's contents, never of its place, for the key of the first stage. Raises SourceError.
     Packaged sources: versions of packages and generator. A set with an index: the sha256 of its shards. Otherwise the
-    listing: relative names, sizes, and entity tags or modification times, and the way of reading where there are
-    several. Raises SourceError."""
+    listing: relative names, sizes, and entity tags or modification times, and the way of reading if there are more."""
     facts = check_source(source, path, columns).facts
     return hashlib.sha256(json.dumps([source, facts], sort_keys=True).encode()).hexdigest()
 
@@ -125,7 +125,7 @@ def file_to_try(source: str, path: str | None) -> FileVersion | None:
     folder, pattern = split_glob(location)
     if source == "parquet":
         return first_file(folder, _is_like(pattern, is_parquet))
-    return first_file(folder, _is_like(pattern, _is_tar) if source == "webdataset" else _is_image)
+    return first_file(folder, _is_like(pattern, _is_tar) if source == "webdataset" else is_image)
 
 
 def shard_in_place(images: Artifact) -> FileVersion | None:
@@ -168,7 +168,3 @@ def _is_like(pattern: str | None, is_kind: Callable[[str], bool]) -> Callable[[s
 
 def _is_tar(path: str) -> bool:
     return path.endswith(TARS)
-
-
-def _is_image(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES

@@ -1,12 +1,9 @@
 """The training stream of a rank: its share of each global batch, read by Ray Data on its own node.
 
 A rank has one reader, the actor of a Ray Data pool. It makes blocks of rows from shards that it fetches and decodes in
-threads, and holds a shard while samples of it are due. A task of the reader is a stretch of steps: a run has few tasks
-however long it is, and a reader that died makes no more than a stretch again. Positions alone say which samples a rank
-gets (`order.py`), so ranks need nothing of each other.
-
-Where nothing is decoded, as of tokens, a thread of the rank is the reader: Ray Data would take ten times the CPU time,
-and seconds to the first batch.
+threads, and holds a shard while samples of it are due. A task of the reader is a stretch of steps: a reader that died
+makes no more than a stretch again. Positions alone say which samples a rank gets (`order.py`). Where nothing is
+decoded, as of tokens, a thread of the rank is the reader: Ray Data would take ten times the CPU time.
 """
 
 import math
@@ -113,9 +110,7 @@ class RankReader:
     """Makes the rows of a share, and holds the shards that are due. `threads` fetch, as many decode."""
 
     def __init__(self, samples: Samples, share: Share, *, layout: Layout, threads: int = 2) -> None:
-        self.samples = samples
-        self.share = share
-        self.layout = layout
+        self.samples, self.share, self.layout = samples, share, layout
         self.order = Order(samples.counts, seed=share.seed, streams=share.streams)
         self.shards: OrderedDict[int, Future[Shard]] = OrderedDict()  # used last: last
         self.fetching, self.filling = ThreadPoolExecutor(threads), ThreadPoolExecutor(threads)
@@ -160,9 +155,9 @@ class RankReader:
 
 
 class Rest(ExecutionCallback):
-    """Rests between the steps of Ray Data's loop.
-    The loop waits for tasks and not for consumers: it would spin for as long as training is slower than reading (ray
-    2.60, streaming_executor.py). So rests grow while the rank does not wait, and are short again when it does."""
+    """Rests between the steps of Ray Data's loop, which would spin while training is slower than reading.
+    The loop waits for tasks and not for consumers (ray 2.60, streaming_executor.py). So rests grow while the rank does
+    not wait, and are short again when it does."""
 
     rest = SHORTEST_REST
 
@@ -184,15 +179,9 @@ def rank_batches(
     threads: int = 2,
 ) -> Iterator[Arrays]:
     """Batches of the steps [start_step, total_steps) of a rank, read on the calling process's node.
-
-    Args:
-        global_batch_size: samples a step over all ranks; a multiple of `world_size`.
-        seed: of the order, >= 0.
-        streams: C of the order; the same samples for every number of ranks, read once an epoch where that divides C.
-        threads: of the reader.
-
-    Raises ValueError for a batch that does not divide, or a set without training samples; ShardError.
-    """
+    `global_batch_size`: samples a step over all ranks; a multiple of `world_size`. `streams`: C of the order; each
+    sample is read once an epoch where `world_size` divides C. `threads`: of the reader. Raises ValueError for a batch
+    that does not divide, or a set without training samples; ShardError."""
     if global_batch_size % world_size:
         raise ValueError(f"global_batch_size {global_batch_size} is not a multiple of {world_size} workers")
     if not any(samples.counts):
@@ -227,9 +216,7 @@ def _ray_batches(samples: Samples, share: Share, *, layout: Layout, threads: int
         fn_constructor_args=(samples, share),
         fn_constructor_kwargs={"layout": layout, "threads": threads},
         batch_size=1,
-        compute=ActorPoolStrategy(
-            size=1, max_tasks_in_flight_per_actor=1
-        ),  # or, after a death, a later task runs first
+        compute=ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),  # else a later one runs first after a death
         num_cpus=0,  # it works on the logical CPUs of its rank: a rank never waits for room for its reader
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
     )

@@ -1,10 +1,8 @@
 """Tars from untrusted writers: groups of members; members that no image set needs are refused.
 
 Nothing is ever written to a disk and nothing unpickled. Sizes are checked before a byte is read: a sparse member may
-claim any size, and a compressed tar may hold a thousand times its size.
-
-webdataset is imported where it is called: it imports torch, seconds in each of the many processes of a run that plan
-reading and do none.
+claim any size, and a compressed tar may hold a thousand times its size. webdataset is imported where it is called: it
+imports torch, seconds in each process that plans reading and does none.
 """
 
 import io
@@ -12,6 +10,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from components.data.listing import ShardError
@@ -24,6 +23,11 @@ GZIP = b"\x1f\x8b"
 END = bytes(1024)  # last bytes of every complete tar
 OWN_NOTES = re.compile(r"__[^/]*__($|/)")  # webdataset's notes about a tar: no samples
 Member = Literal["image", "depth", "mask"]  # the member of a sample that is read as image
+
+
+def is_image(name: str) -> bool:
+    """True for the name of an image file."""
+    return PurePosixPath(name).suffix.lower().lstrip(".") in IMAGE_SUFFIXES
 
 
 class Group(NamedTuple):
@@ -57,8 +61,7 @@ def write_shard(samples: Iterable[dict[str, bytes | str]]) -> bytes:
 
 
 def unpack(data: bytes, url: str) -> bytes:
-    """Unpacks a gzipped tar; returns a plain tar unchanged.
-    Raises ShardError for a damaged gzip file, or more than MAX_UNPACKED_BYTES."""
+    """Unpacks a gzipped tar. Raises ShardError for a damaged gzip file, or more than MAX_UNPACKED_BYTES."""
     unpacked = bytearray()
     while data.startswith(GZIP):  # gzip files may stand one after another
         inflate = zlib.decompressobj(wbits=31)

@@ -1,8 +1,7 @@
 """Tokens: a Parquet file for each shard of images, checked, and read as shards of the training stream.
 
 A set of images may come with a second set, the condition: tokens of the same images' depth maps or smaller sizes, made
-by a tokenizer of their own, with the same samples in the same files. A file is small (a few kilobytes a sample) and
-read whole, so that its sha256 holds for all that is read.
+by a tokenizer of their own. A file is read whole, so that its sha256 holds for all that is read.
 
 Shapes: n samples, T tokens an image, L text_length, M tokens of a condition image.
 """
@@ -11,6 +10,7 @@ import hashlib
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -85,17 +85,11 @@ def token_files(tokens: Artifact) -> list[TokenFile]:
 
 def check_tokenizer(tokens: Artifact, *, codebook_size: int, grid: Sequence[int]) -> None:
     """Raise TokensError, in a line, if tokens are from a tokenizer with another codebook or grid."""
-    metadata = tokens.metadata
-    if metadata["codebook_size"] != codebook_size:
-        raise TokensError(
-            f"the tokens have a codebook of {metadata['codebook_size']}, the tokenizer one of {codebook_size}: make "
-            "the tokens with this tokenizer"
-        )
-    if (own := tuple(metadata["grid"])) != tuple(grid):
-        of, one = ("×".join(map(str, size)) for size in (own, grid))
-        raise TokensError(
-            f"the tokens have a grid of {of}, the tokenizer one of {one}: make the tokens with this tokenizer"
-        )
+    of, one = ("×".join(map(str, size)) for size in (tokens.metadata["grid"], grid))
+    for what, own, wanted in (("codebook", tokens.metadata["codebook_size"], codebook_size), ("grid", of, one)):
+        if own != wanted:
+            remedy = "make the tokens with this tokenizer"
+            raise TokensError(f"the tokens have a {what} of {own}, the tokenizer one of {wanted}: {remedy}")
 
 
 def check_condition(tokens: Artifact, condition: Artifact | None, *, wanted: bool) -> None:
@@ -107,14 +101,12 @@ def check_condition(tokens: Artifact, condition: Artifact | None, *, wanted: boo
         return
     if not wanted:
         raise TokensError("condition tokens are given, but condition is not among the recipe's conditions")
-    ours, theirs = token_files(tokens), token_files(condition)
-    other = next((own.name for own, their in zip(ours, theirs, strict=False) if own.keys != their.keys), None)
-    if other is not None:
-        raise TokensError(f"the condition tokens of {other} are of other images: make both from the same images")
+    ours, theirs, remedy = token_files(tokens), token_files(condition), "make both from the same images"
+    for own, their in zip(ours, theirs, strict=False):
+        if own.keys != their.keys:
+            raise TokensError(f"the condition tokens of {own.name} are of other images: {remedy}")
     if len(ours) != len(theirs):
-        raise TokensError(
-            f"{len(ours)} files of tokens, {len(theirs)} of condition tokens: make both from the same images"
-        )
+        raise TokensError(f"{len(ours)} files of tokens, {len(theirs)} of condition tokens: {remedy}")
 
 
 class TokenShard:
@@ -130,17 +122,16 @@ class TokenShard:
             rows[name][where] = column[ordinals]
 
 
+@dataclass
 class TokenSamples:
     """The training samples of a set of tokens, for the training stream.
-
-    Columns, all int64: `tokens` (n, T), `label` (n,), `text` (n, L), `position` (n,); and `condition` (n, M), if
-    condition tokens are given.
-    """
+    Columns, all int64: `tokens` (n, T), `label` (n,), `text` (n, L), `position` (n,); with condition tokens also
+    `condition` (n, M)."""
 
     decoded: ClassVar[bool] = True
 
-    def __init__(self, tokens: Artifact, condition: Artifact | None = None) -> None:
-        self.tokens, self.condition = tokens, condition
+    tokens: Artifact
+    condition: Artifact | None = None
 
     @property
     def counts(self) -> np.ndarray:  # int64 (S,)
@@ -167,8 +158,7 @@ class TokenSamples:
 
 
 def read_split(tokens: Artifact, condition: Artifact | None, *, number: int, split: Split) -> TokenShard:
-    """The samples of a split of the file `number`, verified.
-    Raises ShardError or ArtifactError for damage."""
+    """The samples of a split of the file `number`. Raises ShardError or ArtifactError for damage."""
     samples = read_tokens(tokens, number)
     chosen = samples.split == split
     columns = {name: getattr(samples, name)[chosen] for name in ("tokens", "label", "text")}
@@ -186,18 +176,16 @@ def read_tokens(tokens: Artifact, number: int) -> TokenSet:
 def held_out_tokens(tokens: Artifact, condition: Artifact | None = None) -> dict[str, np.ndarray]:
     """Columns of the first HELD_OUT held-out samples; of training samples if none are held out.
     Reads no more files than it takes."""
-    counts = [(file.samples - file.train_samples, file.train_samples) for file in token_files(tokens)]
-    split: Split = "holdout" if any(held_out for held_out, _ in counts) else "train"
+    files = token_files(tokens)
+    split: Split = "holdout" if any(file.samples > file.train_samples for file in files) else "train"
     shards, left = list[TokenShard](), HELD_OUT
-    for number, (held_out, trained) in enumerate(counts):
-        count = held_out if split == "holdout" else trained
+    for number, file in enumerate(files):
+        count = file.train_samples if split == "train" else file.samples - file.train_samples
         if count and left > 0:
             shards.append(read_split(tokens, condition, number=number, split=split))
             left -= count
-    names = shards[0].columns
-    return {
-        name: np.concatenate([shard.columns[name] for shard in shards])[:HELD_OUT].astype(np.int64) for name in names
-    }
+    columns = {name: np.concatenate([shard.columns[name] for shard in shards]) for name in shards[0].columns}
+    return {name: column[:HELD_OUT].astype(np.int64) for name, column in columns.items()}
 
 
 def _matrix(values: np.ndarray, dtype: pa.DataType) -> pa.Array:

@@ -10,7 +10,6 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -18,25 +17,12 @@ import pyarrow.parquet as pq
 
 from components.data.images import decode_image, fit_square
 from components.data.listing import FileVersion, SourceError, list_versions
-from components.data.sources.source import (
-    COMMON,
-    Columns,
-    Drawing,
-    Item,
-    Source,
-    TableColumns,
-    class_names,
-    find_columns,
-    first_caption,
-    ordered_classes,
-    safe_keys,
-    split_word,
-    training_files,
-)
+from components.data.sources import source
+from components.data.sources.source import COMMON, Columns, Drawing, Item, Source, TableColumns
+from components.data.tars import is_image
 from components.runtime.storage.store import Store, read_url
 
 LICENSE = "unspecified"
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 CAPTIONS = ("captions.jsonl", "captions.csv")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 OLD_COLUMNS = {"file", "file_name", "caption", "text", "class"}  # of sets whose keys depend on the listing alone
@@ -64,15 +50,14 @@ class Described(NamedTuple):
 
 
 def read_rows(url: str, columns: Columns) -> Described:
-    """The rows of the description file at `url`.
-    Each row is read from the first of its own columns with a meaning, so that JSON lines may name columns differently.
-    Raises SourceError, in a line, for a file that can't be read or has no file names."""
+    """The rows of the description file at `url`, each from the first of its own columns with a meaning.
+    Raises SourceError for a file that can't be read or has no file names."""
     lacking = "each line needs a file and a caption"
     try:
         raw = _raw_rows(url)
     except (ValueError, AttributeError, csv.Error, pa.ArrowException) as error:
         raise SourceError(f"{url} can't be read ({error}); {lacking}") from error
-    table = find_columns(dict.fromkeys(name for row in raw for name in row), columns, url)
+    table = source.find_columns(dict.fromkeys(name for row in raw for name in row), columns, url)
     rows: list[Row] = []
     read: set[str] = set()
     for number, row in enumerate(raw, 1):
@@ -82,7 +67,7 @@ def read_rows(url: str, columns: Columns) -> Described:
             raise SourceError(f"{url} can't be read (row {number} has {', '.join(row) or 'nothing'}); {lacking}")
         read.update(filter(None, (image, caption, label)))
         named = None if label is None or row[label] in (None, "") else str(row[label])
-        rows.append(Row(str(row[image]), None if caption is None else first_caption(row[caption]), named))
+        rows.append(Row(str(row[image]), None if caption is None else source.first_caption(row[caption]), named))
     several = any(isinstance(row.get(name), list) for row in raw for name in table.columns["caption"])
     return Described(rows, replace(table, several=several), read)
 
@@ -93,7 +78,7 @@ def _raw_rows(url: str) -> list[dict[str, Any]]:
         table = pq.read_table(io.BytesIO(data))
         rows = table.to_pylist()
         for column in table.column_names:
-            names = class_names(table.schema, column)
+            names = source.class_names(table.schema, column)
             for row in rows if names else ():
                 row[column] = names[row[column]] if row[column] in range(len(names)) else None
         return rows
@@ -135,15 +120,10 @@ class Names(NamedTuple):
 
 def list_folder(path: str, versions: Sequence[FileVersion] | None = None, columns: Columns = COMMON) -> Source:
     """Lists the images below `path` with classes and captions.
-
-    Args:
-        versions: the result of `list_versions` at `path`, if called already.
-        columns: of the file that describes the images.
-
-    Raises SourceError if there is no file, no image, no class, or a captions file that does not fit.
-    """
+    `versions`: the result of `list_versions` at `path`, if called already. `columns`: of the file that describes the
+    images. Raises SourceError if there is no file, no image, no class, or a captions file that does not fit."""
     files = [version.path for version in (list_versions(path) if versions is None else versions)]
-    images = [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+    images = list(filter(is_image, files))
     if not images:
         kind = "; for Parquet say `cascade data parquet`" if any(name.endswith(".parquet") for name in files) else ""
         raise SourceError(f"no images below {path}{kind}; {FORMS}")
@@ -160,11 +140,11 @@ def list_folder(path: str, versions: Sequence[FileVersion] | None = None, column
 
 def _training_images(images: list[str]) -> Names:
     """The images below `train/`, if all images lie in folders of splits; otherwise all images."""
-    splits = {top: split_word(top) for top in (name.partition("/")[0] if "/" in name else "" for name in images)}
+    splits = {top: source.split_word(top) for top in (name.partition("/")[0] if "/" in name else "" for name in images)}
     training = [top for top, split in splits.items() if split == "train"]
     if None in splits.values() or len(training) != 1:
         return Names(images, images)
-    used, note = training_files(images, lambda name: splits[name.partition("/")[0]])
+    used, note = source.training_files(images, lambda name: splits[name.partition("/")[0]])
     return Names(images, used, f"{training[0]}/", note)
 
 
@@ -175,7 +155,7 @@ def _sub_folders(path: str, names: Names) -> Source:
         raise SourceError(f"no classes in {Store(path).url(names.root)}: all images lie at its top; {FORMS}")
     items = [
         Item(key, classes.index(folder), folder.replace("_", " "), name)
-        for key, (name, folder) in zip(safe_keys(list(folder_of)), folder_of.items(), strict=True)
+        for key, (name, folder) in zip(source.safe_keys(list(folder_of)), folder_of.items(), strict=True)
     ]
     left = len(names.used) - len(folder_of)
     notes = [f"{path}: {left} images lie outside of the class folders and are left out"] if left else []
@@ -204,10 +184,10 @@ def _described(path: str, names: Names, captions: Sequence[str], columns: Column
         raise SourceError(f"{place} has neither captions nor classes: each line needs a file and a caption or a class")
     read = set().union(*(described.read for described in files.values()))
     old = set(captions) <= set(CAPTIONS) and read <= OLD_COLUMNS
-    classes = tuple(sorted(set(labels))) if old else ordered_classes(labels)
+    classes = tuple(sorted(set(labels))) if old else source.ordered_classes(labels)
     items = [
         Item(key, classes.index(label), label.replace("_", " ") if row.caption is None else row.caption, row.file)
-        for key, row, label in zip(safe_keys([row.file for row in training]), training, labels, strict=True)
+        for key, row, label in zip(source.safe_keys([row.file for row in training]), training, labels, strict=True)
     ]
     left = len(used - rows.keys())
     notes = [f"{path}: {left} images are not named in {', '.join(captions)} and are left out"] if left else []

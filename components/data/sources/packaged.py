@@ -77,9 +77,8 @@ def package_versions() -> dict[str, str]:
     try:
         return {name: version(name) for name in OPENMOJI_PACKAGES}
     except PackageNotFoundError as error:
-        raise SourceError(
-            f"source openmoji needs the package {error.name}: pip install 'image-cascade[demo]'"
-        ) from error
+        remedy = "pip install 'image-cascade[demo]'"
+        raise SourceError(f"source openmoji needs the package {error.name}: {remedy}") from error
 
 
 @dataclass(frozen=True)
@@ -113,9 +112,8 @@ def list_fashion_mnist(path: str | None = None) -> Source:
 def installed_folder() -> str:
     """The folder of Debian's package. Raises SourceError if the package is not installed."""
     if not Path(INSTALLED).is_dir():
-        raise SourceError(
-            f"fashion_mnist is not here: install Debian's package {PACKAGE}, or name the folder of its IDX files"
-        )
+        remedy = f"install Debian's package {PACKAGE}, or name the folder of its IDX files"
+        raise SourceError(f"fashion_mnist is not here: {remedy}")
     return INSTALLED
 
 

@@ -19,22 +19,8 @@ import pyarrow.parquet as pq
 from components.data.images import decode_image, fit_square
 from components.data.listing import FileVersion, SourceError, list_versions
 from components.data.shards import order_of
-from components.data.sources.source import (
-    COMMON,
-    NAMES,
-    Columns,
-    Drawing,
-    Item,
-    Meaning,
-    Source,
-    TableColumns,
-    class_names,
-    find_columns,
-    first_caption,
-    ordered_classes,
-    safe_keys,
-    training_files,
-)
+from components.data.sources import source
+from components.data.sources.source import COMMON, NAMES, Columns, Drawing, Item, Meaning, Source, TableColumns
 from components.data.sources.webdataset import split_glob
 from components.runtime.storage.connection import connect, reason, retried
 from components.runtime.storage.store import Store, in_parallel
@@ -44,8 +30,6 @@ logger = logging.getLogger(__name__)
 LICENSE = "unspecified"
 SUFFIX = ".parquet"
 NO_CLASS = "image"
-
-
 ROWS = 32  # in memory at a time
 BUFFER = 4 * 2**20  # bytes of a column to fetch at a time, so that a large row group needs no more
 NO_LABEL = -1  # of rows without a class: quarantined
@@ -149,17 +133,13 @@ def find_parquet(path: str, columns: Columns = COMMON) -> ParquetSet:
     """The Parquet files at a folder, glob or file, with columns by the first file's footer.
     Of a folder with splits only the training files. Raises SourceError for no file, or columns that don't fit."""
     folder, pattern = split_glob(path)
-    versions = list_versions(folder)
+    found = [version for version in list_versions(folder) if fnmatch.fnmatchcase(version.path, pattern or "*")]
     if folder.endswith(SUFFIX):  # the file itself
         folder = folder.rpartition("/")[0]
-    tables = {
-        version.path: version
-        for version in versions
-        if is_parquet(version.path) and fnmatch.fnmatchcase(version.path, pattern or "*")
-    }
+    tables = {version.path: version for version in found if is_parquet(version.path)}
     if not tables:
         raise SourceError(f"no Parquet files at {path}; give their folder, or a glob such as s3://bucket/set/*.parquet")
-    names, split = (list(tables), None) if pattern else training_files(list(tables))
+    names, split = (list(tables), None) if pattern else source.training_files(list(tables))
     below = posixpath.commonpath([posixpath.dirname(name) for name in names])
     root = Store(folder).url(below)
     files = tuple(tables[name]._replace(path=posixpath.relpath(name, below or ".")) for name in names)
@@ -170,8 +150,8 @@ def find_parquet(path: str, columns: Columns = COMMON) -> ParquetSet:
 
 def list_parquet(path: str, columns: Columns = COMMON) -> Source:
     """Lists the rows of all files with classes and captions, without reading images.
-    Rows without a class are listed too, and quarantined when drawn. Raises SourceError if a file can't be read, or has
-    other columns than the first file."""
+    Rows without a class are quarantined when drawn. Raises SourceError for a file that can't be read, or has other
+    columns than the first file."""
     chosen = find_parquet(path, columns)
     urls = [Store(chosen.folder).url(version.path) for version in chosen.files]
     files = in_parallel(lambda url: retried(partial(_labels_and_captions, url, chosen.table), url), urls)
@@ -180,7 +160,7 @@ def list_parquet(path: str, columns: Columns = COMMON) -> Source:
             f"the files in {chosen.folder} name their classes differently; read them as sets of their own"
         )
     names = {str(label) for file in files if not file.names for label in file.labels or () if label is not None}
-    classes = files[0].names or ordered_classes(names) or (NO_CLASS,)
+    classes = files[0].names or source.ordered_classes(names) or (NO_CLASS,)
     runs = [run for v, file in zip(chosen.files, files, strict=True) for run in _runs(v.path, file, classes)]
     if not runs:
         raise SourceError(f"the Parquet files at {path} have no rows; give others")
@@ -190,18 +170,19 @@ def list_parquet(path: str, columns: Columns = COMMON) -> Source:
         logger.warning("%s: rows lie sorted by class, so that batches mix few of them; write them shuffled", path)
     runs.sort(key=lambda run: order_of(run[0].key))
     items = [item for run in runs for item in run]
-    keyed = (item._replace(key=key) for item, key in zip(items, safe_keys([item.key for item in items]), strict=True))
+    keyed = (
+        item._replace(key=key) for item, key in zip(items, source.safe_keys([item.key for item in items]), strict=True)
+    )
     reader = ParquetReader(chosen.folder, str(chosen.table.first("image")))
     return Source("parquet", LICENSE, classes, tuple(keyed), reader, runs=tuple(map(len, runs)), notes=chosen.notes)
 
 
 def _columns(url: str, columns: Columns) -> TableColumns:
-    """The columns of a file to read.
-    Raises SourceError, in a line, if there is no column of images, or neither a class nor a caption."""
+    """The columns of a file to read. Raises SourceError for one without images, or without class and caption."""
     schema = open_parquet(url).schema_arrow
     fits: dict[Meaning, Callable[[pa.DataType], bool]] = {"image": _is_image, "caption": _is_text, "label": _is_class}
     admitted = {meaning: [field.name for field in schema if fit(field.type)] for meaning, fit in fits.items()}
-    table = find_columns(schema.names, columns, url, admitted)
+    table = source.find_columns(schema.names, columns, url, admitted)
     types = {field.name: "struct" if pa.types.is_struct(field.type) else str(field.type) for field in schema}
     there = ", ".join(f"{name} ({kind})" for name, kind in types.items())
     if not table.first("image") and len(admitted["image"]) == 1:
@@ -211,10 +192,8 @@ def _columns(url: str, columns: Columns) -> TableColumns:
         raise SourceError(f"{url}: {which} among {there}? name it by --image-column, or images.columns.image")
     caption = table.first("caption")
     if caption is None and table.first("label") is None:
-        raise SourceError(
-            f"{url}: neither a class nor a caption among {there}; name one by --label-column or --caption-column, or "
-            "images.columns.label or .caption"
-        )
+        remedy = "name one by --label-column or --caption-column, or images.columns.label or .caption"
+        raise SourceError(f"{url}: neither a class nor a caption among {there}; {remedy}")
     return replace(table, several=caption is not None and pa.types.is_nested(schema.field(caption).type))
 
 
@@ -247,7 +226,7 @@ def _labels_and_captions(url: str, table: TableColumns) -> FileRows:
         read = file.read(columns=[name for name in (label, caption) if name])
     return FileRows(
         tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)),
-        class_names(schema, label) if label else (),
+        source.class_names(schema, label) if label else (),
         read.column(label).to_pylist() if label else None,
         read.column(caption).to_pylist() if caption else None,
     )
@@ -264,7 +243,7 @@ def _runs(path: str, file: FileRows, classes: tuple[str, ...]) -> Iterator[list[
         else:
             label = 0 if file.labels is None else NO_LABEL if cell is None else numbers.get(str(cell), NO_LABEL)
         named = "" if label == NO_LABEL else classes[label].replace("_", " ")
-        caption = named if file.captions is None else first_caption(file.captions[row])
+        caption = named if file.captions is None else source.first_caption(file.captions[row])
         return Item(f"{path.removesuffix(SUFFIX)}/{row:06d}", label, caption, f"{path}:{group}:{row - start}")
 
     for group, (start, stop) in enumerate(pairwise(accumulate(file.groups, initial=0))):

@@ -86,19 +86,15 @@ def caption(solids: list[Solid]) -> str:
 
 def render(solids: list[Solid], *, resolution: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draws solids in front of the background.
-
-    Returns color uint8 (H, W, 3), depth float64 (H, W) in units, and mask uint8 (H, W): 0 background, i for solid i
-    from 1.
-    """
+    Returns color uint8 (H, W, 3), depth float64 (H, W) in units, and mask uint8 (H, W): 0 background, i solid i."""
     samples = resolution * SUPERSAMPLING
     across = HALF_SIDE * (2 * (np.arange(samples) + 0.5) / samples - 1)  # half a side is HALF_SIDE at depth 1
     x, y = np.meshgrid(across, -across - 0.1)  # slightly down
     rays = np.stack([x.ravel(), y.ravel(), np.ones(samples**2)], axis=1)  # (P, 3): distance along a ray is depth
     floor = FLOOR / np.minimum(rays[:, 1], -1e-9)
     depth, mask = np.minimum(floor, WALL), np.zeros(len(rays), np.uint8)  # of floor and back wall, (P,)
-    color = np.where(
-        (floor < WALL)[:, None], np.array([206.0, 200.0, 190.0]), np.array([176.0, 205.0, 228.0])
-    )  # (P, 3)
+    on_floor = (floor < WALL)[:, None]
+    color = np.where(on_floor, np.array([206.0, 200.0, 190.0]), np.array([176.0, 205.0, 228.0]))  # (P, 3)
     for number, solid in enumerate(solids, start=1):
         distance, normal = _intersect(solid, rays)
         hit = distance < depth

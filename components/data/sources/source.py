@@ -1,10 +1,8 @@
 """The interface of sources: a listing, a picklable reader, training files and columns by their names.
 
 A set keeps a share of its own out of training (`holdout_fraction`, by the hash of each key), so of published sets with
-splits only the training files are read; the splits left out are named, and a glob reads them.
-
-Columns of tables that hold images, captions and classes are known by common names or the user's choice. Nothing is
-passed over in silence: `TableColumns.note` names the columns read and the columns left out.
+splits only the training files are read; a glob reads others. Columns of tables are known by common names or the user's
+choice. Nothing is passed over in silence: `TableColumns.note` names the columns left out.
 """
 
 import hashlib
@@ -80,17 +78,17 @@ def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def safe_keys(names: Sequence[str]) -> list[str]:
-    """Unique WebDataset keys for file names.
-    Keys have no dots (webdataset's groups end at the first), no odd characters, and at most MAX_KEY characters. A name
-    that would share its key with another name gets a digest of itself, in any order of names."""
+    """Unique WebDataset keys for file names, of at most MAX_KEY characters without dots and odd signs.
+    A name that would share its key with another name gets a digest of itself, in any order of names."""
     plain = [re.sub(r"[^A-Za-z0-9_/-]+", "_", str(PurePosixPath(name).with_suffix(""))).strip("_/") for name in names]
     taken = Counter(key.lower() for key in plain)
-    return [
-        key
-        if taken[key.lower()] == 1 and 0 < len(key) <= MAX_KEY
-        else f"{key[: MAX_KEY - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        for key, name in zip(plain, names, strict=True)
-    ]
+
+    def unique(key: str, name: str) -> str:
+        if taken[key.lower()] == 1 and 0 < len(key) <= MAX_KEY:
+            return key
+        return f"{key[: MAX_KEY - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+    return list(map(unique, plain, names))
 
 
 def split_word(path: str) -> str | None:
@@ -103,8 +101,7 @@ def split_word(path: str) -> str | None:
 def training_files(
     paths: Sequence[str], split_of: Callable[[str], str | None] = split_word
 ) -> tuple[list[str], str | None]:
-    """The files to read, and a line about the splits read and left out; no line if all are read.
-    All files are read where none is named as training."""
+    """The files to read, and a line about splits left out, if any; all files where none is named as training."""
     by_split: dict[str | None, list[str]] = {}
     for path in paths:
         by_split.setdefault(split_of(path), []).append(path)
@@ -175,10 +172,7 @@ class TableColumns:
 
     def note(self, read: Collection[str]) -> str | None:
         """A line that names the unread columns and their probable meanings; None if all were read.
-
-        Args:
-            read: columns with a value for at least one row.
-        """
+        `read`: columns with a value for at least one row."""
         taken = {meaning: [name for name in names if name in read] for meaning, names in self.columns.items()}
         unread = [_guess(name, taken) for name in self.names if name not in read]
         unread += ["an image's captions but the first"] if self.several else []
@@ -194,13 +188,8 @@ class TableColumns:
 def find_columns(
     names: Iterable[str], chosen: Columns, place: str, admitted: Mapping[Meaning, Sequence[str]] | None = None
 ) -> TableColumns:
-    """The columns of a table by meaning.
-
-    Args:
-        admitted: the columns of a fitting type for each meaning; all columns if left out.
-
-    Raises SourceError for a chosen column that is missing or of another type.
-    """
+    """The columns of a table by meaning. `admitted`: the columns of a fitting type for each meaning; None: all.
+    Raises SourceError for a chosen column that is missing or of another type."""
     names = tuple(names)
     columns: dict[Meaning, Sequence[str]] = {}
     for meaning, common in NAMES.items():

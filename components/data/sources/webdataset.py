@@ -1,11 +1,9 @@
 """A user's own tars: indexed in place, or written elsewhere as smaller tars; never written to.
 
-`cls` holds a label or a class name, `txt` a caption; other members are left alone.
-
-Smaller tars are for sets of which a few images cost a gigabyte. Each task reads a tar once. Samples stay byte for byte;
-the samples of a tar are shuffled (by a hash of their keys, so that equal tars give equal bytes) before they are cut
-into shards: three shards, the window that training shuffles, are then samples of three tars, as before. A tar's record
-is written after its shards: after a kill no tar is read again whose shards are all there, and whole.
+`cls` holds a label or a class name, `txt` a caption; other members are left alone. Smaller tars are for sets of which a
+few images cost a gigabyte. Samples stay byte for byte; those of a tar are shuffled (by a hash of their keys, so that
+equal tars give equal bytes) before they are cut into shards. A tar's record is written after its shards: after a kill
+no tar is read again whose shards are all there, and whole.
 """
 
 import fnmatch
@@ -26,7 +24,7 @@ from components.data.shards import Quarantined, ShardEntry, order_of, split_of
 from components.data.sources.source import ordered_classes
 from components.data.tars import END, Group, Member, iterate_shard, unpack, write_shard
 from components.runtime.storage.artifact import FileEntry, write_record
-from components.runtime.storage.store import Store, read_url
+from components.runtime.storage.store import Store, digest_of, read_url
 
 LICENSE = "unspecified"
 GLOB = frozenset("*?[")
@@ -61,7 +59,7 @@ class Surveyed(NamedTuple):
 class TarSurvey:
     """Surveys a tar: URL and mark of the version in, the tar's facts (JSON) out.
     Images that can't be decoded are quarantined here, so that the order of training depends on the index alone. Raises
-    ShardError if the tar can't be read, has no end, or holds no images."""
+    ShardError as `checked_groups`."""
 
     out: Store
     holdout_fraction: float
@@ -84,14 +82,8 @@ class TarSurvey:
         self, url: str, data: bytes, samples: Sequence[Surveyed], quarantined: Sequence[Quarantined]
     ) -> ShardEntry:
         """The entry, in an index, of a tar with the bytes `data` and the usable `samples`."""
-        return ShardEntry(
-            url=url,
-            bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            samples=len(samples),
-            train_samples=len(self.training(samples)),
-            quarantined=tuple(quarantined),
-        )
+        counts = {"samples": len(samples), "train_samples": len(self.training(samples))}
+        return ShardEntry(url=url, **digest_of(data)._asdict(), **counts, quarantined=tuple(quarantined))
 
     def training(self, samples: Sequence[Surveyed]) -> list[Surveyed]:
         """The samples of the training split."""
@@ -134,9 +126,7 @@ class TarResharder(TarSurvey):
             name, samples = f"shard-{part[:12]}-{place:05d}.tar", [Surveyed.of(group) for group in shard]
             data = write_shard({"__key__": group.key, **group.members} for group in shard)
             if list(iterate_shard(data, name)) != shard:
-                raise ShardError(
-                    f"shard {name} does not read as it was written: its keys or members have unusual names"
-                )
+                raise ShardError(f"shard {name} does not read as it was written: its members have unusual names")
             self.out.write(name, data)
             entries.append(self.entry(name, data, samples, [] if entries else refused))
         files = [FileEntry(path=entry.url, bytes=entry.bytes, sha256=entry.sha256) for entry in entries]
@@ -152,9 +142,7 @@ def list_tars(path: str) -> list[FileVersion]:
         if fnmatch.fnmatchcase(version.path, pattern or "*") and version.path.endswith(TARS)
     ]
     if not tars:
-        raise SourceError(
-            f"no tars at {path}; give the folder that holds them, or a glob such as s3://bucket/set/*.tar"
-        )
+        raise SourceError(f"no tars at {path}; give their folder, or a glob such as s3://bucket/set/*.tar")
     return tars
 
 
@@ -191,7 +179,7 @@ def checked_groups(data: bytes, url: str) -> Iterator[tuple[Group, str | None]]:
 
 def merge_classes(facts: Sequence[TarFacts], path: str) -> tuple[str, ...]:
     """The classes of all tars, numbers in numeric order.
-    Raises SourceError if some samples have a class and others none, or if there are neither classes nor captions."""
+    Raises SourceError if only some samples have a class, or if there are neither classes nor captions."""
     classes = {name for fact in facts for name in fact.classes}
     unlabeled = sum(fact.unlabeled for fact in facts)
     if classes and unlabeled:

@@ -79,7 +79,7 @@ class Store:
         def compare(filesystem: fsspec.AbstractFileSystem, target: str) -> None:
             with filesystem.open(target, "rb", block_size=BLOCK, cache_type="readahead") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                _compare(self.url(path), Digest(file.tell(), sha256), expected)
+                _compare(self.url(path), Digest(file.seek(0, os.SEEK_END), sha256), expected)
 
         at(self._url(path), compare)
 
