@@ -41,7 +41,7 @@ class Images:
     member: Member
     resolution: int
     mask_values: int
-    keep: bool  # what is decoded; else each image is used once before its shard is dropped
+    keep: bool  # what is decoded, as images are used again
 
     def __post_init__(self) -> None:
         count, side = len(self.files), self.resolution
@@ -98,7 +98,7 @@ class DecodedShard:
         self.splits: list[Split] = [own for _, own in samples if split in (own, None)]
         self.labels = np.array([sample.label for sample in self.samples], dtype=np.int64)  # (N,)
         captions = [sample.caption for sample in self.samples]
-        self.text = encode_text(tokenizer_of(index), captions, text_length=index.text.text_length)  # (N, L)
+        self.text = encode_text(tokenizer_of(index.header), captions, text_length=index.text.text_length)  # (N, L)
         each = 3 * view.resolution**2 * (1 if view.condition_member is None else 2)
         images = partial(
             Images,
@@ -154,7 +154,7 @@ class ImageSamples:
 
     index: ShardIndex
     view: View
-    degradation: Degradation | None = None  # makes the `condition_image` of the `image`
+    degradation: Degradation | None = None  # of the `image`
 
     def __post_init__(self) -> None:
         if self.view.condition_member is not None and self.degradation is not None:
@@ -192,11 +192,7 @@ class ImageSamples:
         return rows | degrade(rows["image"], rows["position"], self.degradation)
 
 
-def tokenizer_of(index: ShardIndex) -> Tokenizer:
-    """The set's caption tokenizer, verified; read once in a process. Raises ShardError if it was changed."""
-    return _tokenizer(index.header)
-
-
 @cache
-def _tokenizer(header: ShardIndex) -> Tokenizer:
+def tokenizer_of(header: ShardIndex) -> Tokenizer:
+    """A set's caption tokenizer, verified; read once in a process. Raises ShardError if it was changed."""
     return parse_bpe(read_bpe(header))

@@ -93,12 +93,12 @@ class SetEncoder:
     """A worker of the pool: reads a shard, writes the encoded tar and a record."""
 
     index: ShardIndex
-    load_encode: Callable[[], Encode] | None  # makes the function that encodes batches of images; None: no arrays
+    load_encode: Callable[[], Encode] | None  # None: no arrays
     files: Store
     _: KW_ONLY
     resolution: int  # of the images passed to that function
     kept_resolution: int  # of the images in the new set
-    first: int  # number of the shard that also writes the nulls, arrays of an absent condition
+    first: int  # the shard with the nulls, arrays of an absent condition
     threads: int  # that decode
     precision: Precision  # of the networks
 

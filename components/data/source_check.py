@@ -67,9 +67,9 @@ def detect_source(uri: str) -> SourceName:
 class Listed(NamedTuple):
     """The contents of a source that can be used."""
 
-    facts: object  # all that tells the contents from others, never their place
-    files: tuple[FileVersion, ...] = ()  # tars by absolute URLs, other files by their paths; none with an index
-    notes: tuple[str, ...] = ()  # lines about files and columns that won't be read
+    facts: object  # of the contents, never their place
+    files: tuple[FileVersion, ...] = ()  # tars by URLs, others by paths; none with an index
+    notes: tuple[str, ...] = ()  # lines about what won't be read
 
 
 def check_source(source: str, path: str | None, columns: Columns = COMMON) -> Listed:
@@ -107,9 +107,9 @@ def _listed(source: str, path: str | None, columns: Columns) -> Listed:
 
 
 def source_digest(source: str, path: str | None, columns: Columns = COMMON) -> str:
-    """A digest of a source's contents, never of its place, for the key of the first stage. Raises SourceError.
+    """A digest of a source's contents, never of its place, for the key of the first stage.
     Packaged sources: versions of packages and generator. A set with an index: the sha256 of its shards. Otherwise the
-    listing: relative names, sizes, and entity tags or modification times, and the way of reading if there are more."""
+    listing: relative names, sizes, and entity tags or modification times, and how they are read. Raises SourceError."""
     facts = check_source(source, path, columns).facts
     return hashlib.sha256(json.dumps([source, facts], sort_keys=True).encode()).hexdigest()
 

@@ -23,7 +23,7 @@ from components.data.shards import Split
 from components.runtime.storage.artifact import Artifact
 
 COLUMNS = ("key", "tokens", "label", "text", "split")
-HELD_OUT = 2048  # images for previews and the final evaluation
+HELD_OUT = 2048  # images
 
 
 class TokenSet(NamedTuple):

@@ -1,7 +1,6 @@
 """Events of a run, their form as lines of a log, and a training's measures of its use of the machine.
 
-Workers, stages and the workflow emit them; `components.runtime.tracking.event_log` keeps them in order. The live table,
-the report and MLflow read them there.
+Workers, stages and the workflow emit them; the live table, the report and MLflow read them in the log.
 """
 
 import base64
@@ -65,7 +64,7 @@ class RunStarted(NamedTuple):
     run: str
     recipe_yaml: str
     parameters: Mapping[str, Any]
-    tags: Mapping[str, str]  # `name` of its models, `git_commit`, and what else is known
+    tags: Mapping[str, str]  # `name` of its models, `git_commit`, …
 
 
 class ModelsDescribed(NamedTuple):
@@ -128,7 +127,7 @@ class LogEntry(NamedTuple):
     time: int  # milliseconds since 1970
     run: str
     models: str  # name of the run's models
-    key: str  # of the event's stage; empty for an event of the run itself
+    key: str  # of the event's stage; empty: of the run
     event: Event
 
     @property
@@ -143,17 +142,15 @@ class LogEntry(NamedTuple):
 
     @classmethod
     def read(cls, line: bytes) -> "LogEntry":
-        """The inverse of `line`.
-        Raises JSONDecodeError for a line that was cut, LookupError for an event that this version does not know,
-        TypeError or ValueError for one with other fields."""
+        """The inverse of `line`. Raises JSONDecodeError for a line that was cut.
+        Raises LookupError for an unknown event, TypeError or ValueError for one with other fields."""
         document = json.loads(line, object_hook=_decoded)
         kind, fields = KINDS[document.pop("event")], document.pop("fields")
         return cls(**document, event=kind(**fields))
 
 
 class Recorder:
-    """A receiver of events: picklable, cheap, callable from any worker; never raises.
-    This one drops all events."""
+    """A receiver of events, callable from any worker, that never raises. This one drops all events."""
 
     def emit(self, event: Event) -> None: ...
 
@@ -178,7 +175,7 @@ class Measure(NamedTuple):
 
     title: str
     text: Callable[[float], str]  # with its unit
-    of_run: Callable[[Sequence[float]], float]  # the figures of all logs -> that of the run
+    of_run: Callable[[Sequence[float]], float]  # of all logs
 
 
 def plain(value: float) -> str:
@@ -190,7 +187,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-MEASURES = {  # by the name under which a training logs them (`components.training.reporting`)
+MEASURES = {  # by a training's name for them
     "samples_per_second": Measure("samples/s", plain, median),  # of all devices
     "samples_per_second_per_gpu": Measure("per GPU", plain, median),
     "mfu": Measure("MFU", percent, median),  # FLOP/s of the recipe over the GPUs' peak in bf16

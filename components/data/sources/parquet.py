@@ -31,7 +31,7 @@ LICENSE = "unspecified"
 SUFFIX = ".parquet"
 NO_CLASS = "image"
 ROWS = 32  # in memory at a time
-BUFFER = 4 * 2**20  # bytes of a column to fetch at a time, so that a large row group needs no more
+BUFFER = 4 * 2**20  # bytes of a column at a time
 NO_LABEL = -1  # of rows without a class: quarantined
 
 
@@ -109,7 +109,7 @@ def open_parquet(url: str, *, buffer_size: int = 0) -> pq.ParquetFile:
 class ParquetSet(NamedTuple):
     """Parquet files to read, and their columns."""
 
-    folder: str  # URL of the deepest folder with all files
+    folder: str  # the deepest with all files
     files: tuple[FileVersion, ...]  # paths relative to it
     table: TableColumns
     notes: tuple[str, ...]
@@ -119,9 +119,9 @@ class FileRows(NamedTuple):
     """The R rows of a file without images."""
 
     groups: tuple[int, ...]  # rows of each row group
-    names: tuple[str, ...]  # class names for the numbers in `labels`; empty: `labels` holds names
+    names: tuple[str, ...]  # of the numbers in `labels`; empty: it holds names
     labels: list[object] | None  # (R,)  None: the set has no classes
-    captions: list[object] | None  # (R,)  each a caption, a list of them, or None
+    captions: list[object] | None  # (R,)  a caption, a list, or None
 
 
 def is_parquet(path: str) -> bool:
@@ -178,7 +178,7 @@ def list_parquet(path: str, columns: Columns = COMMON) -> Source:
 
 
 def _columns(url: str, columns: Columns) -> TableColumns:
-    """The columns of a file to read. Raises SourceError for one without images, or without class and caption."""
+    """The columns of a file to read. Raises SourceError for no images, or neither class nor caption."""
     schema = open_parquet(url).schema_arrow
     fits: dict[Meaning, Callable[[pa.DataType], bool]] = {"image": _is_image, "caption": _is_text, "label": _is_class}
     admitted = {meaning: [field.name for field in schema if fit(field.type)] for meaning, fit in fits.items()}

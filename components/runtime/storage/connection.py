@@ -1,11 +1,9 @@
 """Connections to storage: the filesystem of a URL, retries, errors of a line, room on local disks.
 
 Two layers of retries, both with jitter: a cloud's own client sends a request up to three times (503, 500, reset,
-time-out), and `retried` repeats the whole transfer where a body broke off or held wrong bytes.
-
-A `Cloud` describes a vendor's store. A write-once put is fsspec's `mode="create"`, which must be a conditional write:
-`If-None-Match: *` at Amazon (and in every store that speaks S3) and Azure, `ifGenerationMatch=0`, no generation of the
-object yet, at Google.
+time-out), and `retried` repeats the whole transfer where a body broke off or held wrong bytes. A write-once put is
+fsspec's `mode="create"`, which must be a conditional write: `If-None-Match: *` by S3 and Azure, `ifGenerationMatch=0`
+by Google.
 """
 
 import errno
@@ -27,8 +25,8 @@ T = TypeVar("T")
 Transfer = Callable[[fsspec.AbstractFileSystem, str], T]  # of a file system and a path there
 
 ATTEMPTS = 6
-DAMAGED_ATTEMPTS = 3  # a file that is wrong at rest does not get better
-REQUESTS = 3  # times that gcsfs sends one request before `retried` repeats the transfer
+DAMAGED_ATTEMPTS = 3  # wrong at rest is wrong again
+REQUESTS = 3  # of gcsfs, for one request
 CONNECT_SECONDS, READ_SECONDS = 10, 30  # the second: without a byte
 FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
 # Libraries whose errors are the network's.
@@ -48,13 +46,13 @@ class Cloud(NamedTuple):
     """A kind of object store, described as far as fsspec's interface does not cover the differences."""
 
     remedy: str  # advice where nobody can sign in
-    options: Mapping[str, Any] = MappingProxyType({})  # of the file system; a user's FSSPEC_… go before them
+    options: Mapping[str, Any] = MappingProxyType({})  # a user's FSSPEC_… go before them
     filesystem: str | None = None  # its class, where fsspec would take another one
-    extra: str | None = None  # of this package, which brings the file system; None: always installed
-    loggers: tuple[str, ...] = ()  # log, some with a traceback, errors that are retried or raised anyway
+    extra: str | None = None  # of this package; None: always installed
+    loggers: tuple[str, ...] = ()  # of errors that are retried or raised anyway
     # Bounds the retries of the client; may be called again on the same file system.
     prepare: Callable[[fsspec.AbstractFileSystem], None] = lambda filesystem: None
-    plain: Callable[[Exception], Exception] = lambda error: error  # Python's own error of the same meaning, if any
+    plain: Callable[[Exception], Exception] = lambda error: error  # to Python's own error, if any
 
 
 def _prepare_amazon(filesystem: fsspec.AbstractFileSystem) -> None:
@@ -149,14 +147,11 @@ CLOUDS |= dict.fromkeys(("az", "abfs", "abfss"), AZURE) | {"hf": OTHERS._replace
 def connect(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Returns the filesystem of a URL, and the path there.
     Listings are never cached: other writers' files must be seen. fsspec's own settings (`FSSPEC_S3={"config_kwargs":
-    …}`) go before those here. Raises StoreError for an unknown protocol, a missing package, and for a URL that holds a
-    password, which would end in logs and manifests. An account comes from the environment alone, as its key does: a
-    path without it would mean another place."""
+    …}`) go before those here. Raises StoreError for an unknown protocol, a missing package, and for a URL with a
+    password, which would end in logs and manifests, or an account: a path without it would mean another place."""
     if long := AZURE_LONG.fullmatch(url):
-        raise StoreError(
-            f"{url} names its account; write az://{long['container']}{long['path']} and set "
-            f"AZURE_STORAGE_ACCOUNT_NAME={long['account']}"
-        )
+        short, account = f"az://{long['container']}{long['path']}", f"AZURE_STORAGE_ACCOUNT_NAME={long['account']}"
+        raise StoreError(f"{url} names its account; write {short} and set {account}")
     if CREDENTIALS.search(url):
         raise StoreError(f"{shown(url)} holds credentials; give them by the environment or by the machine's role")
     protocol, cloud = _cloud(url)
@@ -191,18 +186,15 @@ def files_below(filesystem: fsspec.AbstractFileSystem, root: str) -> dict[str, d
 
 def retried(action: Callable[[], T], url: str) -> T:
     """Run `action` with retries and jitter; permanent errors are raised at once.
-    Raises the error of the action where callers tell files apart by it (missing, existing, no folder), StoreError with
-    a remedy for a cause in storage or on the network, and any other error as it is."""
+    Raises StoreError with a remedy for a cause in storage or on the network, and any other error as it is."""
     cloud = _cloud(url)[1]
 
     def plainly() -> T:
         """Raises a cloud's errors in Python's own terms."""
         try:
             return action()
-        except StoreError:
-            raise
         except Exception as error:
-            if (plain := cloud.plain(error)) is error:
+            if isinstance(error, StoreError) or (plain := cloud.plain(error)) is error:
                 raise
             raise plain from error
 
@@ -214,9 +206,8 @@ def retried(action: Callable[[], T], url: str) -> T:
     try:
         return Retrying(stop=enough, wait=wait, retry=retry_if_exception(_may_get_better), reraise=True)(plainly)
     except PermissionError as error:
-        raise StoreError(
-            f"{shown(url)}: access denied ({reason(error)}); check the credentials and the bucket's policy"
-        ) from error
+        remedy = "check the credentials and the bucket's policy"
+        raise StoreError(f"{shown(url)}: access denied ({reason(error)}); {remedy}") from error
     except (*FINAL_ERRORS, StoreError):
         raise
     except Exception as error:
@@ -265,7 +256,7 @@ def _explained(error: Exception, cloud: Cloud) -> str | None:
 def check_room(needed: Mapping[str, int], *, purpose: str) -> None:
     """Raise StoreError, in a line, if a disk lacks room. Object stores have no such limit.
     `needed`: URL of a folder, which need not exist yet -> bytes that will be written below it. Folders on one disk need
-    the sum; URLs of other stores are passed over. `purpose`: subject of the message, such as "the checkpoints"."""
+    the sum. `purpose`: subject of the message, such as "the checkpoints"."""
     disks: dict[int, list[tuple[Path, str, int]]] = {}
     for url, count in needed.items():
         if is_local(url) and count:
@@ -275,10 +266,12 @@ def check_room(needed: Mapping[str, int], *, purpose: str) -> None:
     for places in disks.values():
         total, free = sum(count for _, _, count in places), shutil.disk_usage(places[0][0]).free
         if total > free:
-            urls = " and ".join(url for _, url, _ in places)
+            needed_bytes, urls = readable_bytes(total), " and ".join(url for _, url, _ in places)
+            remedy = (
+                "make room (`cascade gc`), or name another place (--storage or --out; TMPDIR for a temporary folder)"
+            )
             raise StoreError(
-                f"{purpose} need {readable_bytes(total)} in {urls}, where {readable_bytes(free)} are free; make room "
-                "(`cascade gc`), or name another place (--storage or --out; TMPDIR for a temporary folder)"
+                f"{purpose} need {needed_bytes} in {urls}, where {readable_bytes(free)} are free; {remedy}"
             )
 
 

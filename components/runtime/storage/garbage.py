@@ -1,9 +1,8 @@
 """Garbage in storage, listed by no manifest: lost or broken tries, state of finished stages.
 
 Two laws: stages that a run names stay, and stages with a living worker are left alone. The collector holds the stage's
-lease, as a driver does, so that no work begins there meanwhile, and looks again before the first deletion. The manifest
-goes first, and lists of other files (`*.json`) next: the rest of a collection that was killed is no artifact, is
-adopted by no run, and is found by the next collection.
+lease, as a driver does, and looks again before the first deletion. The manifest goes first, and lists of other files
+(`*.json`) next: the rest of a collection that was killed is adopted by no run, and is found by the next collection.
 """
 
 import threading
@@ -21,7 +20,7 @@ from components.runtime.storage.store import FileInfo, Store, in_parallel
 PLAN, ANNOUNCED = "plan.json", "announced.json"  # stages of a run: with their ends; before the start
 LEASE = "lease"  # folder in that of a stage
 UNUSED = "no run uses this stage"
-REASONS = {  # kind of a folder that no manifest lists -> reason for a deletion
+REASONS = {  # kind of an unlisted folder -> reason
     "attempt": "a try that was not committed",
     "files": "files of a try that was superseded, or of no more use",
     "train": "training state of a finished stage",
@@ -63,7 +62,7 @@ def find_garbage(
     """Folders for deletion, in stages without a living worker.
     `unused`: also whole stages that no run below `runs/` names. `ttl`: seconds without a heartbeat after which the
     holder of a lease counts as dead. `on_wait`: receives a line before these seconds are waited for. Raises
-    ArtifactError for a manifest or a plan that can't be read: the needed files are unknown then."""
+    ArtifactError for a manifest or a plan that can't be read."""
     used = used_stages(root) if unused else None
     stages = [f"stages/{stage}/{key}" for stage in root.folders("stages") for key in root.folders(f"stages/{stage}")]
     folders = {stage: garbage for stage in stages if (garbage := _in_stage(root, stage, used))}
@@ -117,7 +116,7 @@ def _in_stage(root: Store, stage: str, used: set[str] | None) -> list[Garbage]:
         return [Garbage(stage, sum(info.bytes for info in files), UNUSED)] if files else []
     artifact = load_artifact(store)
     if artifact is None:
-        return []  # not committed: a later run resumes from these files
+        return []  # a later run resumes from these files
     listed = {entry.path.partition("/")[0] for entry in artifact.files}
     return [
         Garbage(f"{stage}/{name}", sum(info.bytes for info in store.list(name)), REASONS[kind])
@@ -132,7 +131,7 @@ def _delete(root: Store, garbage: Garbage, lost: threading.Event) -> bool:
     if garbage.path == garbage.stage and store.exists(MANIFEST):
         manifest = store.read(MANIFEST)
         store.delete(MANIFEST)
-        if garbage.path in used_stages(root):  # by a run that looked before this deletion
+        if garbage.path in used_stages(root):  # by a run that looked before
             store.write_once(MANIFEST, manifest)
             return False
 

@@ -31,8 +31,8 @@ class Seen(NamedTuple):
 
 class Lease:
     """A lease in a separate folder, acquired inside a stage's task and released in the `finally`.
-    Args of the constructor: `ttl`, seconds without a heartbeat after which a holder counts as dead; `poll`, seconds
-    between two looks of a waiter; `on_lost`, called from the heartbeat's thread when another holder took over."""
+    `ttl`: seconds without a heartbeat after which a holder counts as dead. `poll`: seconds between two looks of a
+    waiter. `on_lost`: called from the heartbeat's thread when another holder took over."""
 
     def __init__(self, store: Store, *, ttl: float = TTL, poll: float = 2.0, on_lost: Callable[[], None]) -> None:
         self.store, self.ttl, self.poll, self.on_lost = store, ttl, poll, on_lost
@@ -47,8 +47,7 @@ class Lease:
         self._thread: threading.Thread | None = None
 
     def acquire(self, *, is_done: Callable[[], bool], on_wait: Callable[[str], None]) -> bool:
-        """Wait for the lease. Returns False as soon as `is_done()`: another driver finished the work.
-        `on_wait` receives the reason, before each wait."""
+        """Wait for the lease, with a line to `on_wait` each time. Returns False as soon as `is_done()`."""
         seen, since = Seen(generation=-1), time.monotonic()
         while not is_done():
             if (now := self.look()) != seen:
@@ -104,7 +103,7 @@ class Lease:
                     return
                 self._write(beat=beat, released=False)
             except (OSError, StoreError):
-                continue  # the store is away: a waiter sees no heartbeat and takes over after `ttl`
+                continue  # away: a waiter takes over after `ttl`
 
     def _latest(self) -> tuple[int, dict[str, Any] | None]:
         names = [info.path for info in self.store.list() if info.path.endswith(".json")]
@@ -112,7 +111,7 @@ class Lease:
             return 0, None
         try:
             return int(names[-1].removesuffix(".json")), json.loads(self.store.read(names[-1]))
-        except FileNotFoundError:  # deleted by the next holder between the two calls
+        except FileNotFoundError:  # deleted by the next holder
             return self._latest()
 
     def _died_here(self, state: dict[str, Any]) -> bool:

@@ -1,8 +1,7 @@
 """Long lists of small models, held as columns of Arrow.
 
 A set of 10⁹ images has up to a million shards, each with an entry in an index and in a manifest. As objects of pydantic
-they take 1.5 kB each, in every process that holds them, and a pickle of them takes seconds. As columns they take the
-bytes of their values, and Ray's workers on a node share one copy.
+they take 1.5 kB each; as columns the bytes of their values, of which Ray's workers on a node share one copy.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -66,13 +65,8 @@ class AsTable(NamedTuple):
 
     def table(self, values: Sequence[BaseModel]) -> ModelTable[BaseModel]:
         """The values as a table."""
-        columns = {}
-        for name in self.model.model_fields:
-            parts = [getattr(value, name) for value in values]
-            if any(isinstance(part, tuple) for part in parts):  # of models
-                parts = [[each.model_dump() for each in part] for part in parts]
-            columns[name] = parts
-        return ModelTable(self.model, pa.table(columns))
+        dumped = [value.model_dump() for value in values]
+        return ModelTable(self.model, pa.table({n: [row[n] for row in dumped] for n in self.model.model_fields}))
 
     def kept(self, values: Any, validate: Callable[[Any], Sequence[BaseModel]]) -> ModelTable[BaseModel]:
         """A table as it is, or a table of validated values."""
@@ -81,11 +75,7 @@ class AsTable(NamedTuple):
 
 def rows(values: Sequence[BaseModel]) -> list[dict[str, Any]]:
     """The values as dictionaries."""
-    if not isinstance(values, ModelTable):
-        return [value.model_dump() for value in values]
-    names = values.table.column_names
-    columns = [each.to_pylist() for each in values.table.columns]
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return values.table.to_pylist() if isinstance(values, ModelTable) else [value.model_dump() for value in values]
 
 
 def column_of(values: Sequence[BaseModel], name: str) -> np.ndarray:

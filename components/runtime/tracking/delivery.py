@@ -36,7 +36,7 @@ class Delivery:
 
     def __init__(self, tracking_uri: str, *, experiment: str) -> None:
         """Connect. Raises MLflow's errors while MLflow is away."""
-        mlflow.set_tracking_uri(tracking_uri)  # a registry in a SQLite file looks for its models there
+        mlflow.set_tracking_uri(tracking_uri)  # for a registry in a SQLite file
         self.client = MlflowClient(tracking_uri)
         self.runs = Runs(self.client, tracking_uri, experiment)
         self.warnings: list[str] = []  # for the user
@@ -47,6 +47,9 @@ class Delivery:
         first = records[0]
         if isinstance(first.event, events.Metrics):
             self._send(self.runs.get(first.run, first.key), records)
+        elif isinstance(first.event, events.Text):
+            tracked = self.runs.get(first.run, first.key)
+            self.client.log_text(tracked.run_id, first.event.content, first.event.name)
         elif handle := HANDLERS.get(type(first.event)):
             handle(self, first, first.event)
 
@@ -122,7 +125,7 @@ class Delivery:
             if isinstance(record.event, events.Metrics):
                 for name, value in record.event.values.items():
                     step = record.event.step
-                    if name.startswith(names.SYSTEM):  # drawn by the seconds since the run began
+                    if name.startswith(names.SYSTEM):  # by seconds since the run began
                         step = max(0, (record.time - tracked.started) // 1000)
                     if step not in tracked.steps.get(name, ()):
                         points.setdefault((name, step), Metric(name, value, record.time, step))
@@ -146,9 +149,6 @@ class Delivery:
             self.client.log_artifacts(tracked.run_id, folder, "images")
         self.client.set_tag(tracked.run_id, MLFLOW_LOGGED_IMAGES, True)
         tracked.images.add(place)
-
-    def _text(self, record: LogEntry, event: events.Text) -> None:
-        self.client.log_text(self.runs.get(record.run, record.key).run_id, event.content, event.name)
 
     def _end_stage(self, record: LogEntry, event: events.StageEnded) -> None:
         tracked = self.runs.get(record.run, record.key)
@@ -264,5 +264,4 @@ HANDLERS: dict[type, Callable[[Delivery, LogEntry, Any], None]] = {
     events.StageCached: Delivery._stage_cached,
     events.StageEnded: Delivery._end_stage,
     events.Image: Delivery._image,
-    events.Text: Delivery._text,
 }

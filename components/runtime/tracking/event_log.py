@@ -7,9 +7,8 @@
                     rejected.jsonl  records that MLflow refused for good
                     lock            held by the process that writes or sends it
 
-Object storage can't append, so a segment is written whole until it is full, and then the next one begins. It lies with
-the stage, for every run that finds the stage finished draws its curves. Segments leave out what only MLflow shows: the
-machine's load, images and texts.
+Object storage can't append, so a segment is written whole until it is full, and then the next one begins. Segments
+leave out what only MLflow shows: the machine's load, images and texts.
 """
 
 import json
@@ -34,7 +33,7 @@ from components.runtime.tracking.names import SYSTEM
 logger = logging.getLogger(__name__)
 HEADER, LOCK = "journal.json", "lock"
 BYTES_AT_ONCE = 2**24
-SEGMENT_BYTES = 2**20  # about the most that is written again when a line is added
+SEGMENT_BYTES = 2**20  # about the most that a line writes again
 
 
 class Journal:
@@ -47,8 +46,7 @@ class Journal:
         self._events = open(folder / "events.jsonl", "ab")  # noqa: SIM115 - open as long as the journal
 
     def append(self, line: bytes) -> None:
-        """Write a line. After the call the line outlives the process."""
-        # A killed process leaves at most its last line unfinished.
+        """Write a line that outlives the process; a killed process leaves at most its last line unfinished."""
         self._events.write(line)
         self._events.flush()
 
@@ -86,7 +84,7 @@ class Journal:
             for path in sorted(self.folder.iterdir(), reverse=True):
                 if path.name not in (HEADER, LOCK):
                     path.unlink()
-            (self.folder / HEADER).unlink()  # last: a process that is killed here leaves a journal for the next one
+            (self.folder / HEADER).unlink()  # last: one killed here leaves a journal
         self._lock.release()
         if emptied:
             _remove(self.folder)
@@ -104,7 +102,7 @@ class Journal:
                 position += len(line)
                 try:
                     yield LogEntry.read(line), position
-                except json.JSONDecodeError:  # the unfinished line of a killed process, ended by its successor
+                except json.JSONDecodeError:  # unfinished, of a killed process
                     continue
                 except (LookupError, TypeError, ValueError):
                     logger.warning("%s: a record of another version is left out", self.folder, exc_info=True)
@@ -131,7 +129,7 @@ def left_journals(spool: Path, *, destination: dict[str, str]) -> list[Journal]:
             continue
         if not is_ours or (lock := _locked(folder)) is None:
             continue
-        if not header.is_file():  # its holder has just removed it, the lock made its folder again
+        if not header.is_file():  # just removed; the lock made it again
             lock.release()
             _remove(folder)
             continue
@@ -144,26 +142,24 @@ def left_journals(spool: Path, *, destination: dict[str, str]) -> list[Journal]:
 
 
 def _locked(folder: Path) -> FileLock | None:
-    """The journal's lock, held; None if another process holds the lock.
-    A killed process lets go of its lock."""
-    lock = FileLock(folder / LOCK, thread_local=False)  # the thread that sends is not the one that began
+    """The journal's lock, held; None if another process holds it. A killed process lets go of its lock."""
+    lock = FileLock(folder / LOCK, thread_local=False)  # another thread sends
     try:
         lock.acquire(blocking=False)
-    except (Timeout, FileNotFoundError):  # held, or its folder was removed just now
+    except (Timeout, FileNotFoundError):  # held, or removed just now
         return None
     return lock
 
 
 def _remove(folder: Path) -> None:
     """Remove the folder of an empty journal; the lock is free, because Windows keeps open files."""
-    with suppress(OSError):  # another process looks at it just now, and removes it then
+    with suppress(OSError):  # another process looks at it, and removes it
         (folder / LOCK).unlink(missing_ok=True)
         folder.rmdir()
 
 
 class EventLog:
-    """The log of a process; any thread may append.
-    `journal`: local file that holds all lines until MLflow has them; None where there is no MLflow."""
+    """The log of a process; any thread may append. `journal`: for MLflow; None where there is none."""
 
     def __init__(self, journal: Journal | None = None) -> None:
         self.journal = journal
@@ -178,8 +174,8 @@ class EventLog:
 
     def append(self, event: events.Event, *, time_ms: int | None = None) -> None:
         """Write an event; after the call the event outlives the process.
-        Drops what comes after the end (a worker's last word), and the end of a stage that never began. Raises
-        ValueError for a run's name with quotes in it."""
+        Drops what comes after the end, and the end of a stage that never began. Raises ValueError for a run's name with
+        quotes in it."""
         with self._lock:
             if self._closed:
                 return
@@ -232,8 +228,7 @@ class EventLog:
         self.end("KILLED", time_ms=last)
 
     def store(self, stage: str, *, older_than: float = 0.0) -> None:
-        """Copy a stage's lines to storage if the last copy is older than `older_than` seconds.
-        Raises StoreError."""
+        """Copy a stage's lines to storage, if the last copy is older than some seconds. Raises StoreError."""
         with self._lock:
             segments = self._segments.get(stage)
             if segments is not None and time.monotonic() - segments.written >= older_than:
@@ -280,8 +275,7 @@ def stage_records(stage: Store) -> list[LogEntry]:
 
 
 def stage_points(stage: Store) -> dict[int, dict[str, float]]:
-    """Values of a stage's metrics by step, in order of steps.
-    A try that resumed replaces the steps that it repeats."""
+    """Values of a stage's metrics by step; a try that resumed replaces the steps that it repeats."""
     points: dict[int, dict[str, float]] = {}
     for record in stage_records(stage):
         if isinstance(record.event, events.Metrics):

@@ -36,8 +36,7 @@ def shown_source(source: str) -> str:
 
 def environment(*, timeout_s: int = 20, retries: int = 1) -> dict[str, str]:
     """Environment variables of MLflow's client; to be set before the client starts.
-    `timeout_s`: limit of one request; a missing MLflow is noticed within it. `retries`: by MLflow itself; few, for the
-    tracker tries again."""
+    `timeout_s`: limit of one request. `retries`: by MLflow itself; few, for the tracker tries again."""
     return {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),

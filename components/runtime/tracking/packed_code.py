@@ -1,8 +1,7 @@
 """Code under a private package name: for the wheel, and for each registered model.
 
-The folders `components` and `pipelines` are called so in the checkout only. In the wheel they lie in `image_cascade`,
-and in a model in a package named after its code: two models in one process run each their own, and nobody's
-`components` is taken for theirs. This file needs Python alone, for the wheel is built with it.
+In the wheel the folders `components` and `pipelines` lie in `image_cascade`, and in a model in a package named after
+its code: two models in one process run each their own. This file needs Python alone, for the wheel is built with it.
 """
 
 import ast
@@ -19,8 +18,7 @@ MODEL_CODE = ROOM / "cascade_model.py"
 
 def pack_code(folder: Path) -> Path:
     """Write the rooms for sampling into `folder` as a package. Returns the package's own folder.
-    Its name ends in twelve digits of the sha256 of what is in it, and is the same from a checkout and from the
-    wheel."""
+    Its name ends in twelve digits of its sha256, the same from a checkout and from the wheel."""
     # Each packed file by its path in the package, in the wheel's form.
     files = {"__init__.py": '"""The code of a registered model; it runs this and nothing that is installed."""\n'}
     rooms = ROOM.parents[1]
@@ -44,8 +42,7 @@ def model_code(package: str) -> str:
 
 def renamed(source: str, names: Mapping[str, str]) -> str:
     """A module's text with renamed package imports; every line stays in place.
-    `names`: a package's dotted name -> its new one; what is inside it follows. Raises ValueError for `import
-    package.module` with no `as`: it would bind another name."""
+    `names`: a package's dotted name -> its new one. Raises ValueError for `import package.module` with no `as`."""
     lines = source.encode().split(b"\n")  # columns of the syntax tree count bytes
     for number, column, old, new in sorted(_renamings(ast.parse(source), names), reverse=True):
         line = lines[number - 1]

@@ -1,8 +1,8 @@
 """Decides on the images of a registered name, and on the name's champion version.
 
 A version is compared by figures that were measured as the champion's were: Fréchet distances of what the generators of
-a run made, or of its autoencoder's reconstructions. One decision holds for all models of a run. It is written into
-the run before an alias moves, so that doing it twice changes nothing.
+a run made, or of its autoencoder's reconstructions. One decision holds for all models of a run. It is written into the
+run before an alias moves, so that doing it twice changes nothing.
 """
 
 import json
@@ -21,7 +21,7 @@ from components.runtime.tracking import names
 from components.runtime.tracking.registry import create_name
 from components.runtime.tracking.runs import is_new
 
-KEPT = 8  # measurements of a version, each in its own way
+KEPT = 8  # measurements of a version
 RECONSTRUCTIONS = "reconstructions of held-out images"  # count where nothing else is made
 VERSION = re.compile(rf"(?:{names.REGISTRY})?([^/@:]+)[/@]([0-9]+)")
 
@@ -30,7 +30,7 @@ class MadeFigure(Config):
     """A distance of images of a single size."""
 
     distance: float
-    error: float | None  # its standard error over images; None: too few of them
+    error: float | None  # standard error; None: too few images
     samples: int
     side: str  # 64²
 
@@ -43,7 +43,7 @@ class Figures(Config):
     precision: str
     references: int  # training images at most
     seed: int
-    made: dict[str, MadeFigure]  # what made them: diffusion branch, token branch, …
+    made: dict[str, MadeFigure]  # by what made them: diffusion branch, …
 
     def way(self) -> dict[str, Any]:
         """The method of measurement in words for comparison."""
@@ -57,7 +57,7 @@ class Figures(Config):
         }
 
 
-Verdict = tuple[bool, str]  # whether a version becomes champion, and the reason, a part of a sentence
+Verdict = tuple[bool, str]  # whether it becomes champion, and why
 
 
 class Promotion(NamedTuple):
@@ -69,7 +69,6 @@ class Promotion(NamedTuple):
     reason: str
 
     def lines(self) -> list[str]:
-        """For the user."""
         if self.promoted:
             return [f"model: {names.REGISTRY}{self.model}@{names.CHAMPION} (version {self.version}: {self.reason})"]
         by_hand = f"to make it the champion: cascade promote {self.model}@{self.version}"
@@ -80,7 +79,7 @@ def figures_of(evaluation: Artifact) -> Figures | None:
     """Distances of each generator's finished images; None for an artifact without distances."""
     rows = [row for row in evaluation.metadata.get("distances", ()) if row["purpose"] == "model"]
     made = {}
-    for row in rows:  # a generator's stages are in their order
+    for row in rows:  # a generator's stages in order
         what, _, side = row["name"].rpartition(", ") if row["name"] != RECONSTRUCTIONS else (RECONSTRUCTIONS, "", "")
         error, samples = row.get("standard_error"), row["samples"]
         made[what.partition(":")[0]] = MadeFigure(distance=row["distance"], error=error, samples=samples, side=side)
@@ -120,8 +119,7 @@ def compared(new: Figures | None, champion: Figures | None) -> Verdict:
 
 
 def promote_run(client: MlflowClient, run_id: str, *, models: str, how: Promote, ended: int) -> Promotion | None:
-    """Decide on the models of a run finished at `ended` (ms), and move the aliases.
-    Returns None for a run without models."""
+    """Decide on the models of a run finished at `ended` (ms), if any, and move the aliases."""
     tags = client.get_run(run_id).data.tags
     versions = {tag.removeprefix(names.MODEL_TAG): tags[tag] for tag in sorted(tags) if tag.startswith(names.MODEL_TAG)}
     if not versions:
@@ -149,7 +147,7 @@ def _decide(
     main = names.registered_name(models) if names.registered_name(models) in versions else min(versions)
     follows = len(versions) == 1 or main == names.registered_name(models)  # else it is unknown whose figures they are
     measured = figures[-1] if figures and follows else None
-    if measured is not None:  # beside figures of the same version from other methods
+    if measured is not None:  # beside figures from other methods
         earlier = _listed(client.get_model_version(main, versions[main]).tags.get(names.FIGURES))
         kept = [*(each for each in earlier if each.way() != measured.way()), measured][-KEPT:]
         text = json.dumps([each.model_dump() for each in kept])
@@ -200,8 +198,7 @@ def make_champion(client: MlflowClient, name: str, version: str, *, reason: str,
 
 def promote_by_hand(model: str, *, tracking_uri: str, back: bool = False) -> tuple[str, str, str | None]:
     """Make NAME@VERSION or models:/NAME/VERSION the champion, or with `back` the champion before.
-    Returns (name, version, the champion until now). Raises ValueError, in one line, if there is no such version or the
-    registry can't be reached."""
+    Returns (name, version, the champion until now). Raises ValueError as `registry.named_version`."""
     client = MlflowClient(tracking_uri)
     try:
         if back:
@@ -245,8 +242,7 @@ def find_clash(models: str, stages: Collection[str], data: str, *, tracking_uri:
 def take(client: MlflowClient, name: str, tags: Mapping[str, str]) -> str | None:
     """Note the images of a registered name, from the tags of a run that registers a model.
     Returns the `clash` if the name stands for other images and the user has not chosen it."""
-    data = tags.get(names.DATA)
-    if data is None:
+    if (data := tags.get(names.DATA)) is None:
         return None
     existing = client.search_registered_models(f"name = '{name}'")
     theirs = existing[0].tags.get(names.DATA, "") if existing else None  # empty: nothing is known of its images

@@ -1,15 +1,14 @@
 """Trained models and composed cascades, opened wherever they lie, and registered with their code.
 
 A version in MLflow's registry is known by its stage key (tag `cascade.stage_key`) and registered once. `candidate`
-names the version made or used last, `champion` the best (`components.runtime.tracking.promotion`). The stage key of an
-average of weights is the key of its source version with the average's length: the same average is registered once.
+names the version made or used last, `champion` the best (`components.runtime.tracking.promotion`).
 """
 
 import importlib.metadata
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ from components.sampling.frozen_text import LENGTH
 
 REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "torch")
 CODE = ("git_commit", "code")  # of an artifact's provenance: which code made it, module by module
-LONGEST_LIST = 60_000  # characters; a tag takes no more on MySQL, and a longer list lies in the model alone
+LONGEST_LIST = 60_000  # characters that a tag takes on MySQL
 NAMED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))")  # by an alias, or by a version's number
 ARTIFACT = "model"  # what the cascade_model calls the folder of the trained model
 
@@ -57,14 +56,13 @@ class Packed(NamedTuple):
     uri: str  # by its version's number
     folder: Path
     digest: str  # of the list of its files
-    files: str | None  # the list; None: too long to stand in the registry
+    files: str | None  # the list; None: too long for a tag
 
 
 @contextmanager
 def local_model(source: str, *, tracking_uri: str | None) -> Iterator[Path]:
-    """The folder of a trained model or a cascade; a downloaded copy is removed afterwards.
-    A registered model is compared with its list of files first. Raises ValueError, in one line, if there is none or it
-    differs; StoreError and ArtifactError as storage does."""
+    """The verified folder of a trained model or a cascade; a downloaded copy is removed afterwards.
+    Raises ValueError, in one line, if there is none or it differs; StoreError and ArtifactError as storage does."""
     if source.startswith(REGISTRY):
         with tempfile.TemporaryDirectory(prefix="cascade-model-") as folder:
             yield download_model(source, Path(folder), tracking_uri=tracking_uri)
@@ -104,7 +102,7 @@ def find_named(model_uri: str, *, tracking_uri: str | None) -> Named:
 
 def named_version(model_uri: str, *, tracking_uri: str | None) -> ModelVersion:
     """The current version of `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
-    Raises ValueError, in one line, if the registry has none, is not known or can't be reached."""
+    Raises ValueError, in one line, if the registry has none or can't be reached."""
     with _registry(model_uri, tracking_uri) as client:
         if (parts := NAMED.fullmatch(model_uri)) is None:
             raise ValueError(f"{model_uri} names no version: write models:/NAME@ALIAS or models:/NAME/VERSION")
@@ -113,18 +111,16 @@ def named_version(model_uri: str, *, tracking_uri: str | None) -> ModelVersion:
 
 
 def description_of(model_uri: str, *, tracking_uri: str | None) -> str:
-    """The Markdown that a run wrote of a registered model: data, license, figures, command.
-    Raises ValueError as `named_version`."""
+    """The Markdown that a run wrote of a registered model. Raises ValueError as `named_version`."""
     with _registry(model_uri, tracking_uri) as client:
         version = named_version(model_uri, tracking_uri=tracking_uri)
         about = client.get_registered_model(version.name).description
-    return "\n\n".join(text for text in (about, version.description) if text)
+    return "\n\n".join(filter(None, (about, version.description)))
 
 
 def download_model(model_uri: str, folder: Path, *, tracking_uri: str | None) -> Path:
     """Copy the trained model inside `models:/NAME@ALIAS` into `folder`. Returns the model's folder.
-    Raises ValueError, in one line, if the registry has no such model or can't be reached, and for a copy that is not as
-    it was registered."""
+    Raises ValueError as `named_version`, and for a copy that is not as it was registered."""
     packed = download_packed(model_uri, folder, tracking_uri=tracking_uri)
     check_files(packed.folder, packed.uri, digest=packed.digest, text=packed.files)
     return trained_model(packed.folder)
@@ -137,7 +133,7 @@ def download_packed(model_uri: str, folder: Path, *, tracking_uri: str | None) -
         if NAMED.fullmatch(model_uri):
             version = named_version(model_uri, tracking_uri=tracking_uri)
             model_uri, logged, tags = f"{REGISTRY}{version.name}/{version.version}", version.source, version.tags
-        if FILES_DIGEST not in tags and logged.startswith(REGISTRY):  # a logged model, or one registered by hand
+        if FILES_DIGEST not in tags and logged.startswith(REGISTRY):  # logged, or registered by hand
             tags = client.get_logged_model(logged.removeprefix(REGISTRY)).tags
         if FILES_DIGEST not in tags:
             raise ValueError(f"{model_uri} lists no files to compare it with: register it by `cascade run`")
@@ -155,7 +151,7 @@ def _registry(model_uri: str, tracking_uri: str | None) -> Iterator[MlflowClient
     """The registry's client. Raises ValueError where none is known, and for what it can't do."""
     if tracking_uri is None:
         raise ValueError(f"{model_uri} is in a registry: name it with --tracking")
-    mlflow.set_tracking_uri(tracking_uri)  # the registry is found by it, whatever is passed on
+    mlflow.set_tracking_uri(tracking_uri)  # the registry is found by it
     try:
         yield MlflowClient(tracking_uri)
     except (MlflowException, OSError) as error:
@@ -165,7 +161,7 @@ def _registry(model_uri: str, tracking_uri: str | None) -> Iterator[MlflowClient
 
 def register_average(model_uri: str, folder: Path, *, sigma_rel: float, tracking_uri: str) -> ModelVersion:
     """Register the model in `folder`, an average of `model_uri`, as candidate under the same name.
-    Raises ValueError, in one line, if the registry has no such version or can't be reached."""
+    Its stage key is its source's with the average's length, so that it is registered once. Raises ValueError."""
     client, source = MlflowClient(tracking_uri), named_version(model_uri, tracking_uri=tracking_uri)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     artifact = Artifact(
@@ -189,8 +185,7 @@ def register_version(
     client: MlflowClient, name: str, artifact: Artifact, *, experiment_id: str, run_id: str
 ) -> ModelVersion:
     """Register a model artifact as candidate, unless the stage key is already registered.
-    A stage key is registered once under a name, so that a retry finds the same version again. `run_id`: the run that
-    shows as its source. Raises ArtifactError if the stored files differ from the manifest."""
+    `run_id`: the run that shows as its source. Raises ArtifactError if the stored files differ from the manifest."""
     version = _find_version(client, name, key=artifact.key)
     if version is None:
         model = find_logged_model(client, experiment_id, key=artifact.key)
@@ -209,7 +204,6 @@ def register_version(
 
 
 def _find_version(client: MlflowClient, name: str, *, key: str) -> ModelVersion | None:
-    """The registered version of a stage key, with the list of files; or None."""
     versions = client.search_model_versions(f"name = '{name}' and tags.`{KEY}` = '{key}'")
     listed = [version for version in versions if FILES_DIGEST in version.tags]
     return min(listed, key=lambda version: int(version.version), default=None)
@@ -224,12 +218,9 @@ def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> 
 
 def _is_sound(model: LoggedModel, tracking_uri: str) -> bool:
     """True if a logged model may be registered: all files are unchanged."""
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            download_model(f"{REGISTRY}{model.model_id}", Path(scratch), tracking_uri=tracking_uri)
-        except ValueError:
-            return False
-    return True
+    with tempfile.TemporaryDirectory() as scratch, suppress(ValueError):
+        return bool(download_model(f"{REGISTRY}{model.model_id}", Path(scratch), tracking_uri=tracking_uri))
+    return False
 
 
 def create_name(client: MlflowClient, name: str, *, tags: Mapping[str, Any] | None = None) -> None:
@@ -282,13 +273,12 @@ def save_model(
     path: Path, model: Path, *, mlflow_model: Model | None = None, digests: Mapping[str, str] | None = None
 ) -> str:
     """Write the folder `model` as an MLflow model at `path`, with code and requirements.
-    `digests`: sha256 of files in `model` that are known, by path. Returns the list of all files, which lies there
-    too."""
+    `digests`: sha256 of files in `model` that are known, by path. Returns the list of all files."""
     with tempfile.TemporaryDirectory() as scratch:
         package = pack_code(Path(scratch))
         mlflow.pyfunc.save_model(
             str(path),
-            python_model=str(MODEL_CODE),  # run here with the code that is here, which is the same
+            python_model=str(MODEL_CODE),  # run here with the code that is here
             artifacts={ARTIFACT: str(model)},
             code_paths=[str(package)],
             pip_requirements=pip_requirements(model),

@@ -1,7 +1,6 @@
 """Runs in MLflow, found by tags before creation: a retry goes on in its earlier run.
 
 One parent run for each workflow run (tag `cascade.run`), one child for each stage key in it (tag `cascade.stage_key`).
-Each holds its points and images, the data sets and models that it read, and the models that it made.
 """
 
 import json
@@ -22,10 +21,11 @@ from components.runtime.tracking.names import KEY, RUN, SYSTEM, WORKFLOW
 
 SQLITE = "sqlite:///"
 PREVIEW = "preview.png"
+SCHEDULED = {"points": "log_every", "images": "sample_every"}  # what a training sends, at multiples of which field
 IMAGE = re.compile(r"(.+?)\+step\+([0-9]+)\+")  # the start of an image's file name: its name and step
 DIGEST_CHARACTERS = 36  # MLflow's limit
 COUNTS = ("samples", "train_samples", "holdout_samples", "shards")  # of metadata, if any
-SETTLE_SECONDS = 0.5  # two drivers that make one run at the same moment see each other within it
+SETTLE_SECONDS = 0.5  # two drivers see each other within it
 
 
 @dataclass
@@ -34,7 +34,7 @@ class TrackedRun:
 
     run_id: str
     started: int  # milliseconds since 1970
-    steps: dict[str, set[int]] = field(default_factory=dict)  # name of the metric -> steps that have arrived
+    steps: dict[str, set[int]] = field(default_factory=dict)  # metric -> steps that have arrived
     images: set[tuple[str, int]] = field(default_factory=set)  # (name, step)
 
 
@@ -44,17 +44,16 @@ class Runs:
     def __init__(self, client: MlflowClient, tracking_uri: str, experiment: str) -> None:
         self.client = client
         self.tracked: dict[tuple[str, str], TrackedRun] = {}  # by run and stage key; "": of the run
-        existing = client.get_experiment_by_name(experiment)
-        if existing is None:
-            location = None  # a server has its own
-            if tracking_uri.startswith(SQLITE):
-                folder = Path(tracking_uri.removeprefix(SQLITE)).resolve().parent
-                location = (folder / "mlflow-files" / experiment).as_uri()
-            self.experiment_id = client.create_experiment(experiment, artifact_location=location)
+        if existing := client.get_experiment_by_name(experiment):
+            self.experiment_id = existing.experiment_id
+            if existing.lifecycle_stage == "deleted":
+                client.restore_experiment(self.experiment_id)
             return
-        self.experiment_id = existing.experiment_id
-        if existing.lifecycle_stage == "deleted":
-            client.restore_experiment(self.experiment_id)
+        location = None  # a server has its own
+        if tracking_uri.startswith(SQLITE):
+            folder = Path(tracking_uri.removeprefix(SQLITE)).resolve().parent
+            location = (folder / "mlflow-files" / experiment).as_uri()
+        self.experiment_id = client.create_experiment(experiment, artifact_location=location)
 
     def find(self, run: str, key: str = "") -> Run | None:
         """The parent run of a workflow run, or with `key` the child of a stage key."""
@@ -121,23 +120,16 @@ def is_new(tracking_uri: str) -> bool:
 
 
 def what_is_missing(artifact: Artifact, tracked: TrackedRun) -> str:
-    """Names steps with points or images of the recipe missing in MLflow; empty without such steps.
-    They were in a journal that was lost with its machine."""
+    """Names steps with points or images of the recipe missing in MLflow; empty without such steps."""
     config = artifact.provenance.get("config", {}).get("optimization")
     if config is None:
         return ""  # no training
-    total = config["total_steps"]
-    points = scheduled(config["log_every"], total) - set().union(*tracked.steps.values())
-    shown = {step for _, step in tracked.images}
-    shows = bool(shown) or PREVIEW in artifact.names()  # not every model makes images
-    images = scheduled(config["sample_every"], total) - shown if shows else set()
-    missing = {"points": points, "images": images}
+    total, shown = config["total_steps"], {step for _, step in tracked.images}
+    steps = {kind: {*range(config[every], total + 1, config[every]), total} for kind, every in SCHEDULED.items()}
+    missing = {"points": steps["points"] - set().union(*tracked.steps.values())}
+    if shown or PREVIEW in artifact.names():  # not every model makes images
+        missing["images"] = steps["images"] - shown
     return " and ".join(f"{kind} of {in_words(steps)}" for kind, steps in missing.items() if steps)
-
-
-def scheduled(every: int, total: int) -> set[int]:
-    """Multiples of `every` up to `total`, and `total`."""
-    return {*range(every, total + 1, every), total}
 
 
 def in_words(steps: Iterable[int]) -> str:

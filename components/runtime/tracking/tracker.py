@@ -1,8 +1,8 @@
 """Sends the log of a workflow run to MLflow, from a single process.
 
-`emit` writes a line to the log on disk and returns; a thread sends what is new, about every ten seconds, in as few
-calls as MLflow allows. MLflow being away stops nothing and loses nothing: the journal waits, and what is left when the
-run ends is sent by the next tracker that opens the same spool folder for the same MLflow.
+`emit` writes a line to the log on disk and returns; a thread sends what is new, about every ten seconds. MLflow being
+away stops nothing and loses nothing: what is left when the run ends is sent by the next tracker of the same spool
+folder and MLflow.
 """
 
 import logging
@@ -35,9 +35,8 @@ class MlflowAwayError(Exception):
 
 class Tracker:
     """Parent and child runs, curves, images, lineage, models and machine load of a workflow run.
-    A thread sends the journals, oldest first, each in order; the last is this process's own. `tracking_uri`: of an
-    MLflow server, or `sqlite:///…`. `experiment`: created if missing. `spool`: local folder of the journals; give the
-    same one next time. `flush_seconds`: about how often points are sent."""
+    A thread sends the journals, oldest first; the last is this process's own. `tracking_uri`: of an MLflow server, or
+    `sqlite:///…`. `spool`: local folder of the journals; give the same one next time."""
 
     def __init__(self, tracking_uri: str, *, experiment: str, spool: Path, flush_seconds: float = 10.0) -> None:
         destination = {"tracking_uri": tracking_uri, "experiment": experiment}
@@ -54,13 +53,13 @@ class Tracker:
         with suppress(ImportError, MlflowException, RuntimeError):  # no NVML here, so nothing to measure
             self._monitors.append(GPUMonitor())
         self._thread = threading.Thread(target=self._run, name="mlflow-sender", daemon=True)
-        self._thread.start()  # a daemon: a hanging MLflow never keeps a process alive
+        self._thread.start()  # a daemon: MLflow may hang
 
     def close(
         self, status: events.Status, *, promote: events.Promote = "better", timeout_seconds: float = 120.0
     ) -> list[str]:
-        """End the run and running stages, and send the rest.
-        Waits at most `timeout_seconds`, and not at all for an MLflow that is away. Returns warnings for the user."""
+        """End the run and running stages, and send the rest. Returns warnings for the user.
+        Waits at most `timeout_seconds`, and not at all for an MLflow that is away."""
         self.log.end(status, promote)
         self._ending.set()
         self._thread.join(timeout_seconds)
@@ -92,7 +91,7 @@ class Tracker:
             while self._journals:
                 if not self._send_some(self._journals[0]):
                     if len(self._journals) == 1 and not self._ending.is_set():
-                        break  # the own journal stays open until the end
+                        break  # the own journal stays open
                     self._journals.pop(0).close()
         except MlflowAwayError as error:
             if self._away is None:
@@ -113,13 +112,12 @@ class Tracker:
         return bool(records)
 
     def _send_batch(self, batch: list[events.LogEntry], journal: Journal) -> None:
-        """Deliver records together; set aside records that MLflow refuses for good.
-        Raises MlflowAwayError for other errors."""
+        """Deliver records together; set aside those refused for good. Raises MlflowAwayError for other errors."""
         try:
             if self.delivery is None:
                 self.delivery = Delivery(**journal.destination)
             self.delivery.deliver(batch)
-        except Exception as error:  # a database or a network may raise anything
+        except Exception as error:  # databases and networks raise anything
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
             if self.delivery is None or not _is_refusal(error):
                 raise MlflowAwayError(reason) from error
