@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import struct
 import zlib
 from typing import Any, NamedTuple
@@ -80,7 +81,13 @@ CASES = (  # what is sent, what is answered
     Bad("JSON in another encoding", raw('{"prompt": "é"}'.encode("latin-1")),
         400, None, "the body can't be read: send JSON in UTF-8, not too deep"),
     Bad("JSON ten thousand lists deep", raw(b"[" * 10_000),
-        400, None, "the body can't be read: send JSON in UTF-8, not too deep"),
+        400, None, "the JSON must have at most 500 fields, lists and objects: send fewer"),
+    Bad("JSON of six hundred fields", asked(**{f"a{number}": 1 for number in range(600)}),
+        400, None, "the JSON must have at most 500 fields, lists and objects: send fewer"),
+    Bad("JSON of seventy thousand signs", asked(user="!" * 70_000),
+        413, None, "the JSON must have at most 65536 signs beside letters and digits: send less"),
+    Bad("the same fields in a form's JSON", form(sampling=json.dumps({f"a{number}": {} for number in range(600)})),
+        400, None, "the JSON must have at most 500 fields, lists and objects: send fewer", EDITS),
     Bad("a list", raw(b"[1, 2]"), 400, None, 'the body must be a JSON object such as {"prompt": "red heart"}'),
     Bad("a form where JSON is wanted", {"data": {"prompt": "red"}},
         415, None, "send JSON: Content-Type must be application/json"),
@@ -176,6 +183,12 @@ CASES = (  # what is sent, what is answered
         400, "guidance_scale", "guidance_scale must be at least 0, not -1"),
     Bad("guidance that is no number", raw(b'{"model": "tiny", "label": 0, "guidance_scale": NaN}'),
         400, "guidance_scale", "guidance_scale must be a finite number, not nan"),
+    Bad("top_p that no model can meet", asked(generator="tokens", top_p=1e-300),
+        400, "top_p", "top_p must be of a size from 1e-06 to 1e+09, not 1e-300"),
+    Bad("the same as a setting", asked(generator="tokens", sampling={"prior": {"top_p": 1e-300}}),
+        400, "sampling", "sampling.prior.top_p must be of a size from 1e-06 to 1e+09, not 1e-300"),
+    Bad("a compilation", asked(generator="tokens", sampling={"prior": {"compile_decoding": True}}),
+        400, "sampling", "sampling.prior.compile_decoding costs minutes, and is not a client's to set: leave it out"),
     Bad("top_p above one", asked(generator="tokens", top_p=1.5), 400, "top_p", "top_p must be at most 1, not 1.5"),
     Bad("too many candidates", asked(generator="tokens", best_of=4),
         400, "best_of", "best_of must be at most 3 here, not 4"),

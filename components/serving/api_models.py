@@ -27,7 +27,7 @@ from pydantic import (
 
 from components.sampling.image_files import WHITE, encode_png, open_header, open_image
 from components.sampling.requests import Request, plain_options, plain_type
-from components.serving.messages import Card, GeneratorCard, ImageJob, ServiceError, invalid
+from components.serving.messages import COSTLY, Card, GeneratorCard, ImageJob, ServiceError, check_json, invalid
 from components.serving.settings import Limits
 
 
@@ -50,6 +50,7 @@ SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 OPTIONS = tuple(plain_options())  # of a request; clients write them as it has them
 SHRINKABLE = (None, "inpainting", "uncropping", "colorization")  # tasks that a smaller image is the same for
 LIMITED = {"num_inference_steps": "steps", "candidates": "candidates"}  # settings of stages -> their limit
+SMALLEST, LARGEST = 1e-6, 1e9  # numbers but 0 that a model's float32 can multiply and divide by
 
 
 class OpenAIFields(BaseModel):
@@ -138,8 +139,11 @@ class EditForm(Generation):
     @classmethod
     def _of_text(cls, value: object) -> object:
         """Parses JSON, or the values of separate form fields."""
+        if not isinstance(value, str):
+            return value
+        check_json(value.encode())
         try:
-            return json.loads(value) if isinstance(value, str) else value
+            return json.loads(value)
         except ValueError:
             raise ValueError(f"must be JSON, not {value!r:.60}") from None
 
@@ -159,6 +163,7 @@ class EditForm(Generation):
 
 def plain(text: str) -> Any:
     """Returns a number, true, false, null or a list if the text is such JSON, else the text."""
+    check_json(text.encode())
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -242,12 +247,21 @@ def check_limits(asked: Generation, limits: Limits) -> None:
         raise invalid("prompt", f"prompt must have at most {limits.prompt_characters} characters, not {length}")
     if (size := size_of(asked)) and size[0] * size[1] > limits.output_pixels:
         raise invalid("size", f"size must have at most {limits.output_pixels} pixels here, not {asked.size}")
-    for stage, settings in (asked.sampling or {}).items():
-        for name in (name for name in settings if name in LIMITED):  # they decide the amount of work
-            place, value, limit = f"sampling.{stage}.{name}", settings[name], getattr(limits, LIMITED[name])
-            if type(value) is not int or value > limit:
-                message = f"{place:.80} must be a whole number of at most {limit} here, not {value!r:.40}"
-                raise invalid("sampling", message)
+    settings = {(stage, name): value for stage, own in (asked.sampling or {}).items() for name, value in own.items()}
+    for (stage, name), value in settings.items():
+        place, limit = f"sampling.{stage}.{name}", getattr(limits, LIMITED.get(name, ""), None)
+        if name in COSTLY and value:
+            raise invalid("sampling", f"{place:.80} costs minutes, and is not a client's to set: leave it out")
+        if limit is not None and (type(value) is not int or value > limit):
+            message = f"{place:.80} must be a whole number of at most {limit} here, not {value!r:.40}"
+            raise invalid("sampling", message)
+    numbers = {name: getattr(asked, name) for name in OPTIONS}
+    numbers |= {f"sampling.{stage}.{name}": value for (stage, name), value in settings.items()}
+    for place, value in numbers.items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, int | float) and each and not SMALLEST <= abs(each) <= LARGEST:
+                message = f"{place:.80} must be of a size from {SMALLEST:g} to {LARGEST:g}, not {each!r:.40}"
+                raise invalid(place.partition(".")[0], message)
     if asked.partial_images and not asked.stream:
         raise invalid("partial_images", "partial_images are sent in a stream: set stream to true")
     if (asked.output_format or "png") == "png" and asked.output_compression not in (None, 100):
@@ -262,8 +276,7 @@ def size_of(asked: Generation) -> tuple[int, int] | None:
 
 
 def generator_of(asked: Generation, card: Card, *, on_images: bool) -> GeneratorCard:
-    """Returns the requested generator, else the first suitable generator.
-    `on_images`: whether it has an image to work on. Raises ServiceError if none is suitable."""
+    """Returns the requested generator, else the first suitable one. Raises ServiceError for none."""
     able = {each.name: each for each in card.generators if not on_images or each.tasks}
     if not able:
         raise invalid("model", f"model {card.name} works on no images: ask /v1/images/generations")
@@ -289,8 +302,7 @@ def check_options(asked: Generation, generator: GeneratorCard) -> None:
 
 
 def job_of(asked: Generation, generator: GeneratorCard, given: Mapping[str, bytes]) -> ImageJob:
-    """Returns the job of a request, checked against the card, with a random seed if none is set.
-    Raises ServiceError for what the generator does not take."""
+    """Returns the job of a request, with a random seed if none is set. Raises ServiceError."""
     check_options(asked, generator)
     size, own = size_of(asked), (generator.width, generator.height)
     seed = secrets.randbelow(DRAWN_SEEDS) if asked.seed is None else asked.seed

@@ -20,30 +20,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from components.sampling.requests import form_choices, form_fields
+from components.serving import messages, responses
 from components.serving.api_models import EditForm, Generation, check_limits, decoded, generator_of, job_of, read_given
-from components.serving.messages import (
-    Backend,
-    Card,
-    ErrorAnswer,
-    ServiceError,
-    Unavailable,
-    invalid,
-    of_validation,
-    shown,
-)
+from components.serving.messages import Backend, Card, ErrorAnswer, ServiceError, Unavailable, invalid
 from components.serving.middleware import EDITS, GENERATIONS, NOTES, gate, limited, noted
-from components.serving.responses import (
-    Call,
-    ImageEvent,
-    ImagesAnswer,
-    Kind,
-    ModelEntry,
-    ModelList,
-    entry,
-    images_answer,
-    stream_answer,
-    watched,
-)
+from components.serving.responses import Call, ImageEvent, ImagesAnswer, Kind, ModelEntry, ModelList
 from components.serving.settings import ServiceSettings
 
 PAGE, FIELDS_MODULE = Path(__file__).parent / "page", "/page/fields.js"  # the module is generated
@@ -72,10 +53,9 @@ class Service:
         """Returns the name of the answering model.
         Raises ServiceError if no model of this name is served, or none is named and there are several."""
         there = " or ".join(self.backends)
-        if name is None and len(self.backends) == 1:
-            return next(iter(self.backends))
-        if name is None:
+        if name is None and len(self.backends) > 1:
             raise invalid("model", f"several models are served: set model to {there}")
+        name = there if name is None else name
         if name not in self.backends:
             message = f"no model {name!r:.80} is served here: choose {there}"
             raise ServiceError(404, message, param="model", code="model_not_found")
@@ -103,8 +83,8 @@ class Service:
 
 def build_app(backends: Mapping[str, Backend], settings: ServiceSettings, *, keys: Sequence[str] = ()) -> FastAPI:
     """Returns the application of a service.
-    `backends`: by the names that clients choose models by. `keys`: that clients may send; none: this machine's own
-    programs are answered alone. Raises ValueError, in one line, if the settings require keys and there is none."""
+    `backends`: by the names of models. `keys`: that clients may send; none: this machine's own programs are answered
+    alone. Raises ValueError, in one line, if the settings require keys and there is none."""
     if settings.keys_required and not keys:
         raise ValueError("on an address that others reach a service needs keys: set CASCADE_API_KEYS")
     limits = settings.limits
@@ -135,7 +115,7 @@ async def answer_error(request: HttpRequest, error: Exception) -> Response:
             return error.response()
         case RequestValidationError():
             model = EditForm if request.scope["route"].path == EDITS else Generation
-            return of_validation(error.errors(), model.model_fields).response()
+            return messages.of_validation(error.errors(), model.model_fields).response()
         case HTTPException(status_code=404):
             message = "nothing is at this address: /openapi.json names those that there are"
         case HTTPException(status_code=405):
@@ -169,11 +149,11 @@ async def needs_image(request: HttpRequest) -> None:
         is_file = isinstance(value, FormFile)
         name = name.removesuffix("[]") if is_file else name
         if is_file and name not in FILES:
-            raise invalid(name, f"unknown file {shown(name)}: give image, and mask or condition")
+            raise invalid(name, f"unknown file {messages.shown(name)}: give image, and mask or condition")
         if (name, is_file) in fields and is_file:
             raise invalid(name, f"{name} is given twice: one image is worked on at a time")
         if (name, is_file) in fields and value:
-            raise invalid(name, f"field {shown(name)} is given twice: give it once")
+            raise invalid(name, f"field {messages.shown(name)} is given twice: give it once")
         if is_file or value:
             fields.add((name, is_file))
     for name in ("image", "mask"):
@@ -213,12 +193,12 @@ def add_model_routes(app: FastAPI, service: Service) -> None:
         for failure in answers:  # one that is away leaves the list to the others
             if isinstance(failure, BaseException) and not (cards and isinstance(failure, Unavailable)):
                 raise failure
-        return ModelList(data=[entry(card) for card in cards])
+        return ModelList(data=[responses.entry(card) for card in cards])
 
     @app.get("/v1/models/{model:path}", responses=ERRORS, dependencies=[BEARER])
     async def get_model(model: str) -> ModelEntry:
         """A served model, and what it can do."""
-        return entry(await service.card(service.name(model), most_age=0))
+        return responses.entry(await service.card(service.name(model), most_age=0))
 
     @app.api_route("/healthz", methods=["GET", "HEAD"], include_in_schema=False)
     async def healthz() -> Response:
@@ -230,17 +210,14 @@ def add_page(app: FastAPI) -> None:
     mimetypes.add_type("text/javascript", ".js")  # the tables of some machines know it by an older name
     files = StaticFiles(directory=PAGE)
 
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-    async def index(request: HttpRequest) -> Response:
-        return await files.get_response("index.html", request.scope)
-
     @app.api_route(FIELDS_MODULE, methods=["GET", "HEAD"], include_in_schema=False)
     async def fields() -> Response:
         return Response(fields_module(), media_type="text/javascript")
 
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     @app.api_route("/page/{name}", methods=["GET", "HEAD"], include_in_schema=False)
-    async def page_file(name: str, request: HttpRequest) -> Response:
-        return await files.get_response(name, request.scope)
+    async def page_file(request: HttpRequest) -> Response:
+        return await files.get_response(request.path_params.get("name", "index.html"), request.scope)
 
 
 def fields_module() -> str:
@@ -252,9 +229,8 @@ def fields_module() -> str:
 async def answer(
     service: Service, request: HttpRequest, asked: Generation, files: Mapping[str, bytes], *, kind: Kind
 ) -> Response | ImagesAnswer:
-    """Returns the answer to a request for images.
-    `files`: encoded images by their field; a condition in base64 is read from the request itself. Raises ServiceError
-    or Unavailable before the first byte of the answer."""
+    """Returns the answer to a request for images. `files`: encoded images by their field.
+    Raises ServiceError or Unavailable before the first byte of the answer."""
     limits, notes = service.settings.limits, request.scope[NOTES]
     notes.model = name = service.name(asked.model)
     check_limits(asked, limits)
@@ -270,5 +246,6 @@ async def answer(
     quality = 100 if asked.output_compression is None else asked.output_compression
     call = Call(kind, name, job, asked.output_format or "png", quality)
     images_of_job = service.backends[name].make(job)
-    events = watched(images_of_job, job, receive=request.receive, started=notes.started, seconds=limits.seconds)
-    return await (stream_answer if asked.stream else images_answer)(call, events)
+    times = {"started": notes.started, "seconds": limits.seconds}
+    events = responses.watched(images_of_job, job, receive=request.receive, **times)
+    return await (responses.stream_answer if asked.stream else responses.images_answer)(call, events)

@@ -29,12 +29,13 @@ TAKE_SECONDS = 30.0  # for a replica to take a job: it is there and says so at o
 LOST = (RayActorError, ReplicaUnavailableError)  # the replica's process is gone, or no replica any more
 TRIES = 2
 LOOKS = 10_000  # requests more than are answered with images: none for health or the page ever waits for a place
+STARTS = 5  # of Ray's proxy, which gets a minute each
+SLOW = "Ray's proxy is slow to start beside other work"
 CHECK_SECONDS, SILENT_SECONDS = 5, 60  # a busy node answers late; that a process is gone Ray sees by itself
 
 
 class Api:
-    """The deployment for HTTP: no weights, and a connection to each model.
-    `read_keys`: gives the API keys in this process, so that no other is sent them. Raises ValueError."""
+    """The deployment for HTTP, with a connection to each model. `read_keys`: gives the API keys here."""
 
     def __init__(
         self, settings: ServiceSettings, models: Mapping[str, DeploymentHandle], read_keys: Callable[[], Sequence[str]]
@@ -60,9 +61,8 @@ class RayBackend:
             raise Unavailable("the model can't be reached now; try again in a moment") from error
 
     async def make(self, job: ImageJob) -> AsyncGenerator[Event]:
-        """Yields the events of a job.
-        If its replica is lost before an event came, another replica gets the job, once. Raises Unavailable if no
-        replica takes it in time, or the one that did is lost. How long the job may take the reader decides."""
+        """Yields the events of a job; if its replica is lost before an event came, another gets the job, once.
+        Raises Unavailable if no replica takes it in time, or the one that did is lost."""
         is_told = False
         for number in range(1, TRIES + 1):
             responses, seconds = self._streaming.make.remote(job), TAKE_SECONDS
@@ -87,8 +87,7 @@ class RayBackend:
 
 
 def service(settings: ServiceSettings, read_keys: Callable[[], Sequence[str]]) -> Application:
-    """Returns the application for `serve.run` and `serve deploy`.
-    `read_keys`: gives the API keys in the process that compares them."""
+    """Returns the application for `serve.run` and `serve deploy`. `read_keys`: as `Api` takes it."""
     models = {model.name: model_application(model, settings) for model in settings.models}
     api = serve.deployment(
         name="Api",
@@ -142,17 +141,29 @@ def check_room(host: str, port: int) -> None:
 
 
 def run_service(
-    settings: ServiceSettings, *, host: str, port: int, read_keys: Callable[[], Sequence[str]] = tuple
+    settings: ServiceSettings,
+    *,
+    host: str,
+    port: int,
+    read_keys: Callable[[], Sequence[str]] = tuple,
+    say: Callable[[str], object] = LOG.warning,
 ) -> None:
-    """Starts the service after checking for room, and returns when every model answers.
-    `read_keys`: gives the API keys in the process that compares them; none where nothing is said. Raises UsageError."""
+    """Starts the service, and returns when every model answers. `say` receives a line before a long wait.
+    Raises UsageError."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    try:
-        serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
-        application = service(settings, read_keys)
-        serve.run(application, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
-    except RuntimeError as error:
-        raise UsageError(reason_of_failure() or " ".join(str(error).split())) from error
+    for left in reversed(range(STARTS)):
+        try:
+            serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
+            application = service(settings, read_keys)
+            serve.run(application, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
+            return
+        except TimeoutError as error:
+            if not left:
+                raise UsageError(f"{SLOW}, and did not come: close other programs and start again") from error
+            if left == STARTS - 1:
+                say(f"{SLOW}: waiting for some minutes more")
+        except RuntimeError as error:
+            raise UsageError(reason_of_failure() or " ".join(str(error).split())) from error
 
 
 def end_service() -> None:

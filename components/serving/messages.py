@@ -5,6 +5,7 @@ An error is a sentence with the value and the remedy.
 
 import re
 import reprlib
+import string
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple, Protocol
@@ -28,6 +29,9 @@ HINTS = {  # field -> reason why its other values are refused
     "output_format": "no other format is written",
 }
 LONGEST = 80  # characters of a field's name
+COSTLY = {"compile_decoding"}  # settings of stages that cost a compilation: not a client's to ask for
+JSON_SIGNS, JSON_FIELDS = 2**16, 500
+UNCOUNTED = f"{string.ascii_letters}{string.digits}+/=\0{string.whitespace}".encode()  # base64, space, UTF-16's zeros
 FIELDS = tuple(name for name in Request.model_fields if name not in ("generator", "sampling"))
 
 
@@ -156,22 +160,29 @@ def invalid(param: str, message: str) -> ServiceError:
 
 
 class Unavailable(ServiceError):  # noqa: N818, no error of a programmer
-    """A model without a live replica: 503, and the header Retry-After asks the client for another try.
-    Its text is a sentence for the user."""
+    """A model without a live replica: 503, and the header Retry-After asks the client for another try."""
 
     def __init__(self, message: str) -> None:
         super().__init__(503, message, retry_after=1)
 
 
+def check_json(text: bytes) -> None:
+    """Raises ServiceError, within milliseconds, for JSON whose parsing would hold up others.
+    Letters and digits, and so images in base64, don't count: a name or a nesting needs other signs."""
+    signs = text.translate(None, UNCOUNTED)
+    if len(signs) > JSON_SIGNS:
+        raise ServiceError(413, f"the JSON must have at most {JSON_SIGNS} signs beside letters and digits: send less")
+    if max(signs.count(b'":'), signs.count(b"{") + signs.count(b"[")) > JSON_FIELDS:
+        raise ServiceError(400, f"the JSON must have at most {JSON_FIELDS} fields, lists and objects: send fewer")
+
+
 def sendable(text: str) -> str:
-    """Returns text that UTF-8 can encode, with lone surrogates as backslash escapes.
-    JSON can carry halves of characters."""
+    """Returns text that UTF-8 can encode: lone surrogates, which JSON can carry, become escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def of_refused(refused: Refused, request: Request) -> ServiceError:
-    """Returns the error for a job that a model refuses.
-    `request`: the first of the job, whose fields the client wrote."""
+    """Returns the error for a job that a model refuses. `request`: the first of the job."""
     param = param_of(refused.message, request) if refused.status == 400 else None
     remedy = ": ask /v1/images/edits" if param == "image" and request.image is None else ""
     return ServiceError(refused.status, refused.message + remedy, param=param, retry_after=refused.retry_after)
@@ -188,8 +199,7 @@ def param_of(message: str, request: Request) -> str | None:
 
 
 def of_validation(errors: Sequence[Mapping[str, Any]], fields: Iterable[str]) -> ServiceError:
-    """Returns pydantic's first error as a sentence.
-    `fields`: names of fields, of which the nearest is proposed for an unknown one."""
+    """Returns pydantic's first error as a sentence. `fields`: names, of which the nearest is proposed."""
     error = errors[0]
     place = [str(part) for part in error["loc"] if part not in ("body", "form")]
     if error["type"] == "json_invalid":

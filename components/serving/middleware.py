@@ -11,6 +11,7 @@ import logging
 import time
 import traceback
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,7 +22,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from components.serving.messages import ServiceError
+from components.serving.messages import ServiceError, check_json
 from components.serving.settings import Limits, is_loopback
 
 LOG = logging.getLogger("cascade.serving")
@@ -44,6 +45,8 @@ GAVE_WAY = "too many uploads at once, and this one was the slowest: send it agai
 CUT_OFF = "the upload is cut off before its end: send it again"
 FULL = "too many requests at once: try again in a moment"
 LOST = ServiceError(503, "the service lost this request on the way; try again in a moment", retry_after=1)
+STARTING = ServiceError(503, "the service is starting; try again in a moment", retry_after=1)
+REST_SECONDS = 2.0  # of silence, after which nothing more is taken of a body that was refused
 
 
 @dataclass
@@ -126,8 +129,7 @@ def key_error(headers: Headers, digests: Iterable[bytes], *, is_open: bool) -> S
 
 def visitor_error(headers: Headers, *, is_open: bool) -> ServiceError | None:
     """Returns the error for a visitor of a service without keys who is no program of this machine.
-    Such a visitor comes by a name that an attacker made point here (DNS rebinding), or from the page of another site in
-    the browser of this machine."""
+    Such a visitor comes by another name for this machine (DNS rebinding), or from another site's page in a browser."""
     hosts = headers.getlist("host")
     if len(hosts) != 1 or not is_loopback(hosts[0]):
         return ServiceError(403, "without a key this service answers to localhost and 127.0.0.1 alone")
@@ -145,7 +147,7 @@ def limited(app: ASGIApp, *, limits: Limits, calls: int) -> ASGIApp:
     async def reading(scope: Scope, receive: Receive, send: Send) -> None:
         """Calls the app, with a body that is already read."""
         nonlocal answering
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        is_whole, path = False, scope.get("path", "").removeprefix(scope.get("root_path", ""))
         if scope["type"] != "http" or scope["method"] != "POST" or path not in TAKE_BODIES:
             await app(scope, receive, send)
             return
@@ -155,13 +157,19 @@ def limited(app: ASGIApp, *, limits: Limits, calls: int) -> ASGIApp:
             body = await bodies.read(receive, declared=int(length) if length.isdecimal() else 0)
             if body is None:
                 return
+            is_whole = True
             kind, options = parse_options_header(headers.get("content-type", ""))
-            if kind == b"multipart/form-data" and (end := options.get(b"boundary")) and b"--%s--" % end not in body:
+            if kind != b"multipart/form-data":
+                check_json(body)
+            elif (end := options.get(b"boundary")) and b"--%s--" % end not in body:
                 raise ServiceError(400, CUT_OFF)  # the parser would leave the last part out without a word
             if answering >= calls:
                 raise ServiceError(503, FULL, retry_after=1)
         except ServiceError as error:
-            await error.response({"Connection": "close"})(scope, receive, send)
+            if error.status == 413 and not is_whole:
+                await refuse(error, receive, send, seconds=limits.body_seconds)
+            else:
+                await error.response({"Connection": "close"})(scope, receive, send)
             return
         replay: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -177,20 +185,31 @@ def limited(app: ASGIApp, *, limits: Limits, calls: int) -> ASGIApp:
     return reading
 
 
+async def refuse(error: ServiceError, receive: Receive, send: Send, *, seconds: float) -> None:
+    """Answers at once, and then takes what is still sent, until it pauses or `seconds` are over.
+    A connection that is closed on a client that still sends is a reset, in which the answer is lost."""
+    response = error.response({"Connection": "close"})
+    await send({"type": "http.response.start", "status": error.status, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while (await asyncio.wait_for(receive(), REST_SECONDS)).get("more_body"):
+                pass
+    await send({"type": "http.response.body", "body": b""})
+
+
 class Bodies:
     """Bodies on the way: each under a deadline and of a limited size, a limited number at a time.
-    A client that sends slowly holds a place here and nowhere else. Where all places are taken, the body that waits
-    longest for its next piece gives way: one that comes as fast as its line allows is never that one, however many
-    others hang."""
+    Where all places are taken, the body that waits longest for its next piece gives way: one that comes as fast as its
+    line allows is never that one."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._sizes: dict[asyncio.Timeout, int] = {}  # bytes, by the patience with a body; last who was heard of last
 
     async def read(self, receive: Receive, *, declared: int) -> bytes | None:
-        """Returns a whole body; None if the client went away before the body's end.
-        `declared`: bytes that the client says it will send. Raises ServiceError for one that is too large, too slow, or
-        gave way to others."""
+        """Returns a whole body, of `declared` bytes; None if the client went away before the body's end.
+        Raises ServiceError for one that is too large, too slow, or gave way to others."""
         limits, loop, body = self._limits, asyncio.get_running_loop(), bytearray()
         self._check_size(declared)
         deadline = loop.time() + limits.body_seconds
@@ -237,7 +256,7 @@ def middlewares() -> list[Middleware]:
 
 
 def always_answered(app: ASGIApp) -> ASGIApp:
-    """Answers 503 in the API's form where the proxy has no answer, or an error of the proxy's own."""
+    """Answers 503 in the API's form where the proxy has no answer, an error of its own, or no application yet."""
 
     async def proxied(scope: Scope, receive: Receive, send: Send) -> None:
         """Calls the app, and answers where it does not."""
@@ -250,10 +269,10 @@ def always_answered(app: ASGIApp) -> ASGIApp:
             nonlocal is_started, is_replaced
             if message["type"] == "http.response.start":
                 kind = Headers(raw=list(message.get("headers", ()))).get("content-type", "")
-                is_started = True
-                is_replaced = message["status"] >= 500 and not kind.startswith("application/json")  # the API's are JSON
-                if is_replaced:
-                    await LOST.response()(scope, receive, send)
+                is_started, is_early = True, message["status"] == 404
+                is_replaced = (message["status"] >= 500 or is_early) and not kind.startswith("application/json")
+                if is_replaced:  # the API's own errors are JSON
+                    await (STARTING if is_early else LOST).response()(scope, receive, send)
             if not is_replaced:
                 await send(message)
 

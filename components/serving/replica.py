@@ -1,10 +1,8 @@
 """A replica of a served model: jobs from arrival to last image, and the thread that samples.
 
-Images of several jobs are sampled together, where they agree on everything but their content. `serve.batch` of Ray
-Serve does something else. It cuts batches by the clock, so that a lone image waits for company and a late one misses it
-by a moment; it can't hold back those whose sampling options or version of the model differ, which no batch may mix; and
-of a batch it moves all streams alike, where here one job wants previews and another none, one goes away and another
-stays. Here nothing waits for company: while a batch is sampled the next one gathers.
+Images of several jobs are sampled together, where they agree on everything but their content; while a batch is sampled
+the next one gathers. Not `serve.batch` of Ray Serve: it cuts batches by the clock, can't hold back those whose sampling
+options or version of the model differ, and moves all streams of a batch alike.
 """
 
 import asyncio
@@ -97,11 +95,8 @@ class WaitingImage:
 
 class Batcher:
     """A queue of jobs for any thread, with a sampling thread of its own for the events.
-
-    Args:
-        waiting_images: as many may wait; those of the batch that is sampled don't.
-        batch_images: of one batch at most; fewer where images are large.
-        threads: torch's, of the sampling; None: as many as it chooses."""
+    `waiting_images`: as many may wait, without those that are sampled. `batch_images`: of one batch at most; fewer
+    where images are large. `threads`: torch's; None: as many as it chooses."""
 
     def __init__(
         self, *, waiting_images: int, batch_images: int, measures: Measures, threads: int | None = None
@@ -201,9 +196,9 @@ class Batcher:
         self._measures.images.inc(len(batch), tags)
         for image, pixels in zip(batch, list(made.values())[-1].cpu().numpy(), strict=True):
             if not image.ticket.left:
-                settings = settings_of(image.request, model=version.named.name, version=version.number)
+                settings = settings_of(image.request, model=version.named.name, version=version.named.version)
                 png = with_settings(encode_png(pixels), settings)
-                image.ticket.tell(FinishedImage(image.place, png, version.number))
+                image.ticket.tell(FinishedImage(image.place, png, version.named.version))
 
     def _failed(self, batch: Sequence[WaitingImage], error: Exception) -> None:
         """Tries each image of a batch alone and first: sampling raised, though the requests were checked."""
@@ -241,9 +236,8 @@ class Model:
         return self._versions.card
 
     async def make(self, job: ImageJob) -> AsyncGenerator[Taken | Event]:
-        """Yields `Taken`, then the job's events.
-        Closing the iterator, or canceling its task, cancels the job. Raises FailedError for an image that could not be
-        made, though its request was checked."""
+        """Yields `Taken`, then the job's events. Closing the iterator, or canceling its task, cancels the job.
+        Raises FailedError for an image that could not be made, though its request was checked."""
         started, code, missing, ticket = time.monotonic(), WENT_AWAY, len(job.requests), None
         events = asyncio.Queue[Partial | FinishedImage | Exception]()
         tell = partial(asyncio.get_running_loop().call_soon_threadsafe, events.put_nowait)
@@ -325,8 +319,7 @@ def on_step_of(batch: Sequence[WaitingImage]) -> OnStep | None:
 
 
 def shown_steps(steps: Mapping[str, int], previews: int) -> Shown:
-    """Returns the steps of at most `previews` previews, spread over all but the last step.
-    The last step is the image."""
+    """Returns the steps of at most `previews` previews, spread over all but the last step, the image."""
     every = [(stage, step) for stage, count in steps.items() for step in range(1, count + 1)]
     places = {round((number + 1) * len(every) / (previews + 1)) for number in range(previews)}
     inside = sorted(place for place in places if 1 <= place < len(every))

@@ -1,7 +1,6 @@
 """Answers: images in base64, server-sent events, usage; a job lasts while the client waits.
 
-Usage counts what has no price here, for clients that add it up: a token of text is four bytes of the prompt in UTF-8,
-one of an image is a patch of 16x16 pixels, each rounded up; n images use n times what one does.
+A token of text is four bytes of the prompt in UTF-8, one of an image a patch of 16x16 pixels, each rounded up.
 """
 
 import asyncio
@@ -21,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from components.sampling.image_files import open_header, open_image
 from components.sampling.requests import Request
+from components.serving import messages
 from components.serving.messages import (
     Card,
     Event,
@@ -30,7 +30,6 @@ from components.serving.messages import (
     Refused,
     ServiceError,
     Unavailable,
-    of_refused,
 )
 
 BYTES, PATCH = 4, 16  # of a token: UTF-8, pixels
@@ -178,10 +177,8 @@ async def images_answer(call: Call, events: AsyncGenerator[Shown]) -> ImagesAnsw
 
 
 async def stream_answer(call: Call, events: AsyncGenerator[Shown]) -> EventStream:
-    """Returns a call's events as a stream, once the first has come: until then an error has a status.
-    Raises ServiceError if the images are refused or nothing came."""
-    first = await anext(events, None)
-    if first is None:
+    """Returns a call's events as a stream, once the first has come: until then an error has a status."""
+    if (first := await anext(events, None)) is None:
         raise Unavailable(STOPPED)
     return EventStream(event_lines(call, first, events), events)
 
@@ -262,13 +259,9 @@ async def watched(
     events: AsyncIterator[Event], job: ImageJob, *, receive: Receive, started: float, seconds: float
 ) -> AsyncGenerator[Shown]:
     """Yields the events of a job, and cancels the job when this generator ends.
-
-    Args:
-        receive: of a request whose body was read; tells that the client went away.
-        started: when the request came, by time.monotonic().
-        seconds: that the job may take from then on.
-    Raises ServiceError for a job that is refused or late, ClientDisconnect when the client went away, and what reading
-    the events raises."""
+    `receive`: of a request whose body was read; tells that the client went away. `started`: when the request came, by
+    time.monotonic(); the job may take `seconds` from then on. Raises ServiceError for a job that is refused or late,
+    ClientDisconnect when the client went away, and what reading the events raises."""
     items: asyncio.Queue[Event | Exception | None] = asyncio.Queue()  # None: the events are over
 
     async def wait_for_leaving() -> None:
@@ -291,7 +284,7 @@ async def watched(
             if isinstance(item, Exception):
                 raise item
             if isinstance(item, Refused):
-                raise of_refused(item, job.requests[0])
+                raise messages.of_refused(item, job.requests[0])
             yield item
     finally:
         for task in tasks:  # the first closes the events in its own time: whoever cancels this can't interrupt it

@@ -13,7 +13,7 @@ from components.runtime.tracking.registry import Named, find_named, is_model_fol
 from components.sampling.cascade import Cascade, cascade_in, quick
 from components.sampling.device import best_device
 from components.sampling.generator import Generator
-from components.serving.messages import Card, GeneratorCard
+from components.serving.messages import COSTLY, Card, GeneratorCard
 from components.serving.settings import ServedModel
 
 LOG = logging.getLogger("cascade.serving")
@@ -29,23 +29,18 @@ class Version:
     named: Named
     cascade: Cascade
 
-    @property
-    def number(self) -> str:
-        """The version's number in the registry, or the artifact's key."""
-        return self.named.version
-
     @cached_property
     def card(self) -> Card:
         """The model's card."""
         generators = tuple(generator_card(maker) for maker in self.cascade.makers.values())
         source = shown_source(self.model.source)
-        return Card(self.model.name, source, self.number, self.named.created, generators)
+        return Card(self.model.name, source, self.named.version, self.named.created, generators)
 
 
 class Versions:
-    """The current version, and the watch over an alias.
-    `tracking`: MLflow's address; None: sources are folders. `poll_seconds`: between looks at an alias; what is no alias
-    never changes. Raises ValueError, in one line, if there is no such model or it makes no image."""
+    """The current version, and the watch over an alias; what is no alias never changes.
+    `tracking`: MLflow's address; None: sources are folders. Raises ValueError, in one line, if there is no such model
+    or it makes no image."""
 
     def __init__(self, model: ServedModel, *, tracking: str | None, poll_seconds: float) -> None:
         self.model, self._tracking, self._poll_seconds = model, tracking, poll_seconds
@@ -72,15 +67,15 @@ class Versions:
                 is_away = False
             except ValueError as error:
                 if not is_away:
-                    LOG.warning("%s: %s; version %s goes on", self.model.name, error, self.current.number)
+                    LOG.warning("%s: %s; version %s goes on", self.model.name, error, self.current.named.version)
                 is_away = True
                 continue
-            if named.version not in (self.current.number, self._refused):
+            if named.version not in (self.current.named.version, self._refused):
                 self._change(named)
 
     def _change(self, named: Named) -> None:
         """Loads a version for later jobs; a version that can't be loaded is tried a single time."""
-        started, name, before = time.monotonic(), self.model.name, self.current.number
+        started, name, before = time.monotonic(), self.model.name, self.current.named.version
         try:
             self.current = self._load(named)
         except Exception as error:  # whatever is wrong with it, the old one serves
@@ -103,8 +98,7 @@ class Versions:
 
 def find_version(source: str, tracking: str | None) -> Named:
     """Returns the current version of a source.
-    Raises ValueError, in one line, if there is no such model, or the one on this disk makes no image; of a model that
-    is elsewhere, loading it tells."""
+    Raises ValueError, in one line, if there is no such model, or the one on this disk makes no image."""
     if source.startswith(REGISTRY):
         return find_named(source, tracking_uri=tracking)
     if is_model_folder(source):
@@ -159,7 +153,7 @@ def generator_card(maker: Generator) -> GeneratorCard:
         height=height,
         steps=sampling.get("num_inference_steps"),
         most_steps=most_steps if "num_inference_steps" in sampling else None,
-        sampling={model.name: model.sampling.model_dump(mode="json") for model in maker.models},
+        sampling={model.name: model.sampling.model_dump(mode="json", exclude=COSTLY) for model in maker.models},
         tasks=maker.tasks,
         condition_side=None if seen is None else seen.resolution,
     )

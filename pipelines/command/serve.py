@@ -101,7 +101,7 @@ def serve_models(
         check_room(host, port)  # before what follows would end a service of somebody else
         try:
             with console.status(f"loading {', '.join(model.source for model in settings.models)}"):
-                run_service(settings, host=host, port=port, read_keys=read_keys_here)
+                run_service(settings, host=host, port=port, read_keys=read_keys_here, say=console.print)
             for model, named in zip(settings.models, versions, strict=True):
                 served = f"{model.name}: {shown_source(model.source)}, version {named.version}"
                 address = f"http://{bracketed(host)}:{port}"

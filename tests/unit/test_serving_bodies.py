@@ -1,8 +1,10 @@
 """Bodies are read under a deadline and a count of their own: who sends slowly, or nothing, holds up nobody else."""
 
 import asyncio
+import base64
 import json
 import socket
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -12,7 +14,7 @@ from pydantic import ValidationError
 
 from components.sampling.cascade import Cascade
 from components.serving.app import build_app
-from components.serving.messages import Event, ImageJob
+from components.serving.messages import Event, ImageJob, ServiceError, check_json
 from components.serving.middleware import EDITS, GENERATIONS, TAKE_BODIES
 from components.serving.settings import Limits
 from tests.serving_backend import HTTP, SmallBackend, sending, serving, settings_of
@@ -94,6 +96,24 @@ def test_no_other_address_waits_for_a_body(cascade: Cascade, method: str, path: 
 def test_a_body_that_says_it_is_too_large_is_not_waited_for(cascade: Cascade) -> None:
     with service(SmallBackend(cascade)) as url, sending(url, length=2**40) as given:
         assert answer(given).startswith("HTTP/1.1 413")
+
+
+def test_who_sends_more_than_the_limit_reads_a_413_and_sees_no_reset(cascade: Cascade) -> None:
+    size = 2**24  # more than any buffer on the way holds
+    with service(SmallBackend(cascade), body_bytes=2**16) as url, sending(url, length=size) as given:
+        given.sendall(b" " * size)
+        assert answer(given).startswith("HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_million_fields_are_refused_in_milliseconds(encoding: str) -> None:
+    body = json.dumps(dict.fromkeys(map(str, range(1_000_000)), 1)).encode(encoding)
+    began = time.thread_time()
+    with pytest.raises(ServiceError) as caught:
+        check_json(body)
+    assert caught.value.status == 413
+    assert time.thread_time() - began < 0.3, "on a machine ten times as slow"
+    check_json(json.dumps({"condition": base64.b64encode(bytes(2**20)).decode(), "prompt": "a {b} [c]"}).encode())
 
 
 @pytest.mark.parametrize(

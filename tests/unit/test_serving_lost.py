@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from unittest.mock import Mock
 
 import pytest
 from ray.exceptions import ActorDiedError
@@ -11,10 +12,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from components.configuration.usage import UsageError
 from components.sampling.requests import Request
+from components.serving import deployment
 from components.serving.deployment import RayBackend
 from components.serving.messages import Event, FinishedImage, ImageJob, Partial, Taken, Unavailable
 from components.serving.middleware import middlewares
+from tests.serving_backend import settings_of
 
 JOB = ImageJob((Request(seed=1),))
 PREVIEW, IMAGE = Partial(0, 0, "base", 2, b"png"), FinishedImage(0, b"png", "1")
@@ -129,9 +133,35 @@ def check_lost(answer) -> None:
     assert "try again" in answer.json()["error"]["message"]
 
 
+def test_before_there_is_an_application_its_health_is_503():
+    answer = proxied(Starlette(routes=[Route("/{case}", said)])).get("/404")
+    check_lost(answer)
+    assert answer.json()["error"]["message"] == "the service is starting; try again in a moment"
+
+
+def slow(times: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lines of a start whose proxy comes after so many time-outs of Ray's."""
+    late = [TimeoutError("Proxies not available after 60s.")] * times
+    for name, part in {"serve": Mock(run=Mock(side_effect=[*late, None])), "service": Mock()}.items():
+        monkeypatch.setattr(deployment, name, part)
+    lines: list[str] = []
+    deployment.run_service(settings_of({"tiny": 0}), host="127.0.0.1", port=1, say=lines.append)
+    return lines
+
+
+def test_a_slow_proxy_is_waited_for_with_one_line(monkeypatch: pytest.MonkeyPatch):
+    assert slow(0, monkeypatch) == []
+    assert slow(3, monkeypatch) == ["Ray's proxy is slow to start beside other work: waiting for some minutes more"]
+
+
+def test_a_proxy_that_never_comes_ends_in_one_line(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UsageError, match="did not come: close other programs and start again") as caught:
+        slow(99, monkeypatch)
+    assert "\n" not in str(caught.value)
+
+
 def test_what_the_api_answers_passes():
     client = proxied(Starlette(routes=[Route("/{case}", said), Route("/-/{case}", said)]))
     assert client.get("/api").json() == {"error": {"message": "the API's own"}}
     assert client.get("/api").headers["Retry-After"] == "7"
-    assert client.get("/404").text == "Internal Server Error"
     assert client.get("/-/503").text == "Internal Server Error", "Serve's own health is read by Kubernetes"

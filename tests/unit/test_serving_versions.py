@@ -67,19 +67,19 @@ def test_an_alias_that_moves_changes_who_answers_and_not_who_answered(registry, 
     """Back too; a version that is asked for by its number stays."""
     watched, numbered = (versions(source, registry.uri) for source in (CHAMPION, f"models:/{NAME}/1"))
     first = watched.current
-    assert (first.number, first.card.version) == ("1", "1")
+    assert (first.named.version, first.card.version) == ("1", "1")
     registry.promote("2")
-    assert eventually(lambda: watched.current.number == "2")
+    assert eventually(lambda: watched.current.named.version == "2")
     assert watched.current.card.version == "2"
     (old,), (new,) = first.cascade.sample([RED]), watched.current.cascade.sample([RED])
     assert np.array_equal(old, Cascade.load(folder).sample([RED])[0])
     assert np.array_equal(new, Cascade.load(other).sample([RED])[0])
     assert not np.array_equal(old, new)
     registry.promote("1")
-    assert eventually(lambda: watched.current.number == "1")
+    assert eventually(lambda: watched.current.named.version == "1")
     registry.promote("2")
     time.sleep(0.6)
-    assert numbered.current.number == "1"
+    assert numbered.current.named.version == "1"
     watched.close()
 
 
@@ -90,9 +90,9 @@ def test_a_version_that_cannot_be_loaded_leaves_the_one_before_and_is_tried_once
         assert eventually(lambda: "can't be loaded" in caplog.text)
         time.sleep(0.6)
     assert caplog.text.count("can't be loaded") == 1
-    assert watched.current.number == "1"
+    assert watched.current.named.version == "1"
     registry.promote("2")
-    assert eventually(lambda: watched.current.number == "2")
+    assert eventually(lambda: watched.current.named.version == "2")
     watched.close()
 
 
@@ -105,7 +105,7 @@ def test_a_registry_that_is_away_is_told_once_and_found_again(registry, caplog):
     assert caplog.text.count("version 1 goes on") == 1
     assert database.is_file()
     registry.promote("2")
-    assert eventually(lambda: watched.current.number == "2")
+    assert eventually(lambda: watched.current.named.version == "2")
     watched.close()
 
 
@@ -134,7 +134,7 @@ def test_a_folder_and_an_artifact_are_served_without_a_registry(folder, tmp_path
     by_folder = versions(str(folder)).current
     committed = commit_model(tmp_path, "cascade", "abcdef0123456789", folder)
     by_artifact = versions(committed.root).current
-    assert by_artifact.number == "abcdef012345"
+    assert by_artifact.named.version == "abcdef012345"
     assert by_folder.card.source == "cascade"
     assert by_artifact.card.source == "abcdef0123456789"
     assert np.array_equal(by_folder.cascade.sample([RED])[0], by_artifact.cascade.sample([RED])[0])
