@@ -48,9 +48,8 @@ def fit_square(
     image: Image.Image, resolution: int, *, last: Image.Resampling = Image.Resampling.BICUBIC
 ) -> Image.Image:
     """Center crop to a square, then resize with antialiasing.
-    Halving with a box filter while the side is at least twice the target, then one bicubic step (or that of the
-    filter `last`): the preparation of the ADM training data (Dhariwal & Nichol, 2021, `center_crop_arr`), with the
-    crop first."""
+    Halving with a box filter while the side is at least twice the target, then one step of the filter `last`: the
+    preparation of the ADM training data (Dhariwal & Nichol, 2021, `center_crop_arr`), with the crop first."""
     image = center_square(image)
     side = image.width
     while side >= 2 * resolution:
@@ -67,9 +66,8 @@ def load_image(data: bytes, *, resolution: int) -> np.ndarray:
 
 
 def load_into(out: np.ndarray, data: bytes) -> None:
-    """Set `out`, uint8 (H, W, 3), contiguous, to the image of a file.
-    A JPEG that needs only decoding is decoded in place, by the library inside Pillow and so to the same pixels, in two
-    thirds of the time. Raises as `decode_image`."""
+    """Set `out`, uint8 (H, W, 3), contiguous, to the image of a file. Raises as `decode_image`.
+    A JPEG that needs only decoding is decoded in place, by the library inside Pillow: the same pixels, sooner."""
     image = open_header(data)
     upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
     if image.format == "JPEG" and image.mode == "RGB" and image.size == out.shape[:2] and upright:

@@ -98,8 +98,7 @@ def ingest(
 
 def open_source(source: str, path: str | None, *, limit: int | None = None, columns: Columns = COMMON) -> Source:
     """The listing of a source in canonical order. Raises SourceError for a source that can't be used.
-    The order is by hash of the key, so that each shard is a fair sample of the set and a limit keeps the same
-    images."""
+    The order is by hash of the key: each shard is a fair sample of the set, and a limit keeps the same images."""
     match source:
         case "openmoji":
             listing = list_openmoji()

@@ -64,8 +64,7 @@ def list_versions(url: str) -> list[FileVersion]:
 
 def first_file(url: str, is_wanted: Callable[[str], bool]) -> FileVersion | None:
     """The first file at or below `url` with a relative path that `is_wanted`, by its absolute URL.
-    Looks folder by folder, without listing all. None if there is no such file, or if folders can't be listed:
-    `list_versions` says why."""
+    Looks folder by folder, without listing all. None if there is no such file, or if folders can't be listed."""
     filesystem, root = connect(url)
     root = root.rstrip("/")
     if filesystem.isfile(root):

@@ -48,9 +48,8 @@ def write_array(array: np.ndarray) -> bytes:
 
 
 def parse_arrays(files: Sequence[tuple[str, bytes]], info: ArrayInfo, where: str) -> np.ndarray:
-    """Parses the `.npy` files of N samples -> float16 (N, ...).
-    `files`: key of a sample, and its file. Raises ShardError naming `where` (shard and member) and the sample for an
-    array of another shape or type than the index says."""
+    """Parses the `.npy` files of N samples, each with its key -> float16 (N, ...).
+    Raises ShardError naming `where` (shard and member) and the sample for an array of another shape or type."""
     out, start = np.empty((len(files), *info.shape), DTYPE), npy_header(info.shape)
     for row, (key, file) in zip(out, files, strict=True):
         if len(file) != len(start) + row.nbytes or not file.startswith(start):

@@ -155,9 +155,8 @@ class RankReader:
 
 
 class Rest(ExecutionCallback):
-    """Rests between the steps of Ray Data's loop, which would spin while training is slower than reading.
-    The loop waits for tasks and not for consumers (ray 2.60, streaming_executor.py). So rests grow while the rank does
-    not wait, and are short again when it does."""
+    """Rests between the steps of Ray Data's loop, which waits for tasks and not for consumers.
+    It would spin while training is slower than reading (ray 2.60). Rests grow while the rank does not wait."""
 
     rest = SHORTEST_REST
 

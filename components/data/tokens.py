@@ -124,9 +124,8 @@ class TokenShard:
 
 @dataclass
 class TokenSamples:
-    """The training samples of a set of tokens, for the training stream.
-    Columns, all int64: `tokens` (n, T), `label` (n,), `text` (n, L), `position` (n,); with condition tokens also
-    `condition` (n, M)."""
+    """The training samples of a set of tokens, for the training stream. Columns, all int64:
+    `tokens` (n, T), `label` (n,), `text` (n, L), `position` (n,); with condition tokens also `condition` (n, M)."""
 
     decoded: ClassVar[bool] = True
 
@@ -174,8 +173,7 @@ def read_tokens(tokens: Artifact, number: int) -> TokenSet:
 
 
 def held_out_tokens(tokens: Artifact, condition: Artifact | None = None) -> dict[str, np.ndarray]:
-    """Columns of the first HELD_OUT held-out samples; of training samples if none are held out.
-    Reads no more files than it takes."""
+    """Columns of the first HELD_OUT held-out samples; of training samples if none are held out."""
     files = token_files(tokens)
     split: Split = "holdout" if any(file.samples > file.train_samples for file in files) else "train"
     shards, left = list[TokenShard](), HELD_OUT

@@ -148,8 +148,7 @@ def run_service(
     read_keys: Callable[[], Sequence[str]] = tuple,
     say: Callable[[str], object] = LOG.warning,
 ) -> None:
-    """Starts the service, and returns when every model answers. `say` receives a line before a long wait.
-    Raises UsageError."""
+    """Starts the service, and returns when every model answers. `say`: for a line before a long wait."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     for left in reversed(range(STARTS)):
         try:

@@ -200,8 +200,7 @@ async def refuse(error: ServiceError, receive: Receive, send: Send, *, seconds: 
 
 class Bodies:
     """Bodies on the way: each under a deadline and of a limited size, a limited number at a time.
-    Where all places are taken, the body that waits longest for its next piece gives way: one that comes as fast as its
-    line allows is never that one."""
+    Where all places are taken, the body that waits longest for its next piece gives way."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -256,7 +255,7 @@ def middlewares() -> list[Middleware]:
 
 
 def always_answered(app: ASGIApp) -> ASGIApp:
-    """Answers 503 in the API's form where the proxy has no answer, an error of its own, or no application yet."""
+    """Answers 503 in the API's form where the proxy has no answer, its own error, or no application."""
 
     async def proxied(scope: Scope, receive: Receive, send: Send) -> None:
         """Calls the app, and answers where it does not."""

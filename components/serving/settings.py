@@ -87,9 +87,8 @@ class ServiceSettings(Settings):
 
 
 def read_keys(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns the API keys of the environment and of the environment's key file.
-    Commas and line ends part them. Raises ValueError, in one line and without a key in it, for a file that can't be
-    read or a key that no header can carry."""
+    """Returns the API keys of the environment and of its key file; commas and line ends part them.
+    Raises ValueError, without a key in it, for a file that can't be read or a key that no header can carry."""
     texts = [environment.get(KEYS, "")]
     if place := environment.get(KEYS_FILE):
         try:

@@ -149,9 +149,8 @@ def find_parquet(path: str, columns: Columns = COMMON) -> ParquetSet:
 
 
 def list_parquet(path: str, columns: Columns = COMMON) -> Source:
-    """Lists the rows of all files with classes and captions, without reading images.
-    Rows without a class are quarantined when drawn. Raises SourceError for a file that can't be read, or has other
-    columns than the first file."""
+    """Lists the rows of all files; those without a class are quarantined when drawn.
+    Raises SourceError for a file that can't be read, or has other columns than the first file."""
     chosen = find_parquet(path, columns)
     urls = [Store(chosen.folder).url(version.path) for version in chosen.files]
     files = in_parallel(lambda url: retried(partial(_labels_and_captions, url, chosen.table), url), urls)

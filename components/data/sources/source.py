@@ -188,9 +188,8 @@ class TableColumns:
 def find_columns(
     names: Iterable[str], chosen: Columns, place: str, admitted: Mapping[Meaning, Sequence[str]] | None = None
 ) -> TableColumns:
-    """The columns of a table by meaning.
-    `admitted`: those of a fitting type; None: all. Raises SourceError for a chosen column that is missing or of another
-    type."""
+    """The columns of a table by meaning. `admitted`: those of a fitting type; None: all.
+    Raises SourceError for a chosen column that is missing or of another type."""
     names = tuple(names)
     columns: dict[Meaning, Sequence[str]] = {}
     for meaning, common in NAMES.items():

@@ -57,9 +57,8 @@ class Surveyed(NamedTuple):
 
 @dataclass(frozen=True)
 class TarSurvey:
-    """Surveys a tar: URL and mark of the version in, the tar's facts (JSON) out.
-    Images that can't be decoded are quarantined here, so that the order of training depends on the index alone. Raises
-    ShardError as `checked_groups`."""
+    """Surveys a tar: URL and mark in, the tar's facts (JSON) out. Raises as `checked_groups`.
+    Images that can't be decoded are quarantined here: the order of training depends on the index alone."""
 
     out: Store
     holdout_fraction: float

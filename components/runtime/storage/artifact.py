@@ -159,8 +159,7 @@ def describe(data: bytes | Path, path: str) -> FileEntry:
 
 
 def commit_artifact(store: Store, artifact: Artifact) -> Artifact:
-    """Write the manifest once; the loser of a race adopts the winner's artifact.
-    Returns the committed artifact."""
+    """Write the manifest once, and return the committed artifact: the winner's for the loser of a race."""
     manifest = json.loads(artifact.model_dump_json())
     store.write_once(MANIFEST, json.dumps(manifest | {"digest": manifest_digest(manifest)}, indent=1).encode())
     committed = load_artifact(store)
@@ -197,9 +196,8 @@ def parse_stored(shape: type[T], data: bytes | str, url: str) -> T:
 def verify_files(
     store: Store, files: Iterable[FileEntry], *, on_file: Callable[[FileEntry], None] = lambda entry: None
 ) -> list[str]:
-    """Read every file, several at a time, and compare size and sha256 with the entry.
-    `on_file`: called after each file, from the reading threads. Returns a line for each file that is missing or
-    differs, in order. Raises StoreError if storage can't be reached."""
+    """Read every file, and return a line for each that is missing or differs from its entry, in order.
+    `on_file`: called after each file, from the reading threads. Raises StoreError if storage can't be reached."""
 
     def check(entry: FileEntry) -> str:
         try:
@@ -216,8 +214,7 @@ def verify_files(
 
 
 def current_try(store: Store) -> str:
-    """The id of the latest forced try, for the folders of the next try; "" where no try was forced.
-    Raises StoreError for a damaged id."""
+    """The id of the latest forced try; "" where no try was forced. Raises StoreError for a damaged id."""
     if not store.exists(FORCED):
         return ""
     content = store.read(FORCED).decode(errors="replace")

@@ -61,8 +61,7 @@ def find_garbage(
 ) -> list[Garbage]:
     """Folders for deletion, in stages without a living worker.
     `unused`: also whole stages that no run below `runs/` names. `ttl`: seconds without a heartbeat after which the
-    holder of a lease counts as dead. `on_wait`: receives a line before these seconds are waited for. Raises
-    ArtifactError for a manifest or a plan that can't be read."""
+    holder of a lease counts as dead. `on_wait`: receives a line before they are waited for. Raises ArtifactError."""
     used = used_stages(root) if unused else None
     stages = [f"stages/{stage}/{key}" for stage in root.folders("stages") for key in root.folders(f"stages/{stage}")]
     folders = {stage: garbage for stage in stages if (garbage := _in_stage(root, stage, used))}

@@ -223,8 +223,7 @@ def read_url(url: str, *, expected: Digest | None = None) -> bytes:
 
 
 def read_range(url: str, start: int, end: int) -> bytes:
-    """Bytes `start` to `end` (exclusive) at an absolute URL, fewer from a shorter file.
-    Raises as `Store.read`."""
+    """Bytes `start` to `end` (exclusive) at a URL, fewer from a shorter file. Raises as `Store.read`."""
     return at(url, lambda filesystem, path: filesystem.cat_file(path, start=start, end=end))
 
 

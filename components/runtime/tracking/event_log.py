@@ -173,9 +173,8 @@ class EventLog:
         self._lock = threading.Lock()
 
     def append(self, event: events.Event, *, time_ms: int | None = None) -> None:
-        """Write an event; after the call the event outlives the process.
-        Drops what comes after the end, and the end of a stage that never began. Raises ValueError for a run's name with
-        quotes in it."""
+        """Write an event, which outlives the process. Raises ValueError for a quote in a name.
+        Drops what comes after the end, and the end of a stage that never began."""
         with self._lock:
             if self._closed:
                 return

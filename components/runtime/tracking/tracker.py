@@ -35,8 +35,7 @@ class MlflowAwayError(Exception):
 
 class Tracker:
     """Parent and child runs, curves, images, lineage, models and machine load of a workflow run.
-    A thread sends the journals, oldest first; the last is this process's own. `tracking_uri`: of an MLflow server, or
-    `sqlite:///…`. `spool`: local folder of the journals; give the same one next time."""
+    A thread sends the journals of the local folder `spool`, oldest first; the last is this process's own."""
 
     def __init__(self, tracking_uri: str, *, experiment: str, spool: Path, flush_seconds: float = 10.0) -> None:
         destination = {"tracking_uri": tracking_uri, "experiment": experiment}
