@@ -70,7 +70,6 @@ def evaluate(
 ) -> Artifact:
     """Reconstruct held-out images and measure all images against the training images.
     Features stay beside the images that they are of, so an evaluation with other metrics measures none again.
-
     Returns an artifact of kind `report`: images, statistics of the reference, and all figures as metadata.
     Raises, before any work, FeatureNetworkError or PerceptualWeightsError for networks or weights that are missing, and
     ValueError for figures of an autoencoder where there is none."""

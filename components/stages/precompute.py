@@ -62,7 +62,6 @@ def precompute(
     text_encoder: Artifact | None = None,
 ) -> Artifact:
     """Encodes the images and captions of both splits; shards that a killed try has finished are kept.
-
     Returns an artifact of kind `shards`, a set of the same samples in the same order: `index.json`, `bpe.json`, tars,
     and for arrays of texts what stands for no text (`null_text_states.npy`).
     Raises ValueError, before any work, for a column without its encoder, or one that does not fit."""

@@ -32,10 +32,8 @@ class TokensConfig(Config):
 
 def tokenize_images(config: TokensConfig, context: StageContext, *, images: Artifact, tokenizer: Artifact) -> Artifact:
     """Encodes the images of both splits; finished files of a killed try are kept.
-
     Returns a tokens artifact: the files in the order of the index, the caption tokenizer, and as metadata what the
     prior needs to know of each file and of the set, and how CODES_FROM images use the codebook.
-
     Raises, before any work, ValueError for an autoencoder without codes, ShardError for a set without the member."""
     network, index, files = describe_autoencoder(tokenizer), load_index(images.url("index.json")), context.files_store
     check_member(index, config.member)

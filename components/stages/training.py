@@ -40,9 +40,7 @@ def train_model(
     tokenizer: Artifact | None = None,
     condition: Artifact | None = None,
 ) -> Artifact:
-    """Trains on `images` or on `tokens`.
-
-    Returns a model artifact: bundle, metrics and, where there is one, a preview.
+    """Trains on `images` or on `tokens`. Returns a model artifact: bundle, metrics and maybe a preview.
 
     Args:
         autoencoder: the model learns its latents in place of images.

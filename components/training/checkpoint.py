@@ -1,10 +1,9 @@
 """Checkpoints: copies of a state in the host's memory, written whole and never non-finite.
 
-A checkpoint has as many parts as ranks that hold a part of the networks: one, or one for each rank where networks are
-in shards (`sharding.py`). A rank writes its own part and reads what it needs, whatever the number of ranks before; no
-host sees a state whole. `00002-of-00008.safetensors` holds the third rank's tensors, of those in shards its rows; the
-first part holds all others. `state.json` is the state without tensors. `digests-00002.json`, written last, has size and
-sha256 of the part's files. Nothing is a pickle."""
+A checkpoint has one part, or one for each rank where networks are in shards (`sharding.py`). A rank writes its own part
+and reads what it needs, whatever the number of ranks before; no host sees a state whole. `00002-of-00008.safetensors`
+holds the third rank's tensors, of those in shards its rows; the first part holds all others. `state.json` is the state
+without tensors. `digests-00002.json`, written last, has size and sha256 of the part's files. Nothing is a pickle."""
 
 import json
 import os
@@ -28,7 +27,7 @@ from components.training.optim import NonFiniteError
 from components.training.parallel import ALONE, Worker, is_cut, local, shard_rows
 
 STATE = "state.json"  # {"step": …, "parts": …, "task": …, "generators": …}; a tensor is {"tensor": its name, …}
-WEIGHTS = "task/weights/"  # in front of the flat names of weights
+IN_WEIGHTS = "task/weights/"  # in front of the flat names of weights
 
 
 def part_file(part: int, parts: int) -> str:
@@ -48,11 +47,6 @@ class HostCopy(NamedTuple):
     tensors: dict[str, Tensor]  # by name; of tensors in shards the rank's rows
     part: int = 0
     parts: int = 1
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """The weights by their flat names."""
-        return {name.removeprefix(WEIGHTS): own for name, own in self.tensors.items() if name.startswith(WEIGHTS)}
 
 
 def copy_to_host(state: dict[str, Any], *, step: int, worker: Worker = ALONE) -> HostCopy:

@@ -31,13 +31,9 @@ class TrainingError(RuntimeError):
 
 def train(job: TrainingJob) -> Trained:
     """Train to the end, resuming a run in the run folder, and leave the model's files in `job.store`.
-    Returns the entries of the model's files (bundle, metrics, preview, snapshots of a power EMA) and the summary; the
-    weights never pass through the driver.
-
-    Raises:
-        HandoverError: values for workers hold a path of the driver's node.
-        TrainingError: the batch does not divide by the workers, losses stopped being finite, data can't be read, a
-            device has too little memory, or workers failed more than resources.max_failures times."""
+    Weights never pass through the driver. Raises HandoverError where values for workers hold a path of this node, and
+    TrainingError if the batch does not divide by the workers, losses stop being finite, data can't be read, a device
+    has too little memory, or workers fail more than resources.max_failures times."""
     stage, config, run = job.stage, job.config, job.run
     if not job.resources.worker_counts(config.global_batch_size):
         raise TrainingError(

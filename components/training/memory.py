@@ -2,10 +2,9 @@
 
 Each rank tries its share of the first batch by itself, and halves the parts for as long as its device is out of memory;
 all ranks then take the smallest size of all, and the state from before the trials is restored. Where parts train
-another model (batch norm, dropout) only the whole share is tried, and the user must set a size if it does not fit. The
-stored number is one of samples at a time, for a share of any size. Every restart takes it, with other workers too: a
-share is cut into parts as equal as can be, of at most that number. Only a share that must not be cut is tried again
-after it has grown."""
+another model (batch norm, dropout) only the whole share is tried, again after it has grown, and the user must set a
+size if it does not fit. Every restart takes the stored number of samples at a time, with other workers too: a share is
+cut into parts as equal as can be, of at most that number."""
 
 import json
 import logging

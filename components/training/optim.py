@@ -93,13 +93,8 @@ def along_cosine(start: float, end: float, *, step: int, num_steps: int) -> floa
 
 
 class EMA:
-    """Averages of a network's weights, for samples and for the bundle: networks in evaluation mode.
-
-    Args:
-        decays: name in checkpoints -> the decay of update number n, () float64, 1-based.
-        copied: copies a network.
-
-    Averages start from the weights of `network`; the first is for samples. Buffers are copied."""
+    """Averages of a network's weights, from its own on, in evaluation mode; the first is for samples.
+    `decays`: name in checkpoints -> the decay of update number n, () float64, 1-based. Buffers are copied."""
 
     def __init__(self, network: Any, decays: Decays, *, copied: Callable[[Any], Any] = deepcopy) -> None:
         self.decays = decays

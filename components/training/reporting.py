@@ -212,12 +212,8 @@ def speed_measures(
     step_flops: float | None = None,
     utilization: Sequence[float] = (),
 ) -> dict[str, float]:
-    """Samples/s, MFU or GFLOP/s, GPU utilization and peak memory, for `seconds` of training.
-
-    Args:
-        samples, steps: of all ranks in these seconds.
-        step_flops: of one step of all ranks, forward and backward; None: unknown.
-        utilization: shares of the time, each in [0, 1], in which the GPU was busy."""
+    """Samples/s, MFU or GFLOP/s, GPU utilization and peak memory, for `seconds` of training of all ranks.
+    `step_flops` is of a whole step; None: unknown. `utilization` holds shares in [0, 1] of the time."""
     values = {"samples_per_second": samples / seconds}
     if worker.device.type == "cuda":
         values["samples_per_second_per_gpu"] = samples / seconds / worker.world_size

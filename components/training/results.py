@@ -22,7 +22,7 @@ from components.runtime.storage.artifact import FileEntry, parse_stored, upload_
 from components.runtime.storage.store import SCRATCH, DamagedFileError, Store
 from components.sampling.model import BPE
 from components.training.adapters import add_adapter, merge_adapter, save_adapter
-from components.training.checkpoint import HostCopy
+from components.training.checkpoint import IN_WEIGHTS, HostCopy
 from components.training.learner import below, without_memory
 from components.training.optim import EMAProfile, combine, nearest_first, posthoc_factors
 from components.training.parallel import ALONE, Worker, any_rank
@@ -138,7 +138,7 @@ def write_snapshots(folder: Path, copy: HostCopy, *, sigma_rel: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     updates = copy.state["task"]["learner"]["ema_updates"]
     for average, width in zip(("ema.", "second_ema."), nearest_first(sigma_rel), strict=True):
-        rows = {name: tensor.contiguous() for name, tensor in below(average, copy.weights).items()}
+        rows = {name: tensor.contiguous() for name, tensor in below(IN_WEIGHTS + average, copy.tensors).items()}
         save_file(rows, folder / rows_file(f"{width:.3f}-{updates:09d}", copy.part, copy.parts))
 
 

@@ -3,8 +3,8 @@
 The task itself takes its own step, in the recipe's losses and conditions, up to the last gradient, without any memory.
 torch counts matrix products, convolutions and attention, whose products it counts under its plain kernel alone
 (SDPBackend.MATH). A multiplication and an addition are two operations, where many papers count one. Not counted is what
-costs no product (norms, optimizer, averages), and the price of little memory: parts of a batch, which cost a VQ-GAN and
-a contrastive encoder one more pass forward, and recomputed activations. A model's utilization wants it so."""
+costs no product (norms, optimizer, averages), and the price of little memory: parts of a batch, recomputed activations.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress

@@ -72,9 +72,8 @@ class TrainingJob(NamedTuple):
 
 def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     """The whole work of a rank: build the task, restore, train, report.
-    Returns {} at the end, or the reason of an early end: {"stopped": why} if a restart would not help (numbers that are
-    not finite, data, memory), {"preempted": step} if a node is taken away, {"damaged": name of the checkpoint, "why":
-    …} if its state can't be read."""
+    Returns {} at the end, or the reason of an early one: {"stopped": why} if a restart would not help, {"preempted":
+    step} if a node is taken away, {"damaged": name of the checkpoint, "why": …} if its state can't be read."""
     job: TrainingJob = arguments["job"]
     torch.set_num_threads(node_threads(job.resources))
     state_products(job.config.precision)

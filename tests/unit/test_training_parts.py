@@ -223,11 +223,7 @@ def test_only_the_thread_that_trains_lets_others_go_first() -> None:
 @pytest.mark.parametrize(
     ("make", "changes", "words"),
     [
-        (
-            diffusion_config,
-            {"zero_terminal_snr": True, "prediction_type": "epsilon"},
-            "needs prediction_type v_prediction or sample",
-        ),
+        (diffusion_config, {"zero_terminal_snr": True, "prediction_type": "epsilon"}, "v_prediction or sample"),
         (diffusion_config, {"zero_terminal_snr": True}, "needs min_snr_gamma None"),
         (diffusion_config, {"schedule": "linear", "num_train_timesteps": 20}, "needs num_train_timesteps above 20"),
         (diffusion_config, {"schedule": "linear", "beta_start": 1e-6}, "both beta_start and beta_end"),
@@ -237,11 +233,7 @@ def test_only_the_thread_that_trains_lets_others_go_first() -> None:
         (diffusion_config, {"loss": "vlb"}, "vlb has its own weights"),
         (diffusion_config, {"crop_size": 4}, r"attention_resolutions \(\): attention sees the whole image"),
         (diffusion_config, {"crop_size": 8, "attention_resolutions": ()}, "below resolution 8"),
-        (
-            diffusion_config,
-            {"crop_size": 5, "attention_resolutions": ()},
-            "crop_size 5 must be below resolution 8 and halve 1 times",
-        ),
+        (diffusion_config, {"crop_size": 5, "attention_resolutions": ()}, "crop_size 5 must be .* and halve 1 times"),
         (diffusion_config, {"conditions": ("condition_image",)}, "needs condition_member"),
         (diffusion_config, {"condition_member": "depth"}, "needs condition_member"),
         (image_to_image_config, {"tasks": ()}, "at least one task"),
@@ -273,21 +265,13 @@ def test_only_the_thread_that_trains_lets_others_go_first() -> None:
         (autoencoder_config, {"perceptual_network": "vgg16_lpips"}, "needs perceptual_weights_uri"),
         (diffusion_config, {"warmup_steps": 20}, "warmup_steps 20 must be below total_steps 20"),
         (diffusion_config, {"low_res_resolution": 8}, "low_res_resolution 8 must be below 8"),
-        (
-            diffusion_config,
-            {"low_res_resolution": 4, "max_noise_level": 1000},
-            "max_noise_level must be below augmentation_steps 1000",
-        ),
+        (diffusion_config, {"low_res_resolution": 4, "max_noise_level": 1000}, "below augmentation_steps 1000"),
         (diffusion_config, {"learning_rat": 0.1}, "unknown field 'learning_rat'"),
         (diffusion_config, {"num_heads": 2}, "give either head_dim or num_heads"),
         (diffusion_config, {"head_dim": None}, "give either head_dim or num_heads"),
         (diffusion_config, {"channel_mult": ()}, "at least 1 item"),
         (diffusion_config, {"network": "dit"}, "Field required"),
-        (
-            diffusion_config,
-            {"network": {"kind": "dit", "model_dim": 16, "num_heads": 3}},
-            "model_dim 16 must be a multiple of num_heads 3",
-        ),
+        (diffusion_config, {"network": {"kind": "dit", "model_dim": 16, "num_heads": 3}}, "model_dim 16 must be"),
     ],
 )
 def test_numbers_that_can_not_be_are_refused_each_in_one_line(make: Any, changes: dict[str, Any], words: str) -> None:

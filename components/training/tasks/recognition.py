@@ -140,9 +140,7 @@ class ContrastiveTask(LearnerTask):
 def retrieval_accuracy(query: Tensor, candidates: Tensor, *, same: Tensor) -> Tensor:
     """Share of rows of `query` (N, E) with a right answer as the nearest row of `candidates` (N, E), ().
     Of several rows equally near, each counts for its share: the last bit of a product depends on the place of a row.
-
-    Args:
-        same: (N, N) bool, true where j is a right answer to i: on the diagonal, and for equal captions."""
+    `same`: (N, N) bool, true where j is a right answer to i: on the diagonal, and for equal captions."""
     cosine = query @ candidates.T  # (N, N)
     nearest = cosine >= cosine.amax(dim=1, keepdim=True) - ROUNDING
     return ((nearest & same).sum(dim=1) / nearest.sum(dim=1)).mean()
