@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from components.training.step_model import KnownLayouts
+
 META = torch.device("meta")
 aten = torch.ops.aten
 READS = {aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default}
@@ -139,6 +141,6 @@ def device_reads() -> Iterator[DeviceReads]:
         fused = mock.Mock(return_value=["meta"])
         stack.enter_context(mock.patch("torch.optim.optimizer._get_fused_kernels_supported_devices", fused))
         stack.enter_context(mock.patch("torch.Generator", HostGenerator))
-        stack.enter_context(DeviceMakers(reads))
-        stack.enter_context(reads)
+        for mode in (DeviceMakers(reads), KnownLayouts(), reads):
+            stack.enter_context(mode)
         yield reads

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from components.models.layers import blocks_of
 from components.training.loop import Batch
-from components.training.step_model import StepModel, WithoutNumbers, acting, learners_of, take_gradients
+from components.training.step_model import KnownLayouts, StepModel, WithoutNumbers, acting, learners_of, take_gradients
 
 Storages = dict[int, Tensor]  # a tensor that keeps each storage, by identity
 
@@ -58,7 +58,7 @@ def activations(model: StepModel) -> Activations:
     Raises PerceptualWeightsError where the package of its perceptual network is missing."""
     training = model.training
     unit = training.optimization.equal_parts
-    with GPUKernels():
+    with KnownLayouts(), GPUKernels():
         once, twice = (
             step_keeps(model.loaded_task(), model.batch(samples), step=training.optimization.total_steps)
             for samples in (unit, 2 * unit)

@@ -9,12 +9,14 @@ costs no product (norms, optimizer, averages), and the price of little memory: p
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.configuration.conditions import IMAGES, DatasetInfo, TokenGrid
@@ -76,6 +78,57 @@ class WithoutNumbers(TorchFunctionMode):
         if func is Tensor.pin_memory or (func in DRAWN and args[0].device.type == "meta"):
             return args[0].zero_() if func in DRAWN else args[0]
         return func(*args, **(kwargs or {}))
+
+
+class Layout(NamedTuple):
+    """Shape, strides, type and device of a tensor."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
+
+
+class KnownLayouts(TorchDispatchMode):
+    """Inside, an operation on meta tensors of layouts that were seen before has outputs as then.
+    torch derives them in Python, which takes most of the time of a large network's pass."""
+
+    outputs: ClassVar[dict[Any, Any]] = {}  # by operation and arguments; None: to be asked each time
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = (args, kwargs or {})
+        key = (func, layouts(args), layouts(tuple(given[1].items())))
+        if (known := self.outputs.get(key)) is not None:
+            return empty(known)
+        output = func(*args, **given[1])
+        if key not in self.outputs:
+            self.outputs[key] = layouts(output) if is_new(output, given) and not func._schema.is_mutable else None
+        return output
+
+
+def layouts(value: Any) -> Any:
+    """Arguments or outputs of an operation, with layouts in place of tensors."""
+    if isinstance(value, Tensor):
+        return Layout(value.shape, value.stride(), value.dtype, value.device.type)
+    return tuple([layouts(each) for each in value]) if isinstance(value, list | tuple) else value
+
+
+def empty(value: Any) -> Any:
+    """Meta tensors of such layouts."""
+    if isinstance(value, Layout):
+        return torch.empty_strided(value.shape, value.stride, dtype=value.dtype, device="meta")
+    return tuple([empty(each) for each in value]) if isinstance(value, tuple) else value
+
+
+def is_new(output: Any, given: Any) -> bool:
+    """True where there are outputs, each a meta tensor that fills a storage of its own."""
+    made, others = ([leaf for leaf in tree_leaves(each) if isinstance(leaf, Tensor)] for each in (output, given))
+    storages = {tensor.untyped_storage()._cdata for tensor in made}
+    return (
+        all(tensor.device.type == "meta" for tensor in (*made, *others))
+        and len(storages - {tensor.untyped_storage()._cdata for tensor in others}) == len(made) > 0
+        and all(tensor.nbytes == tensor.untyped_storage().nbytes() for tensor in made)
+    )
 
 
 class TrainingFlops(NamedTuple):
@@ -182,7 +235,7 @@ def step_flops(training: Training, dataset_info: DatasetInfo = IMAGES, *, grid: 
 def counting() -> Iterator[FlopCounterMode]:
     """Counts the operations that are done inside."""
     counter = FlopCounterMode(display=False)
-    with sdpa_kernel(SDPBackend.MATH), counter:
+    with sdpa_kernel(SDPBackend.MATH), KnownLayouts(), counter:
         yield counter
 
 

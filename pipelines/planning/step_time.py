@@ -22,7 +22,7 @@ from components.models.layers import blocks_of
 from components.runtime.execution import Resources
 from components.training.activations import GPUKernels, Linear
 from components.training.learner import Learner
-from components.training.step_model import StepModel, take_gradients
+from components.training.step_model import KnownLayouts, StepModel, take_gradients
 from pipelines.planning.memory import device_bytes, part_bytes, step_memory
 from pipelines.planning.profiles import Cluster
 
@@ -82,7 +82,7 @@ def counted(take: Callable[[int], object], *, unit: int = 1) -> Work:
     """Count the work of `take(samples)` for any number of samples, by `unit` of them and by twice as many."""
     pairs = []
     for samples in (unit, 2 * unit):
-        with (launches := Launches()), GPUKernels():
+        with KnownLayouts(), (launches := Launches()), GPUKernels():
             take(samples)
         pairs.append((launches.operations.total(), launches.moved))
     return Work(*(Linear.through(once, twice, unit=unit) for once, twice in zip(*pairs, strict=True)))

@@ -23,7 +23,7 @@ from components.training.checkpoint import copy_to_host
 from components.training.learner import make_network
 from components.training.loop import Batch, Task
 from components.training.results import ModelDescription, write_averaged, write_model, write_snapshots
-from components.training.step_model import StepModel, WithoutNumbers
+from components.training.step_model import KnownLayouts, StepModel, WithoutNumbers
 from pipelines.planning.memory import checkpoint_bytes, device_bytes, model_bytes, step_model
 from pipelines.planning.preflight import space_of
 from pipelines.recipes.catalog import RECIPES
@@ -281,6 +281,25 @@ def test_the_room_for_every_recipe_is_known(name: str):
     space = space_of(workflow, planned)
     assert space.storage > space.temporary > 2**20
     assert space_of(workflow, [entry._replace(wanted=False) for entry in planned]).trainings == ()
+
+
+def seen(x: Tensor) -> list[tuple[Any, ...]]:
+    """Layouts of what operations make of x, and whether x's storage is theirs."""
+    flat = torch.ops.aten._unsafe_view(x, (6, 4))
+    made = [x * 2, x.half(), x.transpose(0, 1), flat, x.add_(1), x.sum(0), *x.split(1), x.contiguous(), x.clone()]
+    made += [*torch.native_layer_norm(x, (4,), None, None, 1e-5), x @ x.transpose(1, 2)]
+    own = x.untyped_storage()._cdata
+    return [
+        (*each.shape, each.stride(), each.dtype, each.device, each.untyped_storage()._cdata == own) for each in made
+    ]
+
+
+def test_layouts_that_were_seen_before_are_those_that_torch_derives():
+    """Of views and of what is written in place, the storage stays that of the argument."""
+    given = torch.empty(2, 3, 4, device=META)
+    derived = seen(given)
+    with KnownLayouts():
+        assert [seen(given) for _ in range(3)] == [derived] * 3
 
 
 def test_the_demo_s_sizes_are_told_without_loading_what_draws_and_proves():
