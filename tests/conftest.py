@@ -24,6 +24,7 @@ from tests.warm_workers import warm_workers
 
 share_cores()  # before torch is imported, here and in all that the tests start
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # else one for each logical CPU, asked for or not
+os.environ.setdefault("RAY_LOG_MONITOR_MAX_OPEN_FILES", "0")  # else it reads all logs for nobody
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else processes that import torch first
 SERVER_SECONDS = 180
 REPOSITORY = Path(__file__).parents[1]
@@ -37,7 +38,8 @@ LONG = (
     *("test_serve_command", "test_packed_models"),
 )
 RAY = "the suite's Ray"
-FIRST, LAST = (RAY, *LONG), len(LONG) + 1
+FIRST = (RAY, *LONG)
+HEAVY = ("test_cost", "test_step_model", "test_export_programs")
 FORKED = (  # imported once, by the process that is forked for ranks of gloo and for racing writers
     *("torch._dynamo", "torch.distributed.fsdp", "tests.distributed.gloo", "tests.tiny_training"),
     *("tests.tiny_text_image", "s3fs", "gcsfs", "adlfs", "tests.stored_files"),
@@ -101,8 +103,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest come first: what is short fills what is left of both processes."""
-    items.sort(key=lambda item: LAST if (scope := scope_of(item.path)) not in FIRST else FIRST.index(scope))
+    """The longest come first: what is short fills what is left of all processes."""
+    items.sort(key=lambda item: rank_of(item.path))
+
+
+def rank_of(file: Path) -> int:
+    """Place among all files: those of FIRST, what starts processes, then all else."""
+    if (scope := scope_of(file)) in FIRST:
+        return FIRST.index(scope)
+    return len(FIRST) + (file.parent.name not in ("integration", "browser") and file.stem not in HEAVY)
 
 
 def pytest_collection_finish() -> None:

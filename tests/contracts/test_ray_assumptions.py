@@ -186,6 +186,12 @@ def workers_may_be_told_to_start_late() -> bool:
     return seconds <= int(part("pipelines.engine.session:LOCAL")["RAY_worker_register_timeout_seconds"])
 
 
+def the_reader_of_logs_may_be_told_to_open_none() -> bool:
+    """the log monitor opens as many files as RAY_LOG_MONITOR_MAX_OPEN_FILES says (pipelines/engine/session.py)"""
+    (name,) = part("pipelines.engine.session:UNREAD")
+    return f'"{name}"' in inspect.getsource(part("ray._private.ray_constants"))
+
+
 def a_submitted_job_is_known_by_a_variable() -> bool:
     """the driver of a submitted job has RAY_JOB_CONFIG_JSON_ENV_VAR in its environment (pipelines/engine/session.py)"""
     name = part("ray._private.runtime_env.constants:RAY_JOB_CONFIG_JSON_ENV_VAR")

@@ -1,8 +1,10 @@
 """Laws of the session: what opens the cluster is nobody else's business."""
 
+import os
 import stat
 import subprocess
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
@@ -88,3 +90,12 @@ def test_a_ray_of_one_machine_has_the_gpus_that_torch_can_use_or_as_many_as_are_
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     session.start_ray(worker_start_timeout=10, verbose=False, num_gpus=asked)
     assert given["num_gpus"] == started_with
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_logs_of_workers_are_read_where_somebody_is_told_of_them(monkeypatch: pytest.MonkeyPatch, verbose: bool):
+    monkeypatch.setattr(session.ray, "init", lambda **arguments: None)
+    with mock.patch.dict(os.environ):
+        os.environ.pop("RAY_LOG_MONITOR_MAX_OPEN_FILES", None)
+        session.start_ray(worker_start_timeout=10, verbose=verbose)
+        assert os.environ.get("RAY_LOG_MONITOR_MAX_OPEN_FILES") == (None if verbose else "0")
