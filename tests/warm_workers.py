@@ -3,10 +3,10 @@ more than most tests do with it.
 
 A raylet starts its workers by the interpreter of who started Ray, which is `warm/python` here. The first worker starts
 a server with its environment (Ray reads its settings once, at import), which forks it and all others of that
-environment, until the raylet ends. Ray knows a worker by the pid that it registers, so nothing else changes: each is a
-process of its own, with its own environment, that can be killed. Clusters of tests to which code is shipped, or whose
-nodes share nothing, fork from a process that has imported libraries alone. What has to start from nothing (the wheel, a
-copy without git) starts so.
+environment, for other jobs and raylets of the session too, until its raylet ends. Ray knows a worker by the pid that it
+registers, so nothing else changes: each is a process of its own, with its own environment, that can be killed. Clusters
+of tests to which code is shipped, or whose nodes share nothing, fork from a process that has imported libraries alone.
+What has to start from nothing (the wheel, a copy without git) starts so.
 """
 
 import contextlib
@@ -24,7 +24,8 @@ from types import SimpleNamespace
 
 PYTHON, IMPORTED, FOLDER = "TESTS_PYTHON", "TESTS_IMPORTED", Path(__file__).resolve().with_name("warm")
 WORKERS, OF_SETUP = "/ray/_private/workers", ("--serialized-runtime-env-context=", "--language=")
-LATE = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"  # which Ray Train sets for its workers, and Ray reads at each call
+# Of one job, of one raylet, or set by Ray Train for its workers; read when a worker starts, or at each call.
+LATE = ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC")
 LIBRARIES = (
     *("torch._dynamo", "torch.distributed.fsdp", "ray.data", "ray.train.torch", "ray.serve", "mlflow", "s3fs"),
     *("ray.train.v2._internal.execution.worker_group", "scipy.linalg", "pyarrow.parquet", "fastapi"),
@@ -65,7 +66,9 @@ def start(arguments: list[str]) -> None:
             given = [argument for argument in arguments[1:] if argument not in told.values()]
     if not given or not given[0].endswith(f"{WORKERS}/default_worker.py"):
         os.execv(real, [real, *given])
-    settings = sorted(pair for pair in os.environ.items() if pair[0].startswith(("RAY_", "PYTHON")) and pair[0] != LATE)
+    settings = sorted(
+        pair for pair in os.environ.items() if pair[0].startswith(("RAY_", "PYTHON")) and pair[0] not in LATE
+    )
     raylet = next(argument for argument in given if argument.startswith("--raylet-name=")).partition("=")[2]
     address = f"{os.path.dirname(raylet)}/warm-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]}"
     with open(f"{address}.lock", "w") as lock:

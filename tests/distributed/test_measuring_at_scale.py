@@ -23,7 +23,7 @@ from components.stages.samples import SamplesConfig, sample_generators
 from tests.image_sets import write_set
 from tests.tiny_cascade import write_cascade, write_models
 
-MEASURED = 200  # of each of two generators: four jobs
+MEASURED = 68  # of each of two generators: two jobs
 SAMPLES = SamplesConfig(measured_samples=MEASURED, images_per_class=1, num_prompts=1, images_per_prompt=1)
 EVALUATION = EvaluationConfig(reference_samples=60, held_out_samples=20)
 WORKER = "ray::PoolWorker"
@@ -108,16 +108,16 @@ def test_two_workers_sample_the_bytes_of_one(house: House, samples: Artifact) ->
     both = house.sample("two", workers=2)
     assert hashes(both) == hashes(samples)
     assert both.metadata["contents"] == samples.metadata["contents"]
-    assert samples.metadata["contents"]["measured_diffusion-003.npz"] == {"base": [8, 8], "upsampler_16": [8, 16]}
+    assert samples.metadata["contents"]["measured_diffusion-001.npz"] == {"base": [4, 8], "upsampler_16": [4, 16]}
 
 
 def test_sampling_that_was_broken_off_draws_what_is_missing_and_no_more(house: House, samples: Artifact) -> None:
     with pytest.raises(BrokenOffError):
-        house.sample("broken", recorder=BreakingRecorder(5))
+        house.sample("broken", recorder=BreakingRecorder(3))
     before = house.written("samples", "broken", "files")
     again = house.sample("broken", workers=2)
     after = house.written("samples", "broken", "files")
-    assert 5 <= len(before) < len(after)
+    assert 3 <= len(before) < len(after)
     assert {name: after[name] for name in before} == before
     assert hashes(again) == hashes(samples)
 
@@ -129,27 +129,20 @@ def test_a_worker_killed_in_its_part_changes_no_byte(house: House, samples: Arti
     assert hashes(again) == hashes(samples)
 
 
-def test_an_evaluation_that_was_broken_off_measures_what_is_missing_and_no_more(
+def test_an_evaluation_that_was_broken_off_and_goes_on_with_two_workers_measures_what_is_missing_and_no_more(
     house: House, samples: Artifact, report: Artifact
 ) -> None:
     house.forget_features()
     with pytest.raises(BrokenOffError):
-        house.evaluate("broken", samples, recorder=BreakingRecorder(6))
+        house.evaluate("broken", samples, recorder=BreakingRecorder(4))
     before = house.features()
-    assert len(before) >= 6
+    assert len(before) >= 4
     again = house.evaluate("broken", samples, workers=2)
     after = house.features()
     assert {name: after[name] for name in before} == before
     assert len(after) > len(before)
     assert again.metadata == report.metadata
     assert hashes(again) == hashes(report)
-
-
-def test_two_workers_measure_the_figures_of_one(house: House, samples: Artifact, report: Artifact) -> None:
-    house.forget_features()
-    both = house.evaluate("two", samples, workers=2)
-    assert both.metadata == report.metadata
-    assert hashes(both) == hashes(report)
 
 
 @contextmanager

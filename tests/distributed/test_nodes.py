@@ -1,4 +1,4 @@
-"""Threads on a cluster whose driver is on another node than its workers: each worker has those of its own node.
+"""A cluster whose driver is on another node than its workers: threads are those of each one's node, the order holds.
 
 As a program, a driver of its own: `python -m tests.distributed.test_nodes FOLDER`.
 """
@@ -17,6 +17,7 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from components.data.shards import load_index
 from components.runtime.events import Recorder
 from components.runtime.execution import Resources, node_threads
 from components.runtime.pool import Pool
@@ -27,6 +28,8 @@ from components.training.parallel import Worker
 from components.training.results import ModelDescription
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.worker import TrainingJob
+from tests.distributed.test_order_nodes import SHARDS, all_tries, assert_order
+from tests.image_sets import write_set
 from tests.tiny_training import DATASET_INFO, diffusion_config, rows_at
 from tests.warm_workers import warm_environment
 
@@ -105,6 +108,8 @@ def main(folder: Path) -> None:
         found[f"node of {cpus}"] = ray.get([ask.remote(resources), ask.remote(Resources(threads=7))])
     large = RESOURCES.replace(cpus_per_worker=SMALL + 1)  # one worker may do all parts while the other one starts
     found["working"] = [*pool_of_parts(large), *trained(place)]
+    workers = [node["NodeID"] for node in ray.nodes() if node["Resources"].get("CPU", 0) > SMALL]
+    found["order"] = all_tries(load_index(str(folder / "set")), workers)
     (folder / "found.json").write_text(json.dumps(found))
     ray.shutdown()
     cluster.shutdown()
@@ -114,11 +119,12 @@ def main(folder: Path) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the program found, in a process of its own: these nodes are no part of the suite's cluster."""
     folder = tmp_path_factory.mktemp("nodes")
+    write_set(Store(str(folder / "set")), sizes=SHARDS)
     command = [sys.executable, "-m", "tests.distributed.test_nodes", str(folder)]
     environment = os.environ | warm_environment()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "found.json").read_text())
+    return json.loads((folder / "found.json").read_text()) | {"set": str(folder / "set")}
 
 
 def test_what_there_is_to_share_is_counted_over_the_nodes(found: dict[str, Any]) -> None:
@@ -147,6 +153,10 @@ def test_workers_of_trainings_and_of_the_pool_have_the_threads_of_their_node(fou
     for worker in working:
         assert worker["threads"] == min(CORES, worker["cpus"])
     assert all(max(worker["cpus"] for worker in kind) > SMALL for kind in (working[:3], working[3:]))
+
+
+def test_order_holds_on_two_nodes_through_resumes_and_changes_of_workers(found: dict[str, Any]) -> None:
+    assert_order(load_index(found["set"]), found["order"], nodes=2)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -38,7 +39,6 @@ from tests.checkpoints import last_weights as run_weights
 from tests.distributed.recording import FileRecorder
 from tests.distributed.runs import images_artifact, run_stage
 from tests.tiny_training import DATASET_INFO, assert_equal_bits, diffusion_config, rows_at
-from tests.warm_workers import warm_environment
 
 CONFIG = diffusion_config(total_steps=30)  # checkpoints at 10, 20 and 30
 KILLED_AT = 17
@@ -66,7 +66,15 @@ class KilledTask(DiffusionTask):
         return metrics
 
 
-class StartIsGone(KilledTask):
+class ShardedTask(KilledTask):
+    """Refuses to be trained whole."""
+
+    def __init__(self, config: Any, *, place: str, worker: Worker, **options: Any) -> None:
+        assert worker.shards
+        super().__init__(config, place=place, worker=worker, **options)
+
+
+class StartIsGone(ShardedTask):
     """Removes the weights that the run began with before it is killed."""
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
@@ -195,12 +203,11 @@ def test_killed_worker_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: 
 
 
 def test_killed_driver_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.distributed.test_resume", str(tmp_path)]
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "tests.distributed.test_resume", str(tmp_path), address]
     log = tmp_path / "driver.log"
     with open(log, "wb") as output:
-        driver = subprocess.Popen(
-            command, env=os.environ | warm_environment(), stdout=output, stderr=output, start_new_session=True
-        )
+        driver = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     assert driver.wait(240) == -signal.SIGKILL, log.read_text()[-3000:]
     reached = last_checkpoint(Store(str(tmp_path / "train" / "key")))
     assert reached == ("step-000000010", 10)
@@ -224,27 +231,6 @@ def test_a_failing_evaluation_loses_no_step(undisturbed: dict[str, Tensor], tmp_
     assert logged == [5, 10, 15, 20, 25, 30]  # no step was taken twice
     assert trained.summary["held_out_loss"] > 0
     assert_equal_bits(last_weights(tmp_path), undisturbed)
-
-
-@pytest.mark.parametrize("sharding", ["none", "full"])
-def test_a_killed_run_that_began_with_weights_never_reads_them_again(
-    complete: Path, tmp_path: Path, sharding: Sharding
-) -> None:
-    """They are gone when it is killed; both runs begin with the model of another one, but for its table of classes."""
-    (model,) = complete.glob("attempt-*/model.json")
-    ends = []
-    for name, task in (("whole", DiffusionTask), ("killed", StartIsGone)):
-        folder = tmp_path / name
-        shutil.copytree(model.parent, folder / "start")
-        start = open_start(StartConfig(uri=str(folder / "start")))
-        loader = partial(load_start, start=start, ignore=("class_embedding",))
-        if task is StartIsGone:
-            (folder / "target").write_text("0")
-        options = {"place": str(folder)} if task is StartIsGone else {}
-        run(folder, task, sharding=sharding, load_start=loader, **options)
-        ends.append(load_bundle(next(folder.glob("attempt-*"))).module.state_dict())
-    assert not (tmp_path / "killed/start").exists()
-    assert_equal_bits(*ends)
 
 
 def test_run_that_is_complete_is_not_started_again(complete: Path) -> None:
@@ -281,21 +267,22 @@ def test_batch_that_does_not_divide_is_refused_before_anything_starts(tmp_path: 
 SHARDED = diffusion_config(total_steps=20)
 
 
-class ShardedTask(KilledTask):
-    """Refuses to be trained whole."""
-
-    def __init__(self, config: Any, *, place: str, worker: Worker, **options: Any) -> None:
-        assert worker.shards
-        super().__init__(config, place=place, worker=worker, **options)
-
-
-def test_a_killed_worker_of_shards_changes_no_bit_and_the_model_is_an_ordinary_one(ray_cluster: None, tmp_path: Path):
+def test_a_killed_run_of_shards_that_began_with_weights_never_reads_them_again(complete: Path, tmp_path: Path):
+    """They are gone when it is killed. Both runs begin with the model of another one, but for its table of classes; no
+    bit differs, and what is kept is an ordinary model."""
+    (model,) = complete.glob("attempt-*/model.json")
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    for folder in (undisturbed, killed):
-        folder.mkdir()
-    (killed / "target").write_text("0")  # the worker itself
-    options = {"config": SHARDED, "sharding": "full"}
-    trained = {folder: run(folder, ShardedTask, place=str(folder), **options) for folder in (undisturbed, killed)}
+    trained = {}
+    for folder, task in ((undisturbed, ShardedTask), (killed, StartIsGone)):
+        shutil.copytree(model.parent, folder / "start")
+        if folder is killed:
+            (folder / "target").write_text("0")  # the worker itself
+        start = partial(
+            load_start, start=open_start(StartConfig(uri=str(folder / "start"))), ignore=("class_embedding",)
+        )
+        options = {"config": SHARDED, "sharding": "full", "load_start": start}
+        trained[folder] = run(folder, task, place=str(folder), **options)
+    assert not (killed / "start").exists()
     assert len({line["pid"] for line in FileRecorder(killed / "log.jsonl").lines("metrics")}) == 2  # before and after
     weights = last_weights(undisturbed, SHARDED)
     assert_equal_bits(last_weights(killed, SHARDED), weights)
@@ -310,10 +297,8 @@ def test_a_killed_worker_of_shards_changes_no_bit_and_the_model_is_an_ordinary_o
 
 
 if __name__ == "__main__":
-    from pipelines.engine.session import start_ray
-
     torch.set_num_threads(1)
-    start_ray(worker_start_timeout=120, verbose=False)
+    ray.init(address=sys.argv[2], log_to_driver=False)
     place = Path(sys.argv[1])
     (place / "target").write_text(str(os.getpid()))
     run(place, KilledTask, place=str(place))
