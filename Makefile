@@ -19,7 +19,7 @@ compare: .venv/.stamp-demo  ## the taxonomy measured: one table, one plot (hours
 	$(BIN)/cascade compare $(SYSTEM) $(if $(SEED),--seed $(SEED))
 
 test: .venv/.stamp-test  ## every test but faults, measurements and what needs a GPU; ROOM=diffusion for those that import one room
-	$(BIN)/pytest $(if $(ROOM),--room $(ROOM)) --durations=10 -n 2 --dist loadscope --no-loadscope-reorder -m "not faults and not bench and not gpu"
+	$(BIN)/pytest $(if $(ROOM),--room $(ROOM)) --durations=10 -n 3 --dist loadscope --no-loadscope-reorder -m "not faults and not bench and not gpu"
 
 check: .venv/.stamp-test  ## lint, formatting, types, import contracts, and the counts of the house beside their limits
 	$(BIN)/ruff check
