@@ -3,7 +3,7 @@ more than most tests do with it.
 
 A raylet starts its workers by the interpreter of who started Ray, which is `warm/python` here. The first worker starts
 a server with its environment (Ray reads its settings once, at import), which forks it and all others of that
-environment, for other jobs and raylets of the session too, until its raylet ends. Ray knows a worker by the pid that it
+environment, for other raylets of the session too, until its raylet ends. Ray knows a worker by the pid that it
 registers, so nothing else changes: each is a process of its own, with its own environment, that can be killed. Clusters
 of tests to which code is shipped, or whose nodes share nothing, fork from a process that has imported libraries alone.
 What has to start from nothing (the wheel, a copy without git) starts so.
@@ -24,8 +24,8 @@ from types import SimpleNamespace
 
 PYTHON, IMPORTED, FOLDER = "TESTS_PYTHON", "TESTS_IMPORTED", Path(__file__).resolve().with_name("warm")
 WORKERS, OF_SETUP = "/ray/_private/workers", ("--serialized-runtime-env-context=", "--language=")
-# Of one job, of one raylet, or set by Ray Train for its workers; read when a worker starts, or at each call.
-LATE = ("RAY_JOB_ID", "RAY_RAYLET_PID", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC")
+# Of one raylet, or set by Ray Train for its workers; read when a worker starts, or at each call. RAY_JOB_ID is not.
+LATE = ("RAY_RAYLET_PID", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC")
 LIBRARIES = (
     *("torch._dynamo", "torch.distributed.fsdp", "ray.data", "ray.train.torch", "ray.serve", "mlflow", "s3fs"),
     *("ray.train.v2._internal.execution.worker_group", "scipy.linalg", "pyarrow.parquet", "fastapi"),
