@@ -110,7 +110,7 @@ def layouts(value: Any) -> Any:
     """Arguments or outputs of an operation, with layouts in place of tensors."""
     if isinstance(value, Tensor):
         return Layout(value.shape, value.stride(), value.dtype, value.device.type)
-    return tuple([layouts(each) for each in value]) if isinstance(value, list | tuple) else value
+    return tuple([layouts(each) for each in value]) if isinstance(value, (list, tuple)) else value
 
 
 def empty(value: Any) -> Any:
