@@ -80,7 +80,7 @@ class WithoutNumbers(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Layout(NamedTuple):
+class TensorLayout(NamedTuple):
     """Shape, strides, type and device of a tensor."""
 
     shape: tuple[int, ...]
@@ -109,13 +109,13 @@ class KnownLayouts(TorchDispatchMode):
 def layouts(value: Any) -> Any:
     """Arguments or outputs of an operation, with layouts in place of tensors."""
     if isinstance(value, Tensor):
-        return Layout(value.shape, value.stride(), value.dtype, value.device.type)
+        return TensorLayout(value.shape, value.stride(), value.dtype, value.device.type)
     return tuple([layouts(each) for each in value]) if isinstance(value, (list, tuple)) else value
 
 
 def empty(value: Any) -> Any:
     """Meta tensors of such layouts."""
-    if isinstance(value, Layout):
+    if isinstance(value, TensorLayout):
         return torch.empty_strided(value.shape, value.stride, dtype=value.dtype, device="meta")
     return tuple([empty(each) for each in value]) if isinstance(value, tuple) else value
 
