@@ -1,10 +1,8 @@
 """Laws of the session: what opens the cluster is nobody else's business."""
 
-import os
 import stat
 import subprocess
 from pathlib import Path
-from unittest import mock
 
 import psutil
 import pytest
@@ -94,8 +92,8 @@ def test_a_ray_of_one_machine_has_the_gpus_that_torch_can_use_or_as_many_as_are_
 
 @pytest.mark.parametrize("verbose", [False, True])
 def test_logs_of_workers_are_read_where_somebody_is_told_of_them(monkeypatch: pytest.MonkeyPatch, verbose: bool):
+    given: dict[str, str] = {}
     monkeypatch.setattr(session.ray, "init", lambda **arguments: None)
-    with mock.patch.dict(os.environ):
-        os.environ.pop("RAY_LOG_MONITOR_MAX_OPEN_FILES", None)
-        session.start_ray(worker_start_timeout=10, verbose=verbose)
-        assert os.environ.get("RAY_LOG_MONITOR_MAX_OPEN_FILES") == (None if verbose else "0")
+    monkeypatch.setattr(session, "set_environment", given.update)
+    session.start_ray(worker_start_timeout=10, verbose=verbose)
+    assert given.get("RAY_LOG_MONITOR_MAX_OPEN_FILES") == (None if verbose else "0")
