@@ -31,7 +31,7 @@ FEATURES = "features"  # (N, D) array of the files, and the name of their folder
 BATCH = 8  # images at a time: their activations stay in the processor's cache
 
 
-class FeatureNetworkError(RuntimeError):
+class FeatureNetworkError(ValueError):
     """The chosen feature network is not available; the message tells how to get what is missing."""
 
 

@@ -42,9 +42,9 @@ Predict = Callable[[list[RequestRow]], list[str]]
 class Answerer(NamedTuple):
     """A kind of model that answers rows without generating images."""
 
-    answer: Callable[[SamplingModel, RequestRow], str]  # raises ValueError, in one line, for a row that can't be met
+    answer: Callable[[SamplingModel, RequestRow], str]  # raises ValueError
     image: str = ""  # the setting that has the resolution of a row's image
-    draws: bool = False  # by a seed, and under a label or a prompt where the model takes conditions
+    draws: bool = False  # by a seed, under a label or a prompt
 
 
 def predictor_of(folder: Path) -> Predict:
@@ -60,10 +60,8 @@ def predictor_of(folder: Path) -> Predict:
 
     def answer(rows: list[RequestRow]) -> list[str]:
         if answerer is None:
-            raise ValueError(
-                f"the model of stage {model.name} needs the networks that it was trained with: "
-                "load the composed cascade instead"
-            )
+            needs = f"the model of stage {model.name} needs the networks that it was trained with"
+            raise ValueError(f"{needs}: load the composed cascade instead")
         with products("fp32"):
             return [answerer.answer(model, row) for row in rows]
 
@@ -71,8 +69,7 @@ def predictor_of(folder: Path) -> Predict:
 
 
 def example_of(folder: Path) -> RequestRow | None:
-    """Returns an example row for the model in `folder`, without reading weights.
-    None for a model that answers no rows outside its cascade."""
+    """An example row for the model in `folder`; None for one that answers no rows outside its cascade."""
     model = opened(folder, weights=False)
     if isinstance(model, Cascade):
         return RequestRow.of(next(iter(model.makers.values())).example())
@@ -92,7 +89,7 @@ def example_of(folder: Path) -> RequestRow | None:
 
 
 def answerer_of(model: SamplingModel) -> Answerer | None:
-    """Returns the answerer of a model; None for a model that depends on other networks."""
+    """The answerer of a model; None for a model that depends on other networks."""
     return ANSWERERS.get(family_name(model.kind)) if model.works_alone else None
 
 
@@ -109,10 +106,6 @@ def _image(row: RequestRow, resolution: int) -> torch.Tensor:
     return read_image(base64.b64decode(row.image), resolution=resolution)
 
 
-def _reconstruct(model: SamplingModel, row: RequestRow) -> str:
-    return base64_png(reconstructed(model, _image(row, model.settings["resolution"])))
-
-
 def reconstructed(model: SamplingModel, image: torch.Tensor) -> np.ndarray:
     """An autoencoder's reconstruction of an image (3, S, S) in [-1, 1]: uint8 (S, S, 3)."""
     return to_uint8(model.module.reconstruct(image[None].to(model.device)))[0]
@@ -120,8 +113,7 @@ def reconstructed(model: SamplingModel, image: torch.Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def _embed(model: SamplingModel, row: RequestRow) -> str:
-    """Embeds the row's text or image on the common unit sphere.
-    The likeness of two embeddings is the sum of their products."""
+    """Embeds the row's text or image on the common unit sphere."""
     network, text = model.module, model.text
     assert text is not None
     if (row.prompt is None) == (row.image is None):
@@ -139,8 +131,7 @@ def _classify(model: SamplingModel, row: RequestRow) -> str:
 
 
 def _draw_tokens(model: SamplingModel, row: RequestRow) -> str:
-    """Draws tokens from a prior alone: a JSON list of rows.
-    Without a tokenizer the condition image comes as tokens too, a JSON list of rows."""
+    """Draws tokens from a prior alone, a JSON list of rows; so is the condition image."""
     condition = None if row.condition is None else torch.tensor(json.loads(row.condition)).flatten()[None]
     request = row.model_copy(update={"condition": None}).request()
     check_request(request)
@@ -160,7 +151,9 @@ def _enlarge(model: SamplingModel, row: RequestRow) -> str:
 
 DRAWS = Answerer(_draw_tokens, draws=True)
 ANSWERERS: dict[str, Answerer] = {  # by family
-    "autoencoder": Answerer(_reconstruct, "resolution"),
+    "autoencoder": Answerer(
+        lambda model, row: base64_png(reconstructed(model, _image(row, model.settings["resolution"]))), "resolution"
+    ),
     "diffusion": Answerer(_enlarge, "low_res_resolution", draws=True),
     "prior": DRAWS,
     "masked_prior": DRAWS,

@@ -47,13 +47,11 @@ def generate(
 
     Args:
         transformer: in eval mode.
-        conditions: label (B,), text (B, L) and condition (B, M), as the model takes them; the null of each where
-            sampling is guided, in a batch of 2B.
+        conditions: label (B,), text (B, L) and condition (B, M), as the model takes them, and the null of each.
         generators: one CPU generator an image, B in all; each gives N uniform numbers.
         sampling: temperature 0 takes the most likely token each time.
         grid: (H, W) in tokens, see `window_logits`. None: the trained one.
         compiled: step by `compiled_logits`: the same tokens but for rounding.
-        on_token: called with (tokens done, N) after each step.
     Raises ValueError, in one line, for a grid that is too small, or a condition that does not fit the grid."""
     steps: Steps = partial(compiled_logits if compiled else cached_logits, transformer)
     if grid is not None and grid != transformer.grid:
@@ -75,9 +73,8 @@ def generate_grid(
     sampling: TokenSampling = DEFAULTS,
     on_token: OnToken | None = None,
 ) -> Tensor:
-    """Sample the values (B, C, H, W) of an image for each generator.
-    The order is row by row, left to right, color by color. Arguments are those of `generate`; the condition is a label,
-    and each generator gives H * W * C uniform numbers."""
+    """Sample the values (B, C, H, W) of an image for each generator, row by row and color by color.
+    Arguments are those of `generate`; each generator gives H * W * C uniform numbers."""
     steps, device = partial(cached_logits, network, height=height, width=width), network.head.out.weight.device
     count = height * width * network.num_channels
     values = draw_in_order(
@@ -109,8 +106,7 @@ def draw_in_order(
 
 
 def draw(logits: Tensor, *, uniforms: Tensor, sampling: TokenSampling) -> Tensor:
-    """Draws a token for each row of `logits` (B, K): (B,) int64.
-    By inversion of the distribution at `uniforms` (B,) in [0, 1)."""
+    """Draws a token (B,) int64 for each row of `logits` (B, K) by inversion at `uniforms` (B,) in [0, 1)."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
     # fp64, so that u * total < total for every fp32 u < 1 and a token of probability zero can never be drawn.
@@ -120,8 +116,7 @@ def draw(logits: Tensor, *, uniforms: Tensor, sampling: TokenSampling) -> Tensor
 
 
 def token_probabilities(logits: Tensor, sampling: TokenSampling) -> Tensor:
-    """Returns the filtered distribution of each row of `logits` (B, K) in fp32.
-    The result is (B, K), zero where filtered; rows sum to one."""
+    """The filtered distribution (B, K) fp32 of each row of `logits` (B, K); rows sum to one."""
     logits, top_k, top_p = logits.float() / sampling.temperature, sampling.top_k, sampling.top_p
     if top_k is not None and top_k < logits.shape[-1]:
         smallest = logits.topk(top_k, dim=-1).values[:, -1:]  # (B, 1)
@@ -136,8 +131,7 @@ def token_probabilities(logits: Tensor, sampling: TokenSampling) -> Tensor:
 
 
 def guided_logits(logits: Tensor, guidance_scale: float) -> Tensor:
-    """Combine conditional and null logits (2B, …) into (B, …).
-    With a guidance_scale of 1 there are no null logits, and the logits (B, …) are returned unchanged."""
+    """Combine conditional and null logits (2B, …) into (B, …); with a scale of 1 there are no null ones."""
     if guidance_scale == 1.0:
         return logits
     conditional, unconditional = logits.chunk(2)
@@ -207,8 +201,7 @@ def window_logits(
     """Yields logits like `cached_logits`, for a grid (H, W) larger than the trained one.
     Each token is drawn from the window of the trained size that has it in its middle, or nearest to it at the borders,
     given what of the window is there already (Esser et al. 2021, 3.3). While the window stands still its cache goes on;
-    where it moves, what it holds is read again. Class and text stay; a condition image, which is larger by the same
-    factors as the grid, is cut with the same window."""
+    where it moves, what it holds is read again. A condition image is cut with the same window."""
     canvas, cache, before = values.T.unflatten(1, grid), None, None
     for number in range(len(values)):
         window = window_of(number, grid, transformer.grid)
@@ -225,8 +218,7 @@ def window_logits(
 
 
 def window_of(number: int, grid: tuple[int, int], trained: tuple[int, int]) -> TokenWindow:
-    """The window of a token by its number in raster order.
-    The token stands in the middle, at half of the rows and columns, unless the window would leave the grid."""
+    """The window of a token by its number: the token in the middle, or the window at a border."""
     row, column = divmod(number, grid[1])
     top, left = (
         min(max(at - part // 2, 0), whole - part) for at, whole, part in zip((row, column), grid, trained, strict=True)
@@ -247,8 +239,7 @@ def cut_condition(transformer: Transformer, condition: Tensor, grid: tuple[int, 
 
 
 def check_grid(transformer: Transformer, grid: tuple[int, int], condition: Tensor | None) -> None:
-    """Raise ValueError, in one line, for a grid that windows of the trained size can't cover.
-    The condition must have the grid's proportions."""
+    """Raise ValueError for a grid smaller than the trained one, or a condition of other proportions."""
     (height, width), (h, w) = grid, transformer.grid
     if height < h or width < w:
         raise ValueError(f"a grid of {height}×{width} is smaller than the {h}×{w} that the prior was trained on")

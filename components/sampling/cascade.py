@@ -34,12 +34,12 @@ from components.sampling.plan import Plan, check_request
 from components.sampling.requests import Request, request_options
 
 DESCRIPTION = "cascade.json"
-SNAPSHOTS = "snapshots"  # of averages, to choose a model's from: of use next to the model only
+SNAPSHOTS = "snapshots"  # of averages, of use next to the model only
 FROZEN = ("contrastive", "text_encoder")  # parts that read prompts for others
 GENERATORS: dict[str, type[Generator]] = {  # by name, in a cascade's order of preference
     kind.name: kind for kind in (Diffusion, Tokens, Pixels, GAN, VAE, ImageToImage)
 }
-Images = dict[str, np.ndarray]  # stage -> uint8 (H, W, 3), in the order in which they were made
+Images = dict[str, np.ndarray]  # stage -> uint8 (H, W, 3), in order
 
 
 def compose(
@@ -50,13 +50,9 @@ def compose(
     precision: Precision = "bf16",
     **parts: Path,
 ) -> Path:
-    """Copy the folders of trained models into `folder` as a cascade.
-
-    Args:
-        upsamplers: by stage name, smallest first.
-        sampling: by part, or stage name of an upsampler, the fields of its sampling settings.
-        precision: in which all of them sample on a GPU.
-        parts: the other fields of `Parts` by name, those that there are."""
+    """Copy the folders of trained models, `parts` by the names of `Parts`, into `folder` as a cascade.
+    `upsamplers`: by stage name, smallest first. `sampling`: by part, or stage name of an upsampler. `precision`: in
+    which all of them sample on a GPU."""
     for name, source in {**parts, **(upsamplers or {})}.items():
         shutil.copytree(source, folder / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SNAPSHOTS))
     stages: dict[str, Any] = {name: name for name in parts}
@@ -70,7 +66,7 @@ def compose(
 class Cascade(Parts):
     """Loaded models and their generators, of which a useful cascade has at least one."""
 
-    precision: Precision = "bf16"  # in which they sample on a GPU; see `components.sampling.device`
+    precision: Precision = "bf16"  # in which they sample on a GPU
 
     def __post_init__(self) -> None:
         """Raise ValueError if the models don't fit each other."""
@@ -78,8 +74,7 @@ class Cascade(Parts):
 
     @classmethod
     def load(cls, folder: Path | str, *, device: str | torch.device = "cpu") -> "Cascade":
-        """Load a composed cascade.
-        Raises ValueError if `folder` holds no cascade, or a cascade of another version."""
+        """Load a composed cascade. Raises ValueError if there is none in `folder`, or one of another version."""
         return cls(**read_parts(Path(folder), device=device))
 
     @cached_property
@@ -138,9 +133,8 @@ class Cascade(Parts):
 
     def sample(self, requests: Sequence[Request], **settings: Any) -> list[np.ndarray]:
         """Returns a finished uint8 image (H, W, 3) for each request, in order; `settings`: see `make`.
-        The same request gives the same image in whatever company: on a CPU within one gray level, on a GPU to the eye
-        (`components.sampling.device`). Raises ValueError, before any work, if a request can't be met; the message names
-        it by its number from 1."""
+        The same request gives the same image in whatever company (`components.sampling.device`). Raises ValueError,
+        before any work, if a request can't be met; the message names it by its number from 1."""
         return [list(images.values())[-1] for images in self.sample_stages(requests, **settings)]
 
     def sample_stages(self, requests: Sequence[Request], **settings: Any) -> list[Images]:
@@ -163,13 +157,8 @@ class Cascade(Parts):
         between: Between | None = None,
     ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """Yields the images of plans batch by batch: (places of the plans, images of each stage).
-        The images are uint8 (B, H, W, 3) and still on the device, which may be computing them: no batch waits for the
-        one before.
-
-        Args:
-            batch_size: images of a batch at most. None: `most_at_once`.
-            on_step: told of each denoising step.
-            between: called before each batch and after each denoising step, token and value; may raise."""
+        The images are uint8 (B, H, W, 3) and still on the device, which may be computing them. `batch_size`: images of
+        a batch at most; None: `most_at_once`. `on_step`, `between`: see `Hooks`."""
         hooks = Hooks(on_step, between)
         for batch in batches(plans, batch_size=self.most_at_once if batch_size is None else batch_size):
             together = [plans[index] for index in batch]
@@ -181,8 +170,7 @@ class Cascade(Parts):
 
 
 def quick(cascade: Cascade, request: Request) -> Request:
-    """Returns the request with two steps of each stage, to warm up or to try a model.
-    Stages without steps stay unchanged; so does a request that the cascade would refuse with two steps."""
+    """Returns the request with two steps of each stage that has steps, or unchanged if that is refused."""
     models = cascade.makers[str(cascade.with_generator(request).generator)].models
     steps = "num_inference_steps"
     changes = tuple((model.name, steps, 2) for model in models if steps in type(model.sampling).model_fields)
@@ -223,7 +211,7 @@ def cascade_in(folder: Path, *, device: str | torch.device = "cpu", weights: boo
 def read_parts(folder: Path, *, device: str | torch.device = "cpu", weights: bool = True) -> dict[str, Any]:
     """Reads the fields of `Cascade` from a composed cascade.
     Without weights, networks have no memory, and networks that read prompts for other models are left out. Raises
-    ValueError if `folder` holds no cascade, or one of another version."""
+    ValueError as `read_description`."""
     description = read_description(folder)
     stages, sampling = description["stages"], description["sampling"]
     names = stages.pop("upsamplers", [])
@@ -258,8 +246,8 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def batches(plans: Sequence[Plan], *, batch_size: int) -> Iterable[list[int]]:
-    """Groups plans into batches of at most batch_size: the places of each batch's plans.
-    Only plans of one `way` share a batch. Raises ValueError for a batch_size below 1."""
+    """Groups plans of one `way` into batches: the places of each batch's plans.
+    Raises ValueError for a batch_size below 1."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     ways: dict[tuple[object, ...], list[int]] = {}

@@ -43,7 +43,7 @@ from components.models.devices import autocast, products
 
 SIGNS = ("out of memory", "ALLOC_FAILED")  # of torch and CUDA; of cuBLAS and cuDNN
 T = TypeVar("T")
-BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # instructions that multiply: two sets of x86, and that of Arm
+BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # instructions of x86 and Arm
 
 
 def best_device() -> torch.device:
@@ -53,9 +53,8 @@ def best_device() -> torch.device:
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Tells whether a device multiplies bf16 in hardware.
-    A device that emulates bf16 takes about three times as long as in fp32. On processors it is oneDNN that multiplies.
-    Where torch (before 2.11) doesn't say what a processor has, it has none."""
+    """Tells whether a device multiplies bf16 in hardware; emulated it takes three times as long as fp32.
+    On processors oneDNN multiplies. Where torch (before 2.11) doesn't say what a processor has, it has none."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -92,9 +91,8 @@ class Room:
         self.tried = 0  # samples at a time for which it was found
 
     def work(self, count: int, make: Callable[[int], T]) -> T:
-        """Calls `make` with a batch size that fits in memory, and returns the result.
-        `count` is the number of samples in all. Raises what `make` raises, out of memory too where not even one sample
-        has room."""
+        """Calls `make` with a batch size, of `count` samples in all, that fits in memory; returns the result.
+        Raises what `make` raises, out of memory too where not even one sample has room."""
         for size in halves(max(1, min(self.most, count))):
             try:
                 return make(size)

@@ -32,7 +32,7 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json
 SHARDS = f"{WEIGHTS}.index.json"  # in place of WEIGHTS: the names of several files
 WORDS = ("vocab.json", "merges.txt")  # in place of TOKENIZER, as CLIP's
 TOKENIZER_CONFIG = "tokenizer_config.json"  # may be missing; names the pad
-LENGTH = "text_encoder.json"  # {"length": …}: what texts are padded or cut to; fields of PretrainedText, if others
+LENGTH = "text_encoder.json"  # {"length": …}, and other fields of `pretrained_text`
 
 
 class FrozenTextError(ValueError):
@@ -155,14 +155,10 @@ def check_transformers() -> None:
 def pretrained_text(
     folder: Path, *, device: str | torch.device, length: int, pads: str = "hidden", skipped_layers: int = 0
 ) -> PretrainedText:
-    """Loads the encoder of a `transformers` model in a local folder, without downloads.
-    Of a model with encoder and decoder, or with another tower, only the encoder of text is loaded.
-
-    Args:
-        pads: "attended": they are tokens as others; "hidden": their states are zeros.
-        skipped_layers: last layers left out; the norm after the last one stays.
-
-    Raises FrozenTextError if the package is missing or can't load the model, or for too many skipped_layers."""
+    """Loads the encoder of text of a `transformers` model in a local folder, without downloads.
+    `pads`: "attended", as tokens, or "hidden", with states of zero. `skipped_layers`: last layers left out; the norm
+    after the last one stays. Raises FrozenTextError if the package is missing or can't load the model, or for too many
+    skipped_layers."""
     check_transformers()
     network = pretrained_encoder(folder)
     config = network.config
@@ -189,7 +185,7 @@ def pretrained_encoder(folder: Path) -> Any:
     except (OSError, ValueError) as error:
         raise FrozenTextError(f"transformers can't load the model in {folder}: {error}") from error
     network, info = found
-    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)  # whose output nobody reads
+    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
     if missing:
         raise FrozenTextError(f"the model in {folder} lacks {len(missing)} weights, first {missing[0]}")
     return network.get_encoder() if config.is_encoder_decoder and cls is AutoModel else network
@@ -221,17 +217,10 @@ def frozen_conditions(
     prior: SamplingModel | None = None,
     on_step: Callable[..., None] | None = None,
 ) -> Conditions:
-    """Returns the model's conditions from frozen networks, and the null of each condition.
-
-    Conditions are text_states (B, L, D) and image_embedding (B, E), as the model takes them. A plan without a prompt
-    counts as the empty text.
-
-    Args:
-        model: a diffusion model.
-        text: the encoder that the model, or the prior before it, was trained with.
-        prior: a diffusion prior, for a decoder.
-        on_step: called after each denoising step of the prior.
-    Raises ValueError, in one line, if one that is needed is missing or does not fit."""
+    """Returns a diffusion model's conditions from frozen networks, and the null of each condition.
+    They are text_states (B, L, D) and image_embedding (B, E), as the model takes them; a plan without a prompt counts
+    as the empty text. `text`: the encoder that the model, or the diffusion prior before it, was trained with. Raises
+    ValueError, in one line, if one that is needed is missing or does not fit."""
     condition, null = dict[str, Tensor](), dict[str, Tensor]()
     if width := model.network.get("text_states_dim"):
         if text is None or text.states_shape[1] != width:
@@ -256,16 +245,9 @@ def sample_image_embeddings(
     *,
     on_step: Callable[..., None] | None = None,
 ) -> Tensor:
-    """Image embeddings (B, E) of unit variance for the plans' prompts, on the model's device.
-
-    Of several candidates (two, as published) each plan gets the one nearest to the text's embedding. Steps, guidance
-    scale and the number of candidates are of its sampling settings. Diffusion runs without clipping; the samplers see
-    images of one pixel.
-
-    Args:
-        model: a diffusion prior.
-        text: of the contrastive encoder that the prior was trained with.
-        on_step: called after each denoising step of each candidate."""
+    """Image embeddings (B, E) of unit variance for the plans' prompts, by a diffusion prior on its device.
+    Of several candidates (two, as published) each plan gets the one nearest to the text's embedding. Diffusion runs
+    without clipping; the samplers see images of one pixel. `text`: the tower that the prior was trained with."""
     sampling, objective = plans[0].of(model), make_objective(model.settings["objective"])
     condition = text.conditions([plan.prompt or "" for plan in plans])
 

@@ -53,17 +53,17 @@ class Parts:
 
     tokenizer: SamplingModel | None = None
     prior: SamplingModel | None = None
-    condition: SamplingModel | None = None  # tokenizer of the images that the prior is conditioned on
-    reranker: SamplingModel | None = None  # contrastive encoder that chooses among the prior's images
+    condition: SamplingModel | None = None  # tokenizer of the prior's condition images
+    reranker: SamplingModel | None = None  # chooses among the prior's images
     base: SamplingModel | None = None
     autoencoder: SamplingModel | None = None  # decoder of a base that makes latents
-    contrastive: ContrastiveText | None = None  # reads prompts for the base (Imagen) or the diffusion prior (DALL-E 2)
+    contrastive: ContrastiveText | None = None  # reads prompts for base or diffusion prior
     text_encoder: FrozenText | None = None  # the same, pretrained elsewhere
     diffusion_prior: SamplingModel | None = None
     classifier: SamplingModel | None = None  # of noisy images; guides the base
-    weaker: SamplingModel | None = None  # smaller or less trained; guides the base (autoguidance)
+    weaker: SamplingModel | None = None  # guides the base (autoguidance)
     upsamplers: tuple[SamplingModel, ...] = ()
-    model: SamplingModel | None = None  # makes images by itself: PixelCNN, PixelRNN, GAN, VAE, image-to-image
+    model: SamplingModel | None = None  # makes images by itself
 
 
 class Generator(ABC):
@@ -71,8 +71,8 @@ class Generator(ABC):
 
     name: ClassVar[str]  # as requests choose it
     title: ClassVar[str]  # as the report has it
-    options: ClassVar[tuple[str, ...]]  # of a request; where the class names none, those whose `Option` names it
-    shows_steps: ClassVar[bool] = False  # whether `sample` tells hooks.on_step what it makes on the way
+    options: ClassVar[tuple[str, ...]]  # of a request; else those whose `Option` names it
+    shows_steps: ClassVar[bool] = False  # whether `make` calls hooks.on_step
 
     def __init_subclass__(cls) -> None:
         """Read the names of the generator's options from the fields of the request."""
@@ -88,8 +88,7 @@ class Generator(ABC):
     @classmethod
     @abstractmethod
     def first_of(cls, parts: Parts) -> SamplingModel | None:
-        """The generator's first model, whose conditions requests may name.
-        None if the parts don't make up such a generator."""
+        """The first model, whose conditions requests may name; None if the parts make no such generator."""
 
     @property
     def models(self) -> tuple[SamplingModel, ...]:
@@ -122,14 +121,12 @@ class Generator(ABC):
         return None
 
     def resolve(self, request: Request) -> Plan:
-        """Returns the plan of a request whose options the generator takes.
-        Raises ValueError, in one line, if the generator can't make the image."""
+        """The plan of a request whose options the generator takes. Raises ValueError if it can't be met."""
         check_conditions(self.first, request)
         return self.plan_of(request)
 
     def plan_of(self, request: Request, *, given: Given | None = None) -> Plan:
-        """Returns the plan of a request whose conditions were checked.
-        Raises ValueError for settings out of range."""
+        """The plan of a request whose conditions were checked. Raises ValueError for settings out of range."""
         return plan_of(request, self.models, self.classes, generator=self.name, given=given)
 
     @abstractmethod

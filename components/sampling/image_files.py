@@ -23,8 +23,7 @@ SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")  # their place is their id
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Decodes an image file.
-    Raises what Pillow raises for a corrupt file, ValueError for more than MAX_PIXELS."""
+    """Decodes an image file. Raises as Pillow for a corrupt file, ValueError for more than MAX_PIXELS."""
     image = open_header(data)
     image.load()
     return image
@@ -33,7 +32,7 @@ def open_image(data: bytes) -> Image.Image:
 def open_header(data: bytes) -> Image.Image:
     """Opens an image file and reads only its header. Raises as `open_image`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the one that counts
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below counts
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
@@ -41,8 +40,7 @@ def open_header(data: bytes) -> Image.Image:
 
 
 def open_given_image(data: bytes, *, mode: str = "RGB") -> Image.Image:
-    """Decodes the image file of a request to a mode of Pillow's.
-    Raises ValueError, in one line, for data that is no image."""
+    """Decodes the image file of a request to a mode of Pillow's. Raises ValueError for data that is none."""
     try:
         return open_image(data).convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -51,9 +49,7 @@ def open_given_image(data: bytes, *, mode: str = "RGB") -> Image.Image:
 
 def encode_png(image: Image.Image | np.ndarray, *, optimize: bool = False) -> bytes:
     """PNG bytes of an image or a uint8/uint16 array; equal pixels give equal bytes.
-
-    Args:
-        optimize: take the time to make it smaller, for what a page shows."""
+    `optimize`: take the time to make it smaller, for what a page shows."""
     buffer = io.BytesIO()
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     image.save(buffer, format="PNG", optimize=optimize)

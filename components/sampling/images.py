@@ -17,14 +17,12 @@ from components.sampling.image_files import WHITE, open_given_image
 
 
 def from_uint8(pixels: np.ndarray | Tensor) -> Tensor:
-    """uint8 (…, H, W, 3) -> float32 (…, 3, H, W) in [-1, 1], channels last in memory.
-    The batch dimension is optional."""
+    """uint8 (…, H, W, 3) -> float32 (…, 3, H, W) in [-1, 1], channels last in memory."""
     return from_levels(rearrange(torch.as_tensor(pixels), "... h w c -> ... c h w").float())
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """(B, 3 or 1, H, W) in [-1, 1] -> uint8 (B, H, W, 3), rounded.
-    Takes any float type, on any device. A gray channel is repeated three times."""
+    """(B, 3 or 1, H, W) in [-1, 1], of any float type and device -> uint8 (B, H, W, 3), rounded."""
     return to_bytes(images).cpu().numpy()
 
 
@@ -45,8 +43,7 @@ def _levels_to_bytes(levels: Tensor) -> Tensor:
 
 
 def read_image(data: bytes, *, resolution: int) -> Tensor:
-    """Decodes an image file to (3, S, S) in [-1, 1]; other sizes are area-averaged.
-    Raises ValueError for data that is no image."""
+    """Decodes an image file to (3, S, S) in [-1, 1]. Raises ValueError for data that is no image."""
     return fitted_image(open_given_image(data), resolution=resolution)
 
 

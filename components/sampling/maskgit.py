@@ -31,11 +31,8 @@ def maskgit(
 ) -> Tensor:
     """Sample a token sequence (B, N) int64 in [0, K) for each generator, on the transformer's device.
 
-    An image's tokens depend on its own generator and conditions, not on the rest of the batch.
-
     Args:
         transformer: in eval mode.
-        conditions: see `generate`.
         generators: one CPU generator an image, B in all; each gives 2 N uniform numbers a step.
         sampling: with N steps one token is kept at a time; choice_temperature is of the Gumbel noise on the confidence
             before the first step, the last step has none.
@@ -52,7 +49,8 @@ def maskgit(
             uniforms = noise[:, 0].flatten()
             drawn = draw(logits.flatten(0, 1), uniforms=uniforms, sampling=sampling).view_as(tokens)
             spread = sampling.choice_temperature * (1 - (step + 1) / steps)
-            confidence = token_log_probabilities(logits, drawn) + spread * gumbel(noise[:, 1])
+            log_p = logits.float().log_softmax(dim=-1).gather(-1, drawn[..., None])[..., 0]
+            confidence = log_p + spread * gumbel(noise[:, 1])
             tokens = keep_surest(tokens, drawn, confidence=confidence, left=left, mask_token=mask_token)
             if on_step is not None:
                 on_step(step, tokens)
@@ -61,9 +59,8 @@ def maskgit(
 
 def masked_counts(num_tokens: int, *, steps: int) -> list[int]:
     """Returns the number of masked tokens after each step, the last being 0.
-    The number is ⌊N cos(π/2 · t)⌋, t the share of steps done, or one less than before where the first steps would keep
-    no token. The cosine lies above its chord, so with steps <= N a masked token is left for every step to come. Raises
-    ValueError if steps is not in [1, N]."""
+    The number is ⌊N cos(π/2 · t)⌋, t the share of steps done, or one less than before where a step would keep no token.
+    Raises ValueError if steps is not in [1, N]."""
     if not 1 <= steps <= num_tokens:
         raise ValueError(f"steps must be in [1, {num_tokens}], not {steps}")
     counts = [num_tokens]
@@ -73,18 +70,12 @@ def masked_counts(num_tokens: int, *, steps: int) -> list[int]:
 
 
 def keep_surest(tokens: Tensor, drawn: Tensor, *, confidence: Tensor, left: int, mask_token: int) -> Tensor:
-    """Fill masked places of `tokens` (B, N) from `drawn` (B, N), except the least confident.
-    The `left` least confident places stay masked. What is known stays as it is. Every row has the same number of masked
-    places."""
+    """Fill masked places of `tokens` (B, N) from `drawn` (B, N), except the `left` least confident.
+    What is known stays as it is. Every row has the same number of masked places."""
     masked = tokens == mask_token
     confidence = confidence.masked_fill(~masked, -torch.inf)
-    places = confidence.topk(int(masked[0].sum()) - left, dim=1).indices  # (B, how many are kept now)
+    places = confidence.topk(int(masked[0].sum()) - left, dim=1).indices
     return tokens.scatter(1, places, drawn.gather(1, places))
-
-
-def token_log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log p of each token in nats: logits (B, N, K), tokens (B, N) -> (B, N) fp32."""
-    return logits.float().log_softmax(dim=-1).gather(-1, tokens[..., None])[..., 0]
 
 
 def gumbel(uniforms: Tensor) -> Tensor:

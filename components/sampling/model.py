@@ -85,7 +85,7 @@ class SamplingModel(NamedTuple):
     @property
     def works_alone(self) -> bool:
         """Tells whether no frozen network makes the model's conditions, or images of its latents."""
-        encoded = self.reads_by_frozen_encoder or self.network.get("text_dim")  # sizes of what frozen encoders make
+        encoded = self.reads_by_frozen_encoder or self.network.get("text_dim")
         return not encoded and "latent_scale" not in self.settings
 
 
@@ -105,7 +105,7 @@ def load_model(
     chosen = family_of(kind).sampling or ModelSampling
     values, steps = settings.get("sampling", {}) if sampling is None else sampling, chosen.model_fields.get(STEPS)
     most = settings.get("objective", {}).get("num_train_timesteps") or network.get("num_tokens")
-    if steps is not None and most is not None:  # it may have been trained with fewer than the default
+    if steps is not None and most is not None:  # maybe trained with fewer than the default
         values = {STEPS: min(steps.default, most), **values}
     return SamplingModel(name, kind, network, settings, module.to(device), text, checked(chosen, values, name))
 
@@ -117,8 +117,7 @@ def describe_model(name: str, folder: Path) -> SamplingModel:
 
 
 def checked(kind: type[Sampling], values: Mapping[str, Any], stage: str) -> Sampling:
-    """Checks the sampling settings of a stage's model.
-    Raises ValueError, in one line, for a value that does not fit."""
+    """Checks the sampling settings of a stage's model. Raises ValueError, in one line, for a misfit."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -127,7 +126,7 @@ def checked(kind: type[Sampling], values: Mapping[str, Any], stage: str) -> Samp
         if first["type"] == "extra_forbidden":
             known = ", ".join(kind.model_fields) or "nothing"
             raise ValueError(f"{name}: this model takes no such setting; it takes {known}") from None
-        got = f" (got {first['input']!r})" if first["loc"] else ""  # else of several fields, which the message names
+        got = f" (got {first['input']!r})" if first["loc"] else ""  # else of several fields
         raise ValueError(f"{name}: {first['msg'].removeprefix('Value error, ')}{got}") from None
 
 
@@ -137,6 +136,5 @@ def most_at_once(resolution: int) -> int:
 
 
 def in_slices(make: Callable[[Tensor], Tensor], batch: Tensor, *, resolution: int) -> Tensor:
-    """Calls `make` on slices of a batch, so that a large batch fits in memory.
-    A slice holds `most_at_once` samples at the resolution of the result; a smaller batch is not cut."""
+    """Calls `make` on slices of a batch, of `most_at_once` samples at the resolution of the result."""
     return torch.cat([make(part) for part in batch.split(most_at_once(resolution))])

@@ -1,7 +1,5 @@
 """A plan: a request resolved against a model, once. Generators read plans, never requests.
 
-The image of a request for editing is checked and decoded here, with the mask of what is to be made.
-
 Shapes: B plans, L text length, S resolution.
 """
 
@@ -29,7 +27,7 @@ class Given(NamedTuple):
 
     known: Tensor  # (3, S, S) in [-1, 1]
     mask: Tensor  # (1, S, S), 1 where pixels are to be made
-    has_known: bool  # whether pixels outside of the mask stay as they are
+    has_known: bool  # whether pixels outside of the mask stay
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -42,10 +40,10 @@ class Plan:
     prompt: str | None = None
     condition: Image.Image | None = None  # that the model is conditioned on, RGB of any size
     given: Given | None = None
-    sampling: Mapping[str, ModelSampling] = field(default_factory=dict)  # by stage; of the others the model's own
+    sampling: Mapping[str, ModelSampling] = field(default_factory=dict)  # by stage; else the model's own
     candidates: int = 1  # images of which the best is kept
-    grid: tuple[int, int] | None = None  # of tokens, height and width, where it is larger than the trained one
-    size: tuple[int, int] | None = None  # height and width, pixels, where they are not the generator's own
+    grid: tuple[int, int] | None = None  # of tokens, height and width, if not the trained one
+    size: tuple[int, int] | None = None  # height and width, pixels, if not the generator's own
 
     @property
     def way(self) -> tuple[object, ...]:
@@ -61,7 +59,7 @@ class Conditions(NamedTuple):
     """Conditions of a batch of plans on the model's device, and the null conditions for guidance.
     Both hold tensors with the batch as first dimension, by the argument names of the network."""
 
-    condition: dict[str, Tensor]  # label (B,), text (B, L), condition_image (B, 3, S, S): what the network takes
+    condition: dict[str, Tensor]  # label (B,), text (B, L), condition_image (B, 3, S, S)
     null: dict[str, Tensor]  # the same keys: what stands for "no condition"
 
     def guided(self, scale: float) -> dict[str, Tensor]:
@@ -75,15 +73,13 @@ UNCONDITIONED = Conditions({}, {})
 
 
 def random_stream(seed: int, stage: str) -> torch.Generator:
-    """Returns a CPU generator for an image (by its seed) and a stage.
-    Neither the batch nor another stage moves the stream."""
+    """Returns a CPU generator for an image (by its seed) and a stage, which nothing else moves."""
     digest = hashlib.sha256(f"{seed}/{stage}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
 def noise_of(plans: Sequence[Plan], stage: str, shape: Sequence[int], device: torch.device) -> Callable[..., Tensor]:
-    """Returns a function that draws the next standard normal noise (B, *shape).
-    Row i is from the stream of plan i and the stage, whatever else is in the batch."""
+    """Returns a function that draws the next standard normal noise (B, *shape), row i by plan i and stage."""
     streams = [random_stream(plan.seed, stage) for plan in plans]
 
     def noise(step: int = 0) -> Tensor:
@@ -117,10 +113,7 @@ def best_of(sample: Callable[[int], Tensor], score: Callable[[Tensor], Tensor], 
 
 def sampling_of(model: SamplingModel, request: Request, *, first: bool) -> Any:
     """Returns the model's sampling settings, with the request's settings of the stage.
-
-    Args:
-        first: whether the model is the generator's first one, which most of the request's options are for.
-    Raises ValueError, in one line, for a value that does not fit."""
+    `first`: whether it is the generator's first model, which most options are for. Raises ValueError for a misfit."""
     changes: dict[str, Any] = {}
     for name, option in request_options().items():
         value = getattr(request, name)
@@ -144,10 +137,7 @@ def plan_of(
     given: Given | None = None,
 ) -> Plan:
     """Returns the plan of a request with checked conditions.
-
-    Args:
-        models: whose sampling settings the request may change, the one that its options are for first.
-        classes: names by id.
+    `models`: whose settings the request may change, the one that its options are for first. `classes`: names by id.
     Raises ValueError, in one line, for a setting that is out of range or an image that can't be read."""
     return Plan(
         generator=generator,
@@ -219,8 +209,7 @@ def condition_images(plans: Sequence[Plan], resolution: int) -> Tensor:
 
 
 def encode_conditions(model: SamplingModel, plans: Sequence[Plan]) -> Conditions:
-    """Returns the conditions of plans on the model's device.
-    A missing label or prompt becomes the null condition."""
+    """Returns the conditions of plans on the model's device; a missing label or prompt is the null one."""
     condition: dict[str, Tensor] = {}
     null: dict[str, Tensor] = {}
     if model.classes:

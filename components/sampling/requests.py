@@ -57,7 +57,7 @@ class Option:
     help: str  # of the command, and of the API where it has no description
     generators: tuple[str, ...]  # those that take it, by name
     _: KW_ONLY
-    setting: str = ""  # of a stage's sampling, which it is short for; "": the generator reads the field itself
+    setting: str = ""  # of a stage's sampling; "": the generator reads the field itself
     stage: str = ""  # whose setting; "": that of the generator's first model
     ge: float | None = None
     gt: float | None = None
@@ -77,8 +77,8 @@ def read_size(size: object) -> object:
 
 
 def stage_settings(nested: Any) -> StageSettings:
-    """Returns sampling settings by stage and name, or such JSON, as the hashable `Request.sampling`.
-    A tuple is that already. Raises ValueError, in one line, for anything else."""
+    """Returns sampling settings by stage and name, such JSON or such a tuple, as `Request.sampling`.
+    Raises ValueError, in one line, for anything else."""
     if isinstance(nested, tuple):
         return nested
     if isinstance(nested, str):
@@ -232,8 +232,7 @@ class Request(BaseModel, frozen=True, extra="forbid"):
 
 def read_request(values: Mapping[str, Any], *, source: str = "") -> Request:
     """Returns the request of fields, in the forms of `Request` or of `Request.written`.
-    `source`: words in front of a value of the wrong type, such as `the PNG says `. Raises ValueError, in one line, for
-    a field that is unknown or no such value."""
+    Raises ValueError, in one line, `source` in front, for a field that is unknown or no such value."""
     try:
         return Request(**values)
     except ValidationError as error:
@@ -304,8 +303,7 @@ class RequestRow(_Row):
     @field_validator("*", mode="before")
     @classmethod
     def _whole(cls, value: object, info: ValidationInfo) -> object:
-        """Converts whole floats and class ids to the column's type.
-        A data frame with a gap in a column of integers holds floats; a class may come as its id."""
+        """Converts whole floats (of a data frame's column with a gap) and class ids to the column's type."""
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         return str(value) if info.field_name == "label" and isinstance(value, int) else value
@@ -355,8 +353,7 @@ def read_settings(png: bytes) -> dict[str, Any] | None:
 
 def settings_of(request: Request, *, model: str, version: str | None) -> dict[str, Any]:
     """Returns the settings of a request for `request_of`, without the images.
-    `model` is a registered name or the name of a folder: the image is shown to other people. A version that is None is
-    left out."""
+    `model` is a registered name or the name of a folder: the image is shown to other people."""
     written = request.written()
     needs = [name for name in IMAGES if written.pop(name, None) is not None]
     origin = {"model": model} | ({} if version is None else {"version": version})

@@ -25,7 +25,7 @@ LINEAR = [f"lin{layer}.model.1.weight" for layer in range(len(VGG16_CHANNELS))] 
 LARGEST_HEADER = 2**24  # bytes; LPIPS's has a few thousand
 
 
-class PerceptualWeightsError(RuntimeError):
+class PerceptualWeightsError(ValueError):
     """The chosen perceptual network cannot be had; the message names the source."""
 
 

@@ -1,14 +1,17 @@
 """The `cascade` command."""
 
 import logging
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from components.configuration.usage import UsageError, usage_errors
+from components.runtime.tracking.names import environment
 from pipelines.command import evaluate, model, sample, translate
 from pipelines.command.options import (
     Fastest,
@@ -25,6 +28,7 @@ from pipelines.command.options import (
     Tracking,
     Until,
 )
+from pipelines.engine.provenance import code_line, commit
 
 app = typer.Typer(
     help="Train, sample and report the systems of the lecture as one resumable workflow.",
@@ -39,8 +43,6 @@ Figures = Annotated[
 
 
 def _show_version(asked: bool) -> None:
-    from pipelines.engine.provenance import code_line, commit
-
     if asked:
         typer.echo(code_line(commit()))
         raise typer.Exit
@@ -51,7 +53,8 @@ def options_of_all(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show version and commit.")
     ] = False,
-) -> None: ...
+) -> None:
+    os.environ.update(environment() | os.environ)  # of MLflow's client
 
 
 @app.command()
@@ -96,7 +99,7 @@ def run(
     - `cascade run --promote never` — a trial: the champion stays, whatever it measures
     - `cascade run --set images.source=s3://bucket/tars --storage s3://bucket/runs --tracking http://mlflow:5000`
     """
-    from pipelines.command.plan import show_plan
+    from pipelines.command.plan import show_keys
     from pipelines.engine import driver
 
     # fmt: off
@@ -106,7 +109,7 @@ def run(
         cluster=cluster, promote=promote, fastest=fastest)
     # fmt: on
     if plan:
-        show_plan(options, [], Console())
+        show_keys(options, Console())
         return
     raise typer.Exit(driver.run(options, Console()))
 
@@ -122,10 +125,10 @@ def plan_command(
         typer.Option(help="How a cluster that is not here would be shared: gpus=64,cpus=512,network=efa. Repeatable."),
     ] = [],  # noqa: B006
     gpu: Annotated[str | None, typer.Option(help="What that costs on such GPUs: a100, h100, h200, l4 or l40s.")] = None,
-    price: Annotated[float | None, typer.Option(help="Of an hour of one of them, in any currency.")] = None,
+    price: Annotated[float | None, typer.Option(help="Of an hour of one of them, in any currency.", min=0)] = None,
     mfu: Annotated[float | None, typer.Option(help="Share of their peak in bf16 that products reach.  [0.45]")] = None,
     images: Annotated[
-        int | None, typer.Option(help="How many the set has, for stages that go through it once.")
+        int | None, typer.Option(help="How many the set has, for stages that go through it once.", min=1)
     ] = None,
     only: Only = [],  # noqa: B006
     from_: From = None,
@@ -150,7 +153,7 @@ def plan_command(
     - `cascade plan --recipe imagenet_class_prior --cluster gpus=64 --gpu h100 --images 1281167`
     - `cascade plan --recipe published --cluster gpus=64 --gpu h100 --price 2.5`
     """
-    from pipelines.command.plan import Payment, show_plan
+    from pipelines.command.plan import show_costs
     from pipelines.engine import driver
 
     # fmt: off
@@ -158,7 +161,7 @@ def plan_command(
         recipe=recipe, set=set_, storage=storage, profile=profile, only=only, from_=from_, until=until, force=force,
         fastest=fastest)
     # fmt: on
-    show_plan(options, cluster, Console(), pay=Payment(gpu, price, mfu, images))
+    show_costs(options, cluster, Console(), gpu=gpu, price=price, mfu=mfu, images=images)
 
 
 @app.command()
@@ -224,11 +227,14 @@ def data(
     """
     from components.data.ingest import IngestConfig
     from components.data.sources.source import Columns
-    from pipelines.command.data import DEFAULT_RESOLUTION, check_resolution, default_samples, write_shards
+    from pipelines.command.data import default_samples, write_shards
 
-    check_resolution(source, resolution)
+    if source == "webdataset" and resolution is not None:
+        raise UsageError(
+            "--resolution: the images of tars stay as they are; leave it out, a recipe resizes them when they are read"
+        )
     config = IngestConfig(
-        resolution=resolution or DEFAULT_RESOLUTION,
+        resolution=resolution or 64,
         samples_per_shard=samples_per_shard or default_samples(source),
         holdout_fraction=holdout_fraction,
         vocab_size=vocab_size,
@@ -259,10 +265,8 @@ def lecture(
     """
     from pipelines.suites.lecture import run_lecture
 
-    code = run_lecture(
-        names or [], storage=storage, tracking=tracking, profile=profile, console=Console(), figures=figures
-    )
-    raise typer.Exit(code)
+    where: Any = {"storage": storage, "tracking": tracking, "profile": profile}
+    raise typer.Exit(run_lecture(names or [], **where, console=Console(), figures=figures))
 
 
 @app.command()
@@ -287,16 +291,8 @@ def compare(
     """
     from pipelines.suites.compare import run_compare
 
-    code = run_compare(
-        systems or [],
-        seed=seed,
-        storage=storage,
-        tracking=tracking,
-        profile=profile,
-        console=Console(),
-        figures=figures,
-    )
-    raise typer.Exit(code)
+    where: Any = {"storage": storage, "tracking": tracking, "profile": profile}
+    raise typer.Exit(run_compare(systems or [], seed=seed, **where, console=Console(), figures=figures))
 
 
 sample_command = app.command()(sample.sample)
@@ -343,11 +339,14 @@ def verify(
     - `cascade verify openmoji-1a2b3c` — by sizes and sha256 of the stages' manifests
     - `cascade verify --model models:/image-cascade-openmoji@champion` — by the list that the version carries
     """
-    from pipelines.command.upkeep import verify_model, verify_run
+    from pipelines.command.upkeep import model_differences, verdict, verify_run
+    from pipelines.planning.profiles import tracking_uri
 
-    if model is not None:
-        raise typer.Exit(verify_model(model, tracking=tracking, console=Console()))
-    raise typer.Exit(verify_run(name or run_name, storage=storage, console=Console()))
+    if model is None:
+        raise typer.Exit(verify_run(name or run_name, storage=storage, console=Console()))
+    with usage_errors():
+        bad = model_differences(model, tracking_uri(tracking))
+    raise typer.Exit(verdict(model, bad, "all files as they were registered", Console()))
 
 
 @app.command()
@@ -357,9 +356,20 @@ def gc(
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only the plan is shown.")] = False,
 ) -> None:
     """Find what no manifest lists (old tries, finished training state) and delete it with --yes."""
-    from pipelines.command.upkeep import collect_garbage
+    from components.runtime.storage.garbage import collect, find_garbage
+    from components.runtime.storage.store import Store
+    from pipelines.planning.profiles import storage_uri
 
-    collect_garbage(storage, unused=unused, delete=yes)
+    root = Store(storage_uri(storage))
+    garbage = find_garbage(root, unused=unused, on_wait=lambda line: typer.echo(line, err=True))
+    for folder in garbage:
+        typer.echo(f"{folder.bytes / 1e6:10.1f} MB  {folder.path}  ({folder.reason})")
+    gone = collect(root, garbage, unused=unused) if yes else garbage
+    total = sum(folder.bytes for folder in gone) / 1e6
+    typer.echo(f"{len(gone)} folders, {total:.1f} MB {'deleted' if yes else '(delete them with --yes)'}")
+    for folder in garbage:
+        if folder not in gone:
+            typer.echo(f"left alone, it is needed again: {folder.path}")
 
 
 def run_script() -> None:
@@ -370,10 +380,7 @@ def run_script() -> None:
 
 
 def main(command: typer.Typer = app) -> None:
-    """Run a command; wrong use ends in a line on stderr and exit code 2.
-
-    Errors of other kinds are raised with their traceback.
-    """
+    """Run a command; wrong use ends in a line on stderr and exit code 2, other errors in their traceback."""
     handler: logging.Handler = RichHandler(show_path=False, show_level=False)
     if not sys.stderr.isatty():
         handler = logging.StreamHandler()
@@ -383,7 +390,6 @@ def main(command: typer.Typer = app) -> None:
     try:
         command()
     except Exception as error:
-        from components.configuration.usage import UsageError
         from components.data.listing import DataError, ShardError, SourceError
         from components.runtime.storage.artifact import ArtifactError
         from components.runtime.storage.store import StoreError

@@ -4,7 +4,6 @@ import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from components.configuration.usage import UsageError
 from components.data.ingest import PACKAGED, IngestConfig, ingest
 from components.data.shards import INDEX
 from components.data.source_check import check_file, check_outside, check_source, file_to_try
@@ -12,35 +11,23 @@ from components.runtime.storage.connection import check_room
 from components.runtime.storage.store import Store, absolute
 from pipelines.engine.session import on_cluster, start_ray
 
-DEFAULT_RESOLUTION = 64
-DRAWN_SAMPLES = 512  # of one shard, drawn at DEFAULT_RESOLUTION
 MOST_CLASSES = 10  # that the summary names
-TAR_SAMPLES = 256  # of one shard, images as they are: 28 MB of 110 kB each
-
-
-def check_resolution(source: str, resolution: int | None) -> None:
-    """Raise UsageError for a resolution with a source whose images stay unchanged."""
-    if source == "webdataset" and resolution is not None:
-        raise UsageError(
-            "--resolution: the images of tars stay as they are; leave it out, a recipe resizes them when they are read"
-        )
 
 
 def default_samples(source: str) -> int:
-    """The default number of images in a tar, by source."""
-    return TAR_SAMPLES if source == "webdataset" else DRAWN_SAMPLES
+    """Images in a tar where the user says nothing: drawn at 64², or as they are, 28 MB of 110 kB each."""
+    return 256 if source == "webdataset" else 512
 
 
 def write_shards(source: str, path: str | None, *, out: str, config: IngestConfig, console: Console) -> None:
-    """Write shards and index to `out`. Raises SourceError or StoreError before anything is written.
-    Every node that works is asked to read the source and to write. What is wrong with a tar is found when it is its
-    turn: ShardError, or DataError for too many corrupt images. What was written until then is used by the next try."""
+    """Write shards and index to `out`; raises SourceError or StoreError before anything is written.
+    Raises ShardError for a broken tar at its turn, DataError for too many corrupt images; the next try goes on."""
     listed = check_source(source, path, config.columns)
     store = Store(absolute(out))
     if source == "webdataset" and path is not None:
         check_outside(store.uri, path)
     store.check_writable()
-    if source == "webdataset":  # as many bytes as the tars have, less what an earlier try left on the disk
+    if source == "webdataset":  # the tars' bytes, less those of an earlier try
         needed = sum(tar.bytes for tar in listed.files) - sum(info.bytes for info in store.list())
         check_room({store.uri: max(0, needed)}, purpose="the shards")
     file = None if source in PACKAGED else file_to_try(source, path)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -45,44 +45,29 @@ def evaluate(
     from components.configuration.usage import UsageError, usage_errors
     from components.evaluation.features import MeasureConfig
     from components.evaluation.given import evaluate_given
-    from components.evaluation.networks import FeatureNetworkError
+    from components.evaluation.networks import NETWORKS
     from components.sampling.device import products
 
     if figures is not None and not figures.absolute().parent.is_dir():
         raise UsageError(f"--json {figures}: there is no such folder; make it first")
+    fields = {"feature_network": network, "feature_weights": feature_weights, "seed": seed}
     try:
-        config = MeasureConfig.model_validate(
-            {"feature_network": network, "feature_weights": feature_weights, "seed": seed}
-        )
+        config = MeasureConfig.model_validate(fields)
     except ValidationError as error:
         raise UsageError(first_fault(error)) from error
     console = Console()
     columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
-    try:
-        with usage_errors(), products("fp32"), Progress("images", *columns, console=console, transient=True) as bar:
-            task = bar.add_task("images", total=None)
-            found = evaluate_given(
-                images,
-                reference,
-                config,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-    except FeatureNetworkError as error:
-        raise UsageError(str(error)) from error
+    with usage_errors(), products("fp32"), Progress("images", *columns, console=console, transient=True) as bar:
+        task = bar.add_task("images", total=None)
+        found = evaluate_given(
+            images, reference, config, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
     if figures is not None:
         figures.write_text(json.dumps(found, indent=1) + "\n")
-    show(found, console)
-
-
-def show(found: dict[str, Any], console: Console) -> None:
-    """Print the figures as a table, and what they are of."""
-    from components.evaluation.networks import NETWORKS
-
     table = Table("figure", "value")
     for name, value in found["figures"].items():
         table.add_row(name, f"{value:.6g}")
-    error = found["standard_error_of_distance"]
-    if error is not None:
+    if (error := found["standard_error_of_distance"]) is not None:
         table.add_row("standard error of the distance", f"{error:.2g}")
     console.print(table)
     count = found["reference_samples"]

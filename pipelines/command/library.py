@@ -45,8 +45,7 @@ def run(recipe: str = DEMO, **options: Any) -> dict[str, Artifact]:
     if code == driver.INTERRUPTED:
         raise KeyboardInterrupt
     if code != driver.DONE:
-        raise RunError(
-            " ".join(line for line in printed.getvalue().splitlines() if line.startswith(("failed: ", "details: ")))
-        )
+        lines = printed.getvalue().splitlines()
+        raise RunError(" ".join(line for line in lines if line.startswith(("failed: ", "details: "))))
     planned = plan(recipe, **options)
     return {entry.stage.name: entry.cached for entry in planned if entry.cached is not None}

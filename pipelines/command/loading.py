@@ -1,7 +1,4 @@
-"""The model of a command: from the registry, storage or disk, by `--model` or by the PNG of `--like`.
-
-`--like image.png` makes an image again by the settings in the PNG; options of the command line take precedence.
-"""
+"""The model of a command: from the registry, storage or disk, by `--model` or by the PNG of `--like`."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,20 +14,10 @@ from components.configuration.usage import UsageError, usage_errors
 from components.runtime.storage.store import absolute
 from components.runtime.tracking import registry
 from components.runtime.tracking.names import REGISTRY, environment
+from components.sampling import requests
 from components.sampling.cascade import Cascade, cascade_in
 from components.sampling.device import best_device
-from components.sampling.requests import (
-    IMAGES,
-    Request,
-    StageSettings,
-    nested_settings,
-    read_settings,
-    request_of,
-    request_options,
-    settings_of,
-    stage_settings,
-    with_settings,
-)
+from components.sampling.requests import Request, StageSettings, nested_settings, request_of
 from pipelines.engine.session import set_environment
 from pipelines.planning.profiles import tracking_uri
 
@@ -47,14 +34,11 @@ class OpenModel(NamedTuple):
     like: Request  # of no image, the defaults of a request
 
     def request(self, options: Mapping[str, Any], assignments: Sequence[str]) -> Request:
-        """Returns the image's request, with the command's options where they are not None.
-
-        Args:
-            assignments: of `--set`; an option is stronger than what the image has for the same setting of a stage.
+        """Returns the image's request, with the command's options that are not None and those of `--set`.
         Raises ValueError, in one line, for a value of another type."""
         changes = {name: value for name, value in options.items() if value is not None}
         request = self.cascade.with_generator(self.like.replace(**changes))
-        maker, marks = self.cascade.makers.get(str(request.generator)), request_options()
+        maker, marks = self.cascade.makers.get(str(request.generator)), requests.request_options()
         first = "" if maker is None else maker.first.name
         replaced = {(mark.stage or first, mark.setting) for name in changes if (mark := marks.get(name))}
         kept = [each for each in request.sampling if each[:2] not in replaced]
@@ -62,7 +46,7 @@ class OpenModel(NamedTuple):
 
     def signed(self, png: bytes, request: Request) -> bytes:
         """Returns a sampled image as a PNG with the settings that made the image."""
-        return with_settings(png, settings_of(request, model=self.name, version=self.version))
+        return requests.with_settings(png, requests.settings_of(request, model=self.name, version=self.version))
 
 
 @contextmanager
@@ -74,14 +58,12 @@ def at_work(console: Console) -> Iterator[None]:
 
 
 def open_model(model: str | None, *, like: Path | None, tracking: str | None, **given: object) -> OpenModel:
-    """Loads the model of a command: the command's, else the image's.
-
-    Args:
-        like: a PNG of an image to make again, of a request with images those in `given`.
-        given: images that the command takes, None or empty where the user gives none.
-    Raises UsageError, or ValueError in one line, for a file without settings, a missing image, or no such model."""
+    """Loads the model of a command: the command's, else that of `like`, the PNG of an image to make again.
+    `given`: images that the command takes, None or empty where the user gives none. Raises UsageError, or ValueError in
+    one line, for a file without settings, a missing image, or no such model."""
     settings = {} if like is None else read_like(like)
-    for name in settings.get("needs", ()):
+    needs = settings.get("needs")
+    for name in (name for name in requests.IMAGES if isinstance(needs, list) and name in needs):
         if name not in given:
             raise ValueError(f"the image of --like was made with --{name}, which `cascade {TAKES[name]}` takes")
         if not given[name]:
@@ -92,24 +74,28 @@ def open_model(model: str | None, *, like: Path | None, tracking: str | None, **
     if model is None:
         wanted = "models:/NAME@champion, or the folder of a cascade artifact"
         raise ValueError(f"name the model with --model: {wanted}; only the image of a registered model names its own")
-    address, name, version = source_of(model, tracking)
+    address, name, version = model, absolute(model).rstrip("/").rpartition("/")[2], None
+    if registry.NAMED.fullmatch(model):
+        set_environment(environment())
+        named = registry.find_named(model, tracking_uri=tracking_uri(tracking))
+        address, name, version = named.uri, named.name, named.version
+    elif model.startswith(REGISTRY):  # models:/ID, a logged model of no version
+        name = model.removeprefix(REGISTRY)
     return OpenModel(load_cascade(address, tracking), address, name, version, request_of(settings))
 
 
 def read_like(path: Path) -> dict[str, Any]:
-    """Reads the settings in a PNG, with the names of images in `needs`.
-    Raises ValueError, in one line, for a file without valid settings."""
+    """Reads the settings in a PNG. Raises ValueError, in one line, for a file without valid settings."""
     if not path.is_file():
         raise ValueError(f"--like {path}: no such file")
     try:
-        settings = read_settings(path.read_bytes())
+        settings = requests.read_settings(path.read_bytes())
         if settings is None:
             raise ValueError("this PNG has no settings; give one image that cascade sample, translate or serve made")
         request_of(settings)
     except ValueError as error:
         raise ValueError(f"--like {path}: {error}") from error
-    needs = settings.get("needs")
-    return settings | {"needs": [name for name in IMAGES if isinstance(needs, list) and name in needs]}
+    return settings
 
 
 def parsed_settings(assignments: Sequence[str]) -> StageSettings:
@@ -124,25 +110,12 @@ def parsed_settings(assignments: Sequence[str]) -> StageSettings:
             found.append((stage, setting, yaml.safe_load(text)))
         except yaml.YAMLError as error:
             raise ValueError(f"--set {assignment!r}: its value is no YAML") from error
-    return stage_settings(nested_settings(found))
-
-
-def source_of(model: str, tracking: str | None) -> tuple[str, str, str | None]:
-    """Resolves a model to address, name and version, see `OpenModel`.
-    Raises UsageError, or ValueError from the registry, if there is no such model."""
-    if not model.startswith(REGISTRY):
-        return model, absolute(model).rstrip("/").rpartition("/")[2], None
-    if not registry.NAMED.fullmatch(model):  # models:/ID, a logged model of no version
-        return model, model.removeprefix(REGISTRY), None
-    set_environment(environment())
-    named = registry.find_named(model, tracking_uri=tracking_uri(tracking))
-    return named.uri, named.name, named.version
+    return requests.stage_settings(nested_settings(found))
 
 
 def load_cascade(model: str, tracking: str | None) -> Cascade:
-    """Loads a cascade from the registry, storage or disk, on the best device.
-    A model that makes images by itself becomes a cascade of its own, which samples as its kind does. Raises UsageError,
-    or ValueError, if there is none."""
+    """Loads a cascade, or a model that makes images by itself, from registry, storage or disk.
+    Raises UsageError, or ValueError, if there is none."""
     with local_model(model, tracking) as folder:
         cascade = cascade_in(folder, device=best_device())
     if cascade is None:

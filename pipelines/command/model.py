@@ -1,12 +1,18 @@
 """Commands on trained models: `import`, `export`, `reconstruct`, `ema`, `promote`, `serve`."""
 
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
+from components.configuration.usage import UsageError, usage_errors
 from pipelines.command.options import Set, Tracking, share_cores
+
+Artifact = Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a model's artifact.")]
 
 
 def import_(
@@ -35,9 +41,26 @@ def import_(
     - `cascade import unet.safetensors --as mine.yaml/base --set base.num_res_blocks=3 --out models/unet`
     """
     share_cores()
-    from pipelines.command.upkeep import import_model
+    from components.configuration.families import family_of
+    from components.runtime.storage.store import Store, absolute
+    from components.weights.files import read_tokenizer, read_weights
+    from components.weights.importing import import_weights
+    from pipelines.command.upkeep import target_of
 
-    typer.echo(import_model(uri, stage=as_, assignments=set_, out=out, tokenizer=tokenizer))
+    target = None if as_ is None else target_of(as_, set_)
+    with usage_errors():
+        words = None if tokenizer is None else read_tokenizer(tokenizer)
+        made = import_weights(read_weights(uri), target, out=Store(absolute(out)), tokenizer=words)
+    kind, network, settings, module = made.bundle
+    classes = f", {network['num_classes']} classes" if network.get("num_classes") else ""
+    left_out = f", {made.left_out} of training or other models left out" if made.left_out else ""
+    parameters = f"{sum(parameter.numel() for parameter in module.parameters()):,} parameters{classes}"
+    typer.echo(f"{made.family}: {made.read} tensors read, 0 missing, 0 unused{left_out}; {parameters}")
+    alone = settings.get("role") == "base" and "latent_scale" not in settings and not network.get("text_states_dim")
+    command = f"sample --model {out}" if alone else f"verify --model {out}"
+    if family_of(kind).reconstructs and network.get("image_channels", 3) in (1, 3):
+        command = f"reconstruct --model {out} --image photo.png"
+    typer.echo(f"model: {made.artifact.identity} in {out}\nnext: cascade {command}")
 
 
 def export(
@@ -66,9 +89,30 @@ def export(
     - `HF_TOKEN=… cascade export models:/image-cascade-edm/3 --as diffusers --out edm --push me/edm`
     """
     share_cores()
-    from pipelines.command.export import export_model
+    from components.runtime.storage.connection import shown
+    from components.runtime.storage.store import SCRATCH, Store, absolute, list_url
+    from components.weights.exporting import push_to, send, write_card, write_parts
+    from components.weights.files import CARD
+    from pipelines.command.loading import local_model
+    from pipelines.command.upkeep import known_of
 
-    typer.echo(export_model(model, form=as_, out=out, push=push, tracking=tracking, console=Console()))
+    store = Store(absolute(out))
+    if list_url(store.uri):
+        raise UsageError(f"--out {out} holds something already: name a new folder")
+    if push is not None and find_spec("huggingface_hub") is None:
+        raise UsageError("--push needs huggingface_hub: pip install 'image-cascade[hub]'")
+    # All is made and compared in a scratch folder; the place that the user named is written last.
+    with usage_errors(), local_model(model, tracking) as folder, tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch:
+        made = Path(scratch)
+        with Progress(console=Console(), transient=True) as bar:
+            bar.add_task("exporting and comparing", total=None)
+            lines = list(write_parts(folder, made, as_))
+        if find_spec("huggingface_hub") is not None:
+            title = model.removeprefix("models:/").rstrip("/").rpartition("/")[2].partition("@")[0]
+            write_card(made / CARD, title, lines, form=as_, known=known_of(model, tracking))
+        send(made, store)
+        pushed = [] if push is None else [f"pushed: {push_to(push, made)}"]
+    typer.echo("\n".join([*lines, f"exported: {shown(store.uri)}", *pushed]))
 
 
 def reconstruct(
@@ -96,7 +140,7 @@ def reconstruct(
 
 
 def ema(
-    model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a model's artifact.")],
+    model: Artifact,
     length: Annotated[float, typer.Option(help="Of the average, as a share of training: 0.05 to 0.25.")],
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     tracking: Tracking = None,
@@ -134,9 +178,17 @@ def promote(
     - `cascade promote models:/image-cascade-openmoji/7`
     - `cascade promote image-cascade-openmoji --back`
     """
-    from pipelines.command.upkeep import promote_version
+    from components.runtime.tracking.names import REGISTRY
+    from components.runtime.tracking.promotion import promote_by_hand
+    from pipelines.planning.profiles import tracking_uri
 
-    typer.echo(promote_version(model, back=back, tracking=tracking))
+    uri = tracking_uri(tracking)
+    if uri is None:
+        raise UsageError(f"{model} is in a registry: name it with --tracking")
+    with usage_errors():
+        name, version, before = promote_by_hand(model, tracking_uri=uri, back=back)
+    again = "" if before in (None, version) else f"; to take it back: cascade promote {name}@{before}"
+    typer.echo(f"{REGISTRY}{name}@champion is version {version}{again}")
 
 
 def serve(
@@ -165,6 +217,4 @@ def serve(
     """
     from pipelines.command.serve import serve_models
 
-    serve_models(
-        model, host=host, port=port, tracking=tracking, replicas=replicas, gpus=gpus, batch=batch, console=Console()
-    )
+    serve_models(model, host=host, port=port, tracking=tracking, replicas=replicas, gpus=gpus, batch=batch)

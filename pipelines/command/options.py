@@ -45,29 +45,19 @@ RunName = Annotated[str | None, typer.Option("--run", help="Name of the run; the
 Command = Callable[..., None]
 
 
-def takes_options(
-    options: Mapping[str, Option], *, before: str, help_texts: Mapping[str, str] | None = None
-) -> Callable[[Command], Command]:
-    """Returns a decorator that replaces `**options` of a command by the options of a request.
-
-    Args:
-        options: fields of the request, by name.
-        before: the command's own parameter that they stand in front of.
-        help_texts: what `--help` says of an option where the command has words of its own."""
+def takes_options(options: Mapping[str, Option], *, before: str, **help_texts: str) -> Callable[[Command], Command]:
+    """Returns a decorator that puts options of a request in front of `before`, for `**options`.
+    `help_texts`: what `--help` says of an option where the command has words of its own."""
 
     def decorate(command: Any) -> Command:
-        """Give the command the signature for typer."""
         own = [each for name, each in inspect.signature(command).parameters.items() if name != "options"]
+        place, named = [each.name for each in own].index(before), inspect.Parameter.KEYWORD_ONLY
         added = []
         for name, option in options.items():
-            about = typer.Option(help=(help_texts or {}).get(name, option.help), min=option.ge)
+            about = typer.Option(help=help_texts.get(name, option.help), min=option.ge)
             kind: Any = plain_type(Request.model_fields[name]) or str
-            annotation = Annotated[kind | None, about]
-            added.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
-        place = [each.name for each in own].index(before)
-        parameters = [
-            each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own[:place], *added, *own[place:])
-        ]
+            added.append(inspect.Parameter(name, named, default=None, annotation=Annotated[kind | None, about]))
+        parameters = [each.replace(kind=named) for each in (*own[:place], *added, *own[place:])]
         command.__signature__ = inspect.Signature(parameters)
         command.__annotations__ = {each.name: each.annotation for each in parameters}
         return command
@@ -85,5 +75,4 @@ def share_cores() -> None:
     """Let waiting threads give their core away soon, unless the user's environment says otherwise.
     To be called before torch is imported, whose libgomp reads these settings as it is loaded."""
     if "OMP_WAIT_POLICY" not in os.environ:
-        for name, value in SHARED_CORES.items():
-            os.environ.setdefault(name, value)
+        os.environ.update(SHARED_CORES | os.environ)

@@ -33,7 +33,7 @@ class Reconstruction(NamedTuple):
     """An autoencoder's input, codes as colors and reconstruction of an image; uint8."""
 
     seen: np.ndarray  # (S, S, 3)  the image at the size of the model
-    codes: np.ndarray | None  # (h, w, 3)  the index grid in colors; None where a Gaussian stands in place of codes
+    codes: np.ndarray | None  # (h, w, 3)  the index grid in colors; None of a Gaussian
     made: np.ndarray  # (S, S, 3)
 
 
@@ -47,11 +47,21 @@ def reconstruct_images(
         with local_model(model, tracking) as folder:
             loaded = load_autoencoder(model, folder)
         found = [reconstruct_file(loaded, data) for data in files]
-    for image, each in zip(images, found, strict=True):
-        console.print(f"{image}: {figures(loaded, each)}", highlight=False, soft_wrap=True)
     taken = Counter(image.stem for image in images)  # equal stems get a number
-    names = [f"{image.stem}-{n}" if taken[image.stem] > 1 else image.stem for n, image in enumerate(images)]
-    return write(out, names, found)
+    columns: dict[str, list[np.ndarray]] = {}
+    out.mkdir(parents=True, exist_ok=True)
+    for number, (image, each) in enumerate(zip(images, found, strict=True)):
+        console.print(f"{image}: {figures(loaded, each)}", highlight=False, soft_wrap=True)
+        name = f"{image.stem}-{number}" if taken[image.stem] > 1 else image.stem
+        height, width = each.seen.shape[:2]
+        codes = None if each.codes is None else enlarged(each.codes, height=height, width=width)
+        for kind, pixels in (("input", each.seen), ("codes", codes), ("reconstruction", each.made)):
+            if pixels is not None:
+                (out / f"{name}-{kind}.png").write_bytes(encode_png(pixels))
+                columns.setdefault(kind, []).append(pixels)
+    blocks = [GridBlock(kind, pixels) for kind, pixels in columns.items()]
+    (together := out / "side_by_side.png").write_bytes(render_blocks(blocks, columns=len(found)))
+    return together
 
 
 def load_autoencoder(model: str, folder: Path) -> SamplingModel:
@@ -97,20 +107,3 @@ def figures(model: SamplingModel, found: Reconstruction) -> str:
     (height, width), size = found.codes.shape[:2], model.module.codebook_size
     bits = height * width * math.log2(size)
     return f"{kept}, {height} x {width} codes of {size}: {bits:,.0f} bits for {8 * found.seen.size:,}"
-
-
-def write(out: Path, names: Sequence[str], found: Sequence[Reconstruction]) -> Path:
-    """Writes input, codes and reconstruction of each image; returns the path of an overview."""
-    out.mkdir(parents=True, exist_ok=True)
-    columns: dict[str, list[np.ndarray]] = {}
-    for name, each in zip(names, found, strict=True):
-        shown = {"input": each.seen, "reconstruction": each.made}
-        if each.codes is not None:
-            height, width = each.seen.shape[:2]
-            shown |= {"codes": enlarged(each.codes, height=height, width=width)}
-        for kind, pixels in shown.items():
-            (out / f"{name}-{kind}.png").write_bytes(encode_png(pixels))
-            columns.setdefault(kind, []).append(pixels)
-    blocks = [GridBlock(kind, columns[kind]) for kind in ("input", "codes", "reconstruction") if kind in columns]
-    (together := out / "side_by_side.png").write_bytes(render_blocks(blocks, columns=len(found)))
-    return together

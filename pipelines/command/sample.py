@@ -12,7 +12,7 @@ from components.sampling.image_files import encode_png, open_header
 from components.sampling.requests import typed_options
 from pipelines.command.options import LIKE, Model, Sampling, Seed, Tracking, share_cores, takes_options
 
-COUNT = 4  # images for each label or prompt, where nothing else is said
+COUNT = 4  # images for each label or prompt
 
 
 @takes_options(typed_options(), before="settings")
@@ -70,9 +70,8 @@ def sample(
     names = [str(request.label or request.prompt or name) for request, name in zip(requests, bare, strict=True)]
     for image, name, request in zip(images, names, requests, strict=True):
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower())[:40]
-        (out / f"{slug}-{request.generator}-{request.seed:04d}.png").write_bytes(
-            opened.signed(encode_png(image), request)
-        )
+        file = out / f"{slug}-{request.generator}-{request.seed:04d}.png"
+        file.write_bytes(opened.signed(encode_png(image), request))
     (out / "grid.png").write_bytes(labelled_grid(images, names))
     console.print(f"{len(images)} images in {time.monotonic() - started:.1f} s, in {out}", highlight=False)
     typer.echo(f"grid: {out / 'grid.png'}")
@@ -80,8 +79,8 @@ def sample(
 
 def read_condition(path: Path, seen: Any) -> bytes:
     """Reads a file as a condition image of the kind and size `seen`, see `Cascade.condition_images`.
-    A depth map of 16 bits becomes an image as in training; an image is taken as it is. Raises ValueError for a file
-    that is neither, or for a model without condition images."""
+    A depth map of 16 bits becomes an image as in training. Raises ValueError for a file that is no image, or for a
+    model without condition images."""
     from components.data.images import load_depth, load_image
 
     if seen is None:

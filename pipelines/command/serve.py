@@ -19,27 +19,27 @@ from components.runtime.tracking.names import REGISTRY, environment, shown_sourc
 from components.serving.settings import KEYS, KEYS_FILE, ServedModel, ServiceSettings, is_loopback, read_keys
 from pipelines.command.options import SHARED_CORES
 from pipelines.engine.session import on_cluster, set_environment, start_ray
-from pipelines.planning.profiles import Cluster, tracking_uri
+from pipelines.planning.profiles import tracking_uri
 
 if TYPE_CHECKING:
     from components.serving.deployment import Application
 
 SERVING = {  # of the Ray that is started for a service
-    "RAY_worker_niceness": "0",  # Ray's workers let all others go first; here somebody waits for them
+    "RAY_worker_niceness": "0",  # Ray's own let all others go first; here somebody waits
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{components.__name__}.serving.middleware:middlewares",
     "RAY_SERVE_ENABLE_HA_PROXY": "0",  # the proxy that has such callbacks
 }
 ON_THIS_MACHINE = SHARED_CORES | {
-    "RAY_prestart_worker_first_driver": "0",  # four processes serve; it would start one for each logical CPU first
+    "RAY_prestart_worker_first_driver": "0",  # it would start one for each logical CPU first
 }
 START_SECONDS = 60
 
 
 def build(args: dict[str, Any]) -> "Application":
-    """Returns the service for `serve deploy` and RayService.
-    Their import_path is `image_cascade.pipelines.command.serve:build`. `args`: the fields of `ServiceSettings`;
-    `tracking` may be left to MLFLOW_TRACKING_URI. Raises UsageError, in one line, for a field that does not fit."""
-    from components.serving.deployment import service  # here and below, for wrong use is said before torch is there
+    """Returns the service; the import_path of `serve deploy` and RayService is `….command.serve:build`.
+    `args`: the fields of `ServiceSettings`; `tracking` may be left to MLFLOW_TRACKING_URI. Raises UsageError, in one
+    line, for a field that does not fit."""
+    from components.serving.deployment import service  # here, for wrong use is said before torch is there
 
     set_environment(environment())
     return service(read_settings({"tracking": os.environ.get("MLFLOW_TRACKING_URI")} | args), read_keys_here)
@@ -52,40 +52,26 @@ def read_keys_here() -> tuple[str, ...]:
 
 
 def serve_models(
-    models: Sequence[str],
-    *,
-    host: str,
-    port: int,
-    tracking: str | None,
-    replicas: str,
-    gpus: float | None,
-    batch: int,
-    console: Console,
+    models: Sequence[str], *, host: str, port: int, tracking: str | None, replicas: str, gpus: float | None, batch: int
 ) -> None:
-    """Serves until SIGTERM or Ctrl-C. Raises UsageError, in one line, for a service that can't start.
-
-    Args:
-        models: NAME=SOURCE, or a source alone.
-        replicas: of each model: a number, or the least and the most such as 1..4.
-        gpus: of a replica. None: one where there are GPUs.
-        batch: images of one at most."""
+    """Serves until SIGTERM or Ctrl-C; arguments are those of `cascade serve`.
+    Raises UsageError, in one line, for a service that can't start."""
     end_by_signals()
+    console = Console()
     if find_spec("fastapi") is None:
         raise UsageError("cascade serve needs the extra serve: pip install 'image-cascade[serve]'")
     set_environment(environment() | SERVING | ON_THIS_MACHINE)
     least, _, most = replicas.partition("..")
     if not least.isdecimal() or not (most or least).isdecimal():
         raise UsageError(f"--replicas {replicas}: write a number, or the least and the most such as 1..4")
-    settings = read_settings(
-        {
-            "models": [served_model(text) for text in models],
-            "tracking": tracking_uri(tracking),
-            "min_replicas": int(least),
-            "max_replicas": int(most or least),
-            "batch_images": batch,
-        }
-    )
-    settings = settings.model_copy(update={"keys_required": needs_keys(host)})
+    address = f"[{host}]" if ":" in host else host  # IPv6
+    with usage_errors():
+        keys, others = read_keys_here(), not is_loopback(address)
+    if others and not keys:
+        raise UsageError(f"--host {host} is reached by others: set {KEYS} (keys by commas) or {KEYS_FILE}")
+    counts = {"min_replicas": int(least), "max_replicas": int(most or least), "batch_images": batch}
+    asked = {"models": [served_model(text) for text in models], "tracking": tracking_uri(tracking)}
+    settings = read_settings(asked | counts | {"keys_required": others})
 
     from components.serving.deployment import check_port, check_room, end_service, run_service
     from components.serving.versions import find_version
@@ -97,17 +83,21 @@ def serve_models(
         with console.status("starting Ray"):
             cluster = start_ray(worker_start_timeout=START_SECONDS, verbose=False)
         end_by_signals()  # again: Ray has put its own in the place, which ends in a core dump
-        settings = with_gpus(settings, gpus, cluster)
+        each = float(cluster.gpus > 0) if gpus is None else gpus
+        needed = each * settings.min_replicas * len(settings.models)
+        if cluster.here and needed > cluster.gpus:  # an autoscaler may make more
+            have = f"the replicas need {needed:g} GPUs together, this machine has {cluster.gpus:g}"
+            raise UsageError(f"{have}: lower --replicas or --gpus")
+        settings = settings.model_copy(update={"gpus": each})
         check_room(host, port)  # before what follows would end a service of somebody else
         try:
             with console.status(f"loading {', '.join(model.source for model in settings.models)}"):
                 run_service(settings, host=host, port=port, read_keys=read_keys_here, say=console.print)
             for model, named in zip(settings.models, versions, strict=True):
                 served = f"{model.name}: {shown_source(model.source)}, version {named.version}"
-                address = f"http://{bracketed(host)}:{port}"
-                console.print(f"{address} serves {served}", highlight=False, soft_wrap=True)
+                console.print(f"http://{address}:{port} serves {served}", highlight=False, soft_wrap=True)
             threading.Event().wait()
-        finally:  # with a Ray of its own it ends at once; on a cluster that is joined, when who is answered has images.
+        finally:  # with a Ray of its own at once; on a cluster, when who is answered has images
             # A second signal waits for nobody, and the cluster ends the service alone.
             ray.shutdown() if cluster.here else end_service()
 
@@ -126,40 +116,12 @@ def served_model(text: str) -> ServedModel:
     if not equals or re.search("[/:]", name):  # part of an address
         source, name = text, shown_source(text).removeprefix(REGISTRY).partition("@")[0].partition("/")[0]
     if not (name and source):
-        raise UsageError(
-            f"--model {text!r}: write SOURCE or NAME=SOURCE, such as models:/image-cascade-openmoji@champion"
-        )
+        example = "models:/image-cascade-openmoji@champion"
+        raise UsageError(f"--model {text!r}: write SOURCE or NAME=SOURCE, such as {example}")
     return ServedModel(name=name, source=source)
-
-
-def with_gpus(settings: ServiceSettings, gpus: float | None, cluster: Cluster) -> ServiceSettings:
-    """Returns the settings with a replica's GPUs: the requested number, or 1 where GPUs exist.
-    Raises UsageError for more than this machine has; what an autoscaler can make of a cluster is not known."""
-    each = float(cluster.gpus > 0) if gpus is None else gpus
-    needed = each * settings.min_replicas * len(settings.models)
-    if cluster.here and needed > cluster.gpus:
-        raise UsageError(
-            f"the replicas need {needed:g} GPUs together, this machine has {cluster.gpus:g}: lower --replicas or --gpus"
-        )
-    return settings.model_copy(update={"gpus": each})
 
 
 def end_by_signals() -> None:
     """Makes SIGTERM and Ctrl-C end this program in order, with exit code 0."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *signaled: sys.exit(0))
-
-
-def needs_keys(host: str) -> bool:
-    """Tells whether other machines reach an address.
-    Raises UsageError where they do and no keys can be read."""
-    with usage_errors():
-        keys, others = read_keys_here(), not is_loopback(bracketed(host))
-    if others and not keys:
-        raise UsageError(f"--host {host} is reached by others: set {KEYS} (keys by commas) or {KEYS_FILE}")
-    return others
-
-
-def bracketed(host: str) -> str:
-    """Returns a host in the form of addresses, with brackets around IPv6."""
-    return f"[{host}]" if ":" in host else host

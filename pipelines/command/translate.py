@@ -1,7 +1,4 @@
-"""`cascade translate`: from an image to an image, by an image-to-image model or a filled mask.
-
-Masks are filled by any diffusion model of images.
-"""
+"""`cascade translate`: from an image to an image, by an image-to-image model or a filled mask."""
 
 import time
 from pathlib import Path
@@ -15,16 +12,13 @@ from components.sampling.image_files import encode_png, open_given_image
 from components.sampling.requests import in_words, request_options, typed_options
 from pipelines.command.options import LIKE, Model, Sampling, Seed, Tracking, share_cores, takes_options
 
-WORK_ON_IMAGES = ("translate", "diffusion")  # generators; the latter fills masks, whatever it was trained for
-HIDDEN = 127  # gray level of what the mask hides, in the image that shows before and after
+WORK_ON_IMAGES = ("translate", "diffusion")  # generators
+OPTIONS = {name: option for name, option in typed_options().items() if "translate" in option.generators}
+HIDDEN = 127  # gray level of what the mask hides, in the image before
 
 
 @takes_options({"task": request_options()["task"]}, before="prompt")
-@takes_options(
-    {name: option for name, option in typed_options().items() if "translate" in option.generators},
-    before="settings",
-    help_texts={"steps": "Denoising steps.", "sampler": f"One of {in_words([*SAMPLERS])}."},
-)
+@takes_options(OPTIONS, before="settings", steps="Denoising steps.", sampler=f"One of {in_words([*SAMPLERS])}.")
 def translate(
     image: Annotated[Path, typer.Option(help="The image to work on, of the model's size.")],
     model: Model = None,
@@ -60,10 +54,8 @@ def translate(
 
     started, console = time.monotonic(), Console()
     with at_work(console):
-        given = {
-            "image": image_bytes("--image", image),
-            "mask": None if mask is None else image_bytes("--mask", mask),
-        }
+        masked = None if mask is None else image_bytes("--mask", mask)
+        given = {"image": image_bytes("--image", image), "mask": masked}
         opened = open_model(model, like=like, tracking=tracking, **given)
         there = opened.cascade.generators
         generator = next((name for name in WORK_ON_IMAGES if name in there), None)
@@ -80,9 +72,8 @@ def translate(
     before = np.array(open_given_image(asked.image or b""))
     if asked.mask is not None:
         before[np.array(open_given_image(asked.mask, mode="L")) >= 128] = HIDDEN
-    shown = out / "before_after.png"
     blocks = [GridBlock("before", [before]), GridBlock("after", images)]
-    shown.write_bytes(render_blocks(blocks, columns=min(4, len(images))))
+    (shown := out / "before_after.png").write_bytes(render_blocks(blocks, columns=min(4, len(images))))
     console.print(f"{count} images in {time.monotonic() - started:.1f} s, in {out}", highlight=False)
     typer.echo(f"before and after: {shown}")
 

@@ -1,28 +1,22 @@
-"""Upkeep of runs and models: `cascade verify`, `gc`, `import`, `ema` and `promote`.
-
-A registered model carries the list of its files with it. Garbage are folders that no manifest lists.
-"""
+"""Runs and models in storage and registry: `cascade verify`, `import`, `export` and `ema`."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from components.configuration.families import family_of
 from components.configuration.optimization import Training
 from components.configuration.usage import UsageError, usage_errors
 from components.models.bundle import DESCRIPTION
 from components.models.file_list import LIST, differences
 from components.runtime.storage.artifact import Artifact, ArtifactError, load_artifact, verify_files
-from components.runtime.storage.garbage import collect, find_garbage
-from components.runtime.storage.store import Store, absolute
-from components.runtime.tracking.names import REGISTRY, environment
-from components.weights.files import read_tokenizer, read_weights
-from components.weights.importing import Target, import_weights
+from components.runtime.storage.store import Store
+from components.runtime.tracking.names import REGISTRY
+from components.weights.importing import Target
+from pipelines.engine.code_seen import made_by
 from pipelines.engine.run_report import load_plan, newest_run
-from pipelines.engine.session import set_environment
 from pipelines.planning.profiles import storage_uri, tracking_uri
 from pipelines.recipes.catalog import load_recipe
 from pipelines.workflows import build_workflow
@@ -31,12 +25,21 @@ SOUND, DAMAGED = 0, 1
 
 
 def verify_run(run: str | None, *, storage: str | None, console: Console) -> int:
-    """Check the artifacts of a run; returns the exit code: 0 sound, 1 damaged.
-    The run is the newest if `run` is None. Raises UsageError if there is no such run, StoreError if storage can't be
-    reached."""
-    root = Store(storage_uri(storage))
+    """Check the artifacts of a run, None: the newest; returns the exit code: 0 sound, 1 damaged.
+    Raises UsageError if there is no such run, StoreError if storage can't be reached."""
+    root, artifacts, bad = Store(storage_uri(storage)), list[Artifact](), list[str]()
     run = run or newest_run(root)
-    artifacts, bad = committed(root, run)
+    for stage in load_plan(root, run)["stages"]:
+        store = root.join("stages", stage["name"], stage["key"])
+        try:
+            artifact = load_artifact(store)
+        except ArtifactError as error:
+            bad.append(str(error))
+            continue
+        if artifact is not None:
+            artifacts.append(artifact)
+        elif stage["state"] in ("done", "cached"):
+            bad.append(f"{store.url('manifest.json')} is missing")
     total = sum(entry.bytes for artifact in artifacts for entry in artifact.files)
     columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
@@ -46,20 +49,11 @@ def verify_run(run: str | None, *, storage: str | None, console: Console) -> int
             bad += verify_files(artifact.store, artifact.files, on_file=lambda entry: bar.advance(task, entry.bytes))
     files = sum(len(artifact.files) for artifact in artifacts)
     what = f"{run}: {len(artifacts)} artifacts, {files} files, {total / 1e6:.1f} MB"
-    return _verdict(what, bad, "all as their manifests say", console)
+    return verdict(what, bad, "all as their manifests say", console)
 
 
-def verify_model(model: str, *, tracking: str | None, console: Console) -> int:
-    """Check a model in the registry, in storage or on disk; returns the exit code: 0 sound, 1 damaged.
-    On disk the folder may be the copy that MLflow has. Raises UsageError if there is no model, or no list of files to
-    compare with."""
-    set_environment(environment())
-    with usage_errors():
-        bad = model_differences(model, tracking_uri(tracking))
-    return _verdict(model, bad, "all files as they were registered", console)
-
-
-def _verdict(what: str, bad: list[str], sound: str, console: Console) -> int:
+def verdict(what: str, bad: Sequence[str], sound: str, console: Console) -> int:
+    """Print what is damaged, or that all is `sound`; returns the exit code."""
     for line in bad:
         console.print(line, style="red", highlight=False, soft_wrap=True)
     console.print(f"{what}: {f'{len(bad)} damaged' if bad else sound}", highlight=False, soft_wrap=True)
@@ -67,9 +61,9 @@ def _verdict(what: str, bad: list[str], sound: str, console: Console) -> int:
 
 
 def model_differences(model: str, tracking: str | None) -> list[str]:
-    """Lists the changed, missing and added files of a model, a line for each.
-    Raises ValueError if there is nothing to compare with."""
-    from components.runtime.tracking import registry  # MLflow takes seconds to import
+    """Lists changed, missing and added files of a model in registry, storage or on disk, a line for each.
+    Raises ValueError if there is no model, or no list of its files."""
+    from components.runtime.tracking import registry
 
     if model.startswith(REGISTRY):
         with tempfile.TemporaryDirectory() as folder:
@@ -82,60 +76,6 @@ def model_differences(model: str, tracking: str | None) -> list[str]:
     if packed is None:
         raise ValueError(f"{model} has no {LIST} around it to be compared with: it was copied out of its registry")
     return differences(packed)
-
-
-def committed(root: Store, run: str) -> tuple[list[Artifact], list[str]]:
-    """Returns (artifacts of a run's finished stages, a line for each missing or broken manifest)."""
-    artifacts, bad = [], []
-    for stage in load_plan(root, run)["stages"]:
-        store = root.join("stages", stage["name"], stage["key"])
-        try:
-            artifact = load_artifact(store)
-        except ArtifactError as error:
-            bad.append(str(error))
-            continue
-        if artifact is not None:
-            artifacts.append(artifact)
-        elif stage["state"] in ("done", "cached"):
-            bad.append(f"{store.url('manifest.json')} is missing")
-    return artifacts, bad
-
-
-def collect_garbage(storage: str | None, *, unused: bool, delete: bool) -> None:
-    """Print each unneeded folder with size and reason; with `delete`, delete the folders."""
-    root = Store(storage_uri(storage))
-    garbage = find_garbage(root, unused=unused, on_wait=lambda line: typer.echo(line, err=True))
-    for folder in garbage:
-        typer.echo(f"{folder.bytes / 1e6:10.1f} MB  {folder.path}  ({folder.reason})")
-    gone = collect(root, garbage, unused=unused) if delete else garbage
-    total = sum(folder.bytes for folder in gone) / 1e6
-    typer.echo(f"{len(gone)} folders, {total:.1f} MB {'deleted' if delete else '(delete them with --yes)'}")
-    for folder in garbage:
-        if folder not in gone:
-            typer.echo(f"left alone, it is needed again: {folder.path}")
-
-
-def import_model(uri: str, *, stage: str | None, assignments: list[str], out: str, tokenizer: str | None = None) -> str:
-    """Import weights for a stage, `RECIPE/STAGE`; returns lines about the model and a next command.
-    `tokenizer` is the file of a model that reads captions itself.
-    Raises UsageError for a stage that is not there, and for weights that are damaged or do not fit; StoreError."""
-    set_environment(environment())
-    target = None if stage is None else target_of(stage, assignments)
-    with usage_errors():
-        words = None if tokenizer is None else read_tokenizer(tokenizer)
-        made = import_weights(read_weights(uri), target, out=Store(absolute(out)), tokenizer=words)
-    kind, network, settings, module = made.bundle
-    classes = f", {network['num_classes']} classes" if network.get("num_classes") else ""
-    left_out = f", {made.left_out} of training or other models left out" if made.left_out else ""
-    parameters = sum(parameter.numel() for parameter in module.parameters())
-    alone = settings.get("role") == "base" and "latent_scale" not in settings and not network.get("text_states_dim")
-    command = f"sample --model {out}" if alone else f"verify --model {out}"
-    takes_images = family_of(kind).reconstructs and network.get("image_channels", 3) in (1, 3)
-    command = f"reconstruct --model {out} --image photo.png" if takes_images else command
-    return (
-        f"{made.family}: {made.read} tensors read, 0 missing, 0 unused{left_out}; {parameters:,} parameters{classes}\n"
-        f"model: {made.artifact.identity} in {out}\nnext: cascade {command}"
-    )
 
 
 def target_of(name: str, assignments: list[str]) -> Target:
@@ -157,9 +97,8 @@ def target_of(name: str, assignments: list[str]) -> Target:
 
 def write_average(model: str, *, length: float, tracking: str | None, out: Path) -> str | None:
     """Write the model with an average of another length, a share of training in (0, 0.28), to `out`.
-    An average of a registered model becomes a version of its name too, and its candidate: returns its address. Raises
-    UsageError for a model that is not there or kept no snapshots, a length that has no average, and a folder that holds
-    something."""
+    Returns the address of a registered model's new version. Raises UsageError for a model that is not there or kept no
+    snapshots, a length that has no average, and a folder that holds something."""
     from components.runtime.tracking.registry import register_average
     from components.training.results import choose_average
     from pipelines.command.loading import local_model
@@ -179,16 +118,18 @@ def write_average(model: str, *, length: float, tracking: str | None, out: Path)
     return f"{REGISTRY}{made.name}/{made.version}"
 
 
-def promote_version(model: str, *, back: bool, tracking: str | None) -> str:
-    """Move the champion's alias to another version by hand; returns lines about it and the way back.
-    Raises UsageError if there is no such version."""
-    from components.runtime.tracking.promotion import promote_by_hand
+def known_of(model: str, tracking: str | None) -> str:
+    """Markdown about a model, of its registry or of its manifest; empty for a bare folder.
+    Raises ValueError if the registry can't be reached."""
+    from components.runtime.tracking import registry
 
-    set_environment(environment())
-    uri = tracking_uri(tracking)
-    if uri is None:
-        raise UsageError(f"{model} is in a registry: name it with --tracking")
-    with usage_errors():
-        name, version, before = promote_by_hand(model, tracking_uri=uri, back=back)
-    again = "" if before in (None, version) else f"; to take it back: cascade promote {name}@{before}"
-    return f"{REGISTRY}{name}@champion is version {version}{again}"
+    if model.startswith(REGISTRY):
+        return registry.description_of(model, tracking_uri=tracking_uri(tracking))
+    if registry.is_model_folder(model):
+        return ""
+    artifact = registry.model_artifact(model)
+    lines = [f"Model `{artifact.identity}`, made by {made_by(artifact.provenance) or 'code that is not known'}."]
+    if origin := artifact.provenance.get("origin"):
+        license_ = origin.get("license", "not stated")
+        lines.append(f"Weights of the {origin['family']}, sha256 `{origin['sha256']}`; their license: {license_}.")
+    return "\n\n".join(lines)

@@ -1,8 +1,7 @@
 """Records the code behind a stage's numbers with the artifact, and names later changes.
 
-Never part of a key: whether a change matters is for people to say. Each module is known by its text and by its syntax
-tree without comments and docstrings, so that neither of these is called a change; names of modules are those of the
-checkout, so that a wheel and a packed model have the same digests.
+Never part of a key. Each module is known by its text and by its syntax tree without comments and docstrings, so that
+neither of these is called a change; names of modules are those of the checkout, so that a wheel has the same digests.
 """
 
 import ast
@@ -28,7 +27,7 @@ LEFT_OUT = {  # what draws and reports, in rooms that decide
 DIGITS = 12  # hexadecimal, of a digest
 MOST_FILES = 8  # in a line
 INSTALLED = re.compile(rf"\bimage_cascade(?:_[0-9a-f]+)?\.(?=(?:{'|'.join(PACKAGES)})\b)")  # before a module's name
-SAME_NAME = re.compile(r"^(\s*import (\w+)) as \2$", re.MULTILINE)  # of a wheel: import image_cascade.components as …
+SAME_NAME = re.compile(r"^(\s*import (\w+)) as \2$", re.MULTILINE)  # of a wheel
 
 
 class ModuleFile:
@@ -56,9 +55,8 @@ class ModuleFile:
 
 def code_of(stage: Stage, root: Path = ROOT) -> dict[str, Any]:
     """Versions, and digests (text, syntax tree) of each module behind the stage's numbers, by path.
-    These are the modules that its function and its configuration import, inside functions too, and so on. A network is
-    one of them if the stage or one that it needs has its kind, a training's task if it is that of the stage's
-    family."""
+    These are the modules that its function and its configuration import, and so on; of networks those of the kinds of
+    the stage and of those that it needs, of tasks that of its family."""
     from components.models.bundle import NETWORKS  # torch takes seconds to import
     from components.training.step_model import TASKS
 

@@ -25,15 +25,7 @@ from pipelines.engine.provenance import code_line, commit
 from pipelines.engine.recorder import RunRecorder, StageStatus
 from pipelines.engine.run_report import REPORT, TRACES, announced, link_pages, render_run, save_run, traces_of
 from pipelines.engine.session import on_cluster, set_environment, start_ray, this_node
-from pipelines.planning.preflight import (
-    Needs,
-    check_needs,
-    check_nodes,
-    check_shares,
-    check_starts,
-    needs_of,
-    space_of,
-)
+from pipelines.planning import preflight
 from pipelines.planning.profiles import Profile, load_profile, parse_cluster, storage_uri, tracking_uri
 from pipelines.planning.shares import resource_table, share_cluster, trainings
 from pipelines.recipes.catalog import DEMO, load_recipe, resolved_yaml
@@ -58,8 +50,8 @@ class RunOptions(Selection):
     name: str | None = None
     run: str | None = None
     verbose: bool = False
-    profile_steps: str | None = None  # of each training, recorded by torch.profiler, as 20:25
-    cluster: str | None = None  # what a cluster will have that has less now, as gpus=8,cpus=64
+    profile_steps: str | None = None  # for torch.profiler, as 20:25
+    cluster: str | None = None  # what it will have, as gpus=8,cpus=64
     fastest: bool | None = None  # or the cheapest; None: the profile's aim
     promote: events.Promote = "better"
 
@@ -77,7 +69,7 @@ class Prepared:
     name: str  # of the models, in MLflow's registry
     run: str
     planned: list[PlannedStage]
-    needs: Needs
+    needs: preflight.Needs
     commit: str  # of the code, as `provenance.commit` has it
     starts: list[str]  # a line for each training that begins with given weights
     profiling: Profiling | None = None
@@ -101,9 +93,9 @@ def prepare(options: RunOptions) -> Prepared:
     workflow = build_workflow(recipe)
     root.check_writable()
     planned = workflow.plan(root, options)
-    needs = needs_of(workflow, planned)
-    check_needs(needs)
-    starts = check_starts(planned)
+    needs = preflight.needs_of(workflow, planned)
+    preflight.check_needs(needs)
+    starts = preflight.check_starts(planned)
     run = options.run or f"{name}-{planned[-1].key[:6]}"
     profiling, tracking = None, tracking_uri(options.tracking)
     if options.profile_steps is not None:
@@ -195,26 +187,26 @@ def _share(prepared: Prepared, console: Console) -> dict[str, Resources]:
     options, workflow, profile = prepared.options, prepared.workflow, prepared.profile
     future = None if options.cluster is None else parse_cluster(options.cluster)
     if future is not None and not on_cluster():
-        raise UsageError(
-            "--cluster says what a cluster will have, and none is joined here; `cascade plan` takes it too"
-        )
-    space = space_of(workflow, prepared.planned)
+        raise UsageError("--cluster says what a cluster will have, and none is joined; `cascade plan` takes it too")
+    space = preflight.space_of(workflow, prepared.planned)
     space.check(root=prepared.root, works=not on_cluster())
-    present = start_ray(worker_start_timeout=profile.start_timeout, verbose=options.verbose)
+    # A cold GPU node pulls the image first. Elastic trainings take what there is; but where a node is lost, Ray waits
+    # so long before it looks again.
+    seconds = profile.worker_start_timeout or (600 if profile.min_workers is None else 30)
+    present = start_ray(worker_start_timeout=seconds, verbose=options.verbose)
     cluster = present if future is None else future._replace(gpu=future.gpu or present.gpu)
     shares = share_cluster(workflow, profile, cluster, running=prepared.running)
-    check_shares(workflow, shares)
+    preflight.check_shares(workflow, shares)
     if on_cluster():
-        check_nodes(prepared.needs, prepared.root, space)
+        preflight.check_nodes(prepared.needs, prepared.root, space)
     if cluster.gpus and shares:
         console.print(resource_table(workflow, profile, cluster, shares))
     return {name: share.model_copy(update={"profiling": prepared.profiling}) for name, share in shares.items()}
 
 
 def _start_recorder(prepared: Prepared) -> Any:
-    actor = ray.remote(num_cpus=0, scheduling_strategy=this_node())(RunRecorder).remote(
-        tracking=prepared.tracking, spool=absolute("runs/spool")
-    )
+    recorder = ray.remote(num_cpus=0, scheduling_strategy=this_node())(RunRecorder)
+    actor = recorder.remote(tracking=prepared.tracking, spool=absolute("runs/spool"))
     tags = {
         "name": prepared.name,
         "recipe": prepared.recipe.name,
@@ -247,8 +239,7 @@ def _describe_models(prepared: Prepared, outcome: Outcome) -> events.ModelsDescr
     command += [part for assignment in options.set for part in ("--set", assignment)]
     command += ["--name", options.name] if options.name else []
     facts = {"recipe": prepared.recipe.name, "run": prepared.run, "report": prepared.url(REPORT)}
-    about, details = model_card(outcome.artifacts, **facts, command=command, commit=prepared.commit)
-    return events.ModelsDescribed(about, details)
+    return events.ModelsDescribed(*model_card(outcome.artifacts, **facts, command=command, commit=prepared.commit))
 
 
 def _save(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], *, seconds: float) -> None:
@@ -262,16 +253,8 @@ def _save(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], *, 
         "storage": prepared.root.uri,
         "tracking": re.sub(r"//[^/@]+@", "//", prepared.tracking or "none"),  # an address may carry a password
     }
-    save_run(
-        prepared.root,
-        prepared.run,
-        recipe_yaml=resolved_yaml(prepared.recipe),
-        planned=prepared.planned,
-        statuses=statuses,
-        outcome=outcome,
-        facts=facts,
-        seconds=seconds,
-    )
+    folder, yaml = prepared.root.join("runs", prepared.run), resolved_yaml(prepared.recipe)
+    save_run(folder, yaml, prepared.planned, statuses, outcome, facts=facts, seconds=seconds)
 
 
 def _conclude(prepared: Prepared, outcome: Outcome, promotion: list[str] | None, report: str, console: Console) -> int:
@@ -281,8 +264,7 @@ def _conclude(prepared: Prepared, outcome: Outcome, promotion: list[str] | None,
     if outcome.failures:
         say(console, f"details: {prepared.url('errors.txt')}; the same command goes on from here")
     if prepared.profiling is not None:
-        traces = traces_of(prepared.root, prepared.run) or ["none, no training that ran took these steps"]
-        for line in traces:
+        for line in traces_of(prepared.root, prepared.run) or ["none, no training that ran took these steps"]:
             say(console, f"trace: {line}")
     say(console, f"code: {code_line(prepared.commit)}")
     say(console, f"report: {report}")

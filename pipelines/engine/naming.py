@@ -34,29 +34,24 @@ COMMON = {  # folders that say nothing of what is in them, where one above them 
 
 def cascade_name(recipe: Recipe, given: str | None) -> str:
     """The name of a run's models: `given`, or after the recipe, or after other images than the recipe's.
-    The models are registered as `image-cascade-NAME`, so that one's own images never move the champion of others'; the
-    name is no part of a stage's key. Two recipes on the same images stay apart: `class_guided_on_photos`, and `photos`
-    for the demo's. Raises UsageError for a name that MLflow's registry or a folder can't have."""
-    name = given if given is not None else _name_of(recipe)
+    The models are registered as `image-cascade-NAME`, so that one's own images never move the champion of others'. Two
+    recipes on the same images stay apart: `class_guided_on_photos`, and `photos` for the demo's. Raises UsageError for
+    a name that MLflow's registry or a folder can't have."""
+    name, packaged = recipe.name, RECIPES.get(recipe.name)
+    if given is not None:
+        name = given
+    elif packaged is not None and recipe.images.source != packaged().images.source:
+        images = source_name(recipe.images.source)
+        own = f"{images}_images" if images in RECIPES else images  # a folder named as a recipe
+        name = own if recipe.name == DEMO else f"{recipe.name}_on_{images}"
     if not NAME.fullmatch(name):
         raise UsageError(f"name {name!r} can't be that of a model: letters, digits, - and _, at most 100; set --name")
     return name
 
 
-def _name_of(recipe: Recipe) -> str:
-    packaged = RECIPES.get(recipe.name)
-    if packaged is None or recipe.images.source == packaged().images.source:
-        return recipe.name
-    images = source_name(recipe.images.source)
-    if recipe.name != DEMO:
-        return f"{recipe.name}_on_{images}"
-    return f"{images}_images" if images in RECIPES else images  # a folder that has the name of a recipe
-
-
 def source_name(source: str) -> str:
     """The last telling part of a source's address, in letters, digits and underscores.
-    s3://bucket/imagenet/train/*.tar -> imagenet; ~/photos -> photos; cats.tar -> cats; ~/Müller -> Muller; ~/写真 ->
-    images_9c3250."""
+    s3://bucket/imagenet/train/*.tar -> imagenet; cats.tar -> cats; ~/Müller -> Muller; ~/写真 -> images_9c3250."""
     parts = [part for part in absolute(source).rpartition("://")[2].split("/") if part and not GLOB & set(part)]
     suffixes = (*TARS, SUFFIX)
     bare = [next((part.removesuffix(end) for end in suffixes if part.endswith(end)), part) for part in parts]
@@ -85,16 +80,14 @@ def model_card(
     artifacts: Mapping[str, Artifact], *, recipe: str, run: str, report: str, command: Sequence[str], commit: str
 ) -> tuple[str, str]:
     """Descriptions in Markdown: of all versions of the models, and of this run's versions.
-    They name recipe, data, license, command, code and figures. `artifacts`: stage -> what it made, now or before.
-    `report`: its URL. `command`: as it was typed, without places. `commit`: of the code that runs."""
+    `artifacts`: stage -> what it made, now or before. `report`: its URL. `command`: as typed, without places."""
     about, again = f"Recipe `{recipe}`.", f"    {shlex.join(command)}"
     if "images" in artifacts:
         facts = artifacts["images"].metadata
         license_ = "unknown, the source states none" if facts["license"] == UNSPECIFIED else facts["license"]
-        page = f", {PAGES[facts['source']]}" if facts["source"] in PAGES else ""
-        about += (
-            f" Trained on {facts['train_samples']:,} images of `{facts['source']}`{page}; their license: {license_}."
-        )
+        images = f"{facts['train_samples']:,} images of `{facts['source']}`"
+        images += f", {PAGES[facts['source']]}" if facts["source"] in PAGES else ""
+        about += f" Trained on {images}; their license: {license_}."
     if COMMIT.fullmatch(commit):
         again = f"    git checkout {commit}\n{again}"
     again = f"Run `{run}`, report `{report}`; its `recipe.yaml` has every number. To make it again:\n\n{again}"

@@ -21,11 +21,15 @@ VARIABLE = "CASCADE_COMMIT"  # the same of a job whose files were uploaded
 
 def commit(root: Path = ROOT, *, of: Sequence[str] = PACKAGES) -> str:
     """The commit of the code below `root`, 40 digits, with `+changes` if the pathspecs `of` differ.
-    Without a repository of its own (a venv may lie within somebody else's), what CASCADE_COMMIT or the file COMMIT
-    says; else the digest of the source, as `source:1a2b3c4d5e6f`."""
+    Without a repository of its own: CASCADE_COMMIT, the file COMMIT, or a digest, as `source:1a2b3c4d5e6f`."""
     path = root / COMMIT
     written = path.read_text().strip() if path.is_file() else ""
-    return _asked_of_git(root, of) or os.environ.get(VARIABLE, "").strip() or written or _source_digest(root)
+    if said := _asked_of_git(root, of) or os.environ.get(VARIABLE, "").strip() or written:
+        return said
+    digest = hashlib.sha256()
+    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return f"source:{digest.hexdigest()[:12]}"
 
 
 def short(commit: str) -> str:
@@ -64,10 +68,3 @@ def _asked_of_git(root: Path, of: Sequence[str]) -> str:
         return head + ("+changes" if git("status", "--porcelain", "--", *of) else "")
     except (OSError, subprocess.CalledProcessError):  # no git, no repository, or one of another user
         return ""
-
-
-def _source_digest(root: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
-        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    return f"source:{digest.hexdigest()[:12]}"

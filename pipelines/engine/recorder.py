@@ -1,7 +1,6 @@
 """The run's single recorder: an actor on the driver's node for reports of stages and workers.
 
-It keeps the log, of which the report draws curves, the state of the live table, trainings' gauges for Prometheus, and
-the only connection to MLflow.
+It keeps the log, the state of the live table, gauges for Prometheus, and the only connection to MLflow.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "image-cascade"
 STORE_SECONDS = 20.0  # between two writes to storage while a stage trains
 HELD = "checkpoint_hold_seconds"
-GAUGES = {name: measure.title for name, measure in MEASURES.items()} | {  # of a training -> title
+GAUGES = {name: measure.title for name, measure in MEASURES.items()} | {
     "step": "steps taken",
     "loss": "the last one reported",
     "checkpoint_age_seconds": "since a log said that training was saved, or since its start",
@@ -44,10 +43,10 @@ class StageStatus:
     loss: float | None = None
     started: float | None = None
     finished: float | None = None
-    saved: float = field(default_factory=time.time)  # when a log told of a checkpoint, or the start
+    saved: float = field(default_factory=time.time)  # of the last checkpoint, or the start
     note: str = ""
     warnings: tuple[str, ...] = ()  # all that came
-    measures: dict[str, float] = field(default_factory=dict)  # of a training, as its last log has them
+    measures: dict[str, float] = field(default_factory=dict)  # of a training
 
     @property
     def seconds(self) -> float | None:
@@ -102,8 +101,10 @@ class RunRecorder(events.Recorder):
                 status.note, status.step, status.total, status.unit = "", step, total, unit
                 status.rate = status.rate if rate is None else rate
                 status.loss = status.loss if loss is None else loss
-                if unit == "step":
-                    self._export(status)
+                if unit == "step":  # for Prometheus; again with each progress, as Ray forgets gauges in 20 s
+                    figures = {"step": step, "loss": status.loss, "checkpoint_age_seconds": time.time() - status.saved}
+                    for name, value in (status.measures | figures).items():
+                        self.gauges[name].set(value, {"run": self.log.run, "stage": status.name})
                     if step == total:  # before the stage commits, and may be cached
                         self._store(status.name)
             case events.Metrics(values=values):
@@ -117,13 +118,7 @@ class RunRecorder(events.Recorder):
                 self.warnings.append(f"{stage}: {line}")
                 status.warnings += (line,)
                 lines = [line for line in self.warnings if line.startswith(f"{stage}: ")]
-                self.log.append(events.Text(stage, "warnings.txt", "\n".join(lines)))  # all of them, for MLflow
-
-    def _export(self, status: StageStatus) -> None:
-        """Show a training's figures to Prometheus; again with each progress, as Ray forgets them in 20 s."""
-        figures = {"step": status.step, "loss": status.loss, "checkpoint_age_seconds": time.time() - status.saved}
-        for name, value in (status.measures | figures).items():
-            self.gauges[name].set(value, {"run": self.log.run, "stage": status.name})
+                self.log.append(events.Text(stage, "warnings.txt", "\n".join(lines)))
 
     def snapshot(self) -> list[StageStatus]:
         return list(self.stages.values())
@@ -136,9 +131,8 @@ class RunRecorder(events.Recorder):
         return self.warnings + ([] if self.tracker is None else self.tracker.close(status, promote=promote))
 
     def result(self) -> tuple[list[str] | None, dict[str, str]]:
-        """Lines about the champions of a finished run, and the addresses of MLflow's pages.
-        The lines are None until MLflow has received the run's end, the pages those of the run and the model's version,
-        as far as MLflow has received them."""
+        """Lines about the champions of a finished run, and the addresses of MLflow's pages of run and model.
+        The lines are None until MLflow has received the run's end, pages are missing until it has them."""
         if self.tracker is None or (delivery := self.tracker.delivery) is None:
             return None, {}
         promotions = delivery.promotions.get(self.log.run)

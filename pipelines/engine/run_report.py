@@ -42,26 +42,21 @@ def announced(root: Store, run: str, planned: Sequence[PlannedStage]) -> Iterato
 
 
 def save_run(
-    root: Store,
-    run: str,
-    *,
+    folder: Store,
     recipe_yaml: str,
     planned: Sequence[PlannedStage],
     statuses: Sequence[StageStatus],
     outcome: Outcome,
-    facts: Mapping[str, str],
-    seconds: float,
+    **about: Any,
 ) -> None:
-    """Write the resolved recipe, the plan with the stages' final states, and the errors of a run.
-    `facts`: what else the report names: commit, machine, storage. `seconds`: of the whole run."""
-    folder, states = root.join("runs", run), {status.name: asdict(status) for status in statuses}
-    stages = []
+    """Write recipe, plan with the stages' final states, and errors of a run to the run's folder.
+    `about`: `facts` that the report names (commit, machine, storage), and the `seconds` of the whole run."""
+    states, stages = {status.name: asdict(status) for status in statuses}, []
     for entry in planned:
         inputs = [parent.name for parent in entry.stage.parents.values()]
         stages.append({"key": entry.key, "inputs": inputs} | states[entry.stage.name])
     folder.write("recipe.yaml", recipe_yaml.encode())
-    changes = changes_of_code(planned)
-    plan = {"saved": time.time(), "seconds": seconds, "facts": dict(facts), "code_changes": changes, "stages": stages}
+    plan = {"saved": time.time(), **about, "code_changes": changes_of_code(planned), "stages": stages}
     folder.write(PLAN, json.dumps(plan, indent=1).encode())
     text = "\n\n".join(f"{stage}\n{details}" for stage, details in outcome.tracebacks.items())
     folder.write("errors.txt", text.encode())

@@ -18,12 +18,12 @@ from pipelines.planning.profiles import Cluster, found_cluster, local_cpus, usab
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the warning's own remedy: leave CUDA_VISIBLE_DEVICES as it is
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the warning's own remedy
 }
 LOCAL = {  # a laptop is not preempted, and every process that is not started saves seconds
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Train notices at its next look that its workers are done
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Train notices sooner that workers are done
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_maximum_startup_concurrency": "8",
     "RAY_worker_register_timeout_seconds": "600",  # a busy laptop, late for Ray's 60, would wait for ever
@@ -39,9 +39,8 @@ JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None = None) -> Cluster:
     """Join the cluster of `RAY_ADDRESS` or of the submitted job, else start Ray here.
-    Returns CPUs, GPUs and nodes of the cluster. `num_gpus`: GPUs of a Ray that is started here; None: those that torch
-    can use. Raises UsageError, in one line, if the cluster can't be joined or this machine is too busy to start Ray in
-    time."""
+    `num_gpus`: GPUs of a Ray that is started here; None: those that torch can use. Raises UsageError, in one line, if
+    the cluster can't be joined or this machine is too busy to start Ray in time."""
     waiting = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(worker_start_timeout)}
     settings = ENVIRONMENT | environment() | waiting | ({} if on_cluster() else LOCAL if verbose else LOCAL | UNREAD)
     set_environment(settings)
@@ -68,9 +67,7 @@ def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None 
 
 @retry(retry=retry_if_exception_message(match=".*timed out during startup"), stop=stop_after_attempt(3), reraise=True)
 def _init(**settings: Any) -> None:
-    """Call `ray.init`, again after a start that took over 30 seconds on a busy laptop.
-    30 seconds is the limit of Ray's own processes. Ends the processes of a late start, which Ray would keep until this
-    program exits."""
+    """Call `ray.init`, again after a start beyond Ray's 30 seconds, whose processes end here."""
     before = psutil.Process().children()
     try:
         ray.init(**settings)
@@ -88,8 +85,7 @@ def this_node() -> NodeAffinitySchedulingStrategy:
 
 def set_environment(settings: dict[str, str]) -> None:
     """Set environment variables, except the user's own."""
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(settings | os.environ)
 
 
 def on_cluster() -> bool:

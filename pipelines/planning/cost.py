@@ -4,7 +4,7 @@ Operations are counted (`components.training.step_model`), and a step's seconds 
 Not counted are samples and evaluation, a pretrained text encoder, the time to read images, to save and to start.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ from pipelines.planning.profiles import Aim, Cluster, Profile
 from pipelines.planning.step_time import StepTime, encoding_work, step_time
 from pipelines.workflow import Stage, Workflow
 
-TOKEN_BYTES, ARRAY_BYTES, PIXEL_BYTES = 4, 2, 3  # of a token or word, of a number that was made before, of a pixel
+TOKEN_BYTES, ARRAY_BYTES, PIXEL_BYTES = 4, 2, 3  # of a token, a stored number, a pixel
 
 
 class StageCost(NamedTuple):
@@ -38,7 +38,7 @@ class StageCost(NamedTuple):
     stage: str
     gpus: float  # at work
     step_flops: int | None  # of a whole step; None: nothing is trained
-    frozen_flops: int  # of them, those of frozen networks that make columns at each step
+    frozen_flops: int  # of them, those of frozen networks
     samples: int  # of a step; of the set, where nothing is trained
     flops: int  # of all steps
     read: int  # bytes of samples before compression
@@ -80,26 +80,25 @@ def chosen(made: Sequence[Choice], aim: Aim) -> Choice:
     """The choice of an aim, among those that fit the memory if any does.
     The knee has the least product of hours and price: beyond it a percent of the hours costs more than a percent of the
     price, and twice the GPUs are taken only where they save 29 % of the time (1 - 1 / sqrt 2)."""
-    fitting = [choice for choice in made if choice.fits] or made
-    if aim == "fastest":
-        return min(fitting, key=lambda choice: (choice.hours, choice.worker_hours))
-    if aim == "cheapest":
-        return min(fitting, key=lambda choice: (choice.worker_hours, choice.hours))
-    return min(fitting, key=lambda choice: choice.worker_hours * choice.hours)
+    aims: dict[Aim, Callable[[Choice], tuple[float, ...]]] = {
+        "fastest": lambda choice: (choice.hours, choice.worker_hours),
+        "cheapest": lambda choice: (choice.worker_hours, choice.hours),
+        "knee": lambda choice: (choice.worker_hours * choice.hours,),
+    }
+    return min([choice for choice in made if choice.fits] or made, key=aims[aim])
 
 
 def training_time(stage: Stage, stages: Sequence[Stage], resources: Resources, cluster: Cluster) -> StepTime:
     """Seconds of a step of a training, in the mean over all steps what products need."""
-    model, makers = model_of(stage, stages), columns_of(stage)
-    frozen = [encoding_work(model_of(maker, stages), name) for name, maker in makers.items()]
+    model = model_of(stage, stages)
+    frozen = [encoding_work(model_of(maker, stages), name) for name, maker in columns_of(stage).items()]
     flops = counted_flops(model).total / model.training.optimization.total_steps + frozen_flops(stage, stages)
     return step_time(model, resources, cluster, frozen=frozen, flops=flops)
 
 
 def frozen_flops(stage: Stage, stages: Sequence[Stage]) -> int:
     """Operations of the frozen networks that make columns of a training's batch."""
-    makers = columns_of(stage).items()
-    image = sum(encoding_flops(model_of(maker, stages), name) for name, maker in makers)
+    image = sum(encoding_flops(model_of(maker, stages), name) for name, maker in columns_of(stage).items())
     return image * model_of(stage, stages).training.optimization.global_batch_size
 
 
@@ -125,7 +124,7 @@ def checkpoints_of(optimization: OptimizationConfig, *, hours: float) -> int:
 
 
 def training_cost(stage: Stage, stages: Sequence[Stage], resources: Resources, cluster: Cluster) -> StageCost:
-    """Counts the cost of a training on the training's workers."""
+    """The cost of a training on its workers."""
     model = model_of(stage, stages)
     optimization, own = model.training.optimization, counted_flops(model)
     frozen = frozen_flops(stage, stages)
@@ -158,24 +157,20 @@ def encoding_cost(
         width = sum(column_bytes(stage, name, stages) for name in names)
     else:
         makers = {"tokens": source_of(stage, "tokenizer")}
-        config = makers["tokens"].config
-        grid = config.token_grid if isinstance(config, Training) else None
+        grid = model_of(makers["tokens"], stages).training.token_grid
         assert grid is not None  # the stage makes tokens
         width = grid.height * grid.width * TOKEN_BYTES
     models, gpu = {name: model_of(maker, stages) for name, maker in makers.items()}, cluster.known_gpu
     flops = sum(encoding_flops(model, name) for name, model in models.items()) * images
     moved = sum(encoding_work(model, name).moved.sample for name, model in models.items()) * images
     gpu_hours = (flops / (gpu.peak * gpu.products) + moved / gpu.bandwidth) / 3600
-    gpus, read = (
-        resources.gpus_per_worker * resources.num_actors,
-        images * PIXEL_BYTES * images_of(stages).resolution ** 2,
-    )
-    costs = (flops, read, images * width, None, None, gpu_hours, gpu_hours / gpus)
+    gpus, read = resources.gpus_per_worker * resources.num_actors, PIXEL_BYTES * images_of(stages).resolution ** 2
+    costs = (flops, images * read, images * width, None, None, gpu_hours, gpu_hours / gpus)
     return StageCost(stage.name, gpus, None, 0, images, *costs)
 
 
 counted_flops = cache(StepModel.training_flops)  # of a training, counted once
-encoding_flops = cache(StepModel.encoding_flops)  # of a frozen network for a column of a sample
+encoding_flops = cache(StepModel.encoding_flops)  # of a frozen network for a sample
 
 
 def columns_of(stage: Stage) -> dict[str, Stage]:

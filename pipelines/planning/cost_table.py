@@ -35,7 +35,7 @@ UNKNOWN = "–"
 V100 = 120e12  # FLOP/s that ADM takes for the peak of one, in table 7
 A100_IN_V100S = 2.2  # LDM's factor, below table 18
 IMAGENET = DatasetInfo(num_classes=1000)
-BACKWARD = 3  # forward and backward cost as much as three times forward, but for the first layer
+BACKWARD = 3  # forward and backward cost three times forward, but for the first layer
 OPERATIONS = 2  # of a multiply-add
 
 # Multiply-adds of a network for one image, forward, in billions, by recipe and stage: table 6 of Peebles and Xie, who
@@ -98,8 +98,7 @@ def choices_table(
     return table
 
 
-def milliseconds(time: StepTime) -> list[str]:
-    """Cells under TERMS."""
+def milliseconds(time: StepTime) -> list[str]:  # under TERMS
     return [readable(1000 * seconds) for seconds in (*time, time.seconds)]
 
 
@@ -114,23 +113,19 @@ def cost_notes(
     stages, hours = longest_path(workflow, costs)
     held, path = money(hours * cluster.gpus, price), f"{' → '.join(stages)}, {span(hours)}"
     whole = f"{readable(hours * cluster.gpus)} GPU-hours{f', {held}' if held else ''}"
-    lines = [
+    counted, trained = {cost.stage for cost in costs}, trainings(workflow).items()
+    left_out = [stage.name for stage in workflow.stages if stage.name in shares and stage.name not in counted]
+    slow = [name for name, own in trained if name in counted and own.optimization.precision == "fp32"]
+    return [
         "A step takes the longer of launches and memory + products, then the network. "
         "The knee has the least hours × price.",
         f"Longest path: {path}; {gpu_count(cluster.gpus)} for that time: {whole}.",
-    ]
-    counted = {cost.stage for cost in costs}
-    if left_out := [stage.name for stage in workflow.stages if stage.name in shares and stage.name not in counted]:
-        lines.append(f"Not counted: {', '.join(left_out)}.")
-    lines += memory_notes(workflow, shares, cluster.known_gpu)
-    trained = trainings(workflow).items()
-    if slow := [name for name, own in trained if name in counted and own.optimization.precision == "fp32"]:
-        lines.append(f"In fp32 by their recipe, so slower: {', '.join(slow)}.")
-    lines.append(
+        *([f"Not counted: {', '.join(left_out)}."] if left_out else []),
+        *memory_notes(workflow, shares, cluster.known_gpu),
+        *([f"In fp32 by their recipe, so slower: {', '.join(slow)}."] if slow else []),
         "Memory is that of weights, gradients, optimizer, averages, gathered shards; activations are those kept of the "
-        "samples at a time. Bytes read are before compression."
-    )
-    return lines
+        "samples at a time. Bytes read are before compression.",
+    ]
 
 
 def memory_notes(workflow: Workflow, shares: Mapping[str, Resources], gpu: GPU) -> list[str]:
@@ -147,35 +142,30 @@ def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Clus
     lines, notes = heading(HEADS), list[str]()
     for workflow in workflows:
         shares = share_cluster(workflow, profile, cluster)
-        costs = stage_costs(workflow, shares, cluster)
-        lines += [markdown(overview_cells(workflow.name, cost, price)) for cost in costs]
+        for cost in stage_costs(workflow, shares, cluster):
+            published, whole, step = published_flops(workflow.name, cost.stage), cost.step_flops or 0, cost.step
+            own, frozen = ((flops / cost.samples) / 1e12 for flops in (whole - cost.frozen_flops, cost.frozen_flops))
+            assert step is not None  # of a training
+            assert cost.time is not None
+            cells = [
+                f"`{workflow.name}`",
+                cost.stage,
+                f"{own:.3f}" + (f" + {frozen:.3f}" if cost.frozen_flops else ""),
+                "" if published is None else f"{published / 1e12:.3f}",
+                f"{cost.flops / 1e18:,.3g}" if cost.flops < 1e21 else f"{cost.flops / 1e18:,.0f}",
+                f"{cost.gpus:g}",
+                *milliseconds(cost.time),
+                readable(cost.gpu_hours),
+                readable(cost.hours),
+                money(cost.gpu_hours, price),
+                readable_bytes(step.held),
+                readable_bytes(step.needed.sample),
+                str(step.samples),
+                *map(readable_bytes, (step.activations, step.total)),
+            ]
+            lines.append(markdown(cells))
         notes += [f"- `{workflow.name}`: {line}" for line in memory_notes(workflow, shares, cluster.known_gpu)]
     return [*lines, "", *notes, "", *compute_lines()]
-
-
-def overview_cells(recipe: str, cost: StageCost, price: float | None) -> list[str]:
-    """The row of a training, under HEADS."""
-    published, whole = published_flops(recipe, cost.stage), cost.step_flops or 0
-    step, time = cost.step, cost.time
-    own, frozen = ((flops / cost.samples) / 1e12 for flops in (whole - cost.frozen_flops, cost.frozen_flops))
-    assert step is not None  # of a training
-    assert time is not None
-    return [
-        f"`{recipe}`",
-        cost.stage,
-        f"{own:.3f}" + (f" + {frozen:.3f}" if cost.frozen_flops else ""),
-        "" if published is None else f"{published / 1e12:.3f}",
-        f"{cost.flops / 1e18:,.3g}" if cost.flops < 1e21 else f"{cost.flops / 1e18:,.0f}",
-        f"{cost.gpus:g}",
-        *milliseconds(time),
-        readable(cost.gpu_hours),
-        readable(cost.hours),
-        money(cost.gpu_hours, price),
-        readable_bytes(step.held),
-        readable_bytes(step.needed.sample),
-        str(step.samples),
-        *map(readable_bytes, (step.activations, step.total)),
-    ]
 
 
 def heading(names: Sequence[str], *, words: int = 2) -> list[str]:

@@ -24,8 +24,7 @@ TOKEN_FILE = "~/.ray/auth_token"
 
 def check_cluster(address: str) -> None:
     """Raise UsageError, in one line, if the cluster at `address` can't be joined from this machine.
-    Nobody answers, it refuses the token, it is another version of Ray, or this machine is none of its nodes. What is no
-    host:port is left to `ray.init`: `auto` (a submitted job has it, and its token), `ray://…`."""
+    What is no host:port is left to `ray.init`: `auto` (a submitted job has it, and its token), `ray://…`."""
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or "://" in address:
         return
@@ -51,8 +50,7 @@ def check_cluster(address: str) -> None:
 
 
 def _token() -> tuple[str, str]:
-    """Ray's token ("" without a token) and the token's place, looked up in Ray's own order.
-    Raises UsageError for a file that is named and can't be read."""
+    """Ray's token and its place, looked up in Ray's own order; "" without a token."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return "", ""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
@@ -80,7 +78,7 @@ def _channel(head: str) -> Any:
 
 
 def _answer(channel: Any, call: str, token: str) -> Any:
-    """The head's answer. Raises RpcError for no answer in time and for a refusal."""
+    """The head's answer. Raises RpcError for none in time and for a refusal."""
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
     request, reply = (getattr(gcs_service_pb2, f"{call}{kind}") for kind in ("Request", "Reply"))
     ask = channel.unary_unary(

@@ -24,9 +24,9 @@ from components.training.step_model import StepModel
 from pipelines.workflow import Stage
 
 MOMENTS = 2  # numbers that AdamW keeps for each that it trains, in fp32
-MANY_CLASSES = 1000  # of a set that nobody has counted yet; each is a row of an embedding
+MANY_CLASSES = 1000  # of a set that nobody has counted yet
 FROZEN_DIM, FROZEN_LENGTH = 1024, 77  # of a pretrained encoder that nobody has loaded yet
-ROOM = 1 - RESERVE  # of a GPU's memory: what a training that finds its own batch leaves free, too
+ROOM = 1 - RESERVE  # of a GPU's memory
 PARTS_MATTER = ", but parts of a batch train another model (dropout and batch norm see one at a time)"
 
 
@@ -85,10 +85,9 @@ class DeviceBytes(NamedTuple):
 
 @cache
 def device_bytes(model: StepModel, *, shards: int = 1) -> DeviceBytes:
-    """Count the bytes on each device.
-    `shards`: devices that hold a part each, cut along the first dimension; 1: each holds all. Gathered are, while a
-    block goes backward, its weights and gradients and the weights of the block that comes next, and weights and
-    gradients of what belongs to no block."""
+    """Count the bytes on each device, of `shards` that hold a part each, cut along the first dimension.
+    Gathered are, while a block goes backward, its weights and gradients and the weights of the block that comes next,
+    and weights and gradients of what belongs to no block."""
     networks = [learner.network for learner in model.learners]
     averages = [network for learner in model.learners if learner.ema for network in learner.ema.averages.values()]
     trained = [p for network in networks for p in network.parameters() if p.requires_grad]

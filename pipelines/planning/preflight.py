@@ -21,27 +21,21 @@ from components.data.ingest import PACKAGED
 from components.data.listing import FileVersion, SourceError
 from components.data.source_check import check_file, check_source, detect_source, file_to_try, shard_in_place
 from components.evaluation.features import MeasureConfig
-from components.evaluation.networks import FeatureNetworkError, check_feature_network
+from components.evaluation.networks import check_feature_network
 from components.evaluation.pairs import PairsConfig
 from components.runtime.execution import Resources
 from components.runtime.pool import one_line, portable
 from components.runtime.storage.connection import check_room, is_local, shown
 from components.runtime.storage.store import Store, StoreError
-from components.sampling.frozen_text import FrozenTextError, check_transformers
+from components.sampling.frozen_text import check_transformers
 from components.stages.images import ImagesConfig
 from components.stages.precompute import TextEncoderConfig, check_text_encoder
-from components.training.adapters import AdapterError, check_adapters
+from components.training.adapters import check_adapters
 from components.training.launch import CHECKPOINTS_KEPT
-from components.weights.perceptual import PerceptualWeightsError, check_perceptual_network
+from components.weights.perceptual import check_perceptual_network
 from components.weights.starts import open_start, planned_counts
-from pipelines.planning.memory import (
-    MANY_CLASSES,
-    assumed_dataset_info,
-    checkpoint_bytes,
-    model_bytes,
-    model_of,
-    tokens_of,
-)
+from pipelines.planning import memory
+from pipelines.planning.memory import MANY_CLASSES, model_of
 from pipelines.planning.shares import branches, trainings
 from pipelines.workflow import PlannedStage, Workflow
 
@@ -76,7 +70,7 @@ def needs_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Needs:
     read = running.union(*(workflow.before(name) for name in running))
     used = [entry for entry in planned if entry.stage.name in read]
     source = Needs()
-    for entry in used:  # the source of the images or, after ingestion, the tars in the user's place
+    for entry in used:  # or, after ingestion, the tars in the user's place
         if isinstance(entry.stage.config, ImagesConfig) and entry.wanted:
             source = needs_of_source(*detect_source(entry.stage.config.source))
         elif isinstance(entry.stage.config, ImagesConfig) and entry.cached is not None:
@@ -97,7 +91,7 @@ def check_needs(needs: Needs) -> None:
         check_source(needs.packaged, None)
     if needs.source is not None:
         check_file(needs.source)
-    try:
+    with usage_errors():
         if needs.pretrained_text:
             check_transformers()
         for config in needs.configs:
@@ -115,8 +109,6 @@ def check_needs(needs: Needs) -> None:
                 check_perceptual_network("vgg16_lpips", weights_uri=config.lpips_weights)
             if isinstance(config, TextEncoderConfig):
                 check_text_encoder(config)
-    except (PerceptualWeightsError, FeatureNetworkError, FrozenTextError, AdapterError) as error:
-        raise UsageError(str(error)) from error
 
 
 def check_shares(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
@@ -132,16 +124,11 @@ def check_shares(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
             raise UsageError(
                 f"{name}.global_batch_size {size} can't be shared by {workers} workers{copies}; change one of them"
             )
-        if resources.sharding != "none" and (why := family_of(kind).whole):
-            raise UsageError(
-                f"{name}: sharding {resources.sharding} is not for its {kind} ({why}); "
-                f"add to the profile: stages: {{{name}: {{sharding: none}}}}"
-            )
-        if resources.sharding != "none" and config.adapter is not None:
-            raise UsageError(
-                f"{name}: sharding {resources.sharding} is not for an adapter, of which each worker holds all; "
-                f"add to the profile: stages: {{{name}: {{sharding: none}}}}"
-            )
+        why = f"its {kind} ({reason})" if (reason := family_of(kind).whole) else ""
+        why = why or ("an adapter, of which each worker holds all" if config.adapter is not None else "")
+        if resources.sharding != "none" and why:
+            remedy = f"add to the profile: stages: {{{name}: {{sharding: none}}}}"
+            raise UsageError(f"{name}: sharding {resources.sharding} is not for {why}; {remedy}")
         copies = resources.num_workers > resources.shards(resources.num_workers) > 1
         if copies and resources.gpus_per_worker and resources.max_batch_per_device is None:
             raise UsageError(
@@ -152,7 +139,7 @@ def check_shares(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
 
 def check_starts(planned: Sequence[PlannedStage]) -> list[str]:
     """A line for each training to run that begins with given weights: how many of its tensors they are.
-    Raises UsageError, in one line, for weights that do not fit, and for parts that a network does not have."""
+    Raises UsageError for weights that do not fit, and for parts that a network does not have."""
     lines, stages = list[str](), [entry.stage for entry in planned]
     classes = known_classes(planned)
     for stage in (entry.stage for entry in planned if entry.wanted):
@@ -161,12 +148,12 @@ def check_starts(planned: Sequence[PlannedStage]) -> list[str]:
             model_of(stage, stages)
         if not isinstance(config, Training) or config.init_from is None:
             continue
-        info = assumed_dataset_info(stage, stages, classes=classes or MANY_CLASSES)
+        info = memory.assumed_dataset_info(stage, stages, classes=classes or MANY_CLASSES)
         other = {name: size + 1 for name, size in info.model_dump(include={*UNKNOWN}).items() if size}
         if classes is not None:
             other.pop("num_classes", None)
         with usage_errors(f"{stage.name}.init_from: "):
-            counts = planned_counts(config, [info, info.model_copy(update=other)], tokens_of(stage, "tokens"))
+            counts = planned_counts(config, [info, info.model_copy(update=other)], memory.tokens_of(stage, "tokens"))
         lines.append(f"{stage.name} starts from {shown(config.init_from.uri)}: {counts}")
     return lines
 
@@ -185,9 +172,8 @@ class Space(NamedTuple):
     trainings: tuple[str, ...] = ()
 
     def check(self, *, root: Store | None, works: bool) -> None:
-        """Raise StoreError, in one line, for too little room on this machine.
-        `root`: storage; None: it is not asked. An object store has room. `works`: whether trainings may write their
-        checkpoints on this node."""
+        """Raise StoreError, in one line, for too little room on this machine; an object store has room.
+        `root`: storage; None: it is not asked. `works`: whether trainings may write checkpoints on this node."""
         places = {} if root is None else {root.uri: self.storage}
         places |= {tempfile.gettempdir(): self.temporary} if works else {}
         check_room(places, purpose=f"the checkpoints of {', '.join(self.trainings)}")
@@ -195,16 +181,15 @@ class Space(NamedTuple):
 
 def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
     """Count the room for the trainings to run, less the files of earlier tries.
-    All of them may write at once on one node, as far as none waits for another. Each has one checkpoint there at a
-    time: the next is written when that is in storage, and ranks that resume fetch one between them. In the end it is
-    the model, with its snapshots."""
+    All may write at once on one node, as far as none waits for another, each one checkpoint at a time (the next is
+    written when that is in storage, and ranks that resume fetch one between them) and in the end its model."""
     storage, temporary, stages = 0, {}, [entry.stage for entry in planned]
-    classes = known_classes(planned)
-    classes = MANY_CLASSES if classes is None else classes
+    known = known_classes(planned)
+    classes = MANY_CLASSES if known is None else known
     for entry in planned:
         if entry.wanted and isinstance(entry.stage.config, Training):
             model, store = model_of(entry.stage, stages, classes=classes), entry.store
-            checkpoint, finished = checkpoint_bytes(model), model_bytes(model)
+            checkpoint, finished = memory.checkpoint_bytes(model), memory.model_bytes(model)
             folders = store.folders() if is_local(store.uri) else []
             tries = [name for name in folders if name.partition("-")[0] == "train"]
             there = sum(info.bytes for name in tries for info in store.list(name))
@@ -267,11 +252,9 @@ def _line(node: str, answer: Any) -> str:
     except ray.exceptions.GetTimeoutError:
         return f"no answer in {ANSWER_SECONDS:.0f} s whether it has what the stages need"
     except RayError as error:
-        if node not in working_nodes():  # it is gone, and what it lacks does not matter
-            return ""
-        return (
-            f"it can't run this program ({one_line(error)}); give it the program's image, or submit with --working-dir"
-        )
+        remedy = "give it the program's image, or submit with --working-dir"
+        gone = node not in working_nodes()  # and what it lacks does not matter
+        return "" if gone else f"it can't run this program ({one_line(error)}); {remedy}"
 
 
 def path_remedy(line: str, addresses: list[str]) -> str:

@@ -20,7 +20,7 @@ from components.runtime.execution import Resources, Sharding
 from components.runtime.storage.store import absolute
 
 CPUS_PER_CORE = 4  # logical CPUs of a Ray that is started here
-CPUS_PER_GPU = 8  # of a cluster of which GPUs alone are told: those of a pod in infra/kuberay
+CPUS_PER_GPU = 8  # where GPUs alone are told: those of a pod in infra/kuberay
 NODE_GPUS = 8  # of a node of such a cluster
 # Share of its peak that a GPU reaches in matrix products and convolutions: the published days of ADM's five trainings
 # leave for them, beside the memory's part, 0.38 to 0.54 of a V100's 125 TFLOP/s (`cost_table.COMPUTE`).
@@ -39,9 +39,9 @@ class GPU(NamedTuple):
     memory: float  # bytes
     bandwidth: float  # bytes/s of its memory
     link: float  # bytes/s each way to the other GPUs of its node: NVLink, else PCIe 4.0 x16
-    fabric: float  # bytes/s each way of its node by EFA or InfiniBand: the slower of Amazon's and Azure's nodes
+    fabric: float  # bytes/s each way of its node by EFA or InfiniBand, the slower of two clouds
     products: float = PRODUCTS  # share of the peak
-    measured: float | None = None  # seconds of a step over those of `step_time`; None: uncalibrated
+    measured: float | None = None  # seconds of a step over those of `step_time`
 
 
 # NVIDIA's data sheets and product pages, with half the peak where they state it with sparsity; networks of p4de, p5,
@@ -67,9 +67,8 @@ def gpu_named(name: str, *, option: str = "--gpu", products: float | None = None
     if not 0 < products <= 1:
         raise UsageError(f"--mfu must be above 0 and at most 1, not {products:g}")
     rows = json.loads(MEASURED.read_text()) if MEASURED.exists() else []
-    factors = [
-        row["ours"] / row["modeled"] for row in rows if "modeled" in row and gpu_of(row["machine"]["card"]) == name
-    ]
+    own = [row for row in rows if "modeled" in row and gpu_of(row["machine"]["card"]) == name]
+    factors = [row["ours"] / row["modeled"] for row in own]
     return GPUS[name]._replace(products=products, measured=median(factors) if factors else None)
 
 
@@ -80,9 +79,8 @@ def gpu_of(card: str) -> str | None:
 
 
 class Profile(Config):
-    """Execution choices. `stages` overrides `resources` for single stages.
-    What is None follows from the cluster: workers from its GPUs and their batch (`pipelines.planning.shares`), threads
-    from the node that works (`execution.threads_of`)."""
+    """Execution choices; `stages` overrides those of single stages, None follows from the cluster.
+    Workers follow from its GPUs and their batch (`planning.shares`), threads from the node that works."""
 
     name: str = "auto"
     num_workers: int | None = Field(None, ge=1)
@@ -93,17 +91,10 @@ class Profile(Config):
     reader_threads: int = Field(2, ge=1)
     max_failures: int = 3
     max_batch_per_device: int | None = None
-    sharding: Sharding = "none"  # full: all workers of a training hold a part each of its weights; 8: every 8 workers
+    sharding: Sharding = "none"  # full: all workers hold a part each; 8: every 8
     aim: Aim = "knee"  # of the number of workers, where the GPU is known
-    worker_start_timeout: int | None = Field(None, gt=0)  # seconds; see `start_timeout`
+    worker_start_timeout: int | None = Field(None, gt=0)  # seconds
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
-
-    @property
-    def start_timeout(self) -> int:
-        """Seconds for workers to find room: long, because a cold GPU node pulls the image first.
-        Elastic trainings don't wait for room, they take what there is; but Ray hears seconds late that a node is lost,
-        and then waits for this long before it looks again."""
-        return self.worker_start_timeout or (600 if self.min_workers is None else 30)
 
     def resources(self, stage: str, **found: Any) -> Resources:
         """Resources of a stage: this profile's own values, over the values of `pipelines.planning.shares`.
@@ -198,15 +189,12 @@ def this_machine() -> Cluster:
     import torch  # here, for `--help` and `cascade data` work without it
 
     gpus = usable_gpus()
-    name = gpu_of(torch.cuda.get_device_name(0)) if gpus else None
-    known = None if name is None else gpu_named(name)
+    known = gpu_named(name) if gpus and (name := gpu_of(torch.cuda.get_device_name(0))) else None
     return Cluster(local_cpus(), gpus=gpus, cpus_per_core=CPUS_PER_CORE, here=True, gpu=known, node_gpus=gpus)
 
 
 def usable_gpus() -> int:
-    """Number of this machine's GPUs that torch can use.
-    Ray's own count has Apple's too, and GPUs that a torch without CUDA leaves idle: trainings would ask CUDA and
-    fail."""
+    """Number of this machine's GPUs that torch can use; Ray counts Apple's too, and trainings fail there."""
     import torch  # here, for `--help` and `cascade data` work without it
 
     return torch.cuda.device_count()

@@ -22,7 +22,7 @@ from pipelines.workflow import PlannedStage
 WORKERS = (1, 8, 64)  # beside the profile's own number
 TOO_OFTEN = 1.5  # bytes read for each byte of the set
 TOO_MUCH = 8 * 2**30  # bytes of shards that a reader holds
-UNIT = 2**10  # bytes for which a tar that nobody has read counts as a sample
+UNIT = 2**10  # bytes of a tar that count as a sample
 
 
 class Reads(NamedTuple):
@@ -37,20 +37,17 @@ class Reads(NamedTuple):
 def tars_in_place(planned: Sequence[PlannedStage]) -> list[int]:
     """Sizes in bytes of the tars in the user's place that trainings will read.
     [] for a set that its stage writes. Raises SourceError."""
-    entry = next((entry for entry in planned if isinstance(entry.stage.config, ImagesConfig)), None)
-    if entry is None:
-        return []
-    config = entry.stage.config
-    assert isinstance(config, ImagesConfig)
-    if entry.cached is not None:
-        in_place = shard_in_place(entry.cached) is not None
-        index = load_index(entry.cached.url(INDEX))
-        return column_of(index.shards, "bytes").tolist() if in_place else []
-    source, path = detect_source(config.source)
-    if source == "webdataset" and path is not None:
-        return [tar.bytes for tar in list_tars(path)]
-    shards = load_index(path).shards if source == "shards" and path is not None else ()
-    return column_of(shards, "bytes").tolist()
+    for entry in planned:
+        if not isinstance(entry.stage.config, ImagesConfig):
+            continue
+        source, path = detect_source(entry.stage.config.source) if entry.cached is None else ("shards", None)
+        if entry.cached is not None and shard_in_place(entry.cached) is not None:
+            path = entry.cached.url(INDEX)
+        if source == "webdataset" and path is not None:
+            return [tar.bytes for tar in list_tars(path)]
+        if source == "shards" and path is not None:
+            return column_of(load_index(path).shards, "bytes").tolist()
+    return []
 
 
 def reads_of(planned: Sequence[PlannedStage], profile: Profile, sizes: Sequence[int]) -> list[Reads]:
@@ -70,12 +67,6 @@ def reads_of(planned: Sequence[PlannedStage], profile: Profile, sizes: Sequence[
         held = {n: some * min(len(sizes), streams // math.gcd(n, streams)) for n in workers}
         rows.append(Reads(stage.name, streams, often, held))
     return rows
-
-
-def reads_title(sizes: Sequence[int]) -> str:
-    typical = readable_bytes(sorted(sizes)[len(sizes) // 2])
-    tars = f"{len(sizes)} tars of {typical}, read where they are"
-    return f"{tars}; bytes read for each byte of the set, an epoch, and what the reader of a worker holds:"
 
 
 def reads_table(rows: Sequence[Reads]) -> Table:

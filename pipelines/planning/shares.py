@@ -21,25 +21,24 @@ from pipelines.planning.cost import choices, chosen
 from pipelines.planning.profiles import Aim, Cluster, Profile
 from pipelines.workflow import Stage, Workflow
 
-WITHOUT_NETWORK = (ImagesConfig, SamplingConfig, TextEncoderConfig)  # of stages that have no use for a GPU
+WITHOUT_NETWORK = (ImagesConfig, SamplingConfig, TextEncoderConfig)  # of stages without use for a GPU
 
 
 class Demand(NamedTuple):
     """Workers and GPUs that a stage can use."""
 
-    counts: tuple[int, ...]  # possible numbers of workers, or of actors, ascending
+    counts: tuple[int, ...]  # possible numbers of workers or actors, ascending
     gpus: float  # of each
-    load: float = 1  # work of all of them together: samples that a training takes
+    load: float = 1  # work of all: samples that a training takes
 
 
 def share_cluster(
     workflow: Workflow, profile: Profile, cluster: Cluster, *, running: Collection[str] | None = None
 ) -> dict[str, Resources]:
-    """Resources of each stage.
+    """Resources of each stage that is to run, by name; None: all run.
     A training has the largest number of workers that shares its batch equally, within the GPUs that it may use and that
-    pay; other stages have an actor on each GPU that concurrent trainings leave. `running`: names of the stages that are
-    to run; None: all. The others take nothing, and are left out. Raises UsageError if the profile gives a stage GPUs
-    that the cluster does not have."""
+    pay; other stages have an actor on each GPU that concurrent trainings leave. Raises UsageError if the profile gives
+    a stage GPUs that the cluster does not have."""
     stages = {stage.name: stage for stage in workflow.stages if running is None or stage.name in running}
     demands = {name: stage_demand(stage, workflow, profile, cluster) for name, stage in stages.items()}
     counts = {name: demand.counts[0] for name, demand in demands.items()}
@@ -88,8 +87,7 @@ def stage_demand(stage: Stage, workflow: Workflow, profile: Profile, cluster: Cl
 
 
 def worker_counts(stage: Stage, cluster: Cluster, sharding: Sharding, *, least: int, most: int) -> tuple[int, ...]:
-    """Numbers of workers for a training, ascending.
-    They divide its batch and hold whole copies of its networks.
+    """Numbers of workers for a training, ascending, that divide its batch and hold whole networks.
     Where the GPU is known, so that they are chosen among, and images are read, only those that divide the streams too,
     if any do: others read shards more than once (`Order.fetched`), which is little of latents."""
     assert isinstance(stage.config, Training)
@@ -105,13 +103,12 @@ def worker_counts(stage: Stage, cluster: Cluster, sharding: Sharding, *, least: 
 def share_gpus(
     workflow: Workflow, demands: Mapping[str, Demand], *, gpus: float, taken: Mapping[str, float] | None = None
 ) -> dict[str, int]:
-    """Workers of each stage: as many as an equal share of the GPUs holds, then as the rest holds.
-    Of the rest, the stage with the most work for each of its workers takes its next number first. `taken`: GPUs of
-    further stages, which are decided."""
+    """Workers of each stage: an equal share of the GPUs, then the rest where a worker has most to do.
+    `taken`: GPUs of further stages, which are decided."""
     counts = {name: demand.counts[0] for name, demand in demands.items()}
     fixed = dict(taken or {}) | {name: d.counts[0] * d.gpus for name, d in demands.items() if len(d.counts) == 1}
     flexible = {name: demand for name, demand in demands.items() if name not in fixed}
-    shared = []  # concurrent stages, and their GPUs; all, where stages take turns
+    shared = []  # concurrent stages, and their GPUs
     for group in concurrent_stages(workflow, [*flexible, *fixed]):
         left = gpus - sum(fixed.get(name, 0) for name in group)
         if members := [name for name in group if name not in fixed]:
@@ -155,12 +152,10 @@ def largest_crowd(groups: Collection[list[str]], sizes: Mapping[str, float], nam
 def stage_resources(
     stage: Stage, workflow: Workflow, profile: Profile, cluster: Cluster, *, count: int, gpus: float, crowd: float
 ) -> Resources:
-    """Resources of a stage: GPUs, and a part of CPUs and threads.
-    All that works at once claims at most half of the logical CPUs, so that short tasks, which trainings wait for,
-    always find some. `count`: of its workers, or of its
-    actors. `crowd`: workers and actors that may work at once, its own included."""
+    """Resources of a stage with `count` workers or actors, of `crowd` that may work at once.
+    Together they claim at most half of the logical CPUs, so that short tasks, which trainings wait for, find some."""
     is_training = isinstance(stage.config, Training)
-    sharing = min(2, concurrent_trainings(workflow, stage.name))  # stages that work on the cores of one node
+    sharing = min(2, concurrent_trainings(workflow, stage.name))  # stages on the cores of one node
     cores = max(1, int(cluster.cpus / cluster.nodes) // cluster.cpus_per_core)  # of a node
     on_cpus = cluster.nodes * max(1, cores // (profile.threads or max(1, cores // sharing)))  # as large as a training
     cpus = min(profile.cpus_per_worker, cluster.cpus / 2 / crowd)
@@ -185,8 +180,7 @@ def branches(workflow: Workflow) -> int:
 
 
 def concurrent_trainings(workflow: Workflow, stage: str) -> int:
-    """Count the trainings that may run beside a stage, the stage included.
-    What is no training works in several processes of a training's size instead of in one with all cores."""
+    """Count the trainings that may run beside a stage, itself included; all where it trains nothing."""
     if stage not in trainings(workflow):
         return branches(workflow)
     related = workflow.before(stage) | workflow.after(stage)
@@ -208,12 +202,12 @@ class ResourceRow(NamedTuple):
     """A stage on a cluster."""
 
     stage: str
-    resources: Resources
     workers: int
     gpus: float  # that it takes
-    idle: float  # GPUs that nobody works on while it runs with all that may run at the same time
+    idle: float  # GPUs that nobody works on meanwhile
     share: int | None  # samples of a step for each worker; None: nothing is trained
     parts: int | None  # in which it computes them; None: a GPU finds its own
+    cpus: float  # of each worker
     why: str
 
 
@@ -221,11 +215,8 @@ def resource_rows(
     workflow: Workflow, profile: Profile, cluster: Cluster, shares: Mapping[str, Resources]
 ) -> list[ResourceRow]:
     """Table rows of the stages of `shares` that run a network."""
-    configs = {
-        stage.name: stage.config
-        for stage in workflow.stages
-        if stage.name in shares and not isinstance(stage.config, WITHOUT_NETWORK)
-    }
+    stages = (stage for stage in workflow.stages if stage.name in shares)
+    configs = {stage.name: stage.config for stage in stages if not isinstance(stage.config, WITHOUT_NETWORK)}
     gpus, rows = {name: gpus_of(shares[name]) for name in configs}, []
     groups = concurrent_stages(workflow, [name for name in configs if gpus[name]])
     for name, config in configs.items():
@@ -236,16 +227,15 @@ def resource_rows(
         parts = math.ceil(share / most) if share and most else None
         aim = None if profile.given(name, "num_workers") is not None else profile.aim
         why = reason(resources, size, others, cluster, aim=aim)
-        rows.append(ResourceRow(name, resources, workers, gpus[name], idle, share, parts, why))
+        rows.append(ResourceRow(name, workers, gpus[name], idle, share, parts, resources.cpus_per_worker, why))
     return rows
 
 
 def reason(
     resources: Resources, size: int | None, others: Mapping[str, float], cluster: Cluster, *, aim: Aim | None
 ) -> str:
-    """The reason for a stage's number of GPUs.
-    `size`: samples of a step, where it is a training. `others`: GPUs of the stages that may run at the same time.
-    `aim`: of the profile; None: its number of workers stands there."""
+    """The reason for a stage's number of GPUs beside those of `others`, which may run at the same time.
+    `size`: samples of a training's step. `aim`: of the profile; None: its number of workers stands there."""
     taken, workers = gpus_of(resources), resources.num_workers
     room = cluster.gpus - sum(others.values())
     along = f"with {', '.join(others)}" if others else ""
@@ -292,5 +282,5 @@ def resource_table(workflow: Workflow, profile: Profile, cluster: Cluster, share
     for row in resource_rows(workflow, profile, cluster, shares):
         parts = row.parts or ("found" if row.share and row.gpus else "–")
         cells = (row.workers, f"{row.gpus:g}", f"{row.idle:g}", row.share or "", parts)
-        table.add_row(row.stage, *map(str, cells), f"{row.resources.cpus_per_worker:g}", row.why)
+        table.add_row(row.stage, *map(str, cells), f"{row.cpus:g}", row.why)
     return table

@@ -32,7 +32,7 @@ from pipelines.recipes.rows import EMOJI, EVALUATION, SCENES
 from pipelines.recipes.shapes import RecipeRow, SharedParts
 from pipelines.recipes.systems import ANCESTRAL, ANCESTRAL_250, SKETCH, diffusion, sketching
 
-ENLARGED = SKETCH.replace(num_inference_steps=11, strength=0.55, noise_level=50)  # the last six, from the low-res image
+ENLARGED = SKETCH.replace(num_inference_steps=11, strength=0.55, noise_level=50)  # the last six
 RESTORED = DiffusionSampling(sampler="ddpm", num_inference_steps=10)
 DYNAMIC = SKETCH.replace(threshold="dynamic", threshold_percentile=0.95)
 EULER = DiffusionSampling(sampler="euler", num_inference_steps=25)

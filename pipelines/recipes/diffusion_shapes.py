@@ -55,9 +55,9 @@ class DiffusionBranchRecipe(RecipeOfImages):
     contrastive: ContrastiveTraining | None = None
     text_encoder: TextEncoderConfig | None = None
     diffusion_prior: DiffusionPriorTraining | None = None
-    precompute: PrecomputeConfig | None = None  # what the frozen networks make, once, for base and diffusion_prior
+    precompute: PrecomputeConfig | None = None  # what the frozen networks make, once
     classifier: ClassifierTraining | None = None  # of noisy images; guides the base
-    weaker: DiffusionTraining | None = None  # smaller, or trained for fewer steps; guides the base
+    weaker: DiffusionTraining | None = None  # guides the base
     base: DiffusionTraining
     upsamplers: tuple[DiffusionTraining, ...] = ()
     sampling: DiffusionBranchSampling = DiffusionBranchSampling()
@@ -155,7 +155,7 @@ class DiffusionStudiesRecipe(RecipeOfImages):
 
     workflow: Literal["diffusion_studies"] = "diffusion_studies"
     base: DiffusionTraining
-    weaker: DiffusionTraining | None = None  # guides the base: smaller, or trained for fewer steps
+    weaker: DiffusionTraining | None = None  # guides the base
     classifier: ClassifierTraining | None = None  # of noisy images, guides the base
     judge: ClassifierTraining | None = None  # of clean images, guides nothing
     sampling: DiffusionBranchSampling = DiffusionBranchSampling()

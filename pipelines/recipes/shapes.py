@@ -138,7 +138,7 @@ class OneModelRecipe(RecipeOfImages):
     model: AnyLoneModel
     sampling: OneModelSampling = OneModelSampling()
     samples: SamplesConfig | None = None  # None: an autoencoder of which nothing is drawn
-    likelihood: LikelihoodConfig | None = None  # exact of a PixelCNN or PixelRNN, a bound of a VAE
+    likelihood: LikelihoodConfig | None = None  # exact, or a VAE's bound
     evaluation: EvaluationConfig
 
     @property

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from components.runtime.tracking.registry import description_of
 from components.weights.exporting import write_card
-from pipelines.command.export import known_of
+from pipelines.command.upkeep import known_of
 from tests.hub_models import model_hub
 from tests.in_process import in_process
 from tests.refusals import assert_refused

@@ -43,6 +43,7 @@ from components.sampling.requests import Request
 
 MOST_STEPS = 1000  # of a process without training steps
 PROCESS = ("kind", "schedule", "beta_start", "beta_end", "num_train_timesteps", "zero_terminal_snr", "sigma_data")
+Names = Sequence[str]
 CONDITIONS = ("num_classes", "text", "text_states_dim", "image_embedding_dim", "condition_image_channels")
 SHAPE = ("in_channels", *CONDITIONS)
 
@@ -96,10 +97,8 @@ def denoise(
         noise: draws the next noise (B, C, H, W), x_T first. None: by the plans' seeds.
         sampling: None: the settings of the first plan.
         extra: conditions that are never null.
-        frozen: what `frozen_conditions` makes of the plans, for a model that takes such.
-        score: of a classifier of noisy images, see `classifier_score`.
+        frozen: what `frozen_conditions` makes of the plans.
         weaker: takes the place of no condition where the sampling has an autoguidance_scale.
-        known: pixels that are kept.
         start: images that are noised in place of noise alone.
         around: what is done to the guided network before it is sampled from.
     Raises ValueError for an unknown sampler, or steps that are out of its range."""
@@ -166,28 +165,19 @@ def class_log_probabilities(model: SamplingModel, images: Tensor) -> Tensor:
 
 
 def check_guides(classifier: SamplingModel, model: SamplingModel) -> None:
-    """Raise ValueError, in one line, if the classifier can't guide the diffusion model.
-    Noise, images and classes must be the same. Training may draw their times differently, and what the network predicts
-    is its own affair."""
+    """Raise ValueError, in one line, unless noise, images and classes of the classifier are the model's."""
     if not classifier.settings["noisy"]:
         raise ValueError(f"the classifier of stage {classifier.name} knows clean images only and can't guide")
-    _check_same("classifier", classifier, model, PROCESS, settings=("resolution", "classes"))
+    _check_same("classifier", classifier, model, PROCESS, ("resolution", "classes"))
 
 
 def check_weaker(weaker: SamplingModel, model: SamplingModel) -> None:
-    """Raise ValueError, in one line, unless `weaker` is a weaker version of the model.
-    Output, image and conditions must be the same."""
-    _check_same("model", weaker, model, (*PROCESS, "prediction_type"), settings=("resolution",), network=SHAPE)
+    """Raise ValueError, in one line, unless process, image and conditions of `weaker` are the model's."""
+    _check_same("model", weaker, model, (*PROCESS, "prediction_type"), ("resolution",), SHAPE)
 
 
 def _check_same(
-    kind: str,
-    guide: SamplingModel,
-    model: SamplingModel,
-    objective: Sequence[str],
-    *,
-    settings: Sequence[str],
-    network: Sequence[str] = (),
+    kind: str, guide: SamplingModel, model: SamplingModel, objective: Names, settings: Names, network: Names = ()
 ) -> None:
     own, other = (
         {name: each.settings["objective"].get(name) for name in objective}
@@ -201,8 +191,7 @@ def _check_same(
 
 def known_pixels(model: SamplingModel, plans: Sequence[Plan]) -> Known | None:
     """Returns the pixels that the plans keep; None where no plan has an image.
-    Plans without an image keep no pixels. The noise of an image is a function of its seed, and no other random number
-    depends on it."""
+    Their noise is a function of the seed, and no other random number depends on it."""
     if all(plan.given is None for plan in plans):
         return None
     side = model.settings["resolution"]
@@ -223,8 +212,7 @@ def sample_upsampler(
     on_step: samplers.OnStep | None = None,
 ) -> Tensor:
     """Enlarge low_res (B, 3, h, w) to (B, 3, H, W).
-    Guidance scale, steps and noise level are the upsampler's own. The images of the stage before are rounded to 8 bits
-    first, as those that the upsampler was trained on, and then noised to a fixed level (noise conditioning
+    The images are rounded to 8 bits first, as those of training, and then noised to a fixed level (noise conditioning
     augmentation; Ho et al., 2022, section 4.2). With a strength below 1 they are also what sampling starts from: the
     highest noise levels would only find again what low_res shows."""
     noise, sampling, learned = image_noise(model, plans), plans[0].of(model), model.settings
@@ -260,9 +248,7 @@ def sample_guided(
         weaker: takes the place of the model without condition (autoguidance; Karras et al., 2024).
         classifier: of noisy images; its gradient towards each plan's label guides (Dhariwal and Nichol, 2021).
         interval: guide at these noise levels only, sigma / signal (Kynkäänniemi et al., 2024).
-        unconditional: with a classifier, the model itself is told no condition.
-
-    The same plan gives the same image in whatever batch."""
+        unconditional: with a classifier, the model itself is told no condition."""
     changes: dict[str, Any] = {"guidance_scale": 1.0, "autoguidance_scale": 1.0, "guidance_interval": interval}
     if classifier is None:
         changes["guidance_scale" if weaker is None else "autoguidance_scale"] = scale
@@ -309,7 +295,7 @@ class Diffusion(Generator):
 
     @property
     def classes(self) -> list[str]:
-        """Names of the base's classes, or of the guiding classifier's for a base without classes."""
+        """Names of the base's classes, else of the guiding classifier's."""
         return self.first.classes or ([] if self.parts.classifier is None else self.parts.classifier.classes)
 
     @property
@@ -326,7 +312,6 @@ class Diffusion(Generator):
         return MASK_TASKS if alone and self.first.network.get("in_channels", 3) == 3 else ()
 
     def resolve(self, request: Request) -> Plan:
-        """Resolves a request; upsamplers enlarge the base's image and take the conditions they know."""
         parts = self.parts
         if request.classifier_scale is not None and parts.classifier is None:
             raise ValueError("classifier_scale needs a cascade with a classifier, which guides its base")
@@ -335,13 +320,11 @@ class Diffusion(Generator):
         for_base = request
         if request.label is not None and not self.first.classes and self.classes:
             class_id(request.label, self.classes)
-            for_base = request.replace(label=None)  # only the classifier is conditioned on the label
+            for_base = request.replace(label=None)  # it is for the classifier alone
         given = None
         if request.image is not None or request.mask is not None or request.task is not None:
             if parts.autoencoder is not None or parts.upsamplers:
-                raise ValueError(
-                    "pixels are kept by a base of images alone: this cascade decodes or enlarges what it made"
-                )
+                raise ValueError("pixels are kept by a base of images alone: this cascade decodes or enlarges its own")
             given = given_in_mask(self.first, request)
         check_conditions(self.first, for_base)
         plan = self.plan_of(request, given=given)
@@ -353,7 +336,6 @@ class Diffusion(Generator):
         return plan
 
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
-        """Makes the images of each stage: first the base's images, then each upsampler's."""
         parts, decoder = self.parts, self.parts.autoencoder
         text = parts.contrastive if parts.diffusion_prior else parts.text_encoder or parts.contrastive
 

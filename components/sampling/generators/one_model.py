@@ -48,9 +48,8 @@ class Pixels(Generator):
 @torch.no_grad()
 def sample_gan(model: SamplingModel, plans: Sequence[Plan]) -> Tensor:
     """Samples images (B, 3, S, S) in [-1, 1] from a GAN.
-    A plan without a label gets one from its own stream, each class alike. Label and seed of a plan count; plans share
-    the truncation. Batch norms keep the statistics of noise that is not truncated, so a low threshold feeds them
-    activations of other statistics."""
+    A plan without a label gets one from its own stream, each class alike. Batch norms keep the statistics of noise that
+    is not truncated, so a low threshold feeds them activations of other statistics."""
     streams = [random_stream(plan.seed, model.name) for plan in plans]
     noise = torch.stack([torch.randn(model.network["noise_dim"], generator=stream) for stream in streams])
     noise = truncated(noise, plans[0].of(model).truncation)
@@ -131,9 +130,8 @@ class ImageToImage(Generator):
         return plan
 
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
-        """Makes the images of plans; each has a task of its own.
-        Known pixels stand before the network at every step, and come out as they came in. Where a task changes every
-        pixel the mask is all of the image, and what the network is shown has no noise."""
+        """Makes the images of plans, each with a task of its own; known pixels come out as they came in.
+        Where a task changes every pixel the mask is all of the image, and what the network is shown has no noise."""
         model, given = self.first, [plan.given for plan in plans if plan.given is not None]
         known = torch.stack([each.known for each in given]).to(model.device)
         mask = torch.stack([each.mask for each in given]).to(model.device)

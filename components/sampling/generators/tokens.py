@@ -94,9 +94,8 @@ def sample_best(
     n: int,
     on_step: Callable[..., None] | None = None,
 ) -> Tensor:
-    """Samples n candidates and keeps the tokens (B, h, w) that explain the conditions best.
-    The prior itself scores the candidates. Raises ValueError as `sample_prior`, or for a prior that can't say how
-    likely its tokens are."""
+    """Samples n candidates and keeps the tokens (B, h, w) that by the prior explain the conditions best.
+    Raises ValueError as `sample_prior`, or for a prior that can't say how likely its tokens are."""
     network = model.module
     if not isinstance(network, Transformer):
         raise ValueError(f"best of {n} needs a causal transformer, which knows how likely its tokens are")
@@ -135,14 +134,9 @@ def prior_conditions(
 def mutual_information(
     transformer: Transformer, tokens: Tensor, *, condition: Mapping[str, Tensor], null: Mapping[str, Tensor]
 ) -> Tensor:
-    """log p(tokens | condition) - log p(tokens | null) of each image under the prior, in nats.
-    Without a second network this tells how much the condition explains: the pointwise mutual information.
-
-    Args:
-        transformer: in eval mode, trained with dropped conditions.
-        tokens: (B, N) int64 in [0, K).
-        condition, null: arguments of the transformer by name, each (B, …), with the same names.
-    Returns (B,) fp32."""
+    """log p(tokens | condition) - log p(tokens | null) of each image under the prior in nats, (B,) fp32.
+    This pointwise mutual information tells, without a second network, how much the condition explains. `tokens`: (B, N)
+    int64 in [0, K). `condition`, `null`: arguments of the transformer by the same names, each (B, …)."""
     doubled = tokens.repeat(2, 1)
     both = {name: torch.cat([condition[name], null[name]]) for name in condition}
     logits = transformer(doubled, **both)  # (2B, N, K)
@@ -151,8 +145,7 @@ def mutual_information(
 
 
 def likeness_to_prompts(reranker: SamplingModel, plans: Sequence[Plan]) -> Callable[[Tensor], Tensor]:
-    """Cosines (B,) between images (B, 3, H, W) in [-1, 1] and the plans' prompts.
-    The cosine is 0 for a plan without a prompt."""
+    """Cosines (B,) between images (B, 3, H, W) in [-1, 1] and the plans' prompts; 0 without a prompt."""
     encoder, text, side = reranker.module, reranker.text, reranker.settings["resolution"]
     assert text is not None  # a bundle of this kind has its tokenizer
     wanted = encoder.encode_text(text.encode([plan.prompt or "" for plan in plans]).to(reranker.device))
@@ -160,7 +153,7 @@ def likeness_to_prompts(reranker: SamplingModel, plans: Sequence[Plan]) -> Calla
 
     def score(image: Tensor) -> Tensor:
         finished = quantize_8_bit(image.to(reranker.device))  # as it is handed out
-        seen = quantize_8_bit(downsample(finished, side))  # as the encoder was trained on images
+        seen = quantize_8_bit(downsample(finished, side))  # as in its training
         return (encoder.encode_image(seen) * wanted.embedding).sum(dim=1) * asked
 
     return score
@@ -202,7 +195,6 @@ class Tokens(Generator):
         return replace(plan, candidates=candidates, grid=self.grid(request.size), size=request.size)
 
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
-        """Makes the images of plans; of several candidates the best by the reranker, or by the prior."""
         tokenizer, seen, condition = self.tokenizer, self.parts.condition, None
         if seen is not None:
             images = condition_images(plans, seen.settings["resolution"]).to(seen.device)
@@ -233,8 +225,7 @@ class Tokens(Generator):
         return height * factor, width * factor
 
     def grid(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """Returns the grid of tokens for an image size; None for the model's own grid.
-        Raises ValueError for a size that no grid of tokens gives."""
+        """The grid of tokens for an image size; None: the model's own. Raises ValueError for other sizes."""
         if size is None:
             return None
         smallest, (height, _) = self.size, self.first.settings["grid"]
