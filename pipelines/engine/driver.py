@@ -187,7 +187,8 @@ def _share(prepared: Prepared, console: Console) -> dict[str, Resources]:
     options, workflow, profile = prepared.options, prepared.workflow, prepared.profile
     future = None if options.cluster is None else parse_cluster(options.cluster)
     if future is not None and not on_cluster():
-        raise UsageError("--cluster says what a cluster will have, and none is joined; `cascade plan` takes it too")
+        says = "--cluster says what a cluster will have, and none is joined here"
+        raise UsageError(f"{says}; `cascade plan` takes it too")
     space = preflight.space_of(workflow, prepared.planned)
     space.check(root=prepared.root, works=not on_cluster())
     # A cold GPU node pulls the image first. Elastic trainings take what there is; but where a node is lost, Ray waits

@@ -324,7 +324,9 @@ class Diffusion(Generator):
         given = None
         if request.image is not None or request.mask is not None or request.task is not None:
             if parts.autoencoder is not None or parts.upsamplers:
-                raise ValueError("pixels are kept by a base of images alone: this cascade decodes or enlarges its own")
+                raise ValueError(
+                    "pixels are kept by a base of images alone: this cascade decodes or enlarges what it made"
+                )
             given = given_in_mask(self.first, request)
         check_conditions(self.first, for_base)
         plan = self.plan_of(request, given=given)
