@@ -117,9 +117,7 @@ def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> 
         name: [own for part, own in artifacts.items() if part.startswith(f"{name}.")] if several else artifacts[name]
         for name, several in job.inputs.items()
     }
-    lease = Lease(job.store.join("lease"), on_lost=_die)
-
-    is_done = partial(has_committed, job.store, job.forced)
+    lease, is_done = Lease(job.store.join("lease"), on_lost=_die), partial(has_committed, job.store, job.forced)
 
     def on_wait(reason: str) -> None:
         recorder.emit(events.StageHeld(job.name, "queued", f"waiting: {reason}"))

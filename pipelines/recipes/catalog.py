@@ -66,11 +66,10 @@ def _tree(name_or_file: str) -> dict[str, Any]:
 
 
 def apply_overrides(tree: dict[str, Any], assignments: list[str], shape: type[BaseModel]) -> dict[str, Any]:
-    """A copy of a recipe's tree with `a.b=value` assignments applied.
-    Items of lists are addressed by their number. A name may be short where only one part below has it
-    (`base.total_steps`), a kind stands in the place of its part (`base.network=dit`, or `base.network.kind=dit`), and a
-    part that the recipe left out (`null`) is created when one of its fields is set. Raises UsageError for a malformed
-    assignment, or a field that does not exist or stands in several places."""
+    """A copy of a recipe's tree with `a.b=value` assignments applied; items of lists have their number.
+    A name may be short where only one part below has it (`base.total_steps`), a kind stands in the place of its part
+    (`base.network=dit`), and a part that the recipe left out (`null`) is created when one of its fields is set. Raises
+    UsageError for a malformed assignment, or a field that does not exist or stands in several places."""
     result = copy.deepcopy(tree)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")

@@ -46,9 +46,8 @@ class RecipeOfImages(Config):
 
 class DiffusionBranchRecipe(RecipeOfImages):
     """A base, any number of upsamplers, and optional networks from earlier trainings.
-    With `autoencoder` the base makes latents (Stable Diffusion). With `text_encoder` or `contrastive` its condition is
-    a frozen encoder's states of a text (Imagen); with `diffusion_prior` an embedding of the image that a text asks for
-    (DALL-E 2)."""
+    With `autoencoder` the base makes latents (Stable Diffusion), with `text_encoder` or `contrastive` it reads states
+    of a text (Imagen), with `diffusion_prior` an embedding of an image (DALL-E 2)."""
 
     workflow: Literal["diffusion_branch"] = "diffusion_branch"
     autoencoder: AutoencoderTraining | None = None
@@ -215,13 +214,8 @@ def check_cascade(
     *,
     first: int | None = None,
 ) -> int:
-    """Resolution of the last stage's images, in pixels.
-
-    Args:
-        first: resolution of the base's images, in pixels; None: that of its data.
-
-    Raises ValueError for a stage that does not fit the one before it, or whose sampling it can't do.
-    """
+    """Resolution of the last stage's images, in pixels; `first`: of the base's, None: of its data.
+    Raises ValueError for a stage that does not fit the one before it, or whose sampling it can't do."""
     fault = "base.low_res and base.degradation must be empty: the base model starts from noise alone"
     refuse(base.low_res or base.degradation, fault)
     check_steps("sampling.base", sampling.base, base)

@@ -69,14 +69,8 @@ def diffusion_branch(
     Latents and states of captions are made once, by frozen networks. The base reads them at each step; only thumbnails
     of the latents' side are kept of the images. A sample of `ldm_text_to_image` has 16 kB of latents and 394 kB of
     states: where a set is seen about once that is the storage of states for little, and
-    `--set 'precompute.columns=[latents]'` makes them at each step.
-
-    Args:
-        resolution: of the images, pixels.
-        sampling: of the base.
-        guide: a classifier, and the scale of its guidance.
-        upsampler: the model, and its sampling.
-    """
+    `--set 'precompute.columns=[latents]'` makes them at each step. `resolution`: of the images, pixels. `guide`: a
+    classifier, and the scale of its guidance. `upsampler`: the model, and its sampling."""
     makers: dict[Column, object] = {"latents": autoencoder, "text_states": text_encoder}
     columns = tuple(column for column, maker in makers.items() if maker is not None)
     model = PAPER_DIFFUSION[base]

@@ -1,7 +1,5 @@
 """Rows of the lecture before diffusion, minutes each, and the taxonomy at a common size.
 
-Rows share what has equal numbers: the images, and the VQ-GAN that three priors are trained on.
-
 The systems of the taxonomy, TAXONOMY, learn the same images of 32². All train for the same minutes of two cores and are
 conditioned on nothing; `cascade compare` runs them and sets them side by side. Steps are estimates for an idle machine;
 the comparison prints the seconds that trainings took.
@@ -193,13 +191,9 @@ TAXONOMY = (
 
 
 def timed(training: systems.Trained, steps_per_minute: int, *, share: float = 1.0) -> systems.Trained:
-    """The training with the steps of its share of MINUTES, and a preview at the end.
-
-    All in fp32: not every processor has bf16, and not all networks gain the same by it.
-
-    Args:
-        steps_per_minute: on two cores of a Xeon without bf16, in fp32: four fifths of twice those of one core.
-    """
+    """The training with the steps of its share of MINUTES, and a preview at the end, in fp32.
+    Not every processor has bf16, and not all networks gain the same by it. `steps_per_minute`: on two cores of a Xeon
+    without bf16, four fifths of twice those of one core."""
     steps = max(60, round(MINUTES * share * steps_per_minute))
     return training.replace(total_steps=steps, checkpoint_every=-(-steps // 4), sample_every=steps, precision="fp32")
 

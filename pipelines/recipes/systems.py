@@ -172,14 +172,7 @@ def unet(
     resolution: int, model_channels: int, channel_mult: tuple[int, ...], attention_resolutions: tuple[int, ...],
     *, steps: int, batch: int, rate: float = 1e-3, saves: int = 4,
 ) -> DiffusionTraining:
-    """U-Net by class: v-prediction, min-SNR, cosine schedule.
-
-    Args:
-        resolution: pixels; those of `attention_resolutions` too.
-        batch: images a step.
-        rate: the learning rate's peak.
-        saves: checkpoints on the way.
-    """
+    """U-Net by class: v-prediction, min-SNR, cosine schedule; resolutions in pixels, see `optimized`."""
     return DiffusionTraining.of(
         resolution=resolution, model_channels=model_channels, channel_mult=channel_mult,
         attention_resolutions=attention_resolutions,
