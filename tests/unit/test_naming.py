@@ -86,21 +86,15 @@ def test_every_packaged_recipe_on_its_own_images_keeps_its_name(name: str):
 def test_one_s_own_images_name_the_models_and_recipes_stay_apart():
     names = [cascade_name(recipe(name, "/home/ada/photos"), None) for name in ("openmoji", "class_guided", "glide")]
     assert names == ["photos", "class_guided_on_photos", "glide_on_photos"]
+    assert cascade_name(recipe("openmoji", "/home/ada/photos"), "birds-2") == "birds-2"  # given
+    own = recipe("openmoji", "/home/ada/photos").model_copy(update={"name": "birds"})  # by its author
+    assert cascade_name(own, None) == "birds"
 
 
 def test_a_folder_called_like_a_recipe_does_not_take_its_name():
     assert cascade_name(recipe("smoke", "/home/ada/openmoji"), None) == "smoke_on_openmoji"
     for name in ("openmoji", "smoke"):
         assert cascade_name(recipe("openmoji", f"/home/ada/{name}"), None) not in RECIPES
-
-
-def test_a_recipe_that_is_named_by_its_author_keeps_that_name(tmp_path: Path):
-    mine = recipe("openmoji", "/home/ada/photos").model_copy(update={"name": "birds"})
-    assert cascade_name(mine, None) == "birds"
-
-
-def test_a_given_name_goes_before_all_others():
-    assert cascade_name(recipe("openmoji", "/home/ada/photos"), "birds-2") == "birds-2"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a:b", "a b", "-a", "é", "a'b", "a.b", "a" * 101])

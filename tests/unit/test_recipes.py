@@ -118,9 +118,8 @@ def test_trainings_that_wait_for_no_other_run_at_once():
 
 def test_a_training_that_nothing_waits_for_lets_the_longer_branch_go_first():
     workflow = workflow_of("openmoji")
-    assert {concurrent_trainings(workflow, name) for name in trainings(workflow)} == {
-        5
-    }  # one of each branch, and two that judge
+    # One of each branch, and two that judge.
+    assert {concurrent_trainings(workflow, name) for name in trainings(workflow)} == {5}
     alone = [name for name in trainings(workflow) if stands_alone(workflow, name)]
     assert alone == ["base", "upsampler_64", "judge", "matcher"]  # the prior waits for the tokenizer
     only = workflow_of("ddpm")

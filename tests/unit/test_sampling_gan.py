@@ -86,11 +86,6 @@ def test_truncation_keeps_sign_and_order_and_goes_to_the_normal() -> None:
     assert truncated(noise, None) is noise
 
 
-def test_an_image_without_truncation_is_that_of_the_plain_noise(model: SamplingModel) -> None:
-    request = Request(label=1, seed=5)
-    assert torch.equal(sample_gan(model, [Plan(label=1, seed=5)]), model.module(noise_of(request), torch.tensor([1])))
-
-
 def test_a_request_decides_its_truncation_in_whatever_company(model: SamplingModel) -> None:
     requests = [Request(label=1, seed=5, truncation=truncation) for truncation in (None, 0.3, 1.0)]
     images = Cascade(model=model).sample_stages(requests)

@@ -53,8 +53,6 @@ ROW = (KIND, {name: value for name, value in NETWORK.items() if name not in ("gr
         (lambda p: token_branch(PRIORS["masked"], p), Request(label=1, size=(16, 32)), "no larger images"),
         (lambda p: token_branch(ROW, p), Request(label=1, size=(16, 32)), "knows no rows and columns"),
         (lambda p: token_branch(PRIORS["masked"], p), Request(label=1, best_of=2), "causal transformer"),
-        (lambda p: token_branch(PRIORS["masked"], p), Request(label=1, steps=17), r"steps must be in \[1, 16\]"),
-        (lambda p: token_branch(PRIORS["transformer"], p), Request(label=1, steps=3), "takes no steps"),
     ],
 )
 def test_what_a_model_can_not_do_is_refused_in_one_line(make, request_: Request, words: str, tmp_path: Path):

@@ -20,7 +20,6 @@ from components.sampling.requests import Request, RequestRow, read_settings, set
 from pipelines.command.translate import translate
 from tests.in_process import in_process
 from tests.refusals import assert_refused, one_line
-from tests.tiny_cascade import write_cascade
 from tests.tiny_palette import SIDE, hidden, pixels, write_palette
 
 
@@ -105,10 +104,7 @@ def test_one_task_needs_no_name_and_a_prompt_is_heard(tmp_path: Path) -> None:
         ({"task": "super_resolution", "mask": None}, "16x16 pixels, for super_resolution this model takes 8x8 or 4x4"),
         ({"label": 0}, "takes no label"),
         ({"prompt": "red"}, "takes no prompt"),
-        ({"condition": b"x"}, "the translate generator takes no condition"),
         ({"steps": 51}, r"steps must be in \[1, 50\], not 51"),
-        ({"generator": "diffusion"}, "this cascade has no diffusion generator; it has translate"),
-        ({"top_k": 3}, "translate generator takes no top_k"),
     ],
 )
 def test_what_can_not_be_made_is_refused_in_one_line(cascade: Cascade, changes: dict[str, Any], words: str) -> None:
@@ -182,7 +178,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_palette(folder)
     Image.fromarray(pixels(0)).save(folder / "photo.png")
     Image.fromarray(hidden().astype(np.uint8) * 255).save(folder / "mask.png")
-    Image.fromarray(pixels(0, 12)).save(folder / "small.png")
     (folder / "text.png").write_text("no image")
     return folder
 
@@ -201,15 +196,6 @@ def test_images_of_the_seeds_and_one_of_before_and_after_are_written(folder: Pat
     for image in made:
         np.testing.assert_array_equal(image[~hidden()], pixels(0)[~hidden()])
     assert Image.open(shown).size[0] > 0
-
-
-def test_another_sampler_makes_another_image_of_the_same_seed(folder: Path) -> None:
-    for sampler in ("ddim", "ddpm"):
-        translated(folder, sampler=sampler, count=1, out=folder / sampler)
-    made = [np.asarray(Image.open(folder / sampler / "photo-inpainting-0000.png")) for sampler in ("ddim", "ddpm")]
-    assert (made[0] != made[1])[hidden()].any()
-    with pytest.raises(UsageError, match="sampler"):
-        translated(folder, sampler="dmpp")
 
 
 def test_an_image_is_made_again_from_what_it_says_and_the_image_that_it_was_made_of(folder: Path) -> None:
@@ -242,19 +228,11 @@ def test_an_image_of_a_condition_is_made_again_by_the_other_command(folder: Path
         ({"image": "nothing.png"}, "--image .*nothing.png: no such file"),
         ({"image": "text.png"}, "--image .*text.png: the given image can't be read"),
         ({"mask": "nothing.png"}, "--mask .*nothing.png: no such file"),
-        ({"image": "small.png"}, "the image has 12x12 pixels, for inpainting this model takes 16x16"),
-        ({"mask": "small.png"}, "the mask has 12x12 pixels, the image 16x16"),
     ],
 )
 def test_files_that_can_not_be_used_are_named(folder: Path, changes: dict[str, str], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         translated(folder, **{name: folder / file for name, file in changes.items()})
-
-
-def test_a_model_that_enlarges_what_it_makes_of_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "cascade").mkdir()
-    with pytest.raises(UsageError, match="this cascade decodes or enlarges what it made"):
-        translate(folder / "photo.png", str(write_cascade(tmp_path)), out=tmp_path / "out")
 
 
 def test_the_command_ends_in_one_line_and_exit_code_2(folder: Path) -> None:
