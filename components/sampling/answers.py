@@ -106,6 +106,10 @@ def _image(row: RequestRow, resolution: int) -> torch.Tensor:
     return read_image(base64.b64decode(row.image), resolution=resolution)
 
 
+def _reconstruct(model: SamplingModel, row: RequestRow) -> str:
+    return base64_png(reconstructed(model, _image(row, model.settings["resolution"])))
+
+
 def reconstructed(model: SamplingModel, image: torch.Tensor) -> np.ndarray:
     """An autoencoder's reconstruction of an image (3, S, S) in [-1, 1]: uint8 (S, S, 3)."""
     return to_uint8(model.module.reconstruct(image[None].to(model.device)))[0]
@@ -151,9 +155,7 @@ def _enlarge(model: SamplingModel, row: RequestRow) -> str:
 
 DRAWS = Answerer(_draw_tokens, draws=True)
 ANSWERERS: dict[str, Answerer] = {  # by family
-    "autoencoder": Answerer(
-        lambda model, row: base64_png(reconstructed(model, _image(row, model.settings["resolution"]))), "resolution"
-    ),
+    "autoencoder": Answerer(_reconstruct, "resolution"),
     "diffusion": Answerer(_enlarge, "low_res_resolution", draws=True),
     "prior": DRAWS,
     "masked_prior": DRAWS,

@@ -232,19 +232,15 @@ def given_in_mask(model: SamplingModel, request: Request) -> Given:
     Raises ValueError, in one line, for a task, image or mask that can't be met so."""
     if request.task not in (None, *MASK_TASKS):
         raise ValueError(f"this model makes what a mask hides and nothing else: {' or '.join(MASK_TASKS)}")
-    check_given_image(request.image, request.mask, request.task or "inpainting")
     if model.network.get("in_channels", 3) != 3:
         raise ValueError(f"the model of stage {model.name} makes no images in color, and keeps no pixels of one")
-    image, side = open_given_image(request.image or b""), model.settings["resolution"]
-    if image.size != (side, side):
-        raise ValueError(f"the image has {image.width}x{image.height} pixels, this model takes {side}x{side}")
-    return Given(from_uint8(np.array(image)), read_mask(request.mask or b"", image.size), True)
+    return given_for_task(model, request.replace(task=request.task or "inpainting"), MASK_TASKS)
 
 
-def given_for_task(model: SamplingModel, request: Request) -> Given:
-    """Returns the image of a request for the task of an image-to-image model.
+def given_for_task(model: SamplingModel, request: Request, tasks: Sequence[str]) -> Given:
+    """Returns the image of a request for a task of the model's.
     Raises ValueError, in one line, for a task, image or mask that the model can't work on."""
-    tasks, size = model.settings["tasks"], model.settings["resolution"]
+    size = model.settings["resolution"]
     check_given_image(request.image, request.mask, request.task or (None if len(tasks) > 1 else tasks[0]))
     if request.task is None and len(tasks) > 1:
         raise ValueError(f"name a task: this model was trained for {', '.join(tasks)}")
@@ -252,8 +248,8 @@ def given_for_task(model: SamplingModel, request: Request) -> Given:
         raise ValueError(f"the model of stage {model.name} was not trained for {request.task}: {', '.join(tasks)}")
     task = request.task or tasks[0]
     image = open_given_image(request.image or b"")
-    sides = [size // factor for factor in model.settings["super_resolution_factors"]]
-    sides = sides if task == "super_resolution" else [size]
+    factors = model.settings["super_resolution_factors"] if task == "super_resolution" else [1]
+    sides = [size // factor for factor in factors]
     if image.size not in [(side, side) for side in sides]:
         takes = " or ".join(f"{side}x{side}" for side in sides)
         raise ValueError(f"the image has {image.width}x{image.height} pixels, for {task} this model takes {takes}")

@@ -57,7 +57,7 @@ def test_an_image_that_nothing_is_known_of_is_as_without(cascade: Cascade) -> No
     [
         ({"task": "colorization"}, "makes what a mask hides and nothing else"),
         ({"mask": None}, "inpainting needs a mask"),
-        ({"image": encode_png(PHOTO[:4])}, "the image has 8x4 pixels, this model takes 8x8"),
+        ({"image": encode_png(PHOTO[:4])}, "the image has 8x4 pixels, for inpainting this model takes 8x8"),
     ],
 )
 def test_what_can_not_be_kept_is_one_line(cascade: Cascade, changes: dict, words: str) -> None:

@@ -123,7 +123,7 @@ class ImageToImage(Generator):
         return tuple(self.first.settings["tasks"])
 
     def resolve(self, request: Request) -> Plan:
-        given = given_for_task(self.first, request)
+        given = given_for_task(self.first, request, self.tasks)
         check_conditions(self.first, request)
         plan = self.plan_of(request, given=given)
         check_sampling(self.first, plan.of(self.first))
