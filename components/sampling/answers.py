@@ -1,17 +1,7 @@
 """Answers of trained models to rows: images by a generator, other answers by an `Answerer`.
 
-What a row may say depends on the model:
-    cascade, base,  label or prompt, seed, generator, guidance_scale, steps, sampler, … -> PNG
-    PixelCNN, GAN,  (and condition, a base64 PNG, where prior or base want one; classifier_scale, where one guides;
-    VAE             truncation of a GAN)
-    image-to-image  image and mask (base64 PNG), task, and label or prompt, seed, steps, … -> PNG
-    upsampler       image (base64 PNG) and label or prompt, seed -> PNG
-    autoencoder     image (base64) -> its reconstruction, PNG
-    prior           label or prompt, seed, guidance_scale, … -> tokens, a JSON list of rows
-    contrastive     prompt or image (base64) -> its embedding, of length 1, a JSON list
-    text encoder    prompt -> its states, a JSON list with a list for each token
-    classifier      image (base64) -> the probability of each class, a JSON object
-A model of latents or of embeddings, and one that reads by another network, answers only as a part of its cascade.
+README.md has the table of rows and answers. A model of latents or of embeddings, and one that reads by another network,
+answers only as a part of its cascade.
 """
 
 import base64

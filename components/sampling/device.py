@@ -1,35 +1,4 @@
-"""Device, precision and batch size of trained models.
-
-What `precision` means on each device, the one policy of training, sampling and measuring:
-
-| precision | GPU | CPU that trains | CPU that samples |
-|---|---|---|---|
-| `fp32` | products in fp32, TF32 off for matrices and convolutions alike | fp32 | fp32 |
-| `tf32` | products in TF32 (10 bits of 23) for both, sums in fp32 | fp32 | fp32 |
-| `bf16` | products in bf16 by autocast, where the GPU multiplies it by itself, else as `fp32` | likewise | fp32 |
-
-torch's own defaults differ: TF32 for convolutions, none for matrices; sums of bf16 products partly in bf16, here in
-fp32. Weights, optimizer and averages are fp32 always.
-
-Under autocast these compute in fp32 all the same, for a rounding there would be noise in what counts:
-
-| in fp32 | of |
-|---|---|
-| embeddings of times and noise levels | diffusion networks; of U-Nets also the projections in each block, as in ADM |
-| predictions | last layers of U-Net, DiT and diffusion prior |
-| pixels | last layers of decoders and of the GAN's generator |
-| logits | classifiers with their pooling, discriminators; transformers and pixel networks, where no gradient is taken |
-| embeddings | projections of contrastive encoders |
-| inside | statistics of norms, softmax, weights under spectral norm |
-| compared | distances to a codebook, without TF32 too; perceptual features; all losses |
-| measured | likelihoods and distances between images, whatever the model trained and samples in, without TF32 too |
-
-Training multiplies the logits of a large codebook in bf16 (`layers.logits_of`).
-
-The same request gives the same image in whatever company: on a CPU within one gray level. On a GPU in bf16 a batch of
-another size may take other kernels, whose roundings differ by 2^-8 of a value: the same image to the eye, and a token
-or a value that is drawn where two are as likely may be another. `fp32` there rounds by 2^-24, but no kernel promises.
-"""
+"""Device, precision and batch size of trained models; README.md says what a precision means where."""
 
 import gc
 from collections.abc import Callable, Iterator

@@ -1,15 +1,8 @@
 """A sampling request: the single list of sampling options, and the source of all its forms.
 
 The command's options, the HTTP API's fields, the row of a registered model, the settings in a PNG and the form of the
-service's page all come from the fields of `Request`. A new sampling option is a field with its `Option`.
-
-The settings in a PNG are JSON in its text chunk `parameters`, which readers of images show. They are those of a request
-that are set, the model's name, and its version where it is registered:
-    {"model": "image-cascade-openmoji", "version": "3", "prompt": "red heart", "seed": 7, "size": "64x128",
-     "sampling": {"upsampler_64": {"noise_level": 20}}, "needs": ["condition"]}
-`needs` names the images that the request had: they must be given again.
-
-Imports no torch, so that `cascade sample --help` needs none.
+service's page all come from the fields of `Request`. A new sampling option is a field with its `Option`. Imports no
+torch, so that `cascade sample --help` needs none.
 """
 
 import base64
