@@ -33,7 +33,7 @@ class Answerer(NamedTuple):
     """A kind of model that answers rows without generating images."""
 
     answer: Callable[[SamplingModel, RequestRow], str]  # raises ValueError
-    image: str = ""  # the setting that has the resolution of a row's image
+    image: str = ""  # the setting with the resolution of a row's image
     draws: bool = False  # by a seed, under a label or a prompt
 
 

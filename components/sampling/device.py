@@ -69,7 +69,7 @@ class Room:
                 if size == 1 or not is_out_of_memory(error):
                     raise
             self.most = -(-size // 2)
-            free(self.device)  # here, where no error holds what was made until then
+            free(self.device)  # no error holds what was made
         raise AssertionError("halves end with 1")
 
 

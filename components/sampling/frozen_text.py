@@ -100,7 +100,7 @@ class PretrainedText:
         ids = torch.tensor([encoding.ids for encoding in encodings], device=device)
         present = torch.tensor([encoding.attention_mask for encoding in encodings], device=device)
         present = torch.ones_like(present) if self.attend_padding else present
-        present[:, 0] = 1  # an empty text of a tokenizer without begin and end is one pad
+        present[:, 0] = 1  # an empty text may be one pad
         states = self.network(input_ids=ids, attention_mask=present).last_hidden_state.float()
         return states * present[..., None]
 

@@ -21,8 +21,8 @@ Between = Callable[[], None]
 class Hooks(NamedTuple):
     """Callbacks during sampling. An exception in a callback ends the sampling."""
 
-    on_step: OnStep | None = None  # of denoising, with what is made on the way
-    between: Between | None = None  # between batches, denoising steps, tokens and values
+    on_step: OnStep | None = None  # of denoising
+    between: Between | None = None  # between batches, steps, tokens and values
 
     def each(self, *values: object) -> None:
         """Calls `between`, for samplers, which give arguments."""

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no other decoder runs: EPS starts Ghostscript
-MAX_PIXELS = 2**27  # of one image: 400 MB as RGB; a kilobyte of PNG can claim more
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # EPS starts Ghostscript
+MAX_PIXELS = 2**27  # of one image: 400 MB as RGB
 WHITE = 128  # gray levels of a mask from here on are its mask
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")  # their place is their id

@@ -38,12 +38,12 @@ class Plan:
     seed: int = 0
     label: int | None = None  # class id
     prompt: str | None = None
-    condition: Image.Image | None = None  # that the model is conditioned on, RGB of any size
+    condition: Image.Image | None = None  # RGB of any size
     given: Given | None = None
     sampling: Mapping[str, ModelSampling] = field(default_factory=dict)  # by stage; else the model's own
     candidates: int = 1  # images of which the best is kept
-    grid: tuple[int, int] | None = None  # of tokens, height and width, if not the trained one
-    size: tuple[int, int] | None = None  # height and width, pixels, if not the generator's own
+    grid: tuple[int, int] | None = None  # of tokens, if not the trained one
+    size: tuple[int, int] | None = None  # pixels, if not the generator's own
 
     @property
     def way(self) -> tuple[object, ...]:
@@ -60,7 +60,7 @@ class Conditions(NamedTuple):
     Both hold tensors with the batch as first dimension, by the argument names of the network."""
 
     condition: dict[str, Tensor]  # label (B,), text (B, L), condition_image (B, 3, S, S)
-    null: dict[str, Tensor]  # the same keys: what stands for "no condition"
+    null: dict[str, Tensor]  # the same keys
 
     def guided(self, scale: float) -> dict[str, Tensor]:
         """The conditions of a guided batch of 2B, the null ones last; of one of B for a scale of 1."""

@@ -34,7 +34,7 @@ def write_shards(source: str, path: str | None, *, out: str, config: IngestConfi
     if file is not None:
         check_file(file)
     cluster = start_ray(worker_start_timeout=600, verbose=False, num_gpus=0)
-    if on_cluster():  # with torch, which `cascade data` does without on one machine
+    if on_cluster():  # with torch, else not needed
         from pipelines.planning.preflight import Space, check_nodes, needs_of_source
 
         check_nodes(needs_of_source(source, path), store, Space())

@@ -28,8 +28,8 @@ class OpenModel(NamedTuple):
     """A loaded model with its origin, and the request of the image that is made again."""
 
     cascade: Cascade
-    address: str  # models:/NAME/VERSION where it is registered, else as the user gave it
-    name: str  # registered, or of its folder: no path of this machine
+    address: str  # models:/NAME/VERSION, else as given
+    name: str  # registered, or of its folder
     version: str | None  # registered
     like: Request  # of no image, the defaults of a request
 
@@ -79,7 +79,7 @@ def open_model(model: str | None, *, like: Path | None, tracking: str | None, **
         set_environment(environment())
         named = registry.find_named(model, tracking_uri=tracking_uri(tracking))
         address, name, version = named.uri, named.name, named.version
-    elif model.startswith(REGISTRY):  # models:/ID, a logged model of no version
+    elif model.startswith(REGISTRY):  # models:/ID, of no version
         name = model.removeprefix(REGISTRY)
     return OpenModel(load_cascade(address, tracking), address, name, version, request_of(settings))
 

@@ -82,14 +82,14 @@ def serve_models(
             check_port(host, port)
         with console.status("starting Ray"):
             cluster = start_ray(worker_start_timeout=START_SECONDS, verbose=False)
-        end_by_signals()  # again: Ray has put its own in the place, which ends in a core dump
+        end_by_signals()  # again: those of Ray end in a core dump
         each = float(cluster.gpus > 0) if gpus is None else gpus
         needed = each * settings.min_replicas * len(settings.models)
         if cluster.here and needed > cluster.gpus:  # an autoscaler may make more
             have = f"the replicas need {needed:g} GPUs together, this machine has {cluster.gpus:g}"
             raise UsageError(f"{have}: lower --replicas or --gpus")
         settings = settings.model_copy(update={"gpus": each})
-        check_room(host, port)  # before what follows would end a service of somebody else
+        check_room(host, port)  # before it ends a service of somebody else
         try:
             with console.status(f"loading {', '.join(model.source for model in settings.models)}"):
                 run_service(settings, host=host, port=port, read_keys=read_keys_here, say=console.print)

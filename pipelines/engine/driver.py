@@ -35,7 +35,7 @@ from pipelines.workflows import build_workflow
 
 logger = logging.getLogger("cascade")
 DONE, FAILED, INTERRUPTED = 0, 1, 130
-MOST_STEPS = 100  # under the profiler: a step leaves some MB in memory and in the file
+MOST_STEPS = 100  # a step leaves some MB in memory and in the file
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Prepared:
     run: str
     planned: list[PlannedStage]
     needs: preflight.Needs
-    commit: str  # of the code, as `provenance.commit` has it
-    starts: list[str]  # a line for each training that begins with given weights
+    commit: str  # of the code
+    starts: list[str]  # a line for each training with given weights
     profiling: Profiling | None = None
 
     @property
@@ -174,7 +174,7 @@ def check_name(prepared: Prepared, console: Console) -> None:
     data = data_identity(prepared.recipe.images.source)
     try:
         clash = find_clash(prepared.name, stages, data, tracking_uri=prepared.tracking)
-    except Exception:  # a database or a network may raise anything
+    except Exception:  # databases may raise anything
         line = f"MLflow is away: when it is back it is seen whether {prepared.name} names models of other images"
         say(console, f"warning: {line}", "yellow")
         return

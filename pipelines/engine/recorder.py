@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from components.runtime.tracking.tracker import Tracker
 
 EXPERIMENT = "image-cascade"
-STORE_SECONDS = 20.0  # between two writes to storage while a stage trains
+STORE_SECONDS = 20.0  # between two writes to storage
 HELD = "checkpoint_hold_seconds"
 GAUGES = {name: measure.title for name, measure in MEASURES.items()} | {
     "step": "steps taken",
@@ -35,7 +35,7 @@ class StageStatus:
     """A stage in the live table."""
 
     name: str
-    state: str = "waiting"  # waiting, queued, running, done, cached, failed, skipped
+    state: str = "waiting"  # or queued, running, done, cached, failed, skipped
     step: int = 0
     total: int = 0
     unit: str = "step"
@@ -101,15 +101,15 @@ class RunRecorder(events.Recorder):
                 status.note, status.step, status.total, status.unit = "", step, total, unit
                 status.rate = status.rate if rate is None else rate
                 status.loss = status.loss if loss is None else loss
-                if unit == "step":  # for Prometheus; again with each progress, as Ray forgets gauges in 20 s
+                if unit == "step":  # each time, as Ray forgets gauges in 20 s
                     figures = {"step": step, "loss": status.loss, "checkpoint_age_seconds": time.time() - status.saved}
                     for name, value in (status.measures | figures).items():
                         self.gauges[name].set(value, {"run": self.log.run, "stage": status.name})
-                    if step == total:  # before the stage commits, and may be cached
+                    if step == total:  # before it may be cached
                         self._store(status.name)
             case events.Metrics(values=values):
                 latest = {name: value for name, value in values.items() if name in MEASURES}
-                if HELD in latest:  # the cost of checkpoints is that of the whole training
+                if HELD in latest:  # of the whole training
                     latest[HELD] += status.measures.get(HELD, 0.0)
                     status.saved = time.time()
                 status.measures |= latest

@@ -53,7 +53,7 @@ class Choice(NamedTuple):
     """Number of workers for a training, with the seconds of a step and the hours of all."""
 
     workers: int
-    fits: bool  # True where the workers' memory holds a sample
+    fits: bool  # whether memory holds a sample
     time: StepTime
     hours: float
 

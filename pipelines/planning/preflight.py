@@ -41,16 +41,16 @@ from pipelines.workflow import PlannedStage, Workflow
 
 logger = logging.getLogger("cascade")
 ANSWER_SECONDS = 300.0  # longer than storage is tried again
-UNKNOWN = ("num_classes", "vocab_size", "image_embedding_dim", "text_states_dim")  # of a set, before it is read
-IN_FLIGHT = 1  # checkpoints written while those that are kept are still there
+UNKNOWN = ("num_classes", "vocab_size", "image_embedding_dim", "text_states_dim")  # before it is read
+IN_FLIGHT = 1  # checkpoints written beside those kept
 
 
 class Needs(NamedTuple):
     """Needs of stages on every working node."""
 
     configs: tuple[Config, ...] = ()
-    packaged: str | None = None  # the source that is read, where packages make it
-    source: FileVersion | None = None  # a file of any other source, by its absolute URL
+    packaged: str | None = None  # the source, where packages make it
+    source: FileVersion | None = None  # a file of any other source
     pretrained_text: bool = False  # whether a pretrained text encoder is loaded
 
     def addresses(self) -> list[str]:
@@ -167,8 +167,8 @@ def known_classes(planned: Sequence[PlannedStage]) -> int | None:
 class Space(NamedTuple):
     """Room for checkpoints, in bytes."""
 
-    storage: int = 0  # what checkpoints add to storage, and models in the end
-    temporary: int = 0  # the same in one node's temporary folder, at most
+    storage: int = 0  # what checkpoints and models add to storage
+    temporary: int = 0  # the same in one node's temporary folder
     trainings: tuple[str, ...] = ()
 
     def check(self, *, root: Store | None, works: bool) -> None:

@@ -27,7 +27,7 @@ WITHOUT_NETWORK = (ImagesConfig, SamplingConfig, TextEncoderConfig)  # of stages
 class Demand(NamedTuple):
     """Workers and GPUs that a stage can use."""
 
-    counts: tuple[int, ...]  # possible numbers of workers or actors, ascending
+    counts: tuple[int, ...]  # numbers of workers or actors, ascending
     gpus: float  # of each
     load: float = 1  # work of all: samples that a training takes
 
@@ -70,7 +70,7 @@ def stage_demand(stage: Stage, workflow: Workflow, profile: Profile, cluster: Cl
     number, given, least = (profile.given(stage.name, name) for name in names)
     gpus = float(cluster.gpus > 0 if given is None else given)
     if isinstance(config, Training) and number is not None:
-        return Demand((number,), gpus)  # though there are fewer GPUs: more may come
+        return Demand((number,), gpus)  # more GPUs may come
     most = int(cluster.gpus / gpus) if gpus else 1
     if most == 0:
         raise UsageError(
@@ -205,8 +205,8 @@ class ResourceRow(NamedTuple):
     workers: int
     gpus: float  # that it takes
     idle: float  # GPUs that nobody works on meanwhile
-    share: int | None  # samples of a step for each worker; None: nothing is trained
-    parts: int | None  # in which it computes them; None: a GPU finds its own
+    share: int | None  # samples of a step for each worker
+    parts: int | None  # of them; None: a GPU finds its own
     cpus: float  # of each worker
     why: str
 

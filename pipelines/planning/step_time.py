@@ -29,7 +29,7 @@ from pipelines.planning.profiles import Cluster
 LAUNCH = 5e-6  # seconds of the host for an operation: a launch alone takes 4 to 6 µs
 TCP = 12.5e9  # bytes/s of a node each way: 100 Gbit/s
 COLLECTIVE = 30e-6  # seconds of a collective without bytes, assumed
-BUCKET = 25 * 2**20  # bytes of gradients that DDP sends at once, its default
+BUCKET = 25 * 2**20  # bytes of gradients that DDP sends at once
 BACKWARD = 2 / 3  # of a pass
 RECOMPUTED = 4 / 3  # passes where activations are computed again
 # Kernels over many tensors take 36 tensors of four lists at a time, and 320 chunks of 65,536 numbers (torch,

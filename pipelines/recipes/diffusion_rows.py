@@ -38,7 +38,7 @@ DYNAMIC = SKETCH.replace(threshold="dynamic", threshold_percentile=0.95)
 EULER = DiffusionSampling(sampler="euler", num_inference_steps=25)
 BY_TEXT = {"conditions": ("text",), "text_conditioning": "cross_attention", "cond_drop_prob": 0.2}
 BY_DEPTH = {"conditions": ("condition_image",), "condition_member": "depth"}
-REFERENCE = 5000  # training images of Fashion-MNIST that distances are measured to
+REFERENCE = 5000  # training images that distances are measured to
 # fmt: off
 FASHION_MNIST = SharedParts(
     ImagesConfig(

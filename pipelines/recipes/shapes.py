@@ -180,7 +180,7 @@ class RecipeRow:
     """A recipe of the catalog; calling the row builds the recipe."""
 
     name: str
-    summary: str  # of a recipe of the lecture: its row, a colon and the rest
+    summary: str  # of the lecture: its row, a colon and the rest
     build: Callable[[str], Recipe]  # takes the name
 
     def __call__(self) -> Recipe:

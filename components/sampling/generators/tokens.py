@@ -147,7 +147,7 @@ def mutual_information(
 def likeness_to_prompts(reranker: SamplingModel, plans: Sequence[Plan]) -> Callable[[Tensor], Tensor]:
     """Cosines (B,) between images (B, 3, H, W) in [-1, 1] and the plans' prompts; 0 without a prompt."""
     encoder, text, side = reranker.module, reranker.text, reranker.settings["resolution"]
-    assert text is not None  # a bundle of this kind has its tokenizer
+    assert text is not None
     wanted = encoder.encode_text(text.encode([plan.prompt or "" for plan in plans]).to(reranker.device))
     asked = torch.tensor([plan.prompt is not None for plan in plans], device=reranker.device)
 
