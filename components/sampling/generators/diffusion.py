@@ -312,6 +312,7 @@ class Diffusion(Generator):
         return MASK_TASKS if alone and self.first.network.get("in_channels", 3) == 3 else ()
 
     def resolve(self, request: Request) -> Plan:
+        """Resolves a request; upsamplers enlarge the base's image and take the conditions they know."""
         parts = self.parts
         if request.classifier_scale is not None and parts.classifier is None:
             raise ValueError("classifier_scale needs a cascade with a classifier, which guides its base")
@@ -338,6 +339,7 @@ class Diffusion(Generator):
         return plan
 
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
+        """Makes the images of each stage: first the base's images, then each upsampler's."""
         parts, decoder = self.parts, self.parts.autoencoder
         text = parts.contrastive if parts.diffusion_prior else parts.text_encoder or parts.contrastive
 

@@ -195,6 +195,7 @@ class Tokens(Generator):
         return replace(plan, candidates=candidates, grid=self.grid(request.size), size=request.size)
 
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
+        """Makes the images of plans; of several candidates the best by the reranker, or by the prior."""
         tokenizer, seen, condition = self.tokenizer, self.parts.condition, None
         if seen is not None:
             images = condition_images(plans, seen.settings["resolution"]).to(seen.device)
