@@ -33,14 +33,17 @@ def check_adapters() -> None:
 
 def add_adapter(network: nn.Module, config: AdapterConfig, *, new: Sequence[str] = ()) -> None:
     """Add an adapter to a network, in place; only it and the modules `new`, which get none, are trained.
-    Raises AdapterError without peft, and for targets that the network does not have."""
+    Raises AdapterError without peft, and for targets that the network does not have, or that take no adapter."""
     check_adapters()
     from peft import inject_adapter_in_model  # takes seconds
 
     try:
         inject_adapter_in_model(lora_config(config, new), network, adapter_name=NAME)
     except ValueError as error:
-        raise AdapterError(f"adapter: no module is named as one of {', '.join(config.targets)}") from error
+        names = {name.rpartition(".")[2] for name, _ in network.named_modules()}
+        absent = names.isdisjoint(config.targets)
+        why = "no module is named as one of" if absent else "not every module is linear or a convolution among"
+        raise AdapterError(f"adapter: {why} {', '.join(config.targets)}; set adapter.targets") from error
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(".lora_" in name or is_below(name, new))
 

@@ -20,7 +20,7 @@ from components.runtime.tracking.names import environment, registered_name
 from pipelines.engine.code_seen import changes_of_code
 from pipelines.engine.display import Display, duration, run_tables, say
 from pipelines.engine.execute import Outcome, execute
-from pipelines.engine.naming import cascade_name, data_identity, model_card
+from pipelines.engine.naming import cascade_name, data_identity, model_card, resolve_starts
 from pipelines.engine.provenance import code_line, commit
 from pipelines.engine.recorder import RunRecorder, StageStatus
 from pipelines.engine.run_report import REPORT, TRACES, announced, link_pages, render_run, save_run, traces_of
@@ -90,14 +90,15 @@ def prepare(options: RunOptions) -> Prepared:
     recipe = load_recipe(options.recipe, options.set)
     profile = load_profile(options.profile, fastest=options.fastest)
     name, root = cascade_name(recipe, options.name), Store(storage_uri(options.storage))
-    workflow = build_workflow(recipe)
+    workflow, tracking = build_workflow(recipe), tracking_uri(options.tracking)
+    named = resolve_starts(workflow, tracking)
     root.check_writable()
     planned = workflow.plan(root, options)
     needs = preflight.needs_of(workflow, planned)
     preflight.check_needs(needs)
-    starts = preflight.check_starts(planned)
+    starts = [*named, *preflight.check_starts(planned)]
     run = options.run or f"{name}-{planned[-1].key[:6]}"
-    profiling, tracking = None, tracking_uri(options.tracking)
+    profiling = None
     if options.profile_steps is not None:
         folder = root.join("runs", run, TRACES).uri
         profiling = parse_steps(options.profile_steps, workflow=workflow, folder=folder)

@@ -9,7 +9,7 @@ import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 
-from components.configuration.usage import UsageError
+from components.configuration.usage import UsageError, usage_errors
 from components.data.ingest import PACKAGED
 from components.data.sources.folder import LICENSE as UNSPECIFIED
 from components.data.sources.parquet import SUFFIX
@@ -17,11 +17,16 @@ from components.data.sources.webdataset import GLOB, TARS, split_glob
 from components.evaluation.features import DistanceRow
 from components.evaluation.metrics import METRICS, PUBLISHED, distance_name
 from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.connection import shown
 from components.runtime.storage.store import absolute
+from components.runtime.tracking.names import REGISTRY, environment
 from pipelines.engine.code_seen import made_by
+from pipelines.engine.session import set_environment
 from pipelines.planning.cost_table import heading, markdown
+from pipelines.planning.shares import trainings
 from pipelines.recipes.catalog import DEMO, RECIPES
 from pipelines.recipes.shapes import Recipe
+from pipelines.workflow import Workflow
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 LONGEST = 5000  # characters of a description that MLflow takes
@@ -74,6 +79,25 @@ def _plain(part: str) -> str:
     lost = any(letter.isalnum() and not base for letter, base in zip(composed, bases, strict=True))
     plain = re.sub(r"\W+", "_", "".join(bases), flags=re.ASCII).strip("_")[:60]
     return f"{plain or 'images'}_{hashlib.sha256(composed.encode()).hexdigest()[:6]}" if lost else plain
+
+
+def resolve_starts(workflow: Workflow, tracking: str | None) -> list[str]:
+    """Puts the folder in storage in the place of each start's registered name, and returns a line for each.
+    From here on an alias may move: keys and stages know the folder alone. Raises UsageError, in one line, for a version
+    that is not registered, or lies in storage no longer."""
+    lines = []
+    for name, config in trainings(workflow).items():
+        if config.init_from is None or not config.init_from.uri.startswith(REGISTRY):
+            continue
+        from components.runtime.tracking.registry import stored_model  # MLflow takes seconds to import
+
+        set_environment(environment())
+        with usage_errors(f"{name}.init_from: "):
+            uri, artifact = stored_model(config.init_from.uri, tracking_uri=tracking)
+        lines.append(f"{name}.init_from: {config.init_from.uri} is {uri} in {shown(artifact.root)}")
+        start = config.init_from.model_copy(update={"uri": artifact.root})
+        workflow.by_name[name].config = config.model_copy(update={"init_from": start})
+    return lines
 
 
 def model_card(

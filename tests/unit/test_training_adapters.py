@@ -186,10 +186,16 @@ def test_trainings_that_take_no_adapter_are_refused(make_config: Callable[..., A
         make_config(adapter=ADAPTER, **changes)
 
 
-def test_targets_that_are_not_there_are_refused():
-    config = dit_config(init_from=START, adapter=ADAPTER | {"targets": ("quv", "prj")})
-    with one_line(AdapterError, match="adapter: no module is named as one of quv, prj"):
-        make_task(config)
+@pytest.mark.parametrize(
+    ("make_config", "targets", "words"),
+    [
+        (dit_config, ("quv", "prj"), "adapter: no module is named as one of quv, prj; set adapter.targets"),
+        (diffusion_config, ("qkv", "skip"), "adapter: not every module is linear or a convolution among qkv, skip"),
+    ],
+)
+def test_targets_that_take_no_adapter_are_refused(make_config: Callable[..., Any], targets: tuple, words: str):
+    with one_line(AdapterError, match=words):
+        make_task(make_config(init_from=START, adapter=ADAPTER | {"targets": targets}))
 
 
 def test_a_missing_package_is_one_line_with_its_name(monkeypatch: pytest.MonkeyPatch):

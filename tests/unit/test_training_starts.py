@@ -17,6 +17,8 @@ from components.models.bundle import WEIGHTS, ModelBundle, save_bundle
 from components.runtime.storage.artifact import Artifact, commit_artifact, upload_attempt
 from components.runtime.storage.connection import StoreError
 from components.runtime.storage.store import Store
+from components.runtime.tracking.names import CANDIDATE, MANIFEST, PLACE
+from components.runtime.tracking.registry import create_name
 from components.sampling.model import BPE
 from components.training.batches import to_batch
 from components.training.learner import make_network
@@ -29,6 +31,8 @@ from pipelines.recipes.catalog import load_recipe
 from tests.checkpoints import read_folder, write_checkpoint
 from tests.in_process import Done, in_process
 from tests.refusals import assert_refused, one_line
+from tests.served_models import Registry
+from tests.tiny_cascade import commit_model
 from tests.tiny_training import (
     DATASET_INFO,
     assert_equal_bits,
@@ -40,6 +44,7 @@ from tests.tiny_training import (
     weights_of,
 )
 
+BASE = "image-cascade-tiny-base"
 SMOKE = DatasetInfo(num_classes=7, vocab_size=280, text_length=12)  # of other sets than the recipe's
 PARTS = {"down": {"learning_rate": 0}, "down.1": {"learning_rate": 0.5}, "*.bias": {"learning_rate": 3}}
 
@@ -111,7 +116,6 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path, change: dic
         ("theirs", ("theirs holds weights of other code", "cascade import")),
         ("last.ckpt", ("last.ckpt is no folder of a model of ours", "cascade import")),
         ("hf://owner/model", ("hf://owner/model is no folder", "cascade import")),
-        ("'models:/name/1'", ("models:/name/1 is no folder", "cascade import")),
     ],
 )
 def test_what_is_no_model_of_ours_is_refused(tmp_path: Path, uri: str, words: tuple[str, ...]):
@@ -139,6 +143,39 @@ def test_the_key_holds_the_content_of_the_start_and_not_its_address(tmp_path: Pa
 def committed(folder: Path, files: Path) -> Artifact:
     store = Store(str(folder))
     return commit_artifact(store, Artifact(kind="model", stage="base", key="k", files=upload_attempt(store, files)))
+
+
+def registered(registry: Registry, folder: Path, *, seed: int) -> Artifact:
+    """What a new version, the candidate, was registered from."""
+    artifact = commit_model(
+        folder, "base", f"k{seed}", written(folder / f"start-{seed}", smoke_base(), SMOKE, seed=seed)
+    )
+    create_name(registry.client, BASE)
+    tags = {PLACE: artifact.root, MANIFEST: artifact.digest}
+    version = registry.client.create_model_version(BASE, artifact.root, tags=tags)
+    registry.client.set_registered_model_alias(BASE, CANDIDATE, version.version)
+    return artifact
+
+
+def test_a_registered_start_is_its_artifact_of_when_the_run_is_planned(
+    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+):
+    registry = Registry(tmp_path, empty_database)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+    uri, by_alias = "base.init_from.uri={}".format, f"models:/{BASE}@candidate"
+    keys = []
+    for seed in (3, 4):
+        artifact = registered(registry, tmp_path, seed=seed)
+        prepared = prepare(RunOptions("smoke", [uri(by_alias)], storage=str(tmp_path / "runs")))
+        keys.append(next(entry.key for entry in prepared.planned if entry.stage.name == "base"))
+        assert keys[-1] == key_of(tmp_path, uri(artifact.root))
+        assert prepared.workflow.by_name["base"].config.init_from.uri == artifact.root
+        assert prepared.starts[0] == f"base.init_from: {by_alias} is models:/{BASE}/{seed - 2} in {artifact.root}"
+    assert keys[0] != keys[1]
+    Store(artifact.root).delete("manifest.json")
+    assert_refused(
+        plan(tmp_path, uri=f"'{by_alias}'"), f"base.init_from: models:/{BASE}/2 was registered from", "folder"
+    )
 
 
 def test_weights_that_are_not_those_of_the_manifest_are_never_taken(tmp_path: Path, start: Path):

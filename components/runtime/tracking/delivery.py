@@ -155,7 +155,7 @@ class Delivery:
         if event.error:
             self.client.set_tag(tracked.run_id, "cascade.error", event.error[:MAX_TAG_LENGTH])
         if event.artifact is not None:
-            self.client.set_tag(tracked.run_id, "cascade.artifact", event.artifact.root)
+            self.client.set_tag(tracked.run_id, names.PLACE, event.artifact.root)
             self._say_what_is_missing(record, tracked, event.artifact)
             self._register(tracked.run_id, record, event.artifact)
         self.client.set_terminated(tracked.run_id, event.status, end_time=record.time)

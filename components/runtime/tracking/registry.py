@@ -24,8 +24,19 @@ from mlflow.tracking import MlflowClient
 from components.models.bundle import DESCRIPTION as MODEL
 from components.models.file_list import LIST, check_files, digest_of_list, write_list
 from components.runtime.storage.artifact import Artifact, describe, load_artifact
+from components.runtime.storage.connection import shown
 from components.runtime.storage.store import Store, absolute
-from components.runtime.tracking.names import CANDIDATE, FILES, FILES_DIGEST, GIT_COMMIT, KEY, REGISTRY, STAGE
+from components.runtime.tracking.names import (
+    CANDIDATE,
+    FILES,
+    FILES_DIGEST,
+    GIT_COMMIT,
+    KEY,
+    MANIFEST,
+    PLACE,
+    REGISTRY,
+    STAGE,
+)
 from components.runtime.tracking.packed_code import MODEL_CODE, model_code, pack_code
 from components.sampling.answers import example_of
 from components.sampling.cascade import DESCRIPTION
@@ -108,6 +119,20 @@ def named_version(model_uri: str, *, tracking_uri: str | None) -> ModelVersion:
             raise ValueError(f"{model_uri} names no version: write models:/NAME@ALIAS or models:/NAME/VERSION")
         name, alias, number = parts.groups()
         return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+
+
+def stored_model(model_uri: str, *, tracking_uri: str | None) -> tuple[str, Artifact]:
+    """The address by number of `models:/NAME@ALIAS`, and the artifact in storage that it was registered from.
+    Raises ValueError, in one line, as `named_version`, and for a version whose artifact is no longer there."""
+    version = named_version(model_uri, tracking_uri=tracking_uri)
+    place, uri = version.tags.get(PLACE), f"{REGISTRY}{version.name}/{version.version}"
+    artifact = load_artifact(Store(place)) if place else None
+    if artifact is None or artifact.digest != version.tags.get(MANIFEST):
+        where = shown(place) if place else "a folder that nobody wrote down"
+        raise ValueError(
+            f"{uri} was registered from {where}, where it is no longer: give the folder of a trained model"
+        )
+    return uri, artifact
 
 
 def description_of(model_uri: str, *, tracking_uri: str | None) -> str:
@@ -263,8 +288,8 @@ def _tags(artifact: Artifact) -> dict[str, str]:
     return {
         STAGE: artifact.stage,
         KEY: artifact.key,
-        "cascade.artifact": artifact.root,
-        "cascade.manifest_sha256": artifact.digest,
+        PLACE: artifact.root,
+        MANIFEST: artifact.digest,
         GIT_COMMIT: str(artifact.provenance.get("git_commit", "unknown")),
     }
 
