@@ -8,7 +8,7 @@ from components.configuration.families import family_of
 from components.stages.evaluate import evaluate, run_study
 from components.stages.images import images_identity, ingest_images
 from components.stages.precompute import import_text_encoder, precompute
-from components.stages.samples import compose_cascade, sample_generators
+from components.stages.samples import compose_cascade, preserve_prior, sample_generators
 from components.stages.tokens import tokenize_images
 from components.stages.training import train_model
 from pipelines.full_cascade import full_cascade
@@ -59,7 +59,11 @@ def one_model(recipe: OneModelRecipe) -> Workflow:
 
 def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
     """DDPM, cascades, latent diffusion, Imagen and DALL-E 2, with the stages of the recipe."""
-    images = Stage("images", ingest_images, recipe.images, identity=images_identity)
+    given = images = Stage("images", ingest_images, recipe.images, identity=images_identity)
+    if recipe.subject is not None:
+        start = recipe.subject.init_from or recipe.base.init_from
+        subject = recipe.subject.model_copy(update={"init_from": start})
+        images = Stage("subject", preserve_prior, subject, images=given)
     frozen: dict[str, Any] = {}
     if recipe.contrastive is not None:
         frozen["contrastive"] = Stage("contrastive", train_model, recipe.contrastive, images=images)
@@ -88,7 +92,8 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
     cascade = Stage("cascade", compose_cascade, recipe.sampling, **parts)
     samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, samples=samples)
-    before = [images, *first.values(), *([] if encoded is images else [encoded]), *helpers.values()]
+    sets = dict.fromkeys((given, images))
+    before = [*sets, *first.values(), *([] if encoded is images else [encoded]), *helpers.values()]
     return Workflow(recipe.name, [*before, base, *upsamplers, cascade, samples, evaluation])
 
 

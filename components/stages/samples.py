@@ -10,9 +10,17 @@ from pydantic import Field
 
 from components.configuration.sampling import SamplingConfig
 from components.data.held_out import WordReader, Words, joined_words, random_part, read_split
-from components.data.shards import ShardIndex, View, load_index
+from components.data.shards import BPE, INDEX, ShardIndex, View, load_index
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests
-from components.evaluation.generated import CascadeSampler, measured_jobs, measured_requests, seconds_per_image
+from components.evaluation.generated import (
+    CascadeSampler,
+    jobs_of,
+    joined,
+    measured_jobs,
+    measured_requests,
+    read_job,
+    seconds_per_image,
+)
 from components.runtime import events
 from components.runtime.pool import file_name
 from components.runtime.storage.artifact import Artifact, FileEntry, read_records, upload_attempt
@@ -21,6 +29,8 @@ from components.sampling.cascade import Cascade, compose
 from components.sampling.image_files import encode_png
 from components.sampling.requests import Request
 from components.stages.context import StageContext
+from components.training.subject import SUBJECT, SubjectConfig, compose_start, write_subject
+from components.weights.starts import open_start
 
 READ_RESOLUTION = 8  # pixels: only captions and labels are wanted
 
@@ -92,6 +102,26 @@ def sample_generators(config: SamplesConfig, context: StageContext, *, images: A
     }
     parts = [entry for record in records.values() for entry in record.files]
     return context.commit("samples", folder=folder, parts=parts, metadata=metadata)
+
+
+def preserve_prior(config: SubjectConfig, context: StageContext, *, images: Artifact) -> Artifact:
+    """Samples the model that a training begins with, and puts the images beside the samples.
+    Returns an artifact of kind `shards`, with classes and tokenizer of the model; a killed try's samples are kept.
+    Raises ValueError, in one line, for a start or for words that do not fit."""
+    assert config.init_from is not None
+    start, index, files = open_start(config.init_from), load_index(images.url("index.json")), context.files_store
+    words = config.requests(start.model)
+    requests = [words[1].replace(seed=number) for number in range(config.samples)]
+    jobs, done = jobs_of("prior", requests), 0
+    with context.pool() as pool:
+        entries = pool.call(partial(compose_start, start, config.sampling, context.work_store))
+        place = {"stage": context.stage, "key": context.key, "root": context.work_store.uri}
+        cascade = Artifact(kind="model", files=tuple(entries), **place)
+        for job in pool.finish(partial(CascadeSampler, cascade, files), jobs, files=files):
+            context.report_images(done := done + len(job.requests), config.samples)
+        made = [*joined([read_job(job.name, files) for job in jobs]).stages.values()][-1]
+        facts = pool.call(partial(write_subject, start, config.weight, index, words, made, files))
+    return context.commit("shards", written=[INDEX, BPE, SUBJECT], metadata=facts)
 
 
 def plan_samples(

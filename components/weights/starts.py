@@ -49,6 +49,12 @@ class StartModel(NamedTuple):
         except (ValueError, KeyError) as error:
             raise ValueError(f"{shown(self.store.url(self.description))}: {error}") from None
 
+    @property
+    def tokenizer(self) -> str | None:
+        """The tokenizer of captions, as text; None for a model without one."""
+        place = str(PurePosixPath(self.description).with_name(BPE))
+        return self.store.read(place).decode() if self.store.exists(place) else None
+
 
 class Counts(NamedTuple):
     """Tensors of a network and of its start."""
@@ -87,17 +93,16 @@ def config_identity(config: Config) -> dict[str, Any]:
     """The configuration of a stage as it enters the key, with the content of weights to start from.
     Raises UsageError, in one line, for weights that are not there; StoreError if storage can't be reached."""
     values = config.model_dump(mode="json", context=IDENTITY)
-    if not isinstance(config, Training) or config.init_from is None:
+    if (given := getattr(config, "init_from", None)) is None:
         return values
     with usage_errors("init_from: "):
-        start = open_start(config.init_from)
+        start = open_start(given)
         scale = start.model.settings.get(SCALE)
     return values | {"start": {"weights": start.digest.sha256} | ({} if scale is None else {SCALE: scale})}
 
 
 def start_scale(config: Training) -> float | None:
-    """Scale of the latents that a training's start has learned; None where nothing says it.
-    Raises as `open_start`."""
+    """Scale of the latents that a training's start has learned, if it says one. Raises as `open_start`."""
     return None if config.init_from is None else open_start(config.init_from).model.settings.get(SCALE)
 
 
@@ -116,9 +121,8 @@ def start_loader(
     start, ignore = open_start(config.init_from), config.init_from.ignore
     own = shapes_of(config, dataset_info, grid)
     compare(own, start.model.module.state_dict(), ignore=ignore, taker="the network")
-    place = str(PurePosixPath(start.description).with_name(BPE))
     texts = [name.rpartition(".")[0] for name in own if TEXT.search(name) and not is_below(name, ignore)]
-    if texts and bpe is not None and start.store.exists(place) and start.store.read(place).decode() != bpe:
+    if texts and bpe is not None and start.tokenizer not in (None, bpe):
         raise ValueError(
             f"init_from: {shown(start.store.uri)} has another tokenizer of captions than this set: "
             f"name {' and '.join(texts)} in ignore"

@@ -23,7 +23,6 @@ from components.runtime.tracking.names import REGISTRY, environment
 from pipelines.engine.code_seen import made_by
 from pipelines.engine.session import set_environment
 from pipelines.planning.cost_table import heading, markdown
-from pipelines.planning.shares import trainings
 from pipelines.recipes.catalog import DEMO, RECIPES
 from pipelines.recipes.shapes import Recipe
 from pipelines.workflow import Workflow
@@ -82,22 +81,22 @@ def _plain(part: str) -> str:
 
 
 def resolve_starts(workflow: Workflow, tracking: str | None) -> list[str]:
-    """Puts the folder in storage in the place of each start's registered name, and returns a line for each.
+    """Puts folders in storage in the place of starts' registered names; returns a line for each name.
     From here on an alias may move: keys and stages know the folder alone. Raises UsageError, in one line, for a version
     that is not registered, or lies in storage no longer."""
-    lines = []
-    for name, config in trainings(workflow).items():
-        if config.init_from is None or not config.init_from.uri.startswith(REGISTRY):
+    found: dict[str, tuple[str, Artifact]] = {}
+    for stage in workflow.stages:
+        start = getattr(stage.config, "init_from", None)
+        if start is None or not start.uri.startswith(REGISTRY):
             continue
         from components.runtime.tracking.registry import stored_model  # MLflow takes seconds to import
 
         set_environment(environment())
-        with usage_errors(f"{name}.init_from: "):
-            uri, artifact = stored_model(config.init_from.uri, tracking_uri=tracking)
-        lines.append(f"{name}.init_from: {config.init_from.uri} is {uri} in {shown(artifact.root)}")
-        start = config.init_from.model_copy(update={"uri": artifact.root})
-        workflow.by_name[name].config = config.model_copy(update={"init_from": start})
-    return lines
+        with usage_errors(f"{stage.name}.init_from: "):
+            found[start.uri] = found.get(start.uri) or stored_model(start.uri, tracking_uri=tracking)
+        start = start.model_copy(update={"uri": found[start.uri][1].root})
+        stage.config = stage.config.model_copy(update={"init_from": start})
+    return [f"{given} is {version} in {shown(artifact.root)}" for given, (version, artifact) in found.items()]
 
 
 def model_card(

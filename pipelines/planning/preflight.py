@@ -32,6 +32,7 @@ from components.stages.images import ImagesConfig
 from components.stages.precompute import TextEncoderConfig, check_text_encoder
 from components.training.adapters import check_adapters
 from components.training.launch import CHECKPOINTS_KEPT
+from components.training.subject import SubjectConfig
 from components.weights.perceptual import check_perceptual_network
 from components.weights.starts import open_start, planned_counts
 from pipelines.planning import memory
@@ -103,6 +104,9 @@ def check_needs(needs: Needs) -> None:
                 if config.init_from is not None:
                     with usage_errors("init_from: "):
                         open_start(config.init_from)
+            if isinstance(config, SubjectConfig) and config.init_from is not None:
+                with usage_errors("subject: "):
+                    config.requests(open_start(config.init_from).model)
             if isinstance(config, MeasureConfig):
                 check_feature_network(config.feature_network, config.feature_weights)
             if isinstance(config, PairsConfig) and "lpips" in config.pairs:
@@ -159,8 +163,8 @@ def check_starts(planned: Sequence[PlannedStage]) -> list[str]:
 
 
 def known_classes(planned: Sequence[PlannedStage]) -> int | None:
-    """Number of classes of the set; None as long as nobody has counted them."""
-    images = next(entry.cached for entry in planned if isinstance(entry.stage.config, ImagesConfig))
+    """Number of classes of the set that is learned; None as long as nobody has counted them."""
+    *_, images = (entry.cached for entry in planned if isinstance(entry.stage.config, ImagesConfig | SubjectConfig))
     return None if images is None else len(images.metadata["classes"])
 
 

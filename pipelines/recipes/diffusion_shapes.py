@@ -29,6 +29,7 @@ from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.precompute import PrecomputeConfig, TextEncoderConfig
 from components.stages.samples import SamplesConfig
+from components.training.subject import SubjectConfig
 
 
 class RecipeOfImages(Config):
@@ -50,6 +51,7 @@ class DiffusionBranchRecipe(RecipeOfImages):
     of a text (Imagen), with `diffusion_prior` an embedding of an image (DALL-E 2)."""
 
     workflow: Literal["diffusion_branch"] = "diffusion_branch"
+    subject: SubjectConfig | None = None  # a few images, learned beside samples of the base's start (DreamBooth)
     autoencoder: AutoencoderTraining | None = None
     contrastive: ContrastiveTraining | None = None
     text_encoder: TextEncoderConfig | None = None
@@ -88,6 +90,10 @@ class DiffusionBranchRecipe(RecipeOfImages):
             fault = "sampling.base.threshold must be none: latents have no range to be clipped to"
             refuse(sampling.threshold != "none", fault)
             refuse(self.classifier, "classifier knows images, the base makes latents: leave one of them out")
+        if self.subject is not None:
+            refuse(self.base.init_from is None, "base.init_from.uri is missing: subject is learned beside its samples")
+            others = (self.autoencoder, self.contrastive, self.text_encoder, self.upsamplers, self.weaker)
+            refuse(any(others), "subject is for a base of images alone: leave other models out")
         self._check_encoders()
         if self.precompute is not None:
             self._check_precompute(self.precompute)

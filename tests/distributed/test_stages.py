@@ -7,18 +7,26 @@ import numpy as np
 import pytest
 import torch
 
+from components.configuration.optimization import StartConfig
+from components.configuration.sampling import DiffusionSampling
 from components.data.encoding import TokenEncoder, shard_jobs, token_names
 from components.data.held_out import read_split
 from components.data.shards import View, load_index
 from components.data.tokens import parse_tokens
 from components.models.bundle import load_bundle
-from components.runtime.storage.artifact import Artifact, verify_files, write_file, write_record
+from components.runtime.storage.artifact import Artifact, describe, verify_files, write_file, write_record
 from components.runtime.storage.store import Store
+from components.sampling.cascade import Cascade, compose
 from components.sampling.images import from_uint8
+from components.sampling.requests import Request
+from components.stages.samples import preserve_prior
 from components.stages.tokens import TokensConfig, tokenize_images
 from components.stages.training import train_model
+from components.training.subject import SUBJECT, SubjectConfig
 from tests.distributed.runs import context_of, images_artifact, model_weights, run_stage
-from tests.tiny_training import prior_config
+from tests.image_sets import write_set
+from tests.tiny_cascade import FEW
+from tests.tiny_training import config_of, prior_config
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +99,34 @@ def test_a_stage_begins_with_the_model_of_another_and_trains_its_adapter(ray_clu
     assert moved == {"qkv", "proj"}
     with pytest.raises(ValueError, match=r"\d+ tensors have other shapes than in the network, first "):
         run_stage(tmp_path / "wider", "base", workers=1, model_channels=16, **given)
+
+
+def test_a_subject_is_learned_beside_samples_of_the_start(ray_cluster: None, tmp_path: Path) -> None:
+    """DreamBooth: three images at half of the samples' weight, in the start's own classes; the same bits again."""
+    start = run_stage(tmp_path / "start", "base", workers=1, total_steps=10)
+    store = Store(str(tmp_path / "few"))
+    given = read_split(
+        write_set(store.join("files"), sizes=(3,), resolution=16, holdout_fraction=0.0), "train", View(8)
+    )
+    entries = tuple(describe(store.read(file.path), file.path) for file in store.list())
+    few = Artifact(kind="shards", stage="images", key="images", files=entries, root=store.uri)
+    words = {"label": 0, "prompt": "sks red", "class_label": "green", "class_prompt": "red"}
+    config = SubjectConfig(
+        **words, init_from=StartConfig(uri=start.root), samples=6, weight=0.5, sampling=DiffusionSampling(**FEW)
+    )
+    made, again = (
+        preserve_prior(config, context_of(tmp_path / name, "subject", workers=1), images=few) for name in "ab"
+    )
+    assert made.entry(SUBJECT).sha256 == again.entry(SUBJECT).sha256
+    index = load_index(made.url("index.json"))
+    rows = read_split(index, "train", View(8))
+    assert made.metadata["weight"] == 0.5
+    assert rows.label.tolist() == 12 * [0] + 6 * [1]
+    assert [*dict.fromkeys(rows.caption)] == ["sks red", "red"]
+    np.testing.assert_array_equal(rows.image[:12], np.concatenate(4 * [given.image]))
+    model = compose(tmp_path / "composed", base=start.download(tmp_path / "model"), sampling={"base": FEW})
+    requests = [Request(label=1, prompt="red", seed=seed) for seed in range(6)]
+    assert np.abs(np.stack(Cascade.load(model).sample(requests)).astype(int) - rows.image[12:]).max() <= 1
+    own = config_of("base", init_from={"uri": start.root}, total_steps=5)
+    trained = train_model(own, context_of(tmp_path, "tuned", workers=1), images=made)
+    assert load_bundle(trained.download(tmp_path / "tuned")).settings["classes"] == list(index.classes)

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from components.configuration.conditions import DatasetInfo
 from components.configuration.optimization import StartConfig
+from components.configuration.usage import UsageError
 from components.models.bundle import WEIGHTS, ModelBundle, save_bundle
 from components.runtime.storage.artifact import Artifact, commit_artifact, upload_attempt
 from components.runtime.storage.connection import StoreError
@@ -25,7 +27,7 @@ from components.training.learner import make_network
 from components.training.loop import fit
 from components.training.optim import factor_of
 from components.weights.starts import load_start, open_start, start_loader
-from pipelines.engine.driver import RunOptions, prepare
+from pipelines.engine.driver import Prepared, RunOptions, prepare
 from pipelines.planning.memory import step_model
 from pipelines.recipes.catalog import load_recipe
 from tests.checkpoints import read_folder, write_checkpoint
@@ -170,7 +172,7 @@ def test_a_registered_start_is_its_artifact_of_when_the_run_is_planned(
         keys.append(next(entry.key for entry in prepared.planned if entry.stage.name == "base"))
         assert keys[-1] == key_of(tmp_path, uri(artifact.root))
         assert prepared.workflow.by_name["base"].config.init_from.uri == artifact.root
-        assert prepared.starts[0] == f"base.init_from: {by_alias} is models:/{BASE}/{seed - 2} in {artifact.root}"
+        assert prepared.starts[0] == f"{by_alias} is models:/{BASE}/{seed - 2} in {artifact.root}"
     assert keys[0] != keys[1]
     Store(artifact.root).delete("manifest.json")
     assert_refused(
@@ -349,3 +351,36 @@ def test_the_command_refuses_parts_before_anything_starts(tmp_path: Path):
     assert_refused(done, "base: parts: no parameter is named as 'donw'")
     done = in_process(*command, "base.parts={down: {learning_rate: -1}}", cwd=tmp_path)
     assert_refused(done, "base.optimization.parts.down.learning_rate")
+
+
+def subject_of(folder: Path, *changes: str) -> Prepared:
+    """A subject of three images, learned beside samples of a start, before anything starts."""
+    given = [f"base.init_from.uri={folder}/start", f"images.source={folder}/dogs", "images.holdout_fraction=0"]
+    given += ["subject.label=Objects", "subject.class_label=4", *changes]
+    return prepare(RunOptions("class_guided", given, storage=str(folder / "runs"), tracking="none"))
+
+
+def test_a_subject_is_planned_in_the_classes_of_the_start(tmp_path: Path):
+    config, info = load_recipe("class_guided", []).base, SMOKE.model_copy(update={"num_classes": 9})
+    classes = [*(f"class {number}" for number in range(8)), "Objects"]
+    written(tmp_path / "start", config, info, classes=classes)
+    (tmp_path / "dogs/dog").mkdir(parents=True)
+    for name in "abc":
+        Image.new("RGB", (16, 16), "red").save(tmp_path / f"dogs/dog/{name}.png")
+    plain, longer, other = (
+        subject_of(tmp_path, *change) for change in ((), ("base.total_steps=60",), ("subject.weight=2",))
+    )
+    assert plain.running[:3] == ["images", "subject", "base"]
+    assert "tensors from it, 0 new, 0 unused" in plain.starts[0]
+    written(tmp_path / "start", config, info, classes=classes, seed=4)
+    keys = [next(each.key for each in own.planned if each.stage.name == "subject") for own in (plain, longer, other)]
+    assert keys[0] == keys[1] != keys[2]
+    assert keys[0] != next(each.key for each in subject_of(tmp_path).planned if each.stage.name == "subject")
+    for change, words in {
+        "subject.class_label=null": "subject: class_label is missing",
+        "subject.prompt=dog": "subject: prompt must be empty",
+        "subject.label=Object": "subject: unknown label 'Object': the classes are 0 class 0",
+        "base.init_from=null": "base.init_from.uri is missing",
+    }.items():
+        with one_line(UsageError, match=words):
+            subject_of(tmp_path, change)

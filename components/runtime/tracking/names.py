@@ -22,7 +22,8 @@ FIGURES = "cascade.figures"  # its measurements, a JSON list, the newest last; a
 REASON = "cascade.promotion"  # why it is the champion, or is not
 GIT_COMMIT = "cascade.git_commit"
 FILES, FILES_DIGEST = "cascade.files", "cascade.files_sha256"  # the list of its files, and the digest of that list
-PLACE, MANIFEST = "cascade.artifact", "cascade.manifest_sha256"  # the stage's folder; the digest of what lay there
+PLACE = "cascade.artifact"  # the stage's folder
+MANIFEST = "cascade.manifest_sha256"  # of what lay there
 
 
 def registered_name(models: str, *, stage: str | None = None) -> str:

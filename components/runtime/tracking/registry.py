@@ -122,7 +122,7 @@ def named_version(model_uri: str, *, tracking_uri: str | None) -> ModelVersion:
 
 
 def stored_model(model_uri: str, *, tracking_uri: str | None) -> tuple[str, Artifact]:
-    """The address by number of `models:/NAME@ALIAS`, and the artifact in storage that it was registered from.
+    """The address by number of a named version, and the artifact in storage that it was registered from.
     Raises ValueError, in one line, as `named_version`, and for a version whose artifact is no longer there."""
     version = named_version(model_uri, tracking_uri=tracking_uri)
     place, uri = version.tags.get(PLACE), f"{REGISTRY}{version.name}/{version.version}"
