@@ -11,19 +11,10 @@ from typing import ClassVar
 import numpy as np
 from tokenizers import Tokenizer
 
+from components.data import shards
 from components.data.images import Degradation, degrade, load_depth, load_into, load_mask
 from components.data.listing import ShardError
-from components.data.shards import (
-    Member,
-    ShardEntry,
-    ShardIndex,
-    Split,
-    View,
-    parse_arrays,
-    read_bpe,
-    read_shard,
-    split_of,
-)
+from components.data.shards import Member, ShardEntry, ShardIndex, Split, View
 from components.runtime.storage.model_table import column_of
 from components.sampling.image_files import encode_text, parse_bpe
 
@@ -92,8 +83,8 @@ class DecodedShard:
         self, index: ShardIndex, entry: ShardEntry, view: View, *, split: Split | None, data: bytes | None = None
     ) -> None:
         self.url, self.array_infos = index.url(entry.url), {name: index.array(name) for name in view.arrays}
-        stored = read_shard(index, entry, view, data=data)
-        samples = [(sample, split_of(sample.key, index.holdout_fraction)) for sample in stored]
+        stored = shards.read_shard(index, entry, view, data=data)
+        samples = [(sample, shards.split_of(sample.key, index.holdout_fraction)) for sample in stored]
         self.samples = [sample for sample, own in samples if split in (own, None)]
         self.splits: list[Split] = [own for _, own in samples if split in (own, None)]
         self.labels = np.array([sample.label for sample in self.samples], dtype=np.int64)  # (N,)
@@ -136,7 +127,7 @@ class DecodedShard:
         Raises ShardError naming shard and sample."""
         chosen = [self.samples[ordinal] for ordinal in ordinals]
         return {
-            name: parse_arrays(
+            name: shards.parse_arrays(
                 [(sample.key, sample.arrays[number]) for sample in chosen], info, f"shard {self.url}, {name}.npy"
             )
             for number, (name, info) in enumerate(self.array_infos.items())
@@ -195,4 +186,4 @@ class ImageSamples:
 @cache
 def tokenizer_of(header: ShardIndex) -> Tokenizer:
     """A set's caption tokenizer, verified; read once in a process. Raises ShardError if it was changed."""
-    return parse_bpe(read_bpe(header))
+    return parse_bpe(shards.read_bpe(header))

@@ -19,21 +19,11 @@ import torch
 from einops import rearrange
 
 from components.configuration.optimization import Precision
+from components.data import shards
 from components.data.decoded import DecodedShard
 from components.data.images import load_image
 from components.data.parts import part_name
-from components.data.shards import (
-    ArrayInfo,
-    Member,
-    ShardEntry,
-    ShardIndex,
-    View,
-    fetch_shard,
-    load_index,
-    save_index,
-    usable_groups,
-    write_array,
-)
+from components.data.shards import ArrayInfo, Member, ShardEntry, ShardIndex, View
 from components.data.tars import IMAGE_SUFFIXES, Group, write_shard
 from components.data.tokens import TokenSet, describe_tokens, write_tokens
 from components.models.autoencoder import Autoencoder
@@ -106,7 +96,7 @@ class SetEncoder:
         self.encode = None if self.load_encode is None else self.load_encode()
 
     def __call__(self, job: ShardJob) -> Later:
-        data = fetch_shard(self.index, job.shard)
+        data = shards.fetch_shard(self.index, job.shard)
         shard = DecodedShard(self.index, job.shard, View(self.resolution), split=None, data=data)
         return Later(partial(self.write, job, data, self.arrays(shard)))
 
@@ -116,10 +106,10 @@ class SetEncoder:
         arrays = {name: column for name, column in columns.items() if name not in nulls}
         files = []
         if job.number == self.first:
-            files += [write_file(self.files, f"{name}.npy", write_array(null)) for name, null in nulls.items()]
+            files += [write_file(self.files, f"{name}.npy", shards.write_array(null)) for name, null in nulls.items()]
         tar = write_shard(
             self.sample(group, {name: column[number] for name, column in arrays.items()})
-            for number, group in enumerate(usable_groups(self.index, job.shard, data))
+            for number, group in enumerate(shards.usable_groups(self.index, job.shard, data))
         )
         tar_file = write_file(self.files, f"{job.name}.tar", tar)
         entry = job.shard.model_copy(update={"url": tar_file.path, **tar_file.digest._asdict(), "quarantined": ()})
@@ -144,7 +134,8 @@ class SetEncoder:
             assert group.image is not None  # every usable group has an image
             members = {suffix: member for suffix, member in members.items() if suffix not in IMAGE_SUFFIXES}
             members["png"] = encode_png(load_image(group.image, resolution=self.kept_resolution))
-        return {"__key__": group.key, **members, **{f"{name}.npy": write_array(row) for name, row in arrays.items()}}
+        encoded = {f"{name}.npy": shards.write_array(row) for name, row in arrays.items()}
+        return {"__key__": group.key, **members, **encoded}
 
 
 def set_encoder(index: ShardIndex, load_encode: Callable[[], Encode] | None, **how: Any) -> Callable[[], SetEncoder]:
@@ -165,8 +156,8 @@ def commit_set(
         "arrays": tuple(ArrayInfo(name=name, shape=shapes[name], made_by=by) for name, by in made_by.items()),
         "shards": tuple(ShardEntry.model_validate(record.facts["entry"]) for record in records),
     }
-    save_index(files, index.model_copy(update=changes))
-    return load_index(files.uri)
+    shards.save_index(files, index.model_copy(update=changes))
+    return shards.load_index(files.uri)
 
 
 def part_names(index: ShardIndex) -> list[str]:

@@ -44,10 +44,10 @@ Text = Annotated[str, AfterValidator(is_text)]
 Name = Annotated[Text, Field(min_length=1, max_length=200)]
 Value = bool | int | float | Text | list[float] | None
 SEED = 2**63 - 1
-DRAWN_SEEDS = 2**31  # a seed that is drawn at random is one that any language's numbers can hold
+DRAWN_SEEDS = 2**31  # drawn seeds fit any language's numbers
 SETTING = re.compile(r"sampling\[(\w+)\]\[(\w+)\]")
 SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
-OPTIONS = tuple(plain_options())  # of a request; clients write them as it has them
+OPTIONS = tuple(plain_options())  # of a request
 SHRINKABLE = (None, "inpainting", "uncropping", "colorization")  # tasks that a smaller image is the same for
 LIMITED = {"num_inference_steps": "steps", "candidates": "candidates"}  # settings of stages -> their limit
 SMALLEST, LARGEST = 1e-6, 1e9  # numbers but 0 that a model's float32 can multiply and divide by
@@ -183,12 +183,12 @@ def read_given(files: Mapping[str, bytes], *, task: str | None, side: int, limit
     if image is not None and mask is not None and image.size != mask.size:
         sizes = f"{mask.width}x{mask.height} pixels, the image {image.width}x{image.height}"
         raise invalid("mask", f"the mask has {sizes}: they must be the same")
-    if mask is not None:  # white for pixels to make: the transparent ones, if there are any, else the white ones
+    if mask is not None:  # transparent pixels are made, or else white ones
         mask = ImageOps.invert(mask.convert("RGBA").getchannel("A")) if is_transparent(mask) else mask.convert("L")
     if image is not None and image.width == image.height > side and task in SHRINKABLE:
         small = partial(Image.Image.resize, size=(side, side), resample=Image.Resampling.BOX)
         image = small(image.convert("RGB"))
-        if mask is not None:  # white where any pixel was: no part of what is to go may be seen in what stays
+        if mask is not None:  # white where any pixel was
             white = small(Image.fromarray((np.asarray(mask) >= WHITE).astype(np.float32)))
             mask = Image.fromarray(np.asarray(white) > 0).convert("L")
     if condition is not None and condition.width != condition.height:
@@ -226,7 +226,7 @@ def read_upload(name: str, data: bytes, limits: Limits) -> Image.Image:
         raise ServiceError(413, message, param=name)
     try:
         return ImageOps.exif_transpose(open_image(data))
-    except Exception:  # decoders raise whatever they stumble over in a file that is broken or made to break them
+    except Exception:  # decoders raise whatever they stumble over
         raise invalid(name, f"{name} is cut off or damaged: give a whole image file") from None
 
 
