@@ -2,8 +2,8 @@
 
 A missing network is an error: features of a random network are never used, and no weights are fetched at run time.
 
-`efficientnet_lite0` (`components/weights/lite0.py`) comes from two small packages and needs no network access. The
-networks of papers (`inception.py` and `dinov2.py` there) take weights by URI, and are computed in fp32.
+`efficientnet_lite0` comes from two small packages and needs no network access. The networks of papers take weights by
+URI, and are computed in fp32. Their protocols stand in `components/weights/features.py`.
 
 Shapes: N images, H W their pixels, D features: 1280 of efficientnet_lite0, 2048 of Inception, 1024 of DINOv2 ViT-L.
 """
@@ -18,11 +18,16 @@ from torch import nn
 
 from components.runtime.storage.connection import StoreError
 from components.sampling.device import best_device, computes_bf16
-from components.weights import dinov2
-from components.weights.dinov2 import Dinov2
+from components.weights.features import (
+    DINOV2_WEIGHTS,
+    INCEPTION_WEIGHTS,
+    PACKAGES,
+    CleanInception,
+    Dinov2,
+    Inception,
+    Lite0,
+)
 from components.weights.files import read_weights
-from components.weights.inception import KNOWN, CleanInception, Inception
-from components.weights.lite0 import PACKAGES, Lite0
 
 # "none": no distance is measured, and the report says so
 FeatureNetwork = Literal["efficientnet_lite0", "inception", "inception_clean", "dinov2", "none"]
@@ -46,9 +51,9 @@ class Network(NamedTuple):
 
 NETWORKS = {
     "efficientnet_lite0": Network(Lite0, PACKAGES, "features"),
-    "inception": Network(Inception, ("torch_fidelity",), "fidelity", KNOWN),
-    "inception_clean": Network(CleanInception, ("torch_fidelity",), "fidelity", KNOWN),
-    "dinov2": Network(Dinov2, ("torch_fidelity", "transformers"), "fidelity,text", dinov2.KNOWN),
+    "inception": Network(Inception, ("torch_fidelity",), "fidelity", INCEPTION_WEIGHTS),
+    "inception_clean": Network(CleanInception, ("torch_fidelity",), "fidelity", INCEPTION_WEIGHTS),
+    "dinov2": Network(Dinov2, ("torch_fidelity", "transformers"), "fidelity,text", DINOV2_WEIGHTS),
 }
 
 

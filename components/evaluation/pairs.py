@@ -24,7 +24,7 @@ from components.evaluation.features import (
 )
 from components.evaluation.image_sets import HELD_OUT, ImageSet
 from components.evaluation.metrics import counted, published_name
-from components.models.losses.similarity import psnr, ssim
+from components.models.losses.reconstruction import psnr, ssim
 from components.runtime.storage.store import absolute, digest_of, read_url
 from components.sampling.device import best_device
 from components.sampling.images import from_uint8

@@ -72,8 +72,8 @@ class Downsample(nn.Module):
 
 class Upsample(nn.Module):
     """Nearest neighbor, then a convolution, (B, C, H, W) -> (B, C, 2H, 2W).
-    Nearest neighbor repeats each pixel, so every output pixel needs 2 x 2 input pixels under sums of the 3 x 3 kernel:
-    the two together are one transposed convolution with a 4 x 4 kernel, which multiplies 2.25 times less."""
+    Every output pixel needs 2 x 2 input pixels under sums of the 3 x 3 kernel, so the two together are one transposed
+    convolution with a 4 x 4 kernel, which multiplies 2.25 times less."""
 
     fold: Tensor  # (4, 3)
 

@@ -174,8 +174,8 @@ class VectorQuantizer(nn.Module):
 
 class EMAQuantizer(nn.Module):
     """Nearest-code lookup in a codebook without gradient, moved by averages of the codes' latents.
-    The codebook moves only in `update_codebook`, which the caller runs once after each optimizer step. Its whole state
-    is in buffers and its randomness comes from the caller's generator, so a resumed run repeats itself bit for bit."""
+    It moves only in `update_codebook`, once after each optimizer step. Its whole state is in buffers and its randomness
+    comes from the caller's generator, so a resumed run repeats itself bit for bit."""
 
     codebook: Tensor  # (K, C)
     ema_count: Tensor  # (K,)
@@ -192,10 +192,9 @@ class EMAQuantizer(nn.Module):
         l2_normalize: bool = True,
         codebook_init: str = "data",
     ) -> None:
-        """Arguments of the codebook's updates.
-        `dead_code_threshold` is a share of the mean EMA count, independent of the batch size and the number of ranks;
-        `codebook_init` what the first update makes of its latents: "data" takes some of them, "kmeans" their
-        clusters."""
+        """`dead_code_threshold` is a share of the mean EMA count.
+        It depends on neither the batch size nor the number of ranks. The first update takes some of its latents as
+        codes with `codebook_init` "data", their clusters with "kmeans"."""
         super().__init__()
         self.codebook_size, self.codebook_init, self.l2_normalize = codebook_size, codebook_init, l2_normalize
         self.codebook_decay, self.dead_code_threshold = codebook_decay, dead_code_threshold
@@ -228,12 +227,11 @@ class EMAQuantizer(nn.Module):
         self, latents: Tensor, *, indices: Tensor, generator: torch.Generator, taken: Tensor | None = None
     ) -> Tensor:
         """Move the codebook by an EMA step over the latents of all ranks; restart dead codes at latents.
-        The first call takes every code for dead: that is the initialization from data. The host doesn't ask the device
-        which codes are dead, but where k-means waits for its first call. Sums are in fp64 and rounded once, so that
-        neither the split over ranks nor the order of additions shows. `latents` (N, C) fp32 and N `indices` in any
-        shape are those of an `Encoded`, the same N on every rank, with micro-batches concatenated. The CPU generator is
-        in the same state on every rank, derived from (seed, step). Where `taken` () bool is false nothing moves.
-        Returns the number of codes that were restarted, () int64."""
+        The first call takes every code for dead: that is the initialization from data. Sums are in fp64 and rounded
+        once, so that neither the split over ranks nor the order of additions shows. `latents` (N, C) fp32 and N
+        `indices` in any shape are those of an `Encoded`, the same N on every rank; the CPU generator is in the same
+        state on every rank. Where `taken` () bool is false nothing moves. Returns the number of codes that were
+        restarted, () int64."""
         taken = torch.ones_like(self.initialized) if taken is None else taken
         totals = _totals_by_code(latents, indices.flatten(), codebook_size=self.codebook_size)
         if distributed.is_initialized():

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.models.autoencoder import Downsample, ResBlock
-from components.models.conditioned import embedded_time
+from components.models.conditioned import embedded_time, embedding_mlp
 from components.models.devices import autocast
 from components.models.layers import PAD_ID, GroupNorm, TextTransformer
 from components.models.token_network import Block
@@ -48,8 +48,7 @@ class ContrastiveEncoder(nn.Module):
         num_res_blocks: residual blocks of each level.
         patch_size: side of the patches that the first convolution makes one position each of.
         text: arguments of the TextTransformer.
-        norm_groups: of every group norm; see `groups_of`.
-    """
+        norm_groups: of every group norm; see `groups_of`."""
 
     def __init__(
         self,
@@ -136,7 +135,7 @@ class DiffusionPrior(nn.Module):
         self.embedding_dim, self.model_dim, self.text_length = embedding_dim, model_dim, text_length
         self.states_in = nn.Linear(text_dim, model_dim)
         self.text_in = nn.Linear(embedding_dim, model_dim)
-        self.time_mlp = nn.Sequential(nn.Linear(model_dim, model_dim), nn.SiLU(), nn.Linear(model_dim, model_dim))
+        self.time_mlp = embedding_mlp(model_dim, model_dim)
         self.image_in = nn.Linear(embedding_dim, model_dim)
         self.query = nn.Parameter(torch.zeros(model_dim))
         self.position_embedding = nn.Parameter(torch.zeros(text_length + EXTRA_TOKENS, model_dim))

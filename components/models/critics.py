@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from components.models.devices import autocast
 from components.models.layers import groups_of
 
+VGG16_CONVS = (2, 2, 3, 3, 3)  # convolutions of each block, a max-pooling between blocks
+VGG16_CHANNELS = (64, 128, 256, 512, 512)
+
 
 class PatchDiscriminator(nn.Module):
     """Image (B, 3, H, W) in [-1, 1] -> a logit for each patch (B, 1, h, w), higher for real.
-    Group normalization in place of batch normalization: no statistics over a batch, so none that depend on its split
-    over ranks, and real and generated images may share a batch."""
+    Group norms in place of batch norms: nothing depends on a batch's split over ranks, and real and generated images
+    may share one."""
 
     def __init__(self, *, channels: int = 64, num_layers: int = 3, norm_groups: int | None = None) -> None:
         super().__init__()
@@ -50,11 +53,9 @@ def _initialize(module: nn.Module) -> None:
 class PerceptualLoss(nn.Module):
     """Distance of two images in the unit-normalized features of a frozen network.
 
-    Args:
-        features: image (B, 3, H, W) in [-1, 1] -> list of (B, C_l, H_l, W_l); scales its input itself. It is frozen
-            here and stays in eval mode, whatever mode this module is put in.
-        layer_weights: one non-negative vector (C_l,) a layer, the 1x1 weights of LPIPS; None counts every channel once.
-    """
+    `features` makes of an image (B, 3, H, W) in [-1, 1] a list of (B, C_l, H_l, W_l), scales its input itself, and
+    stays frozen in eval mode. `layer_weights` are non-negative vectors (C_l,), the 1x1 weights of LPIPS; None counts
+    every channel once."""
 
     def __init__(self, features: nn.Module, *, layer_weights: Sequence[Tensor] | None = None) -> None:
         super().__init__()
@@ -86,3 +87,27 @@ def _unit(features: Tensor) -> Tensor:
     """Features scaled to unit length over the channels, in fp32."""
     features = features.float()  # by vector_norm, because sqrt has no finite gradient at dead pixels
     return features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + 1e-10)
+
+
+class VGG16Features(nn.Module):
+    """Features relu1_2 ... relu5_3 of VGG-16 (Simonyan & Zisserman, 2015), as in LPIPS."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        width = 3
+        for count, channels in zip(VGG16_CONVS, VGG16_CHANNELS, strict=True):
+            layers: list[nn.Module] = [] if width == 3 else [nn.MaxPool2d(2)]
+            for _ in range(count):
+                layers += [nn.Conv2d(width, channels, 3, padding=1), nn.ReLU()]
+                width = channels
+            self.blocks.append(nn.Sequential(*layers))
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
+
+    def forward(self, image: Tensor) -> list[Tensor]:  # (B, 3, H, W) in [-1, 1]
+        x, features = (image - self.shift) / self.scale, []
+        for block in self.blocks:
+            x = block(x)
+            features.append(x)
+        return features

@@ -35,8 +35,8 @@ def products(precision: str) -> Iterator[None]:
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Copy the tensor to `device`, or return a tensor that is there unchanged.
-    A copy to an accelerator goes from pinned memory and in the order of the current stream: the host doesn't wait. From
-    pageable memory the host would wait until the device has done all earlier work."""
+    A copy to an accelerator goes from pinned memory, in the order of the current stream: from pageable memory the host
+    would wait until the device has done all earlier work."""
     device = torch.device(device)
     if device.type == "cpu" or tensor.device.type != "cpu":
         return tensor.to(device)
@@ -64,18 +64,23 @@ class ToldLater:
         return self.copy
 
 
-IN_BF16 = {
-    *("__matmul__", "addbmm", "addmm", "addmv", "baddbmm", "bilinear", "bmm", "chain_matmul", "einsum", "linear"),
-    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "matmul", "mm", "mv"),
-    *("multi_dot", "prelu", "scaled_dot_product_attention"),
-}
-IN_FP32 = {
-    *("__pow__", "__rdiv__", "__rpow__", "acos", "asin", "binary_cross_entropy_with_logits", "cdist", "cosh"),
-    *("cosine_similarity", "cross_entropy", "cumprod", "cumsum", "dist", "erfinv", "exp", "expm1", "group_norm"),
-    *("kl_div", "l1_loss", "layer_norm", "log", "log10", "log1p", "log2", "log_softmax", "mse_loss", "nll_loss"),
-    *("norm", "normalize", "pow", "prod", "reciprocal", "rsqrt", "sinh", "smooth_l1_loss", "softmax", "softmin"),
-    *("softplus", "sum", "tan"),
-}
+BF16 = """
+__matmul__ addbmm addmm addmv baddbmm bilinear bmm
+chain_matmul einsum linear conv1d conv2d conv3d
+conv_transpose1d conv_transpose2d conv_transpose3d
+matmul mm mv multi_dot prelu
+scaled_dot_product_attention
+"""
+FP32 = """
+__pow__ __rdiv__ __rpow__ acos asin
+binary_cross_entropy_with_logits cdist cosh
+cosine_similarity cross_entropy cumprod cumsum dist
+erfinv exp expm1 group_norm kl_div l1_loss
+layer_norm log log10 log1p log2 log_softmax mse_loss
+nll_loss norm normalize pow prod reciprocal rsqrt
+sinh smooth_l1_loss softmax softmin softplus sum tan
+"""
+IN_BF16, IN_FP32 = frozenset(BF16.split()), frozenset(FP32.split())
 
 
 def autocast(device: torch.device, *, enabled: bool, cache_enabled: bool | None = None) -> AbstractContextManager[Any]:

@@ -14,10 +14,7 @@ SHOWN = 3  # files that an error names
 
 def write_list(folder: Path, digests: Mapping[str, str] | None = None) -> str:
     """Write the list of all files in `folder` and return the text.
-
-    Args:
-        digests: the digests that are known already, by path; the rest is computed.
-    """
+    `digests` are known already, by path; the rest is computed."""
     known = dict(digests or {})
     files = _files(folder)
     sums = known | _digests(folder, [path for path in files if path not in known])
@@ -33,11 +30,8 @@ def digest_of_list(text: str) -> str:
 
 def differences(folder: Path, *, digest: str | None = None, text: str | None = None) -> list[str]:
     """A line for each file in `folder` that is missing, changed or added by a list of all files.
-
-    Args:
-        digest: of the list, where it stands elsewhere too; None: the list in the folder is believed.
-        text: the list, where it stands elsewhere too.
-    """
+    `digest` and `text` of the list are given where they stand elsewhere too; else the list in the folder is
+    believed."""
     place = folder / LIST
     lying = place.read_bytes().decode(errors="replace") if place.is_file() else None
     if text is None:

@@ -31,9 +31,8 @@ FOLDS = {  # which rows of a 3 x 3 kernel each row of the 4 x 4 kernel adds up
 class NormedConv2d(nn.Conv2d):
     """Size-preserving convolution; the kernel as a (C_out, C_in k k) matrix has spectral norm 1.
     With `resample` it is one of 3 x 3 after nearest neighbor, (B, C_in, H, W) -> (B, C_out, 2H, 2W), or before the mean
-    of 2 x 2 pixels, (B, C_in, H, W) -> (B, C_out, H/2, W/2). Every output pixel of "up" needs 2 x 2 input pixels under
-    sums of the kernel, so the two together are one transposed convolution with a 4 x 4 kernel, which multiplies 2.25
-    times less; "down" is one convolution of stride 2 with a 4 x 4 kernel. The norm is that of the 3 x 3 kernel."""
+    of 2 x 2 pixels, (B, C_in, H, W) -> (B, C_out, H/2, W/2): "up" is one transposed convolution with a 4 x 4 kernel of
+    sums, as `autoencoder.Upsample`, "down" one of stride 2. The norm is that of the 3 x 3 kernel."""
 
     fold: Tensor  # (4, 3)
 
@@ -82,12 +81,8 @@ def weight_of(layer: nn.Conv2d | nn.Linear | nn.Embedding, input: Tensor) -> Ten
 class ConditionalBatchNorm2d(nn.Module):
     """Batch norm with a gain and a bias for each class, in the dtype of the weights.
     In training mode the statistics are those of the batch, on several ranks of the batches of all of them (which must
-    have one size), with their gradient. Running averages are not kept: in evaluation mode the statistics are those that
-    `estimate_statistics` set.
-
-    Args:
-        num_classes: None for one gain and bias for all, the ordinary batch norm.
-    """
+    have one size), with their gradient; in evaluation mode those that `estimate_statistics` set. With `num_classes`
+    None there is one gain and bias for all, the ordinary batch norm."""
 
     mean: Tensor  # (C,)
     var: Tensor  # (C,)  biased
@@ -179,8 +174,7 @@ class GANGenerator(nn.Module):
         channel_mult: one block each; width of the level at `resolution`, at half of it, and so on, over `channels`. The
             first feature map has the last width and side resolution / 2 ** len(channel_mult).
         num_classes: None for a generator without classes.
-        attention_resolutions: in pixels; attention follows the blocks that end there.
-    """
+        attention_resolutions: in pixels; attention follows the blocks that end there."""
 
     def __init__(
         self,
@@ -236,9 +230,9 @@ class DiscriminatorBlock(NetworkBlock):
 
 class ProjectionDiscriminator(nn.Module):
     """Image and class -> a logit, higher for real: D(x, y) = psi(phi(x)) + e_y . phi(x).
-    Equation 3 of Miyato & Koyama (2018), with phi the sum over positions of the last features. No statistics over a
-    batch, so real and generated images may share one. Arguments are those of the generator: each level halves the
-    sides, and one block without halving follows; `num_classes` None leaves the projection out."""
+    Equation 3 of Miyato & Koyama (2018), with phi the sum over positions of the last features. Arguments are those of
+    the generator: each level halves the sides, and one block without halving follows; `num_classes` None leaves the
+    projection out."""
 
     def __init__(
         self,
@@ -283,9 +277,8 @@ class ProjectionDiscriminator(nn.Module):
 @torch.no_grad()
 def estimate_statistics(generator: GANGenerator, batches: Iterable[tuple[Tensor, Tensor | None]]) -> None:
     """Set the statistics of each batch norm from noise (B, Z) and labels (B,) in batches of equal size.
-    What sampling normalizes with, in place of averages over training (standing statistics; Brock et al., 2019, section
-    4.1). While they are collected each batch is normalized by its own. The generator must be in evaluation mode; ranks
-    do not meet here."""
+    They stand in place of averages over training (standing statistics; Brock et al., 2019, section 4.1). The generator
+    must be in evaluation mode; ranks do not meet here."""
     norms = [module for module in generator.modules() if isinstance(module, ConditionalBatchNorm2d)]
     for norm in norms:
         norm.collected = []

@@ -40,10 +40,10 @@ def groups_of(channels: int, norm_groups: int | None) -> int:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm with statistics in fp32, under autocast too.
-    On a CPU it returns the dtype of its weights, for the bf16 kernel for channels_last is several times slower there.
-    Elsewhere it returns the dtype that it was given, as `Normalized16Bits`: what follows keeps half of the bytes.
-    Groups are those of `groups_of`; ValueError is raised if they don't divide the channels."""
+    """Group norm of `groups_of` with statistics in fp32, under autocast too.
+    Raises ValueError if groups don't divide the channels. On a CPU it returns the dtype of its weights, for the bf16
+    kernel for channels_last is several times slower there; elsewhere the dtype that it was given, by
+    `Normalized16Bits`: what follows keeps half of the bytes."""
 
     def __init__(self, channels: int, *, norm_groups: int | None = None, eps: float = 1e-5) -> None:
         super().__init__(groups_of(channels, norm_groups), channels, eps=eps)
@@ -56,9 +56,9 @@ class GroupNorm(nn.GroupNorm):
 
 class Normalized16Bits(torch.autograd.Function):
     """Group norm of x (B, C, ...) of 16 bits in fp32, returned in 16 bits.
-    Result and gradient lie in memory as x does, so that convolutions in NHWC get NHWC; type and order change in one
-    pass. The backward pass keeps x itself, not the copy of twice the bytes that `x.float()` would leave there: 2.9 GB
-    for a sample of ADM at 256² in place of 4.0."""
+    Result and gradient lie in memory as x does, so that convolutions in NHWC get NHWC. The backward pass keeps x
+    itself, not the copy of twice the bytes that `x.float()` would leave: 2.9 GB for a sample of ADM at 256² in place of
+    4.0."""
 
     @staticmethod
     def forward(  # pyrefly: ignore[bad-override]
@@ -87,8 +87,8 @@ class Normalized16Bits(torch.autograd.Function):
 def logits_of(head: nn.Module, x: Tensor) -> Tensor:
     """Logits by a head, from features x that are fp32 whatever the products before were.
     Where they are drawn from or measured the head multiplies in fp32 under autocast too: guidance at scale s would
-    multiply a rounding by up to 2 s - 1. In training it takes bf16 with all else, for a head of a large codebook in
-    fp32 would take a third of a step, and the loss alone is fp32."""
+    multiply a rounding by up to 2 s - 1. In training a head of a large codebook in fp32 would take a third of a
+    step."""
     if torch.is_grad_enabled():
         return head(x)
     with autocast(x.device, enabled=False):
@@ -155,12 +155,9 @@ def grid_rotation(
 ) -> Tensor:
     """Rotations of the places of a grid in raster order, (height * width, E / 2, 2): cosine and sine.
     Axial (Heo et al., 2024): the first half of the features turns with the row, the second with the column, each pair
-    slower than the one before by the same factor, down to about 1 / theta.
-
-    Args:
-        pitch: distance between neighbors; half of it lies around the grid, so that n places at 1 and 2 n at 1/2 cover
-            the same square. At 1 the first place is not turned at all.
-    """
+    slower than the one before by the same factor, down to about 1 / theta. `pitch` is the distance between neighbors,
+    half of it around the grid: n places at 1 and 2 n at 1/2 cover the same square. At 1 the first place is not
+    turned."""
     frequencies = theta ** -(torch.arange(0, head_dim // 2, 2, device=device) / (head_dim // 2))  # (E / 4,)
     rows, columns = ((torch.arange(size, device=device) + 0.5) * pitch - 0.5 for size in (height, width))
     places = torch.cartesian_prod(rows, columns)  # (N, 2)
@@ -216,10 +213,9 @@ class EncodedText(NamedTuple):
 
 
 class TextTransformer(nn.Module):
-    """Encode token ids; padding is never attended to, so the amount of padding changes nothing.
+    """Encode token ids; padding, the tokens `pad_id`, is never attended to, so its amount changes nothing.
     With `learned_padding` every text is padded to N tokens, each pad has a learned vector of its position, all are
-    attended to and the last is pooled (as in the code of Nichol et al., 2022): then L of the encoded text is N. The
-    model_dim is a multiple of num_heads; pads are the tokens `pad_id`."""
+    attended to and the last is pooled (as in the code of Nichol et al., 2022): then L of the encoded text is N."""
 
     def __init__(
         self,

@@ -66,9 +66,7 @@ def gate(x: Tensor) -> Tensor:
 
 class GatedPixelCNN(PixelNetwork):
     """A first gated layer with a kernel of 7, and `num_layers` more.
-
-    Args: see `PixelNetwork`; channels is D, and `dropout` the probability, in [0, 1), after each gate.
-    """
+    Arguments are those of `PixelNetwork`; channels is D, and `dropout` the probability, in [0, 1), after each gate."""
 
     def __init__(self, *, num_layers: int, dropout: float = 0.0, **settings: Any) -> None:
         super().__init__(**settings)
@@ -172,9 +170,8 @@ def lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
 class RowLSTM(PixelNetwork):
     """A first convolution with a kernel of 7, and `num_layers` recurrent layers.
 
-    Args: see `PixelNetwork`; channels is D, a multiple of 2 * num_channels, for the state has half as many;
-        kernel_size is that of input-to-state, and `dropout` the probability, in [0, 1), on each residual branch.
-
+    Arguments are those of `PixelNetwork`; channels is D, a multiple of 2 * num_channels, for the state has half as
+    many; kernel_size is that of input-to-state, and `dropout` the probability, in [0, 1), on each residual branch.
     Raises ValueError as `PixelNetwork`, or when the colors can't share the state's channels equally."""
 
     def __init__(

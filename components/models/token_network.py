@@ -49,11 +49,9 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """`x` stands at positions start..start+S, where `cache`, keys and values of (B, H, …, E), is filled.
 
-        Args:
-            mask: bool, broadcast to (B, H, S, start + S), True where a key may be seen; it replaces the causal one.
-            rotation: (S, E / 2, 2), of the positions of `x`; see `rotate`.
-            start: or, for S = 1, () int64 on the device: then the mask is that of the whole sequence.
-        """
+        `mask` is bool, broadcast to (B, H, S, start + S), True where a key may be seen, and replaces the causal one;
+        `rotation` (S, E / 2, 2) is of the positions of `x`, see `rotate`. For S = 1 `start` may be () int64 on the
+        device: then the mask is that of the whole sequence."""
         batch, length, _ = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, S, E) each
         if rotation is not None:

@@ -141,10 +141,7 @@ def _causal_mask(visible: Tensor) -> Tensor:
 class MaskedTransformer(TokenNetwork):
     """Distribution of every token of an image, given conditions and unmasked tokens.
     Without the causal mask every position sees all conditions and all tokens, and the head says what stands behind the
-    masked ones.
-
-    Args: see `TokenNetwork`. Row i of a table of positions belongs to token i; the class token has none.
-    """
+    masked ones. Row i of a table of positions belongs to token i; the class token has none."""
 
     causal: ClassVar[bool] = False
 

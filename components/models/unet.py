@@ -74,26 +74,27 @@ class UNet(ConditionedNetwork):
         **conditions: Any,
     ) -> None:
         levels = levels_of(resolution, model_channels, channel_mult, attention_resolutions)
-        embedding_dim = 4 * model_channels
-        image_tokens = None
-        if image_token_dim is not None:
-            image_tokens = {"resolution": resolution, "patch_size": image_patch_size, "token_dim": image_token_dim}
+        patches: dict[str, Any] = {
+            "resolution": resolution,
+            "patch_size": image_patch_size,
+            "token_dim": image_token_dim,
+        }
         super().__init__(
-            embedding_dim=embedding_dim,
+            embedding_dim=4 * model_channels,
             frequency_dim=model_channels,
             pool_text=text_conditioning != "spatial_transformer",
             class_token_dim=class_token_dim,
-            image_tokens=image_tokens,
+            image_tokens=None if image_token_dim is None else patches,
             **conditions,
         )
         self.resolution, self.model_channels = resolution, model_channels
+        norms: dict[str, Any] = {"norm_groups": norm_groups, "eps": norm_eps}
         residual = partial(
             TimedResBlock,
-            embedding_dim=embedding_dim,
+            embedding_dim=4 * model_channels,
             dropout=dropout,
             scale_shift_norm=scale_shift_norm,
-            norm_groups=norm_groups,
-            eps=norm_eps,
+            **norms,
         )
         attention = attention_of(
             text_conditioning,
@@ -101,7 +102,7 @@ class UNet(ConditionedNetwork):
             context_dim=context_dim_of(text_conditioning, self.text_dim, class_token_dim, image_token_dim),
             rotary=image_token_dim is not None,
             depth=transformer_depth,
-            norms={"norm_groups": norm_groups, "eps": norm_eps},
+            norms=norms,
         )
         paths = Paths(levels, num_res_blocks, residual, attention, resample_in_blocks, pads_end)
         self.conv_in = nn.Conv2d(self.input_channels, levels[0].channels, 3, padding=1)
@@ -143,9 +144,9 @@ def context_dim_of(
     dims = {dim for dim in (text_dim, class_token_dim, image_token_dim) if dim is not None}
     if text_conditioning != "spatial_transformer" and class_token_dim is not None:
         raise ValueError(f"text_conditioning {text_conditioning} does not see class tokens: spatial_transformer does")
-    if text_conditioning == "pooled" and image_token_dim is not None:
-        raise ValueError("text_conditioning pooled does not see tokens of an image: the others do")
     if text_conditioning == "pooled":
+        if image_token_dim is not None:
+            raise ValueError("text_conditioning pooled does not see tokens of an image: the others do")
         return None
     if not dims:
         raise ValueError(f"text_conditioning {text_conditioning} needs text, text_states_dim or class_token_dim")
@@ -174,7 +175,7 @@ def attention_of(
             return SelfAttention2d(channels, num_heads=count, **norms)
         if text_conditioning == "cross_attention":
             return TextAttention2d(channels, num_heads=count, context_dim=context_dim, **norms)
-        sizes: dict[str, Any] = {"num_heads": count, "context_dim": context_dim, "depth": depth}
+        sizes = {"num_heads": count, "context_dim": context_dim, "depth": depth}
         return SpatialTransformer(channels, norm_groups=norms["norm_groups"], **sizes)
 
     return attention
@@ -206,17 +207,15 @@ class NoisyClassifier(nn.Module):
         self.resolution, self.model_channels, self.num_classes = resolution, model_channels, num_classes
         embedding_dim, channels = 4 * model_channels, levels[-1].channels
         heads = partial(heads_of, head_dim=head_dim, num_heads=num_heads)
+        norms = {"norm_groups": norm_groups}
         residual = partial(
             TimedResBlock,
             embedding_dim=embedding_dim,
             dropout=dropout,
             scale_shift_norm=scale_shift_norm,
-            norm_groups=norm_groups,
+            **norms,
         )
-
-        def attention(channels: int) -> nn.Module:
-            return SelfAttention2d(channels, num_heads=heads(channels), norm_groups=norm_groups)
-
+        attention = attention_of("pooled", heads=heads, context_dim=None, rotary=False, depth=0, norms=norms)
         self.time_mlp = embedding_mlp(model_channels, embedding_dim)
         self.conv_in = nn.Conv2d(in_channels, levels[0].channels, 3, padding=1)
         paths = Paths(levels, num_res_blocks, residual, attention, resample_in_blocks)

@@ -176,7 +176,9 @@ def pretrained_encoder(folder: Path) -> Any:
     Raises FrozenTextError if the package can't load it, or weights of it are missing."""
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING as ENCODERS
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, CLIPTextModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of a command's standard error
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         known = type(config) in ENCODERS  # of T5 the encoder alone

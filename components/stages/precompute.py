@@ -17,18 +17,15 @@ from components.data.encoding import commit_set, part_names, set_encoder, shard_
 from components.data.shards import BPE, INDEX, load_index, read_bpe
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact, FileEntry, read_records, upload_attempt
-from components.runtime.storage.store import SCRATCH, Store, StoreError, absolute, list_url
+from components.runtime.storage.store import SCRATCH, Store, absolute
 from components.sampling.frozen_text import (
     LENGTH,
-    TOKENIZER,
-    WORDS,
-    FrozenTextError,
     check_transformers,
-    encoder_files,
     load_frozen_text,
 )
 from components.stages.context import StageContext
 from components.training.frozen import ColumnEncoder, FrozenNetworks, frozen_encoders
+from components.weights.files import encoder_places, fetch_encoder
 
 FACTS = {"source", "license", "samples", "train_samples", "classes", "resolution"}  # of an index, in the metadata
 Column = Literal["latents", "image_embedding", "text_states", "text_embedding"]
@@ -109,38 +106,13 @@ def copy_text_encoder(config: TextEncoderConfig, store: Store) -> tuple[list[Fil
     """Copies the encoder's files to the stage's store and loads the encoder once. Runs in a worker.
     Returns the entries of the files and the shape of a text's states. Raises FrozenTextError."""
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}text-encoder-") as place:
-        folder = fetch(config.uri, Path(place))
+        folder = fetch_encoder(config.uri, Path(place))
         unlike = config.model_dump(exclude={"uri", "length"}, exclude_defaults=True)
         (folder / LENGTH).write_text(json.dumps({"length": config.length} | unlike))
         return upload_attempt(store, folder), load_frozen_text(folder).states_shape
 
 
-def fetch(uri: str, folder: Path) -> Path:
-    """Copies the files of an encoder from `uri` to `folder`. Raises FrozenTextError without one."""
-    places = check_files(uri)
-    try:
-        for name, place in places.items():
-            Store(place).download(name, folder, name)
-    except (OSError, StoreError) as error:
-        raise FrozenTextError(f"the text encoder at {uri} can't be read: {error}; give another uri") from error
-    return folder
-
-
 def check_text_encoder(config: TextEncoderConfig) -> None:
     """Cheap check before any work: FrozenTextError without an encoder, or a library to load it."""
     check_transformers()
-    check_files(config.uri)
-
-
-def check_files(uri: str) -> dict[str, str]:
-    """The files of a pretrained encoder, each with its folder: `uri`, or the tokenizer's beside it.
-    Pipelines of diffusers keep text_encoder and tokenizer apart. Raises FrozenTextError if one is missing."""
-    sibling = f"{uri.rstrip('/').rpartition('/')[0]}/tokenizer"
-    try:
-        found = {info.path: uri for info in list_url(uri)}
-        if not {TOKENIZER, *WORDS} & set(found):
-            found = {info.path: sibling for info in list_url(sibling)} | found
-        names = encoder_files(uri, found, Store(uri).read)
-    except (OSError, StoreError) as error:
-        raise FrozenTextError(f"the text encoder at {uri} can't be read: {error}; give another uri") from error
-    return {name: found[name] for name in names}
+    encoder_places(config.uri)

@@ -23,7 +23,7 @@ from components.configuration.conditions import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.families import family_name
 from components.configuration.optimization import PerceptualNetwork, Training
 from components.models.autoencoder import Autoencoder
-from components.models.critics import PerceptualLoss
+from components.models.critics import VGG16_CHANNELS, PerceptualLoss, VGG16Features
 from components.training.frozen import LoadEncoder
 from components.training.learner import Learner, without_memory
 from components.training.loop import Batch, Task
@@ -33,7 +33,7 @@ from components.training.tasks.diffusion import DiffusionPriorTask, diffusion_ta
 from components.training.tasks.gan import GANTask
 from components.training.tasks.prior import MaskedPriorTask, PixelTask, PriorTask
 from components.training.tasks.recognition import ClassifierTask, ContrastiveTask
-from components.weights.perceptual import VGG16_CHANNELS, EfficientNetFeatures, VGG16Features, check_perceptual_network
+from components.weights.perceptual import EfficientNetFeatures, check_perceptual_network
 
 TASKS: dict[str, Callable[..., Task]] = {
     "autoencoder": AutoencoderTask,

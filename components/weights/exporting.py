@@ -13,6 +13,7 @@ from components.sampling.cascade import DESCRIPTION as CASCADE
 from components.sampling.cascade import read_description
 from components.sampling.model import BPE
 from components.weights.programs import write_programs
+from components.weights.stable_diffusion import join_pipeline
 from components.weights.twins import SCALE, write_twin
 
 FORMS: dict[str, Callable[..., list[str]]] = {
@@ -37,6 +38,8 @@ def write_parts(folder: Path, made: Path, form: str) -> Iterator[str]:
             raise ValueError(f"{name}: {error}" if name else str(error)) from None
     if "" not in parts:
         shutil.copy(folder / CASCADE, made / CASCADE)  # how they compose
+        if form == "diffusers" and (line := join_pipeline(folder, made)):
+            yield line
 
 
 def write_model(folder: Path, made: Path, form: str, latent_scale: float | None) -> list[str]:
@@ -66,27 +69,20 @@ def models_in(folder: Path) -> dict[str, Path]:
 def send(made: Path, store: Store) -> None:
     """Uploads all files below `made`, those at its top last: they say what the others are."""
     files = [path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()]
-    in_parallel(lambda name: store.upload(made / name, name), [name for name in files if "/" in name])
-    for name in files:
-        if "/" not in name:
-            store.upload(made / name, name)
+    for deep in (True, False):
+        in_parallel(lambda name: store.upload(made / name, name), [name for name in files if ("/" in name) == deep])
 
 
 def write_card(path: Path, title: str, lines: list[str], *, form: str, known: str) -> None:
     """Writes a model card: what is known of the model, and its files.
-
-    Args:
-        lines: about the files, a line each.
-        form: of the files: diffusers, pt2 or onnx.
-        known: Markdown of data, license, figures and command; empty if nothing is known."""
+    `lines` are about the files; `known` is Markdown, empty if nothing is known."""
     from huggingface_hub import ModelCard, ModelCardData
 
     library = {"pt2": "pytorch"}.get(form, form)
     data = ModelCardData(library_name=library, tags=["image-cascade", "image-generation"])
-    files = "\n".join(f"- {line}" for line in lines)
     about = known or "Nothing is recorded of its data, license or figures."
-    again = f"Exported by `cascade export MODEL --as {form}`:"
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{about}\n\n{again}\n\n{files}\n").save(path)
+    parts = [f"---\n{data.to_yaml()}\n---", f"# {title}", about, f"Exported by `cascade export MODEL --as {form}`:"]
+    ModelCard("\n\n".join([*parts, "\n".join(f"- {line}" for line in lines)]) + "\n").save(path)
 
 
 def push_to(repository: str, made: Path) -> str:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from components.runtime.storage.connection import shown
+from components.runtime.storage.connection import StoreError, shown
 from components.runtime.storage.store import LOCAL, SCRATCH, Store, absolute, digest_of, list_url
+from components.sampling.frozen_text import TOKENIZER, WORDS, FrozenTextError, encoder_files
 
 SAFE, PICKLED = (".safetensors",), (".pt", ".pth", ".ckpt", ".bin")
 CONFIG, PIPELINE, CARD = "config.json", "model_index.json", "README.md"
@@ -36,17 +38,16 @@ class WeightsFile(NamedTuple):
     tensors: dict[str, Tensor]
     config: dict[str, Any]  # of the config.json beside the file; empty where there is none
     license: str | None  # if stated
+    settings: Mapping[str, Any] = MappingProxyType({})  # for sampling, where files around it say them
 
 
 def read_weights(uri: str) -> WeightsFile:
     """Reads a file or a folder, local or in storage, without running anything in it.
-    Raises ValueError, in one line, for a file that is not there, is damaged, or holds more than tensors; StoreError if
-    storage can't be reached."""
-    uri = absolute(uri)
-    if uri.endswith(SAFE + PICKLED):
-        folder, _, name = uri.rpartition("/")
-        names: tuple[str, ...] = ()
-    else:
+    Raises ValueError, in one line, for a file that is missing, is damaged, or holds more than tensors, and
+    StoreError."""
+    uri, names = absolute(uri), tuple[str, ...]()
+    folder, _, name = uri.rpartition("/")
+    if not uri.endswith(SAFE + PICKLED):
         folder, names = uri, tuple(info.path for info in list_url(uri))
         name = weights_name(shown(uri), names)
     store, place = Store(folder), shown(f"{folder}/{name}")
@@ -68,8 +69,7 @@ class CaptionTokenizer(NamedTuple):
 
 def read_tokenizer(uri: str) -> CaptionTokenizer:
     """Reads a tokenizer.json, local or in storage, without its own padding and cutting of texts.
-    Raises ValueError, in one line, for a file that is not there or is no tokenizer; StoreError if storage can't be
-    reached."""
+    Raises ValueError, in one line, for a file that is not there or is no tokenizer, and StoreError."""
     folder, _, name = absolute(uri).rpartition("/")
     store = Store(folder)
     place = shown(f"{folder}/{name}")
@@ -89,20 +89,22 @@ def weights_name(uri: str, names: tuple[str, ...]) -> str:
     if PIPELINE in names:
         parts = sorted({name.partition("/")[0] for name in names if name.endswith(SAFE + PICKLED)})
         raise ValueError(f"{uri} is a whole pipeline: name one of its folders, {', '.join(parts)}")
-    for name in WEIGHTS:
-        if name in names:
-            return name
-    raise ValueError(f"{uri} holds no weights: give a file ({', '.join(SAFE + PICKLED)}) or a folder of diffusers")
+    there = [name for name in WEIGHTS if name in names]
+    if not there:
+        raise ValueError(f"{uri} holds no weights: give a file ({', '.join(SAFE + PICKLED)}) or a folder of diffusers")
+    return there[0]
 
 
-def read_config(store: Store) -> dict[str, Any]:
-    """The config.json of a folder. Raises ValueError if it is none."""
+def read_config(store: Store, name: str = CONFIG) -> dict[str, Any]:
+    """The config.json of a folder, or another file of fields. Raises ValueError if it is missing or none."""
     try:
-        config = json.loads(store.read(CONFIG))
+        config = json.loads(store.read(name))
+    except FileNotFoundError:
+        raise ValueError(f"{shown(store.url(name))}: no such file") from None
     except ValueError as error:
-        raise ValueError(f"{shown(store.url(CONFIG))} is no JSON: {error}") from None
+        raise ValueError(f"{shown(store.url(name))} is no JSON: {error}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{shown(store.url(CONFIG))} holds no fields")
+        raise ValueError(f"{shown(store.url(name))} holds no fields")
     return config
 
 
@@ -130,9 +132,8 @@ def read_safetensors(path: Path, place: str) -> tuple[dict[str, Tensor], dict[st
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(
-            f"{place} is no whole safetensors file ({str(error).splitlines()[0]}): fetch it again"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{place} is no whole safetensors file ({reason}): fetch it again") from None
 
 
 def read_pickle(path: Path, place: str) -> dict[str, Tensor]:
@@ -150,11 +151,33 @@ def read_pickle(path: Path, place: str) -> dict[str, Tensor]:
     for nest in NESTS:
         if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
             content = content[nest]
-    tensors = (
-        {name: each for name, each in content.items() if isinstance(each, Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
+    named = content.items() if isinstance(content, Mapping) else ()
+    tensors = {name: each for name, each in named if isinstance(each, Tensor)}
     if not tensors:
         raise ValueError(f"{place} holds no tensors by name: give a state_dict")
     return tensors
+
+
+def fetch_encoder(uri: str, folder: Path) -> Path:
+    """Copies the files of a text encoder from `uri` to `folder`. Raises FrozenTextError without one."""
+    places = encoder_places(uri)
+    try:
+        for name, place in places.items():
+            Store(place).download(name, folder, name)
+    except (OSError, StoreError) as error:
+        raise FrozenTextError(f"the text encoder at {uri} can't be read: {error}; give another uri") from error
+    return folder
+
+
+def encoder_places(uri: str) -> dict[str, str]:
+    """The files of a pretrained encoder, each with its folder: `uri`, or the tokenizer's beside it.
+    Pipelines of diffusers keep text_encoder and tokenizer apart. Raises FrozenTextError if one is missing."""
+    sibling = f"{uri.rstrip('/').rpartition('/')[0]}/tokenizer"
+    try:
+        found = {info.path: uri for info in list_url(uri)}
+        if not {TOKENIZER, *WORDS} & set(found):
+            found = {info.path: sibling for info in list_url(sibling)} | found
+        names = encoder_files(uri, found, Store(uri).read)
+    except (OSError, StoreError) as error:
+        raise FrozenTextError(f"the text encoder at {uri} can't be read: {error}; give another uri") from error
+    return {name: found[name] for name in names}

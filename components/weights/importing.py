@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -45,7 +45,6 @@ FAMILIES: tuple[WeightFamily, ...] = (
 )
 STAGE, VERSION = "weights", 1  # of the artifact and of its key
 CLASS_TABLES = ("class_embedding.weight", "pool.proj.weight")  # a row a class, and one for the null label
-ONE_CLASS = DatasetInfo(num_classes=1)  # until the tables of the file are counted
 KEY_LENGTH = 20  # hexadecimal digits, as of every stage
 
 
@@ -78,32 +77,43 @@ class Fitted(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """A model made of a file, and counts of the file's tensors."""
+    """A model made of a file."""
 
     artifact: Artifact
     bundle: ModelBundle
-    family: str
-    read: int
-    left_out: int
+    recognized: Recognized
 
 
 def import_weights(
     weights: WeightsFile, target: Target | None, *, out: Store, tokenizer: CaptionTokenizer | None = None
 ) -> Imported:
     """Commits the model to `out`, or adopts the model that is there by the same key.
+    There is no target for a folder whose config.json says everything; a tokenizer is of a model that reads captions
+    itself. Raises ValueError as `fit`, and for an `out` that holds another model."""
+    fitting = fit(weights, target, tokenizer)
+    bundle = bundle_of(weights, fitting)
+    content = None if tokenizer is None else tokenizer.bpe.to_str()
+    settings = {name: value for name, value in bundle.settings.items() if name != "origin"}
+    identity = {"file": weights.sha256, "kind": bundle.kind, "network": bundle.network, "settings": settings}
+    identity |= {} if content is None else {"tokenizer": hashlib.sha256(content.encode()).hexdigest()}
 
-    Args:
-        target: None for a folder whose config.json says everything.
-        tokenizer: of a model that reads captions itself.
+    def fill(folder: Path) -> None:
+        save_bundle(folder, bundle)
+        if content is not None:
+            (folder / BPE).write_text(content)
 
-    Raises ValueError as `fit`, and for an `out` that holds another model."""
-    (family, own, left_out), kind, network, settings, tensors = fit(weights, target, tokenizer)
-    settings["origin"] = {"uri": weights.uri, "sha256": weights.sha256, "family": family.title}
+    artifact = commit(out, identity, bundle.settings["origin"], fill)
+    return Imported(artifact, bundle, fitting.recognized)
+
+
+def bundle_of(weights: WeightsFile, fitting: Fitted) -> ModelBundle:
+    """The model with the tensors of the file, in evaluation mode; `origin` in its settings is the file."""
+    recognized, kind, network, settings, tensors = fitting
+    settings["origin"] = {"uri": weights.uri, "sha256": weights.sha256, "family": recognized.family.title}
     settings["origin"] |= {} if weights.license is None else {"license": weights.license}
     module = NETWORKS[kind](**network)
     module.load_state_dict({name: fitted(tensors[name], to.shape) for name, to in module.state_dict().items()})
-    bundle = ModelBundle(kind, network, settings, module.eval())
-    return Imported(commit(bundle, weights, out, tokenizer), bundle, family.title, len(own), left_out)
+    return ModelBundle(kind, network, settings, module.eval())
 
 
 def fit(weights: WeightsFile, target: Target | None, tokenizer: CaptionTokenizer | None = None) -> Fitted:
@@ -111,7 +121,7 @@ def fit(weights: WeightsFile, target: Target | None, tokenizer: CaptionTokenizer
     Raises ValueError, in one line, for a file of no known family or of another than the target takes, and for tensors
     that are missing, too many or of other shapes."""
     recognized = recognize(weights, target)
-    family, kind = recognized.family, recognized.family.kinds[0]
+    family, kind = recognized.family, recognized.family.kind
     try:
         network, settings = described(recognized, weights, target, tokenizer)
         network |= {} if family.seen is None else family.seen(recognized.tensors, network)
@@ -119,8 +129,7 @@ def fit(weights: WeightsFile, target: Target | None, tokenizer: CaptionTokenizer
         if family.adapted is not None:
             renamed = renamed._replace(tensors=family.adapted(renamed.tensors, network))
         network |= counted_classes(kind, network, renamed.tensors)
-        with torch.device("meta"):
-            check(NETWORKS[kind](**network).state_dict(), renamed, CONFIG if target is None else target.name)
+        check(on_meta(kind, network), renamed, CONFIG if target is None else target.name)
     except ValueError as error:
         raise ValueError(f"{weights.uri}: {error}") from None
     return Fitted(recognized, kind, network, settings, renamed.tensors)
@@ -129,23 +138,24 @@ def fit(weights: WeightsFile, target: Target | None, tokenizer: CaptionTokenizer
 def recognize(weights: WeightsFile, target: Target | None) -> Recognized:
     """The family of a file, and the tensors of the model that the target takes.
     Raises ValueError for a file of no known family, or for one with no such model."""
-    named, found = weights.config.get("_class_name"), list[tuple[WeightFamily, str]]()
-    for family in FAMILIES:
-        for prefix in family.prefixes:
-            known = named in (None, family.class_name)
-            if known and all(prefix + mark in weights.tensors for mark in family.marks):
-                found.append((family, prefix))
+    named = weights.config.get("_class_name")
+    found = [
+        (family, prefix)
+        for family in FAMILIES
+        for prefix in family.prefixes
+        if named in (None, family.class_name) and all(prefix + mark in weights.tensors for mark in family.marks)
+    ]
     if not found:
         what = f"names as {', '.join([*weights.tensors][:2])}" if named is None else f"a {named}"
         raise ValueError(f"{weights.uri} holds {what}, of no family known here: {', '.join(f.title for f in FAMILIES)}")
     kind = None if target is None else target.training.network.kind
-    fitting = [(family, prefix) for family, prefix in found if kind is None or kind in family.kinds]
+    fitting = [each for each in found if target is None or each[0].kind == kind]
     if target is not None and not fitting:
         titles = " and ".join(dict.fromkeys(family.title for family, _ in found))
         raise ValueError(f"{weights.uri} is of the {titles}, but {target.name} takes a network {kind}: name its stage")
     family, prefix = fitting[0]
     own = {name.removeprefix(prefix): tensor for name, tensor in weights.tensors.items() if name.startswith(prefix)}
-    own = {name: tensor for name, tensor in own.items() if re.match(family.training_only, name) is None}
+    own = {name: tensor for name, tensor in own.items() if not re.match(family.training_only, name)}
     if family.average is not None:
         own = {name: weights.tensors.get(family.average(name), tensor) for name, tensor in own.items()}
     own |= {name: weights.tensors[place] for place, name in family.outside.items() if place in weights.tensors}
@@ -160,9 +170,10 @@ def described(
     family = recognized.family
     sizes = family.sizes(weights.config) if family.sizes is not None and weights.config else {}
     if target is None:
-        if family.settings is None or not sizes:
+        settings = dict(weights.settings) if family.settings is None else family.settings(weights.config)
+        if not settings or not sizes:
             raise ValueError(f"nothing says how the {family.title} was trained: name a stage, --as RECIPE/STAGE")
-        return sizes, family.settings(weights.config)
+        return sizes, settings
     training, grid = target.training, target.grid
     info, special = read_captions(recognized, target, tokenizer)
     arguments, settings = training.network_arguments(info, grid), training.settings((), grid)
@@ -189,15 +200,15 @@ def described(
 def read_captions(
     recognized: Recognized, target: Target, tokenizer: CaptionTokenizer | None
 ) -> tuple[DatasetInfo, TextIds | None]:
-    """Sizes of a file's tables of text, and ids around a caption; ONE_CLASS and None without text.
+    """Sizes of a file's tables of text, and ids around a caption; one class and None without text.
     Raises ValueError for a tokenizer that is missing, not asked for, or of another vocabulary."""
     family = recognized.family
-    if not target.training.needs().captions or family.text_tables is None:
-        if target.training.needs().captions:
-            raise ValueError(f"{target.name} reads captions, and no {family.title} does: name another stage")
+    if not target.training.needs().captions:
         if tokenizer is not None:
             raise ValueError(f"{target.name} reads no captions itself: leave --tokenizer out")
-        return ONE_CLASS, None
+        return DatasetInfo(num_classes=1), None  # until the tables of the file are counted
+    if family.text_tables is None:
+        raise ValueError(f"{target.name} reads captions, and no {family.title} does: name another stage")
     if tokenizer is None:
         raise ValueError(f"{target.name} reads captions: give the tokenizer of this model, --tokenizer FILE")
     words, places = (len(recognized.tensors[name]) for name in family.text_tables)
@@ -211,54 +222,46 @@ def read_captions(
 
 def counted_classes(kind: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """The argument `num_classes` by the rows of the file's table; none for a network without classes."""
-    if arguments.get("num_classes") is None:
+    known = arguments.get("num_classes")
+    if known is None:
         return {}
-    with torch.device("meta"):
-        own = NETWORKS[kind](**arguments).state_dict()
-    known = arguments["num_classes"]
+    own = on_meta(kind, arguments)
     more = [len(tensors[name]) - len(own[name]) for name in CLASS_TABLES if name in own and name in tensors]
     return {"num_classes": max(1, known + more[0])} if more else {}
+
+
+def on_meta(kind: str, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors of a network, without memory."""
+    with torch.device("meta"):
+        return NETWORKS[kind](**arguments).state_dict()
 
 
 def check(own: Mapping[str, Tensor], renamed: Renamed, taker: str) -> None:
     """Compare the tensors with those of our network.
     Raises ValueError, which names the first that does not fit."""
     tensors, origins = renamed
-    unused = [name for name in tensors if name not in own]
-    missing = [name for name in own if name not in tensors]
-    others = [
-        name for name in tensors if name in own and fitted(tensors[name], own[name].shape).shape != own[name].shape
-    ]
-    if unused:
+    if unused := [name for name in tensors if name not in own]:
         raise ValueError(f"{len(unused)} tensors have no place in {taker}, first {origins.get(unused[0], unused[0])}")
-    if missing:
+    if missing := [name for name in own if name not in tensors]:
         raise ValueError(f"{len(missing)} tensors of {taker} are missing, first {missing[0]}")
-    if others:
-        first, sizes = others[0], [list(tensors[others[0]].shape), list(own[others[0]].shape)]
+    if others := [name for name, to in own.items() if fitted(tensors[name], to.shape).shape != to.shape]:
+        first, *sizes = others[0], list(tensors[others[0]].shape), list(own[others[0]].shape)
         where = f"first {origins.get(first, first)}: {sizes[0]}, not {sizes[1]}"
         raise ValueError(f"{len(others)} tensors have other shapes than in {taker}, {where}")
 
 
-def commit(bundle: ModelBundle, weights: WeightsFile, out: Store, tokenizer: CaptionTokenizer | None) -> Artifact:
-    """Write the model to `out` as an artifact, keyed by sha256s of files, network and settings.
-    Raises ValueError if `out` holds another artifact."""
-    settings = {name: value for name, value in bundle.settings.items() if name != "origin"}
-    identity = {"stage": STAGE, "version": VERSION, "file": weights.sha256, "kind": bundle.kind}
-    identity |= {"network": bundle.network, "settings": settings}
-    content = None if tokenizer is None else tokenizer.bpe.to_str()
-    identity |= {} if content is None else {"tokenizer": hashlib.sha256(content.encode()).hexdigest()}
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
+def commit(out: Store, identity: Mapping[str, Any], origin: dict[str, str], fill: Callable[[Path], object]) -> Artifact:
+    """Write a model to `out` as an artifact, keyed by its identity; `fill` writes the files into a folder.
+    A model that is there by the same key is adopted. Raises ValueError if `out` holds another artifact."""
+    content = json.dumps({"stage": STAGE, "version": VERSION, **identity}, sort_keys=True)
+    key = hashlib.sha256(content.encode()).hexdigest()[:KEY_LENGTH]
     before = load_artifact(out)
-    if before is not None and before.key != key:
-        raise ValueError(f"{shown(out.uri)} holds another model, {before.identity}: name a new folder")
     if before is not None:
+        if before.key != key:
+            raise ValueError(f"{shown(out.uri)} holds another model, {before.identity}: name a new folder")
         return before
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}weights-") as folder:
-        save_bundle(Path(folder), bundle)
-        if content is not None:
-            (Path(folder) / BPE).write_text(content)
+        fill(Path(folder))
         entries = upload_attempt(out, Path(folder))
-    provenance = {"origin": bundle.settings["origin"]}
-    return commit_artifact(
-        out, Artifact(kind="model", stage=STAGE, key=key, files=tuple(entries), provenance=provenance)
-    )
+    made = Artifact(kind="model", stage=STAGE, key=key, files=tuple(entries), provenance={"origin": origin})
+    return commit_artifact(out, made)

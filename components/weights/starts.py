@@ -11,20 +11,19 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from components.configuration.conditions import DatasetInfo, TokenGrid
 from components.configuration.config import IDENTITY, Config
 from components.configuration.optimization import StartConfig, Training
 from components.configuration.usage import nearest, usage_errors
-from components.models.bundle import DESCRIPTION, NETWORKS, WEIGHTS, ModelBundle, describe_bundle
+from components.models.bundle import DESCRIPTION, WEIGHTS, ModelBundle, describe_bundle
 from components.runtime.storage.artifact import ArtifactError, load_artifact
 from components.runtime.storage.connection import shown
 from components.runtime.storage.store import SCRATCH, Digest, Store, absolute, digest_of
 from components.sampling.model import BPE
 from components.weights.files import CONFIG, PICKLED, PIPELINE, SAFE, local_file, read_safetensors
-from components.weights.importing import check
+from components.weights.importing import check, on_meta
 from components.weights.renaming import Renamed, fitted
 
 FOREIGN = ("hf://", "models:/")
@@ -73,12 +72,17 @@ def open_start(config: StartConfig) -> StartModel:
     uri = config.uri
     if uri.startswith(FOREIGN) or uri.endswith(SAFE + PICKLED):
         raise ValueError(f"{shown(uri)} is no folder of a model of ours: {REMEDY}")
-    store = Store(absolute(uri))
+    store, part = Store(absolute(uri)), ""
     artifact = load_artifact(store)
+    if artifact is None:  # or a model inside a cascade
+        around, _, name = absolute(uri).rstrip("/").rpartition("/")
+        whole = load_artifact(Store(around))
+        if whole is not None and f"{name}/{WEIGHTS}" in whole.names():
+            store, artifact, part = Store(around), whole, f"{name}/"
     if artifact is not None:
         try:
-            entry = artifact.entry(WEIGHTS)
-            return StartModel(store, artifact.entry(DESCRIPTION).path, entry.path, entry.digest)
+            entry = artifact.entry(f"{part}{WEIGHTS}")
+            return StartModel(store, artifact.entry(f"{part}{DESCRIPTION}").path, entry.path, entry.digest)
         except ArtifactError:
             raise ValueError(f"{shown(uri)} is {artifact.identity}, not one model alone: {REMEDY}") from None
     names = {name for name in (DESCRIPTION, WEIGHTS, CONFIG, PIPELINE) if store.exists(name)}
@@ -110,12 +114,8 @@ def start_loader(
     config: Training, dataset_info: DatasetInfo, grid: TokenGrid | None, *, bpe: str | None
 ) -> Callable[[nn.Module], None] | None:
     """A loader of the weights that a training begins with; None for random ones.
-
-    Args:
-        bpe: the tokenizer of the set's captions; None for a training without captions.
-
-    Raises ValueError, in one line, for weights that do not fit, or that know other ids of captions, and as
-    `open_start`."""
+    `bpe` is the tokenizer of the set's captions, None without. Raises ValueError, in one line, for weights that do not
+    fit, or that know other ids of captions, and as `open_start`."""
     if config.init_from is None:
         return None
     start, ignore = open_start(config.init_from), config.init_from.ignore
@@ -132,17 +132,13 @@ def start_loader(
 
 def shapes_of(config: Training, dataset_info: DatasetInfo, grid: TokenGrid | None) -> dict[str, Tensor]:
     """Tensors of a training's network on the meta device. Errors as in `Training.network_arguments`."""
-    with torch.device("meta"):
-        return NETWORKS[config.network.kind](**config.network_arguments(dataset_info, grid)).state_dict()
+    return on_meta(config.network.kind, config.network_arguments(dataset_info, grid))
 
 
 def planned_counts(config: Training, infos: Sequence[DatasetInfo], grid: TokenGrid | None) -> Counts:
     """Counts as of `compare`, before the set is known.
-
-    Args:
-        infos: facts of possible sets; tensors whose shapes they decide are compared by the training itself.
-
-    Raises ValueError as `compare` and `open_start`."""
+    `infos` are facts of possible sets: tensors whose shapes they decide are compared by the training itself. Raises
+    ValueError as `compare` and `open_start`."""
     assert config.init_from is not None
     given = open_start(config.init_from).model.module.state_dict()
     own, *others = (shapes_of(config, info, grid) for info in infos)
@@ -153,13 +149,8 @@ def planned_counts(config: Training, infos: Sequence[DatasetInfo], grid: TokenGr
 
 def compare(own: Mapping[str, Tensor], start: Mapping[str, Tensor], *, ignore: Sequence[str], taker: str) -> Counts:
     """Counts the tensors that a network takes of a start; both may be on the meta device.
-
-    Args:
-        ignore: modules of the network whose tensors are new.
-        taker: the network, in messages.
-
-    Raises ValueError, in one line, for tensors that are missing, too many or of other shapes, and for a module that is
-    not there."""
+    Tensors of modules in `ignore` are new; `taker` is the network in messages. Raises ValueError, in one line, for
+    tensors that are missing, too many or of other shapes, and for a module that is not there."""
     for module in ignore:
         if not any(is_below(name, (module,)) for name in own):
             modules = dict.fromkeys(name.partition(".")[0] for name in own)

@@ -1,11 +1,11 @@
 """Models as folders of diffusers: our weights under the names of a class that computes the same.
 
 The rules that import a family are read the other way: the class of diffusers, built on the meta device by its
-config.json, tells the names, and the rules say which tensor of ours each name is. So exporting and importing again
-gives the same tensors. A network with a trait that the class lacks is refused by the trait; one of diffusion becomes a
-program with a pipeline of its own."""
+config.json, tells the names. So exporting and importing again gives the same tensors. A network with a trait that the
+class lacks is refused by the trait; one of diffusion becomes a program with a pipeline of its own."""
 
 import json
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -69,16 +69,15 @@ def write_classes(bundle: ModelBundle, folder: Path) -> list[str]:
 def twin_of(bundle: ModelBundle) -> tuple[WeightFamily, dict[str, Any]]:
     """The family of diffusers whose class computes the same, and its config.json.
     Raises ValueError if there is none, with the trait that the last of them lacks."""
-    codes, faults = bundle.network.get("bottleneck", {}).get("kind", "gaussian") != "gaussian", list[ValueError]()
+    codes = bundle.network.get("bottleneck", {}).get("kind", "gaussian") != "gaussian"
+    fault = ValueError(f"no class of diffusers is a twin of a network {bundle.kind}: take --as pt2 or onnx")
     for family in FAMILIES:
-        if family.config is not None and bundle.kind in family.kinds and ("VQ" in family.class_name) == codes:
+        if family.config is not None and bundle.kind == family.kind and ("VQ" in family.class_name) == codes:
             try:
                 return family, family.config(bundle.network, bundle.module)
             except ValueError as error:
-                faults.append(error)
-    if faults:
-        raise faults[-1]
-    raise ValueError(f"no class of diffusers is a twin of a network {bundle.kind}: take --as pt2 or onnx")
+                fault = error
+    raise fault
 
 
 def foreign_tensors(bundle: ModelBundle, family: WeightFamily, config: dict[str, Any]) -> dict[str, Tensor]:
@@ -88,25 +87,21 @@ def foreign_tensors(bundle: ModelBundle, family: WeightFamily, config: dict[str,
     with torch.device("meta"):
         wanted = getattr(diffusers, family.class_name).from_config(config).state_dict()
     assert family.sizes is not None
-    rules = family.rules(family.sizes(config))
-    own = dict(bundle.module.state_dict())
+    rules, own = family.rules(family.sizes(config)), dict(bundle.module.state_dict())
     if "VQ" in family.class_name:  # codes as they are looked up, of length 1 where latents are compared so
         codebook: Any = bundle.module
         indices = torch.arange(codebook.codebook_size)[None, None]
         own = {name: each for name, each in own.items() if not name.startswith("bottleneck.")}
         own["bottleneck.codebook"] = codebook.lookup(indices)[0, :, 0].T
     places = {foreign: new_name(foreign, rules) for foreign in wanted}
-    parts: dict[str, int] = {}  # our name -> how many foreign tensors it is
-    for place in places.values():
-        parts[PART.sub("", place)] = parts.get(PART.sub("", place), 0) + 1
-    if parts.keys() != own.keys():
-        other = sorted(parts.keys() ^ own.keys())[0]
-        raise ValueError(f"{family.class_name} and the network differ in {other}: take --as pt2 or onnx")
+    names = {foreign: PART.sub("", place) for foreign, place in places.items()}
+    parts = Counter(names.values())  # our name -> how many foreign tensors it is
+    if other := sorted(parts.keys() ^ own.keys()):
+        raise ValueError(f"{family.class_name} and the network differ in {other[0]}: take --as pt2 or onnx")
     found = {}
-    for foreign, place in places.items():
-        number = PART.search(place)
-        whole = own[PART.sub("", place)].chunk(parts[PART.sub("", place)])
-        piece = whole[int(number.group()[1:]) if number else 0]
+    for foreign, name in names.items():
+        number = PART.search(places[foreign])
+        piece = own[name].chunk(parts[name])[int(number.group()[1:]) if number else 0]
         found[foreign] = piece.reshape(wanted[foreign].shape).detach().cpu().contiguous().clone()
     return found
 
@@ -124,9 +119,8 @@ def network_inputs(objective: Objective, times: Tensor) -> tuple[Tensor, Tensor]
 
 
 def scheduler_config(bundle: ModelBundle) -> dict[str, Any]:
-    """The scheduler of a model of diffusion, with our betas one by one.
-    DDIM steps evenly from the last step on, so that both sample alike at a number of steps that divides the schedule;
-    a learned variance is read by DDPM alone. Raises ValueError for another process, or another scale of the time."""
+    """The scheduler of a model of diffusion, with our betas; DDPM's for a learned variance, else DDIM's.
+    Raises ValueError for another process, or another scale of the time."""
     objective = make_objective(bundle.settings["objective"])
     if not isinstance(objective, DiscreteObjective):
         raise ValueError(f"its process is {bundle.settings['objective']['kind']}, without steps: take --as pt2 or onnx")
@@ -141,6 +135,7 @@ def scheduler_config(bundle: ModelBundle) -> dict[str, Any]:
         "prediction_type": objective.prediction_type,
         "clip_sample": "latent_scale" not in bundle.settings,
         "timestep_spacing": "trailing",
+        "steps_offset": 1,  # which trailing steps don't read, and newer pipelines ask for
         **({"variance_type": "learned_range"} if learned else {"set_alpha_to_one": True}),
     }
 

@@ -45,17 +45,23 @@ def import_(
     from components.runtime.storage.store import Store, absolute
     from components.weights.files import read_tokenizer, read_weights
     from components.weights.importing import import_weights
+    from components.weights.stable_diffusion import import_pipeline, is_pipeline
     from pipelines.command.upkeep import target_of
 
     target = None if as_ is None else target_of(as_, set_)
     with usage_errors():
+        if target is None and tokenizer is None and is_pipeline(uri):
+            artifact = import_pipeline(uri, out=Store(absolute(out)))
+            typer.echo(f"base, autoencoder and text_encoder\nmodel: {artifact.identity} in {out}")
+            return typer.echo(f'next: cascade sample --model {out} --prompt "a red apple"')
         words = None if tokenizer is None else read_tokenizer(tokenizer)
         made = import_weights(read_weights(uri), target, out=Store(absolute(out)), tokenizer=words)
     kind, network, settings, module = made.bundle
     classes = f", {network['num_classes']} classes" if network.get("num_classes") else ""
-    left_out = f", {made.left_out} of training or other models left out" if made.left_out else ""
+    family, own, left_out = made.recognized
+    others = f", {left_out} of training or other models left out" if left_out else ""
     parameters = f"{sum(parameter.numel() for parameter in module.parameters()):,} parameters{classes}"
-    typer.echo(f"{made.family}: {made.read} tensors read, 0 missing, 0 unused{left_out}; {parameters}")
+    typer.echo(f"{family.title}: {len(own)} tensors read, 0 missing, 0 unused{others}; {parameters}")
     alone = settings.get("role") == "base" and "latent_scale" not in settings and not network.get("text_states_dim")
     command = f"sample --model {out}" if alone else f"verify --model {out}"
     if family_of(kind).reconstructs and network.get("image_channels", 3) in (1, 3):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from components.models.dit import grid_positions
 from components.weights.families.token_transformers import of_igpt
-from components.weights.families.unets import in_our_order, latent_rules
+from components.weights.families.unets import LATENT, in_our_order
 from components.weights.files import CaptionTokenizer
 from components.weights.importing import Fitted, fit
 from components.weights.renaming import rename
@@ -162,7 +162,7 @@ def test_first_stages_of_other_images_and_with_attention_in_the_encoder_alone_fi
 def test_keys_of_a_spatial_transformer_come_before_its_values():
     place, network = "down.0.1.transformer_blocks.0.attn2.", {"text_conditioning": "spatial_transformer"}
     parts = {f"{place}to_{name}.weight": torch.full((1, 2), number) for number, name in enumerate("vk")}
-    (name,), (joined,) = zip(*rename(parts, latent_rules(network)).tensors.items(), strict=True)
+    (name,), (joined,) = zip(*rename(parts, LATENT.rules(network)).tensors.items(), strict=True)
     assert (name, joined.tolist()) == ("down.0.1.blocks.0.cross_attention.kv.weight", [[1, 1], [0, 0]])
 
 

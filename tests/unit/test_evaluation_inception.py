@@ -19,7 +19,7 @@ from components.evaluation.metrics import METRICS, Compared, gaussian_from, gaus
 from components.evaluation.networks import FEATURES, FeatureExtractor, FeatureNetworkError, check_feature_network
 from components.runtime.storage.store import digest_of
 from components.sampling.device import best_device
-from components.weights.inception import SHA256
+from components.weights.features import SHA256
 from pipelines.planning.preflight import Needs, check_needs
 from pipelines.recipes.catalog import load_recipe
 from tests.feature_weights import dinov2_network, inception_network, write_inception

@@ -26,8 +26,9 @@ from components.configuration.conditions import DatasetInfo
 from components.models.bundle import ModelBundle, save_bundle
 from components.runtime.storage.store import Store
 from components.sampling.frozen_text import LENGTH, FrozenTextError, PretrainedText, load_frozen_text
-from components.stages.precompute import TextEncoderConfig, copy_text_encoder, fetch
+from components.stages.precompute import TextEncoderConfig, copy_text_encoder
 from components.training.frozen import caption_encoder, text_encoder
+from components.weights.files import fetch_encoder
 from tests.tiny_text_image import CAPTIONS, contrastive_config, frozen_contrastive, tiny_bpe
 
 WORDS = ("[PAD]", "[UNK]", *sorted({word for caption in CAPTIONS for word in caption.split()}))
@@ -96,9 +97,9 @@ def test_files_of_a_pretrained_encoder_are_fetched_and_what_is_missing_is_named_
     with pytest.raises(FrozenTextError, match=r"lacks config\.json, tokenizer\.json, model\.safetensors"):
         load_frozen_text(tmp_path)
     with pytest.raises(FrozenTextError, match="save_pretrained"):
-        fetch(str(tmp_path / "nowhere"), tmp_path)
+        fetch_encoder(str(tmp_path / "nowhere"), tmp_path)
     source = pretrained_folder(tmp_path / "source", "bert", length=None)
-    folder = fetch(str(source), tmp_path / "local")
+    folder = fetch_encoder(str(source), tmp_path / "local")
     (folder / LENGTH).write_text('{"length": 4}')
     assert load_frozen_text(folder).states_shape == (4, 8)
     (source / "config.json").write_text('{"model_type": "no such model"}')
@@ -113,7 +114,7 @@ def test_an_encoder_alone_and_in_several_files_is_that_of_the_whole_model(tmp_pa
     alone = T5EncoderModel.from_pretrained(tmp_path / "whole")
     alone.save_pretrained(tmp_path / "alone", max_shard_size="1KB")
     word_tokenizer().save(str(tmp_path / "alone/tokenizer.json"))
-    folder = fetch(str(tmp_path / "alone"), tmp_path / "local")
+    folder = fetch_encoder(str(tmp_path / "alone"), tmp_path / "local")
     assert len(list(folder.glob("model-*.safetensors"))) > 1
     (folder / LENGTH).write_text('{"length": 5}')
     assert torch.equal(load_frozen_text(folder).encode(CAPTIONS), whole.encode(CAPTIONS))
@@ -176,7 +177,7 @@ def test_the_text_tower_of_a_whole_clip_is_taken(tmp_path: Path) -> None:
         (place.parent / "tokenizer").mkdir(exist_ok=True)
         for file in (tmp_path / "tokenizer").iterdir():
             (place.parent / "tokenizer" / file.name).write_bytes(file.read_bytes())
-        folder = fetch(str(place), tmp_path / f"local-{len(found)}")
+        folder = fetch_encoder(str(place), tmp_path / f"local-{len(found)}")
         (folder / LENGTH).write_text('{"length": 7}')
         found.append(load_frozen_text(folder).encode(["a b c"]))
     assert torch.equal(*found)

@@ -15,6 +15,7 @@ from safetensors.torch import save
 
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.sampling import DiffusionSampling
+from components.models.critics import VGG16_CHANNELS, VGG16Features
 from components.runtime.storage.store import DamagedFileError, Store
 from components.training.batches import to_batch
 from components.training.checkpoint import STATE, digests_file, part_file
@@ -30,9 +31,7 @@ from components.training.run_folder import (
 from components.training.worker import set_idle_priority
 from components.weights import perceptual as perceptual_weights
 from components.weights.perceptual import (
-    VGG16_CHANNELS,
     PerceptualWeightsError,
-    VGG16Features,
     check_perceptual_network,
     load_perceptual_loss,
 )

@@ -37,11 +37,8 @@ def upsample(image: Tensor, size: int) -> Tensor:
 def augment_low_res(schedule: Schedule, low_res: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:
     """Noise conditioning augmentation (Ho et al., 2022, 4.2): low_res after noise_level noising steps.
 
-    Args:
-        low_res, noise: (B, C, H, W), low_res already enlarged to the size of x_t.
-        noise_level: (B,) int64 in [0, T), a level for each sample, counted in noising steps: 0 leaves the image
-            unchanged, and a higher level hides more of the image.
-    """
+    `low_res` and `noise` are (B, C, H, W), low_res already enlarged to the size of x_t; `noise_level` (B,) int64 in [0,
+    T) counts noising steps: 0 leaves the image unchanged."""
     # At index n, `signal_before` is the factor of the signal after n steps.
     signal, sigma = (schedule.at(name, noise_level, low_res) for name in ("signal_before", "sigma_before"))
     return signal * low_res + sigma * noise
@@ -194,8 +191,7 @@ def degrade(
         numbers: (B, NUMBERS) draws in [0, 1) on the host, for the choices that the task leaves open.
         noise: (B, 3, S, S) standard normal, fills masks.
         mask_area: least and greatest share of an image that rectangles and borders hide.
-        factors: the factors of super-resolution, among which a draw chooses.
-    """
+        factors: the factors of super-resolution, among which a draw chooses."""
     images, size = [], image.shape[-1]
     whole_mask = torch.ones(size, size, dtype=torch.bool)
     wanted = list(zip(tasks, numbers.tolist(), strict=True))
@@ -233,8 +229,8 @@ def loss_in_mask(
 ) -> Tensor:
     """The objective's loss (B,) averaged over the pixels of the mask; known pixels do not count.
     The error of every target that is linear in x_0, noise and x_t is zero where these three and the output are zero, so
-    the mean over all pixels, divided by the mask's share of the pixels, is the mean over the mask. A learned variance
-    is not linear, and image-to-image models do not accept a learned variance."""
+    the mean over all pixels, divided by the mask's share of them, is the mean over the mask. A learned variance is not
+    linear, and image-to-image models have none."""
     whole = objective.loss(output * mask, x_0=x_0 * mask, noise=noise * mask, x_t=x_t * mask, time=time)
     return whole / mask.mean(dim=(1, 2, 3))
 

@@ -14,13 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from components.models.diffusion.schedule import (
-    Schedule,
-    Trajectory,
-    expand,
-    karras_sigmas,
-    with_clean_end,
-)
+from components.models.diffusion.schedule import Schedule, Trajectory, expand, karras_sigmas, with_clean_end
 from components.models.diffusion.steps import Spaced, spaced_timesteps
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
@@ -49,9 +43,9 @@ def normal_kl(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_varian
 
 def discretized_gaussian_nll(x_0: Tensor, *, mean: Tensor, log_variance: Tensor) -> Tensor:
     """Negative log likelihood of 8-bit values in [-1, 1], by element (Ho et al., 2020, equation 13).
-    Each value owns the interval of 2/255 around the value, and the two end values own the tails beyond, so the 256
-    probabilities add up to 1. The normal distribution function is exact; Improved DDPM uses a tanh approximation here.
-    Differences are taken of logarithms in the lower tail, so that no far mean and no narrow Gaussian rounds to zero."""
+    Each value owns the interval of 2/255 around it, the two end values the tails beyond: the 256 probabilities add up
+    to 1. The normal distribution function is exact; Improved DDPM uses a tanh approximation here. Differences are taken
+    of logarithms in the lower tail, so that no far mean and no narrow Gaussian rounds to zero."""
     inverse = (-0.5 * log_variance).exp()
     upper, lower = (x_0 - mean + DATA_STEP / 2) * inverse, (x_0 - mean - DATA_STEP / 2) * inverse
     flip = upper + lower > 0  # mirror an interval mostly above the mean

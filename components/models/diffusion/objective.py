@@ -64,11 +64,9 @@ class EDMObjective(Objective):
     x_t = x_0 + sigma * noise. The time (B,) is sigma; the network's time input is log(sigma) / 4. Input and target of
     the network have unit variance at every sigma, where the data have deviation sigma_data (table 1).
 
-    Args:
-        sigma_data: deviation of the data, over all images and pixels.
-        log_mean, log_std: of log sigma in training, P_mean and P_std.
-        sigma_min, sigma_max: the last level of sampling before the clean image, and the first level.
-    """
+    `sigma_data` is the deviation of the data, over all images and pixels; `log_mean` and `log_std` are of log sigma in
+    training, P_mean and P_std; `sigma_max` is the first level of sampling, `sigma_min` the last before the
+    clean image."""
 
     sigma_data: float = 0.5
     log_mean: float = -1.2
@@ -117,10 +115,8 @@ class FlowObjective(Objective):
     The time (B,) is t in [0, 1], 1 for noise; the network's time input is 1000 t, and the prediction is the velocity
     noise - x_0.
 
-    Args:
-        time_density: "uniform", or "logit_normal" (standard; Esser et al., 2024, equation 19), with which training sees
-            the middle of the line more often than the ends.
-    """
+    The `time_density` "logit_normal" (standard; Esser et al., 2024, equation 19) lets training see the middle of the
+    line more often than the ends."""
 
     time_density: Literal["uniform", "logit_normal"] = "uniform"
 

@@ -21,10 +21,8 @@ from components.models.diffusion.steps import Step
 class Schedule:
     """Tables of a forward process.
 
-    Args:
-        betas: (T,) float64 in (0, 1), the variance of the noise added at each step; the last may be 1 (zero terminal
-            SNR). Others raise ValueError.
-    """
+    `betas` are (T,) float64 in (0, 1), the variance of the noise added at each step; the last may be 1 (zero terminal
+    SNR). Others raise ValueError."""
 
     betas: Tensor
     kept: dict[tuple[str, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -127,8 +125,7 @@ def make_schedule(
     first, last = kind.ends or (0.0, 0.0)
     betas = kind.betas(num_train_timesteps, (beta_start or scale * first, beta_end or scale * last))
     _check_betas(betas)
-    betas = without_terminal_signal(betas) if zero_terminal_snr else betas
-    return Schedule(betas)
+    return Schedule(without_terminal_signal(betas) if zero_terminal_snr else betas)
 
 
 def _check_betas(betas: Tensor) -> None:

@@ -196,10 +196,9 @@ def spaced_timesteps(num_train_timesteps: int, num_inference_steps: int, *, spac
     check_spacing(spacing, num_inference_steps)
     if not isinstance(spacing, str):
         steps = sorted(spacing)
-        if steps[0] < 0 or steps[-1] >= num_train_timesteps:
-            raise ValueError(
-                f"spacing must hold steps in [0, {num_train_timesteps - 1}], not {steps[0]} to {steps[-1]}"
-            )
+        last = num_train_timesteps - 1
+        if steps[0] < 0 or steps[-1] > last:
+            raise ValueError(f"spacing must hold steps in [0, {last}], not {steps[0]} to {steps[-1]}")
         return steps
     if spacing[0].isdecimal():
         return _sections(num_train_timesteps, [int(part) for part in spacing.split(",")])

@@ -39,13 +39,11 @@ def balanced_generator_loss(
     reconstruction: Tensor, *, nll_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor, adversarial_weight: float
 ) -> GeneratorLoss:
     """`nll_loss` plus the adversarial loss times the adaptive weight, one backward pass of each network.
-    Both gradients are taken at the pixels of `reconstruction` (B, 3, H, W), carried on from there to `last_layer` for
-    the weight, and summed for `.backward()`. So the discriminator's parameters receive no gradient that the caller
-    would have to zero, and the discriminator's graph stays for the discriminator's own loss:
-    `hinge.backward(inputs=list(discriminator.parameters()))`. `nll_loss` () is reconstruction plus weighted perceptual
-    loss, a function of the reconstruction only, and `adversarial_loss` () the `generator_loss` of the reconstruction,
-    any value on the way from the decoder's output to the losses; `last_layer` is the raw weight of the decoder's last
-    layer, not the weight of a DDP wrapper, and `adversarial_weight` a factor on top (as published 0.8)."""
+    Both gradients are taken at the pixels of `reconstruction` (B, 3, H, W), carried on to `last_layer`, the raw weight
+    of the decoder's last layer, and summed for `.backward()`. So the discriminator's parameters receive no gradient,
+    and its graph stays for its own loss: `hinge.backward(inputs=list(discriminator.parameters()))`. `nll_loss` () is
+    reconstruction plus weighted perceptual loss, `adversarial_loss` () the `generator_loss`, both functions of the
+    reconstruction alone; `adversarial_weight` is a factor on top (as published 0.8)."""
     (nll_pixels,) = torch.autograd.grad(nll_loss, reconstruction)
     (adversarial_pixels,) = torch.autograd.grad(adversarial_loss, reconstruction, retain_graph=True)
     gradients = [
@@ -71,20 +69,15 @@ def augment(image: Tensor, *, draws: Tensor) -> Tensor:
     """Augment images (B, 3, H, W) in [-1, 1] with gradient, each by a row of draws alone.
     The discriminator sees real and generated images augmented alike, in all of its losses: so it cannot learn a small
     set of images by heart, and the augmentation does not appear in generated images. As published: color, translation
-    by up to an eighth of the side, cutout of half the side.
-
-    Args:
-        draws: uniform numbers in [0, 1), (B, 7), in the order of DRAWS, on the host, where the slices are chosen.
-    """
+    by up to an eighth of the side, cutout of half the side. `draws` (B, 7) are uniform in [0, 1), in the order of
+    DRAWS, on the host."""
     shift_y, shift_x = draws[:, 3], draws[:, 4]
     brightness, saturation, contrast, _, _, cut_y, cut_x = to_device(draws, image.device).unbind(1)
     image = jitter_color(image, brightness=brightness - 0.5, saturation=2 * saturation, contrast=contrast + 0.5)
-    sides = image.shape[2:]  # of uniform draws, whole shifts and first rows of a mask with its center in the image
-    down, right = (
-        (draw * (2 * _largest(side) + 1)).long() - _largest(side)
-        for draw, side in zip((shift_y, shift_x), sides, strict=True)
-    )
-    top, left = ((draw * side).long() - int(side * CUT) // 2 for draw, side in zip((cut_y, cut_x), sides, strict=True))
+    # Of uniform draws, whole shifts and first rows of a mask with its center in the image.
+    shifts, cuts = (zip(each, image.shape[2:], strict=True) for each in ((shift_y, shift_x), (cut_y, cut_x)))
+    down, right = ((draw * (2 * _largest(side) + 1)).long() - _largest(side) for draw, side in shifts)
+    top, left = ((draw * side).long() - int(side * CUT) // 2 for draw, side in cuts)
     return cut_out(shift(image, down=down, right=right), top=top, left=left)
 
 

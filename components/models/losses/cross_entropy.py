@@ -29,9 +29,8 @@ class ContrastiveGradients(NamedTuple):
 
 def contrastive_gradients(image: Tensor, text: Tensor, *, log_scale: Tensor) -> ContrastiveGradients:
     """The loss of embeddings (B, E) and the gradients at the embeddings, detached from any graph.
-    They are all that a network must know of the other samples: with them, the backward pass can go through a batch in
-    parts, each by `along_gradient` (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
-    Setup")."""
+    With them the backward pass can go through a batch in parts, each by `along_gradient` (Gao et al. 2021, "Scaling
+    Deep Contrastive Learning Batch Size under Memory Limited Setup")."""
     leaves = [tensor.detach().requires_grad_() for tensor in (image, text, log_scale)]
     with torch.enable_grad():
         loss = contrastive_loss(leaves[0], leaves[1], log_scale=leaves[2])
@@ -67,12 +66,10 @@ def text_loss(logits: Tensor, *, text: Tensor) -> Tensor:
 
 def masked_token_loss(logits: Tensor, *, tokens: Tensor, masked: Tensor, label_smoothing: float) -> Tensor:
     """Mean over the batch of each image's cross-entropy a masked token, () (Chang et al. 2022, eq. 1).
-    Each image is averaged over its own masked tokens. Without smoothing, and with the number of masked tokens drawn
-    evenly from 1..N, the loss is an upper bound of the nats a token when tokens are drawn one by one in random order
-    (Hoogeboom et al. 2022, "Autoregressive Diffusion Models", section 3). `logits` are (B, N, K), from the tokens that
-    are not masked; `tokens` (B, N) int64 in [0, K), the true ones; `masked` (B, N) bool, at least one in each row;
-    `label_smoothing` is the share of the target spread over all K."""
-    nats = F.cross_entropy(
-        rearrange(logits, "b n k -> b k n").float(), tokens, label_smoothing=label_smoothing, reduction="none"
-    )
+    Without smoothing, and with the number of masked tokens drawn evenly from 1..N, the loss is an upper bound of the
+    nats a token when tokens are drawn one by one in random order (Hoogeboom et al. 2022, "Autoregressive Diffusion
+    Models", section 3). `logits` are (B, N, K); `tokens` (B, N) int64 in [0, K), the true ones; `masked` (B, N) bool,
+    at least one in each row; `label_smoothing` is the share of the target spread over all K."""
+    logits = rearrange(logits, "b n k -> b k n").float()
+    nats = F.cross_entropy(logits, tokens, label_smoothing=label_smoothing, reduction="none")
     return ((nats * masked).sum(dim=1) / masked.sum(dim=1)).mean()

@@ -11,58 +11,40 @@ import torch
 from torch import Tensor
 
 from components.models.dit import grid_positions
-from components.weights.renaming import Arguments, Rules, WeightFamily, check_fixed
+from components.weights.families.unets import latent_scale
+from components.weights.renaming import Arguments, Rules, WeightFamily, check_fixed, segments
 
 FIXED = {"activation_fn": "gelu-approximate", "norm_type": "ada_norm_zero", "attention_bias": True}
 FIXED |= {"norm_elementwise_affine": False}
-SAMPLING = {"guided_channels": 3}
-EMBEDDER = r"^transformer_blocks\.(\d+)\.norm1\.emb\."
-
-
-def latent_scale(network: Arguments) -> float:
-    """The scale of the latents of kl-f8, Stable Diffusion's autoencoder."""
-    del network
-    return 0.18215
-
-
-def facebook_rules(network: Arguments) -> Rules:
-    """Names of facebookresearch/DiT."""
-    del network
-    return [
-        (r"^x_embedder\.proj\.", "patches."),
-        (r"^t_embedder\.mlp\.", "time_mlp."),
-        (r"^y_embedder\.embedding_table\.", "class_embedding."),
-        (r"^pos_embed$", "positions"),
-        (r"\.attn\.(qkv|proj)\.", r".\1."),
-        (r"\.mlp\.fc1\.", ".expand."),
-        (r"\.mlp\.fc2\.", ".contract."),
-        (r"^final_layer\.linear\.", "linear_out."),
-        (r"^final_layer\.adaLN_modulation\.1\.", "modulation_out."),
-        (r"\.adaLN_modulation\.1\.", ".modulation."),
-    ]
-
-
-def diffusers_rules(network: Arguments) -> Rules:
-    """Names of diffusers; embeddings of all blocks but the first go below `copies`."""
-    del network
-    return [
-        (rf"{EMBEDDER}timestep_embedder\.linear_1\.", r"copies.\1.time_mlp.0."),
-        (rf"{EMBEDDER}timestep_embedder\.linear_2\.", r"copies.\1.time_mlp.2."),
-        (rf"{EMBEDDER}class_embedder\.embedding_table\.", r"copies.\1.class_embedding."),
-        (r"^copies\.0\.", ""),
-        (r"^transformer_blocks\.", "blocks."),
-        (r"^pos_embed\.proj\.", "patches."),
-        (r"^pos_embed\.pos_embed$", "positions"),
-        (r"\.norm1\.linear\.", ".modulation."),
-        (r"\.attn1\.to_q\.", ".qkv#0."),
-        (r"\.attn1\.to_k\.", ".qkv#1."),
-        (r"\.attn1\.to_v\.", ".qkv#2."),
-        (r"\.attn1\.to_out\.0\.", ".proj."),
-        (r"\.ff\.net\.0\.proj\.", ".expand."),
-        (r"\.ff\.net\.2\.", ".contract."),
-        (r"^proj_out_1\.", "modulation_out."),
-        (r"^proj_out_2\.", "linear_out."),
-    ]
+OF_FACEBOOK = segments("""
+    x_embedder.proj=patches
+    t_embedder.mlp=time_mlp
+    y_embedder.embedding_table=class_embedding
+    pos_embed=positions attn.qkv=qkv
+    attn.proj=proj mlp.fc1=expand
+    mlp.fc2=contract
+    final_layer.linear=linear_out
+    final_layer.adaLN_modulation.1=modulation_out
+    adaLN_modulation.1=modulation
+""")
+OF_DIFFUSERS: Rules = [
+    (r"^transformer_blocks\.(\d+)\.norm1\.emb\.", r"copies.\1."),
+    (r"^copies\.0\.", ""),
+    *segments("""
+        timestep_embedder.linear_1=time_mlp.0
+        timestep_embedder.linear_2=time_mlp.2
+        class_embedder.embedding_table=class_embedding
+        transformer_blocks=blocks
+        pos_embed.proj=patches
+        pos_embed.pos_embed=positions
+        norm1.linear=modulation
+        attn1.to_q=qkv#0 attn1.to_k=qkv#1
+        attn1.to_v=qkv#2 attn1.to_out.0=proj
+        ff.net.0.proj=expand ff.net.2=contract
+        proj_out_1=modulation_out
+        proj_out_2=linear_out
+    """),
+]
 
 
 def without_copies(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Tensor]:
@@ -98,21 +80,17 @@ def diffusers_sizes(config: Arguments) -> dict[str, Any]:
 
 FACEBOOK = WeightFamily(
     "DiT",
-    kinds=("dit",),
+    kind="dit",
     marks=("x_embedder.proj.weight", "final_layer.linear.weight"),
-    rules=facebook_rules,
+    names=OF_FACEBOOK,
     adapted=without_copies,
     latent_scale=latent_scale,
-    sampling=SAMPLING,
+    sampling={"guided_channels": 3},
 )
-DIFFUSERS = WeightFamily(
-    "DiTTransformer2DModel of diffusers",
-    kinds=("dit",),
+DIFFUSERS = FACEBOOK._replace(
+    title="DiTTransformer2DModel of diffusers",
     marks=("transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.weight", "proj_out_1.weight"),
-    rules=diffusers_rules,
-    adapted=without_copies,
+    names=OF_DIFFUSERS,
     class_name="DiTTransformer2DModel",
     sizes=diffusers_sizes,
-    latent_scale=latent_scale,
-    sampling=SAMPLING,
 )

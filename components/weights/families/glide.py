@@ -8,28 +8,21 @@ upsampler differ in sizes and in the upsampler's input; models for inpainting ha
 from einops import rearrange
 from torch import Tensor
 
-from components.weights.families.unets import heads, openai_rules
-from components.weights.renaming import Arguments, Rules, WeightFamily, queries_outermost
+from components.weights.families.unets import OPENAI, heads
+from components.weights.renaming import Arguments, WeightFamily, queries_outermost, segments
 
-TEXT = "text_encoder."
-
-
-def rules(network: Arguments) -> Rules:
-    """Names of guided-diffusion, of the attention to text, and of the transformer over the text."""
-    return [
-        (r"^transformer\.resblocks\.", f"{TEXT}blocks."),
-        (r"^(token_embedding\.|padding_embedding$)", rf"{TEXT}\1"),
-        (r"^positional_embedding$", f"{TEXT}position_embedding"),
-        (r"^final_ln\.", f"{TEXT}norm."),
-        (r"^transformer_proj\.", "text_projection."),
-        (r"\.attn\.c_(qkv|proj)\.", r".\1."),
-        (r"\.ln_1\.", ".attention_norm."),
-        (r"\.ln_2\.", ".mlp.0."),
-        (r"\.mlp\.c_fc\.", ".mlp.1."),
-        (r"\.mlp\.c_proj\.", ".mlp.3."),
-        (r"\.encoder_kv\.", ".context_kv."),
-        *openai_rules(network),
-    ]
+NAMES = segments("""
+    transformer.resblocks=text_encoder.blocks
+    token_embedding=text_encoder.token_embedding
+    padding_embedding=text_encoder.padding_embedding
+    positional_embedding=text_encoder.position_embedding
+    final_ln=text_encoder.norm
+    transformer_proj=text_projection
+    attn.c_qkv=qkv attn.c_proj=proj
+    ln_1=attention_norm ln_2=mlp.0
+    mlp.c_fc=mlp.1 mlp.c_proj=mlp.3
+    encoder_kv=context_kv
+""")
 
 
 def in_our_order(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Tensor]:
@@ -37,7 +30,11 @@ def in_our_order(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Te
     adapted = dict(tensors)
     for name, tensor in tensors.items():
         if ".qkv." in name:
-            own = network["text"]["num_heads"] if name.startswith(TEXT) else heads(network, channels=len(tensor) // 3)
+            own = (
+                network["text"]["num_heads"]
+                if name.startswith("text_encoder.")
+                else heads(network, channels=len(tensor) // 3)
+            )
             adapted[name] = queries_outermost(tensor, num_heads=own)
         elif ".context_kv." in name:
             own = heads(network, channels=len(tensor) // 2)
@@ -47,9 +44,9 @@ def in_our_order(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Te
 
 GLIDE = WeightFamily(
     "U-Net of GLIDE",
-    kinds=("unet",),
+    kind="unet",
     marks=("time_embed.0.weight", "transformer.resblocks.0.attn.c_qkv.weight", "padding_embedding"),
-    rules=rules,
+    names=[*NAMES, *OPENAI.names],
     adapted=in_our_order,
     text_tables=("token_embedding.weight", "positional_embedding"),
     pad="<|endoftext|>",

@@ -8,31 +8,28 @@ the image, and pads are tokens as others."""
 import torch
 from torch import Tensor
 
-from components.weights.renaming import Arguments, Rules, WeightFamily
+from components.weights.renaming import Arguments, WeightFamily, segments
 
 CLASSES = 1000  # of ImageNet, the only data of taming's class-conditional model; its shapes don't say
 
 
-def rules(network: Arguments) -> Rules:
-    """Names of both: minGPT's, with tables of their own."""
-    del network
-    return [
-        (r"^tok_emb(_img)?\.", "token_embedding."),
-        (r"^pos_emb(_img\.weight)?$", "position"),
-        (r"^sos(\.weight)?$", "class_embedding.weight"),
-        (r"^tok_emb_txt\.", "text_embedding."),
-        (r"^pos_emb_txt\.weight$", "text_position"),
-        (r"^head_img\.", "head."),
-        (r"^head_txt\.", "text_head."),
-        (r"^ln_f\.", "norm_out."),
-        (r"\.ln([12])\.", r".norm_\1."),
-        (r"\.attn\.query\.", ".attention.qkv#0."),
-        (r"\.attn\.key\.", ".attention.qkv#1."),
-        (r"\.attn\.value\.", ".attention.qkv#2."),
-        (r"\.attn\.proj\.", ".attention.proj."),
-        (r"\.mlp\.0\.", ".expand."),
-        (r"\.mlp\.2\.", ".contract."),
-    ]
+# minGPT's, with tables of their own
+NAMES = segments("""
+    tok_emb=token_embedding
+    tok_emb_img=token_embedding
+    tok_emb_txt=text_embedding
+    pos_emb=position
+    pos_emb_img.weight=position
+    pos_emb_txt.weight=text_position
+    sos.weight=sos sos=class_embedding.weight
+    head_img=head head_txt=text_head
+    ln_f=norm_out ln1=norm_1 ln2=norm_2
+    attn.query=attention.qkv#0
+    attn.key=attention.qkv#1
+    attn.value=attention.qkv#2
+    attn.proj=attention.proj mlp.0=expand
+    mlp.2=contract
+""")
 
 
 def of_taming(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Tensor]:
@@ -58,34 +55,30 @@ def of_mindalle(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Ten
 
 def with_null(rows: Tensor, network: Arguments) -> Tensor:
     """The table of classes (K, D) with a null label at the end; a start token (1, D) is the null label."""
-    return (
-        rows if network["num_classes"] is None else torch.cat([rows, rows.float().mean(0, keepdim=True).to(rows.dtype)])
-    )
+    null = rows.float().mean(0, keepdim=True).to(rows.dtype)
+    return rows if network["num_classes"] is None else torch.cat([rows, null])
 
 
 TAMING = WeightFamily(
     "transformer of taming-transformers",
-    kinds=("transformer",),
+    kind="transformer",
     marks=("tok_emb.weight", "pos_emb", "blocks.0.attn.query.weight"),
-    rules=rules,
+    names=NAMES,
     prefixes=("transformer.", ""),
     training_only=r".*\.attn\.mask$",
     adapted=of_taming,
 )
 IGPT = WeightFamily(
     "iGPT of minDALL-E",
-    kinds=("transformer",),
+    kind="transformer",
     marks=("tok_emb_img.weight", "pos_emb_img.weight", "blocks.0.attn.query.weight", "head.weight"),
-    rules=rules,
+    names=NAMES,
     prefixes=("", "stage2."),
     adapted=of_igpt,
 )
-MINDALLE = WeightFamily(
-    "transformer by text of minDALL-E",
-    kinds=("transformer",),
+MINDALLE = IGPT._replace(
+    title="transformer by text of minDALL-E",
     marks=("tok_emb_img.weight", "tok_emb_txt.weight", "blocks.0.attn.query.weight", "head_img.weight"),
-    rules=rules,
-    prefixes=("", "stage2."),
     adapted=of_mindalle,
     text_tables=("tok_emb_txt.weight", "pos_emb_txt.weight"),
     pad="[PAD]",

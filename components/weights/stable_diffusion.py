@@ -1,0 +1,156 @@
+"""Stable Diffusion as a whole: from its folder of diffusers to a cascade, and back.
+
+U-Net, first stage and text encoder go by their own families. Here stand the schedule, the scale of the latents, and the
+places of the parts in a folder of `StableDiffusionPipeline` (Rombach et al., 2022)."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from components.configuration.processes import DiscreteProcess
+from components.configuration.sampling import DiffusionSampling
+from components.models.bundle import save_bundle
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import SCRATCH, Store, absolute, digest_of, list_url
+from components.sampling.cascade import DESCRIPTION as CASCADE
+from components.sampling.cascade import compose
+from components.sampling.frozen_text import LENGTH, TOKENIZER, TOKENIZER_CONFIG, WORDS, load_frozen_text
+from components.weights.families.unets import KL_F8
+from components.weights.files import CONFIG, PIPELINE, fetch_encoder, read_config, read_weights
+from components.weights.importing import bundle_of, commit, fit
+from components.weights.renaming import Arguments, check_fixed
+
+NAME, SCHEDULER = "StableDiffusionPipeline", "scheduler/scheduler_config.json"
+DEFAULTS = {  # of diffusers' schedulers
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 2e-2,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+}
+SCHEDULES = {  # their name -> ours
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "squaredcos_cap_v2": "cosine",
+}
+GUIDANCE, CLIP_LENGTH = 7.5, 77  # of the pipeline and its tokenizer, where nothing else is said
+INDEX = {
+    "_class_name": NAME,
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "scheduler": ("diffusers", "DDIMScheduler"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    **dict.fromkeys(("safety_checker", "feature_extractor"), (None, None)),
+    "requires_safety_checker": False,
+}
+MOVED = {"base/unet": "unet", "base/scheduler": "scheduler", "autoencoder": "vae"}  # our place -> theirs
+
+
+def is_pipeline(uri: str) -> bool:
+    """True for a folder with the whole of a Stable Diffusion."""
+    names = {info.path for info in list_url(absolute(uri))}
+    return PIPELINE in names and read_config(Store(absolute(uri)), PIPELINE).get("_class_name") == NAME
+
+
+def import_pipeline(uri: str, *, out: Store) -> Artifact:
+    """Commits the parts to `out` as a cascade that samples as the pipeline does.
+    Raises ValueError, in one line, for parts that are missing, do not fit ours or each other, and for an `out` that
+    holds another model; StoreError if storage can't be reached."""
+    uri = absolute(uri).rstrip("/")
+    unet, vae = read_weights(f"{uri}/unet"), read_weights(f"{uri}/vae")
+    scheduler = DEFAULTS | read_config(Store(uri), SCHEDULER)
+    settings = {"role": "base", "resolution": unet.config.get("sample_size"), "classes": []}
+    settings |= {"objective": process_of(scheduler), "latent_scale": vae.config.get("scaling_factor", KL_F8)}
+    files = {"base": unet._replace(settings=settings), "autoencoder": vae}
+    bundles = {name: bundle_of(file, fit(file, None)) for name, file in files.items()}
+    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}pipeline-") as place:
+        home = Path(place)
+        text = fetch_encoder(f"{uri}/text_encoder", home / "text_encoder")
+        length = fields_of(text / TOKENIZER_CONFIG).get("model_max_length", CLIP_LENGTH)
+        (text / LENGTH).write_text(json.dumps({"length": length, "pads": "attended"}))
+        width, taken = load_frozen_text(text).states_shape[1], bundles["base"].network["text_states_dim"]
+        if width != taken:
+            raise ValueError(f"{uri}: its text encoder has {width} features a token, its U-Net takes {taken}")
+        identity = {"parts": {"unet": unet.sha256, "vae": vae.sha256}, "scheduler": scheduler}
+        identity["parts"] |= {path.name: digest_of(path).sha256 for path in sorted(text.iterdir())}
+
+        def fill(folder: Path) -> None:
+            for name, bundle in bundles.items():
+                save_bundle(home / name, bundle)
+            base, autoencoder, sampling = home / "base", home / "autoencoder", sampling_of(scheduler)
+            own = {"base": sampling.model_dump(mode="json")}
+            compose(folder, sampling=own, base=base, autoencoder=autoencoder, text_encoder=text)
+
+        origin = {"uri": uri, "family": f"{NAME} of diffusers", "sha256": unet.sha256}
+        return commit(out, identity, origin, fill)
+
+
+def process_of(scheduler: Arguments) -> dict[str, Any]:
+    """The objective of a scheduler_config.json. Raises ValueError for a field that ours can't follow."""
+    check_fixed(scheduler, {"trained_betas": None, "rescale_betas_zero_snr": False})
+    name = scheduler["beta_schedule"]
+    if name not in SCHEDULES:
+        raise ValueError(f"scheduler_config.json has beta_schedule {name!r}: ours are {', '.join(SCHEDULES)}")
+    ends = () if name == "squaredcos_cap_v2" else ("beta_start", "beta_end")
+    values = {field: scheduler[field] for field in ("num_train_timesteps", "prediction_type", *ends)}
+    return DiscreteProcess.of(schedule=SCHEDULES[name], min_snr_gamma=None, **values).objective()
+
+
+def sampling_of(scheduler: Arguments) -> DiffusionSampling:
+    """The pipeline's own 50 steps of DDIM, spaced as the scheduler has them."""
+    spacing = scheduler["timestep_spacing"]
+    from_1 = spacing == "leading" and scheduler["steps_offset"] == 1
+    return DiffusionSampling(spacing="leading_from_1" if from_1 else spacing, threshold="none", guidance_scale=GUIDANCE)
+
+
+def join_pipeline(folder: Path, made: Path) -> str | None:
+    """Moves the exported parts of the cascade in `folder` to their places in a pipeline.
+    Returns a line about it, or why nothing is moved; None for a cascade of other parts."""
+    parts = {path.name for path in folder.iterdir() if path.is_dir()}
+    if parts != {"base", "autoencoder", "text_encoder"} or not (folder / "text_encoder" / LENGTH).is_file():
+        return None
+    if trait := lacking_trait(folder / "text_encoder", made):
+        return f"no {NAME}: {trait}"
+    text, tokenizer = made / "text_encoder", made / "tokenizer"
+    tokenizer.mkdir()
+    for name in (TOKENIZER, *WORDS, TOKENIZER_CONFIG):
+        if (text / name).is_file():
+            shutil.move(text / name, tokenizer / name)
+    stated = fields_of(tokenizer / TOKENIZER_CONFIG) if (tokenizer / TOKENIZER_CONFIG).is_file() else {}
+    stated["model_max_length"] = fields_of(text / LENGTH)["length"]
+    (tokenizer / TOKENIZER_CONFIG).write_text(json.dumps(stated))
+    (text / LENGTH).unlink()
+    for place, theirs in MOVED.items():
+        shutil.move(made / place, made / theirs)
+    (made / "base").rmdir()
+    (made / CASCADE).unlink()
+    (made / PIPELINE).write_text(json.dumps(INDEX, indent=1))
+    return f"a whole {NAME}"
+
+
+def fields_of(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def lacking_trait(text: Path, made: Path) -> str | None:
+    """The first trait of exported parts that the pipeline lacks; None where it computes the same."""
+    encoder, reading = fields_of(text / CONFIG), fields_of(text / LENGTH)
+    unet, vae = made / "base/unet" / CONFIG, made / "autoencoder" / CONFIG
+    if not unet.is_file() or fields_of(unet)["_class_name"] != "UNet2DConditionModel":
+        return "its base is no UNet2DConditionModel"
+    if fields_of(unet)["num_class_embeds"] is not None:
+        return "its base takes a label"
+    if fields_of(made / "base" / SCHEDULER)["_class_name"] != "DDIMScheduler":
+        return "its variance is learned"
+    if not vae.is_file() or fields_of(vae)["_class_name"] != "AutoencoderKL" or fields_of(vae)["shift_factor"]:
+        return "its first stage is no AutoencoderKL, or shifts latents"
+    if encoder.get("model_type") != "clip_text_model":
+        return f"its text encoder is {encoder.get('model_type')}, not the text's tower of CLIP alone"
+    if reading.get("pads", "hidden") != "attended" or reading.get("skipped_layers"):
+        return "pads are hidden from its base, or layers of its text encoder are left out"
+    return None

@@ -1,0 +1,160 @@
+"""A whole Stable Diffusion of diffusers' classes: imported, fine-tuned, sampled as it is served, and exported again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+
+from components.configuration.conditions import DatasetInfo
+from components.configuration.diffusion import DiffusionTraining
+from components.configuration.optimization import StartConfig
+from components.models.bundle import ModelBundle, load_bundle, save_bundle
+from components.models.diffusion.corruption import upsample
+from components.runtime.storage.artifact import load_artifact
+from components.runtime.storage.store import Store
+from components.sampling.cascade import Cascade, compose
+from components.sampling.frozen_text import load_frozen_text
+from components.sampling.generators.diffusion import image_noise
+from components.sampling.requests import Request
+from components.training.batches import to_batch
+from components.training.frozen import Latents, caption_encoder
+from components.training.loop import fit
+from components.weights.starts import start_loader
+from tests.in_process import in_process
+from tests.peer_unets import randomized
+from tests.refusals import assert_refused
+from tests.tiny_text_image import tiny_bpe
+from tests.tiny_training import SHARED, batches, make_task
+from tests.unit.test_frozen_text import pipeline as clip_of
+
+SCALE, STEPS, PROMPT = 0.5, 50, "a b c"
+BLOCKS = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "block_out_channels": (8, 16)}
+BLOCKS |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "layers_per_block": 1, "norm_num_groups": 4}
+FIRST_STAGE = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+FIRST_STAGE |= {"block_out_channels": (8, 8), "norm_num_groups": 4, "sample_size": 16, "scaling_factor": SCALE}
+NOISE = {"num_train_timesteps": 100, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.02}
+PROCESS = {"num_train_timesteps": 100, "schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.02}
+PROCESS |= {"prediction_type": "epsilon", "min_snr_gamma": None}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`theirs`, a Stable Diffusion as diffusers saves it with random weights, and `ours`, what its import leaves."""
+    place = tmp_path_factory.mktemp("pipeline")
+    network, tokenizer = clip_of(place / "clip")
+    tokenizer.model_max_length = 7
+    unet = UNet2DConditionModel(sample_size=8, cross_attention_dim=8, attention_head_dim=2, **BLOCKS)
+    StableDiffusionPipeline(
+        vae=randomized(AutoencoderKL(**FIRST_STAGE)),
+        text_encoder=network,
+        tokenizer=tokenizer,
+        unet=randomized(unet),
+        scheduler=DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(place / "theirs")
+    done = in_process("import", "theirs", "--out", "ours", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "base, autoencoder and text_encoder" in done.stdout
+    return place
+
+
+def opened(folder: Path) -> Cascade:
+    artifact = load_artifact(Store(str(folder)))
+    assert artifact is not None
+    with artifact.local_copy() as copy:
+        return Cascade.load(copy)
+
+
+def assert_same_image(cascade: Cascade, pipeline: Any, **sampling: Any) -> None:
+    """One gray level at most between the image of a request and the pipeline's of the same noise."""
+    request = Request(prompt=PROMPT, seed=3, sampling={"base": sampling} if sampling else ())
+    latents = image_noise(cascade.base, [cascade.resolve(request)])(-1)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(PROMPT, latents=latents, num_inference_steps=STEPS, output_type="np").images[0]
+    (ours,) = cascade.sample([request])
+    assert ours.std() > 20
+    assert np.abs(ours.astype(int) - np.round(theirs * 255)).max() <= 1
+
+
+def test_what_was_imported_makes_the_pipeline_s_image_of_the_same_noise(folder: Path):
+    assert_same_image(opened(folder / "ours"), DiffusionPipeline.from_pretrained(folder / "theirs"))
+
+
+def fine_tuned(folder: Path, parts: Path) -> Path:
+    """The cascade `tuned`, of a base that was trained for ten steps from the imported one."""
+    sizes = {"model_channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (8,)}
+    sizes |= {
+        "head_dim": None,
+        "num_heads": 2,
+        "scale_shift_norm": False,
+        "resample_in_blocks": False,
+        "norm_groups": 4,
+    }
+    sizes |= {"text_conditioning": "spatial_transformer", "in_channels": 4, "resolution": 8, "network": "unet"}
+    about = SHARED | {"total_steps": 10, "init_from": StartConfig(uri=str(folder / "ours/base"))}
+    config = DiffusionTraining.of(**about, **sizes, **PROCESS, conditions=("text_states",), cond_drop_prob=0.2)
+    info = DatasetInfo(num_classes=1, text_states_dim=8, text_states_length=7)
+    text, first_stage = load_frozen_text(parts / "text_encoder"), load_bundle(parts / "autoencoder").module
+    latents: Any = Latents(first_stage, SCALE)
+    encoders = (
+        lambda _device: lambda batch: latents({"image": upsample(batch["image"], 16)}),
+        lambda _device: caption_encoder(text, tiny_bpe()),
+    )
+    load = start_loader(config, info, None, bpe=None)
+    task = make_task(config, dataset_info=info, load_start=load, load_encoders=encoders)
+    before = load_bundle(parts / "base")
+    fit(task, batches(config, to_batch), config.optimization)
+    trained = task.learner.ema.network.state_dict()
+    assert trained.keys() == before.module.state_dict().keys()
+    assert any(not torch.equal(trained[name], tensor) for name, tensor in before.module.state_dict().items())
+    before.module.load_state_dict(trained)
+    save_bundle(folder / "base", ModelBundle(*before[:3], before.module))
+    own = {name: parts / name for name in ("autoencoder", "text_encoder")}
+    sampling = {"base": {"spacing": "trailing", "threshold": "none", "guidance_scale": 7.5}}
+    return compose(folder / "tuned", base=folder / "base", sampling=sampling, **own)
+
+
+def test_a_fine_tuned_base_is_exported_as_a_pipeline_that_makes_the_image_that_is_served(folder: Path):
+    artifact = load_artifact(Store(str(folder / "ours")))
+    assert artifact is not None
+    with artifact.local_copy() as parts:
+        tuned = fine_tuned(folder, parts)
+    done = in_process("export", "tuned", "--as", "diffusers", "--out", "made", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "a whole StableDiffusionPipeline" in done.stdout
+    names = {path.name for path in (folder / "made").iterdir()} - {"README.md"}
+    assert names == {"model_index.json", "unet", "vae", "scheduler", "text_encoder", "tokenizer"}
+    pipeline = DiffusionPipeline.from_pretrained(folder / "made")
+    assert type(pipeline) is StableDiffusionPipeline
+    assert_same_image(Cascade.load(tuned), pipeline)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "words"),
+    [
+        ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid'"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "trained_betas"),
+        ("unet/config.json", {"cross_attention_dim": 6}, "tensors have other shapes"),
+        (
+            "model_index.json",
+            {"_class_name": "StableDiffusionXLPipeline"},
+            "is a whole pipeline: name one of its folders",
+        ),
+    ],
+)
+def test_a_pipeline_that_ours_can_t_follow_is_refused(
+    folder: Path, tmp_path: Path, file: str, changes: dict, words: str
+):
+    for path in (folder / "theirs").rglob("*.*"):
+        (tmp_path / "theirs" / path.relative_to(folder / "theirs")).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "theirs" / path.relative_to(folder / "theirs")).write_bytes(path.read_bytes())
+    place = tmp_path / "theirs" / file
+    place.write_text(json.dumps(json.loads(place.read_text()) | changes))
+    assert_refused(in_process("import", "theirs", "--out", "ours", cwd=tmp_path), words)
+    assert not (tmp_path / "ours").exists()
