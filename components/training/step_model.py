@@ -80,15 +80,6 @@ class WithoutNumbers(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class TensorLayout(NamedTuple):
-    """Shape, strides, type and device of a tensor."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    device: str
-
-
 class KnownLayouts(TorchDispatchMode):
     """Inside, an operation on meta tensors of layouts that were seen before has outputs as then.
     torch derives them in Python, which takes most of the time of a large network's pass."""
@@ -102,22 +93,22 @@ class KnownLayouts(TorchDispatchMode):
             return empty(known)
         output = func(*args, **given[1])
         if key not in self.outputs:
-            self.outputs[key] = layouts(output) if is_new(output, given) and not func._schema.is_mutable else None
+            self.outputs[key] = empty(output) if is_new(output, given) and not func._schema.is_mutable else None
         return output
 
 
 def layouts(value: Any) -> Any:
-    """Arguments or outputs of an operation, with layouts in place of tensors."""
+    """Arguments of an operation as a key, with layouts in place of tensors; 1 is not 1.0."""
     if isinstance(value, Tensor):
-        return TensorLayout(value.shape, value.stride(), value.dtype, value.device.type)
-    return tuple([layouts(each) for each in value]) if isinstance(value, (list, tuple)) else value
+        return value.shape, value.stride(), value.dtype, value.device.type
+    return tuple([layouts(each) for each in value]) if isinstance(value, (list, tuple)) else (type(value), value)
 
 
 def empty(value: Any) -> Any:
-    """Meta tensors of such layouts."""
-    if isinstance(value, TensorLayout):
-        return torch.empty_strided(value.shape, value.stride, dtype=value.dtype, device="meta")
-    return tuple([empty(each) for each in value]) if isinstance(value, tuple) else value
+    """Meta tensors of the same layouts in place of tensors."""
+    if isinstance(value, Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    return tuple([empty(each) for each in value]) if isinstance(value, (list, tuple)) else value
 
 
 def is_new(output: Any, given: Any) -> bool:

@@ -286,7 +286,19 @@ def test_the_room_for_every_recipe_is_known(name: str):
 def seen(x: Tensor) -> list[tuple[Any, ...]]:
     """Layouts of what operations make of x, and whether x's storage is theirs."""
     flat = torch.ops.aten._unsafe_view(x, (6, 4))
-    made = [x * 2, x.half(), x.transpose(0, 1), flat, x.add_(1), x.sum(0), *x.split(1), x.contiguous(), x.clone()]
+    made = [
+        x * 2,
+        x.long() * 2,
+        x.long() * 2.0,
+        x.half(),
+        x.transpose(0, 1),
+        flat,
+        x.add_(1),
+        x.sum(0),
+        *x.split(1),
+        x.contiguous(),
+        x.clone(),
+    ]
     made += [*torch.native_layer_norm(x, (4,), None, None, 1e-5), x @ x.transpose(1, 2)]
     own = x.untyped_storage()._cdata
     return [
