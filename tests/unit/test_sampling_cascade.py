@@ -56,6 +56,18 @@ def test_each_stage_and_seed_has_a_stream_of_its_own():
     assert len(draws) == len(streams)
 
 
+def test_each_stage_of_the_generator_shows_its_image_and_its_steps(cascade: Cascade):
+    steps: list[tuple[str, int]] = []
+
+    def on_step(stage: str, step: int, timestep: int, x_t: torch.Tensor, x_0: torch.Tensor) -> None:
+        assert x_t.shape == x_0.shape
+        steps.append((stage, step))
+
+    (images,) = cascade.sample_stages([Request(label=1, steps=3)], on_step=on_step)
+    assert {stage: image.shape[0] for stage, image in images.items()} == {"base": 8, "upsampler_16": 16}
+    assert steps == [("base", i) for i in range(3)] + [("upsampler_16", i) for i in range(4)]
+
+
 def test_an_upsampler_of_half_the_strength_takes_half_its_steps_from_its_low_res_image(cascade: Cascade):
     noise_levels: dict[float, list[float]] = {1.0: [], 0.5: []}
     for strength, seen in noise_levels.items():

@@ -47,6 +47,18 @@ def plans(model: SamplingModel, count: int, **asked: Any) -> list[Plan]:
     return [plan_of(request, [model], model.classes) for request in requests(count, **asked)]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_belong_to_their_request_in_whatever_batch(kind: str, tmp_path: Path) -> None:
+    model = load(tmp_path, kind, **IMAGE)
+    condition = torch.randint(0, 6, (4, 4))
+    together = sample_prior(model, plans(model, 4), condition)
+    assert together.shape == (4, 4, 4)
+    for i, plan in enumerate(plans(model, 4)):
+        assert torch.equal(sample_prior(model, [plan], condition[i : i + 1])[0], together[i])
+    assert len(together.flatten(1).unique(dim=0)) == 4
+    assert not torch.equal(sample_prior(model, plans(model, 4), condition.flip(0)), together)
+
+
 def test_a_cpu_decodes_as_before_where_a_gpu_would_by_a_compiled_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Only a causal transformer takes the setting."""
     expected = sample_prior(model := load(tmp_path, "transformer"), plans(model, 2))
