@@ -314,12 +314,6 @@ def test_layouts_that_were_seen_before_are_those_that_torch_derives():
         assert [seen(given) for _ in range(3)] == [derived] * 3
 
 
-def test_numbers_that_are_equal_and_of_other_types_are_told_apart():
-    whole = torch.empty(2, dtype=torch.int64, device=META)
-    with KnownLayouts():
-        assert [torch.add(whole, number).dtype for number in (1, 1.0, 1, 1.0)] == [torch.int64, torch.float32] * 2
-
-
 def test_the_demo_s_sizes_are_told_without_loading_what_draws_and_proves():
     """torch imports sympy, a second's worth, for the first normal number without memory."""
     program = """
