@@ -3,7 +3,6 @@
 Each image is asked for by a label alone or by a caption alone. An independent classifier judges the class of an image.
 A contrastive encoder (Radford et al., 2021) ranks the caption of an image among other captions. Neither network had a
 part in making the images. Chance is what images reach whose labels or captions were shuffled.
-
 Shapes: N images, n of a part, K classes, C captions, E embedding_dim.
 """
 
@@ -18,13 +17,14 @@ from pydantic import Field
 from components.configuration.config import Config
 from components.data.held_out import read_split
 from components.data.shards import ShardIndex, Split, View
-from components.evaluation.generated import JOB_SIZE, SampleJob, accepts, jobs_of
+from components.evaluation.features import Measuring
+from components.evaluation.generated import SampleJob, accepts, jobs_of
 from components.evaluation.image_sets import FileImages, ImagePart, branch_name, shrink, some_of, split_parts
 from components.evaluation.metrics import share_error
 from components.evaluation.sampling_studies import judge
 from components.evaluation.study import Findings, ModelStudy, StudyPlan, load_trained
 from components.models.contrastive import ContrastiveEncoder
-from components.runtime.pool import Pool, file_name
+from components.runtime.pool import file_name
 from components.runtime.storage.artifact import Artifact
 from components.sampling.cascade import Cascade
 from components.sampling.images import from_uint8
@@ -32,30 +32,27 @@ from components.sampling.model import describe_model
 from components.sampling.requests import Request
 
 EQUAL = 6  # decimals: smaller differences of cosines depend on the order of computation and count as none
+READ_RESOLUTION = 8  # pixels: only captions and labels are wanted
 AskedBy = Literal["label", "prompt"]
+JUDGES: dict[str, AskedBy] = {"judge": "label", "matcher": "prompt"}  # name of the input -> what it judges
+KNOWN: dict[Split, str] = {"holdout": "held-out images", "train": "training images"}
 TITLES: dict[AskedBy, str] = {  # of the tables
     "label": "Asked for by label: the class that an independent classifier sees",
     "prompt": "Asked for by prompt: the own caption among others, by a contrastive encoder",
 }
 FIRST: dict[AskedBy, str] = {"label": "class seen", "prompt": "own caption first"}
-COLUMNS: dict[AskedBy, list[str]] = {
-    "label": ["images", "accuracy", "its standard error", "chance", "N"],
-    "prompt": [
-        *("images", "own caption first", "its standard error", "chance", "median rank", "chance of it"),
-        *("captions", "N"),
-    ],
+COLUMNS: dict[AskedBy, str] = {
+    "label": "images, accuracy, its standard error, chance, N",
+    "prompt": "images, own caption first, its standard error, chance, median rank, chance of it, captions, N",
 }
-KNOWN: dict[Split, str] = {"holdout": "held-out images", "train": "training images"}
-JUDGES: dict[str, AskedBy] = {"judge": "label", "matcher": "prompt"}  # name of the input -> what it judges
-READ_RESOLUTION = 8  # pixels: only captions and labels are wanted
 
 
 class Wanted(NamedTuple):
-    """A label or a caption of an image of the set, as a request."""
+    """A label alone or a caption alone of an image of the set, as a request."""
 
     row: int  # number among the images of the split
     asked: int  # class id, or number of the caption
-    request: Request  # for the label alone, or for the caption alone
+    request: Request
 
 
 class AskedPart(NamedTuple):
@@ -81,11 +78,9 @@ Found = Mapping[AskedBy, Mapping[str, Agreement]]  # by name of the set
 class AgreementStudy(ModelStudy["AgreementConfig"]):
     """Each generator asked for labels alone and for captions alone, and the images judged.
 
-    Labels and captions are those of held-out images.
-
-    The inputs are `cascade`, `judge`, a classifier of clean images, and `matcher`, a contrastive encoder; without one
-    of these no image is asked for by label, or by prompt. A set that holds nothing out is asked for what is known of
-    its training images.
+    Labels and captions are those of held-out images, of training images in a set that holds nothing out. The inputs
+    are `cascade`, `judge`, a classifier of clean images, and `matcher`, a contrastive encoder; without one of these no
+    image is asked for by label, or by prompt.
     """
 
     @property
@@ -98,40 +93,53 @@ class AgreementStudy(ModelStudy["AgreementConfig"]):
         with self.models["cascade"].local_copy() as folder:
             models = Cascade.load(folder)
         wanted, groups, sets = wanted_of(self.index, self.config.samples), {}, dict[AskedBy, Any]()
+        captions = tuple(str(each.request.prompt) for each in wanted["prompt"])  # all different
         for by, model in self.judges.items():
             sets[by] = {}
             for generator in models.generators:
-                asked = asked_jobs(models, generator, by, wanted[by], seed=self.config.seed)
-                groups[f"{generator} {by}"] = [job for job, _ in asked]
-                files = [(FileImages(self.files, file_name(job.name), "image.", len(ids)), ids) for job, ids in asked]
-                parts = [AskedPart(*each) for each in files]
+                jobs = asked_jobs(models, generator, by, wanted[by], seed=self.config.seed)
+                groups[f"{generator} {by}"], parts = jobs, []
+                for job in jobs:
+                    images = FileImages(self.files, file_name(job.name), "image.", len(job.requests))
+                    asked = [(request.prompt, int(request.label or 0)) for request in job.requests]
+                    ids = [captions.index(prompt) if prompt else label for prompt, label in asked]
+                    parts.append(AskedPart(images, tuple(ids)))
                 sets[by] |= {branch_name(generator): parts} if parts else {}
             with model.local_copy() as folder:
                 side = describe_model(by, folder).settings["resolution"]
             if parts := known_parts(self.index, wanted[by], resolution=side):
                 sets[by][KNOWN[known_split(self.index)]] = parts
-        captions = tuple(str(each.request.prompt) for each in wanted["prompt"])  # all different
         return StudyPlan(groups, facts=(captions, sets))
 
-    def measure(self, plan: StudyPlan, *, pool: Pool, **work: Any) -> Found:
+    def measure(self, plan: StudyPlan, work: Measuring) -> Found:
         """Agreement of each generator's images, and of the images of the set."""
         found, (captions, sets) = dict[AskedBy, dict[str, Agreement]](), plan.facts
         for by, model in self.judges.items():
             parts = [part for group in sets[by].values() for part in group]
             worker = partial(Judge, model, captions if by == "prompt" else ())
-            values, found[by] = pool.map(worker, parts), {}
+            values, found[by] = work.pool.map(worker, parts), {}
             for name, group in sets[by].items():
                 seen, asked = np.concatenate([next(values) for _ in group]), [part.asked for part in group]
-                found[by][name] = (
-                    class_agreement(seen, np.concatenate(asked))
-                    if by == "label"
-                    else caption_agreement(seen, len(captions))
-                )
+                of_captions = by == "prompt" and caption_agreement(seen, len(captions))
+                found[by][name] = of_captions or class_agreement(seen, np.concatenate(asked))
         return found
 
     def findings(self, plan: StudyPlan, measured: Found) -> Findings:
-        """A table for labels and one for prompts, with images of the set and chance."""
-        return agreement_findings(measured)
+        """A table for labels and one for prompts beside chance; the headline is shares of right images."""
+        tables, summary, headline = {}, {}, {}
+        for by, sets in measured.items():
+            rows = []
+            for name, each in sets.items():
+                end = f"{by}_{name.replace(' ', '_').replace('-', '_')}"
+                summary |= {f"accuracy_{end}": each.accuracy, f"chance_{end}": each.chance}
+                summary |= {f"median_rank_{end}": each.median_rank} if by == "prompt" else {}
+                headline[f"{FIRST[by]}, {name} (N {each.count})"] = each.accuracy
+                ranks = [each.median_rank, (each.candidates + 1) / 2, each.candidates] if by == "prompt" else []
+                error = share_error(each.accuracy, each.count)
+                rows.append([name, each.accuracy, error, each.chance, *ranks, each.count])
+            if rows:
+                tables[TITLES[by]] = {"columns": COLUMNS[by].split(", "), "rows": rows}
+        return Findings({}, tables, summary, headline, {})
 
 
 class AgreementConfig(Config):
@@ -141,23 +149,6 @@ class AgreementConfig(Config):
 
     samples: int = Field(128, ge=2)  # of each generator by label, as many by prompt, and as many held-out images
     seed: int = Field(0, ge=0)
-
-
-def agreement_findings(found: Found) -> Findings:
-    """A table for labels and one for prompts beside chance; the headline is shares of right images."""
-    tables, summary, headline = {}, {}, {}
-    for by, sets in found.items():
-        rows = []
-        for name, each in sets.items():
-            end = f"{by}_{name.replace(' ', '_').replace('-', '_')}"
-            summary |= {f"accuracy_{end}": each.accuracy, f"chance_{end}": each.chance}
-            summary |= {f"median_rank_{end}": each.median_rank} if by == "prompt" else {}
-            headline[f"{FIRST[by]}, {name} (N {each.count})"] = each.accuracy
-            ranks = [each.median_rank, (each.candidates + 1) / 2, each.candidates] if by == "prompt" else []
-            rows.append([name, each.accuracy, share_error(each.accuracy, each.count), each.chance, *ranks, each.count])
-        if rows:
-            tables[TITLES[by]] = {"columns": COLUMNS[by], "rows": rows}
-    return Findings({}, tables, summary, headline, {})
 
 
 def known_split(index: ShardIndex) -> Split:
@@ -174,17 +165,13 @@ def wanted_of(index: ShardIndex, samples: int) -> dict[AskedBy, list[Wanted]]:
     return {"label": labels[:samples], "prompt": prompts[:samples]}
 
 
-def asked_jobs(
-    models: Cascade, generator: str, by: AskedBy, wanted: Sequence[Wanted], *, seed: int
-) -> list[tuple[SampleJob, tuple[int, ...]]]:
-    """Jobs of a generator for the labels or captions that it takes alone, with the numbers of these."""
-    asked = [
-        (each.asked, request)
-        for number, each in enumerate(wanted)
-        if accepts(models, request := each.request.replace(seed=seed + number, generator=generator))
-    ]
-    jobs, ids = jobs_of(f"{generator}_by_{by}", [request for _, request in asked]), [number for number, _ in asked]
-    return [(job, tuple(ids[n * JOB_SIZE : (n + 1) * JOB_SIZE])) for n, job in enumerate(jobs)]
+def asked_jobs(models: Cascade, generator: str, by: AskedBy, wanted: Sequence[Wanted], *, seed: int) -> list[SampleJob]:
+    """Jobs of a generator for the labels or captions that it takes alone."""
+    requests = []
+    for number, each in enumerate(wanted):
+        request = each.request.replace(seed=seed + number, generator=generator)
+        requests += [request] if accepts(models, request) else []
+    return jobs_of(f"{generator}_by_{by}", requests)
 
 
 def known_parts(index: ShardIndex, wanted: Sequence[Wanted], *, resolution: int) -> list[AskedPart]:
@@ -215,22 +202,15 @@ class Judge:
         batches = [each if each.shape[1] == side else shrink(each, side) for each in part.images.batches()]
         if self.text is None:
             return np.concatenate([judge(self.model, images) for images in batches])
-        images = [self.encoder.encode_image(from_uint8(each).to(self.model.device)).cpu().numpy() for each in batches]
-        return caption_ranks(np.concatenate(images), self.text, np.array(part.asked))
+        images = (from_uint8(each).to(self.model.device) for each in batches)
+        embeddings = [self.encoder.encode_image(image).cpu().numpy() for image in images]
+        return caption_ranks(np.concatenate(embeddings), self.text, np.array(part.asked))
 
 
 def caption_ranks(image: np.ndarray, text: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Rank of each image's own caption by cosine among all captions, from 1.
-
-    A caption of equal cosine counts as half.
-
-    Args:
-        image: (N, E) of length 1.
-        text: (C, E) of length 1.
-        own: (N,) the number of each image's caption.
-
-    Returns (N,) float64 in [1, C], whose mean over all captions as the own one is (C + 1) / 2.
-    """
+    """Rank of each image's own caption by cosine among all, from 1; an equal cosine counts as half.
+    Of images (N, E) and captions (C, E), each of length 1, and the numbers (N,) of the images' captions. Returns (N,)
+    float64 in [1, C], whose mean over all captions as the own one is (C + 1) / 2."""
     cosine = (image.astype(np.float64) @ text.astype(np.float64).T).round(EQUAL)  # (N, C)
     right = cosine[np.arange(len(image)), own][:, None]  # (N, 1)
     nearer, equal = (cosine > right).sum(axis=1), (cosine == right).sum(axis=1) - 1
@@ -248,5 +228,6 @@ def class_agreement(seen: np.ndarray, asked: np.ndarray) -> Agreement:
     The chance is the mean over all orders of `asked`: more than 1 / K where some classes are frequent in both
     arrays."""
     num_classes = 1 + max(seen.max(), asked.max())
-    shares = [np.bincount(classes, minlength=num_classes) / len(classes) for classes in (seen, asked)]  # (K,) each
-    return Agreement(len(seen), float((seen == asked).mean()), float(shares[0] @ shares[1]))
+    counts = [np.bincount(classes, minlength=num_classes) for classes in (seen, asked)]  # (K,) each
+    chance = (counts[0] / len(seen)) @ (counts[1] / len(asked))
+    return Agreement(len(seen), float((seen == asked).mean()), float(chance))

@@ -1,53 +1,152 @@
 """Features of images from a named pretrained network, kept beside the images, and figures over them.
 
+Each network has its own protocol from pixels to features (`components/weights/features.py`). `efficientnet_lite0` comes
+from two small packages; the networks of papers take weights by URI, and are computed in fp32. A missing network is an
+error: no network with random weights measures, and no weights are fetched.
+
 Features are measured part by part over all workers; each part leaves a file in the folder `features` next to its
 images, named by its content, the network and the protocol. So no part is measured twice: not by a stage that was
-killed, not for another figure, not for another recipe on the same images. No process holds a set's images, and the
-head not even the features of a set.
-
-Shapes: N images, H W their pixels, D features of the network.
+killed, not for another figure, not for another recipe on the same images. No process holds a set's images.
+Shapes: N images, H W their pixels, D features: 1280 of efficientnet_lite0, 2048 of Inception, 1024 of DINOv2 ViT-L.
 """
 
 import hashlib
 import io
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import AfterValidator, ConfigDict, Field
+import torch
+from pydantic import AfterValidator, Field
+from torch import nn
 
 from components.configuration.config import Config, Since, refuse
 from components.configuration.usage import nearest
 from components.data.shards import ShardIndex
-from components.evaluation.image_sets import REFERENCE, ImagePart, ImageSet, Purpose
+from components.evaluation.image_sets import REFERENCE, ImagePart, ImageSet
 from components.evaluation.metrics import (
     METRICS,
     Compared,
-    Gaussian,
-    distance_error,
+    DistanceRow,
+    Purpose,
     distance_of_halves,
     gaussian_of,
-    pack_gaussian,
-    published_name,
-    share_error,
-)
-from components.evaluation.networks import (
-    FEATURES,
-    FeatureExtractor,
-    FeatureNetwork,
-    FeaturePrecision,
-    check_feature_network,
-    lacking_weights,
+    measured_row,
 )
 from components.runtime.pool import Later, Pool, file_name, write_job
 from components.runtime.storage.artifact import record_path
+from components.runtime.storage.connection import StoreError
 from components.runtime.storage.store import Store, in_parallel
+from components.sampling.device import best_device, computes_bf16
+from components.weights.features import (
+    DINOV2_WEIGHTS,
+    INCEPTION_WEIGHTS,
+    PACKAGES,
+    CleanInception,
+    Dinov2,
+    Inception,
+    Lite0,
+)
+from components.weights.files import read_weights
 
+# "none": no distance is measured, and the report says so
+FeatureNetwork = Literal["efficientnet_lite0", "inception", "inception_clean", "dinov2", "none"]
+FeaturePrecision = Literal["fp32", "bf16"]
+FEATURES = "features"  # (N, D) array of the files, and the name of their folder
+BATCH = 8  # images at a time: their activations stay in the processor's cache
 PROTOCOL = 1  # raised with every change that moves features
 LOGITS = "logits"  # array of the files, of a classifier alone
+
+
+class FeatureNetworkError(ValueError):
+    """The chosen feature network is not available; the message tells how to get what is missing."""
+
+
+class Network(NamedTuple):
+    """A feature network: its constructor, its packages, and the weights that it is given."""
+
+    make: Callable[..., nn.Module]  # of a file of weights, where it takes one
+    packages: tuple[str, ...]
+    extra: str
+    # file, size and sha256 of the published weights; empty: they come with the packages
+    weights: str = ""
+
+
+NETWORKS = {
+    "efficientnet_lite0": Network(Lite0, PACKAGES, "features"),
+    "inception": Network(Inception, ("torch_fidelity",), "fidelity", INCEPTION_WEIGHTS),
+    "inception_clean": Network(CleanInception, ("torch_fidelity",), "fidelity", INCEPTION_WEIGHTS),
+    "dinov2": Network(Dinov2, ("torch_fidelity", "transformers"), "fidelity,text", DINOV2_WEIGHTS),
+}
+
+
+def lacking_weights(network: FeatureNetwork, weights: str | None) -> str:
+    """The fault of weights that are missing, or given to a network that has its own; empty for none."""
+    known = "" if network == "none" else NETWORKS[network].weights
+    if known and weights is None:
+        return f"feature_network {network} needs feature_weights, the URI of {known}; nothing is fetched by itself"
+    return f"feature_network {network} takes no feature_weights; leave them out" if weights and not known else ""
+
+
+def check_feature_network(network: FeatureNetwork, weights: str | None = None) -> str:
+    """Check before anything is started; returns the sha256 of the weights, read whole, or "" without any.
+    Raises FeatureNetworkError if a package is not installed, or the weights are missing or another network's."""
+    if network == "none":
+        return ""
+    chosen = NETWORKS[network]
+    missing = [package.replace("_", "-") for package in chosen.packages if find_spec(package) is None]
+    if missing:
+        raise FeatureNetworkError(
+            f"feature_network {network} needs {' '.join(missing)}: pip install 'image-cascade[{chosen.extra}]', "
+            "or choose none (no distance is measured then)"
+        )
+    if fault := lacking_weights(network, weights):
+        raise FeatureNetworkError(fault)
+    return _load(network, weights)[1] if weights else ""
+
+
+def _load(network: FeatureNetwork, weights: str | None) -> tuple[nn.Module, str]:
+    """The network and the sha256 of its weights. Raises FeatureNetworkError for weights that do not fit."""
+    chosen = NETWORKS[network]
+    if weights is None:
+        return chosen.make(), ""
+    try:
+        file = read_weights(weights)
+        return chosen.make(file), file.sha256
+    except (ValueError, OSError, RuntimeError, StoreError) as error:
+        reason = str(error).strip().replace("\n\t", " ").splitlines()[0][:200]
+        raise FeatureNetworkError(f"feature_weights {weights}: {reason}; {network} takes {chosen.weights}") from error
+
+
+class FeatureExtractor:
+    """Turns images of any size into feature vectors, by the protocol of the network."""
+
+    def __init__(
+        self,
+        network: FeatureNetwork = "efficientnet_lite0",
+        *,
+        precision: FeaturePrecision = "fp32",
+        weights: str | None = None,
+    ) -> None:
+        """Raises FeatureNetworkError for missing weights, ValueError for "none"."""
+        if network == "none":
+            raise ValueError("feature_network none has no features; measure no distance then")
+        if fault := lacking_weights(network, weights):
+            raise FeatureNetworkError(fault)
+        device = best_device()
+        dtype = torch.bfloat16 if computes_bf16(precision, device) else torch.float32
+        module: Any = _load(network, weights)[0]
+        self.module = module.to(device, dtype, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """uint8 (N, H, W, 3) -> arrays (N, ...) float32 by name: `features`, and `logits` of a classifier."""
+        starts = range(0, max(1, len(images)), BATCH)
+        parts = [self.module(images[start : start + BATCH]) for start in starts]
+        return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
 
 
 def known_metrics(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -68,8 +167,10 @@ class MeasureConfig(Config):
     """Feature network, precision and image counts of Fréchet distances."""
 
     feature_network: FeatureNetwork = "efficientnet_lite0"
-    feature_weights: Annotated[str | None, Since(None)] = None  # URI of the file, for networks that no package ships
-    precision: FeaturePrecision = "fp32"  # bf16: where the device has it; changes distances by less than 1 %
+    # URI of the file, for networks that no package ships
+    feature_weights: Annotated[str | None, Since(None)] = None
+    # bf16: where the device has it; changes distances by less than 1 %
+    precision: FeaturePrecision = "fp32"
     reference_samples: int = Field(10_000, ge=2)  # at most so many training images
     seed: int = Field(0, ge=0)
 
@@ -84,39 +185,6 @@ class MeasureConfig(Config):
         """All that decides features of given images; reads the weights. Raises FeatureNetworkError."""
         weights = check_feature_network(self.feature_network, self.feature_weights)
         return (self.feature_network, self.precision, *([weights] if weights else []))
-
-
-class DistanceRow(Config):
-    """Measured figures of a set: the Fréchet distance, and any other of METRICS by its name."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str
-    distance: float
-    samples: int  # N
-    purpose: Purpose
-    standard_error: float | None = None  # of the distance, over images (`distance_error`)
-
-    def figure(self, metric: str) -> float | None:
-        """Value of a metric; None if it was not measured."""
-        return getattr(self, metric, None)
-
-    def error(self, metric: str) -> float | None:
-        """Standard error of a metric over images; of a share, that of so many independent images."""
-        if metric == "distance":
-            return self.standard_error
-        share = self.figure(metric) if METRICS[metric].share else None
-        return None if share is None else share_error(share, self.samples)
-
-    def metrics(self, network: str) -> dict[str, float]:
-        """Measured figures by name in MLflow: letters, digits and underscores only."""
-        name = re.sub(r"[^a-z0-9]+", "_", self.name.lower().replace("²", "")).strip("_")
-        return {f"{figure}_{name}": value for figure, value in self.published(network).items()}
-
-    def published(self, network: str) -> dict[str, float]:
-        """Measured figures by names with network and protocol: `fid_inception_50k`."""
-        values = {published_name(key, network, self.samples): self.figure(key) for key in METRICS}
-        return {name: value for name, value in values.items() if value is not None}
 
 
 class FeatureJob(NamedTuple):
@@ -134,16 +202,9 @@ class FeatureSet(NamedTuple):
     purpose: Purpose
     files: tuple[FeatureJob, ...]
 
-    def read(self) -> np.ndarray:
-        """The features (N, D) float32 of the set, part by part in order."""
-        return np.concatenate([read_arrays(job.folder, job.name)[FEATURES] for job in self.files])
-
-    def compared(self, references: np.ndarray, reference: Gaussian, *, seed: int) -> Compared:
-        """The set beside the features (R, D) and the Gaussian of a reference."""
-        arrays = [read_arrays(job.folder, job.name) for job in self.files]
-        logits = np.concatenate([each[LOGITS] for each in arrays]) if all(LOGITS in each for each in arrays) else None
-        features = np.concatenate([each[FEATURES] for each in arrays])
-        return Compared(features, references, reference, seed=seed, logits=logits)
+    def read(self) -> dict[str, np.ndarray]:
+        """Arrays of the set by name, part by part in order: `features` (N, D) float32, and the files' others."""
+        return joined([read_arrays(job.folder, job.name) for job in self.files])
 
 
 class FeatureMeasurer:
@@ -185,49 +246,36 @@ def _content(value: Any) -> Any:
     return value
 
 
-def measure_features(
-    sets: Mapping[str, ImageSet],
-    config: MeasureConfig,
-    *,
-    pool: Pool,
-    progress: Callable[[int, int], None],
-    anew: Store | None = None,
-) -> list[FeatureSet]:
-    """Measures each set of at least two images; features that are there already are kept.
+class Measuring(NamedTuple):
+    """The workers of a stage that measures, and who hears of it."""
 
-    Args:
-        progress: called with images done and their total.
-        anew: the work of a forced try, which takes no features of before; see `finish_features`.
-    """
-    facts = config.facts()
-    jobs = {
-        name: tuple(feature_job(part, *facts) for part in images.parts)
-        for name, images in sets.items()
-        if images.num_images > 1
-    }
+    pool: Pool
+    progress: Callable[[int, int], None]  # called with images done and their total
+    anew: Store | None = None  # the work of a forced try, which takes no features of before
+
+
+def measure_features(sets: Mapping[str, ImageSet], config: MeasureConfig, work: Measuring) -> list[FeatureSet]:
+    """Measures each set of at least two images; features that are there already are kept."""
+    facts, jobs = config.facts(), dict[str, tuple[FeatureJob, ...]]()
+    for name, images in sets.items():
+        if images.num_images > 1:
+            jobs[name] = tuple(feature_job(part, *facts) for part in images.parts)
     every = list({(job.folder, job.name): job for group in jobs.values() for job in group}.values())
-    finish_features(partial(FeatureMeasurer, config), every, pool=pool, progress=progress, anew=anew)
+    finish_features(partial(FeatureMeasurer, config), every, work)
     return [FeatureSet(name, sets[name].purpose, group) for name, group in jobs.items()]
 
 
-def finish_features(
-    make_worker: Callable[[], Any],
-    jobs: list[FeatureJob],
-    *,
-    pool: Pool,
-    progress: Callable[[int, int], None],
-    anew: Store | None = None,
-) -> None:
+def finish_features(make_worker: Callable[[], Any], jobs: Sequence[FeatureJob], work: Measuring) -> None:
     """Does the jobs without a whole file, folder by folder.
-    A forced try withdraws the records of all its jobs once, and notes so in its work `anew`: killed, it goes on."""
+    A forced try withdraws the records of all its jobs once, and notes so in its work: killed, it goes on."""
     done, total = 0, sum(job.part.num_images for job in jobs)
     for folder in dict.fromkeys(job.folder for job in jobs):
         group = [job for job in jobs if job.folder == folder]
-        if anew is not None and not anew.exists(note := f"withdrawn/{group[0].name}"):
+        if work.anew is not None and not work.anew.exists(note := f"withdrawn/{group[0].name}"):
             in_parallel(folder.delete, [record_path(job.name) for job in group])
-            anew.write(note, b"")
-        for job in pool.finish(make_worker, group, files=folder):
-            progress(done := done + job.part.num_images, total)
+            work.anew.write(note, b"")
+        for job in work.pool.finish(make_worker, group, files=folder):
+            work.progress(done := done + job.part.num_images, total)
 
 
 def pack(**arrays: np.ndarray) -> bytes:
@@ -246,9 +294,7 @@ def read_arrays(files: Store, job: str) -> dict[str, np.ndarray]:
 def distance_rows(
     sets: Sequence[FeatureSet], *, pool: Pool, seed: int, metrics: Sequence[str] = (), reference: str = REFERENCE
 ) -> list[DistanceRow]:
-    """Rows of figures from the files of features; the workers take the sets in turn.
-
-    The first row is the distance between two halves of the reference.
+    """Rows of figures from the files of features, first the distance between two halves of the reference.
 
     Args:
         metrics: figures beside the distance; the distance's standard error if they name it.
@@ -263,7 +309,7 @@ class RowMeasurer:
     """Pool worker that measures sets, with the features of the reference and of a single set in memory."""
 
     def __init__(self, to: FeatureSet, *, seed: int, metrics: tuple[str, ...]) -> None:
-        self.to, self.seed, self.metrics, self.references = to, seed, metrics, to.read()
+        self.to, self.seed, self.metrics, self.references = to, seed, metrics, to.read()[FEATURES]
         self.reference = gaussian_of(self.references)
 
     def __call__(self, images: FeatureSet) -> DistanceRow:
@@ -272,20 +318,6 @@ class RowMeasurer:
             name = f"two halves of the {images.name}"
             empty = dict.fromkeys(metric for metric in self.metrics if metric != "distance")
             return DistanceRow(name=name, distance=distance, samples=count, purpose="scale", **empty)
-        compared = images.compared(self.references, self.reference, seed=self.seed)
+        arrays, of_reference = images.read(), (self.references, self.reference)
+        compared = Compared(arrays[FEATURES], *of_reference, seed=self.seed, logits=arrays.get(LOGITS))
         return measured_row(images.name, images.purpose, compared, self.metrics)
-
-
-def measured_row(name: str, purpose: Purpose, compared: Compared, metrics: Sequence[str] = ()) -> DistanceRow:
-    """The figures of a set; None for those that need more images."""
-    chosen = {metric: METRICS[metric] for metric in ("distance", *metrics)}
-    enough = {name: compared.images(metric.reads) >= metric.images for name, metric in chosen.items()}
-    figures = {name: metric.measure(compared) if enough[name] else None for name, metric in chosen.items()}
-    if "distance" in metrics:
-        figures["standard_error"] = distance_error(compared.features, compared.reference, seed=compared.seed)
-    return DistanceRow.model_validate(figures | {"name": name, "samples": len(compared.features), "purpose": purpose})
-
-
-def packed_reference(images: FeatureSet) -> bytes:
-    """Packed Gaussian of a set, from the files of features. Runs in a worker."""
-    return pack_gaussian(gaussian_of(images.read()))

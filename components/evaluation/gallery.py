@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from components.configuration.config import Config
-from components.evaluation.generated import SampledImages, SampleJob, accepts, jobs_of, joined, read_job
+from components.evaluation.generated import SampledImages, SampleJob, accepts, jobs_of, read_jobs
 from components.evaluation.grids import GridBlock, labelled_grid, readable, render_blocks
 from components.runtime.pool import file_name
 from components.runtime.storage.store import Store
@@ -50,7 +50,7 @@ def gallery_requests(
     images: Sequence[bytes] = (),
     seed: int,
 ) -> dict[str, list[Request]]:
-    """Image name -> requests, as far as the models of the generator take such conditions.
+    """Image name -> requests, at least one, as far as the models of the generator take such conditions.
 
     Args:
         captions: prompts to choose from, where the configuration names none.
@@ -58,8 +58,9 @@ def gallery_requests(
     """
     shown = {}
     for generator in cascade.generators:
-        bare, classes = Request(generator=generator, guidance_scale=config.guidance_scale), cascade.classes(generator)
-        plain, once = Request(generator=generator), list(dict.fromkeys(filter(None, captions)))
+        plain, classes = Request(generator=generator), cascade.classes(generator)
+        bare = plain.replace(guidance_scale=config.guidance_scale)
+        once = dict.fromkeys(filter(None, captions))
         fitting = [caption for caption in once if accepts(cascade, plain.replace(prompt=caption))]
         prompts = config.prompts or fitting[: config.num_prompts]
         asked = {
@@ -87,7 +88,7 @@ def gallery_jobs(requests: Mapping[str, Sequence[Request]], *, strip_frames: int
 
 def denoised_request(requests: Mapping[str, Sequence[Request]]) -> tuple[Request, ...]:
     """The request to show as a denoising strip; empty if no generator of the requests denoises."""
-    shown = [asked[0] for asked in requests.values() if asked and GENERATORS[asked[0].generator or ""].shows_steps]
+    shown = [asked[0] for asked in requests.values() if GENERATORS[asked[0].generator or ""].shows_steps]
     return tuple(shown[-1:])
 
 
@@ -98,9 +99,7 @@ def draw_gallery(
     Runs in a worker."""
     drawn: dict[str, tuple[bytes, tuple[str, ...]]] = {}
     for name, asked in requests.items():
-        if not asked:
-            continue
-        images = joined([read_job(job.name, files) for job in jobs_of(name, asked)])
+        images = read_jobs(jobs_of(name, asked), files)
         labels, words = [condition_name(request, classes) for request in asked], words_of(asked, classes)
         if asked[0].condition is not None:
             drawn[name] = condition_grid(asked, images.finished), words
@@ -109,8 +108,9 @@ def draw_gallery(
         if len(images.stages) > 1 and SIDE_BY_SIDE not in drawn:
             drawn[SIDE_BY_SIDE] = side_by_side(images, labels), words[:COMPARED]
     if files.exists(file_name(STRIP)):
-        words = words_of(denoised_request(requests), classes)
-        for stage, strip in read_job(STRIP, files).strips.items():
+        denoised = denoised_request(requests)
+        words = words_of(denoised, classes)
+        for stage, strip in read_jobs([SampleJob(STRIP, denoised)], files).strips.items():
             captions = [f"t = {timestep:.4g}" for timestep in strip.timesteps]
             noisy = GridBlock("x_t, what the model is given", list(strip.x_t[:, 0]))
             clean = GridBlock("x_0, what it predicts", list(strip.x_0[:, 0]), captions)
@@ -120,11 +120,9 @@ def draw_gallery(
 
 def condition_name(request: Request, classes: Sequence[str]) -> str:
     """Condition of an image in words: prompt, class name, or "no condition"."""
-    if request.prompt is not None:
-        return request.prompt
-    if isinstance(request.label, int):
+    if isinstance(request.label, int) and request.prompt is None:
         return readable(classes[request.label] if request.label < len(classes) else str(request.label))
-    return "no condition"
+    return "no condition" if request.prompt is None else request.prompt
 
 
 def words_of(requests: Sequence[Request], classes: Sequence[str]) -> tuple[str, ...]:
@@ -139,33 +137,27 @@ def condition_grid(requests: Sequence[Request], finished: np.ndarray) -> bytes:
     for request, image in zip(requests, finished, strict=True):
         png = request.condition or b""
         rows.setdefault(png, [to_uint8(read_image(png, resolution=len(image))[None])[0]]).append(image)
-    labels = [f"condition {number}, and images made of it" for number, row in enumerate(rows.values()) for _ in row]
-    return labelled_grid([image for row in rows.values() for image in row], labels)
+    images, labels = [], []
+    for number, row in enumerate(rows.values()):
+        images += row
+        labels += [f"condition {number}, and images made of it"] * len(row)
+    return labelled_grid(images, labels)
 
 
 def side_by_side(made: SampledImages, labels: Sequence[str]) -> bytes:
     """Grid of all stages of the generator: a row for each stage, and a column for each condition."""
-    columns = [labels.index(label) for label in dict.fromkeys(labels)][:COMPARED]
-    blocks = [
-        GridBlock(f"{readable(stage)}, {images.shape[1]} pixels", [images[column] for column in columns])
-        for stage, images in made.stages.items()
-    ]
-    captions = [labels[column] for column in columns]
-    return render_blocks([*blocks[:-1], blocks[-1]._replace(captions=captions)], columns=len(columns))
+    shown = list(dict.fromkeys(labels))[:COMPARED]
+    blocks = []
+    for stage, images in made.stages.items():
+        heading = f"{readable(stage)}, {images.shape[1]} pixels"
+        blocks.append(GridBlock(heading, [images[labels.index(label)] for label in shown]))
+    return render_blocks([*blocks[:-1], blocks[-1]._replace(captions=shown)], columns=len(shown))
 
 
-def draw_index_grids(originals: np.ndarray, grids: np.ndarray, reconstructions: np.ndarray) -> bytes:
-    """Grid of originals (N, H, W, 3), index grids in colors (N, h, w, 3), and reconstructions.
-    Shows the first images, each original above its index grid and its reconstruction."""
-    height, width = grids.shape[1:3]
-    rows = {"original": originals, f"index grid, {height} x {width} codes": grids, "reconstruction": reconstructions}
-    blocks = [GridBlock(name, list(row[:GRIDS])) for name, row in rows.items()]
-    return render_blocks(blocks, columns=min(GRIDS, len(grids)))
-
-
-def draw_reconstructions(originals: np.ndarray, reconstructions: np.ndarray) -> bytes:
-    """Rows of the first originals (N, H, W, 3), each row with the reconstructions right below."""
-    shown = {"original": originals[:RECONSTRUCTIONS], "reconstruction": reconstructions[:RECONSTRUCTIONS]}
-    starts = range(0, min(RECONSTRUCTIONS, len(originals)), GRIDS)
-    blocks = [GridBlock(name, list(rows[start : start + GRIDS])) for start in starts for name, rows in shown.items()]
-    return render_blocks(blocks, columns=min(GRIDS, len(originals)))
+def draw_columns(rows: Mapping[str, np.ndarray]) -> bytes:
+    """Grid of images (N, H, W, 3) by the names of their rows, images of one number below each other."""
+    count = len(next(iter(rows.values())))
+    blocks = []
+    for start in range(0, count, GRIDS):
+        blocks += [GridBlock(name, list(row[start : start + GRIDS])) for name, row in rows.items()]
+    return render_blocks(blocks, columns=min(GRIDS, count))

@@ -4,7 +4,6 @@ Each job leaves one npz file under a fixed name, so a stage that was killed make
 on their requests alone, so neither the cut nor the number of workers changes them. A worker samples a job in the
 largest batches that fit on its device; the file is packed and written while the device is at the next job. It holds at
 most two jobs (`components.runtime.pool.IN_HAND`), so the images in memory don't grow with the number of requests.
-
 Shapes: N images of a job, H W their pixels, F frames of a strip.
 """
 
@@ -12,7 +11,7 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -74,9 +73,11 @@ def accepts(cascade: Cascade, request: Request) -> bool:
 
 def request_for(cascade: Cascade, request: Request) -> Request | None:
     """The request with the conditions that the generator takes; None if the generator takes no condition."""
-    left_out: list[dict[str, None]] = [{}, {"prompt": None}, {"label": None}, {"label": None, "prompt": None}]
-    fewer = (request.replace(**conditions) for conditions in left_out)
-    return next((candidate for candidate in fewer if accepts(cascade, candidate)), None)
+    for left_out in ([], ["prompt"], ["label"], ["label", "prompt"]):
+        fewer = request.replace(**dict.fromkeys(left_out))
+        if accepts(cascade, fewer):
+            return fewer
+    return None
 
 
 def measured_requests(
@@ -94,24 +95,20 @@ def measured_requests(
     models that know the same conditions are then compared on the same distribution of them."""
     numbers = np.random.default_rng(seed)
     rounds = max(1, -(-count // len(labels)))  # no request where count is 0
-    chosen = np.concatenate([numbers.permutation(len(labels)) for _ in range(rounds)])[:count]
-    asked = [
-        Request(
-            label=int(labels[row]),
-            prompt=captions[row] or None,
-            seed=seed + number,
-            condition=images[row] if images else None,
-            generator=generator,
-        )
-        for number, row in enumerate(chosen)
-    ]
-    return [taken for request in asked if (taken := request_for(cascade, request)) is not None]
+    orders = [numbers.permutation(len(labels)) for _ in range(rounds)]
+    requests = []
+    for number, row in enumerate(np.concatenate(orders)[:count]):
+        condition = images[row] if images else None
+        asked = Request(label=int(labels[row]), prompt=captions[row] or None, condition=condition)
+        taken = request_for(cascade, asked.replace(seed=seed + number, generator=generator))
+        requests += [] if taken is None else [taken]
+    return requests
 
 
 def jobs_of(name: str, requests: Sequence[Request], *, size: int = JOB_SIZE) -> list[SampleJob]:
     """Requests cut into jobs called name-000, name-001, …"""
-    starts = range(0, len(requests), size)
-    return [SampleJob(f"{name}-{n:03d}", tuple(requests[start : start + size])) for n, start in enumerate(starts)]
+    parts = (requests[start : start + size] for start in range(0, len(requests), size))
+    return [SampleJob(f"{name}-{number:03d}", tuple(part)) for number, part in enumerate(parts)]
 
 
 def measured_jobs(generator: str, requests: Sequence[Request]) -> list[SampleJob]:
@@ -146,15 +143,11 @@ def unpack_job(data: bytes) -> SampledImages:
         return SampledImages(stages, strips)
 
 
-def read_job(job: str, files: Store) -> SampledImages:
-    """Reads and opens the file of a finished job."""
-    return unpack_job(files.read(file_name(job)))
-
-
-def joined(parts: Sequence[SampledImages]) -> SampledImages:
-    """The images of several jobs in order; without strips."""
-    names = parts[0].stages if parts else {}
-    return SampledImages({stage: np.concatenate([part.stages[stage] for part in parts]) for stage in names}, {})
+def read_jobs(jobs: Sequence[SampleJob], files: Store) -> SampledImages:
+    """The images of finished jobs in order, at least one; with the strips of the last."""
+    parts = [unpack_job(files.read(file_name(job.name))) for job in jobs]
+    stages = {stage: np.concatenate([part.stages[stage] for part in parts]) for stage in parts[0].stages}
+    return SampledImages(stages, parts[-1].strips)
 
 
 def measured_stages(samples: Artifact) -> list[MadeStage]:
@@ -171,56 +164,42 @@ def measured_stages(samples: Artifact) -> list[MadeStage]:
     return found
 
 
-class ProcessorClock:
-    """Seconds of sampling: of all cores and threads of the process, without the work done aside.
+class Clock:
+    """Seconds of sampling: of a GPU's stream, or of all threads of the process without the work aside.
     Cores are shared with other processes, and their own time is not. Work aside counts until it has ended."""
 
-    def __init__(self) -> None:
-        self.besides, self.lock = 0.0, threading.Lock()
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu, self.besides, self.lock = device.type != "cpu", 0.0, threading.Lock()
 
-    def now(self) -> float:
-        """Seconds so far, without the finished work aside."""
-        return time.process_time() - self.besides
+    def now(self) -> Any:
+        """Seconds of the process so far without the finished work aside, or an event on a GPU's stream."""
+        if not self.on_gpu:
+            return time.process_time() - self.besides
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def since(self, started: Any) -> Callable[[], float]:
-        """Seconds from `started` to the call, fixed at the call."""
-        return partial(float, self.now() - started)
+        """Seconds from `started` to the call; the returned function waits for the GPU's stream."""
+        ended = self.now()
+
+        def seconds() -> float:
+            if not self.on_gpu:
+                return ended - started
+            ended.synchronize()
+            return started.elapsed_time(ended) / 1000
+
+        return seconds
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Takes the seconds of the thread in the context off the clock."""
+        """Takes the processor's seconds of the thread in the context off the clock."""
         started = time.thread_time()
         try:
             yield
         finally:
             with self.lock:
                 self.besides += time.thread_time() - started
-
-
-class StreamClock:
-    """Seconds of sampling: of the current GPU between the work of two calls; a GPU's time is on no core.
-    The time starts with what was asked of the GPU before the first call, and ends with what was asked before the
-    second."""
-
-    def now(self) -> torch.cuda.Event:
-        """An event on the current stream."""
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def since(self, started: Any) -> Callable[[], float]:
-        """Seconds of the GPU's stream from `started` to now; the returned function waits for the stream."""
-        ended = self.now()
-
-        def seconds() -> float:
-            ended.synchronize()
-            return started.elapsed_time(ended) / 1000
-
-        return seconds
-
-    def aside(self) -> AbstractContextManager[None]:
-        """Counts nothing off: no work of the processor is on the GPU's stream."""
-        return nullcontext()
 
 
 class Drawn(NamedTuple):
@@ -247,8 +226,7 @@ class CascadeSampler:
         self.device, self.files = best_device(), files
         with cascade.local_copy() as folder:
             self.cascade = Cascade.load(folder, device=self.device)
-        self.clock: ProcessorClock | StreamClock = ProcessorClock() if self.device.type == "cpu" else StreamClock()
-        self.rooms: dict[str, Room] = {}  # by generator
+        self.clock, self.rooms = Clock(self.device), dict[str, Room]()  # by generator
 
     def __call__(self, job: SampleJob) -> Later:
         room, started = self.room(job), self.clock.now()
@@ -256,11 +234,12 @@ class CascadeSampler:
         return Later(partial(self.keep, job, drawn, self.clock.since(started)))
 
     def room(self, job: SampleJob) -> Room:
-        """Batch size of the job's generator, with the room left on the device.
-        On a processor the size is fixed, because another size would change the bits; on a GPU a batch is as large as
-        the memory allows."""
-        generator, on_cpu = str(self.cascade.with_generator(job.requests[0]).generator), self.device.type == "cpu"
-        room = self.rooms.setdefault(generator, Room(self.device, self.cascade.most_at_once if on_cpu else LARGEST_JOB))
+        """Batch size of the job's generator: on a GPU as large as the memory allows.
+        On a processor the size is fixed, because another size would change the bits."""
+        generator = str(self.cascade.with_generator(job.requests[0]).generator)
+        on_cpu = self.device.type == "cpu"
+        most = self.cascade.most_at_once if on_cpu else LARGEST_JOB
+        room = self.rooms.setdefault(generator, Room(self.device, most))
         if not on_cpu:
             try_room(room, self.cascade, job)
         return room
@@ -277,34 +256,34 @@ def seconds_per_image(jobs: Sequence[SampleJob], records: Mapping[str, Record]) 
     """Seconds for an image, over finished jobs: of processor cores, or of a GPU.
     At least a single job is needed, and all threads of a processor count together. Loading the models and packing the
     images are not counted, decoding and scaling to 8 bits is."""
-    return sum(records[job.name].facts["seconds"] for job in jobs) / sum(len(job.requests) for job in jobs)
+    seconds = sum(records[job.name].facts["seconds"] for job in jobs)
+    return seconds / sum(len(job.requests) for job in jobs)
 
 
 def try_room(room: Room, cascade: Cascade, job: SampleJob) -> None:
-    """Finds the batch size that fits, with the fewest steps of every stage.
-    Tries only a job larger than any before: a last stage that has no room would cost all the steps of those before it.
-    Models that take no fewer steps are not tried."""
+    """Finds the batch size that fits a job larger than any before, with the fewest steps of every stage.
+    Otherwise a last stage that has no room would cost all the steps of those before it. Models that take no fewer
+    steps are not tried."""
     size = min(room.most, len(job.requests))
-    if size <= room.tried:
-        return
-    room.tried = size
-    tried = job._replace(requests=tuple(quick(cascade, request) for request in job.requests), frames=0)
-    if tried.requests != job.requests:
-        room.work(len(job.requests), partial(draw_job, cascade, tried))
+    if size > room.tried:
+        room.tried = size
+        tried = tuple(quick(cascade, request) for request in job.requests)
+        if tried != job.requests:
+            room.work(len(tried), partial(draw_job, cascade, job._replace(requests=tried, frames=0)))
 
 
 def draw_job(cascade: Cascade, job: SampleJob, batch_size: int | None = None) -> Drawn:
     """Samples a job, with a strip where the job asks for frames."""
-    recorded: dict[str, list[tuple[float, np.ndarray, np.ndarray]]] = {}
+    recorded: dict[str, list[tuple[np.ndarray, np.ndarray, float]]] = {}
 
     def keep(stage: str, step: int, timestep: float, x_t: Tensor, x_0: Tensor) -> None:
-        """Keeps x_t and x_0 of a step for the strip of the stage."""
-        recorded.setdefault(stage, []).append((timestep, to_uint8(x_t), to_uint8(x_0)))
+        recorded.setdefault(stage, []).append((to_uint8(x_t), to_uint8(x_0), timestep))
 
     on_step = keep if job.frames else None
-    batches, strips = list(cascade.make(cascade.resolve_all(job.requests), batch_size=batch_size, on_step=on_step)), {}
+    plans, strips = cascade.resolve_all(job.requests), {}
+    batches = list(cascade.make(plans, batch_size=batch_size, on_step=on_step))
     for stage, steps in recorded.items():
         chosen = np.unique(np.linspace(0, len(steps) - 1, job.frames).round().astype(int))
-        timesteps, x_t, x_0 = zip(*(steps[index] for index in chosen), strict=True)
-        strips[stage] = Strip(np.stack(x_t), np.stack(x_0), np.array(timesteps))
+        columns = zip(*(steps[index] for index in chosen), strict=True)
+        strips[stage] = Strip(*map(np.stack, columns))
     return Drawn(batches, strips)

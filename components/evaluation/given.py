@@ -4,31 +4,30 @@ A reference may be published statistics: an npz file with `mu` and `sigma`, besi
 sets of ADM (Dhariwal & Nichol, 2021). Those stand for the distance of `inception`, the network and protocol that they
 are of. Features are computed in this process, and kept in a folder `features` beside the images, where that can be
 written.
-
 Shapes: N images, D features.
 """
 
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from components.data.given import NUMPY, GivenImages, given_images, open_archive
+from components.data.given import NUMPY, given_images, open_archive
 from components.evaluation.features import (
+    FEATURES,
     LOGITS,
+    FeatureExtractor,
     FeatureJob,
     MeasureConfig,
     extractor_of,
     feature_job,
     joined,
-    measured_row,
     pack,
     read_arrays,
 )
-from components.evaluation.metrics import METRICS, Compared, Gaussian, gaussian_from, gaussian_of
-from components.evaluation.networks import FEATURES
+from components.evaluation.metrics import METRICS, Compared, Gaussian, gaussian_from, gaussian_of, measured_row
 from components.runtime.pool import write_job
 from components.runtime.storage.artifact import look_at
 from components.runtime.storage.connection import StoreError
@@ -44,43 +43,23 @@ def published_gaussian(uri: str) -> Gaussian | None:
     with open_archive(absolute(uri)) as archive:
         if not {"mu.npy", "sigma.npy"} <= {*archive.namelist()}:
             return None
-        mean, covariance = (np.load(io.BytesIO(archive.read(f"{n}.npy")), allow_pickle=False) for n in ("mu", "sigma"))
-        return gaussian_from(mean, covariance)
+        files = (io.BytesIO(archive.read(name)) for name in ("mu.npy", "sigma.npy"))
+        return gaussian_from(*(np.load(file, allow_pickle=False) for file in files))
 
 
-class Measurer:
-    """Features of parts of images, measured in this process or kept from an earlier try."""
-
-    def __init__(self, config: MeasureConfig, *, total: int, progress: Callable[[int, int], None]) -> None:
-        """`progress` is called with images done, and the `total`."""
-        self.facts, self.extract = config.facts(), extractor_of(config)
-        self.done, self.total, self.progress = 0, total, progress
-
-    def __call__(self, parts: Sequence[GivenImages]) -> dict[str, np.ndarray]:
-        """Arrays (N, ...) by name over all parts in order; empty without parts."""
-        return joined([self.measure(feature_job(part, *self.facts)) for part in parts])
-
-    def measure(self, job: FeatureJob) -> dict[str, np.ndarray]:
-        """Arrays (n, ...) by name of a part, from the file beside its images where it is whole."""
-        try:
-            whole = look_at(job.folder, job.name).record is not None
-        except (FileNotFoundError, StoreError):
-            whole = False
-        if whole:
-            arrays = read_arrays(job.folder, job.name)
-        else:
-            arrays = joined([self.extract(images) for images in job.part.batches()])
-            self.keep(job, arrays)
-        self.done += job.part.num_images
-        self.progress(self.done, self.total)
-        return arrays
-
-    def keep(self, job: FeatureJob, arrays: dict[str, np.ndarray]) -> None:
-        """Write the file of a part where its folder can be written."""
-        try:
-            write_job(job.folder, job.name, pack(**arrays))
-        except (OSError, StoreError) as error:
-            logger.info("features of %s are not kept: %s", job.part.place.uri, error)
+def measured_features(job: FeatureJob, extract: FeatureExtractor) -> dict[str, np.ndarray]:
+    """Arrays (n, ...) by name of a part, from the file beside its images; written where that can be."""
+    try:
+        if look_at(job.folder, job.name).record is not None:
+            return read_arrays(job.folder, job.name)
+    except (FileNotFoundError, StoreError):
+        pass  # no whole file from an earlier try
+    arrays = joined([extract(images) for images in job.part.batches()])
+    try:
+        write_job(job.folder, job.name, pack(**arrays))
+    except (OSError, StoreError) as error:
+        logger.info("features of %s are not kept: %s", job.part.place.uri, error)
+    return arrays
 
 
 def evaluate_given(
@@ -96,8 +75,12 @@ def evaluate_given(
     """
     published = published_gaussian(reference) if config.feature_network == "inception" else None
     made, real = given_images(images), given_images(reference, needed=published is None)
-    measure = Measurer(config, total=sum(part.num_images for part in [*made, *real]), progress=progress)
-    arrays, references = measure(made), measure(real).get(FEATURES, np.zeros((0, 1)))
+    facts, extract, found, done = config.facts(), extractor_of(config), [], 0
+    for part in (*made, *real):
+        found.append(measured_features(feature_job(part, *facts), extract))
+        progress(done := done + part.num_images, sum(each.num_images for each in (*made, *real)))
+    arrays = joined(found[: len(made)])
+    references = joined(found[len(made) :]).get(FEATURES, np.zeros((0, 1)))
     gaussian = gaussian_of(references) if published is None else published
     compared = Compared(arrays[FEATURES], references, gaussian, seed=config.seed, logits=arrays.get(LOGITS))
     row = measured_row("images", "model", compared, tuple(METRICS))
@@ -109,7 +92,7 @@ def evaluate_given(
         "published_statistics": published is not None,
         "feature_network": config.feature_network,
         "feature_weights": config.feature_weights,
-        "sha256_of_weights": measure.facts[2] if len(measure.facts) > 2 else None,
+        "sha256_of_weights": facts[2] if len(facts) > 2 else None,
         "seed": config.seed,
         "figures": row.published(config.feature_network),
         "standard_error_of_distance": row.standard_error,

@@ -35,19 +35,18 @@ class GridBlock(NamedTuple):
     words: str = ""
 
 
-def labelled_grid(images: Sequence[np.ndarray], labels: Sequence[str], *, columns: int | None = None) -> bytes:
+def labelled_grid(images: Sequence[np.ndarray], labels: Sequence[str]) -> bytes:
     """Grid (PNG) with a row for each group of neighbors of the same label, above the label.
     If no two neighbors share one, each label is the caption of its image. Raises ValueError for no images, or for other
     numbers of labels than of images."""
     if not len(images) or len(images) != len(labels):
         raise ValueError(f"a grid needs one label for each image, not {len(labels)} for {len(images)}")
     pairs = groupby(zip(labels, images, strict=True), key=itemgetter(0))
-    groups = [(label, [image for _, image in members]) for label, members in pairs]
-    longest = max(len(members) for _, members in groups)
+    rows = [GridBlock("", [image for _, image in members], words=label) for label, members in pairs]
+    longest = max(len(row.images) for row in rows)
     if longest == 1:
-        return render_blocks([GridBlock("", images, labels)], columns=columns or min(6, len(images)))
-    rows = [GridBlock("", members, words=label) for label, members in groups]
-    return render_blocks(rows, columns=columns or min(8, longest))
+        return render_blocks([GridBlock("", images, labels)], columns=min(6, len(images)))
+    return render_blocks(rows, columns=min(8, longest))
 
 
 def render_blocks(blocks: Sequence[GridBlock], *, columns: int) -> bytes:

@@ -1,13 +1,12 @@
 """Sets of images to measure, described part by part.
 
 A worker opens a part; no process holds a whole set.
-
 Shapes: n images of a batch, H W their pixels.
 """
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,34 +15,32 @@ from einops import rearrange
 from components.data.decoded import DecodedShard
 from components.data.held_out import random_part
 from components.data.shards import ShardIndex, Split, View
+from components.evaluation.metrics import Purpose
 from components.models.diffusion.corruption import downsample
 from components.runtime.storage.store import Digest, Store
 from components.sampling.images import levels_to_uint8
 
 BATCH = 32  # images in memory at a time
-Purpose = Literal["model", "scale"]
 REFERENCE, HELD_OUT = "training images", "held-out images"  # names of sets
 
 
 class ImagePart(Protocol):
-    """Some images of a set; small and picklable."""
+    """Some images of a set; small and picklable. Features of the images are kept in their folder."""
 
     @property
     def num_images(self) -> int: ...
 
     @property
-    def place(self) -> Store:
-        """The folder in storage where the images lie; what is measured of them is kept beside them."""
+    def place(self) -> Store: ...  # the folder
 
-    def batches(self) -> Iterator[np.ndarray]:
-        """Yields uint8 (n, H, W, 3), at most BATCH images at a time."""
+    def batches(self) -> Iterator[np.ndarray]: ...  # uint8 (n, H, W, 3), at most BATCH images at a time
 
 
 class ImageSet(NamedTuple):
     """Images to measure."""
 
     parts: tuple[ImagePart, ...]
-    purpose: Purpose  # images of a model, or images that calibrate the distances
+    purpose: Purpose
 
     @property
     def num_images(self) -> int:
@@ -107,7 +104,8 @@ class SmallerImages(NamedTuple):
                 yield shrink(images, side)
                 continue
             corners = generator.integers(0, images.shape[1] - side + 1, (len(images), 2))
-            yield np.stack([image[y : y + side, x : x + side] for image, (y, x) in zip(images, corners, strict=True)])
+            pairs = zip(images, corners, strict=True)
+            yield np.stack([image[y : y + side, x : x + side] for image, (y, x) in pairs])
 
 
 class NoiseImages(NamedTuple):
@@ -143,8 +141,9 @@ class FileImages(NamedTuple):
     def batches(self) -> Iterator[np.ndarray]:
         """Yields the rows of the array in order. Raises DamagedFileError."""
         with np.load(io.BytesIO(self.store.read(self.path, expected=self.digest)), allow_pickle=False) as arrays:
-            name = self.array if not self.array.endswith(".") else [n for n in arrays if n.startswith(self.array)][-1]
-            yield from in_batches(arrays[name])
+            whole = not self.array.endswith(".")
+            names = [name for name in arrays if name.startswith(self.array)]
+            yield from in_batches(arrays[self.array if whole else names[-1]])
 
 
 class MadeStage(NamedTuple):
@@ -202,12 +201,6 @@ def held_out_parts(index: ShardIndex, *, resolution: int, limit: int) -> list[Sh
     return held_out or split_parts(index, "train", resolution=resolution, limit=limit)
 
 
-def spread(parts: Sequence[ShardImages], count: int, *, seed: int) -> list[ShardImages]:
-    """Draws at most `count` images at random and keeps the order of the set."""
-    total = sum(part.num_images for part in parts)
-    return some_of(parts, np.sort(np.random.default_rng(seed).permutation(total)[:count]))
-
-
 def some_of(parts: Sequence[ShardImages], chosen: np.ndarray) -> list[ShardImages]:
     """The images with the given ascending numbers (n,), counted over all parts."""
     first, some = 0, []
@@ -228,8 +221,9 @@ def compared_sets(
     sets = {REFERENCE: ImageSet(tuple(trained), "scale"), HELD_OUT: ImageSet(tuple(held_out), "scale")}
     counts = [sum(part.num_images for part in stage.parts) for stage in made]
     count = max(counts, default=sets[HELD_OUT].num_images)
+    drawn = np.sort(np.random.default_rng(seed).permutation(sets[REFERENCE].num_images)[:count])
     for small in sorted({stage.side for stage in made if stage.side < side}):
-        parts = tuple(SmallerImages(part, small) for part in spread(trained, count, seed=seed))
+        parts = tuple(SmallerImages(part, small) for part in some_of(trained, drawn))
         sets[f"{REFERENCE} shrunk to {small}²"] = ImageSet(parts, "scale")
     sizes = [min(4 * BATCH, count - start) for start in range(0, count, 4 * BATCH)]
     noise = [NoiseImages(size, side, (seed, number), place) for number, size in enumerate(sizes)]
@@ -242,12 +236,10 @@ def window_sets(
 ) -> dict[str, ImageSet]:
     """Windows of training images (the reference, first), held-out images, and generated images.
     Only generated images larger than a window are cut; `whole` is the side of the training images."""
-    names = {f"{REFERENCE} of {whole}²": REFERENCE, HELD_OUT: HELD_OUT}
+    windows, names = {}, {f"{REFERENCE} of {whole}²": REFERENCE, HELD_OUT: HELD_OUT}
     names |= {stage.name: stage.name for stage in made if stage.side > side}
-    return {
-        f"windows of {side}² of {name}": ImageSet(
-            tuple(SmallerImages(part, side, (seed, number)) for number, part in enumerate(sets[given].parts)),
-            sets[given].purpose,
-        )
-        for name, given in names.items()
-    }
+    for name, given in names.items():
+        images = sets[given]
+        parts = [SmallerImages(part, side, (seed, n)) for n, part in enumerate(images.parts)]
+        windows[f"windows of {side}² of {name}"] = images._replace(parts=tuple(parts))
+    return windows

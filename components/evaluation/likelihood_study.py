@@ -10,7 +10,6 @@ variational bound of diffusion is measured term by term (Ho et al., 2020, equati
 The sum over all T terms takes T passes for each image. With fewer times an image it is estimated without bias:
 [0, T) is cut into as many strata, finer where the terms are larger, and one time drawn from each stands for its
 stratum. Index 0 is always a stratum of its own.
-
 Shapes: N images, C colors, H W their pixels, V values, K times of an image (T if the sum is exact).
 """
 
@@ -47,12 +46,13 @@ BATCH = 64  # times of one image at once
 STREAM = "likelihood"  # of the noise
 CURVE_POINTS = 200  # of the plot
 
-Term = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_0, noise, timesteps), B rows each -> bits/dim (B,)
+# (x_0, noise, timesteps), B rows each -> bits/dim (B,)
+Term = Callable[[Tensor, Tensor, Tensor], Tensor]
 TABLE = "Bits/dim of held-out images"
 
 
 class BoundJob(NamedTuple):
-    """Images with labels, for a single worker."""
+    """Images with their conditions, for a single worker."""
 
     name: str  # of its file, without `.npz`
     first: int  # place among the held-out images: names the random stream
@@ -98,7 +98,8 @@ class LikelihoodStudy(ModelStudy["LikelihoodConfig"]):
         check_likelihood(model)
         held_out = self.held_out(resolution=model.settings["resolution"], limit=self.config.samples)
         jobs = bound_jobs(held_out.image, held_out.label, held_out.caption)
-        return StudyPlan({"bound": jobs}, facts=(family_of(model.kind).likelihood, png_bits(model, held_out.image)))
+        facts = family_of(model.kind).likelihood, png_bits(model, held_out.image)
+        return StudyPlan({"bound": jobs}, facts=facts)
 
     def worker(self) -> Callable[[Any], Any]:
         """Pool worker that measures the images of a job."""
@@ -117,18 +118,19 @@ class LikelihoodStudy(ModelStudy["LikelihoodConfig"]):
 
     def findings(self, plan: StudyPlan, measured: Any) -> Findings:
         """A table with standard errors over images, the figures, and of a diffusion model plots over t."""
-        likelihood, png = plan.facts  # of whole images, or None: terms of a diffusion model's bound; bits/dim of PNGs
+        # of whole images, or None: terms of a diffusion model's bound; bits/dim of PNGs
+        likelihood, png = plan.facts
         files, plots = [read_arrays(self.files, job.name) for job in plan.jobs], {}
         if likelihood is None:
             bound = joined_terms([BoundTerms(**arrays) for arrays in files])
-            parts, exact = bound.parts(), bound.is_exact
+            parts, exact, whole = bound.parts(), bound.is_exact, "bound"
             terms = "all t" if exact else f"{bound.terms.shape[1]} strata of t"
-            table = bits_table({name or "bound": values for name, values in parts.items()}, png=png, sum_over=terms)
             plots = {"Terms of the bound over t": draw_terms(bound, salt=self.stage)}
         else:
-            parts, exact = {"": np.concatenate([arrays["bits"] for arrays in files])}, True
-            name = "exact" if likelihood == "exact" else "bound, one draw of the latent"
-            table = bits_table({name: parts[""]}, png=png)
+            parts, exact, terms = {"": np.concatenate([arrays["bits"] for arrays in files])}, True, ""
+            whole = "exact" if likelihood == "exact" else "bound, one draw of the latent"
+        named = {name or whole: values for name, values in parts.items()}
+        table = bits_table(named, png=png, sum_over=terms)
         summary = summarize(parts, png=png, exact=exact)
         headline = {name: value for name, value in summary.items() if not name.endswith("standard_error")}
         return Findings(plots, {TABLE: table}, summary, headline, {})
@@ -142,7 +144,8 @@ class LikelihoodConfig(Config):
     stage_version = 2  # gray images are one channel, and PNGs stand beside
 
     samples: int = Field(256, ge=1)  # held-out images
-    timesteps_per_image: int | None = Field(None, ge=1)  # None: all, the exact sum; fewer are a stratified estimate
+    # None: all, the exact sum; fewer are a stratified estimate
+    timesteps_per_image: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0)
 
 
@@ -193,7 +196,8 @@ def measure_bound(model: SamplingModel, job: BoundJob, *, timesteps_per_image: i
             output = objective.apply(model.module, x_t, timesteps, **own).double()
             return objective.bits(output, x_0=x_0.double(), x_t=x_t.double(), time=timesteps, clip=True)
 
-        rows.append(image_terms(term, image, edges=edges, generator=random_stream(seed + job.first + place, STREAM)))
+        generator = random_stream(seed + job.first + place, STREAM)
+        rows.append(image_terms(term, image, edges=edges, generator=generator))
     timesteps, terms = (np.stack(column) for column in zip(*rows, strict=True))
     prior = prior_bits(objective.schedule, x_0.double()).cpu().numpy()
     return BoundTerms(prior, terms, timesteps, np.diff(edges))
@@ -220,16 +224,14 @@ def draw_terms(bound: BoundTerms, *, salt: str) -> str:
     x, y = bound.timesteps.mean(axis=0), bound.terms.mean(axis=0)
     rest = bound.prior.mean() + (bound.terms * bound.weights).mean(axis=0)[::-1].cumsum()[::-1]
 
-    def thinned(name: str, x: np.ndarray, y: np.ndarray) -> Series:
+    def thinned(name: str, x: np.ndarray, y: np.ndarray) -> list[Series]:
         places = np.unique(np.geomspace(1, len(x), CURVE_POINTS).round().astype(int)) - 1 if len(x) else []
-        return Series(name, [x[place] + 1 for place in places], [y[place] for place in places])
+        return [Series(name, [x[place] + 1 for place in places], [y[place] for place in places])]
 
-    terms = [thinned("denoising", x[1:], y[1:])]
-    panels = [
-        Panel("t + 1", "bits/dim of one step", terms, log_x=True, log_y=True, markers=False),
-        Panel("t + 1", "bits/dim", [thinned("bound from t on", x, rest)], log_x=True, markers=False),
-    ]
-    return plot_svg(panels, salt=salt)
+    terms, sums = thinned("denoising", x[1:], y[1:]), thinned("bound from t on", x, rest)
+    of_steps = Panel("t + 1", "bits/dim of one step", terms, log_x=True, log_y=True, markers=False)
+    of_sums = Panel("t + 1", "bits/dim", sums, log_x=True, markers=False)
+    return plot_svg([of_steps, of_sums], salt=salt)
 
 
 def bound_jobs(image: np.ndarray, label: np.ndarray, caption: Sequence[str]) -> list[BoundJob]:
@@ -256,7 +258,8 @@ def measure_bits(model: SamplingModel, job: BoundJob, *, seed: int) -> np.ndarra
             nats = float(reconstruction + encoded.losses["kl_loss"].double())
         else:
             values = to_levels(image).round().long()  # exact: they were 8-bit images
-            logits = rearrange(model.module(values, **job.condition(model, place)), "1 c h w k -> (c h w) k").double()
+            output = model.module(values, **job.condition(model, place))
+            logits = rearrange(output, "1 c h w k -> (c h w) k").double()
             nats = float(F.cross_entropy(logits, values.flatten(), reduction="sum"))
         bits.append(nats / (image.numel() * math.log(2)))
     return np.array(bits)
@@ -296,19 +299,17 @@ def summarize(parts: Mapping[str, np.ndarray], *, png: np.ndarray, exact: bool =
     """Metrics: means over images of bits/dim (by the empty name) and its parts, with standard errors.
     `held_out_bits_per_dim` is of whole images, or the exact sum over t, `estimated_held_out_bits_per_dim` the
     stratified estimate. `png_bits_per_dim` is what the same images take as PNGs, png (N,)."""
-    metrics, prefix = {}, "held_out" if exact else "estimated_held_out"
+    metrics = {}
     for part, values in parts.items():
-        name = f"{prefix}_bits_per_dim{part and f'_{part}'}"
+        name = f"{'held_out' if exact else 'estimated_held_out'}_bits_per_dim{part and f'_{part}'}"
         metrics |= {name: float(values.mean()), f"{name}_standard_error": standard_error(values)}
     return metrics | {"png_bits_per_dim": float(png.mean())}
 
 
 def bits_table(parts: Mapping[str, np.ndarray], *, png: np.ndarray, sum_over: str = "") -> dict[str, Any]:
     """Columns and rows for the report: likelihoods, or terms over some t, and the images as PNGs."""
-    rows, columns = [], ["term" if sum_over else "likelihood", "bits/dim", "standard error", "images"]
+    columns, rows = ["term" if sum_over else "likelihood", "bits/dim", "standard error", "images"], []
     for name, values in {**parts, "as PNG": png}.items():
-        rows.append([name, float(values.mean()), standard_error(values), len(values)])
-    if sum_over:
-        columns, rows = [*columns, "sum over"], [[*row, sum_over] for row in rows]
-        rows[-1][-1] = "–"
-    return {"columns": columns, "rows": rows}
+        over = ["–" if values is png else sum_over] if sum_over else []
+        rows.append([name, float(values.mean()), standard_error(values), len(values), *over])
+    return {"columns": [*columns, "sum over"] if sum_over else columns, "rows": rows}

@@ -8,18 +8,21 @@ on the number of images, so a figure is named with both (`fd_efficientnet_lite0`
 
 METRICS has a row for each figure, and needs no torch. The kernel distance and the Inception score draw as
 torch-fidelity does, so both programs find the same values from the same features and seed.
-
 Shapes: N images of a set, R reference images, D features, C classes.
 """
 
 import io
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from itertools import pairwise
 from operator import attrgetter
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+
+from components.configuration.config import Config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +33,9 @@ BLOCK = 256  # rows of distances at a time
 SUBSETS, SUBSET = 100, 1000  # random parts of a kernel distance, and images of a part at most
 SPLITS = 10  # parts of an Inception score
 ROUNDING = 1e-12  # of a squared distance in float64, relative to the squared features
+
+
+Purpose = Literal["model", "scale"]  # images of a model, or images that calibrate the distances
 
 
 class Gaussian(NamedTuple):
@@ -52,26 +58,20 @@ class PrecisionRecall(NamedTuple):
     recall: float  # how many real images could have been generated
 
 
+@dataclass
 class Compared:
     """A set of images beside the reference: features, and values that several metrics share."""
 
-    def __init__(
-        self,
-        features: np.ndarray,
-        references: np.ndarray,
-        reference: Gaussian,
-        *,
-        seed: int,
-        logits: np.ndarray | None = None,
-    ) -> None:
-        """Features (N, D) of the set, (R, D) of the reference with its Gaussian; equal numbers by seed.
-        `references` may be empty where the Gaussian alone is known; `logits`: (N, C) of a classifier."""
-        self.features, self.references, self.reference, self.seed = features, references, reference, seed
-        self.logits = np.zeros((0, 1), np.float32) if logits is None else logits
+    features: np.ndarray  # (N, D) of the set
+    references: np.ndarray  # (R, D); empty where the Gaussian alone is known
+    reference: Gaussian
+    _: KW_ONLY
+    seed: int  # of the draws of equal numbers of images
+    logits: np.ndarray | None = None  # (N, C) of a classifier
 
     def images(self, reads: "Reads") -> int:
         """Number of images of the smallest set that a metric reads."""
-        counts = {"gaussian": len(self.features), "logits": len(self.logits)}
+        counts = {"gaussian": len(self.features), "logits": 0 if self.logits is None else len(self.logits)}
         return counts.get(reads, min(len(self.features), len(self.references)))
 
     @cached_property
@@ -101,6 +101,7 @@ class Compared:
     def inception_score(self) -> float:
         """exp(E KL(p(y|x) || p(y))) of a classifier's classes y, the mean over SPLITS parts of the set.
         Salimans et al., 2016, "Improved Techniques for Training GANs", section 4."""
+        assert self.logits is not None
         order = np.random.RandomState(self.seed).permutation(len(self.logits))
         logs = _in_float64(self.logits[order]).log_softmax(dim=1)
         ends = [part * len(order) // SPLITS for part in range(SPLITS + 1)]
@@ -127,9 +128,7 @@ class Metric(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-    "distance": Metric(
-        "Fréchet distance", Compared.distance, share=False, digits=1, headline=True, prefix="fd", reads="gaussian"
-    ),
+    "distance": Metric("Fréchet distance", Compared.distance, share=False, digits=1, headline=True, reads="gaussian"),
     "precision": Metric("Precision", attrgetter("neighbors.precision"), images=NEIGHBORS + 1),
     "recall": Metric("Recall", attrgetter("neighbors.recall"), images=NEIGHBORS + 1),
     "kid": Metric("KID", Compared.kernel_distance, share=False, digits=5, usual=False),
@@ -145,6 +144,50 @@ PUBLISHED = {  # distance and protocol in names
 }
 
 
+class DistanceRow(Config, extra="allow"):
+    """Measured figures of a set: the Fréchet distance, and any other of METRICS by its name."""
+
+    name: str
+    distance: float
+    samples: int  # N
+    purpose: Purpose
+    standard_error: float | None = None  # of the distance, over images (`distance_error`)
+
+    def figure(self, metric: str) -> float | None:
+        """Value of a metric; None if it was not measured."""
+        return getattr(self, metric, None)
+
+    def error(self, metric: str) -> float | None:
+        """Standard error of a metric over images; of a share, that of so many independent images."""
+        if metric == "distance":
+            return self.standard_error
+        share = self.figure(metric) if METRICS[metric].share else None
+        return None if share is None else share_error(share, self.samples)
+
+    def metrics(self, network: str) -> dict[str, float]:
+        """Measured figures by name in MLflow: letters, digits and underscores only."""
+        name = re.sub(r"[^a-z0-9]+", "_", self.name.lower().replace("²", "")).strip("_")
+        return {f"{figure}_{name}": value for figure, value in self.published(network).items()}
+
+    def published(self, network: str) -> dict[str, float]:
+        """Measured figures by names with network and protocol: `fid_inception_50k`."""
+        values = {published_name(key, network, self.samples): self.figure(key) for key in METRICS}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def measured_row(name: str, purpose: Purpose, compared: Compared, metrics: Sequence[str] = ()) -> DistanceRow:
+    """The figures of a set; None for those that need more images."""
+    chosen = {metric: METRICS[metric] for metric in ("distance", *metrics)}
+    figures: dict[str, Any] = dict.fromkeys(chosen)
+    for metric_name, metric in chosen.items():
+        if compared.images(metric.reads) >= metric.images:
+            figures[metric_name] = metric.measure(compared)
+    if "distance" in metrics:
+        figures["standard_error"] = distance_error(compared.features, compared.reference, seed=compared.seed)
+    facts = {"name": name, "samples": len(compared.features), "purpose": purpose}
+    return DistanceRow.model_validate(figures | facts)
+
+
 def distance_name(network: str) -> str:
     """Name of the Fréchet distance in a network's features: `fd_efficientnet_lite0`, `fid_inception`."""
     return "_".join(PUBLISHED.get(network, ("fd", network)))
@@ -152,11 +195,9 @@ def distance_name(network: str) -> str:
 
 def published_name(metric: str, network: str, samples: int) -> str:
     """Name of a figure with its network; of a protocol of papers with N as well: `fid_inception_50k`."""
-    prefix = METRICS[metric].prefix or metric
-    if network not in PUBLISHED:
-        return f"{prefix}_{network}"
-    distance, protocol = PUBLISHED[network]
-    return f"{distance if metric == 'distance' else prefix}_{protocol}_{counted(samples)}"
+    distance, protocol = PUBLISHED.get(network, ("fd", network))
+    name = f"{distance if metric == 'distance' else METRICS[metric].prefix or metric}_{protocol}"
+    return f"{name}_{counted(samples)}" if network in PUBLISHED else name
 
 
 def counted(samples: int) -> str:
@@ -212,7 +253,8 @@ def distance_error(features: np.ndarray, reference: Gaussian, *, seed: int) -> f
     rooted = values @ reference.root
     group = np.random.default_rng(seed).permutation(len(values)) % GROUPS
     kept = [group != left_out for left_out in range(GROUPS)]
-    return float(np.sqrt((GROUPS - 1) * np.var([_distance_of_rooted(values[k], rooted[k], reference) for k in kept])))
+    distances = [_distance_of_rooted(values[k], rooted[k], reference) for k in kept]
+    return float(np.sqrt((GROUPS - 1) * np.var(distances)))
 
 
 def _distance_of_rooted(values: np.ndarray, rooted: np.ndarray, reference: Gaussian) -> float:
@@ -229,11 +271,12 @@ def distance_of_halves(features: np.ndarray, *, seed: int) -> float:
     """Distance between two random halves of a set (N, D), the value of equal models at N / 2 images."""
     order = np.random.default_rng(seed).permutation(len(features))
     middle = len(order) // 2
-    return frechet_distance(gaussian_of(features[order[:middle]]), gaussian_of(features[order[middle : 2 * middle]]))
+    halves = order[:middle], order[middle : 2 * middle]
+    return frechet_distance(*(gaussian_of(features[half]) for half in halves))
 
 
 def share_error(share: float, count: int) -> float:
-    """Standard error of a share of `count` independent images, that of a binomial sample."""
+    """Standard error of a share of `count` independent images: a binomial sample."""
     return (share * (1 - share) / count) ** 0.5
 
 
@@ -247,8 +290,7 @@ def pack_gaussian(gaussian: Gaussian) -> bytes:
 
 def precision_recall(real: np.ndarray, generated: np.ndarray, *, neighbors: int = NEIGHBORS) -> PrecisionRecall:
     """Precision and recall from features (N, D) of real and (M, D) of generated images, in float64.
-    Both grow with the number of images, so sets of equal numbers are to be compared. Raises ValueError for sets of no
-    more images than `neighbors`."""
+    Both grow with the number of images. Raises ValueError for sets of no more images than `neighbors`."""
     if min(len(real), len(generated)) <= neighbors:
         raise ValueError(f"precision and recall need more than {neighbors} images of either set")
     one, other = (_in_float64(features) for features in (real, generated))

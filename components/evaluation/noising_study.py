@@ -1,7 +1,6 @@
 """Study of the forward process on real images, and of a trained model's predictions of x_0.
 
     x_t = sqrt(alphas_cumprod_t) x_0 + sqrt(1 - alphas_cumprod_t) noise      (Ho et al., 2020, equation 4)
-
 Shapes: N images, F times shown, T num_train_timesteps. Times are 0-based indices of the schedule; what is shown counts
 noising steps, one more.
 """
@@ -55,28 +54,24 @@ class NoisingStudy(ModelStudy["NoisingStudyConfig"]):
         if config.resolution is not None:
             seen = read_split(self.index, "holdout", View(config.resolution), limit=config.shown).image
         noised = with_noise(split.image, seed=config.seed, device=loaded.device)
-        errors = {}
-        for time in times_of(schedule, ERROR_TIMES):
-            predicted = predicted_x_0(loaded, objective, split, noised, time)
-            errors[time] = float((predicted - noised.x_0).square().mean())
-        mean = float(np.mean(list(errors.values())))
-        line = Series("predicted x_0", [time + 1 for time in errors], list(errors.values()))
+        times = times_of(schedule, ERROR_TIMES)
+        predicted = (predicted_x_0(loaded, objective, split, noised, time) for time in times)
+        errors = [float((x_0 - noised.x_0).square().mean()) for x_0 in predicted]
+        line = Series("predicted x_0", [time + 1 for time in times], errors)
         level = {"variance of x_0: the mean guessed": float(noised.x_0.var())}
         error_panel = Panel("noising steps", "mean squared error", [line], levels=level)
-        return Findings(
-            {
-                VALUES: draw_values(schedule, noised, salt=f"{self.stage}-values"),
-                SCHEDULES: draw_schedules(schedule, salt=f"{self.stage}-schedules"),
-                ERRORS: plot_svg([error_panel], salt=f"{self.stage}-errors"),
-            },
-            {VARIANCE: values_table(schedule, noised)},
-            {"last_alpha_bar": float(schedule.alphas_cumprod[-1]), "predicted_x_0_error": mean},
-            {"mean squared error of the predicted x_0": mean},
-            {
-                FORWARD: draw_forward(schedule, with_noise(seen[: config.shown], seed=config.seed), config.frames),
-                PREDICTED: draw_predicted(loaded, objective, split, noised, config.frames),
-            },
-        )
+        mean = float(np.mean(errors))
+        plots = {
+            VALUES: draw_values(schedule, noised, salt=f"{self.stage}-values"),
+            SCHEDULES: draw_schedules(schedule, salt=f"{self.stage}-schedules"),
+            ERRORS: plot_svg([error_panel], salt=f"{self.stage}-errors"),
+        }
+        shown = with_noise(seen[: config.shown], seed=config.seed)
+        images = {FORWARD: draw_forward(schedule, shown, config.frames)}
+        images[PREDICTED] = draw_predicted(loaded, objective, split, noised, config.frames)
+        summary = {"last_alpha_bar": float(schedule.alphas_cumprod[-1]), "predicted_x_0_error": mean}
+        headline = {"mean squared error of the predicted x_0": mean}
+        return Findings(plots, {VARIANCE: values_table(schedule, noised)}, summary, headline, images)
 
 
 class NoisingStudyConfig(Config):
@@ -87,7 +82,8 @@ class NoisingStudyConfig(Config):
     samples: int = Field(128, ge=2)  # images that values and errors are computed from
     shown: int = Field(4, ge=1)  # images in a row of their own
     frames: int = Field(8, ge=2)  # times of a row
-    resolution: int | None = Field(None, ge=8)  # of the images that are noised to be seen; None: the model's
+    # of the images that are noised to be seen; None: the model's
+    resolution: int | None = Field(None, ge=8)
     seed: int = Field(0, ge=0)
 
 
@@ -99,13 +95,12 @@ class NoisedImages(NamedTuple):
 
     def at(self, schedule: Schedule, time: int) -> Tensor:
         """x_t (N, 3, H, W) of all images at one time."""
-        return schedule.add_noise(self.x_0, self.noise, torch.full((len(self.x_0),), time, device=self.x_0.device))
+        times = torch.full((len(self.x_0),), time, device=self.x_0.device)
+        return schedule.add_noise(self.x_0, self.noise, times)
 
 
 def discrete_objective(model: SamplingModel) -> DiscreteObjective:
-    """Objective of a model with discrete steps.
-    Raises ValueError, with a message of one line, for a model without discrete steps, or for a model that needs other
-    models."""
+    """Objective of a model with discrete steps. Raises ValueError for any other, or one that needs others."""
     objective = make_objective(model.settings["objective"])
     if not isinstance(objective, DiscreteObjective):
         raise ValueError("only diffusion in discrete steps has these times; give a model with objective discrete")
@@ -132,11 +127,9 @@ def predicted_x_0(
     model: SamplingModel, objective: DiscreteObjective, split: SplitArrays, images: NoisedImages, time: int
 ) -> Tensor:
     """Model's prediction of x_0 from x_t under each image's own conditions, clipped: (N, 3, H, W).
-
-    Args:
-        split: where the conditions stand; the images are its first ones.
-    """
-    plans = [plan_of(request, [model], model.classes) for request in asked_of(model, split.label, split.caption)]
+    The conditions are those of the first images of the split."""
+    asked = asked_of(model, split.label, split.caption)
+    plans = [plan_of(request, [model], model.classes) for request in asked]
     x_t, size, made = images.at(objective.schedule, time), most_at_once(images.x_0.shape[-1]), []
     for start in range(0, len(x_t), size):
         part = x_t[start : start + size]
@@ -175,10 +168,9 @@ def draw_predicted(
     x_t = [to_uint8(first.at(objective.schedule, time)) for time in times]
     x_0 = [to_uint8(predicted_x_0(model, objective, split, first, time)) for time in times]
     blocks, captions = [], [steps_caption(time) for time in times]
-    for number in range(len(first.x_0)):
-        blocks.append(GridBlock("x_t" if number == 0 else "", [column[number] for column in x_t]))
-        seen = [column[number] for column in x_0]
-        blocks.append(GridBlock("x_0 that the model sees in it" if number == 0 else "", seen, captions))
+    for rows in zip(zip(*x_t, strict=True), zip(*x_0, strict=True), strict=True):
+        above, below = ("", "") if blocks else ("x_t", "x_0 that the model sees in it")
+        blocks += [GridBlock(above, rows[0]), GridBlock(below, rows[1], captions)]
     return render_blocks(blocks, columns=len(times))
 
 

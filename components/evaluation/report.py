@@ -7,7 +7,7 @@ import base64
 import io
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
@@ -16,10 +16,9 @@ from PIL import Image
 from pydantic import Field
 
 from components.configuration.config import Config
-from components.evaluation.features import DistanceRow
 from components.evaluation.grids import readable
-from components.evaluation.metrics import METRICS, USUAL, distance_name
-from components.evaluation.plots import Node, curve_svg, graph_svg, metric_names
+from components.evaluation.metrics import METRICS, USUAL, DistanceRow, distance_name
+from components.evaluation.plots import curve_svg
 from components.runtime.events import MEASURES, measures_of
 from components.sampling.cascade import GENERATORS
 from components.sampling.image_files import encode_png
@@ -29,30 +28,32 @@ SIDE_METRICS = {"learning_rate", "grad_norm", "checkpoint_copy_seconds", *MEASUR
 CURVES_IN_A_ROW = 3
 HELD = "checkpoint_hold_seconds"
 HIDDEN_METRICS = {"samples_seen"}  # the step in another unit
-GROUPS = {  # section of the page -> images in it: name -> (caption, what a screen reader says)
-    "cascade": {
-        "cascade_side_by_side": ("From small to large", "The image that each stage made, one row for each stage"),
-    },
-    "noising": {
-        "forward_noising": (
-            "Held-out images on their way to noise",
-            "A row for each image: itself, then what is left of it after more and more noising steps",
-        ),
-        "predicted_x_0": (
-            "The x_0 predicted at each step",
-            "For each image what is left of it after some steps, above the clean image that the model sees in that",
-        ),
-    },
-    "tokenizer": {
-        "originals_and_reconstructions": (
-            "Held-out images, never trained on, and their reconstructions",
-            "Rows of originals, each above the row of their reconstructions",
-        ),
-        "index_grids": (
-            "Their index grids: near codes have near colors",
-            "Originals, under each the grid of its codes in colors and what is decoded of it",
-        ),
-    },
+IMAGES = {  # name -> (section of the page, caption, what a screen reader says)
+    "cascade_side_by_side": (
+        "cascade",
+        "From small to large",
+        "The image that each stage made, one row for each stage",
+    ),
+    "forward_noising": (
+        "noising",
+        "Held-out images on their way to noise",
+        "A row for each image: itself, then what is left of it after more and more noising steps",
+    ),
+    "predicted_x_0": (
+        "noising",
+        "The x_0 predicted at each step",
+        "For each image what is left of it after some steps, above the clean image that the model sees in that",
+    ),
+    "originals_and_reconstructions": (
+        "tokenizer",
+        "Held-out images, never trained on, and their reconstructions",
+        "Rows of originals, each above the row of their reconstructions",
+    ),
+    "index_grids": (
+        "tokenizer",
+        "Their index grids: near codes have near colors",
+        "Originals, under each the grid of its codes in colors and what is decoded of it",
+    ),
 }
 ARRANGED = {  # by which condition -> (in words, how the rows are arranged)
     "by_class": ("by class", "a row for each class"),
@@ -60,16 +61,8 @@ ARRANGED = {  # by which condition -> (in words, how the rows are arranged)
     "by_condition": ("by condition image", "a row for each condition image, which stands first"),
     "unconditional": ("unconditional", "without any condition"),
 }
-
-
-def image_groups() -> dict[str, dict[str, tuple[str, str]]]:
-    """`GROUPS`, with the samples of every kind of generator."""
-    samples = {
-        f"{generator}_{name}": (f"{kind.title}, {words}", f"Images of the {generator} generator, {arranged}")
-        for generator, kind in GENERATORS.items()
-        for name, (words, arranged) in ARRANGED.items()
-    }
-    return {"samples": samples, **GROUPS}
+BOX_WIDTH, BOX_HEIGHT = 140, 50  # pixels of the graph; also in the template
+COLUMN, ROW, MARGIN = 156, 88, 8  # distance of neighboring boxes, and of the edge
 
 
 class StageRow(Config):
@@ -124,12 +117,14 @@ class ReportData(Config):
     finished: float | None = None  # seconds since 1970
     seconds: float | None = None  # of the whole run, from the command to here
     facts: dict[str, str] = Field({})  # whatever else names the run: commit, machine, storage, tracking
-    curves: dict[str, tuple[tuple[int, dict[str, float]], ...]] = Field({})  # stage -> (step, {metric: value})
+    # stage -> (step, {metric: value})
+    curves: dict[str, tuple[tuple[int, dict[str, float]], ...]] = Field({})
     images: dict[str, bytes] = Field({})  # name -> PNG; the names of `gallery.py`
     words: dict[str, tuple[str, ...]] = Field({})  # image -> conditions of rows or columns
     feature_network: str | None = None
     distances: tuple[DistanceRow, ...] = ()
-    codebook: dict[str, float] = Field({})  # codebook_size, codebook_usage, codebook_perplexity, dead_codes, images
+    # codebook_size, codebook_usage, codebook_perplexity, dead_codes, images
+    codebook: dict[str, float] = Field({})
     studies: tuple[Study, ...] = ()
     data: DataFacts | None = None
     warnings: tuple[str, ...] = ()
@@ -150,19 +145,12 @@ class Figure(NamedTuple):
 
 def render_report(data: ReportData) -> str:
     """The page as HTML, rendered from the template of the report."""
-    groups = {group: figures(data, images) for group, images in image_groups().items()}
-    strip_names = [name for name in data.images if name.startswith("strip_")]
-    strip_names.sort(key=lambda name: (int("".join(filter(str.isdigit, name)) or 0), name))  # smallest stage first
-    groups["strips"] = figures(data, {name: described_image(name) for name in strip_names})
-    known = {figure.name for group in groups.values() for figure in group}
-    groups["others"] = figures(data, {name: described_image(name) for name in data.images if name not in known})
-    nodes = [Node(row.name, row.state, stage_detail(row), row.inputs) for row in data.stages]
     measured = {name for name in METRICS if any(row.figure(name) is not None for row in data.distances)}
     page = page_environment().get_template("report.html.j2")
     return page.render(
         data=data,
-        groups=groups,
-        graph=Markup(graph_svg(nodes, title="The workflow")),
+        groups=image_groups(data),
+        graph=graph(data.stages),
         bars=bars(data.stages),
         curves={stage: stage_curves(stage, points) for stage, points in data.curves.items() if points},
         distances=sorted(data.distances, key=lambda row: row.distance),
@@ -185,26 +173,41 @@ def page_environment(module: str = __name__) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "number": number, "readable": readable, "moment": moment}
+    environment.filters |= {"duration": duration, "number": number, "moment": moment}
+    environment.filters |= {"readable": readable, "detail": stage_detail}
     return environment
 
 
-def figures(data: ReportData, images: dict[str, tuple[str, str]]) -> list[Figure]:
-    """Figures of all available images, by caption and text for a screen reader."""
-    return [
-        figure(name, data.images[name], *texts, data.words.get(name, ()))
-        for name, texts in images.items()
-        if name in data.images
-    ]
+def image_groups(data: ReportData) -> dict[str, list[Figure]]:
+    """Figures of all images by section of the page; strips from the smallest stage to the largest."""
+    generated = [f"{generator}_{name}" for generator in GENERATORS for name in ARRANGED]
+    strips = [name for name in data.images if name.startswith("strip_")]
+    strips.sort(key=lambda name: (int("".join(filter(str.isdigit, name)) or 0), name))
+    sections = ("samples", "strips", "cascade", "noising", "tokenizer", "others")
+    groups = {section: list[Figure]() for section in sections}
+    for name in dict.fromkeys([*generated, *IMAGES, *strips, *data.images]):
+        if name in data.images:
+            section, caption, alt = described_image(name)
+            shown = figure(name, data.images[name], caption, alt, data.words.get(name, ()))
+            groups[section].append(shown)
+    return groups
 
 
-def described_image(name: str) -> tuple[str, str]:
-    """Caption of an image, and the text for a screen reader."""
+def described_image(name: str) -> tuple[str, str, str]:
+    """Section of an image on the page, its caption, and the text for a screen reader."""
     if name.startswith("strip_"):
         stage = readable(name.removeprefix("strip_"))
-        return f"Denoising, {stage}", f"Denoising by {stage}: noisy images above the clean ones that it predicts"
-    known = {name: words for images in image_groups().values() for name, words in images.items()}
-    return known.get(name, (readable(name).capitalize(), readable(name)))
+        return (
+            "strips",
+            f"Denoising, {stage}",
+            f"Denoising by {stage}: noisy images above the clean ones that it predicts",
+        )
+    generator, _, condition = name.partition("_")
+    if generator in GENERATORS and condition in ARRANGED:
+        words, arranged = ARRANGED[condition]
+        title = f"{GENERATORS[generator].title}, {words}"
+        return "samples", title, f"Images of the {generator} generator, {arranged}"
+    return IMAGES.get(name, ("others", readable(name).capitalize(), readable(name)))
 
 
 def figure(name: str, png: bytes, caption: str, alt: str, words: Sequence[str] = ()) -> Figure:
@@ -221,6 +224,52 @@ def shrunk(png: bytes, *, width: int) -> bytes:
             return png
         height = round(image.height * width / image.width)
         return encode_png(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), optimize=True)
+
+
+def graph(stages: Sequence[StageRow]) -> dict[str, Any]:
+    """Size of the workflow's graph, boxes (upper left corners by stage) and lines (SVG paths), in pixels.
+    Stages are listed after all inputs; lines implied by longer paths are left out."""
+    parents = direct_parents({row.name: row.inputs for row in stages})
+    places = place(parents)
+    left = min((x for x, _ in places.values()), default=0)
+    boxes = {name: (MARGIN + (x - left) * COLUMN, MARGIN + y * ROW) for name, (x, y) in places.items()}
+    lines = []
+    for above, name in ((above, name) for name, every in parents.items() for above in every):
+        start, end = boxes[above][0] + BOX_WIDTH / 2, boxes[name][0] + BOX_WIDTH / 2
+        top, bottom = boxes[above][1] + BOX_HEIGHT, boxes[name][1]
+        turn = max(top, bottom - ROW + BOX_HEIGHT)
+        middle = (turn + bottom) / 2
+        curve = f"C{start:g} {middle:g} {end:g} {middle:g} {end:g} {bottom:g}"
+        lines.append(f"M{start:g} {top:g}V{turn:g}{curve}")
+    width = max((x for x, _ in boxes.values()), default=0) + BOX_WIDTH + MARGIN
+    height = max((y for _, y in boxes.values()), default=0) + BOX_HEIGHT + MARGIN
+    return {"width": width, "height": height, "boxes": boxes, "lines": lines}
+
+
+def direct_parents(inputs: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Inputs of each stage that no other input already implies (transitive reduction)."""
+    above, direct = dict[str, set[str]](), dict[str, list[str]]()
+    for name, parents in inputs.items():
+        known = [parent for parent in dict.fromkeys(parents) if parent in above]
+        reached = set().union(*(above[parent] for parent in known))
+        direct[name] = [parent for parent in known if parent not in reached]
+        above[name] = reached | set(known)
+    return direct
+
+
+def place(parents: Mapping[str, Sequence[str]]) -> dict[str, tuple[float, int]]:
+    """(column, row) of each stage: a row below the lowest parent; children spread below a common parent.
+    A stage takes the middle of the places below its parents, or the nearest to the right with enough room."""
+    children = {name: [child for child, above in parents.items() if name in above] for name in parents}
+    places: dict[str, tuple[float, int]] = {}
+    for name, above in parents.items():
+        row = 1 + max((places[parent][1] for parent in above), default=-1)
+        below = [places[p][0] + children[p].index(name) - (len(children[p]) - 1) / 2 for p in above]
+        column = sum(below) / max(1, len(above))
+        while any(abs(column - other) < 1 for other, level in places.values() if level == row):
+            column += 0.5
+        places[name] = (column, row)
+    return places
 
 
 def stage_detail(row: StageRow) -> str:
@@ -248,9 +297,11 @@ def bars(stages: Sequence[StageRow]) -> dict[str, tuple[float, float]]:
 
 
 def stage_curves(stage: str, points: Sequence[tuple[int, dict[str, float]]]) -> dict[str, list[dict[str, Any]]]:
-    """Curves of a stage: `main` curves, at least a row, and `side` curves, folded away on the page."""
+    """Curves of a stage, losses first: `main`, at least a row, and `side`, folded away on the page."""
     drawn: dict[str, list[dict[str, Any]]] = {"main": [], "side": []}
-    for metric in metric_names(points):
+    names = list(dict.fromkeys(name for _, values in points for name in values))
+    names.sort(key=lambda name: (name != "loss", "loss" not in name and "bits" not in name))
+    for metric in names:
         if metric not in HIDDEN_METRICS:
             svg = Markup(curve_svg(points, metric, salt=f"curve-{stage}-{metric.replace('/', '-')}"))
             values = [figures[metric] for _, figures in points if metric in figures]
@@ -264,8 +315,7 @@ def stage_curves(stage: str, points: Sequence[tuple[int, dict[str, float]]]) -> 
 def tiles(data: ReportData) -> list[tuple[str, str]]:
     """The few figures at the top of the page, each with a label."""
     found = [] if data.seconds is None else [(duration(data.seconds), "for everything")]
-    if data.data is not None:
-        found.append((f"{data.data.train_samples:,}", "images to train on"))
+    found += [] if data.data is None else [(f"{data.data.train_samples:,}", "images to train on")]
     made = [row for row in data.distances if row.purpose == "model" and "branch" in row.name]
     found += [(number(row.distance), f"distance, {row.name}") for row in made]
     if "codebook_usage" in data.codebook:

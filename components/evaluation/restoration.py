@@ -1,12 +1,11 @@
 """Quality of an image-to-image model's restorations of degraded held-out images, task by task.
 
 Palette; Saharia et al., 2022.
-
 Shapes: N images, H W their pixels; images are uint8.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -15,18 +14,11 @@ from pydantic import Field
 
 from components.data.images import jpeg_compressed
 from components.evaluation.features import MeasureConfig
-from components.evaluation.generated import jobs_of, joined, read_job
+from components.evaluation.generated import jobs_of, read_jobs
 from components.evaluation.grids import GridBlock, readable, render_blocks
 from components.evaluation.study import Findings, ModelStudy, StudyPlan
-from components.models.diffusion.corruption import (
-    MASK_TASKS,
-    NUMBERS,
-    blurred,
-    border_mask,
-    downsample,
-    gray,
-    inpainting_mask,
-)
+from components.models.diffusion import corruption
+from components.models.diffusion.corruption import MASK_TASKS, NUMBERS, blurred, downsample, gray
 from components.sampling.cascade import Cascade
 from components.sampling.image_files import encode_png
 from components.sampling.images import from_uint8, to_uint8
@@ -59,32 +51,37 @@ class RestorationStudy(ModelStudy["RestorationConfig"]):
             maker = Cascade.load(folder).makers.get("translate")
         if maker is None:
             raise ValueError("this cascade has no image-to-image model whose restorations could be measured")
-        model, settings = maker.first, maker.first.settings
-        held_out = self.held_out(resolution=settings["resolution"], limit=self.config.samples)
-        damaged = damage(
-            held_out.image,
-            tasks=settings["tasks"],
-            mask_area=settings["mask_area"],
-            factors=settings["super_resolution_factors"],
-            asked=asked_of(model, held_out.label, held_out.caption),
-            seed=self.config.seed,
-        )
-        return model, held_out.image, damaged
+        model, trained = maker.first, maker.first.settings
+        held_out = self.held_out(resolution=trained["resolution"], limit=self.config.samples)
+        ways = {"tasks": trained["tasks"], "mask_area": trained["mask_area"]}
+        ways |= {"factors": trained["super_resolution_factors"], "seed": self.config.seed}
+        asked = asked_of(model, held_out.label, held_out.caption)
+        return model, held_out.image, damage(held_out.image, asked=asked, **ways)
 
     def plan(self) -> StudyPlan:
         """The jobs of every degradation."""
         model, _, damaged = self.degraded()
         groups = {each.name: jobs_of(each.name.replace(" ", "_"), each.requests) for each in damaged}
-        return StudyPlan(groups, self.sets(groups, f"image.{model.name}", resolution=model.settings["resolution"]))
+        side = model.settings["resolution"]
+        return StudyPlan(groups, self.sets(groups, f"image.{model.name}", resolution=side))
 
     def findings(self, plan: StudyPlan, measured: dict[str, float]) -> Findings:
-        """Findings of the restored images, read from the files of the jobs."""
+        """A table with dB before and after restoration and distances, and rows of images of each degradation."""
         _, originals, damaged = self.degraded()
-        made = {
-            name: joined([read_job(job.name, self.files) for job in jobs]).finished
-            for name, jobs in plan.groups.items()
-        }
-        return restored_findings(damaged, made, originals, measured)
+        rows, blocks, figures = [], [], dict[str, float]()
+        for each in damaged:
+            restored, name = read_jobs(plan.groups[each.name], self.files).finished, readable(each.name)
+            before, after = (psnr(images, originals, each.mask) for images in (each.shown, restored))
+            rows.append([name, before, after, measured.get(each.name), len(originals)])
+            blocks.append(GridBlock(f"{name}, given ({before:.1f} dB)", list(each.shown[:SHOWN])))
+            blocks.append(GridBlock(f"{name}, restored ({after:.1f} dB)", list(restored[:SHOWN])))
+            metric = f"psnr_{each.name.replace(' ', '_')}"
+            figures |= {metric: after, f"{metric}_degraded": before}
+        blocks.append(GridBlock("original", list(originals[:SHOWN])))
+        columns = ["degradation", "given, dB", "restored, dB", "Fréchet distance", "N"]
+        table = {"Restored held-out images": {"columns": columns, "rows": rows}}
+        headline = {name: value for name, value in figures.items() if not name.endswith("degraded")}
+        return Findings({}, table, figures, headline, {"restored": render_blocks(blocks, columns=SHOWN)})
 
 
 class RestorationConfig(MeasureConfig):
@@ -93,35 +90,6 @@ class RestorationConfig(MeasureConfig):
     study: ClassVar[type] = RestorationStudy
 
     samples: int = Field(64, ge=2)  # held-out images, each degraded in every way
-
-
-def restored_findings(
-    damaged: Sequence[Damaged], made: Mapping[str, np.ndarray], originals: np.ndarray, distances: Mapping[str, float]
-) -> Findings:
-    """A table with dB before and after restoration and distances, and rows of images of each degradation.
-
-    Args:
-        made: restored images (N, H, W, 3) by degradation.
-        distances: by degradation, where they were measured.
-    """
-    rows, blocks, figures = [], [], dict[str, float]()
-    for each in damaged:
-        restored, name = made[each.name], readable(each.name)
-        before, after = (psnr(images, originals, each.mask) for images in (each.shown, restored))
-        rows.append([name, before, after, distances.get(each.name), len(originals)])
-        blocks.append(GridBlock(f"{name}, given ({before:.1f} dB)", list(each.shown[:SHOWN])))
-        blocks.append(GridBlock(f"{name}, restored ({after:.1f} dB)", list(restored[:SHOWN])))
-        metric = f"psnr_{each.name.replace(' ', '_')}"
-        figures |= {metric: after, f"{metric}_degraded": before}
-    blocks.append(GridBlock("original", list(originals[:SHOWN])))
-    columns = ["degradation", "given, dB", "restored, dB", "Fréchet distance", "N"]
-    return Findings(
-        {},
-        {"Restored held-out images": {"columns": columns, "rows": rows}},
-        figures,
-        {name: value for name, value in figures.items() if not name.endswith("degraded")},
-        {"restored": render_blocks(blocks, columns=SHOWN)},
-    )
 
 
 def damage(
@@ -146,8 +114,7 @@ def damage(
     image = from_uint8(originals)
     damaged = []
 
-    def changed(name: str, task: str, left: np.ndarray, given: np.ndarray) -> None:
-        """Adds a degradation of every pixel: what is left of the images, and what the model is given."""
+    def changed(name: str, task: str, left: np.ndarray, given: np.ndarray) -> None:  # in every pixel
         asked = (r.replace(task=task, image=encode_png(p)) for r, p in zip(requests, given, strict=True))
         damaged.append(Damaged(name, left, np.ones(left.shape[:3], dtype=bool), tuple(asked)))
 
@@ -171,11 +138,12 @@ def damage(
 def _with_masks(
     task: str, originals: np.ndarray, area: tuple[float, float], requests: Sequence[Request], seed: int
 ) -> Damaged:
-    make, side = inpainting_mask if task == "inpainting" else border_mask, originals.shape[1]
+    make = corruption.inpainting_mask if task == "inpainting" else corruption.border_mask
     masks, asked = [], []
     for number, (image, request) in enumerate(zip(originals, requests, strict=True)):
-        numbers = torch.rand(NUMBERS, generator=random_stream(seed, f"{task} of image {number}")).tolist()
-        masks.append(make(numbers, side, area=area).numpy())
+        stream = random_stream(seed, f"{task} of image {number}")
+        numbers = torch.rand(NUMBERS, generator=stream).tolist()
+        masks.append(make(numbers, len(image), area=area).numpy())
         mask = encode_png(np.where(masks[-1], np.uint8(255), np.uint8(0)))
         asked.append(request.replace(task=task, image=encode_png(image), mask=mask))
     mask = np.stack(masks)

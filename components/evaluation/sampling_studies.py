@@ -6,12 +6,13 @@ was asked for.
 """
 
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from components.configuration.config import refuse
 from components.data.held_out import held_out_arrays
 from components.data.shards import View
 from components.evaluation.generated import SampleJob
@@ -54,13 +55,11 @@ class SamplerSetting(NamedTuple):
     steps: int
 
     @property
-    def name(self) -> str:
-        """Sampler and steps as a name for jobs and metrics."""
+    def name(self) -> str:  # for jobs and metrics
         return f"{self.sampler}_{self.steps}"
 
     @property
-    def title(self) -> str:
-        """Sampler and steps in words, for tables and rows of images."""
+    def title(self) -> str:  # for tables and rows of images
         return f"{self.sampler}, {self.steps} steps"
 
 
@@ -95,11 +94,10 @@ class StepsStudy(VariantStudy["StepsStudyConfig"]):
 
     def described(self, measured: Measured) -> Findings:
         """A plot with a line for each sampler and the reference as a level; the headline has the middle steps."""
-        config, points = self.config, measured.points
+        config, points, lines = self.config, measured.points, []
         network, number, reference = config.feature_network, f"N {config.samples}", points[config.reference.name]
-        steps, lines = sorted(set(config.steps)), []
         for sampler in config.samplers:
-            line = [points[SamplerSetting(sampler, each).name] for each in steps]
+            line = [points[SamplerSetting(sampler, steps).name] for steps in sorted(set(config.steps))]
             lines.append(Series(sampler, [point.evaluations for point in line], [point.distance for point in line]))
         levels = {reference.setting.title: reference.distance, HELD_OUT: measured.held_out_distance}
         labels = "network evaluations an image", f"Fréchet distance, {network}"
@@ -213,7 +211,8 @@ class GuidanceStudy(VariantStudy["GuidanceStudyConfig"]):
                 interval=self.config.interval if method == "interval" else None,
             )
         images = to_uint8(guided)
-        labels = [class_id(request.label, base.classes) for request in job.requests if request.label is not None]
+        asked = [request.label for request in job.requests if request.label is not None]
+        labels = [class_id(label, base.classes) for label in asked]
         correct = judge(models.judge, images) == np.array(labels)
         return {"images": images, "evaluations": sum(sizes) / len(images), "correct": correct}
 
@@ -266,17 +265,18 @@ class GuidanceStudyConfig(VariantsConfig):
     study: ClassVar[type] = GuidanceStudy
 
     methods: tuple[Method, ...] = Field(("classifier", "classifier_free", "autoguidance"), min_length=1)
-    scales: tuple[Scale, ...] = Field((1.5, 2.0, 3.0, 5.0), min_length=1)  # scales of all kinds but a classifier
-    interval: tuple[float, float] = (0.2, 5.0)  # noise levels, sigma / signal, that the method interval guides at
+    # scales of all kinds but a classifier
+    scales: tuple[Scale, ...] = Field((1.5, 2.0, 3.0, 5.0), min_length=1)
+    # noise levels, sigma / signal, that the method interval guides at
+    interval: tuple[float, float] = (0.2, 5.0)
     classifier_scales: tuple[Scale, ...] = Field((0.5, 1.0, 2.0, 4.0), min_length=1)
     sampler: SamplerName = "ddim"
     num_inference_steps: int = Field(25, ge=1)
 
-    @model_validator(mode="after")
-    def _interval_rises(self) -> Self:
-        if not 0 <= self.interval[0] < self.interval[1]:
-            raise ValueError(f"interval must rise from at least 0, not {self.interval}")
-        return self
+    def _check(self) -> None:
+        super()._check()
+        low, high = self.interval
+        refuse(not 0 <= low < high, f"interval must rise from at least 0, not {self.interval}")
 
     @property
     def lines(self) -> dict[Method, list[GuidanceSetting]]:
@@ -291,4 +291,5 @@ class GuidanceStudyConfig(VariantsConfig):
 def judge(classifier: SamplingModel, images: np.ndarray) -> np.ndarray:
     """Classes (N,) by a classifier of clean images, for images (N, H, W, 3) uint8."""
     parts = (from_uint8(images[start : start + JUDGED]) for start in range(0, len(images), JUDGED))
-    return torch.cat([class_log_probabilities(classifier, part).argmax(dim=1).cpu() for part in parts]).numpy()
+    seen = [class_log_probabilities(classifier, part).argmax(dim=1).cpu() for part in parts]
+    return torch.cat(seen).numpy()

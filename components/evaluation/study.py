@@ -3,7 +3,6 @@
 A study is a class: what is sampled, in jobs that each leave a file; which images are measured; what is found. The stage
 of all studies (`run_study` in `components/stages/evaluate.py`) runs it. The studies that sample one model in several
 ways, from equal seeds and conditions, share `VariantStudy`.
-
 Shapes: N images, H W their pixels.
 """
 
@@ -17,18 +16,17 @@ from itertools import chain
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import nn
 
-from components.configuration.config import Config
+from components.configuration.config import Config, refuse
 from components.data.held_out import SplitArrays, read_random_part, read_split
 from components.data.shards import ShardIndex, View
-from components.evaluation.features import MeasureConfig, distance_rows, measure_features, read_arrays
+from components.evaluation.features import MeasureConfig, Measuring, distance_rows, measure_features, read_arrays
 from components.evaluation.generated import CascadeSampler, SampleJob, jobs_of, measured_requests
 from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.image_sets import HELD_OUT, REFERENCE, FileImages, ImageSet, held_out_parts, trained_parts
-from components.evaluation.networks import FeatureNetwork
-from components.runtime.pool import Pool, file_name, write_job
+from components.runtime.pool import file_name, write_job
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
@@ -85,13 +83,13 @@ class ModelStudy(ABC, Generic[C]):
         """Number of images of a job."""
         return len(job.requests)
 
-    def measure(self, plan: StudyPlan, *, pool: Pool, **work: Any) -> Any:
-        """Distance of the finished jobs' images by name of the set; `work` is as for `measure_features`."""
+    def measure(self, plan: StudyPlan, work: Measuring) -> Any:
+        """Distance of the finished jobs' images by name of the set."""
         config = self.config
         if not isinstance(config, MeasureConfig) or config.feature_network == "none" or not plan.sets:
             return {}
-        features = measure_features(plan.sets, config, pool=pool, **work)
-        return {row.name: row.distance for row in distance_rows(features, pool=pool, seed=config.seed)}
+        features = measure_features(plan.sets, config, work)
+        return {row.name: row.distance for row in distance_rows(features, pool=work.pool, seed=config.seed)}
 
     @abstractmethod
     def findings(self, plan: StudyPlan, measured: Any) -> Findings:
@@ -99,9 +97,8 @@ class ModelStudy(ABC, Generic[C]):
 
     def sets(self, groups: Mapping[str, Sequence[Any]], array: str, *, resolution: int) -> dict[str, ImageSet]:
         """Training images as the reference, and an array of the files of each group of jobs."""
-        config = self.config
-        assert isinstance(config, MeasureConfig)
-        count, seed = config.reference_samples, config.seed
+        assert isinstance(self.config, MeasureConfig)
+        count, seed = self.config.reference_samples, self.config.seed
         trained = trained_parts(self.index, samples=count, seed=seed, resolution=resolution)
         sets = {REFERENCE: ImageSet(tuple(trained), "scale")}
         for name, group in groups.items():
@@ -140,12 +137,9 @@ class VariantsConfig(MeasureConfig):
 
     samples: int = Field(1000, ge=2)  # of each way; and at most so many held-out images to compare with
 
-    @field_validator("feature_network")
-    @classmethod
-    def _distances_are_the_point(cls, network: FeatureNetwork) -> FeatureNetwork:
-        if network == "none":
-            raise ValueError("a study of distances needs a feature network")
-        return network
+    def _check(self) -> None:
+        super()._check()
+        refuse(self.feature_network == "none", "a study of distances needs a feature network")
 
 
 class Point(NamedTuple):
@@ -207,10 +201,9 @@ class VariantStudy(ModelStudy[V]):
         asked: dict[str, Any] = {"labels": trained.label, "captions": captions, "count": config.samples}
         cascade = models if isinstance(models, Cascade) else Cascade(base=models.base)
         requests = measured_requests(cascade, "diffusion", **asked, seed=config.seed)
-        groups = {
-            name: [job._replace(variant=way) for job in jobs_of(name, requests)]
-            for name, way in self.settings().items()
-        }
+        groups = {}
+        for name, way in self.settings().items():
+            groups[name] = [job._replace(variant=way) for job in jobs_of(name, requests)]
         side = models.base.settings["resolution"]
         held_out = held_out_parts(self.index, resolution=side, limit=config.samples)
         sets = self.sets(groups, "images", resolution=side) | {HELD_OUT: ImageSet(tuple(held_out), "scale")}
@@ -222,7 +215,8 @@ class VariantStudy(ModelStudy[V]):
 
     def findings(self, plan: StudyPlan, measured: dict[str, float]) -> Findings:
         """Findings of the points, read from the files of the jobs."""
-        return self.described(Measured(read_points(self.files, plan.groups, measured), measured[HELD_OUT], plan.facts))
+        points = read_points(self.files, plan.groups, measured)
+        return self.described(Measured(points, measured[HELD_OUT], plan.facts))
 
 
 @contextmanager
@@ -230,14 +224,11 @@ def counted(module: nn.Module) -> Iterator[list[int]]:
     """Batch size of each evaluation of a network, as long as the context lasts."""
     sizes: list[int] = []
 
-    def count(_: nn.Module, inputs: Any, output: Any) -> None:
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
         sizes.append(len(output))
 
-    hook = module.register_forward_hook(count)
-    try:
+    with module.register_forward_hook(count):
         yield sizes
-    finally:
-        hook.remove()
 
 
 def read_points(
@@ -255,4 +246,5 @@ def read_points(
 
 def variants_grid(points: Mapping[str, Point]) -> bytes:
     """The first images of each way in a row, with equal seed and condition in a column. PNG."""
-    return render_blocks([GridBlock(point.setting.title, point.first) for point in points.values()], columns=SHOWN)
+    blocks = [GridBlock(point.setting.title, point.first) for point in points.values()]
+    return render_blocks(blocks, columns=SHOWN)

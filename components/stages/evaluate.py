@@ -2,7 +2,6 @@
 
 A study's configuration names the study; its other inputs are the models."""
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,30 +10,22 @@ from pydantic import Field
 from components.configuration.config import refuse
 from components.data.encoding import describe_autoencoder
 from components.data.shards import ShardIndex, load_index
-from components.evaluation.codebook import codebook_use, draw_kept, kept_histogram, reconstruction_jobs
+from components.evaluation import image_sets, reconstructions
 from components.evaluation.features import (
-    DistanceRow,
+    FEATURES,
     FeatureJob,
     FeatureSet,
     MeasureConfig,
+    Measuring,
     MetricNames,
+    check_feature_network,
     distance_rows,
     measure_features,
-    packed_reference,
 )
 from components.evaluation.generated import measured_stages
-from components.evaluation.image_sets import (
-    REFERENCE,
-    ImageSet,
-    MadeStage,
-    compared_sets,
-    held_out_parts,
-    trained_parts,
-    window_sets,
-)
-from components.evaluation.metrics import METRICS, USUAL
-from components.evaluation.networks import check_feature_network
-from components.evaluation.pairs import PairsConfig, measure_pairs
+from components.evaluation.image_sets import REFERENCE, ImageSet, MadeStage, held_out_parts
+from components.evaluation.metrics import METRICS, USUAL, DistanceRow, gaussian_of, pack_gaussian
+from components.evaluation.reconstructions import PairsConfig
 from components.evaluation.study import Findings, ModelStudy
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact
@@ -79,19 +70,20 @@ def evaluate(
     metadata: dict[str, Any] = {"feature_network": config.feature_network, "distances": [], "summary": {}}
     folder, index, kept, side = context.scratch(), load_index(images.url("index.json")), list[FeatureJob](), 0
     with context.pool() as pool:
-        anew = context.work_store if context.forced else None
-        work: dict[str, Any] = {"pool": pool, "progress": context.report_images, "anew": anew}
+        work = Measuring(pool, context.report_images, context.work_store if context.forced else None)
         if tokenizer is not None:
             side = describe_autoencoder(tokenizer).resolution
             held_out = held_out_parts(index, resolution=side, limit=config.held_out_samples)
-            kept = reconstruction_jobs(tokenizer, held_out, config, **work)
-            context.write_images(folder, pool.call(partial(draw_kept, tokenizer, held_out)))
-            histogram = pool.call(partial(kept_histogram, kept))
+            kept = reconstructions.reconstruction_jobs(tokenizer, held_out, config, work)
+            drawn = pool.call(partial(reconstructions.draw_kept, tokenizer, held_out))
+            context.write_images(folder, drawn)
+            originals = ImageSet(tuple(held_out), "scale")
+            histogram = pool.call(partial(reconstructions.kept_histogram, kept))
             if histogram is not None:
-                count = sum(part.num_images for part in held_out)
-                metadata["held_out_codebook"] = codebook_use(histogram, count)
+                use = reconstructions.codebook_use(histogram, originals.num_images)
+                metadata["held_out_codebook"] = use
             if config.pairs:
-                metadata["summary"] |= measure_pairs(config, ImageSet(tuple(held_out), "scale"), kept, work)
+                metadata["summary"] |= reconstructions.measure_pairs(config, originals, kept, work)
         if config.feature_network != "none":
             made = [] if samples is None else measured_stages(samples)
             rows, reference = measure(config, index, made, kept, side, work)
@@ -110,18 +102,18 @@ def measure(
     made: list[MadeStage],
     kept: list[FeatureJob],
     side: int,
-    work: Mapping[str, Any],
+    work: Measuring,
 ) -> tuple[list[DistanceRow], bytes]:
     """Figures of all images made against training images, and packed statistics of the latter.
     Training images are read at the largest size of all sets, reconstructions (`kept`) having `side` pixels."""
-    seed, pool = config.seed, work["pool"]
+    seed, pool = config.seed, work.pool
     whole = max([side, *(stage.side for stage in made)])
-    trained = trained_parts(index, samples=config.reference_samples, seed=seed, resolution=whole)
+    trained = image_sets.trained_parts(index, samples=config.reference_samples, seed=seed, resolution=whole)
     held_out = held_out_parts(index, resolution=whole, limit=config.held_out_samples)
-    sets, windows = compared_sets(trained, held_out, made, seed=seed), {}
+    sets, windows = image_sets.compared_sets(trained, held_out, made, seed=seed), {}
     if config.window is not None and config.window < whole:
-        windows = window_sets(sets, made, side=config.window, whole=whole, seed=seed)
-    measured = measure_features(sets | windows, config, **work)
+        windows = image_sets.window_sets(sets, made, side=config.window, whole=whole, seed=seed)
+    measured = measure_features(sets | windows, config, work)
     wholes = [images for images in measured if images.name in sets]
     wholes += [FeatureSet(RECONSTRUCTED, "model", tuple(kept))] if kept else []
     rows = distance_rows(wholes, pool=pool, seed=seed, metrics=config.metrics)
@@ -130,7 +122,7 @@ def measure(
         rows += distance_rows(cut, pool=pool, seed=seed, metrics=config.metrics, reference=next(iter(windows)))
     (reference,) = (images for images in wholes if images.name == REFERENCE)
     ordered = sorted(rows, key=lambda row: (row.purpose == "model", row.name != RECONSTRUCTED))
-    return ordered, pool.call(partial(packed_reference, reference))
+    return ordered, pool.call(lambda: pack_gaussian(gaussian_of(reference.read()[FEATURES])))
 
 
 def run_study(config: Any, context: StageContext, *, images: Artifact, **models: Artifact) -> Artifact:
@@ -148,8 +140,8 @@ def run_study(config: Any, context: StageContext, *, images: Artifact, **models:
         total = sum(map(study.images_of, plan.jobs))
         for job in pool.finish(study.worker, plan.jobs, files=files):
             context.report_images(done := done + study.images_of(job), total)
-        anew = context.work_store if context.forced else None
-        measured = study.measure(plan, pool=pool, progress=context.report_images, anew=anew)
+        work = Measuring(pool, context.report_images, context.work_store if context.forced else None)
+        measured = study.measure(plan, work)
         findings = pool.call(partial(study.findings, plan, measured))
     return commit_findings(context, findings)
 

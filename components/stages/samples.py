@@ -15,10 +15,9 @@ from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_j
 from components.evaluation.generated import (
     CascadeSampler,
     jobs_of,
-    joined,
     measured_jobs,
     measured_requests,
-    read_job,
+    read_jobs,
     seconds_per_image,
 )
 from components.runtime import events
@@ -119,7 +118,7 @@ def preserve_prior(config: SubjectConfig, context: StageContext, *, images: Arti
         cascade = Artifact(kind="model", files=tuple(entries), **place)
         for job in pool.finish(partial(CascadeSampler, cascade, files), jobs, files=files):
             context.report_images(done := done + len(job.requests), config.samples)
-        made = [*joined([read_job(job.name, files) for job in jobs]).stages.values()][-1]
+        made = read_jobs(jobs, files).finished
         facts = pool.call(partial(write_subject, start, config.weight, index, words, made, files))
     return context.commit("shards", written=[INDEX, BPE, SUBJECT], metadata=facts)
 

@@ -12,7 +12,7 @@ from components.configuration.optimization import Precision
 from components.data.encoding import TokenEncoder, describe_autoencoder, shard_jobs, token_names
 from components.data.shards import BPE, Member, check_member, load_index, read_bpe
 from components.data.tokens import TokenFile, parse_tokens
-from components.evaluation.codebook import codebook_use
+from components.evaluation.reconstructions import codebook_use
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact, read_records
 from components.runtime.storage.store import Store

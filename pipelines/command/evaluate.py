@@ -43,9 +43,8 @@ def evaluate(
 
     from components.configuration.config import first_fault
     from components.configuration.usage import UsageError, usage_errors
-    from components.evaluation.features import MeasureConfig
+    from components.evaluation.features import NETWORKS, MeasureConfig
     from components.evaluation.given import evaluate_given
-    from components.evaluation.networks import NETWORKS
     from components.sampling.device import products
 
     if figures is not None and not figures.absolute().parent.is_dir():

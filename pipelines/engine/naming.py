@@ -14,8 +14,7 @@ from components.data.ingest import PACKAGED
 from components.data.sources.folder import LICENSE as UNSPECIFIED
 from components.data.sources.parquet import SUFFIX
 from components.data.sources.webdataset import GLOB, TARS, split_glob
-from components.evaluation.features import DistanceRow
-from components.evaluation.metrics import METRICS, PUBLISHED, distance_name
+from components.evaluation.metrics import METRICS, PUBLISHED, DistanceRow, distance_name
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.connection import shown
 from components.runtime.storage.store import absolute

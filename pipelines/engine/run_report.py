@@ -9,7 +9,7 @@ from typing import Any
 
 from components.configuration.usage import UsageError
 from components.data.shards import INDEX
-from components.evaluation.features import DistanceRow
+from components.evaluation.metrics import DistanceRow
 from components.evaluation.report import DataFacts, ReportData, StageRow, Study, render_report
 from components.runtime.storage.artifact import MANIFEST, Artifact, load_artifact, parse_stored
 from components.runtime.storage.garbage import ANNOUNCED, PLAN, RunPlan

@@ -20,9 +20,8 @@ from components.configuration.usage import UsageError, usage_errors
 from components.data.ingest import PACKAGED
 from components.data.listing import FileVersion, SourceError
 from components.data.source_check import check_file, check_source, detect_source, file_to_try, shard_in_place
-from components.evaluation.features import MeasureConfig
-from components.evaluation.networks import check_feature_network
-from components.evaluation.pairs import PairsConfig
+from components.evaluation.features import MeasureConfig, check_feature_network
+from components.evaluation.reconstructions import PairsConfig
 from components.runtime.execution import Resources
 from components.runtime.pool import one_line, portable
 from components.runtime.storage.connection import check_room, is_local, shown

@@ -10,9 +10,8 @@ from rich.console import Console
 
 from components.configuration.usage import UsageError, nearest
 from components.data.listing import SourceError
-from components.evaluation.features import DistanceRow
 from components.evaluation.image_sets import HELD_OUT
-from components.evaluation.metrics import METRICS, USUAL
+from components.evaluation.metrics import METRICS, USUAL, DistanceRow
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.report import Figure, Table, duration, figure, number, page_environment, shrunk
 from pipelines.engine.display import say

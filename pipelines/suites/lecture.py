@@ -14,10 +14,9 @@ from rich.console import Console
 
 from components.configuration.usage import UsageError, nearest
 from components.data.listing import SourceError
-from components.evaluation.features import DistanceRow
 from components.evaluation.gallery import INDEX_GRIDS, ORIGINALS
 from components.evaluation.grids import readable
-from components.evaluation.metrics import METRICS
+from components.evaluation.metrics import METRICS, DistanceRow
 from components.evaluation.plots import with_own_ids
 from components.evaluation.report import Table, described_image, figure, page_environment, shrunk, stage_curves
 from components.runtime.storage.artifact import Artifact
@@ -184,8 +183,10 @@ def render_lecture(slides: Sequence[Slide], results: Mapping[str, RecipeResult])
             first = next(line.number for line in lines if line.is_formula)
             code.append({"place": f"{reference.file}:{first}", "name": reference.name, "lines": lines})
         formulas = [Markup(convert(formula, display="block")) for formula in slide.formulas]
-        made = [shown_result(results[recipe], slide, slides, anchor=f"{anchor}-{recipe}") for recipe in slide.recipes]
-        shown = {"anchor": anchor, "slide": slide, "formulas": formulas, "code": code, "results": made}
+        shown = {"anchor": anchor, "slide": slide, "formulas": formulas, "code": code}
+        shown["results"] = [
+            shown_result(results[recipe], slide, slides, anchor=f"{anchor}-{recipe}") for recipe in slide.recipes
+        ]
         chapters.setdefault(slide.chapter, []).append(shown)
         homes |= {recipe: anchor for recipe in slide.recipes if recipe not in homes or not slide.shows}
     ordered = {recipe: results[recipe] for slide in slides for recipe in slide.recipes}
@@ -204,7 +205,7 @@ def shown_result(result: RecipeResult, slide: Slide, slides: Sequence[Slide], *,
 
     images, figures = of_slide(result.images), []
     for name, png in (own_images(images) if whole else images).items():
-        caption, alt = described_image(name)
+        _, caption, alt = described_image(name)
         alt, words = f"{readable(result.recipe)}: {alt}", result.words.get(name, ())
         figures.append(figure(f"{anchor}-{name}", png, caption, alt, words))
     plots, curves = (

@@ -21,8 +21,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from components.data.sources.scenes import render, scene
+from components.evaluation.features import FeatureExtractor
 from components.evaluation.metrics import Gaussian, frechet_distance, gaussian_of
-from components.evaluation.networks import FeatureExtractor
 from components.models.diffusion.samplers import sample
 from components.sampling.images import levels_to_uint8
 from components.training.batches import to_batch

@@ -25,8 +25,8 @@ from components.configuration.diffusion import DiffusionTraining
 from components.data.sources.folder import list_folder
 from components.data.sources.packaged import list_openmoji
 from components.data.sources.source import Source
+from components.evaluation.features import FeatureExtractor
 from components.evaluation.metrics import frechet_distance, gaussian_of
-from components.evaluation.networks import FeatureExtractor
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.models.bundle import ModelBundle, save_bundle
 from components.models.diffusion.samplers import sample

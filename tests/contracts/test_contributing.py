@@ -17,7 +17,7 @@ import json, sys
 import numpy as np
 from components.data.ingest import open_source
 from components.data.source_check import detect_source, source_digest
-from components.evaluation.features import measured_row
+from components.evaluation.metrics import measured_row
 from components.evaluation.metrics import METRICS, Compared, gaussian_of
 from components.evaluation.report import ReportData, render_report
 from components.runtime.storage.artifact import Artifact

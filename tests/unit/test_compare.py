@@ -12,7 +12,7 @@ from rich.console import Console
 
 from components.configuration.optimization import Training
 from components.configuration.usage import UsageError
-from components.evaluation.features import DistanceRow
+from components.evaluation.metrics import DistanceRow
 from components.evaluation.report import Table
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store

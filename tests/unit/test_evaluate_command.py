@@ -15,8 +15,8 @@ import torch
 from torch_fidelity import calculate_metrics
 
 from components.data import given
+from components.evaluation.features import FeatureExtractor
 from components.evaluation.given import published_gaussian
-from components.evaluation.networks import FeatureExtractor
 from components.sampling.image_files import encode_png
 from tests.feature_weights import write_inception
 from tests.in_process import Done, in_process

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from components.data.held_out import held_out_arrays
 from components.data.shards import BPE, ShardIndex, View
 from components.evaluation.agreement import (
     Agreement,
+    AgreementConfig,
+    AgreementStudy,
     AskedPart,
     Judge,
     Wanted,
-    agreement_findings,
     asked_jobs,
     caption_agreement,
     caption_ranks,
@@ -158,15 +160,15 @@ def test_some_of_the_parts_are_the_images_of_these_numbers(scenes: ShardIndex) -
 def test_a_generator_is_asked_for_what_it_takes_and_by_one_condition_alone(tmp_path: Path) -> None:
     cascade = Cascade.load(write_cascade(tmp_path))
     wanted = [Wanted(0, 2, Request(label=2)), Wanted(1, 7, Request(label=7))]  # there are three classes
-    ((job, asked),) = asked_jobs(cascade, "tokens", "label", wanted, seed=5)
-    assert asked == (2,)
+    (job,) = asked_jobs(cascade, "tokens", "label", wanted, seed=5)
     assert [(r.label, r.prompt, r.seed, r.generator) for r in job.requests] == [(2, None, 5, "tokens")]
 
 
 def test_tables_and_figures_show_held_out_images_and_chance_beside_each_branch() -> None:
     label = {"token branch": Agreement(100, 0.5, 0.2), "held-out images": Agreement(100, 0.8, 0.2)}
     prompt = {"token branch": Agreement(50, 0.1, 0.02, 9.5, 50)}
-    found = agreement_findings({"label": label, "prompt": prompt})
+    study: Any = AgreementStudy(AgreementConfig(), None, {}, None, "agreement")
+    found = study.findings(None, {"label": label, "prompt": prompt})
     by_label, by_prompt = found.tables.values()
     assert by_label["rows"][0] == ["token branch", 0.5, 0.05, 0.2, 100]
     (row,) = by_prompt["rows"]

@@ -1,14 +1,10 @@
 """Laws of the colors of codes and of index grids."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from components.evaluation.gallery import draw_index_grids
-from components.sampling.images import code_colors, index_grids, to_uint8
+from components.sampling.images import code_colors, index_grids
 from components.training.learner import make_network
 from tests.tiny_autoencoders import config_of
 
@@ -47,14 +43,3 @@ def test_a_place_of_the_index_grid_has_the_color_of_its_code(name: str) -> None:
     colors = grids.permute(0, 2, 3, 1).reshape(-1, 3)
     same = indices.flatten()[:, None] == indices.flatten()
     torch.testing.assert_close((colors[:, None] == colors).all(dim=-1), same)
-
-
-def test_an_index_grid_stands_between_its_image_and_what_is_decoded_of_it() -> None:
-    flat = [np.full((1, 16, 16, 3), value, np.uint8) for value in (40, 200)]
-    grid = to_uint8(torch.tensor([0.5, -0.5, 0.0])[None, :, None, None].expand(1, 3, 4, 4))
-    drawn = np.asarray(Image.open(io.BytesIO(draw_index_grids(flat[0], grid, flat[1]))).convert("RGB"))
-    rows = [
-        np.flatnonzero((drawn == color[0, 0, 0]).all(axis=-1).sum(axis=1) > 100) for color in (flat[0], grid, flat[1])
-    ]
-    assert rows[0].max() < rows[1].min() <= rows[1].max() < rows[2].min()
-    assert all(len(row) == 128 for row in rows)

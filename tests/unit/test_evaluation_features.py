@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from components.data.sources.packaged import list_openmoji
+from components.evaluation.features import FEATURES, FeatureExtractor, check_feature_network
 from components.evaluation.image_sets import NoiseImages, shrink
 from components.evaluation.metrics import frechet_distance, gaussian_of
-from components.evaluation.networks import FEATURES, FeatureExtractor, check_feature_network
 from components.sampling import device as devices
 from components.weights.features import INPUT_SIZE, enlarge_small, resize
 

@@ -13,22 +13,21 @@ from components.data.encoding import open_autoencoder
 from components.data.held_out import random_part
 from components.data.shards import load_index
 from components.evaluation.agreement import AgreementConfig, wanted_of
-from components.evaluation.codebook import reconstruct
+from components.evaluation.features import FeatureExtractor
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests
 from components.evaluation.generated import (
     SampleJob,
     draw_job,
     measured_requests,
     pack_job,
-    read_job,
+    read_jobs,
     request_for,
     unpack_job,
 )
 from components.evaluation.grids import readable
 from components.evaluation.image_sets import SmallerImages, held_out_parts, in_batches, shrink
 from components.evaluation.metrics import frechet_distance, gaussian_of
-from components.evaluation.networks import FeatureExtractor
-from components.evaluation.pairs import PairMeasurer
+from components.evaluation.reconstructions import PairMeasurer, reconstruct
 from components.evaluation.sampling_studies import judge
 from components.runtime.events import Recorder
 from components.runtime.execution import Resources
@@ -290,7 +289,7 @@ def test_the_agreement_of_a_branch_is_that_of_the_images_that_it_left(run: Fixtu
     assert list(rows) == ["diffusion branch", "token branch", "held-out images"]
     asked = np.array([each.asked for each in wanted_of(index, 5)["label"]])
     for generator, name in (("diffusion", "diffusion branch"), ("tokens", "token branch")):
-        made = read_job(f"{generator}_by_label-000", context.files_store).finished
+        made = read_jobs([SampleJob(f"{generator}_by_label-000", ())], context.files_store).finished
         assert made.shape == (5, 16, 16, 3)
         seen = judge(load_model("judge", folder), shrink(made, 8))
         assert rows[name]["accuracy"] == (seen == asked).mean()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from components.evaluation.gallery import draw_reconstructions
+from components.evaluation.gallery import draw_columns
 from components.evaluation.grids import (
     CELL,
     INK,
@@ -35,7 +35,7 @@ def area_of(png: bytes, color: np.ndarray) -> int:
 @pytest.mark.parametrize("side", [8, 16, 64, 100, 256])
 def test_every_image_is_shown_whole_and_enlarged_by_a_whole_factor(side: int) -> None:
     images = colored(7, side=side)
-    grid = labelled_grid(images, [f"image {number}" for number in range(7)], columns=3)
+    grid = labelled_grid(images, [f"image {number}" for number in range(7)])
     cell = side * -(-CELL // side)
     assert [area_of(grid, image[0, 0]) for image in images] == [cell**2] * 7
 
@@ -44,15 +44,11 @@ def test_neighbors_with_one_label_stand_in_one_row_with_the_words_right_below_it
     images = colored(6)
     grid = pixels(labelled_grid(images, ["cats"] * 3 + ["flags"] * 3))
     rows = [np.flatnonzero((grid == image[0, 0]).all(axis=-1).any(axis=1)) for image in images]
-    assert len({tuple(row) for row in rows[:3]}) == 1
-    assert rows[2].max() < rows[3].min()
-    images = colored(4)
-    grid = labelled_grid(images, ["cats"] * 2 + ["flags"] * 2)
-    first, second = (np.flatnonzero((pixels(grid) == image[0, 0]).all(axis=-1).any(axis=1)) for image in images[1:3])
-    ink = np.flatnonzero((pixels(grid) == INK).all(axis=-1).any(axis=1))
-    assert set(ink) & set(range(first.max() + 1, second.min()))
-    assert ink.min() > first.max()
-    assert set(ink) & set(range(second.max() + 1, len(pixels(grid))))
+    ink = np.flatnonzero((grid == INK).all(axis=-1).any(axis=1))
+    assert len({tuple(row) for row in rows[:3]}) == len({tuple(row) for row in rows[3:]}) == 1
+    assert set(ink) & set(range(rows[0].max() + 1, rows[3].min()))
+    assert ink.min() > rows[0].max()
+    assert set(ink) & set(range(rows[3].max() + 1, len(grid)))
 
 
 def test_labels_are_drawn_and_never_outside_of_the_grid() -> None:
@@ -80,17 +76,14 @@ def test_text_is_cut_to_its_width_with_an_ellipsis_and_letters_of_many_alphabets
 
 def test_a_heading_is_shown_whole_above_few_images() -> None:
     heading = "reconstructions of held-out images by their codes"
-    shown = np.argwhere(
-        (pixels(render_blocks([GridBlock(heading, [np.full((CELL, CELL, 3), 255, np.uint8)])], columns=1)) < 100).all(
-            axis=-1
-        )
-    )
+    grid = render_blocks([GridBlock(heading, [np.full((CELL, CELL, 3), 255, np.uint8)])], columns=1)
+    shown = np.argwhere((pixels(grid) < 100).all(axis=-1))
     assert np.ptp(shown[:, 1]) == pytest.approx(text_font().getlength(heading), abs=6)
 
 
 def test_a_reconstruction_stands_right_below_its_original_and_a_strip_holds_both_rows_of_every_frame() -> None:
     originals, others = colored(4), [255 - image for image in colored(4)]
-    grid = pixels(draw_reconstructions(np.stack(originals), np.stack(others)))
+    grid = pixels(draw_columns({"original": np.stack(originals), "reconstruction": np.stack(others)}))
     for original, other in zip(originals, others, strict=True):
         above, below = (np.argwhere((grid == image[0, 0]).all(axis=-1)) for image in (original, other))
         assert above[:, 0].max() < below[:, 0].min()

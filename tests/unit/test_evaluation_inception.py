@@ -14,9 +14,14 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from components.configuration.usage import UsageError
-from components.evaluation.features import MeasureConfig, measured_row
-from components.evaluation.metrics import METRICS, Compared, gaussian_from, gaussian_of, published_name
-from components.evaluation.networks import FEATURES, FeatureExtractor, FeatureNetworkError, check_feature_network
+from components.evaluation.features import (
+    FEATURES,
+    FeatureExtractor,
+    FeatureNetworkError,
+    MeasureConfig,
+    check_feature_network,
+)
+from components.evaluation.metrics import METRICS, Compared, gaussian_from, gaussian_of, measured_row, published_name
 from components.runtime.storage.store import digest_of
 from components.sampling.device import best_device
 from components.weights.features import SHA256

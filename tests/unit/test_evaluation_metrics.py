@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from components.evaluation import metrics
-from components.evaluation.features import DistanceRow, measured_row
 from components.evaluation.image_sets import REFERENCE
 from components.evaluation.metrics import (
     USUAL,
     Compared,
+    DistanceRow,
     Gaussian,
     distance_error,
     distance_of_halves,
     frechet_distance,
     gaussian_of,
+    measured_row,
     pack_gaussian,
     precision_recall,
 )

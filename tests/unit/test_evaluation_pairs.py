@@ -9,7 +9,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from components.configuration.usage import UsageError
-from components.evaluation.pairs import PairMeasurer, PairsConfig
+from components.evaluation.reconstructions import PairMeasurer, PairsConfig
 from components.runtime.storage.store import digest_of
 from components.sampling.device import best_device
 from pipelines.planning.preflight import Needs, check_needs

@@ -1,26 +1,30 @@
-"""Laws of the report, its graph and its curves."""
+"""Laws of the report, its graph, its curves and plots, and of studies that it shows without knowing what they are."""
 
 import io
 import math
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from components.evaluation.features import DistanceRow
-from components.evaluation.gallery import draw_reconstructions
+from components.evaluation.gallery import draw_columns
 from components.evaluation.grids import labelled_grid
-from components.evaluation.plots import curve_svg, direct_parents, metric_names, place, running_mean
+from components.evaluation.metrics import DistanceRow
+from components.evaluation.plots import LINES, Panel, Series, _legend, curve_svg, plot_svg, running_mean
 from components.evaluation.report import (
     DataFacts,
     ReportData,
     StageRow,
+    Study,
     Table,
     bars,
+    direct_parents,
     duration,
     number,
+    place,
     render_report,
     shrunk,
     speed_table,
@@ -87,7 +91,9 @@ def images() -> dict[str, bytes]:
     grid = labelled_grid(some, ["flags", "flags", "food", "food"])
     names = ["diffusion_by_class", "diffusion_by_prompt", "tokens_by_class", "tokens_by_prompt"]
     names += ["strip_upsampler_64", "strip_base", "cascade_side_by_side", "something_new"]
-    return dict.fromkeys(names, grid) | {"originals_and_reconstructions": draw_reconstructions(some, some)}
+    return dict.fromkeys(names, grid) | {
+        "originals_and_reconstructions": draw_columns(dict.fromkeys(("original", "reconstruction"), np.stack(some)))
+    }
 
 
 def full_report() -> ReportData:
@@ -233,12 +239,10 @@ def test_curves_leave_out_what_is_not_finite_describe_themselves_and_share_no_id
 
 
 def test_losses_come_before_other_curves_and_what_never_changes_is_folded_away() -> None:
-    points = [(1, {"learning_rate": 1.0, "perceptual_loss": 1.0}), (2, {"loss": 1.0, "usage": 1.0})]
-    assert metric_names(points) == ["loss", "perceptual_loss", "learning_rate", "usage"]
-    values = [{"perceptual_loss": 0.0, "loss": float(n), "a": float(n), "b": n**2.0} for n in range(9)]
+    values = [{"a": float(n), "still": 0.0, "b_loss": n**3.0, "loss": float(n), "b": n**2.0} for n in range(9)]
     drawn = stage_curves("tokenizer", tuple(enumerate(values)))
-    assert [entry["metric"] for entry in drawn["main"]] == ["loss", "a", "b"]
-    assert [entry["metric"] for entry in drawn["side"]] == ["perceptual_loss"]
+    assert [entry["metric"] for entry in drawn["main"]] == ["loss", "b_loss", "a", "b"]
+    assert [entry["metric"] for entry in drawn["side"]] == ["still"]
 
 
 def test_stages_that_ran_side_by_side_have_spans_that_overlap_and_a_cached_one_tells_what_it_once_took() -> None:
@@ -257,3 +261,68 @@ def test_times_and_numbers_are_written_for_people_and_a_running_mean_is_of_the_l
     assert [duration(s) for s in (7.26, 61, 3725, None)] == ["7.3 s", "1 min 01 s", "1 h 02 min", "–"]
     assert [number(v) for v in (512, 24700.4, 0.01234, 1.5e-5, None)] == ["512", "24,700", "0.0123", "1.5e-05", "–"]
     assert running_mean([1.0, 2.0, 3.0, 5.0], width=2) == [1.0, 1.5, 2.5, 4.0]
+
+
+LINE = Series("ddim & co", (5, 10, 50), (200.0, 120.0, 80.0))
+OTHER = Series("heun", (9, 19, 99), (300.0, 110.0, 79.0))
+PANEL = Panel("evaluations", "distance", [LINE, OTHER], levels={"250 steps": 81.0}, log_x=True, log_y=True)
+
+
+def test_a_plot_holds_every_line_in_its_own_color_tells_every_number_and_is_a_file_of_its_own_too() -> None:
+    svg = plot_svg([PANEL], salt="a")
+    page = Page(svg)
+    for (color, _), series in zip(LINES, (LINE, OTHER), strict=False):
+        assert series.name in page.text
+        assert len(re.findall(f"stroke: {color}; stroke-width: 1.8", svg)) == 2  # and in the legend
+        assert all(f"{y:.4g} at {x:.4g}" in page.text for x, y in zip(series.x, series.y, strict=True))
+    assert "250 steps 81" in page.text
+    assert svg.count("stroke-dasharray") == 2
+    assert all(f">{tick}<" in svg for tick in ("10", "20", "50", "100", "200"))
+    assert svg.startswith("<svg ")
+    assert 'xmlns="http://www.w3.org/2000/svg"' in svg
+    assert not re.search(r"var\(--[a-z]+\)", svg)  # each color of the page has a stand-in
+
+
+def test_a_name_has_one_color_in_all_panels_and_stands_once_in_the_legend() -> None:
+    both = plot_svg([Panel("x", "y", [LINE]), Panel("x", "z", [OTHER, LINE])], salt="b")
+    assert both.count(">ddim &amp; co<") == 1
+    assert len(re.findall(f"stroke: {LINES[0][0]}; stroke-width: 1.8", both)) == 3
+    assert len(re.findall(f"stroke: {LINES[1][0]}; stroke-width: 1.8", both)) == 2
+
+
+@pytest.mark.parametrize(
+    "names", [["a", "b", "c", "d"], ["sde_dpm_solver_pp", *"abcdef"], ["W" * 30, "classifier, unguided"]]
+)
+def test_the_legend_stays_inside_the_image(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def legend(figure: Any, *given: Any) -> None:
+        _legend(figure, *given)
+        seen.append((figure.legends[0].get_window_extent(), figure.bbox, figure.axes[0].bbox))
+
+    monkeypatch.setattr("components.evaluation.plots._legend", legend)
+    plot_svg([Panel("x", "y", [LINE._replace(name=name) for name in names])], salt="d")
+    ((words, image, axes),) = seen
+    assert image.x0 <= words.x0 < words.x1 <= image.x1
+    assert axes.y1 <= words.y0 < words.y1 <= image.y1
+
+
+def test_lines_of_a_thousand_points_are_told_by_their_ends() -> None:
+    many = Series("terms", tuple(range(1, 1001)), tuple(1 / t for t in range(1, 1001)))
+    assert "terms from 1 at 1 to 0.001 at 1000" in plot_svg([Panel("t", "bits", [many], markers=False)], salt="d")
+
+
+def report(**study: Any) -> str:
+    studies = (Study(stage="steps_study", **study),)
+    return render_report(ReportData(run="r", recipe="x", recipe_yaml="", stages=(), studies=studies))
+
+
+def test_the_report_shows_whatever_plots_and_tables_a_stage_names() -> None:
+    table = {"columns": ["sampler", "distance"], "rows": [["<ddim>", 81.25], ["heun", None]]}
+    plots = {"One": plot_svg([PANEL], salt="one"), "Two": plot_svg([PANEL], salt="two")}
+    page = Page(html := report(plots=plots, tables={"Distances": table}))
+    assert_complete(page, html)
+    assert all(words in page.text for words in ("steps study", "One", "Two", "Distances", "250 steps 81"))
+    assert re.search(r"<ddim>\s*81\.2\s*heun\s*–", page.text)
+    for one_alone in ({"plots": plots}, {"tables": {"Distances": table}}):
+        assert "Studies" in Page(report(**one_alone)).text

@@ -25,9 +25,9 @@ from components.configuration.sampling import CascadeSampling, DiffusionSampling
 from components.data.shards import BPE, INDEX
 from components.data.stream import rank_batches
 from components.evaluation.agreement import AgreementConfig
+from components.evaluation.features import FeatureExtractor
 from components.evaluation.likelihood_study import LikelihoodConfig
 from components.evaluation.metrics import METRICS, USUAL, Metric
-from components.evaluation.networks import FeatureExtractor
 from components.evaluation.noising_study import NoisingStudyConfig
 from components.evaluation.restoration import RestorationConfig
 from components.runtime.events import Event, Recorder, Warning

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from components.evaluation.gallery import GalleryConfig, gallery_requests
-from components.evaluation.report import image_groups
+from components.evaluation.report import described_image
 from components.runtime.tracking.registry import input_example
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import GENERATORS, Cascade, compose
@@ -152,4 +152,4 @@ def test_a_registered_model_takes_its_example(folder: Path):
 def test_the_report_shows_its_images(folder: Path):
     shown = gallery_requests(GalleryConfig(num_prompts=0), Cascade.load(folder), captions=(), seed=0)
     assert {*shown} == {"flat_by_class"}
-    assert image_groups()["samples"]["flat_by_class"][0] == "Flat, by class"
+    assert described_image("flat_by_class")[:2] == ("samples", "Flat, by class")

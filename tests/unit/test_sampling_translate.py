@@ -3,15 +3,19 @@
 import base64
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from components.configuration.usage import UsageError
-from components.evaluation.restoration import asked_of, damage, psnr, restored_findings
+from components.evaluation.generated import SampledImages, jobs_of, pack_job
+from components.evaluation.restoration import RestorationConfig, RestorationStudy, asked_of, damage, psnr
+from components.evaluation.study import StudyPlan
 from components.models.diffusion.corruption import MASK_TASKS, TASKS
+from components.runtime.pool import file_name
+from components.runtime.storage.store import Store
 from components.runtime.tracking.registry import input_example
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade
@@ -130,7 +134,9 @@ def test_a_registered_model_takes_its_example_and_answers_as_the_cascade(tmp_pat
         np.testing.assert_array_equal(np.asarray(image), Cascade.load(folder).sample([request])[0])
 
 
-def test_held_out_images_are_damaged_by_every_task_restored_and_drawn(cascade: Cascade) -> None:
+def test_held_out_images_are_damaged_by_every_task_restored_and_drawn(
+    cascade: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     originals = np.stack([pixels(seed) for seed in range(3)])
     how: dict[str, Any] = {"tasks": TASKS, "mask_area": (0.2, 0.5), "factors": (2, 4)}
     damaged = damage(originals, **how)
@@ -142,11 +148,16 @@ def test_held_out_images_are_damaged_by_every_task_restored_and_drawn(cascade: C
     ]
     for first, second in zip(damaged, damage(originals, **how), strict=True):
         assert first.requests == second.requests
-    made = {each.name: np.stack(cascade.sample(each.requests)) for each in damaged}
+    files, groups = Store(str(tmp_path)), {}
     for each in damaged:
-        assert made[each.name].shape == originals.shape
-        np.testing.assert_array_equal(made[each.name][~each.mask], originals[~each.mask])
-    found = restored_findings(damaged, made, originals, {"jpeg quality 5": 12.0})
+        made = np.stack(cascade.sample(each.requests))
+        assert made.shape == originals.shape
+        np.testing.assert_array_equal(made[~each.mask], originals[~each.mask])
+        (job,) = groups[each.name] = jobs_of(each.name, each.requests)
+        files.write(file_name(job.name), pack_job(SampledImages({"image": made}, {})))
+    monkeypatch.setattr(RestorationStudy, "degraded", lambda study: (None, originals, damaged))
+    study: Any = RestorationStudy(RestorationConfig(), cast(Any, None), {}, files, "restoration")
+    found = study.findings(StudyPlan(groups), {"jpeg quality 5": 12.0})
     assert set(found.summary) >= {"psnr_inpainting", "psnr_jpeg_quality_5_degraded"}
     assert Image.open(io.BytesIO(found.images["restored"])).size[0] > 0
     (table,) = found.tables.values()
