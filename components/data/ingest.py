@@ -30,7 +30,7 @@ from components.sampling.image_files import SPECIAL_TOKENS
 logger = logging.getLogger(__name__)
 
 SOURCES = ("openmoji", "scenes", "folder", "parquet", "fashion_mnist", "webdataset", "shards")
-PACKAGED: dict[str, Callable[[], object]] = {  # sources without a path -> versions of all that draws their images
+PACKAGED: dict[str, Callable[[], object]] = {  # sources without a path -> versions
     "openmoji": lambda: [OPENMOJI_VERSION, package_versions()],
     "scenes": lambda: GENERATOR_VERSION,
 }
