@@ -106,9 +106,9 @@ def test_none_is_an_explicit_choice_that_measures_nothing() -> None:
 def test_a_missing_package_is_named_with_the_remedy() -> None:
     code = f"""
 import importlib.util
-from components.evaluation import networks
-networks.find_spec = lambda name: None if name == {PACKAGE!r} else importlib.util.find_spec(name)
-networks.check_feature_network("efficientnet_lite0")
+from components.evaluation import features
+features.find_spec = lambda name: None if name == {PACKAGE!r} else importlib.util.find_spec(name)
+features.check_feature_network("efficientnet_lite0")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
