@@ -21,6 +21,7 @@ from ray import cloudpickle
 from torch import nn
 
 import components.stages
+from components.configuration.optimization import StartConfig
 from components.configuration.sampling import CascadeSampling, DiffusionSampling, RestorationSampling
 from components.data.shards import BPE, INDEX
 from components.data.stream import rank_batches
@@ -39,12 +40,13 @@ from components.stages.context import StageContext
 from components.stages.evaluate import EvaluationConfig, evaluate, run_study
 from components.stages.images import ImagesConfig, ingest_images
 from components.stages.precompute import PrecomputeConfig, TextEncoderConfig, import_text_encoder, precompute
-from components.stages.samples import SamplesConfig, compose_cascade, sample_generators
+from components.stages.samples import SamplesConfig, compose_cascade, preserve_prior, sample_generators
 from components.stages.tokens import TokensConfig, tokenize_images
 from components.stages.training import train_model
 from components.training import launch
 from components.training.parallel import ALONE
 from components.training.results import finish
+from components.training.subject import SubjectConfig
 from components.training.worker import TrainingJob
 from pipelines.workflow import Stage, stage_key
 from tests.stored_files import flip
@@ -178,6 +180,9 @@ class House:
         given = {field: self.given(other) for field, other in inputs.items()}
         if context.stage == "text_encoder":
             config = TextEncoderConfig(uri=str(pretrained_folder(self.root / "bert", "bert", length=None)), length=5)
+        if context.stage == "subject":
+            start = StartConfig(uri=self("base").root)
+            config = SubjectConfig(init_from=start, label=0, class_label=1, samples=2, sampling=FEW)
         return run(config, context, **given)
 
     def given(self, other: str | list[str]) -> Artifact | list[Artifact]:
@@ -233,6 +238,7 @@ STAGES: dict[str, tuple[Callable[..., Artifact], Any, dict[str, Any]]] = {
         CascadeSampling(base=FEW, upsamplers=(FEW,)),
         {"tokenizer": "tokenizer", "prior": "prior", "base": "base", "upsamplers": ["upsampler_16"]},
     ),
+    "subject": (preserve_prior, None, IMAGES),
     "restoring": (compose_cascade, RestorationSampling(model=FEW), {"model": "palette"}),
     "samples": (
         sample_generators,
