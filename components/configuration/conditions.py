@@ -31,7 +31,7 @@ IMAGES = DatasetInfo(num_classes=1)  # a set of which nothing but the images mat
 
 
 Condition = Literal["label", "text", "text_states", "condition_image", "image_embedding"]
-TokenCondition = Literal["label", "text", "condition"]  # condition: tokens of another image
+TokenCondition = Literal["label", "text", "condition"]  # condition: tokens of another image, by their own tokenizer
 Member = Literal["image", "depth", "mask"]  # members of a sample that are images
 
 
@@ -79,7 +79,7 @@ class DiffusionConditions(ConditionsConfig):
 
     conditions: tuple[Condition, ...] = ("label",)
     text: PaddedTextConfig = PaddedTextConfig()  # used where text is a condition
-    text_states_dim: int | None = Field(None, ge=1)  # of a frozen encoder's state; None: as it makes
+    text_states_dim: int | None = Field(None, ge=1)  # features of a state of a frozen text encoder; None: as it makes
     image_embedding_dim: int | None = Field(None, ge=1)  # the same of an image encoder
     condition_member: Member | None = None  # member of each sample to use as condition_image
 

@@ -153,7 +153,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for item in get_args(annotation) for model in _models(item)]
 
 
-IDENTITY = "identity"  # context of the dump that enters a stage's key
+IDENTITY = "identity"  # context of the dump that enters a stage's key: without what changes no result
 
 
 @dataclass(frozen=True)

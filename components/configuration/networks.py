@@ -27,7 +27,7 @@ class UNetSizes(NetworkConfig):
     dropout: float = Field(0.0, ge=0, lt=1)
     text_conditioning: Literal["pooled", "cross_attention", "spatial_transformer"] = "pooled"
     transformer_depth: int = Field(1, ge=1)  # of spatial transformers
-    class_token_dim: int | None = Field(None, ge=1)  # the label as a token, not in the embedding
+    class_token_dim: int | None = Field(None, ge=1)  # the label is a token for them instead of part of the embedding
     scale_shift_norm: bool = True  # adaptive group norm, or time by addition
     resample_in_blocks: bool = True  # or by convolutions
     norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
@@ -92,7 +92,7 @@ class GradientCodesConfig(Config):
     kind: Literal["vq"] = "vq"
     codebook_size: int = Field(ge=2)
     codebook_dim: int | None = Field(None, ge=1)  # None: latent_channels
-    codebook_init: Literal["uniform", "data"] = "uniform"  # U(-1/K, 1/K), or latents of the first batch
+    codebook_init: Literal["uniform", "data"] = "uniform"  # U(-1/K, 1/K) as published, or latents of the first batch
     l2_normalize: bool = True
 
 
@@ -197,7 +197,7 @@ class TransformerConfig(TokenNetworkConfig):
     """Decoder-only transformer over tokens."""
 
     kind: Literal["transformer"] = "transformer"
-    class_token: Annotated[bool, Since(True)] = True  # else the last condition predicts the first
+    class_token: Annotated[bool, Since(True)] = True  # else the last token of the conditions predicts the first
     attend_padding: Annotated[bool, Since(False)] = False  # to pads of texts, as to other tokens
 
 
@@ -264,7 +264,7 @@ class ContrastiveNetworkConfig(NetworkConfig):
     channels: int = Field(ge=4)
     channel_mult: tuple[int, ...] = Field(min_length=1)  # one level each; every further level halves the sides
     num_res_blocks: int = Field(ge=1)
-    patch_size: int = Field(4, ge=1)  # pixels; the first level has a position for each
+    patch_size: int = Field(4, ge=1)  # pixels; the first level has resolution / patch_size positions on a side
     embedding_dim: int = Field(ge=2)
     norm_groups: int | None = Field(None, ge=1)  # None: 32, or fewer so that each keeps four channels
 

@@ -27,9 +27,9 @@ class OptimizationConfig(Config):
     can_recompute: ClassVar[bool] = True  # whether gradient_checkpointing may be set
 
     total_steps: int = Field(ge=1)
-    global_batch_size: int = Field(ge=1)  # samples a step over all workers
+    global_batch_size: int = Field(ge=1)  # samples a step over all workers; the number of workers is not identity
     seed: int = Field(0, ge=0)
-    streams: int = Field(12, ge=12, multiple_of=12)  # of the order; workers that divide it read shards once
+    streams: int = Field(12, ge=12, multiple_of=12)  # of the order: numbers of workers that divide it read shards once
     learning_rate: float = Field(gt=0)  # peak, reached after the warm-up
     lr_decay: Literal["linear", "cosine"] = "linear"
     final_lr_fraction: float = Field(0.02, ge=0, le=1)  # of learning_rate, at the last step
@@ -43,7 +43,7 @@ class OptimizationConfig(Config):
     ema: Literal["exponential", "power"] = "exponential"  # power: its length can be chosen after training
     ema_sigma_rel: float = Field(0.1, gt=0, lt=0.28)  # of a power EMA: its length as a share of training
     precision: Precision = "fp32"  # bf16: autocast, where the device has it; weights and optimizer stay fp32
-    compile_network: bool = False  # torch.compile: faster steps on GPUs; other rounding
+    compile_network: bool = False  # torch.compile: a minute more at the start, faster steps on GPUs; other rounding
     gradient_checkpointing: Annotated[bool, Unkeyed()] = False  # less memory for a third more time; the same numbers
     log_every: int = Field(20, ge=1)
     checkpoint_every: int = Field(200, ge=1)  # steps; a power EMA keeps a snapshot at each
@@ -92,7 +92,7 @@ class TrainingNeeds(NamedTuple):
     degradations: tuple[str, ...] = ()  # tasks that make the `condition_image` of the `image`
     jpeg_qualities: tuple[int, int] = (5, 30)  # lowest and highest, of the task jpeg
     channels: int = 3  # of what the network learns in place of colors: 1 gray, or those of latents
-    columns: tuple[str, ...] = ()  # arrays of frozen networks, made or in the set
+    columns: tuple[str, ...] = ()  # arrays of each sample that frozen networks make, unless the set holds them
     captions: bool = False  # the text tokenizer is stored with the model
     perceptual_network: PerceptualNetwork = "none"  # of the loss
     perceptual_weights_uri: str | None = None
@@ -179,7 +179,7 @@ class GANOptimization(OptimizationConfig):
     ema: Literal["exponential"] = "exponential"  # statistics of batch norms can't be combined afterwards
     ema_decay: float = Field(0.999, gt=0, lt=1)  # of the generator; what samples is always the average
     can_recompute = False
-    gradient_checkpointing: Literal[False] = False  # a second pass has other singular vectors
+    gradient_checkpointing: Literal[False] = False  # each pass moves singular vectors: a second one has other weights
     discriminator_learning_rate: float = Field(gt=0)  # learning_rate is the generator's
     discriminator_steps: int = Field(1, ge=1)  # in each step, on equal parts of the batch
 

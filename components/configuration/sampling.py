@@ -30,7 +30,7 @@ class DiffusionSampling(ModelSampling):
     guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # 1 is no guidance
     autoguidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # away from the cascade's weaker model; 1 is off
     guidance_interval: tuple[float, float] | None = None  # guide at these noise levels only, sigma / signal
-    guidance_rescale: float = Field(0.0, ge=0, le=1)  # of the deviation, back to that without guidance
+    guidance_rescale: float = Field(0.0, ge=0, le=1)  # deviation of what is guided, back to that of what is not
     guided_channels: Annotated[int | None, Since(None)] = Field(None, ge=1)  # the first, that guidance moves; None: all
 
     def _check(self) -> None:
@@ -62,7 +62,7 @@ class TokenSampling(ModelSampling):
 class TransformerSampling(TokenSampling):
     """Settings of a causal transformer."""
 
-    compile_decoding: bool = False  # on a GPU: a minute more at first, then faster steps
+    compile_decoding: bool = False  # on a GPU: a minute more for the first batch of each size, then faster steps
 
 
 class MaskedTokenSampling(TokenSampling):

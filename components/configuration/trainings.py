@@ -39,7 +39,7 @@ class AutoencoderLosses(Config):
     """Loss weights that tell apart VAE, VAE-GAN, VQ-VAE, dVAE and VQ-GAN."""
 
     commitment_cost: float = Field(0.25, ge=0)
-    kl_weight: float = Field(1.0, ge=0)  # of gaussian and gumbel; 1 is the bound of a likelihood
+    kl_weight: float = Field(1.0, ge=0)  # of gaussian and gumbel; 1 is the bound, where reconstruction is a likelihood
     kl_warmup_steps: int = Field(0, ge=0)  # from 0 to kl_weight along a cosine
     temperature_steps: int = Field(0, ge=0)  # of gumbel: from 1 to final_temperature along a cosine
     final_temperature: float = Field(1 / 16, gt=0, le=1)
@@ -123,7 +123,7 @@ class AdversaryConfig(Config):
 
     discriminator_channels: int = Field(ge=4)
     discriminator_channel_mult: tuple[int, ...] = Field(min_length=1)
-    augment: bool = False  # differentiable, of all that the discriminator sees
+    augment: bool = False  # differentiable augmentation of all that the discriminator sees, for small sets
 
 
 class GANTraining(Training):

@@ -145,7 +145,7 @@ class ImageSamples:
 
     index: ShardIndex
     view: View
-    degradation: Degradation | None = None  # of the `image`
+    degradation: Degradation | None = None  # makes the `condition_image` of the `image`
 
     def __post_init__(self) -> None:
         if self.view.condition_member is not None and self.degradation is not None:

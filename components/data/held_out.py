@@ -29,8 +29,8 @@ class SplitArrays(NamedTuple):
     caption: tuple[str, ...]
     key: tuple[str, ...]
     split: tuple[Split, ...]
-    condition_image: np.ndarray | None = None  # (N, H, W, 3) uint8
-    arrays: Mapping[str, np.ndarray] = MappingProxyType({})  # name -> (N, ...) float16
+    condition_image: np.ndarray | None = None  # (N, H, W, 3) uint8, with a condition member
+    arrays: Mapping[str, np.ndarray] = MappingProxyType({})  # name -> (N, ...) float16, of the requested arrays
 
 
 def read_split(index: ShardIndex, split: Split, view: View, *, limit: int | None = None) -> SplitArrays:

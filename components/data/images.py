@@ -14,7 +14,7 @@ from components.sampling.image_files import open_header, open_image
 
 WHITE = (255, 255, 255, 255)
 JPEG = "jpeg"
-STREAM = 0x6465  # separates these draws from the order's
+STREAM = 0x6465  # separates draws of degradations from draws of the order with the same seed
 
 
 def decode_image(data: bytes) -> Image.Image:

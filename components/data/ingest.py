@@ -30,13 +30,13 @@ from components.sampling.image_files import SPECIAL_TOKENS
 logger = logging.getLogger(__name__)
 
 SOURCES = ("openmoji", "scenes", "folder", "parquet", "fashion_mnist", "webdataset", "shards")
-PACKAGED: dict[str, Callable[[], object]] = {  # sources without a path -> versions
+PACKAGED: dict[str, Callable[[], object]] = {  # sources without a path -> versions of all that draws their images
     "openmoji": lambda: [OPENMOJI_VERSION, package_versions()],
     "scenes": lambda: GENERATOR_VERSION,
 }
-BPE_CAPTIONS = 1_000_000  # for the BPE, evenly from all shards
+BPE_CAPTIONS = 1_000_000  # that the BPE is trained on, evenly from all shards
 Facts = TypeVar("Facts", Part, TarFacts)
-Progress = Callable[[int, int], None]  # images, or tars, done and in all
+Progress = Callable[[int, int], None]  # done, in all: images, or tars of a webdataset
 ClassCounts = Callable[[dict[str, int]], None]  # usable images by class
 Whole = Callable[[dict[str, str]], dict[str, Record]]  # `whole_parts` of the new set
 Run = Callable[[Work, Sequence[str]], Iterator[tuple[int, str]]]  # `run_pieces`
@@ -46,13 +46,13 @@ class IngestConfig(Config):
     """All numbers that decide the set."""
 
     resolution: int  # side of the stored images, pixels
-    samples_per_shard: int  # a task holds three shards
-    holdout_fraction: float  # in [0, 1), by hash of the key
-    vocab_size: int  # of the caption tokenizer, at least 260
+    samples_per_shard: int  # a reading task holds three shards at a time
+    holdout_fraction: float  # share of the images, by hash of the key, that training never sees; [0, 1)
+    vocab_size: int  # ids of the caption tokenizer, at least 260
     text_length: int  # ids of one caption
-    limit: int | None = None  # of images, by hash of the key
-    max_corrupt_fraction: float = 0.01  # of images: quarantined and counted
-    columns: Annotated[Columns, Since(COMMON)] = COMMON  # of Parquet or a captions file
+    limit: int | None = None  # at most so many images, by hash of the key; for scenes their number
+    max_corrupt_fraction: float = 0.01  # share of the images that may be corrupt: quarantined and counted
+    columns: Annotated[Columns, Since(COMMON)] = COMMON  # of a table of the images: of Parquet or a captions file
 
 
 def ingest(

@@ -49,7 +49,7 @@ def list_versions(url: str) -> list[FileVersion]:
     filesystem, root = connect(url)
     try:
         infos = files_below(filesystem, root)
-    except Exception as error:  # each file system has its own
+    except Exception as error:  # each file system has its own errors for a missing bucket or wrong credentials
         raise SourceError(
             f"{url} can't be listed ({reason(error)}); check the address, the bucket and the rights"
         ) from error

@@ -26,7 +26,7 @@ from components.sampling.image_files import encode_png
 OWN_ERRORS = {error.__name__: error for error in (DataError, ShardError, SourceError, StoreError)}
 Warn = Callable[[str], None]  # shows a line to the user
 WARN: Warn = logging.getLogger(__name__).warning
-Work = Callable[[int, str], str]  # number, piece -> result; picklable
+Work = Callable[[int, str], str]  # number of the piece, its description -> its result; picklable
 T = TypeVar("T")
 
 
@@ -146,7 +146,7 @@ class PartWriter:
                 raise SourceError(f"{item.location} has vanished since the source was listed; start again") from error
             try:
                 drawing = self.reader.draw(item, data, resolution=self.resolution)
-            except Exception as error:  # decoders raise a dozen kinds
+            except Exception as error:  # Pillow's decoders raise a dozen kinds for a corrupt file
                 quarantined.append(Quarantined(key=item.key, shard=f"{name}.tar", reason=reason_of(error)))
                 continue
             own: dict[str, bytes | str] = {"png": encode_png(drawing.image), "cls": str(item.label).encode()}

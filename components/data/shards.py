@@ -38,7 +38,7 @@ class ArrayInfo(Config):
 
     name: str
     shape: tuple[int, ...] = Field(min_length=1)
-    made_by: str  # stage and key of a model
+    made_by: str  # stage and key of the model that made the array
 
 
 def write_array(array: np.ndarray) -> bytes:
@@ -82,7 +82,7 @@ def shard_url(url: str) -> str:
 class ShardEntry(Config):
     """A tar in the index. `samples` counts usable samples: quarantined samples are in no split."""
 
-    url: Annotated[str, AfterValidator(shard_url)]  # relative to the index; absolute: the user's own
+    url: Annotated[str, AfterValidator(shard_url)]  # relative to the index; absolute when the tars are the user's own
     bytes: int
     sha256: str
     samples: int
@@ -105,14 +105,14 @@ class ShardIndex(Config):
     version: Literal[1] = 1
     source: str
     license: str
-    resolution: int | None  # side of the stored images; None: of any size
+    resolution: int | None  # side of the stored images; None: of any size, resized when they are read
     classes: tuple[str, ...]
     labels: Literal["index", "name"] = "index"  # content of `cls`: the label itself, or a name listed in `classes`
     holdout_fraction: float = Field(ge=0, lt=1)
     samples: int
     train_samples: int
     quarantined: int
-    mask_values: int = Field(default=3, ge=2, le=65536)  # in each `mask.png`: 0 to mask_values - 1
+    mask_values: int = Field(default=3, ge=2, le=65536)  # a `mask.png` of the set holds 0 to mask_values - 1
     text: TextInfo
     arrays: tuple[ArrayInfo, ...] = ()  # of each sample, next to its image
     shards: Annotated[Sequence[ShardEntry], AsTable(ShardEntry)]
@@ -140,9 +140,9 @@ class ShardIndex(Config):
 class View(NamedTuple):
     """The part of each sample to read; order and split of the samples do not depend on it."""
 
-    resolution: int  # pixels; images of other sizes are resized
+    resolution: int  # side of the images in pixels; stored images of other sizes are resized when they are read
     member: Member = "image"  # the member read as image
-    condition_member: Member | None = None  # read as condition image, if any
+    condition_member: Member | None = None  # the member read as condition image; None: there is no such image
     arrays: tuple[str, ...] = ()  # names of arrays of the set
 
 

@@ -67,9 +67,9 @@ def detect_source(uri: str) -> SourceName:
 class Listed(NamedTuple):
     """The contents of a source that can be used."""
 
-    facts: object  # of the contents, never their place
-    files: tuple[FileVersion, ...] = ()  # tars by URLs, others by paths; none with an index
-    notes: tuple[str, ...] = ()  # lines about what won't be read
+    facts: object  # all that tells the contents from others, never their place
+    files: tuple[FileVersion, ...] = ()  # tars by absolute URLs, other files by their paths; none with an index
+    notes: tuple[str, ...] = ()  # lines about files and columns that won't be read
 
 
 def check_source(source: str, path: str | None, columns: Columns = COMMON) -> Listed:

@@ -25,17 +25,17 @@ from components.data.order import Order
 from components.runtime.ray_internals import ExecutionCallback, quiet_ray_data
 
 Arrays = dict[str, np.ndarray]
-BLOCK_ROWS = 512  # a block costs milliseconds, whatever its size
+BLOCK_ROWS = 512  # blocks cost a few milliseconds each, whatever their size
 BLOCK_BYTES = 16 * 2**20
 AHEAD_BLOCKS = 16  # finished ones that wait for training
-THREAD_BLOCKS = 2  # of them where a thread makes blocks
+THREAD_BLOCKS = 2  # of them where a thread of the rank makes blocks
 PREFETCHED_BATCHES = 4
 TASK_ROWS = 16384
-MOST_TASKS = 1000  # made before the first one runs
-SOON_ROWS = 2048  # rows ahead whose shards are fetched
-SPARE_BYTES = 192 * 2**20  # of kept shards without a sample due soon
+MOST_TASKS = 1000  # Ray makes all of a dataset before the first one runs
+SOON_ROWS = 2048  # rows after a block whose shards are fetched ahead
+SPARE_BYTES = 192 * 2**20  # shards that are kept although no sample of them is due soon
 SHORTEST_REST = 0.005  # seconds; while a rank waits for a block
-LONGEST_REST = 0.1  # seconds; once no rank has waited for a while
+LONGEST_REST = 0.1  # seconds; once no rank has waited for a while: a block holds several steps
 
 
 class Shard(Protocol):
@@ -52,7 +52,7 @@ class Shard(Protocol):
 class Samples(Protocol):
     """The training samples of a set as columns; picklable."""
 
-    decoded: ClassVar[bool]  # already: rows are copies
+    decoded: ClassVar[bool]  # in the shards already: rows are copies
 
     @property
     def counts(self) -> np.ndarray:  # int64 (S,)
@@ -216,7 +216,7 @@ def _ray_batches(samples: Samples, share: Share, *, layout: Layout, threads: int
         fn_constructor_kwargs={"layout": layout, "threads": threads},
         batch_size=1,
         compute=ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),  # or a later one runs first after a death
-        num_cpus=0,  # it works on the logical CPUs of its rank
+        num_cpus=0,  # it works on the logical CPUs of its rank: a rank never waits for room for its reader
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
     )
     context = dataset.context
@@ -224,7 +224,7 @@ def _ray_batches(samples: Samples, share: Share, *, layout: Layout, threads: int
     context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=ahead)
     context.custom_execution_callback_classes = [Rest]
     context._max_num_blocks_in_streaming_gen_buffer = AHEAD_BLOCKS
-    context.target_max_block_size = int(0.8 * layout.block_bytes)  # passed on as it is
+    context.target_max_block_size = int(0.8 * layout.block_bytes)  # a block of the reader's is passed on as it is
     context.enable_progress_bars = context.print_on_execution_start = False
     batches = dataset.iter_batches(batch_size=share.rows, batch_format="numpy", prefetch_batches=PREFETCHED_BATCHES)
     try:

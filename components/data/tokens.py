@@ -23,7 +23,7 @@ from components.data.shards import Split
 from components.runtime.storage.artifact import Artifact
 
 COLUMNS = ("key", "tokens", "label", "text", "split")
-HELD_OUT = 2048  # images
+HELD_OUT = 2048  # images for previews and the final evaluation
 
 
 class TokenSet(NamedTuple):

@@ -40,7 +40,7 @@ class ImageSet(NamedTuple):
     """Images to measure."""
 
     parts: tuple[ImagePart, ...]
-    purpose: Purpose
+    purpose: Purpose  # images of a model, or images that calibrate the distances
 
     @property
     def num_images(self) -> int:
@@ -112,7 +112,7 @@ class NoiseImages(NamedTuple):
     """Images of independent uniform pixels, like the output of an untrained model."""
 
     num_images: int
-    resolution: int
+    resolution: int  # pixels of a side after resizing
     seed: tuple[int, int]  # of the set, and number of the part
     place: Store = Store("")  # beside the images that it is compared with
 

@@ -47,7 +47,7 @@ STREAM = "likelihood"  # of the noise
 CURVE_POINTS = 200  # of the plot
 
 # (x_0, noise, timesteps), B rows each -> bits/dim (B,)
-Term = Callable[[Tensor, Tensor, Tensor], Tensor]
+Term = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_0, noise, timesteps), B rows each -> bits/dim (B,)
 TABLE = "Bits/dim of held-out images"
 
 

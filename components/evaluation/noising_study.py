@@ -83,7 +83,7 @@ class NoisingStudyConfig(Config):
     shown: int = Field(4, ge=1)  # images in a row of their own
     frames: int = Field(8, ge=2)  # times of a row
     # of the images that are noised to be seen; None: the model's
-    resolution: int | None = Field(None, ge=8)
+    resolution: int | None = Field(None, ge=8)  # of the images that are noised to be seen; None: the model's
     seed: int = Field(0, ge=0)
 
 

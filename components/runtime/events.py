@@ -64,7 +64,7 @@ class RunStarted(NamedTuple):
     run: str
     recipe_yaml: str
     parameters: Mapping[str, Any]
-    tags: Mapping[str, str]  # `name` of its models, `git_commit`, …
+    tags: Mapping[str, str]  # `name` of its models, `git_commit`, and what else is known
 
 
 class ModelsDescribed(NamedTuple):
@@ -127,7 +127,7 @@ class LogEntry(NamedTuple):
     time: int  # milliseconds since 1970
     run: str
     models: str  # name of the run's models
-    key: str  # of the event's stage; empty: of the run
+    key: str  # of the event's stage; empty for an event of the run itself
     event: Event
 
     @property
@@ -175,7 +175,7 @@ class Measure(NamedTuple):
 
     title: str
     text: Callable[[float], str]  # with its unit
-    of_run: Callable[[Sequence[float]], float]  # of all logs
+    of_run: Callable[[Sequence[float]], float]  # the figures of all logs -> that of the run
 
 
 def plain(value: float) -> str:
@@ -187,7 +187,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-MEASURES = {  # by a training's name for them
+MEASURES = {  # by the name under which a training logs them (`components.training.reporting`)
     "samples_per_second": Measure("samples/s", plain, median),  # of all devices
     "samples_per_second_per_gpu": Measure("per GPU", plain, median),
     "mfu": Measure("MFU", percent, median),  # FLOP/s of the recipe over the GPUs' peak in bf16

@@ -31,10 +31,10 @@ class Resources(Config):
     # worker's share of its node's cores (`threads_of`), where `workers_per_node` workers may share them
     workers_per_node: int = Field(1, ge=1)
     cpus_per_core: int = Field(1, ge=1)  # logical CPUs that Ray counts for one core
-    low_priority: bool = False  # lets other trainings go first
-    reader_threads: int = Field(2, ge=1)  # of a training's worker, on its node
-    max_failures: int = Field(3, ge=-1)  # of a gang that lost a worker; -1: no limit
-    max_batch_per_device: int | None = Field(None, ge=1)  # None: as GPUs have room
+    low_priority: bool = False  # lets other trainings go first: no stage waits for this one
+    reader_threads: int = Field(2, ge=1)  # that fetch and decode shards for a worker of a training, on its node
+    max_failures: int = Field(3, ge=-1)  # restarts of a gang that lost a worker; -1: without limit
+    max_batch_per_device: int | None = Field(None, ge=1)  # larger shares are taken in parts; None: as GPUs have room
     sharding: Sharding = "none"  # else each worker holds a part of all weights, moments and averages
     profiling: Profiling | None = None  # set by a run, never by a profile
 
@@ -66,7 +66,7 @@ def threads_of(resources: Resources, *, cpus: float, gpus: float, cores: int) ->
     Other work on the node does not count, or a restart would have other bits. A worker on GPUs gets the share of the
     cores that its GPUs are of the node's; on other nodes as many workers share the cores as may come to work there.
     `cpus`: logical CPUs that Ray counts on the node, in a pod fewer than the machine's `cores`, else maybe more."""
-    room = max(1, cpus // resources.cpus_per_worker)  # workers, by logical CPUs
+    room = max(1, cpus // resources.cpus_per_worker)  # workers for whom the node has logical CPUs
     workers = min(resources.workers_per_node, room)
     if resources.gpus_per_worker and gpus:
         workers = max(1, gpus / resources.gpus_per_worker)

@@ -28,7 +28,7 @@ from components.runtime.storage.store import SCRATCH, Store
 
 logger = logging.getLogger(__name__)
 LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError)  # errors of a part whose worker is gone
-IN_HAND = 2  # parts of a worker: one on its device, and one whose `Later` is not done
+IN_HAND = 2  # parts that a worker holds at most: one on its device, and one whose `Later` is not done yet
 
 
 class HandoverError(TypeError):
@@ -112,7 +112,7 @@ class Pool:
         self.resources, self.warn = resources, warn
         self.actors: list[Any] = []  # started ones
         self.starting: dict[ObjectRef, Any] = {}
-        self.lost_starting = 0  # workers in a row, before they had started
+        self.lost_starting = 0  # workers in a row that were lost before they had started
 
     def __enter__(self) -> Self:
         return self
@@ -159,7 +159,7 @@ class Pool:
                 cost[number] += 1
                 if 0 <= self.resources.max_failures < cost[number]:
                     raise
-                if actor in self.actors:  # started anew once, whatever it lost
+                if actor in self.actors:  # started anew once, even if several parts were lost
                     self.actors.remove(actor)
                     ray.kill(actor)
                     self._start(1)
@@ -238,10 +238,10 @@ class PoolWorker:
 
     def run(self, name: str, make_worker: Callable[[], Callable[[Any], Any]], number: int, part: Any) -> Any:
         """Do a part, except for a `Later`, which `finish` does."""
-        with self.turn:  # a broken off `map` may still be at work
+        with self.turn:  # the last part of a `map` that was broken off may still be at work
             self._use_threads()
             if self.made is None or self.made[0] != name:
-                self.made = None  # frees its memory first
+                self.made = None  # frees its memory before another is loaded
                 self.made = (name, make_worker())
             result = self.made[1](part)
         if not isinstance(result, Later):

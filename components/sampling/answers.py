@@ -32,9 +32,9 @@ Predict = Callable[[list[RequestRow]], list[str]]
 class Answerer(NamedTuple):
     """A kind of model that answers rows without generating images."""
 
-    answer: Callable[[SamplingModel, RequestRow], str]  # raises ValueError
-    image: str = ""  # the setting with the resolution of a row's image
-    draws: bool = False  # by a seed, under a label or a prompt
+    answer: Callable[[SamplingModel, RequestRow], str]  # raises ValueError, in one line, for a row that can't be met
+    image: str = ""  # the setting that has the resolution of a row's image
+    draws: bool = False  # by a seed, and under a label or a prompt where the model takes conditions
 
 
 def predictor_of(folder: Path) -> Predict:

@@ -172,7 +172,7 @@ def compiled_logits(
         torch._dynamo.mark_static_address(tensor, guard=False)
     for i in range(1, len(values)):
         if on_gpu:
-            torch.compiler.cudagraph_mark_step_begin()  # logits before are no longer needed
+            torch.compiler.cudagraph_mark_step_begin()  # the logits before are no longer needed
         yield run(transformer, values[i - 1].repeat(copies), position, cache=filled)
         position.add_(1)
     KEPT[transformer] = filled

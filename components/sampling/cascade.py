@@ -34,12 +34,12 @@ from components.sampling.plan import Plan, check_request
 from components.sampling.requests import Request, request_options
 
 DESCRIPTION = "cascade.json"
-SNAPSHOTS = "snapshots"  # of averages, of use next to the model only
+SNAPSHOTS = "snapshots"  # of averages, to choose a model's from: of use next to the model only
 FROZEN = ("contrastive", "text_encoder")  # parts that read prompts for others
-GENERATORS: dict[str, type[Generator]] = {  # in order of preference
+GENERATORS: dict[str, type[Generator]] = {  # by name, in a cascade's order of preference
     kind.name: kind for kind in (Diffusion, Tokens, Pixels, GAN, VAE, ImageToImage)
 }
-Images = dict[str, np.ndarray]  # stage -> uint8 (H, W, 3), in order
+Images = dict[str, np.ndarray]  # stage -> uint8 (H, W, 3), in the order in which they were made
 
 
 def compose(
@@ -66,7 +66,7 @@ def compose(
 class Cascade(Parts):
     """Loaded models and their generators, of which a useful cascade has at least one."""
 
-    precision: Precision = "bf16"  # in which they sample on a GPU
+    precision: Precision = "bf16"  # in which they sample on a GPU; see `components.sampling.device`
 
     def __post_init__(self) -> None:
         """Raise ValueError if the models don't fit each other."""
@@ -223,7 +223,7 @@ def read_parts(folder: Path, *, device: str | torch.device = "cpu", weights: boo
             found[name] = load_frozen_text(folder / place, device=device)
         elif weights:
             found[name] = load_model(name, folder / place, device=device, sampling=sampling.get(name))
-    precision = description.get("precision", "fp32")  # of older versions
+    precision = description.get("precision", "fp32")  # which those of older versions meant
     return found | {"upsamplers": tuple(found.pop(name) for name in names), "precision": precision}
 
 

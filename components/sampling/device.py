@@ -12,7 +12,7 @@ from components.models.devices import autocast, products
 
 SIGNS = ("out of memory", "ALLOC_FAILED")  # of torch and CUDA; of cuBLAS and cuDNN
 T = TypeVar("T")
-BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # instructions of x86 and Arm
+BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # instructions that multiply: two sets of x86, and that of Arm
 
 
 def best_device() -> torch.device:
@@ -69,7 +69,7 @@ class Room:
                 if size == 1 or not is_out_of_memory(error):
                     raise
             self.most = -(-size // 2)
-            free(self.device)  # no error holds what was made
+            free(self.device)  # here, where no error holds what was made until then
         raise AssertionError("halves end with 1")
 
 

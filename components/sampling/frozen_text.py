@@ -32,7 +32,7 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json
 SHARDS = f"{WEIGHTS}.index.json"  # in place of WEIGHTS: the names of several files
 WORDS = ("vocab.json", "merges.txt")  # in place of TOKENIZER, as CLIP's
 TOKENIZER_CONFIG = "tokenizer_config.json"  # may be missing; names the pad
-LENGTH = "text_encoder.json"  # {"length": …}, and other fields of `pretrained_text`
+LENGTH = "text_encoder.json"  # {"length": …}: what texts are padded or cut to; fields of PretrainedText, if others
 
 
 class FrozenTextError(ValueError):
@@ -100,7 +100,7 @@ class PretrainedText:
         ids = torch.tensor([encoding.ids for encoding in encodings], device=device)
         present = torch.tensor([encoding.attention_mask for encoding in encodings], device=device)
         present = torch.ones_like(present) if self.attend_padding else present
-        present[:, 0] = 1  # an empty text may be one pad
+        present[:, 0] = 1  # an empty text of a tokenizer without begin and end is one pad
         states = self.network(input_ids=ids, attention_mask=present).last_hidden_state.float()
         return states * present[..., None]
 

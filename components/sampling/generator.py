@@ -21,8 +21,8 @@ Between = Callable[[], None]
 class Hooks(NamedTuple):
     """Callbacks during sampling. An exception in a callback ends the sampling."""
 
-    on_step: OnStep | None = None  # of denoising
-    between: Between | None = None  # between batches, steps, tokens and values
+    on_step: OnStep | None = None  # of denoising, with what is made on the way
+    between: Between | None = None  # between batches, denoising steps, tokens and values
 
     def each(self, *values: object) -> None:
         """Calls `between`, for samplers, which give arguments."""
@@ -53,17 +53,17 @@ class Parts:
 
     tokenizer: SamplingModel | None = None
     prior: SamplingModel | None = None
-    condition: SamplingModel | None = None  # tokenizer of the prior's condition images
-    reranker: SamplingModel | None = None  # chooses among the prior's images
+    condition: SamplingModel | None = None  # tokenizer of the images that the prior is conditioned on
+    reranker: SamplingModel | None = None  # contrastive encoder that chooses among the prior's images
     base: SamplingModel | None = None
     autoencoder: SamplingModel | None = None  # decoder of a base that makes latents
-    contrastive: ContrastiveText | None = None  # reads prompts for base or diffusion prior
+    contrastive: ContrastiveText | None = None  # reads prompts for the base (Imagen) or the diffusion prior (DALL-E 2)
     text_encoder: FrozenText | None = None  # the same, pretrained elsewhere
     diffusion_prior: SamplingModel | None = None
     classifier: SamplingModel | None = None  # of noisy images; guides the base
-    weaker: SamplingModel | None = None  # guides the base (autoguidance)
+    weaker: SamplingModel | None = None  # smaller or less trained; guides the base (autoguidance)
     upsamplers: tuple[SamplingModel, ...] = ()
-    model: SamplingModel | None = None  # makes images by itself
+    model: SamplingModel | None = None  # makes images by itself: PixelCNN, PixelRNN, GAN, VAE, image-to-image
 
 
 class Generator(ABC):
@@ -71,7 +71,7 @@ class Generator(ABC):
 
     name: ClassVar[str]  # as requests choose it
     title: ClassVar[str]  # as the report has it
-    options: ClassVar[tuple[str, ...]]  # of a request; else those whose `Option` names it
+    options: ClassVar[tuple[str, ...]]  # of a request; where the class names none, those whose `Option` names it
     shows_steps: ClassVar[bool] = False  # whether `make` calls hooks.on_step
 
     def __init_subclass__(cls) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # EPS starts Ghostscript
-MAX_PIXELS = 2**27  # of one image: 400 MB as RGB
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no other decoder runs: EPS starts Ghostscript
+MAX_PIXELS = 2**27  # of one image: 400 MB as RGB; a kilobyte of PNG can claim more
 WHITE = 128  # gray levels of a mask from here on are its mask
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")  # their place is their id
@@ -32,7 +32,7 @@ def open_image(data: bytes) -> Image.Image:
 def open_header(data: bytes) -> Image.Image:
     """Opens an image file and reads only its header. Raises as `open_image`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below counts
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the one that counts
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")

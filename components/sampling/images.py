@@ -72,7 +72,7 @@ def one_channel(images: Tensor) -> Tensor:
     """Returns the common channel (B, 1, H, W) of gray images (B, 3, H, W).
     Raises ColorError, which names the first pixel whose channels differ."""
     differs = (images != images[:, :1]).any(dim=1)  # (B, H, W)
-    if images.is_meta or not differs.any():  # there are no numbers to check
+    if images.is_meta or not differs.any():  # without numbers there is nothing to check
         return images[:, :1].contiguous()
     image, row, column = differs.nonzero()[0].tolist()
     color = ", ".join(map(str, to_uint8(images[image, :, row, column].reshape(1, 3, 1, 1)).flatten().tolist()))
@@ -98,7 +98,7 @@ def code_colors(codes: Tensor) -> Tensor:
     Red, green and blue are the first three principal components of the codes, each by its rank, so that a far code does
     not make all others alike. Where codes have fewer than three components, the other colors stay in the middle. Equal
     codes have one color, and count once: a product of equal rows may differ in its last bit."""
-    distinct, number = codes.double().unique(dim=0, return_inverse=True)  # sorted
+    distinct, number = codes.double().unique(dim=0, return_inverse=True)  # sorted: the order of codes does not show
     centered = distinct - distinct.mean(dim=0)
     _, lengths, directions = torch.linalg.svd(centered, full_matrices=False)
     directions = directions * directions.gather(1, directions.abs().argmax(dim=1, keepdim=True)).sign()  # SVD has none

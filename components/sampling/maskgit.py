@@ -74,7 +74,7 @@ def keep_surest(tokens: Tensor, drawn: Tensor, *, confidence: Tensor, left: int,
     What is known stays as it is. Every row has the same number of masked places."""
     masked = tokens == mask_token
     confidence = confidence.masked_fill(~masked, -torch.inf)
-    places = confidence.topk(int(masked[0].sum()) - left, dim=1).indices
+    places = confidence.topk(int(masked[0].sum()) - left, dim=1).indices  # (B, how many are kept now)
     return tokens.scatter(1, places, drawn.gather(1, places))
 
 

@@ -47,7 +47,7 @@ class SamplingModel(NamedTuple):
     """A loaded model with the settings of its training and the sampling settings of its stage.
     The module is in fp32 and in eval mode; `describe_model` returns one whose tensors have no memory."""
 
-    name: str  # of its stage, as "upsampler_64"; names its random streams
+    name: str  # of its stage: "prior", "base", "upsampler_64"; names its random streams too
     kind: str
     network: dict[str, Any]  # constructor arguments
     settings: dict[str, Any]
@@ -105,7 +105,7 @@ def load_model(
     chosen = family_of(kind).sampling or ModelSampling
     values, steps = settings.get("sampling", {}) if sampling is None else sampling, chosen.model_fields.get(STEPS)
     most = settings.get("objective", {}).get("num_train_timesteps") or network.get("num_tokens")
-    if steps is not None and most is not None:  # maybe fewer than the default
+    if steps is not None and most is not None:  # it may have been trained with fewer than the default
         values = {STEPS: min(steps.default, most), **values}
     return SamplingModel(name, kind, network, settings, module.to(device), text, checked(chosen, values, name))
 
@@ -126,7 +126,7 @@ def checked(kind: type[Sampling], values: Mapping[str, Any], stage: str) -> Samp
         if first["type"] == "extra_forbidden":
             known = ", ".join(kind.model_fields) or "nothing"
             raise ValueError(f"{name}: this model takes no such setting; it takes {known}") from None
-        got = f" (got {first['input']!r})" if first["loc"] else ""  # else of several fields
+        got = f" (got {first['input']!r})" if first["loc"] else ""  # else of several fields, which the message names
         raise ValueError(f"{name}: {first['msg'].removeprefix('Value error, ')}{got}") from None
 
 

@@ -27,7 +27,7 @@ class Given(NamedTuple):
 
     known: Tensor  # (3, S, S) in [-1, 1]
     mask: Tensor  # (1, S, S), 1 where pixels are to be made
-    has_known: bool  # whether pixels outside of the mask stay
+    has_known: bool  # whether pixels outside of the mask stay as they are
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,12 +38,12 @@ class Plan:
     seed: int = 0
     label: int | None = None  # class id
     prompt: str | None = None
-    condition: Image.Image | None = None  # RGB of any size
+    condition: Image.Image | None = None  # that the model is conditioned on, RGB of any size
     given: Given | None = None
-    sampling: Mapping[str, ModelSampling] = field(default_factory=dict)  # by stage; else the model's own
+    sampling: Mapping[str, ModelSampling] = field(default_factory=dict)  # by stage; of the others the model's own
     candidates: int = 1  # images of which the best is kept
-    grid: tuple[int, int] | None = None  # of tokens, if not the trained one
-    size: tuple[int, int] | None = None  # pixels, if not the generator's own
+    grid: tuple[int, int] | None = None  # of tokens, height and width, where it is larger than the trained one
+    size: tuple[int, int] | None = None  # height and width, pixels, where they are not the generator's own
 
     @property
     def way(self) -> tuple[object, ...]:
@@ -59,8 +59,8 @@ class Conditions(NamedTuple):
     """Conditions of a batch of plans on the model's device, and the null conditions for guidance.
     Both hold tensors with the batch as first dimension, by the argument names of the network."""
 
-    condition: dict[str, Tensor]  # label (B,), text (B, L), condition_image (B, 3, S, S)
-    null: dict[str, Tensor]  # the same keys
+    condition: dict[str, Tensor]  # label (B,), text (B, L), condition_image (B, 3, S, S): what the network takes
+    null: dict[str, Tensor]  # the same keys: what stands for "no condition"
 
     def guided(self, scale: float) -> dict[str, Tensor]:
         """The conditions of a guided batch of 2B, the null ones last; of one of B for a scale of 1."""

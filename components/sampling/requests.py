@@ -47,11 +47,11 @@ class Option:
     the stage that it reaches have bounds of their own, and their message names the stage."""
 
     title: str  # on the page
-    help: str  # of the command, and of the API by default
+    help: str  # of the command, and of the API where it has no description
     generators: tuple[str, ...]  # those that take it, by name
     _: KW_ONLY
-    setting: str = ""  # of a stage's sampling; "": of none
-    stage: str = ""  # "": the generator's first model
+    setting: str = ""  # of a stage's sampling, which it is short for; "": the generator reads the field itself
+    stage: str = ""  # whose setting; "": that of the generator's first model
     ge: float | None = None
     gt: float | None = None
     le: float | None = None
@@ -207,7 +207,7 @@ class Request(BaseModel, frozen=True, extra="forbid"):
         Size,
         Option("Size", "Token branch: a larger image, HEIGHTxWIDTH in pixels.", ("tokens",), hint="width x height"),
     ] = None
-    sampling: Sampling = ()  # (stage, setting, value)
+    sampling: Sampling = ()  # (stage, setting, value): any sampling setting of any stage
 
     def replace(self, **changes: Any) -> "Request":
         """Returns the request with other fields. Raises ValueError, in one line, for a value of another type."""
@@ -317,7 +317,7 @@ def with_settings(png: bytes, settings: Mapping[str, Any]) -> bytes:
     Raises ValueError if it is no PNG."""
     if not png.startswith(SIGNATURE) or png[12:16] != b"IHDR":
         raise ValueError("settings are kept in a PNG, and this is none")
-    text = b"tEXt" + KEYWORD.encode() + b"\0" + json.dumps(settings).encode()  # ASCII
+    text = b"tEXt" + KEYWORD.encode() + b"\0" + json.dumps(settings).encode()  # escaped: ASCII, whatever the prompt
     chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
     return png[:HEADER] + chunk + png[HEADER:]
 

@@ -44,10 +44,10 @@ Text = Annotated[str, AfterValidator(is_text)]
 Name = Annotated[Text, Field(min_length=1, max_length=200)]
 Value = bool | int | float | Text | list[float] | None
 SEED = 2**63 - 1
-DRAWN_SEEDS = 2**31  # drawn seeds fit any language's numbers
+DRAWN_SEEDS = 2**31  # a seed that is drawn at random is one that any language's numbers can hold
 SETTING = re.compile(r"sampling\[(\w+)\]\[(\w+)\]")
 SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
-OPTIONS = tuple(plain_options())  # of a request
+OPTIONS = tuple(plain_options())  # of a request; clients write them as it has them
 SHRINKABLE = (None, "inpainting", "uncropping", "colorization")  # tasks that a smaller image is the same for
 LIMITED = {"num_inference_steps": "steps", "candidates": "candidates"}  # settings of stages -> their limit
 SMALLEST, LARGEST = 1e-6, 1e9  # numbers but 0 that a model's float32 can multiply and divide by

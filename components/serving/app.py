@@ -47,7 +47,7 @@ class Service:
     backends: Mapping[str, Backend]
     settings: ServiceSettings
     heard: dict[str, tuple[float, Card]] = field(default_factory=dict)  # model -> when, by time.monotonic()
-    asking: dict[str, asyncio.Task[Card]] = field(default_factory=dict)  # one at a time
+    asking: dict[str, asyncio.Task[Card]] = field(default_factory=dict)  # of a model one at a time, whoever waits
 
     def name(self, name: str | None) -> str:
         """Returns the name of the answering model.
@@ -93,7 +93,7 @@ def build_app(backends: Mapping[str, Backend], settings: ServiceSettings, *, key
         version="1",
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
-        docs_url=None,  # would load scripts of other hosts
+        docs_url=None,  # as the next, it would load scripts of other hosts
         redoc_url=None,
         form_limits={"max_files": len(FILES), "max_fields": MOST_FIELDS, "max_part_size": limits.body_bytes},
         exception_handlers=dict.fromkeys((ServiceError, RequestValidationError, HTTPException), answer_error),
@@ -190,7 +190,7 @@ def add_model_routes(app: FastAPI, service: Service) -> None:
             *(service.card(name, most_age=0) for name in service.backends), return_exceptions=True
         )
         cards = [card for card in answers if isinstance(card, Card)]
-        for failure in answers:  # others are listed without one that is away
+        for failure in answers:  # one that is away leaves the list to the others
             if isinstance(failure, BaseException) and not (cards and isinstance(failure, Unavailable)):
                 raise failure
         return ModelList(data=[responses.entry(card) for card in cards])

@@ -25,13 +25,13 @@ from components.serving.settings import ServedModel, ServiceSettings
 LOG = logging.getLogger("cascade.serving")
 APPLICATION = "image-cascade"
 ALL_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-TAKE_SECONDS = 30.0  # for a replica to take a job, or to start
-LOST = (RayActorError, ReplicaUnavailableError)  # the process is gone, or no replica any more
+TAKE_SECONDS = 30.0  # for a replica to take a job: it is there and says so at once, or it is being started
+LOST = (RayActorError, ReplicaUnavailableError)  # the replica's process is gone, or no replica any more
 TRIES = 2
-LOOKS = 10_000  # requests more than for images: none for health or the page waits
+LOOKS = 10_000  # requests more than are answered with images: none for health or the page ever waits for a place
 STARTS = 5  # of Ray's proxy, which gets a minute each
 SLOW = "Ray's proxy is slow to start beside other work"
-CHECK_SECONDS, SILENT_SECONDS = 5, 60  # a busy node answers late
+CHECK_SECONDS, SILENT_SECONDS = 5, 60  # a busy node answers late; that a process is gone Ray sees by itself
 
 
 class Api:
@@ -110,7 +110,7 @@ def model_application(model: ServedModel, settings: ServiceSettings) -> Applicat
         scaling = AutoscalingConfig(
             min_replicas=settings.min_replicas,
             max_replicas=settings.max_replicas,
-            target_ongoing_requests=settings.batch_images,  # or another would start on more than a batch
+            target_ongoing_requests=settings.batch_images,  # another replica would start at once on more than a batch
         )
     deployment = serve.deployment(
         name=model.name.replace("/", "-").replace("#", "-"),  # Serve parts names by these
@@ -120,7 +120,7 @@ def model_application(model: ServedModel, settings: ServiceSettings) -> Applicat
         max_ongoing_requests=settings.replica_calls,
         health_check_period_s=CHECK_SECONDS,
         health_check_timeout_s=SILENT_SECONDS,
-        graceful_shutdown_timeout_s=settings.limits.seconds,
+        graceful_shutdown_timeout_s=settings.limits.seconds,  # as long as an answer may take
     )(Model)
     return deployment.bind(model, settings)
 
@@ -149,7 +149,7 @@ def run_service(
     say: Callable[[str], object] = LOG.warning,
 ) -> None:
     """Starts the service, and returns when every model answers. `say`: for a line before a long wait."""
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # a bar shows what it says on its way
     for left in reversed(range(STARTS)):
         try:
             serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})

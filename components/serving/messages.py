@@ -39,7 +39,7 @@ class ImageJob(NamedTuple):
     """Images of a call, all made by a single version of the model."""
 
     requests: tuple[Request, ...]
-    partial_images: int = 0  # previews of each image, if it has any
+    partial_images: int = 0  # previews wanted of each image, where its generator shows its steps
 
 
 class Partial(NamedTuple):
@@ -63,7 +63,7 @@ class FinishedImage(NamedTuple):
 class Refused(NamedTuple):
     """The last event of a refused job."""
 
-    status: int  # of HTTP: 400, or 429 where too many wait
+    status: int  # of HTTP: 400 where the client is at fault, 429 where too many images wait
     message: str  # one sentence for the user
     retry_after: int = 0  # seconds; 0: never
 
@@ -80,24 +80,24 @@ class GeneratorCard(NamedTuple):
 
     name: str
     title: str
-    options: tuple[str, ...]  # fields of a request, next to label, prompt and seed
+    options: tuple[str, ...]  # fields of a request that it takes, next to label, prompt and seed
     classes: tuple[str, ...]  # names by id; empty where it knows none
     reads_prompts: bool
     shows_steps: bool  # whether it has previews
     width: int  # of its finished images, pixels
     height: int
-    steps: int | None  # where a request names none; None: none to choose
+    steps: int | None  # denoising steps where a request names none; None: it has none to choose
     most_steps: int | None
-    sampling: dict[str, dict[str, Any]]  # stage -> its own settings, plain values
+    sampling: dict[str, dict[str, Any]]  # stage -> its sampling settings where a request names none, plain values
     tasks: tuple[str, ...]  # of images to work on
-    condition_side: int | None  # pixels; None: on no image
+    condition_side: int | None  # pixels of the image that it is conditioned on; None: on none
 
 
 class Card(NamedTuple):
     """A served model's description."""
 
     name: str  # of the served model
-    source: str  # models:/NAME@ALIAS, or a folder's name
+    source: str  # as the user named it: models:/NAME@ALIAS, or the name of a folder
     version: str  # of the registered model
     created: int  # seconds since 1970
     generators: tuple[GeneratorCard, ...]  # in the order of preference

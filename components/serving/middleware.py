@@ -40,7 +40,7 @@ HEADERS = {
 }
 OPEN = ("/", "/healthz")  # these and what is below /page/ hold nothing that a key protects
 GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
-TAKE_BODIES = (GENERATIONS, EDITS)  # others are answered without a look at bodies
+TAKE_BODIES = (GENERATIONS, EDITS)  # all others are answered without a look at what is sent with them
 GAVE_WAY = "too many uploads at once, and this one was the slowest: send it again"
 CUT_OFF = "the upload is cut off before its end: send it again"
 FULL = "too many requests at once: try again in a moment"
@@ -90,7 +90,7 @@ def noted(app: ASGIApp) -> ASGIApp:
                 await ServiceError(500, "the service failed; its log says where").response()(scope, receive, send_noted)
             notes.status = 500
         finally:
-            path = getattr(scope.get("route"), "path", "-")  # no address but the service's own is repeated
+            path = getattr(scope.get("route"), "path", "-")  # no address is repeated that is none of the service's own
             words = (scope["method"], path, notes.status or 499, time.monotonic() - notes.started)
             LOG.info("%s %s %d %.3f s model=%s images=%d", *words, notes.model, notes.images)
 
@@ -162,7 +162,7 @@ def limited(app: ASGIApp, *, limits: Limits, calls: int) -> ASGIApp:
             if kind != b"multipart/form-data":
                 check_json(body)
             elif (end := options.get(b"boundary")) and b"--%s--" % end not in body:
-                raise ServiceError(400, CUT_OFF)  # the parser would leave the last part out
+                raise ServiceError(400, CUT_OFF)  # the parser would leave the last part out without a word
             if answering >= calls:
                 raise ServiceError(503, FULL, retry_after=1)
         except ServiceError as error:
@@ -204,7 +204,7 @@ class Bodies:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._sizes: dict[asyncio.Timeout, int] = {}  # bytes; last who was heard of last
+        self._sizes: dict[asyncio.Timeout, int] = {}  # bytes, by the patience with a body; last who was heard of last
 
     async def read(self, receive: Receive, *, declared: int) -> bytes | None:
         """Returns a whole body, of `declared` bytes; None if the client went away before the body's end.

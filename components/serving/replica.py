@@ -35,8 +35,8 @@ LOG = logging.getLogger("cascade.serving")
 SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250]
 IMAGES = [1, 2, 4, 8, 16, 32, 64]
 OK, WENT_AWAY, FAILED = 200, 499, 500
-Tell = Callable[[Partial | FinishedImage | Exception], object]  # an exception is the last
-Shown = dict[tuple[str, int], int]  # (stage, step) -> number of the preview
+Tell = Callable[[Partial | FinishedImage | Exception], object]  # takes the events of a job; an exception is the last
+Shown = dict[tuple[str, int], int]  # (stage, step from 1) -> number of the preview from 0
 
 
 class BusyError(Exception):
@@ -85,7 +85,7 @@ class WaitingImage:
     request: Request  # with its generator named
     plan: Plan
     shown: Shown
-    alone: bool = False  # a batch with it failed
+    alone: bool = False  # a batch with it failed: it may be the reason
 
     def joins(self, oldest: "WaitingImage") -> bool:
         """Returns whether the image can share the batch of the oldest waiting image."""
@@ -155,7 +155,7 @@ class Batcher:
 
     def _run(self) -> None:
         if self._threads is not None:
-            torch.set_num_threads(self._threads)  # OpenMP keeps the number by thread
+            torch.set_num_threads(self._threads)  # here, for OpenMP keeps the number by thread
         while batch := self._next_batch():
             started = time.monotonic()
             try:
@@ -185,7 +185,7 @@ class Batcher:
 
         def between() -> None:
             nonlocal began
-            if began:  # called once before the first step
+            if began:  # it is called once before the first step
                 self._measures.steps.inc(len(batch), tags)
             began = True
             if self._closed or all(image.ticket.left for image in batch):

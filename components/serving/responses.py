@@ -287,7 +287,7 @@ async def watched(
                 raise messages.of_refused(item, job.requests[0])
             yield item
     finally:
-        for task in tasks:  # the first closes the events in its own time
+        for task in tasks:  # the first closes the events in its own time: whoever cancels this can't interrupt it
             task.cancel()
 
 

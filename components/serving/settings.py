@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-ROOM_TO_REFUSE = 16  # calls more than a replica takes: it refuses itself
+ROOM_TO_REFUSE = 16  # calls more than a replica can take: it says itself that it is busy
 KEYS, KEYS_FILE = "CASCADE_API_KEYS", "CASCADE_API_KEYS_FILE"  # variables of the environment
 
 
@@ -23,7 +23,7 @@ class ServedModel(Settings):
     """A model by the name that clients choose it by."""
 
     name: str = Field(min_length=1)
-    source: str = Field(min_length=1)  # models:/NAME@ALIAS, models:/NAME/VERSION, a folder
+    source: str = Field(min_length=1)  # models:/NAME@ALIAS, models:/NAME/VERSION, or a folder of a composed cascade
 
 
 class Limits(Settings):
@@ -32,7 +32,7 @@ class Limits(Settings):
     body_bytes: int = Field(16 * 2**20, ge=1024)
     body_seconds: float = Field(60, gt=0)  # for a body to come whole
     body_pause_seconds: float = Field(10, gt=0)  # between two pieces of a body
-    bodies: int = Field(256, ge=1)  # at a time; the most silent gives way
+    bodies: int = Field(256, ge=1)  # that are read at a time; of more, the one that was silent longest gives way
     bodies_bytes: int = Field(2**29, ge=1024)  # of those together
     image_pixels: int = Field(2**24, ge=1)  # of an uploaded image
     prompt_characters: int = Field(4000, ge=1)
@@ -41,7 +41,7 @@ class Limits(Settings):
     candidates: int = Field(16, ge=1)  # best_of
     output_pixels: int = Field(2**20, ge=1)
     partial_images: int = Field(16, ge=0)  # OpenAI's own limit is 3
-    waiting_images: int = Field(64, ge=1)  # of a replica, without those at work
+    waiting_images: int = Field(64, ge=1)  # of a replica, without those that are being made
     seconds: float = Field(300, gt=0)  # from arrival to the last image
 
     @model_validator(mode="after")
@@ -55,7 +55,7 @@ class ServiceSettings(Settings):
     """A service: its models, limits and replicas."""
 
     models: tuple[ServedModel, ...] = Field(min_length=1)
-    tracking: str | None = None  # MLflow's address; None: sources are folders
+    tracking: str | None = None  # MLflow's address; None: no registry, sources are folders
     limits: Limits = Limits()
     keys_required: bool = False  # on any address but loopback
     batch_images: int = Field(16, ge=1)

@@ -17,8 +17,8 @@ from components.serving.messages import COSTLY, Card, GeneratorCard
 from components.serving.settings import ServedModel
 
 LOG = logging.getLogger("cascade.serving")
-WARM_SECONDS = 5.0  # of one generator, which may take minutes
-DIGITS = 12  # of the key of a model in no registry
+WARM_SECONDS = 5.0  # of one generator: a generator of one value after another would take minutes
+DIGITS = 12  # of the key of a model that is in no registry
 
 
 @dataclass(eq=False)
@@ -78,7 +78,7 @@ class Versions:
         started, name, before = time.monotonic(), self.model.name, self.current.named.version
         try:
             self.current = self._load(named)
-        except Exception as error:  # the old one serves
+        except Exception as error:  # whatever is wrong with it, the old one serves
             self._refused = named.version
             LOG.warning("%s: version %s can't be loaded (%s); %s goes on", name, named.version, error, before)
             return

@@ -42,7 +42,7 @@ class EvaluationConfig(PairsConfig):
 
     held_out_samples: int = Field(1024, ge=2)  # at most so many to reconstruct
     window: int | None = Field(None, ge=8)  # pixels; larger images are also compared window by window
-    metrics: MetricNames = USUAL  # the distance is measured in any case
+    metrics: MetricNames = USUAL  # the distance is measured in any case, its error where it is named
 
     def _check(self) -> None:
         super()._check()

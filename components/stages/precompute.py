@@ -89,7 +89,7 @@ class TextEncoderConfig(Config):
 
     # folder, local or in object storage, that transformers' save_pretrained wrote; the worker may be in another folder
     uri: Annotated[str, Field(min_length=1), AfterValidator(absolute)]
-    length: int = Field(32, ge=2)  # tokens of the encoder; longer texts lose their end
+    length: int = Field(32, ge=2)  # tokens of a text, of the encoder's own tokenizer; longer texts lose their end
     pads: Annotated[Literal["hidden", "attended"], Since("hidden")] = "hidden"  # attended: as in Stable Diffusion
     skipped_layers: Annotated[int, Since(0)] = Field(0, ge=0)  # of the last; 1: the "penultimate" layer's states
 

@@ -65,7 +65,7 @@ def copy_parts(
 class SamplesConfig(GalleryConfig):
     """Images of each generator to show, and images to measure distances with."""
 
-    stage_version = 3  # keeps words and seconds of images
+    stage_version = 3  # keeps the words that images were asked for by, and the seconds that they took
 
     measured_samples: int = Field(512, ge=0)  # of each generator, by the models' own settings
     seed: int = Field(0, ge=0)

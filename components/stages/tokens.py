@@ -18,7 +18,7 @@ from components.runtime.storage.artifact import Artifact, read_records
 from components.runtime.storage.store import Store
 from components.stages.context import StageContext
 
-CODES_FROM = 100_000  # images whose codes say how the codebook is used
+CODES_FROM = 100_000  # images whose codes say how the codebook is used, of files evenly from the set
 
 
 class TokensConfig(Config):
@@ -26,7 +26,7 @@ class TokensConfig(Config):
 
     stage_version = 2  # counts and keys of each file, for readers that hold no whole set
 
-    member: Member = "image"  # of each sample: itself, its depth map or its mask
+    member: Member = "image"  # what of each sample is the image: itself, its depth map or its mask
     precision: Annotated[Precision, Since("fp32")] = "fp32"  # bf16 on GPUs: several times as fast; some codes differ
 
 

@@ -18,7 +18,7 @@ from components.models.layers import blocks_of
 from components.training.loop import Batch
 from components.training.step_model import KnownLayouts, StepModel, WithoutNumbers, acting, learners_of, take_gradients
 
-Storages = dict[int, Tensor]  # a tensor that keeps each storage, by identity
+Storages = dict[int, Tensor]  # one tensor of each storage, which keeps it, by the storage's identity
 
 
 class Linear(NamedTuple):
@@ -63,7 +63,7 @@ def activations(model: StepModel) -> Activations:
             step_keeps(model.loaded_task(), model.batch(samples), step=training.optimization.total_steps)
             for samples in (unit, 2 * unit)
         )
-    pairs = list(zip(once, twice, strict=True))  # a GAN's step has several passes
+    pairs = list(zip(once, twice, strict=True))  # a GAN's step has several passes: at most the largest one's is kept
     blocks = [block for one, two in pairs for block in zip(one.blocks, two.blocks, strict=True)]
     return Activations(
         whole=largest(Linear.through(one.whole, two.whole, unit=unit) for one, two in pairs),

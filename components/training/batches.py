@@ -18,7 +18,7 @@ IMAGES = ("image", "condition_image")
 ARRAYS = ("latents", "image_embedding", "text_states", "text_embedding")  # of an encoded set
 TENSORS = (*IMAGES, *ARRAYS, "label", "text", "tokens", "condition", "task", "position")
 ON_HOST = ("position", "task")
-SMALLEST = 64  # pixels: smaller images are enlarged, for browsers would smooth them
+SMALLEST = 64  # pixels: smaller images are enlarged without smoothing, for browsers that would smooth them
 
 Item = TypeVar("Item")
 
@@ -29,7 +29,7 @@ def to_batch(rows: Arrays, device: torch.device | str = "cpu") -> Batch:
     batch = {}
     for name in TENSORS:
         if name in rows:
-            column = rows[name]  # of objects from some readers; else the tensor shares its memory
+            column = rows[name]  # of objects, arrays of rows, from some readers; else the tensor shares its memory
             column = np.stack(list(column)) if column.dtype == object else np.ascontiguousarray(column)
             with warnings.catch_warnings():  # readers give memory that must not be written to: no task does
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

@@ -81,7 +81,7 @@ def most_that_fits(task: Task, batch: Batch, *, step: int, worker: Worker) -> in
         for samples in [share] if task.parts_matter else halves(share):
             task.max_batch = samples
             room = fits(task, batch, step=step, device=worker.device)
-            task.load_state_dict(on_host(before))  # a copy: optimizers keep the given tensors
+            task.load_state_dict(on_host(before))  # a copy: on a CPU the optimizer goes on with the given tensors
             restore_generators(generators)
             free(worker.device)
             if room:

@@ -115,7 +115,7 @@ class Reporter:
     ) -> None:
         self.config, self.stage, self.worker, self.recorder = config, stage, worker, recorder
         self.start_step = start_step
-        self.step_flops = step_flops  # of a step of all ranks; None: unknown
+        self.step_flops = step_flops  # FLOPs of a step of all ranks, forward and backward; None: unknown
         self.started = self.logged_at = self.progress_at = time.monotonic()
         self.logged_step = self.progress_step = start_step
         self.coming: ToldLater | None = None  # a loss in transfer from the device
@@ -267,7 +267,7 @@ def gpu_utilization(device: torch.device) -> list[float]:
         return []
     try:
         return [torch.cuda.utilization(device) / 100]
-    except Exception:  # no driver, no NVML, no right to ask, or a part of a GPU
+    except Exception:  # no driver, no NVML, no right to ask, or a part of a GPU: never a reason to end a training
         return []
 
 

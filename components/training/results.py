@@ -29,7 +29,7 @@ from components.training.parallel import ALONE, Worker, any_rank
 from components.training.rows import fetch_rows, rows_file, send_rows, shapes_in, write_rows, write_tensors
 
 METRICS = "metrics.json"
-FINISHED = "finished.json"  # in a run folder: the list of the model's files
+FINISHED = "finished.json"  # in the run folder of a finished training: the list of its model's files
 SNAPSHOTS = "snapshots"
 ROWS = "rows"  # folder in the run folder: of a finished model in shards, until it is joined
 
@@ -41,7 +41,7 @@ class ModelDescription(NamedTuple):
     network: dict[str, Any]  # arguments of the network's constructor
     settings: dict[str, Any]  # for sampling
     learner: str = ""  # prefix of the network's learner, for a task with several
-    texts: dict[str, str] | None = None  # further files by name, as the text tokenizer
+    texts: dict[str, str] | None = None  # file name -> content of further files, such as the text tokenizer
     adapter: AdapterConfig | None = None  # to be merged
     new_modules: tuple[str, ...] = ()  # that have no adapter
 
@@ -50,7 +50,7 @@ class Trained(NamedTuple):
     """A finished training."""
 
     entries: tuple[FileEntry, ...]  # the model's files, in the stage's folder
-    summary: dict[str, float]  # of the run, and the task's metrics on held-out data
+    summary: dict[str, float]  # steps, seconds, samples/s, parameters and the task's metrics on held-out data
 
 
 def write_model(

@@ -60,9 +60,9 @@ class TrainingJob(NamedTuple):
     resources: Resources
     store: Store  # the stage's folder, where the model's files go
     model: ModelDescription
-    tries_memory: bool | None = None  # measure the room for samples; None: on GPUs
+    tries_memory: bool | None = None  # measure how many samples there is room for, where not told; None: on GPUs
     load_start: Callable[[nn.Module], None] | None = None  # gives first weights, not to a resumed run
-    step_flops: Callable[[], float] | None = None  # counts FLOPs of a step, in rank 0; None: no MFU
+    step_flops: Callable[[], float] | None = None  # counts FLOPs of a step of all ranks, in rank 0; None: no MFU
 
     @property
     def run(self) -> Store:
@@ -203,7 +203,7 @@ class Saver:
         self.job, self.reporter, self.held_out, self.seconds_before = job, reporter, held_out, seconds_before
         self.worker, self.shards = reporter.worker, reporter.worker.shards  # with shards all ranks take part
         self.has_snapshots = job.config.ema == "power" and job.config.ema_decay > 0
-        self.idle = threading.Event()  # set while no checkpoint is in transfer
+        self.idle = threading.Event()  # set while no checkpoint of the process is in transfer to the store
         self.idle.set()
 
     def show(self, step: int, task: Task) -> dict[str, bytes]:

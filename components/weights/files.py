@@ -63,7 +63,7 @@ def read_weights(uri: str) -> WeightsFile:
 class CaptionTokenizer(NamedTuple):
     """A tokenizer of captions, and the address of its file."""
 
-    uri: str
+    uri: str  # of the file, without a password
     bpe: Tokenizer
 
 

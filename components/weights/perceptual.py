@@ -68,7 +68,7 @@ class EfficientNetFeatures(nn.Module):
         self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
         self.blocks = network._blocks[: LITE1_BLOCKS[-1] + 1]
 
-    def forward(self, image: Tensor) -> list[Tensor]:
+    def forward(self, image: Tensor) -> list[Tensor]:  # (B, 3, H, W) in [-1, 1]
         x = self.stem((image * 127.5 + 0.5) / 128)  # the network was trained on (pixel - 127) / 128
         features = []
         for index, block in enumerate(self.blocks):

@@ -27,14 +27,14 @@ def write_shards(source: str, path: str | None, *, out: str, config: IngestConfi
     if source == "webdataset" and path is not None:
         check_outside(store.uri, path)
     store.check_writable()
-    if source == "webdataset":  # the tars' bytes, less those of an earlier try
+    if source == "webdataset":  # as many bytes as the tars have, less what an earlier try left on the disk
         needed = sum(tar.bytes for tar in listed.files) - sum(info.bytes for info in store.list())
         check_room({store.uri: max(0, needed)}, purpose="the shards")
     file = None if source in PACKAGED else file_to_try(source, path)
     if file is not None:
         check_file(file)
     cluster = start_ray(worker_start_timeout=600, verbose=False, num_gpus=0)
-    if on_cluster():  # with torch, else not needed
+    if on_cluster():  # with torch, which `cascade data` does without on one machine
         from pipelines.planning.preflight import Space, check_nodes, needs_of_source
 
         check_nodes(needs_of_source(source, path), store, Space())

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pipelines.command.options import share_cores
 
-SEED = 2020  # torch-fidelity's own, for the same parts of a set
+SEED = 2020  # torch-fidelity's own, so that both draw the same parts of a set
 
 
 def evaluate(

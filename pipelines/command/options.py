@@ -68,7 +68,7 @@ def takes_options(options: Mapping[str, Option], *, before: str, **help_texts: s
 # Between two operations torch's threads wait for each other. By default they spin, up to 300,000 times; where another
 # program has one of their cores, that keeps the thread that is waited for from it. Measured with two threads of tiny
 # networks on two cores with a load of 15 to 40: 25 to 50 s of sampling, and 0.7 to 1 s with this; the same bits.
-SHARED_CORES = {"GOMP_SPINCOUNT": "1000"}  # libgomp's own for more threads than cores
+SHARED_CORES = {"GOMP_SPINCOUNT": "1000"}  # libgomp's own number where there are more threads than cores
 
 
 def share_cores() -> None:

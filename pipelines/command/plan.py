@@ -23,7 +23,7 @@ from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.workflow import Workflow
 from pipelines.workflows import build_workflow
 
-WIDEST = 120  # columns of the table of costs
+WIDEST = 120  # columns of the table of costs, in a narrow terminal too
 PUBLISHED = "published"  # in the place of a recipe: all of them
 
 

@@ -12,7 +12,7 @@ from components.sampling.image_files import encode_png, open_header
 from components.sampling.requests import typed_options
 from pipelines.command.options import LIKE, Model, Sampling, Seed, Tracking, share_cores, takes_options
 
-COUNT = 4  # images for each label or prompt
+COUNT = 4  # images for each label or prompt, where nothing else is said
 
 
 @takes_options(typed_options(), before="settings")

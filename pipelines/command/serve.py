@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from components.serving.deployment import Application
 
 SERVING = {  # of the Ray that is started for a service
-    "RAY_worker_niceness": "0",  # Ray's own let all others go first; here somebody waits
+    "RAY_worker_niceness": "0",  # Ray's workers let all others go first; here somebody waits for them
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{components.__name__}.serving.middleware:middlewares",
     "RAY_SERVE_ENABLE_HA_PROXY": "0",  # the proxy that has such callbacks
 }
 ON_THIS_MACHINE = SHARED_CORES | {
-    "RAY_prestart_worker_first_driver": "0",  # it would start one for each logical CPU first
+    "RAY_prestart_worker_first_driver": "0",  # four processes serve; it would start one for each logical CPU first
 }
 START_SECONDS = 60
 
@@ -39,7 +39,7 @@ def build(args: dict[str, Any]) -> "Application":
     """Returns the service; the import_path of `serve deploy` and RayService is `….command.serve:build`.
     `args`: the fields of `ServiceSettings`; `tracking` may be left to MLFLOW_TRACKING_URI. Raises UsageError, in one
     line, for a field that does not fit."""
-    from components.serving.deployment import service  # here, for wrong use is said before torch is there
+    from components.serving.deployment import service  # here and below, for wrong use is said before torch is there
 
     set_environment(environment())
     return service(read_settings({"tracking": os.environ.get("MLFLOW_TRACKING_URI")} | args), read_keys_here)
@@ -82,14 +82,14 @@ def serve_models(
             check_port(host, port)
         with console.status("starting Ray"):
             cluster = start_ray(worker_start_timeout=START_SECONDS, verbose=False)
-        end_by_signals()  # again: those of Ray end in a core dump
+        end_by_signals()  # again: Ray has put its own in the place, which ends in a core dump
         each = float(cluster.gpus > 0) if gpus is None else gpus
         needed = each * settings.min_replicas * len(settings.models)
         if cluster.here and needed > cluster.gpus:  # an autoscaler may make more
             have = f"the replicas need {needed:g} GPUs together, this machine has {cluster.gpus:g}"
             raise UsageError(f"{have}: lower --replicas or --gpus")
         settings = settings.model_copy(update={"gpus": each})
-        check_room(host, port)  # before it ends a service of somebody else
+        check_room(host, port)  # before what follows would end a service of somebody else
         try:
             with console.status(f"loading {', '.join(model.source for model in settings.models)}"):
                 run_service(settings, host=host, port=port, read_keys=read_keys_here, say=console.print)

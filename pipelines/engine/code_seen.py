@@ -27,7 +27,7 @@ LEFT_OUT = {  # what draws and reports, in rooms that decide
 DIGITS = 12  # hexadecimal, of a digest
 MOST_FILES = 8  # in a line
 INSTALLED = re.compile(rf"\bimage_cascade(?:_[0-9a-f]+)?\.(?=(?:{'|'.join(PACKAGES)})\b)")  # before a module's name
-SAME_NAME = re.compile(r"^(\s*import (\w+)) as \2$", re.MULTILINE)  # of a wheel
+SAME_NAME = re.compile(r"^(\s*import (\w+)) as \2$", re.MULTILINE)  # of a wheel: import image_cascade.components as …
 
 
 class ModuleFile:

@@ -35,7 +35,7 @@ from pipelines.workflows import build_workflow
 
 logger = logging.getLogger("cascade")
 DONE, FAILED, INTERRUPTED = 0, 1, 130
-MOST_STEPS = 100  # a step leaves some MB in memory and in the file
+MOST_STEPS = 100  # under the profiler: a step leaves some MB in memory and in the file
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class RunOptions(Selection):
     name: str | None = None
     run: str | None = None
     verbose: bool = False
-    profile_steps: str | None = None  # for torch.profiler, as 20:25
-    cluster: str | None = None  # what it will have, as gpus=8,cpus=64
+    profile_steps: str | None = None  # of each training, recorded by torch.profiler, as 20:25
+    cluster: str | None = None  # what a cluster will have that has less now, as gpus=8,cpus=64
     fastest: bool | None = None  # or the cheapest; None: the profile's aim
     promote: events.Promote = "better"
 
@@ -70,8 +70,8 @@ class Prepared:
     run: str
     planned: list[PlannedStage]
     needs: preflight.Needs
-    commit: str  # of the code
-    starts: list[str]  # a line for each training with given weights
+    commit: str  # of the code, as `provenance.commit` has it
+    starts: list[str]  # a line for each training that begins with given weights
     profiling: Profiling | None = None
 
     @property
@@ -175,7 +175,7 @@ def check_name(prepared: Prepared, console: Console) -> None:
     data = data_identity(prepared.recipe.images.source)
     try:
         clash = find_clash(prepared.name, stages, data, tracking_uri=prepared.tracking)
-    except Exception:  # databases may raise anything
+    except Exception:  # a database or a network may raise anything
         line = f"MLflow is away: when it is back it is seen whether {prepared.name} names models of other images"
         say(console, f"warning: {line}", "yellow")
         return

@@ -45,12 +45,12 @@ class StageJob:
     name: str
     key: str
     run: Callable[..., Artifact]  # of context and inputs
-    inputs: dict[str, bool]  # in order; True: a list, sent as `upsamplers.0`, …
+    inputs: dict[str, bool]  # in the graph's order; True: a list, sent as `upsamplers.0`, …
     input_keys: dict[str, str]
     store: Store
     resources: Resources
     provenance: dict[str, Any]
-    forced: str  # id of the run that computes it again; "": not forced
+    forced: str  # id of the run that computes a committed stage again; "": not forced
 
 
 @dataclass
@@ -194,7 +194,7 @@ def _starved(status: StageStatus, resources: Resources) -> str:
         return ""
     free, total = ray.available_resources(), ray.cluster_resources()
     needs, workers = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}, resources.num_workers
-    least = resources.min_workers or workers  # a gang starts together
+    least = resources.min_workers or workers  # a gang starts together, or not at all
     short = [
         f"{workers} x {amount:g} {name} (free {free.get(name, 0):g} of {total.get(name, 0):g})"
         for name, amount in needs.items()

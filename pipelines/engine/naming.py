@@ -30,7 +30,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 LONGEST = 5000  # characters of a description that MLflow takes
 COMMIT = re.compile(r"[0-9a-f]{40}")
 PAGES = {"openmoji": "from [openmoji.org](https://openmoji.org)"}  # that a license asks to be named
-COMMON = {  # folders that tell less than those above them
+COMMON = {  # folders that say nothing of what is in them, where one above them does
     *("data", "dataset", "datasets", "files", "image", "images", "shard", "shards", "tar", "tars", "train", "training"),
 }
 

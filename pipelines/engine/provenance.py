@@ -66,5 +66,5 @@ def _asked_of_git(root: Path, of: Sequence[str]) -> str:
         if Path(folder).resolve() != root:
             return ""
         return head + ("+changes" if git("status", "--porcelain", "--", *of) else "")
-    except (OSError, subprocess.CalledProcessError):  # no git or no repository
+    except (OSError, subprocess.CalledProcessError):  # no git, no repository, or one of another user
         return ""

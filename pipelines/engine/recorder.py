@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from components.runtime.tracking.tracker import Tracker
 
 EXPERIMENT = "image-cascade"
-STORE_SECONDS = 20.0  # between two writes to storage
+STORE_SECONDS = 20.0  # between two writes to storage while a stage trains
 HELD = "checkpoint_hold_seconds"
-GAUGES = {name: measure.title for name, measure in MEASURES.items()} | {
+GAUGES = {name: measure.title for name, measure in MEASURES.items()} | {  # of a training -> title
     "step": "steps taken",
     "loss": "the last one reported",
     "checkpoint_age_seconds": "since a log said that training was saved, or since its start",
@@ -35,7 +35,7 @@ class StageStatus:
     """A stage in the live table."""
 
     name: str
-    state: str = "waiting"  # or queued, running, done, cached, failed, skipped
+    state: str = "waiting"  # waiting, queued, running, done, cached, failed, skipped
     step: int = 0
     total: int = 0
     unit: str = "step"
@@ -46,7 +46,7 @@ class StageStatus:
     saved: float = field(default_factory=time.time)  # of the last checkpoint, or the start
     note: str = ""
     warnings: tuple[str, ...] = ()  # all that came
-    measures: dict[str, float] = field(default_factory=dict)  # of a training
+    measures: dict[str, float] = field(default_factory=dict)  # of a training, as its last log has them
 
     @property
     def seconds(self) -> float | None:
@@ -105,11 +105,11 @@ class RunRecorder(events.Recorder):
                     figures = {"step": step, "loss": status.loss, "checkpoint_age_seconds": time.time() - status.saved}
                     for name, value in (status.measures | figures).items():
                         self.gauges[name].set(value, {"run": self.log.run, "stage": status.name})
-                    if step == total:  # before it may be cached
+                    if step == total:  # before the stage commits, and may be cached
                         self._store(status.name)
             case events.Metrics(values=values):
                 latest = {name: value for name, value in values.items() if name in MEASURES}
-                if HELD in latest:  # of the whole training
+                if HELD in latest:  # the cost of checkpoints is that of the whole training
                     latest[HELD] += status.measures.get(HELD, 0.0)
                     status.saved = time.time()
                 status.measures |= latest

@@ -18,15 +18,15 @@ from pipelines.planning.profiles import Cluster, found_cluster, local_cpus, usab
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the warning's own remedy
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the warning's own remedy: leave CUDA_VISIBLE_DEVICES as it is
 }
-LOCAL = {  # nothing preempts a laptop, and every process less saves seconds
+LOCAL = {  # a laptop is not preempted, and every process that is not started saves seconds
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Train notices sooner that workers are done
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Train notices at its next look that its workers are done
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_maximum_startup_concurrency": "8",
-    "RAY_worker_register_timeout_seconds": "600",  # a laptop late for Ray's 60 would wait for ever
+    "RAY_worker_register_timeout_seconds": "600",  # a busy laptop, late for Ray's 60, would wait for ever
     # Training frees and takes the same tens of megabytes at each step: glibc keeps them, where it would give them back
     # and have 20,000 page faults a step, and asks for huge pages, which halves the time of evaluation's small batches.
     "GLIBC_TUNABLES": (

@@ -29,7 +29,7 @@ from pipelines.planning.profiles import Aim, Cluster, Profile
 from pipelines.planning.step_time import StepTime, encoding_work, step_time
 from pipelines.workflow import Stage, Workflow
 
-TOKEN_BYTES, ARRAY_BYTES, PIXEL_BYTES = 4, 2, 3  # of a token, a stored number, a pixel
+TOKEN_BYTES, ARRAY_BYTES, PIXEL_BYTES = 4, 2, 3  # of a token or word, of a number that was made before, of a pixel
 
 
 class StageCost(NamedTuple):
@@ -38,7 +38,7 @@ class StageCost(NamedTuple):
     stage: str
     gpus: float  # at work
     step_flops: int | None  # of a whole step; None: nothing is trained
-    frozen_flops: int  # of them, those of frozen networks
+    frozen_flops: int  # of them, those of frozen networks that make columns at each step
     samples: int  # of a step; of the set, where nothing is trained
     flops: int  # of all steps
     read: int  # bytes of samples before compression
@@ -53,7 +53,7 @@ class Choice(NamedTuple):
     """Number of workers for a training, with the seconds of a step and the hours of all."""
 
     workers: int
-    fits: bool  # whether memory holds a sample
+    fits: bool  # True where the workers' memory holds a sample
     time: StepTime
     hours: float
 
@@ -170,7 +170,7 @@ def encoding_cost(
 
 
 counted_flops = cache(StepModel.training_flops)  # of a training, counted once
-encoding_flops = cache(StepModel.encoding_flops)  # of a frozen network for a sample
+encoding_flops = cache(StepModel.encoding_flops)  # of a frozen network for a column of a sample
 
 
 def columns_of(stage: Stage) -> dict[str, Stage]:

@@ -32,10 +32,10 @@ HEADS = (
     *("held", "a sample", "samples", "activations", "a GPU"),
 )
 UNKNOWN = "–"
-V100 = 120e12  # FLOP/s, ADM's peak of one in table 7
+V100 = 120e12  # FLOP/s that ADM takes for the peak of one, in table 7
 A100_IN_V100S = 2.2  # LDM's factor, below table 18
 IMAGENET = DatasetInfo(num_classes=1000)
-BACKWARD = 3  # of forward and backward, but for the first layer
+BACKWARD = 3  # forward and backward cost as much as three times forward, but for the first layer
 OPERATIONS = 2  # of a multiply-add
 
 # Multiply-adds of a network for one image, forward, in billions, by recipe and stage: table 6 of Peebles and Xie, who

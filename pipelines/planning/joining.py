@@ -16,7 +16,7 @@ from ray.util import get_node_ip_address
 from components.configuration.usage import UsageError
 from components.runtime.ray_internals import gcs_pb2, gcs_service_pb2
 
-ANSWER_SECONDS = 10.0  # for a head that is just starting
+ANSWER_SECONDS = 10.0  # a head that is just starting has so long to answer
 AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]")
 TOKEN_FILE = "~/.ray/auth_token"
@@ -66,7 +66,7 @@ def _token() -> tuple[str, str]:
 
 
 def _channel(head: str) -> Any:
-    options = (("grpc.enable_http_proxy", 0),)  # as Ray's own connections
+    options = (("grpc.enable_http_proxy", 0),)  # Ray's own connections pass by a proxy too
     if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
         return grpc.insecure_channel(head, options)
     names = ("RAY_TLS_SERVER_KEY", "RAY_TLS_SERVER_CERT", "RAY_TLS_CA_CERT")

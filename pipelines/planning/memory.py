@@ -23,10 +23,10 @@ from components.training.memory import RESERVE
 from components.training.step_model import StepModel
 from pipelines.workflow import Stage
 
-MOMENTS = 2  # numbers of AdamW for each, in fp32
-MANY_CLASSES = 1000  # of a set that nobody has counted yet
-FROZEN_DIM, FROZEN_LENGTH = 1024, 77  # of an encoder that nobody has loaded yet
-ROOM = 1 - RESERVE  # of a GPU's memory
+MOMENTS = 2  # numbers that AdamW keeps for each that it trains, in fp32
+MANY_CLASSES = 1000  # of a set that nobody has counted yet; each is a row of an embedding
+FROZEN_DIM, FROZEN_LENGTH = 1024, 77  # of a pretrained encoder that nobody has loaded yet
+ROOM = 1 - RESERVE  # of a GPU's memory: what a training that finds its own batch leaves free, too
 PARTS_MATTER = ", but parts of a batch train another model (dropout and batch norm see one at a time)"
 
 
@@ -80,7 +80,7 @@ class DeviceBytes(NamedTuple):
     gradients: int
     optimizer: int
     averages: int
-    gathered: int  # see `device_bytes`
+    gathered: int  # of shards, what is whole for a moment: see `device_bytes`
 
 
 @cache
@@ -147,9 +147,9 @@ class Setting(NamedTuple):
 class StepMemory(NamedTuple):
     """Bytes on each GPU of a training."""
 
-    held: int  # between activations
+    held: int  # between activations: see `device_bytes`
     samples: int  # that a worker takes at a time
-    needed: Linear  # for activations and copies of weights
+    needed: Linear  # for activations, and copies of the weights
 
     @property
     def activations(self) -> int:

@@ -41,16 +41,16 @@ from pipelines.workflow import PlannedStage, Workflow
 
 logger = logging.getLogger("cascade")
 ANSWER_SECONDS = 300.0  # longer than storage is tried again
-UNKNOWN = ("num_classes", "vocab_size", "image_embedding_dim", "text_states_dim")  # before it is read
-IN_FLIGHT = 1  # checkpoints written beside those kept
+UNKNOWN = ("num_classes", "vocab_size", "image_embedding_dim", "text_states_dim")  # of a set, before it is read
+IN_FLIGHT = 1  # checkpoints written while those that are kept are still there
 
 
 class Needs(NamedTuple):
     """Needs of stages on every working node."""
 
     configs: tuple[Config, ...] = ()
-    packaged: str | None = None  # the source, where packages make it
-    source: FileVersion | None = None  # a file of any other source
+    packaged: str | None = None  # the source that is read, where packages make it
+    source: FileVersion | None = None  # a file of any other source, by its absolute URL
     pretrained_text: bool = False  # whether a pretrained text encoder is loaded
 
     def addresses(self) -> list[str]:
@@ -70,7 +70,7 @@ def needs_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Needs:
     read = running.union(*(workflow.before(name) for name in running))
     used = [entry for entry in planned if entry.stage.name in read]
     source = Needs()
-    for entry in used:  # or, after ingestion, the tars in the user's place
+    for entry in used:  # the source of the images or, after ingestion, the tars in the user's place
         if isinstance(entry.stage.config, ImagesConfig) and entry.wanted:
             source = needs_of_source(*detect_source(entry.stage.config.source))
         elif isinstance(entry.stage.config, ImagesConfig) and entry.cached is not None:
@@ -170,8 +170,8 @@ def known_classes(planned: Sequence[PlannedStage]) -> int | None:
 class Space(NamedTuple):
     """Room for checkpoints, in bytes."""
 
-    storage: int = 0  # what checkpoints and models add to storage
-    temporary: int = 0  # the same in one node's temporary folder
+    storage: int = 0  # what checkpoints add to storage, and models in the end
+    temporary: int = 0  # the same in one node's temporary folder, at most
     trainings: tuple[str, ...] = ()
 
     def check(self, *, root: Store | None, works: bool) -> None:

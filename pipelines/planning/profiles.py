@@ -19,13 +19,13 @@ from components.configuration.usage import UsageError, explain, nearest
 from components.runtime.execution import Resources, Sharding
 from components.runtime.storage.store import absolute
 
-CPUS_PER_CORE = 4  # of a Ray that is started here
-CPUS_PER_GPU = 8  # else: those of a pod in infra/kuberay
+CPUS_PER_CORE = 4  # logical CPUs of a Ray that is started here
+CPUS_PER_GPU = 8  # of a cluster of which GPUs alone are told: those of a pod in infra/kuberay
 NODE_GPUS = 8  # of a node of such a cluster
 # Share of its peak that a GPU reaches in matrix products and convolutions: the published days of ADM's five trainings
 # leave for them, beside the memory's part, 0.38 to 0.54 of a V100's 125 TFLOP/s (`cost_table.COMPUTE`).
 PRODUCTS = 0.45
-MEASURED = Path("bench-gpu.json")  # of `make bench-gpu`
+MEASURED = Path("bench-gpu.json")  # of `make bench-gpu`, in the working directory
 
 Aim = Literal["knee", "fastest", "cheapest"]  # see `cost.chosen`
 Network = Literal["tcp", "efa", "rdma"]  # between nodes, by the overlays of infra/kuberay
@@ -38,10 +38,10 @@ class GPU(NamedTuple):
     peak: float  # FLOP/s of dense matrix products in bf16
     memory: float  # bytes
     bandwidth: float  # bytes/s of its memory
-    link: float  # bytes/s each way in its node: NVLink, else PCIe 4.0 x16
-    fabric: float  # bytes/s each way of its node by EFA or InfiniBand
+    link: float  # bytes/s each way to the other GPUs of its node: NVLink, else PCIe 4.0 x16
+    fabric: float  # bytes/s each way of its node by EFA or InfiniBand: the slower of Amazon's and Azure's nodes
     products: float = PRODUCTS  # share of the peak
-    measured: float | None = None  # seconds of a step over those of `step_time`
+    measured: float | None = None  # seconds of a step over those of `step_time`; None: uncalibrated
 
 
 # NVIDIA's data sheets and product pages, with half the peak where they state it with sparsity; networks of p4de, p5,
@@ -84,16 +84,16 @@ class Profile(Config):
 
     name: str = "auto"
     num_workers: int | None = Field(None, ge=1)
-    min_workers: int | None = Field(None, ge=1)  # elastic
+    min_workers: int | None = Field(None, ge=1)  # elastic: the number changes in a training
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0)
     threads: int | None = Field(None, ge=1)
     reader_threads: int = Field(2, ge=1)
     max_failures: int = 3
     max_batch_per_device: int | None = None
-    sharding: Sharding = "none"  # full: all workers hold a part each; 8: every 8
-    aim: Aim = "knee"  # of the workers, where the GPU is known
-    worker_start_timeout: int | None = Field(None, gt=0)  # seconds
+    sharding: Sharding = "none"  # full: all workers of a training hold a part each of its weights; 8: every 8 workers
+    aim: Aim = "knee"  # of the number of workers, where the GPU is known
+    worker_start_timeout: int | None = Field(None, gt=0)  # seconds; see `start_timeout`
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def resources(self, stage: str, **found: Any) -> Resources:
@@ -150,7 +150,7 @@ class Cluster(NamedTuple):
     cpus_per_gpu: float | None = None  # fewest of a node with GPUs; None: not known
     nodes: int = 1  # that have CPUs
     cpus_per_core: int = 1  # logical CPUs that stand for one core
-    here: bool = False  # Ray is started on this machine alone
+    here: bool = False  # Ray is started on this machine and has nothing else
     gpu: GPU | None = None  # that all of them are; None: not known
     node_gpus: float = NODE_GPUS  # of a node, or of a pod
     network: Network = "tcp"

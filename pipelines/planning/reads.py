@@ -22,7 +22,7 @@ from pipelines.workflow import PlannedStage
 WORKERS = (1, 8, 64)  # beside the profile's own number
 TOO_OFTEN = 1.5  # bytes read for each byte of the set
 TOO_MUCH = 8 * 2**30  # bytes of shards that a reader holds
-UNIT = 2**10  # bytes of a tar that count as a sample
+UNIT = 2**10  # bytes for which a tar that nobody has read counts as a sample
 
 
 class Reads(NamedTuple):

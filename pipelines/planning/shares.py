@@ -21,15 +21,15 @@ from pipelines.planning.cost import choices, chosen
 from pipelines.planning.profiles import Aim, Cluster, Profile
 from pipelines.workflow import Stage, Workflow
 
-WITHOUT_NETWORK = (ImagesConfig, SamplingConfig, TextEncoderConfig)  # of stages without use for a GPU
+WITHOUT_NETWORK = (ImagesConfig, SamplingConfig, TextEncoderConfig)  # of stages that have no use for a GPU
 
 
 class Demand(NamedTuple):
     """Workers and GPUs that a stage can use."""
 
-    counts: tuple[int, ...]  # numbers of workers or actors, ascending
+    counts: tuple[int, ...]  # possible numbers of workers, or of actors, ascending
     gpus: float  # of each
-    load: float = 1  # work of all: samples that a training takes
+    load: float = 1  # work of all of them together: samples that a training takes
 
 
 def share_cluster(
@@ -70,7 +70,7 @@ def stage_demand(stage: Stage, workflow: Workflow, profile: Profile, cluster: Cl
     number, given, least = (profile.given(stage.name, name) for name in names)
     gpus = float(cluster.gpus > 0 if given is None else given)
     if isinstance(config, Training) and number is not None:
-        return Demand((number,), gpus)  # more GPUs may come
+        return Demand((number,), gpus)  # though there are fewer GPUs: more may come
     most = int(cluster.gpus / gpus) if gpus else 1
     if most == 0:
         raise UsageError(
@@ -108,7 +108,7 @@ def share_gpus(
     counts = {name: demand.counts[0] for name, demand in demands.items()}
     fixed = dict(taken or {}) | {name: d.counts[0] * d.gpus for name, d in demands.items() if len(d.counts) == 1}
     flexible = {name: demand for name, demand in demands.items() if name not in fixed}
-    shared = []  # concurrent stages, and their GPUs
+    shared = []  # concurrent stages, and their GPUs; all, where stages take turns
     for group in concurrent_stages(workflow, [*flexible, *fixed]):
         left = gpus - sum(fixed.get(name, 0) for name in group)
         if members := [name for name in group if name not in fixed]:
@@ -155,7 +155,7 @@ def stage_resources(
     """Resources of a stage with `count` workers or actors, of `crowd` that may work at once.
     Together they claim at most half of the logical CPUs, so that short tasks, which trainings wait for, find some."""
     is_training = isinstance(stage.config, Training)
-    sharing = min(2, concurrent_trainings(workflow, stage.name))  # stages on the cores of one node
+    sharing = min(2, concurrent_trainings(workflow, stage.name))  # stages that work on the cores of one node
     cores = max(1, int(cluster.cpus / cluster.nodes) // cluster.cpus_per_core)  # of a node
     on_cpus = cluster.nodes * max(1, cores // (profile.threads or max(1, cores // sharing)))  # as large as a training
     cpus = min(profile.cpus_per_worker, cluster.cpus / 2 / crowd)
@@ -204,9 +204,9 @@ class ResourceRow(NamedTuple):
     stage: str
     workers: int
     gpus: float  # that it takes
-    idle: float  # GPUs that nobody works on meanwhile
-    share: int | None  # samples of a step for each worker
-    parts: int | None  # of them; None: a GPU finds its own
+    idle: float  # GPUs that nobody works on while it runs with all that may run at the same time
+    share: int | None  # samples of a step for each worker; None: nothing is trained
+    parts: int | None  # in which it computes them; None: a GPU finds its own
     cpus: float  # of each worker
     why: str
 

@@ -26,12 +26,12 @@ from components.training.step_model import KnownLayouts, StepModel, take_gradien
 from pipelines.planning.memory import device_bytes, part_bytes, step_memory
 from pipelines.planning.profiles import Cluster
 
-LAUNCH = 5e-6  # seconds of the host for an operation: a launch alone takes 4 to 6 µs
+LAUNCH = 5e-6  # seconds of the host for an operation: a launch alone takes 4 to 6 µs, so that this is a floor
 TCP = 12.5e9  # bytes/s of a node each way: 100 Gbit/s
 COLLECTIVE = 30e-6  # seconds of a collective without bytes, assumed
-BUCKET = 25 * 2**20  # bytes of gradients that DDP sends at once
+BUCKET = 25 * 2**20  # bytes of gradients that DDP sends at once, its default
 BACKWARD = 2 / 3  # of a pass
-RECOMPUTED = 4 / 3  # passes where activations are computed again
+RECOMPUTED = 4 / 3  # passes where activations are computed again: one more forward
 # Kernels over many tensors take 36 tensors of four lists at a time, and 320 chunks of 65,536 numbers (torch,
 # ATen/native/cuda/MultiTensorApply.cuh).
 TENSORS, NUMBERS = 36, 320 * 65_536

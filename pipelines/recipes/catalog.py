@@ -27,7 +27,7 @@ RECIPES: dict[str, RecipeRow] = {
         *(*LECTURE_ROWS, *TAXONOMY, *PAPER_RECIPES.values()),
     )
 }
-ROWS = {row.name: row.summary.partition(":")[0] for row in LECTURE_ROWS}  # of recipes
+ROWS = {row.name: row.summary.partition(":")[0] for row in LECTURE_ROWS}  # recipe -> row of the lecture
 
 
 def load_recipe(name_or_file: str, assignments: list[str]) -> Recipe:

@@ -32,13 +32,13 @@ from pipelines.recipes.rows import EMOJI, EVALUATION, SCENES
 from pipelines.recipes.shapes import RecipeRow, SharedParts
 from pipelines.recipes.systems import ANCESTRAL, ANCESTRAL_250, SKETCH, diffusion, sketching
 
-ENLARGED = SKETCH.replace(num_inference_steps=11, strength=0.55, noise_level=50)  # the last six
+ENLARGED = SKETCH.replace(num_inference_steps=11, strength=0.55, noise_level=50)  # the last six, from the low-res image
 RESTORED = DiffusionSampling(sampler="ddpm", num_inference_steps=10)
 DYNAMIC = SKETCH.replace(threshold="dynamic", threshold_percentile=0.95)
 EULER = DiffusionSampling(sampler="euler", num_inference_steps=25)
 BY_TEXT = {"conditions": ("text",), "text_conditioning": "cross_attention", "cond_drop_prob": 0.2}
 BY_DEPTH = {"conditions": ("condition_image",), "condition_member": "depth"}
-REFERENCE = 5000  # training images that distances are measured to
+REFERENCE = 5000  # training images of Fashion-MNIST that distances are measured to
 # fmt: off
 FASHION_MNIST = SharedParts(
     ImagesConfig(

@@ -56,7 +56,7 @@ class DiffusionBranchRecipe(RecipeOfImages):
     contrastive: ContrastiveTraining | None = None
     text_encoder: TextEncoderConfig | None = None
     diffusion_prior: DiffusionPriorTraining | None = None
-    precompute: PrecomputeConfig | None = None  # what the frozen networks make, once
+    precompute: PrecomputeConfig | None = None  # what the frozen networks make, once, for base and diffusion_prior
     classifier: ClassifierTraining | None = None  # of noisy images; guides the base
     weaker: DiffusionTraining | None = None  # guides the base
     base: DiffusionTraining

@@ -32,9 +32,9 @@ EVALUATION = EvaluationConfig(reference_samples=1024)
 EMOJI = SharedParts(systems.emoji(), SAMPLES, EVALUATION)
 EMOJI_128, SCENES = EMOJI._replace(images=systems.emoji(128)), EMOJI._replace(images=systems.scenes())
 GUIDED, UNGUIDED = TokenSampling(guidance_scale=1.5, top_k=100), TokenSampling(top_k=100)
-ROTARY = {"positions": "rotary_2d", "token_corruption": 0.1}  # of transformers over VQ-GAN's tokens
+ROTARY = {"positions": "rotary_2d", "token_corruption": 0.1}  # of transformers over the tokens of a VQ-GAN
 
-MINUTES = 3.0  # of two cores, for a system: the one knob
+MINUTES = 3.0  # of two cores, for all trainings of a system together: the one knob
 SIDE = 32  # pixels
 # Distances are to all training images.
 SMALL = SharedParts(
@@ -126,7 +126,7 @@ class System(RecipeRow):
     """A row of the comparison."""
 
     title: str
-    branch: str  # of the lecture's taxonomy: how well the density is known
+    branch: str  # of the lecture's taxonomy: how well the density is known of what is sampled first, pixels or codes
 
 
 TRACTABLE, APPROXIMATE, IMPLICIT = "explicit, tractable", "explicit, approximate", "implicit"

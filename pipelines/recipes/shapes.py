@@ -138,7 +138,7 @@ class OneModelRecipe(RecipeOfImages):
     model: AnyLoneModel
     sampling: OneModelSampling = OneModelSampling()
     samples: SamplesConfig | None = None  # None: an autoencoder of which nothing is drawn
-    likelihood: LikelihoodConfig | None = None  # exact, or a VAE's bound
+    likelihood: LikelihoodConfig | None = None  # exact of a PixelCNN or PixelRNN, a bound of a VAE
     evaluation: EvaluationConfig
 
     @property
@@ -180,7 +180,7 @@ class RecipeRow:
     """A recipe of the catalog; calling the row builds the recipe."""
 
     name: str
-    summary: str  # of the lecture: its row, a colon and the rest
+    summary: str  # of a recipe of the lecture: its row, a colon and the rest
     build: Callable[[str], Recipe]  # takes the name
 
     def __call__(self) -> Recipe:

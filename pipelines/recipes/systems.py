@@ -24,7 +24,7 @@ from components.stages.samples import SamplesConfig
 from pipelines.recipes.shapes import AgreementRecipe, CascadeRecipe
 
 Trained = TypeVar("Trained", bound=Training)
-ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=15)  # its noise cures grain
+ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=15)  # its noise cures the grain of brief training
 ANCESTRAL_250 = DiffusionSampling(sampler="ddpm", num_inference_steps=250)
 SKETCH = DiffusionSampling(sampler="sde_dpm_solver_pp", num_inference_steps=15)  # where x_0 is predicted
 # From the base's image at a noise of 4.7 times its signal: 98 in place of 116 from noise alone in eight steps.
@@ -57,7 +57,7 @@ def autoencoder() -> AutoencoderTraining:
     return AutoencoderTraining.of(
         resolution=64, channels=16, channel_mult=(1, 2, 4, 4), num_res_blocks=1, latent_channels=64,
         patch_shortcut=True, bottleneck=EMACodesConfig(codebook_size=512, codebook_dim=8, codebook_decay=0.97),
-        reconstruction="mse",  # keeps more color than l1
+        reconstruction="mse",  # a mean keeps more color than l1's median
         perceptual_network="none", perceptual_weight=0.0, adversarial_weight=0.0,
         **optimized(650, 8, 2e-3) | {"checkpoint_every": 150})
 
@@ -101,9 +101,9 @@ def dvae() -> AutoencoderTraining:
     """Gumbel-softmax, hardened while the divergence gains weight (Ramesh et al., 2021)."""
     return autoencoder().replace(
         bottleneck=GumbelCodesConfig(codebook_size=512, codebook_dim=64),
-        patch_shortcut=False,  # with it 8 % of the codes are in use, not 73 %
+        patch_shortcut=False,  # with it 8 % of the codes are in use in place of 73 %
         reconstruction="logit_laplace",
-        kl_weight=6.6,  # as published: 98 codes in use after 150 steps, 51 with 1
+        kl_weight=6.6,  # as published; after 150 steps 98 codes' worth are in use, and 51 with 1
         kl_warmup_steps=300, temperature_steps=600)
 
 
@@ -139,7 +139,7 @@ def gan() -> GANTraining:
     return GANTraining.of(
         resolution=32, channels=24, channel_mult=(1, 2, 4), noise_dim=64,
         discriminator_channels=24, discriminator_channel_mult=(1, 2, 4), augment=True,
-        max_grad_norm=10.0,  # a hinge loss under spectral norm has norms of 3 to 5
+        max_grad_norm=10.0,  # gradients of a hinge loss under spectral norm have norms of 3 to 5
         discriminator_learning_rate=1e-3, **optimized(700, 32, 5e-4) | {"checkpoint_every": 200})
 
 

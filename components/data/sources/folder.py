@@ -36,7 +36,7 @@ FORMS = (
 class Row(NamedTuple):
     """An image in a description file."""
 
-    file: str  # relative to the description file
+    file: str  # relative to the folder of the description file
     caption: str | None  # None: the file has no captions
     label: str | None  # None: the row has no class
 
@@ -115,7 +115,7 @@ class Names(NamedTuple):
     all: list[str]
     used: list[str]  # images to train on
     root: str = ""  # the folder of the split to read, such as `train/`; "" for the whole folder
-    note: str | None = None  # a line about splits
+    note: str | None = None  # a line about the splits read and left out
 
 
 def list_folder(path: str, versions: Sequence[FileVersion] | None = None, columns: Columns = COMMON) -> Source:

@@ -60,7 +60,7 @@ def list_openmoji() -> Source:
         if emoji.category not in OPENMOJI_CLASSES:
             continue
         for tones, form in [("", emoji), *emoji.skin_variations.items()]:
-            assert form.unified is not None  # each has its code points
+            assert form.unified is not None  # every entry of the list has its code points
             assert emoji.name is not None
             codes = (form.unified, *form.variations, form.unified.replace("-FE0F", ""))  # OpenMoji drops some selectors
             name = next((f"{code}.svg" for code in codes if f"{code}.svg" in files), None)

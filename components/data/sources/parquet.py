@@ -31,7 +31,7 @@ LICENSE = "unspecified"
 SUFFIX = ".parquet"
 NO_CLASS = "image"
 ROWS = 32  # in memory at a time
-BUFFER = 4 * 2**20  # bytes of a column at a time
+BUFFER = 4 * 2**20  # bytes of a column to fetch at a time, so that a large row group needs no more
 NO_LABEL = -1  # of rows without a class: quarantined
 
 
@@ -109,7 +109,7 @@ def open_parquet(url: str, *, buffer_size: int = 0) -> pq.ParquetFile:
 class ParquetSet(NamedTuple):
     """Parquet files to read, and their columns."""
 
-    folder: str  # the deepest with all files
+    folder: str  # URL of the deepest folder with all files
     files: tuple[FileVersion, ...]  # paths relative to it
     table: TableColumns
     notes: tuple[str, ...]
@@ -119,9 +119,9 @@ class FileRows(NamedTuple):
     """The R rows of a file without images."""
 
     groups: tuple[int, ...]  # rows of each row group
-    names: tuple[str, ...]  # of the numbers in `labels`; empty: it holds names
+    names: tuple[str, ...]  # class names for the numbers in `labels`; empty: `labels` holds names
     labels: list[object] | None  # (R,)  None: the set has no classes
-    captions: list[object] | None  # (R,)  a caption, a list, or None
+    captions: list[object] | None  # (R,)  each a caption, a list of them, or None
 
 
 def is_parquet(path: str) -> bool:

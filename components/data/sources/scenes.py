@@ -20,12 +20,12 @@ COLORS = {
     **{"red": (214, 40, 40), "green": (46, 160, 67), "blue": (45, 90, 220), "yellow": (240, 196, 25)},
     **{"purple": (140, 60, 190), "orange": (243, 124, 32), "white": (244, 244, 244), "black": (35, 35, 40)},
 }
-SUPERSAMPLING = 3  # rays a pixel and axis; odd, for one is the center
-DEPTH_UNIT = 1000  # depth.png holds thousandths of a unit
+SUPERSAMPLING = 3  # rays a pixel and axis; odd, so that one of them is the pixel's center
+DEPTH_UNIT = 1000  # depth.png holds thousandths of a unit along the viewing axis
 FLOOR, WALL = -1.0, 9.0
 HALF_SIDE = 0.42
 COS, SIN = np.cos(np.pi / 6), np.sin(np.pi / 6)
-TURN = np.array([[COS, 0, -SIN], [0, 1, 0], [SIN, 0, COS]])  # cubes show two sides
+TURN = np.array([[COS, 0, -SIN], [0, 1, 0], [SIN, 0, COS]])  # cubes stand turned by 30 degrees, to show two sides
 LIGHT = np.array([-0.45, 0.8, -0.4]) / np.linalg.norm([-0.45, 0.8, -0.4])
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from components.configuration.config import Config
 from components.data.listing import SourceError
 
-MAX_KEY = 90  # characters; a tar's names have 100
+MAX_KEY = 90  # the tar format's name field holds 100 characters
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -44,7 +44,7 @@ class Drawing:
     """An image in the form that will be stored."""
 
     image: Image.Image  # RGB, resolution x resolution
-    members: dict[str, bytes] = field(default_factory=dict)  # further ones, by suffix
+    members: dict[str, bytes] = field(default_factory=dict)  # further members of the sample, by suffix
     details: dict[str, object] = field(default_factory=dict)  # for the `json` member
 
 
@@ -65,9 +65,9 @@ class Source:
     classes: tuple[str, ...]
     items: tuple[Item, ...]
     reader: Reader
-    runs: tuple[int, ...] = ()  # lengths of runs of items that a task reads in order
-    notes: tuple[str, ...] = ()  # lines about unread parts
-    reading: tuple[str, ...] = ()  # how, for files that were once read otherwise
+    runs: tuple[int, ...] = ()  # lengths of runs of items that one task reads in order; none: each item by itself
+    notes: tuple[str, ...] = ()  # lines for the user about unread parts of the source
+    reading: tuple[str, ...] = ()  # the way of reading, for files that were once read in another way
 
 
 def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:
@@ -149,7 +149,7 @@ def class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
 class Columns(Config):
     """The user's choice of columns; None: the first of the common names."""
 
-    image: str | None = None  # of file names, or of images
+    image: str | None = None  # of file names, or of the images themselves
     caption: str | None = None
     label: str | None = None
 
@@ -164,7 +164,7 @@ class TableColumns:
     place: str
     names: tuple[str, ...]
     columns: Mapping[Meaning, Sequence[str]]
-    several: bool = False  # captions a row; the first is read
+    several: bool = False  # several captions a row; the first is read
 
     def first(self, meaning: Meaning) -> str | None:
         """The first column with a meaning, or None."""

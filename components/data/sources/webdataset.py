@@ -35,7 +35,7 @@ MEMBERS: tuple[Member, ...] = ("image", "depth", "mask")
 class TarFacts(Config):
     """Facts from one pass over a tar. Missing members are counted, not guessed."""
 
-    entries: tuple[ShardEntry, ...]  # the tar, or the shards made of it
+    entries: tuple[ShardEntry, ...]  # the tar itself, or the shards made of the tar
     classes: tuple[str, ...]  # raw `cls` values that occur
     captions: tuple[str, ...]  # `txt` of its training samples
     unlabeled: int  # usable samples without `cls`
@@ -159,7 +159,7 @@ def checked_groups(data: bytes, url: str) -> Iterator[tuple[Group, str | None]]:
     """Yields the groups of a tar with an image, each with the reason why images can't be decoded, or None.
     Raises ShardError if the tar can't be read, has no end, or holds no images."""
     unpacked, empty = unpack(data, url), True
-    if not unpacked.endswith(END):  # cut between two members, it reads without error
+    if not unpacked.endswith(END):  # a tar cut between two members reads without any error
         raise ShardError(f"shard {url} has no end mark: truncated, or still being written; restore it")
     for group in iterate_shard(unpacked, url):
         if group.image is None:
@@ -169,7 +169,7 @@ def checked_groups(data: bytes, url: str) -> Iterator[tuple[Group, str | None]]:
             for member in MEMBERS:
                 if (image := group.member(member)) is not None:
                     decode_image(image)
-        except Exception as error:  # decoders raise a dozen kinds
+        except Exception as error:  # Pillow's decoders raise a dozen kinds for a corrupt file
             reason = reason_of(error)
         yield group, reason
     if empty:

@@ -78,8 +78,8 @@ class Artifact(Config):
     key: FolderName
     files: Annotated[Sequence[FileEntry], AsTable(FileEntry)]
     metadata: dict[str, Any] = Field(default_factory=dict)
-    inputs: dict[str, str] = Field(default_factory=dict)  # name -> key of the stage that made it
-    provenance: dict[str, Any] = Field(default_factory=dict)  # recorded, not hashed: config, time, ...
+    inputs: dict[str, str] = Field(default_factory=dict)  # name of the input -> key of the stage that made it
+    provenance: dict[str, Any] = Field(default_factory=dict)  # config, git commit, time, seconds: recorded, not hashed
     root: str = Field(default="", exclude=True)  # URI of the stage's folder: a place, never part of the identity
 
     @property

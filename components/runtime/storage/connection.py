@@ -25,8 +25,8 @@ T = TypeVar("T")
 Transfer = Callable[[fsspec.AbstractFileSystem, str], T]  # of a file system and a path there
 
 ATTEMPTS = 6
-DAMAGED_ATTEMPTS = 3  # wrong at rest is wrong again
-REQUESTS = 3  # of gcsfs, for one request
+DAMAGED_ATTEMPTS = 3  # a file that is wrong at rest does not get better
+REQUESTS = 3  # times that gcsfs sends one request before `retried` repeats the transfer
 CONNECT_SECONDS, READ_SECONDS = 10, 30  # the second: without a byte
 FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
 # Libraries whose errors are the network's.
@@ -46,13 +46,13 @@ class Cloud(NamedTuple):
     """A kind of object store, described as far as fsspec's interface does not cover the differences."""
 
     remedy: str  # advice where nobody can sign in
-    options: Mapping[str, Any] = MappingProxyType({})  # a user's FSSPEC_… go before them
+    options: Mapping[str, Any] = MappingProxyType({})  # of the file system; a user's FSSPEC_… go before them
     filesystem: str | None = None  # its class, where fsspec would take another one
-    extra: str | None = None  # of this package; None: always installed
-    loggers: tuple[str, ...] = ()  # of errors that are retried or raised anyway
+    extra: str | None = None  # of this package, which brings the file system; None: always installed
+    loggers: tuple[str, ...] = ()  # log, some with a traceback, errors that are retried or raised anyway
     # Bounds the retries of the client; may be called again on the same file system.
     prepare: Callable[[fsspec.AbstractFileSystem], None] = lambda filesystem: None
-    plain: Callable[[Exception], Exception] = lambda error: error  # to Python's own error, if any
+    plain: Callable[[Exception], Exception] = lambda error: error  # Python's own error of the same meaning, if any
 
 
 def _prepare_amazon(filesystem: fsspec.AbstractFileSystem) -> None:

@@ -20,7 +20,7 @@ from components.runtime.storage.store import FileInfo, Store, in_parallel
 PLAN, ANNOUNCED = "plan.json", "announced.json"  # stages of a run: with their ends; before the start
 LEASE = "lease"  # folder in that of a stage
 UNUSED = "no run uses this stage"
-REASONS = {  # kind of an unlisted folder -> reason
+REASONS = {  # kind of a folder that no manifest lists -> reason for a deletion
     "attempt": "a try that was not committed",
     "files": "files of a try that was superseded, or of no more use",
     "train": "training state of a finished stage",
@@ -115,7 +115,7 @@ def _in_stage(root: Store, stage: str, used: set[str] | None) -> list[Garbage]:
         return [Garbage(stage, sum(info.bytes for info in files), UNUSED)] if files else []
     artifact = load_artifact(store)
     if artifact is None:
-        return []  # a later run resumes from these files
+        return []  # not committed: a later run resumes from these files
     listed = {entry.path.partition("/")[0] for entry in artifact.files}
     return [
         Garbage(f"{stage}/{name}", sum(info.bytes for info in store.list(name)), REASONS[kind])
@@ -130,7 +130,7 @@ def _delete(root: Store, garbage: Garbage, lost: threading.Event) -> bool:
     if garbage.path == garbage.stage and store.exists(MANIFEST):
         manifest = store.read(MANIFEST)
         store.delete(MANIFEST)
-        if garbage.path in used_stages(root):  # by a run that looked before
+        if garbage.path in used_stages(root):  # by a run that looked before this deletion
             store.write_once(MANIFEST, manifest)
             return False
 

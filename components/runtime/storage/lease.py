@@ -103,7 +103,7 @@ class Lease:
                     return
                 self._write(beat=beat, released=False)
             except (OSError, StoreError):
-                continue  # away: a waiter takes over after `ttl`
+                continue  # the store is away: a waiter sees no heartbeat and takes over after `ttl`
 
     def _latest(self) -> tuple[int, dict[str, Any] | None]:
         names = [info.path for info in self.store.list() if info.path.endswith(".json")]
@@ -111,7 +111,7 @@ class Lease:
             return 0, None
         try:
             return int(names[-1].removesuffix(".json")), json.loads(self.store.read(names[-1]))
-        except FileNotFoundError:  # deleted by the next holder
+        except FileNotFoundError:  # deleted by the next holder between the two calls
             return self._latest()
 
     def _died_here(self, state: dict[str, Any]) -> bool:

@@ -27,9 +27,9 @@ from components.runtime.storage.connection import StoreError, Transfer, at, conn
 T = TypeVar("T")
 S = TypeVar("S")
 
-TRANSFERS = 8  # files of one artifact at a time
-SMALL_TRANSFERS = 32  # of a kilobyte each; as many as connections
-BLOCK = 8 * 2**20  # bytes
+TRANSFERS = 8  # files of one artifact in transfer at a time
+SMALL_TRANSFERS = 32  # of a kilobyte each, which cost a round trip; as many as the clients' connections
+BLOCK = 8 * 2**20  # bytes in memory where a file is only hashed
 SCRATCH = "cascade-scratch-"  # prefix of folders on one node's disk, invisible to other nodes
 LOCAL = (None, "file", "local")  # protocols of this machine's disks
 TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}$")
@@ -186,7 +186,7 @@ class Store:
         """Write a probe file once, try to overwrite the probe, and delete the probe.
         Raises StoreError if a step fails, or if the store would let a second writer win: no run could commit there."""
         probe = f".probe-{uuid.uuid4().hex[:8]}"
-        connect(self.uri)  # errors name the folder, not the probe
+        connect(self.uri)  # errors of the connection name the folder, not the probe
         try:
             once = self.write_once(probe, b"probe") and not self.write_once(probe, b"another")
             self.delete(probe)

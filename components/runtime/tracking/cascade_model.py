@@ -16,7 +16,7 @@ from components.sampling.requests import RequestRow
 class CascadeModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         model = Path(context.artifacts["model"])
-        packed = model.parents[1]  # tried once before all is packed
+        packed = model.parents[1]  # MLflow keeps it in `artifacts`, and tries it once before all is packed
         if (packed / "MLmodel").is_file():
             check_files(packed, "this model")
         self.answer = predictor_of(model)

@@ -36,7 +36,7 @@ class Delivery:
 
     def __init__(self, tracking_uri: str, *, experiment: str) -> None:
         """Connect. Raises MLflow's errors while MLflow is away."""
-        mlflow.set_tracking_uri(tracking_uri)  # for a registry in a SQLite file
+        mlflow.set_tracking_uri(tracking_uri)  # a registry in a SQLite file looks for its models there
         self.client = MlflowClient(tracking_uri)
         self.runs = Runs(self.client, tracking_uri, experiment)
         self.warnings: list[str] = []  # for the user
@@ -125,7 +125,7 @@ class Delivery:
             if isinstance(record.event, events.Metrics):
                 for name, value in record.event.values.items():
                     step = record.event.step
-                    if name.startswith(names.SYSTEM):  # by seconds since the run began
+                    if name.startswith(names.SYSTEM):  # drawn by the seconds since the run began
                         step = max(0, (record.time - tracked.started) // 1000)
                     if step not in tracked.steps.get(name, ()):
                         points.setdefault((name, step), Metric(name, value, record.time, step))

@@ -33,7 +33,7 @@ from components.runtime.tracking.names import SYSTEM
 logger = logging.getLogger(__name__)
 HEADER, LOCK = "journal.json", "lock"
 BYTES_AT_ONCE = 2**24
-SEGMENT_BYTES = 2**20  # about the most that a line writes again
+SEGMENT_BYTES = 2**20  # about the most that is written again when a line is added
 
 
 class Journal:
@@ -84,7 +84,7 @@ class Journal:
             for path in sorted(self.folder.iterdir(), reverse=True):
                 if path.name not in (HEADER, LOCK):
                     path.unlink()
-            (self.folder / HEADER).unlink()  # last: one killed here leaves a journal
+            (self.folder / HEADER).unlink()  # last: a process that is killed here leaves a journal for the next one
         self._lock.release()
         if emptied:
             _remove(self.folder)
@@ -102,7 +102,7 @@ class Journal:
                 position += len(line)
                 try:
                     yield LogEntry.read(line), position
-                except json.JSONDecodeError:  # unfinished, of a killed process
+                except json.JSONDecodeError:  # the unfinished line of a killed process, ended by its successor
                     continue
                 except (LookupError, TypeError, ValueError):
                     logger.warning("%s: a record of another version is left out", self.folder, exc_info=True)
@@ -129,7 +129,7 @@ def left_journals(spool: Path, *, destination: dict[str, str]) -> list[Journal]:
             continue
         if not is_ours or (lock := _locked(folder)) is None:
             continue
-        if not header.is_file():  # just removed; the lock made it again
+        if not header.is_file():  # its holder has just removed it, the lock made its folder again
             lock.release()
             _remove(folder)
             continue
@@ -143,17 +143,17 @@ def left_journals(spool: Path, *, destination: dict[str, str]) -> list[Journal]:
 
 def _locked(folder: Path) -> FileLock | None:
     """The journal's lock, held; None if another process holds it. A killed process lets go of its lock."""
-    lock = FileLock(folder / LOCK, thread_local=False)  # another thread sends
+    lock = FileLock(folder / LOCK, thread_local=False)  # the thread that sends is not the one that began
     try:
         lock.acquire(blocking=False)
-    except (Timeout, FileNotFoundError):  # held, or removed just now
+    except (Timeout, FileNotFoundError):  # held, or its folder was removed just now
         return None
     return lock
 
 
 def _remove(folder: Path) -> None:
     """Remove the folder of an empty journal; the lock is free, because Windows keeps open files."""
-    with suppress(OSError):  # another process looks at it, and removes it
+    with suppress(OSError):  # another process looks at it just now, and removes it then
         (folder / LOCK).unlink(missing_ok=True)
         folder.rmdir()
 

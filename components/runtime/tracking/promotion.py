@@ -21,7 +21,7 @@ from components.runtime.tracking import names
 from components.runtime.tracking.registry import create_name
 from components.runtime.tracking.runs import is_new
 
-KEPT = 8  # measurements of a version
+KEPT = 8  # measurements of a version, each in its own way
 RECONSTRUCTIONS = "reconstructions of held-out images"  # count where nothing else is made
 VERSION = re.compile(rf"(?:{names.REGISTRY})?([^/@:]+)[/@]([0-9]+)")
 
@@ -30,7 +30,7 @@ class MadeFigure(Config):
     """A distance of images of a single size."""
 
     distance: float
-    error: float | None  # standard error; None: too few images
+    error: float | None  # its standard error over images; None: too few of them
     samples: int
     side: str  # 64²
 
@@ -43,7 +43,7 @@ class Figures(Config):
     precision: str
     references: int  # training images at most
     seed: int
-    made: dict[str, MadeFigure]  # by what made them: diffusion branch, …
+    made: dict[str, MadeFigure]  # what made them: diffusion branch, token branch, …
 
     def way(self) -> dict[str, Any]:
         """The method of measurement in words for comparison."""
@@ -57,7 +57,7 @@ class Figures(Config):
         }
 
 
-Verdict = tuple[bool, str]  # whether it becomes champion, and why
+Verdict = tuple[bool, str]  # whether a version becomes champion, and the reason, a part of a sentence
 
 
 class Promotion(NamedTuple):
@@ -79,7 +79,7 @@ def figures_of(evaluation: Artifact) -> Figures | None:
     """Distances of each generator's finished images; None for an artifact without distances."""
     rows = [row for row in evaluation.metadata.get("distances", ()) if row["purpose"] == "model"]
     made = {}
-    for row in rows:  # a generator's stages in order
+    for row in rows:  # a generator's stages are in their order
         what, _, side = row["name"].rpartition(", ") if row["name"] != RECONSTRUCTIONS else (RECONSTRUCTIONS, "", "")
         error, samples = row.get("standard_error"), row["samples"]
         made[what.partition(":")[0]] = MadeFigure(distance=row["distance"], error=error, samples=samples, side=side)
@@ -147,7 +147,7 @@ def _decide(
     main = names.registered_name(models) if names.registered_name(models) in versions else min(versions)
     follows = len(versions) == 1 or main == names.registered_name(models)  # else it is unknown whose figures they are
     measured = figures[-1] if figures and follows else None
-    if measured is not None:  # beside figures from other methods
+    if measured is not None:  # beside figures of the same version from other methods
         earlier = _listed(client.get_model_version(main, versions[main]).tags.get(names.FIGURES))
         kept = [*(each for each in earlier if each.way() != measured.way()), measured][-KEPT:]
         text = json.dumps([each.model_dump() for each in kept])

@@ -44,7 +44,7 @@ from components.sampling.frozen_text import LENGTH
 
 REQUIREMENTS = ("einops", "mlflow", "numpy", "pillow", "pydantic", "safetensors", "tokenizers", "torch")
 CODE = ("git_commit", "code")  # of an artifact's provenance: which code made it, module by module
-LONGEST_LIST = 60_000  # characters that a tag takes on MySQL
+LONGEST_LIST = 60_000  # characters; a tag takes no more on MySQL, and a longer list lies in the model alone
 NAMED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))")  # by an alias, or by a version's number
 ARTIFACT = "model"  # what the cascade_model calls the folder of the trained model
 
@@ -67,7 +67,7 @@ class Packed(NamedTuple):
     uri: str  # by its version's number
     folder: Path
     digest: str  # of the list of its files
-    files: str | None  # the list; None: too long for a tag
+    files: str | None  # the list; None: too long to stand in the registry
 
 
 @contextmanager
@@ -158,7 +158,7 @@ def download_packed(model_uri: str, folder: Path, *, tracking_uri: str | None) -
         if NAMED.fullmatch(model_uri):
             version = named_version(model_uri, tracking_uri=tracking_uri)
             model_uri, logged, tags = f"{REGISTRY}{version.name}/{version.version}", version.source, version.tags
-        if FILES_DIGEST not in tags and logged.startswith(REGISTRY):  # logged, or registered by hand
+        if FILES_DIGEST not in tags and logged.startswith(REGISTRY):  # a logged model, or one registered by hand
             tags = client.get_logged_model(logged.removeprefix(REGISTRY)).tags
         if FILES_DIGEST not in tags:
             raise ValueError(f"{model_uri} lists no files to compare it with: register it by `cascade run`")
@@ -176,7 +176,7 @@ def _registry(model_uri: str, tracking_uri: str | None) -> Iterator[MlflowClient
     """The registry's client. Raises ValueError where none is known, and for what it can't do."""
     if tracking_uri is None:
         raise ValueError(f"{model_uri} is in a registry: name it with --tracking")
-    mlflow.set_tracking_uri(tracking_uri)  # the registry is found by it
+    mlflow.set_tracking_uri(tracking_uri)  # the registry is found by it, whatever is passed on
     try:
         yield MlflowClient(tracking_uri)
     except (MlflowException, OSError) as error:
@@ -303,7 +303,7 @@ def save_model(
         package = pack_code(Path(scratch))
         mlflow.pyfunc.save_model(
             str(path),
-            python_model=str(MODEL_CODE),  # run here with the code that is here
+            python_model=str(MODEL_CODE),  # run here with the code that is here, which is the same
             artifacts={ARTIFACT: str(model)},
             code_paths=[str(package)],
             pip_requirements=pip_requirements(model),

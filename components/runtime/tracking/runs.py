@@ -25,7 +25,7 @@ SCHEDULED = {"points": "log_every", "images": "sample_every"}  # what a training
 IMAGE = re.compile(r"(.+?)\+step\+([0-9]+)\+")  # the start of an image's file name: its name and step
 DIGEST_CHARACTERS = 36  # MLflow's limit
 COUNTS = ("samples", "train_samples", "holdout_samples", "shards")  # of metadata, if any
-SETTLE_SECONDS = 0.5  # two drivers see each other within it
+SETTLE_SECONDS = 0.5  # two drivers that make one run at the same moment see each other within it
 
 
 @dataclass
@@ -34,7 +34,7 @@ class TrackedRun:
 
     run_id: str
     started: int  # milliseconds since 1970
-    steps: dict[str, set[int]] = field(default_factory=dict)  # metric -> steps that have arrived
+    steps: dict[str, set[int]] = field(default_factory=dict)  # name of the metric -> steps that have arrived
     images: set[tuple[str, int]] = field(default_factory=set)  # (name, step)
 
 

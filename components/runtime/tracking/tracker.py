@@ -52,7 +52,7 @@ class Tracker:
         with suppress(ImportError, MlflowException, RuntimeError):  # no NVML here, so nothing to measure
             self._monitors.append(GPUMonitor())
         self._thread = threading.Thread(target=self._run, name="mlflow-sender", daemon=True)
-        self._thread.start()  # a daemon: MLflow may hang
+        self._thread.start()  # a daemon: a hanging MLflow never keeps a process alive
 
     def close(
         self, status: events.Status, *, promote: events.Promote = "better", timeout_seconds: float = 120.0
@@ -90,7 +90,7 @@ class Tracker:
             while self._journals:
                 if not self._send_some(self._journals[0]):
                     if len(self._journals) == 1 and not self._ending.is_set():
-                        break  # the own journal stays open
+                        break  # the own journal stays open until the end
                     self._journals.pop(0).close()
         except MlflowAwayError as error:
             if self._away is None:
@@ -116,7 +116,7 @@ class Tracker:
             if self.delivery is None:
                 self.delivery = Delivery(**journal.destination)
             self.delivery.deliver(batch)
-        except Exception as error:  # databases and networks raise anything
+        except Exception as error:  # a database or a network may raise anything
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
             if self.delivery is None or not _is_refusal(error):
                 raise MlflowAwayError(reason) from error

@@ -321,7 +321,7 @@ class Diffusion(Generator):
         for_base = request
         if request.label is not None and not self.first.classes and self.classes:
             class_id(request.label, self.classes)
-            for_base = request.replace(label=None)  # it is for the classifier alone
+            for_base = request.replace(label=None)  # only the classifier is conditioned on the label
         given = None
         if request.image is not None or request.mask is not None or request.task is not None:
             if parts.autoencoder is not None or parts.upsamplers:

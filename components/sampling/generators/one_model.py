@@ -70,7 +70,7 @@ def truncated(noise: Tensor, truncation: float | None) -> Tensor:
     noise, and another threshold moves it continuously."""
     if truncation is None:
         return noise
-    z = noise.double()  # torch's ndtr is 0 from -9 on
+    z = noise.double()  # and erfc in place of torch's ndtr, which is 0 from -9 on
     below = math.erfc(truncation / math.sqrt(2)) / 2  # mass on either side of the threshold
     quantile = below + (1 - 2 * below) * torch.erfc(z.abs() / math.sqrt(2)) / 2  # of -|z|
     return (z.sign() * -torch.special.ndtri(quantile).clamp(-truncation, 0)).to(noise.dtype)

@@ -147,13 +147,13 @@ def mutual_information(
 def likeness_to_prompts(reranker: SamplingModel, plans: Sequence[Plan]) -> Callable[[Tensor], Tensor]:
     """Cosines (B,) between images (B, 3, H, W) in [-1, 1] and the plans' prompts; 0 without a prompt."""
     encoder, text, side = reranker.module, reranker.text, reranker.settings["resolution"]
-    assert text is not None
+    assert text is not None  # a bundle of this kind has its tokenizer
     wanted = encoder.encode_text(text.encode([plan.prompt or "" for plan in plans]).to(reranker.device))
     asked = torch.tensor([plan.prompt is not None for plan in plans], device=reranker.device)
 
     def score(image: Tensor) -> Tensor:
         finished = quantize_8_bit(image.to(reranker.device))  # as it is handed out
-        seen = quantize_8_bit(downsample(finished, side))  # as in its training
+        seen = quantize_8_bit(downsample(finished, side))  # as the encoder was trained on images
         return (encoder.encode_image(seen) * wanted.embedding).sum(dim=1) * asked
 
     return score
