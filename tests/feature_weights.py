@@ -7,10 +7,11 @@ import torch
 import torch_fidelity.feature_extractor_inceptionv3 as inception
 import torch_fidelity.sample_similarity_lpips as lpips
 from safetensors.torch import save
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from torch_fidelity import FeatureExtractorDinoV2
 from torchvision.models import vgg16
-from transformers import Dinov2Config, Dinov2Model
+from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
 
 def inception_network(path: Path | None = None, *layers: str) -> nn.Module:
@@ -79,3 +80,21 @@ def dinov2_network(folder: Path, *, seed: int = 0) -> nn.Module:
     model.save_pretrained(folder)
     with mock.patch.object(torch.hub, "load", return_value=ClassToken(model)):
         return FeatureExtractorDinoV2("dinov2-vit-l-14", ["dinov2"])
+
+
+def clip_network(folder: Path, *, seed: int = 0) -> CLIPModel:
+    """A small CLIPModel of random weights for images of 16² and a few words, which is written to the folder."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    words = {"begin": 0, "end": 1, "a": 2, "red": 3, "blue": 4, "heart": 5}
+    text = sizes | {"vocab_size": len(words), "max_position_embeddings": 6, "bos_token_id": 0, "eos_token_id": 1}
+    vision = sizes | {"image_size": 16, "patch_size": 8, "initializer_range": 0.3}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
+    model.save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="begin $A end", special_tokens=[("begin", 0), ("end", 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return model

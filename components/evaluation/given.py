@@ -9,12 +9,16 @@ Shapes: N images, D features.
 
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from components.configuration.config import refuse
 from components.data.given import NUMPY, given_images, open_archive
+from components.evaluation.clip_score import ClipScore
 from components.evaluation.features import (
     FEATURES,
     LOGITS,
@@ -27,11 +31,14 @@ from components.evaluation.features import (
     pack,
     read_arrays,
 )
-from components.evaluation.metrics import METRICS, Compared, Gaussian, gaussian_from, gaussian_of, measured_row
+from components.evaluation.metrics import METRICS, Compared, Gaussian, counted, gaussian_from, gaussian_of, measured_row
 from components.runtime.pool import write_job
 from components.runtime.storage.artifact import look_at
 from components.runtime.storage.connection import StoreError
 from components.runtime.storage.store import absolute
+from components.sampling.cascade import Cascade
+from components.sampling.image_files import encode_png
+from components.sampling.requests import Request
 
 logger = logging.getLogger("cascade")
 
@@ -62,20 +69,53 @@ def measured_features(job: FeatureJob, extract: FeatureExtractor) -> dict[str, n
     return arrays
 
 
+def sample_into(
+    folder: Path, cascade: Cascade, *, count: int, captions: Sequence[str], seed: int
+) -> Iterator[tuple[int, int]]:
+    """Samples images of the captions or else of the classes in turn, as PNG files named by number.
+    Yields images done and their total. Raises ValueError, in one line, for a folder that holds something, or a model
+    that takes no such caption."""
+    refuse(folder.exists() and any(folder.iterdir()), f"{folder} holds files: name a new folder for the samples")
+    bare = cascade.with_generator(Request())
+    asked = [bare.replace(prompt=caption) for caption in captions]
+    asked = asked or [bare.replace(label=label) for label in range(len(cascade.classes(str(bare.generator))))] or [bare]
+    requests = [asked[number % len(asked)].replace(seed=seed + number) for number in range(count)]
+    cascade.resolve_all(requests)
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(requests), cascade.most_at_once):
+        for number, image in enumerate(cascade.sample(requests[start : start + cascade.most_at_once]), start):
+            (folder / f"{number:06d}.png").write_bytes(encode_png(image))
+            yield number + 1, len(requests)
+
+
 def evaluate_given(
-    images: str, reference: str, config: MeasureConfig, *, progress: Callable[[int, int], None]
+    images: str,
+    reference: str,
+    config: MeasureConfig,
+    *,
+    captions: Sequence[str] = (),
+    clip: ClipScore | None = None,
+    samples: Iterable[tuple[int, int]] = (),
+    progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Every figure that the network has of the images against a reference, with N and the weights' sha256.
 
     Args:
         images, reference: URIs as in the text of the module.
+        captions: of the images in their order, for `clip`; of samples in turn.
+        samples: makes the images, as `sample_into`, once reference and weights are read.
         progress: called with images done and their total.
 
     Raises ValueError, SourceError, ShardError or FeatureNetworkError, in one line.
     """
     published = published_gaussian(reference) if config.feature_network == "inception" else None
-    made, real = given_images(images), given_images(reference, needed=published is None)
-    facts, extract, found, done = config.facts(), extractor_of(config), [], 0
+    real, facts, extract = given_images(reference, needed=published is None), config.facts(), extractor_of(config)
+    for so_far in samples:
+        progress(*so_far)
+    made, found, done = given_images(images), [], 0
+    count = sum(part.num_images for part in made)
+    fault = clip is not None and not samples and len(captions) != count
+    refuse(fault, f"{len(captions)} captions for {count} images: give each image a line, in the order of the names")
     for part in (*made, *real):
         found.append(measured_features(feature_job(part, *facts), extract))
         progress(done := done + part.num_images, sum(each.num_images for each in (*made, *real)))
@@ -83,7 +123,11 @@ def evaluate_given(
     references = joined(found[len(made) :]).get(FEATURES, np.zeros((0, 1)))
     gaussian = gaussian_of(references) if published is None else published
     compared = Compared(arrays[FEATURES], references, gaussian, seed=config.seed, logits=arrays.get(LOGITS))
-    row = measured_row("images", "model", compared, tuple(METRICS))
+    row, scores, own = measured_row("images", "model", compared, tuple(METRICS)), [], cycle(captions)
+    if clip is not None:
+        for batch in (batch for part in made for batch in part.batches()):
+            scores.append(clip(batch, [next(own) for _ in batch]))
+    clip_score = {f"clip_score_{counted(count)}": float(np.concatenate(scores).mean())} if scores else {}
     return {
         "images": images,
         "samples": row.samples,
@@ -94,6 +138,7 @@ def evaluate_given(
         "feature_weights": config.feature_weights,
         "sha256_of_weights": facts[2] if len(facts) > 2 else None,
         "seed": config.seed,
-        "figures": row.published(config.feature_network),
+        "figures": row.published(config.feature_network) | clip_score,
         "standard_error_of_distance": row.standard_error,
+        "sha256_of_clip_weights": None if clip is None else clip.sha256,
     }

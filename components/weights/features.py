@@ -152,23 +152,28 @@ class CleanInception(Inception):
         return rearrange(torch.from_numpy(image), "(n c) h w -> n c h w", c=3).to(self.fc.weight)
 
 
+def of_transformers(name: str, file: WeightsFile) -> Any:
+    """A model of `transformers` with the tensors of a file. Raises ValueError for other or missing ones."""
+    import transformers
+
+    kind: Any = getattr(transformers, name)
+    if file.config.get("model_type") != (wanted := kind.config_class.model_type):
+        raise ValueError(f"its config.json is no {wanted}'s")
+    given = {"config": kind.config_class.from_dict(file.config), "state_dict": file.tensors}
+    model, found = kind.from_pretrained(None, **given, output_loading_info=True)  # it renames what files hold
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, found[fault])):
+            raise ValueError(f"{fault.replace('_', ' ')}: {names[0]}, {len(names)} in all")
+    return model.eval().requires_grad_(False)
+
+
 class Dinov2(nn.Module):
     """The class token of images by a Dinov2Model of any size."""
 
     def __init__(self, file: WeightsFile) -> None:
-        """Raises ValueError for the folder of another model, or tensors that are missing or of other shapes."""
-        from transformers import Dinov2Config, Dinov2Model
-
+        """Raises as `of_transformers`."""
         super().__init__()
-        if file.config.get("model_type") != "dinov2":
-            raise ValueError("its config.json is no dinov2's")
-        given = {"config": Dinov2Config.from_dict(file.config), "state_dict": file.tensors}
-        loaded: Any = Dinov2Model.from_pretrained(None, **given, output_loading_info=True)  # it renames what files hold
-        self.model, found = loaded
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if names := sorted(map(str, found[kind])):
-                raise ValueError(f"{kind.replace('_', ' ')}: {names[0]}, {len(names)} in all")
-        self.model.requires_grad_(False)
+        self.model = of_transformers("Dinov2Model", file)
         self.register_buffer("shift", 255 * torch.tensor(MEAN)[:, None, None])
         self.register_buffer("scale", 255 * torch.tensor(DEVIATION)[:, None, None])
 

@@ -1,22 +1,34 @@
-"""`cascade evaluate`: the field's figures of given images, or of a model's, against a reference."""
+"""`cascade evaluate`: the field's figures of given images, or of a model's samples, against a reference."""
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipelines.command.options import share_cores
+from pipelines.command.options import Model, Tracking, share_cores
 
 SEED = 2020  # torch-fidelity's own, so that both draw the same parts of a set
 
 
 def evaluate(
-    images: Annotated[str, typer.Option(help="A folder of images or archives, a tar, a zip or an npz (arr_0).")],
+    images: Annotated[
+        str,
+        typer.Option(help="Images: a folder, archives, a tar, a zip, an npz (arr_0); of --model a new folder."),
+    ],
     reference: Annotated[str, typer.Option(help="Likewise; also ADM's npz with mu and sigma.")],
+    model: Model = None,
+    count: Annotated[
+        int, typer.Option(help="Samples of --model: of its classes or of the captions in turn.", min=2)
+    ] = 1000,
+    captions: Annotated[Path | None, typer.Option(help="A text file with the images' captions, one a line.")] = None,
+    clip_weights: Annotated[
+        str | None,
+        typer.Option(help="URI of a CLIPModel's folder, for the score of images and captions."),
+    ] = None,
     network: Annotated[
         str, typer.Option(help="inception (as TensorFlow 1 resizes), inception_clean, dinov2, or efficientnet_lite0.")
     ] = "inception",
@@ -25,8 +37,9 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the parts of a set that KID and IS are means over.", min=0)] = SEED,
     figures: Annotated[Path | None, typer.Option("--json", help="A file that gets the figures.")] = None,
+    tracking: Tracking = None,
 ) -> None:
-    """Measure images against a reference: FID, KID, Inception score, precision and recall.
+    """Measure images against a reference: FID, KID, Inception score, precision and recall, CLIP score.
 
     Images are taken as they are. Features are kept beside them, so a command that was stopped goes on where it was. The
     names of figures have protocol and N: `fid_inception_50k`, `fid_clean_50k`, `fd_dinov2_50k`.
@@ -37,18 +50,27 @@ def evaluate(
     - `cascade evaluate --images made.npz --reference VIRTUAL_imagenet256_labeled.npz --feature-weights inception.pth`
     - `cascade evaluate --images s3://bucket/tars --reference photos.zip --network inception_clean --feature-weights …`
     - `cascade evaluate --images samples --reference photos --network efficientnet_lite0 --json figures.json`
+    - `cascade evaluate --model models:/image-cascade-gan@champion --images made --reference photos --feature-weights …`
+    - `cascade evaluate --images made --reference photos --captions words.txt --clip-weights clip --feature-weights …`
     """
     share_cores()
     from pydantic import ValidationError
 
     from components.configuration.config import first_fault
     from components.configuration.usage import UsageError, usage_errors
-    from components.evaluation.features import NETWORKS, MeasureConfig
-    from components.evaluation.given import evaluate_given
+    from components.evaluation.clip_score import ClipScore
+    from components.evaluation.features import MeasureConfig
+    from components.evaluation.given import evaluate_given, sample_into
     from components.sampling.device import products
+    from pipelines.command.loading import open_model
 
     if figures is not None and not figures.absolute().parent.is_dir():
         raise UsageError(f"--json {figures}: there is no such folder; make it first")
+    if captions is not None and not captions.is_file():
+        raise UsageError(f"--captions {captions}: no such file")
+    if clip_weights is not None and captions is None:
+        raise UsageError("--clip-weights score images by captions: give --captions FILE")
+    words = [] if captions is None else captions.read_text().splitlines()
     fields = {"feature_network": network, "feature_weights": feature_weights, "seed": seed}
     try:
         config = MeasureConfig.model_validate(fields)
@@ -57,12 +79,31 @@ def evaluate(
     console = Console()
     columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
     with usage_errors(), products("fp32"), Progress("images", *columns, console=console, transient=True) as bar:
-        task = bar.add_task("images", total=None)
+        task, samples, address = bar.add_task("images", total=None), (), None
+        clip = None if clip_weights is None else ClipScore(clip_weights)
+        if model is not None:
+            opened = open_model(model, like=None, tracking=tracking)
+            address = opened.address
+            samples = sample_into(Path(images), opened.cascade, count=count, captions=words, seed=seed)
         found = evaluate_given(
-            images, reference, config, progress=lambda done, total: bar.update(task, completed=done, total=total)
+            images,
+            reference,
+            config,
+            captions=words,
+            clip=clip,
+            samples=samples,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    found |= {"model": address}
     if figures is not None:
         figures.write_text(json.dumps(found, indent=1) + "\n")
+    show(found, console)
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Print the figures as a table, and what they are of."""
+    from components.evaluation.features import NETWORKS
+
     table = Table("figure", "value")
     for name, value in found["figures"].items():
         table.add_row(name, f"{value:.6g}")

@@ -15,12 +15,14 @@ import torch
 from torch_fidelity import calculate_metrics
 
 from components.data import given
+from components.evaluation.clip_score import ClipScore
 from components.evaluation.features import FeatureExtractor
 from components.evaluation.given import published_gaussian
 from components.sampling.image_files import encode_png
-from tests.feature_weights import write_inception
+from tests.feature_weights import clip_network, write_inception
 from tests.in_process import Done, in_process
 from tests.refusals import assert_refused
+from tests.tiny_generators import LONE, write
 
 COUNT = 12
 
@@ -190,3 +192,41 @@ def test_faults_are_one_line_and_nothing_is_written(root: Path, tmp_path: Path) 
     assert [path for path in sorted(root.rglob("*")) if "features" not in path.parts] == [
         path for path in before if "features" not in path.parts
     ]
+
+
+def test_the_clip_score_is_that_of_transformers_own_outputs_and_of_the_center_of_an_image(tmp_path: Path) -> None:
+    model, measure = clip_network(tmp_path), ClipScore(str(tmp_path))
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    mean, deviation = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+    pixels = torch.from_numpy((images / 255 - mean) / deviation).permute(0, 3, 1, 2).float()
+    ids = torch.tensor([[0, 3, 5, 1, 1], [0, 2, 4, 5, 1], [0, 4, 1, 1, 1]])
+    with torch.inference_mode():
+        found = model(input_ids=ids, pixel_values=pixels)
+    expected = 100 * (found.logits_per_image.diag() / model.logit_scale.detach().exp()).clamp(min=0)
+    captions = ["red heart", "a blue heart", "blue"]
+    np.testing.assert_allclose(measure(images, captions), expected, rtol=1e-4, atol=1e-3)
+    assert expected.max() > 0
+    wide = np.pad(images, ((0, 0), (0, 0), (4, 4), (0, 0)))
+    np.testing.assert_allclose(measure(wide, captions), measure(images, captions), rtol=1e-6)
+    np.testing.assert_array_equal(measure(images[:1], ["red a a a"]), measure(images[:1], ["red a a a blue heart"]))
+
+
+def test_a_model_is_sampled_into_a_new_folder_and_measured(root: Path, tmp_path: Path) -> None:
+    kind, network, settings = LONE["gan"]
+    write(root / "gan", kind, network, settings)
+    clip_network(root / "clip")
+    (root / "words.txt").write_text("red heart\n" * 3)
+    lite0 = ("--network", "efficientnet_lite0", "--model", "gan", "--count", "5")
+    found = figures(root, "sampled", "real", *lite0, weights=())
+    assert (found["samples"], found["model"], len([*(root / "sampled").glob("*.png")])) == (5, "gan", 5)
+    again = figures(root, "again", "real", *lite0, weights=())
+    assert again["figures"] == found["figures"]
+    assert_refused(evaluated(root, "sampled", "real", *lite0, weights=()), "sampled holds files")
+    scored = ("--network", "efficientnet_lite0", "--captions", "words.txt", "--clip-weights")
+    assert_refused(evaluated(root, "sampled", "real", *scored, "clip", weights=()), "3 captions for 5 images")
+    assert_refused(evaluated(root, "new", "real", *scored, "none", "--model", "gan", weights=()), "clip_weights none")
+    assert not (root / "new").exists()
+    (root / "words.txt").write_text("red heart\n" * 5)
+    scores = figures(root, "sampled", "real", *scored, "clip", weights=())
+    assert 0 <= scores["figures"]["clip_score_5"] <= 100
+    assert len(scores["sha256_of_clip_weights"]) == 64
