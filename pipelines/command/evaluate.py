@@ -1,4 +1,4 @@
-"""`cascade evaluate`: the field's figures of given images, or of a model's samples, against a reference."""
+"""`cascade evaluate`: the field's figures of images, or of a model's samples, against a reference."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def evaluate(
         raise UsageError(f"--captions {captions}: no such file")
     if clip_weights is not None and captions is None:
         raise UsageError("--clip-weights score images by captions: give --captions FILE")
-    words = [] if captions is None else captions.read_text().splitlines()
+    words = [] if captions is None else captions.read_text("utf-8").splitlines()
     fields = {"feature_network": network, "feature_weights": feature_weights, "seed": seed}
     try:
         config = MeasureConfig.model_validate(fields)
