@@ -79,6 +79,14 @@ def note_unlogged(handler: logging.Handler, record: logging.LogRecord) -> None:
     UNLOGGED.append(f"{record.pathname}:{record.lineno}: {handler} can't write {record.msg!r}: {sys.exc_info()[1]!r}")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_registry_of_before() -> Iterator[None]:
+    """MLflow writes the last address that it was told into the environment, where commands of the next file read it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
     """A command that runs in this process logs to the stderr of its test, which is closed with it."""

@@ -93,7 +93,7 @@ class Profile(Config):
     max_batch_per_device: int | None = None
     sharding: Sharding = "none"  # full: all workers of a training hold a part each of its weights; 8: every 8 workers
     aim: Aim = "knee"  # of the number of workers, where the GPU is known
-    worker_start_timeout: int | None = Field(None, gt=0)  # seconds; see `start_timeout`
+    worker_start_timeout: int | None = Field(None, gt=0)  # seconds
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def resources(self, stage: str, **found: Any) -> Resources:

@@ -228,14 +228,14 @@ def test_a_service_that_follows_the_champion_loses_no_request(run: Callable, uri
     def ask() -> None:
         while not over.is_set():
             version = watched.current
-            answers.append((version.number, version.cascade.sample([request])[0]))
+            answers.append((version.named.version, version.cascade.sample([request])[0]))
 
     asking = threading.Thread(target=ask)
     asking.start()
     run("k1", distance(384))
     assert watched.card.refused == ""
     run("k2", distance(98))
-    assert eventually(lambda: watched.current.number == "3")
+    assert eventually(lambda: watched.current.named.version == "3")
     assert eventually(lambda: answers[-1][0] == "3")
     over.set()
     asking.join()
