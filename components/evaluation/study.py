@@ -16,13 +16,20 @@ from itertools import chain
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
 from components.configuration.config import Config, refuse
 from components.data.held_out import SplitArrays, read_random_part, read_split
 from components.data.shards import ShardIndex, View
-from components.evaluation.features import MeasureConfig, Measuring, distance_rows, measure_features, read_arrays
+from components.evaluation.features import (
+    FeatureNetwork,
+    MeasureConfig,
+    Measuring,
+    distance_rows,
+    measure_features,
+    read_arrays,
+)
 from components.evaluation.generated import CascadeSampler, SampleJob, jobs_of, measured_requests
 from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.image_sets import HELD_OUT, REFERENCE, FileImages, ImageSet, held_out_parts, trained_parts
@@ -137,9 +144,11 @@ class VariantsConfig(MeasureConfig):
 
     samples: int = Field(1000, ge=2)  # of each way; and at most so many held-out images to compare with
 
-    def _check(self) -> None:
-        super()._check()
-        refuse(self.feature_network == "none", "a study of distances needs a feature network")
+    @field_validator("feature_network")
+    @classmethod
+    def _distances_are_the_point(cls, network: FeatureNetwork) -> FeatureNetwork:
+        refuse(network == "none", "a study of distances needs a feature network")
+        return network
 
 
 class Point(NamedTuple):
