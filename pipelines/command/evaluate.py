@@ -56,7 +56,7 @@ def evaluate(
     share_cores()
     from pydantic import ValidationError
 
-    from components.configuration.config import first_fault
+    from components.configuration.config import first_fault, refuse
     from components.configuration.usage import UsageError, usage_errors
     from components.evaluation.clip_score import ClipScore
     from components.evaluation.features import MeasureConfig
@@ -70,7 +70,9 @@ def evaluate(
         raise UsageError(f"--captions {captions}: no such file")
     if clip_weights is not None and captions is None:
         raise UsageError("--clip-weights score images by captions: give --captions FILE")
-    words = [] if captions is None else captions.read_text("utf-8").splitlines()
+    with usage_errors(f"--captions {captions}: "):
+        words = [] if captions is None else captions.read_text("utf-8").splitlines()
+        refuse(captions is not None and not words, "the file is empty: give a caption in each line")
     fields = {"feature_network": network, "feature_weights": feature_weights, "seed": seed}
     try:
         config = MeasureConfig.model_validate(fields)

@@ -226,6 +226,9 @@ def test_a_model_is_sampled_into_a_new_folder_and_measured(root: Path, tmp_path:
     assert_refused(evaluated(root, "sampled", "real", *scored, "clip", weights=()), "3 captions for 5 images")
     assert_refused(evaluated(root, "new", "real", *scored, "none", "--model", "gan", weights=()), "clip_weights none")
     assert not (root / "new").exists()
+    for text, fault in ((b"", "words.txt: the file is empty"), (b"c\xe9", "words.txt: 'utf-8' codec can't decode")):
+        (root / "words.txt").write_bytes(text)
+        assert_refused(evaluated(root, "sampled", "real", *scored, "clip", weights=()), fault)
     (root / "words.txt").write_text("red heart\n" * 5)
     scores = figures(root, "sampled", "real", *scored, "clip", weights=())
     assert 0 <= scores["figures"]["clip_score_5"] <= 100
