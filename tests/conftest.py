@@ -25,6 +25,7 @@ from tests.warm_workers import warm_workers
 share_cores()  # before torch is imported, here and in all that the tests start
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # else one for each logical CPU, asked for or not
 os.environ.setdefault("RAY_LOG_MONITOR_MAX_OPEN_FILES", "0")  # else it reads all logs for nobody
+os.environ.setdefault("RAY_worker_niceness", "0")  # else workers stand still while two other files compute
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else processes that import torch first
 SERVER_SECONDS = 180
 REPOSITORY = Path(__file__).parents[1]
