@@ -13,6 +13,7 @@ stratum. Index 0 is always a stratum of its own.
 Shapes: N images, C colors, H W their pixels, V values, K times of an image (T if the sum is exact).
 """
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,7 +23,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from PIL import Image
 from pydantic import Field
+from scipy.stats import entropy
 from torch import Tensor
 
 from components.configuration.config import Config
@@ -49,6 +52,14 @@ CURVE_POINTS = 200  # of the plot
 # (x_0, noise, timesteps), B rows each -> bits/dim (B,)
 Term = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_0, noise, timesteps), B rows each -> bits/dim (B,)
 TABLE = "Bits/dim of held-out images"
+PNG_CONTAINER = 57  # bytes of signature, header and chunks, which say nothing of the pixels
+MOST_ROWS = 16383  # of a WebP
+LOSSLESS = {  # row of the table: metric
+    "each as a PNG, its data alone": "png_bits_per_dim",
+    "all as one PNG": "set_png_bits_per_dim",
+    "all as one lossless WebP": "set_webp_bits_per_dim",
+    "entropy of single values": "value_entropy_bits_per_dim",
+}
 
 
 class BoundJob(NamedTuple):
@@ -98,7 +109,7 @@ class LikelihoodStudy(ModelStudy["LikelihoodConfig"]):
         check_likelihood(model)
         held_out = self.held_out(resolution=model.settings["resolution"], limit=self.config.samples)
         jobs = bound_jobs(held_out.image, held_out.label, held_out.caption)
-        facts = family_of(model.kind).likelihood, png_bits(model, held_out.image)
+        facts = family_of(model.kind).likelihood, lossless_bits(model, held_out.image)
         return StudyPlan({"bound": jobs}, facts=facts)
 
     def worker(self) -> Callable[[Any], Any]:
@@ -118,8 +129,8 @@ class LikelihoodStudy(ModelStudy["LikelihoodConfig"]):
 
     def findings(self, plan: StudyPlan, measured: Any) -> Findings:
         """A table with standard errors over images, the figures, and of a diffusion model plots over t."""
-        # of whole images, or None: terms of a diffusion model's bound; bits/dim of PNGs
-        likelihood, png = plan.facts
+        # of whole images, or None: terms of a diffusion model's bound; bits/dim of lossless files
+        likelihood, lossless = plan.facts
         files, plots = [read_arrays(self.files, job.name) for job in plan.jobs], {}
         if likelihood is None:
             bound = joined_terms([BoundTerms(**arrays) for arrays in files])
@@ -130,8 +141,8 @@ class LikelihoodStudy(ModelStudy["LikelihoodConfig"]):
             parts, exact, terms = {"": np.concatenate([arrays["bits"] for arrays in files])}, True, ""
             whole = "exact" if likelihood == "exact" else "bound, one draw of the latent"
         named = {name or whole: values for name, values in parts.items()}
-        table = bits_table(named, png=png, sum_over=terms)
-        summary = summarize(parts, png=png, exact=exact)
+        table = bits_table(named, lossless=lossless, sum_over=terms)
+        summary = summarize(parts, lossless=lossless, exact=exact)
         headline = {name: value for name, value in summary.items() if not name.endswith("standard_error")}
         return Findings(plots, {TABLE: table}, summary, headline, {})
 
@@ -141,7 +152,7 @@ class LikelihoodConfig(Config):
 
     study: ClassVar[type] = LikelihoodStudy
 
-    stage_version = 2  # gray images are one channel, and PNGs stand beside
+    stage_version = 3  # PNGs without their container, and the set as one file beside
 
     samples: int = Field(256, ge=1)  # held-out images
     # None: all, the exact sum; fewer are a stratified estimate
@@ -282,11 +293,21 @@ def check_likelihood(model: SamplingModel) -> None:
         )
 
 
-def png_bits(model: SamplingModel, image: np.ndarray) -> np.ndarray:
-    """Bits/dim of each image (N, H, W, 3) as the smallest PNG by Pillow, (N,).
-    The PNG holds the channels that the model knows. Raises as `pixels_of`."""
+def lossless_bits(model: SamplingModel, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Bits/dim of images (N, H, W, 3) by lossless codecs, by names of LOSSLESS.
+    Of each image (N,): the smallest PNG by Pillow without its container of 57 bytes. Of all images (1,): one such PNG
+    and one lossless WebP of them below each other, and the entropy of single values; all of the channels that the
+    model knows. Raises as `pixels_of`."""
     values = image[..., 0] if pixels_of(model, image).shape[1] == 1 else image
-    return np.array([8 * len(encode_png(one, optimize=True)) / one.size for one in values])
+    columns = math.ceil(len(values) * values.shape[1] / MOST_ROWS)
+    filled = np.concatenate([values, np.repeat(values[-1:], -len(values) % columns, axis=0)])
+    column, webp = rearrange(filled, "(r c) h w ... -> (r h) (c w) ...", c=columns), io.BytesIO()
+    Image.fromarray(column).save(webp, format="WEBP", lossless=True, quality=100, method=6)
+    channels = values.reshape(-1, 3 if values.ndim == 4 else 1).T
+    each = [8 * (len(encode_png(one, optimize=True)) - PNG_CONTAINER) / one.size for one in values]
+    png = 8 * (len(encode_png(column, optimize=True)) - PNG_CONTAINER) / values.size
+    single = np.mean([entropy(np.bincount(channel), base=2) for channel in channels])
+    return dict(zip(LOSSLESS, map(np.atleast_1d, (each, png, 8 * webp.tell() / values.size, single)), strict=True))
 
 
 def standard_error(values: np.ndarray) -> float:
@@ -295,21 +316,26 @@ def standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
-def summarize(parts: Mapping[str, np.ndarray], *, png: np.ndarray, exact: bool = True) -> dict[str, float]:
+def summarize(
+    parts: Mapping[str, np.ndarray], *, lossless: Mapping[str, np.ndarray], exact: bool = True
+) -> dict[str, float]:
     """Metrics: means over images of bits/dim (by the empty name) and its parts, with standard errors.
     `held_out_bits_per_dim` is of whole images, or the exact sum over t, `estimated_held_out_bits_per_dim` the
-    stratified estimate. `png_bits_per_dim` is what the same images take as PNGs, png (N,)."""
+    stratified estimate. `lossless`: what the same images take without a model, as `lossless_bits` returns it."""
     metrics = {}
     for part, values in parts.items():
         name = f"{'held_out' if exact else 'estimated_held_out'}_bits_per_dim{part and f'_{part}'}"
         metrics |= {name: float(values.mean()), f"{name}_standard_error": standard_error(values)}
-    return metrics | {"png_bits_per_dim": float(png.mean())}
+    return metrics | {LOSSLESS[name]: float(values.mean()) for name, values in lossless.items()}
 
 
-def bits_table(parts: Mapping[str, np.ndarray], *, png: np.ndarray, sum_over: str = "") -> dict[str, Any]:
-    """Columns and rows for the report: likelihoods, or terms over some t, and the images as PNGs."""
+def bits_table(
+    parts: Mapping[str, np.ndarray], *, lossless: Mapping[str, np.ndarray], sum_over: str = ""
+) -> dict[str, Any]:
+    """Columns and rows for the report: likelihoods, or terms over some t, and the images without a model."""
     columns, rows = ["term" if sum_over else "likelihood", "bits/dim", "standard error", "images"], []
-    for name, values in {**parts, "as PNG": png}.items():
-        over = ["–" if values is png else sum_over] if sum_over else []
-        rows.append([name, float(values.mean()), standard_error(values), len(values), *over])
+    images = len(next(iter(parts.values())))
+    for name, values in {**parts, **lossless}.items():
+        over = ["–" if name in lossless else sum_over] if sum_over else []
+        rows.append([name, float(values.mean()), standard_error(values), images, *over])
     return {"columns": [*columns, "sum over"] if sum_over else columns, "rows": rows}

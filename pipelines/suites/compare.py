@@ -6,11 +6,13 @@ from itertools import islice
 from pathlib import Path
 
 from markupsafe import Markup
+from pydantic import Field
 from rich.console import Console
 
 from components.configuration.usage import UsageError, nearest
 from components.data.listing import SourceError
 from components.evaluation.image_sets import HELD_OUT
+from components.evaluation.likelihood_study import LOSSLESS
 from components.evaluation.metrics import METRICS, USUAL, DistanceRow
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.report import Figure, Table, duration, figure, number, page_environment, shrunk
@@ -45,7 +47,7 @@ class SystemResult(Result):
     parameters: int | None = None  # of all networks that sample
     feature_network: str = ""  # of its distances
     scale: DistanceRow | None = None  # held-out images, measured as its samples are
-    png_bits: float | None = None  # bits/dim of the same held-out images as PNGs
+    lossless: dict[str, float] = Field(default_factory=dict)  # bits/dim of the same held-out images without a model
     command: str = ""  # that makes what is missing
 
 
@@ -140,7 +142,7 @@ class Comparison(Suite[SystemResult]):
             parameters=sum(int(each.metadata["summary"]["parameters"]) for each in stages.trained.values()) or None,
             feature_network=evaluation.get("feature_network", ""),
             scale=next((row for row in distances if row.name == HELD_OUT), None),
-            png_bits=likelihood.get("png_bits_per_dim"),
+            lossless={name: likelihood[metric] for name, metric in LOSSLESS.items() if metric in likelihood},
             missing=stages.missing,
             command=f"cascade compare {recipe}{f' --seed {seed}' if seed else ''}",
         )
@@ -155,13 +157,13 @@ class Comparison(Suite[SystemResult]):
 
 
 def comparison_table(systems: Iterable[SystemResult]) -> Table:
-    """A row for each finished system and seed, held-out images, their PNGs; ± is a standard error."""
+    """A row for each finished system and seed, held-out images, their lossless files; ± is standard error."""
     systems = list(systems)
     rows = [system_cells(system) for system in systems if not system.missing]
     for row in [system.scale for system in systems if system.scale is not None][:1]:
         rows.append((row.name, UNKNOWN, UNKNOWN, *distance_cells(row), *[UNKNOWN] * 4))
-    for bits in [system.png_bits for system in systems if system.png_bits is not None][:1]:
-        rows.append(("held-out images as PNG", UNKNOWN, f"{bits:.2f}", *[UNKNOWN] * (len(COLUMNS) - 3)))
+    for name, bits in next((system.lossless for system in systems if system.lossless), {}).items():
+        rows.append((f"held-out images, {name}", UNKNOWN, f"{bits:.2f}", *[UNKNOWN] * (len(COLUMNS) - 3)))
     return Table(columns=COLUMNS, rows=tuple(rows))
 
 

@@ -138,11 +138,11 @@ def cells(table: Table, row: int) -> dict[str, Any]:
 def test_the_table_has_a_row_for_each_finished_training_with_errors_and_then_the_scale() -> None:
     systems = (
         system("A <b>", bits=3.0, bits_error=0.05, likelihood="bound"),
-        system("B", seed=1, png_bits=4.5),
-        system("C", missing=("samples",), scale=DistanceRow(**HELD_OUT), png_bits=4.5),
+        system("B", seed=1, lossless={"all as one PNG": 4.5}),
+        system("C", missing=("samples",), scale=DistanceRow(**HELD_OUT), lossless={"all as one PNG": 4.5}),
     )
     table = comparison_table(systems)
-    assert [row[0] for row in table.rows] == ["A <b>", "B", "held-out images", "held-out images as PNG"]
+    assert [row[0] for row in table.rows] == ["A <b>", "B", "held-out images", "held-out images, all as one PNG"]
     assert all(len(row) == len(COLUMNS) for row in table.rows)
     first, second = cells(table, 0), cells(table, 1)
     assert first["bits/dim"] == "3.00 ± 0.05, bound"

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from components.configuration.usage import UsageError
-from components.evaluation.likelihood_study import bound_jobs, measure_bound, png_bits
+from components.evaluation.likelihood_study import bound_jobs, lossless_bits, measure_bound
 from components.models.bundle import ModelBundle, save_bundle
 from components.models.diffusion.discrete import KEPT, draw_timesteps, empty_history
 from components.sampling.cascade import Cascade
@@ -122,28 +122,32 @@ def test_trainings_and_measures_of_one_channel_refuse_color(tmp_path: Path) -> N
     for refuses in (
         lambda: diffusion.train_step(to_batch(rows), 1),
         lambda: pixels.train_step(to_batch(rows), 1),
-        lambda: png_bits(model, rows["image"]),
+        lambda: lossless_bits(model, rows["image"]),
         lambda: measure_bound(model, jobs[0], timesteps_per_image=2, seed=0),
     ):
         with pytest.raises(ColorError, match=COLOR):
             refuses()
 
 
-def test_pngs_are_measured_in_bits_of_the_channels_that_the_model_knows(tmp_path: Path) -> None:
-    """Noise can't be compressed: 8 bits of each value and the format's own bytes, be it one channel or three."""
-    image = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+def test_images_without_a_model_are_measured_in_bits_of_the_channels_that_the_model_knows(tmp_path: Path) -> None:
+    """Noise can't be compressed: 8 bits of each value, be it one channel or three; equal images cost one."""
+    image = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     gray = np.repeat(image[..., :1], 3, axis=3)
     color_task = DiffusionTask(diffusion_config(conditions=("label",)), dataset_info=DATASET_INFO)
     color = sampling_model(color_task, tmp_path / "c", color_task.config.settings(("a", "b", "c")))
     one = sampling_model(diffusion_task(), tmp_path / "g", diffusion_task().config.settings(("a", "b", "c")))
-    for model, images, values in ((color, image, 3072), (one, gray, 1024)):
-        bits = png_bits(model, images)
-        assert bits.shape == (2,)
-        assert ((bits > 8) & (bits < 8 + 8 * 150 / values)).all()
-    flat = np.full((1, 32, 32, 3), 7, np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(flat[0, ..., 0]).save(file, format="PNG", optimize=True)
-    assert png_bits(one, flat) == pytest.approx(8 * len(file.getvalue()) / 1024)
+    for model, images in ((color, image), (one, gray)):
+        each, *whole, single = lossless_bits(model, images).values()
+        assert each.shape == (5,)
+        assert ((each > 8) & (each < 8.4)).all()
+        assert all(bits.shape == (1,) and 8 < bits[0] < 8.4 for bits in whole)
+        assert 7.9 < single[0] < 8
+    repeated = lossless_bits(one, np.repeat(gray[:1], 16, axis=0))
+    each, _, webp, single = repeated.values()
+    assert webp[0] < each[0] / 8
+    binary = np.repeat((gray[..., :1] > 127).astype(np.uint8), 3, axis=3)
+    assert lossless_bits(one, binary)["entropy of single values"][0] == pytest.approx(1, abs=0.01)
+    assert (lossless_bits(one, np.full((1, 32, 32, 3), 7, np.uint8))["entropy of single values"] == 0).all()
 
 
 def test_loss_aware_timesteps_begin_before_half_of_the_training() -> None:

@@ -155,7 +155,7 @@ def test_the_stratified_sum_is_unbiased_with_the_deviation_over_the_root_of_the_
     assert math.isnan(standard_error(np.array([1.0])))
 
 
-PNG = np.array([5.0, 6.0])  # of the images of `found`
+LOSSLESS = {"each as a PNG, its data alone": np.array([5.0, 6.0])}  # of the images of `found`
 
 
 def found(*, weights: tuple[int, ...]) -> BoundTerms:
@@ -166,7 +166,7 @@ def found(*, weights: tuple[int, ...]) -> BoundTerms:
 
 def test_an_estimate_is_never_called_the_bound() -> None:
     bounds = [found(weights=weights) for weights in ((1, 1, 1), (1, 2, 4))]
-    exact, estimate = (summarize(bound.parts(), png=PNG, exact=bound.is_exact) for bound in bounds)
+    exact, estimate = (summarize(bound.parts(), lossless=LOSSLESS, exact=bound.is_exact) for bound in bounds)
     assert exact["held_out_bits_per_dim"] == pytest.approx(0.1 + 3 + 1)
     assert exact["held_out_bits_per_dim_reconstruction"] == 3
     assert exact["held_out_bits_per_dim_denoising"] == 1
@@ -178,9 +178,11 @@ def test_an_estimate_is_never_called_the_bound() -> None:
 
 def test_the_table_and_the_plot_tell_the_parts() -> None:
     one = measured(normal_images(3))
-    table = bits_table({name or "bound": part for name, part in one.parts().items()}, png=PNG, sum_over="all t")
+    table = bits_table(
+        {name or "bound": part for name, part in one.parts().items()}, lossless=LOSSLESS, sum_over="all t"
+    )
     rows = {row[0]: row[1] for row in table["rows"]}
-    assert rows["as PNG"] == 5.5
+    assert rows["each as a PNG, its data alone"] == 5.5
     assert rows["bound"] == pytest.approx(rows["prior"] + rows["denoising"] + rows["reconstruction"])
     page = Page(draw_terms(one, salt="likelihood"))
     assert all(words in page.text for words in ("denoising", "bound from t on", "bits/dim"))
