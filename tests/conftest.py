@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).parents[1]
 ROOMS = sorted(init.parent.name for init in REPOSITORY.glob("[cp]*s/**/*/__init__.py"))
 SHARE_RAY = (  # beside tests/distributed
     *("test_data_command", "test_data_ingest", "test_data_stream", "test_evaluation_generated", "test_execute"),
-    *("test_measures", "test_rows", "test_serving", "test_survives"),
+    *("test_measures", "test_recorder_dies", "test_rows", "test_serving", "test_survives"),
 )
 LONG = (
     *("test_submitted_job", "test_installed", "test_cluster_checks", "test_serve_deploy"),

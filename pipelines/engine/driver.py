@@ -7,7 +7,6 @@ import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import ray
 from rich.console import Console
@@ -16,13 +15,14 @@ from components.configuration.usage import UsageError
 from components.runtime import events
 from components.runtime.execution import Profiling, Resources
 from components.runtime.storage.store import Store, StoreError, absolute
+from components.runtime.tracking.event_log import journal_name
 from components.runtime.tracking.names import environment, registered_name
 from pipelines.engine.code_seen import changes_of_code
 from pipelines.engine.display import Display, duration, run_tables, say
 from pipelines.engine.execute import Outcome, execute
 from pipelines.engine.naming import cascade_name, data_identity, model_card, resolve_starts
 from pipelines.engine.provenance import code_line, commit
-from pipelines.engine.recorder import RunRecorder, StageStatus
+from pipelines.engine.recorder import ActorRecorder, RunRecorder, StageStatus
 from pipelines.engine.run_report import REPORT, TRACES, announced, link_pages, render_run, save_run, traces_of
 from pipelines.engine.session import on_cluster, set_environment, start_ray, this_node
 from pipelines.planning import preflight
@@ -116,36 +116,35 @@ def run(options: RunOptions, console: Console) -> int:
             say(console, line, "yellow")
         shares = _share(prepared, console)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` is Ctrl-C in the background too
-    actor = _start_recorder(prepared)
+    recorder = _start_recorder(prepared)
+    waiting = [StageStatus(entry.stage.name) for entry in prepared.planned]
     if not prepared.root.exists(f"runs/{prepared.run}/plan.json"):  # for `cascade report`
-        statuses = [StageStatus(entry.stage.name) for entry in prepared.planned]
-        _save(prepared, Outcome(), statuses, seconds=0.0)
+        _save(prepared, Outcome(), waiting, seconds=0.0)
     try:
-        provenance = {"git_commit": prepared.commit, "run": prepared.run}
+        origin, force = {"git_commit": prepared.commit, "run": prepared.run}, options.force
         with Display(console) as show:
             outcome = execute(
-                prepared.planned, actor=actor, shares=shares, provenance=provenance, force=options.force, show=show
+                prepared.planned, recorder=recorder, shares=shares, provenance=origin, force=force, show=show
             )
-        statuses = ray.get(actor.snapshot.remote())
-        report = _report(prepared, outcome, statuses, actor, seconds=time.time() - started)
-        ray.get(actor.emit.remote(_describe_models(prepared, outcome)))
-        warnings = ray.get(actor.close.remote("FAILED" if outcome.failures else "FINISHED", options.promote))
-        promotion, pages = ray.get(actor.result.remote())
-        if pages and report != "none":
+        statuses = recorder.snapshot(waiting)
+        report = _report(prepared, outcome, statuses, recorder, seconds=time.time() - started)
+        recorder.emit(_describe_models(prepared, outcome), wait=True)
+        closing = recorder.close("FAILED" if outcome.failures else "FINISHED", options.promote)
+        if closing.pages and report != "none":
             with suppress(StoreError):  # a report without links is there
-                link_pages(prepared.root, prepared.run, pages)
+                link_pages(prepared.root, prepared.run, closing.pages)
     except KeyboardInterrupt:
-        ray.get(actor.close.remote("KILLED"))
+        recorder.close("KILLED")
         again = f"Run the same command again to go on ({prepared.run})"
         say(console, f"interrupted; nothing that was finished is lost. {again}")
         return INTERRUPTED
     finally:
         ray.shutdown()
     console.print(run_tables(statuses))
-    for warning in warnings:
+    for warning in closing.warnings:
         say(console, f"warning: {warning}", "yellow")
     report = f"{report} ({duration(time.time() - started)})"
-    return _conclude(prepared, outcome, promotion, report, console)
+    return _conclude(prepared, outcome, closing.promotion, report, console)
 
 
 def parse_steps(text: str, *, workflow: Workflow, folder: str) -> Profiling:
@@ -206,9 +205,7 @@ def _share(prepared: Prepared, console: Console) -> dict[str, Resources]:
     return {name: share.model_copy(update={"profiling": prepared.profiling}) for name, share in shares.items()}
 
 
-def _start_recorder(prepared: Prepared) -> Any:
-    recorder = ray.remote(num_cpus=0, scheduling_strategy=this_node())(RunRecorder)
-    actor = recorder.remote(tracking=prepared.tracking, spool=absolute("runs/spool"))
+def _start_recorder(prepared: Prepared) -> ActorRecorder:
     tags = {
         "name": prepared.name,
         "recipe": prepared.recipe.name,
@@ -219,11 +216,20 @@ def _start_recorder(prepared: Prepared) -> Any:
     }
     tags |= {} if prepared.options.name is None else {"chosen_name": "true"}
     parameters = prepared.recipe.model_dump(mode="json")
-    ray.get(actor.emit.remote(events.RunStarted(prepared.run, resolved_yaml(prepared.recipe), parameters, tags)))
-    return actor
+    begun = events.RunStarted(prepared.run, resolved_yaml(prepared.recipe), parameters, tags)
+    body = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=this_node())(RunRecorder)
+    spool, journal = absolute("runs/spool"), journal_name()
+    actor = body.remote(tracking=prepared.tracking, spool=spool, journal=journal, begun=begun)
+    try:
+        ray.get(actor.snapshot.remote())
+    except ray.exceptions.RayError as error:
+        raise UsageError(f"the run's recorder can't start: {str(error).strip().splitlines()[-1]}") from error
+    return ActorRecorder(actor)
 
 
-def _report(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], actor: Any, *, seconds: float) -> str:
+def _report(
+    prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], recorder: ActorRecorder, *, seconds: float
+) -> str:
     """Save the run and draw the report; returns the URL. A full storage is a failure of the run."""
     try:
         _save(prepared, outcome, statuses, seconds=seconds)
@@ -231,7 +237,7 @@ def _report(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], a
     except StoreError as error:
         outcome.failures["report"] = str(error)
         return "none"
-    ray.get(actor.emit.remote(events.Text("", "report.html", html)))
+    recorder.emit(events.Text("", "report.html", html), wait=True)
     return url
 
 

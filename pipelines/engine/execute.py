@@ -65,7 +65,7 @@ class Outcome:
 def execute(
     planned: list[PlannedStage],
     *,
-    actor: Any,
+    recorder: ActorRecorder,
     shares: Mapping[str, Resources],
     provenance: dict[str, Any],
     force: bool,
@@ -81,7 +81,7 @@ def execute(
     for entry in planned:
         stage, name = entry.stage, entry.stage.name
         if entry.wanted:
-            ray.get(actor.emit.remote(events.StageHeld(name, "waiting")))  # before its task can say more
+            recorder.emit(events.StageHeld(name, "waiting"), wait=True)  # before its task can say more
             job = StageJob(
                 name=name,
                 key=entry.key,
@@ -94,16 +94,16 @@ def execute(
                 forced=forced,
             )
             inputs = {part: references[parent.name] for part, parent in stage.parents.items()}
-            references[name] = remote_stage.remote(job, ActorRecorder(actor), **inputs)
+            references[name] = remote_stage.remote(job, recorder, **inputs)
             jobs[references[name]] = stage
         elif entry.cached is None:
-            actor.emit.remote(events.StageHeld(name, "skipped", "not selected"))
+            recorder.emit(events.StageHeld(name, "skipped", "not selected"))
         else:
             outcome.artifacts[name], references[name] = entry.cached, ray.put(entry.cached)
-            actor.emit.remote(events.StageCached(name, entry.cached))
-    show(ray.get(actor.snapshot.remote()))
+            recorder.emit(events.StageCached(name, entry.cached))
+    show(recorder.snapshot([]))
     try:
-        _wait(jobs, outcome, actor, shares, show)
+        _wait(jobs, outcome, recorder, shares, show)
     except BaseException:
         for reference in jobs:
             ray.cancel(reference, force=True)
@@ -132,7 +132,7 @@ def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> 
         if job.forced:
             begin_forced_try(job.store, job.forced)
         started = events.StageStarted(job.name, job.key, job.provenance["config"], artifacts, job.store.uri)
-        ray.get(recorder.actor.emit.remote(started))
+        recorder.emit(started, wait=True)
         provenance = {**job.provenance, "started": time.time(), **({FORCED: job.forced} if job.forced else {})}
         with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{job.name}-") as scratch:
             context = StageContext(
@@ -147,10 +147,10 @@ def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> 
                 forced=current_try(job.store),
             )
             artifact = job.run(context, **inputs)
-        ray.get(recorder.actor.emit.remote(events.StageEnded(job.name, "FINISHED", artifact)))
+        recorder.emit(events.StageEnded(job.name, "FINISHED", artifact), wait=True)
         return artifact
     except Exception as error:
-        ray.get(recorder.actor.emit.remote(events.StageEnded(job.name, "FAILED", error=one_line(error))))
+        recorder.emit(events.StageEnded(job.name, "FAILED", error=one_line(error)), wait=True)
         raise
     finally:
         lease.release()
@@ -165,11 +165,11 @@ def _die() -> None:
 def _wait(
     jobs: dict[Any, Stage],
     outcome: Outcome,
-    actor: Any,
+    recorder: ActorRecorder,
     shares: Mapping[str, Resources],
     show: Callable[[list[StageStatus]], None],
 ) -> None:
-    waiting = list(jobs)
+    waiting, statuses = list(jobs), list[StageStatus]()
     while waiting:
         ready, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS, fetch_local=False)
         for stage, reference in ((jobs[reference], reference) for reference in ready):
@@ -178,11 +178,11 @@ def _wait(
             except Exception as error:
                 if failed := [parent.name for parent in stage.parents.values() if parent.name in outcome.failures]:
                     outcome.failures[stage.name] = f"not run: {', '.join(failed)} failed"
-                    ray.get(actor.emit.remote(events.StageHeld(stage.name, "skipped", outcome.failures[stage.name])))
+                    recorder.emit(events.StageHeld(stage.name, "skipped", outcome.failures[stage.name]), wait=True)
                 else:
                     outcome.failures[stage.name] = one_line(error)
                     outcome.tracebacks[stage.name] = "".join(traceback.format_exception(error))
-        statuses = ray.get(actor.snapshot.remote())
+        statuses = recorder.snapshot(statuses)
         for status in statuses:
             status.note = _starved(status, shares.get(status.name, Resources())) or status.note
         show(statuses)

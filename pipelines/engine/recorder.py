@@ -1,27 +1,32 @@
 """The run's single recorder: an actor on the driver's node for reports of stages and workers.
 
-It keeps the log, the state of the live table, gauges for Prometheus, and the only connection to MLflow.
+It keeps the log, the state of the live table, gauges for Prometheus, and the only connection to MLflow. When it dies
+(is killed, memory runs out) Ray starts it again, and sends again what it had not taken; its journal has the rest.
 """
 
 import contextlib
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 from ray.util.metrics import Gauge
 
 from components.runtime import events
 from components.runtime.events import MEASURES, measures_of
+from components.runtime.pool import one_line
 from components.runtime.storage.store import Store, StoreError
-from components.runtime.tracking.event_log import EventLog, stage_points
+from components.runtime.tracking.event_log import EventLog, left_journals, open_journal, stage_points
 
 if TYPE_CHECKING:
     from components.runtime.tracking.tracker import Tracker
 
 EXPERIMENT = "image-cascade"
 STORE_SECONDS = 20.0  # between two writes to storage while a stage trains
+ANSWER_SECONDS, CLOSE_SECONDS = 60.0, 240.0  # for which an answer is waited; the second: while the rest is sent
 HELD = "checkpoint_hold_seconds"
 GAUGES = {name: measure.title for name, measure in MEASURES.items()} | {  # of a training -> title
     "step": "steps taken",
@@ -58,51 +63,106 @@ class StageStatus:
         return (self.total - self.step) / self.rate if self.rate and self.total > self.step else None
 
 
+class Closing(NamedTuple):
+    """What a recorder says at the end of a run."""
+
+    warnings: Sequence[str]  # for the user, such as MLflow away
+    promotion: list[str] | None = None  # lines about champions; None until MLflow has received the run's end
+    pages: Mapping[str, str] = MappingProxyType({})  # of MLflow, of run and model: addresses, once it has them
+
+
 class RunRecorder(events.Recorder):
     """Body of the actor; plain Python, for tests without Ray.
-    `tracking`: address of MLflow; None: nothing is sent. `spool`: local folder of the journals for MLflow."""
+    `tracking`: address of MLflow; None: nothing is sent. `spool`: local folder of the journals. `journal`: name of the
+    own, which is there already if a recorder died. `begun`: the run, whose start is said where no journal says it."""
 
-    def __init__(self, *, tracking: str | None = None, spool: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        tracking: str | None = None,
+        spool: str = "",
+        journal: str = "",
+        begun: events.RunStarted | None = None,
+    ) -> None:
         self.tracker: Tracker | None = None
         self.log = EventLog()
-        if tracking is not None:
-            # Not at the top: stages and workers import this module too, and MLflow costs each 45 MB and a second.
-            from components.runtime.tracking import tracker
-
-            self.tracker = tracker.Tracker(tracking, experiment=EXPERIMENT, spool=Path(spool))
-            self.log = self.tracker.log
         self.stages: dict[str, StageStatus] = {}
         self.warnings: list[str] = []
         self.gauges = {name: Gauge(f"cascade_train_{name}", title, ("run", "stage")) for name, title in GAUGES.items()}
+        try:
+            if tracking is not None:
+                # Not at the top: stages and workers import this module too, and MLflow costs each 45 MB and a second.
+                from components.runtime.tracking import tracker
+
+                self.tracker = tracker.Tracker(tracking, experiment=EXPERIMENT, spool=Path(spool), journal=journal)
+                self.log = self.tracker.log
+            elif spool:
+                self.log = EventLog(open_journal(Path(spool), destination={}, name=journal))
+                for left in left_journals(Path(spool), destination={}):  # of killed drivers
+                    left.discard()
+        except OSError as error:  # without MLflow a journal serves only a recorder that dies
+            if tracking is not None:
+                self._warn(f"MLflow gets nothing of this run: no room for its journal in {spool} ({error.strerror})")
+        if self.log.journal is not None:
+            self._resume()
+        if begun is not None and not self.log.run:
+            self.log.append(begun)
+
+    def _resume(self) -> None:
+        """Take over the state of a recorder that died, if there was one, from its journal."""
+        for record in self.log.resume():
+            if isinstance(record.event, events.Warning):
+                self.warnings.append(f"{record.stage}: {record.event.line}")
+            if record.stage and not isinstance(record.event, events.Metrics):  # storage has these
+                self._show(self.stages.setdefault(record.stage, StageStatus(record.stage)), record.event, record.time)
+        if self.log.run:
+            self._warn("the run's recorder died (was it killed, was memory short?) and went on from its journal")
 
     def emit(self, event: events.Event) -> None:
-        """Append an event to the log, which MLflow and the report read, and update the table."""
+        """Append an event to the log, which MLflow and the report read, and update the table.
+        A warning that is there already is dropped: Ray may send it again to a recorder that died."""
+        warning = f"{event.stage}: {event.line}" if isinstance(event, events.Warning) else None
+        if warning in self.warnings:
+            return
+        lost = self.log.lost
         self.log.append(event)
         if stage := getattr(event, "stage", ""):
-            self._show(self.stages.setdefault(stage, StageStatus(stage)), event)
+            status = self.stages.setdefault(stage, StageStatus(stage))
+            self._show(status, event, int(1000 * time.time()))
+            if self.log.lost > lost == 0 and self.tracker is not None:
+                status.warnings += (f"no room for the journal ({self.log.problem}): MLflow lacks what it can't hold",)
+        if warning is not None:
+            self.warnings.append(warning)
+            lines = [line for line in self.warnings if line.startswith(f"{stage}: ")]
+            self.log.append(events.Text(stage, "warnings.txt", "\n".join(lines)))
 
-    def _show(self, status: StageStatus, event: events.Event) -> None:
+    def _warn(self, line: str) -> None:
+        self.warnings += [line] if line not in self.warnings else []
+
+    def _show(self, status: StageStatus, event: events.Event, time_ms: int) -> None:
+        now = time_ms / 1000
         match event:
             case events.StageHeld(_, state, note):
                 status.state, status.note = state, note
             case events.StageStarted(root=root):
                 status.state, status.note = "running", "starting"
-                status.started = status.saved = time.time()
+                status.started = status.saved = now
                 if root:
                     self._store(status.name)
-                    status.measures = measures_of(list(stage_points(Store(root)).values()))  # of earlier tries
+                    with contextlib.suppress(StoreError):
+                        status.measures = measures_of(list(stage_points(Store(root)).values()))  # of earlier tries
             case events.StageCached():
                 status.state = "cached"
             case events.StageEnded(_, ended, _, error):
                 status.state = "done" if ended == "FINISHED" else "failed"
-                status.note, status.finished = error, time.time()
+                status.note, status.finished = error, now
                 self._store(status.name)
             case events.Progress(_, step, total, unit, rate, loss):
                 status.note, status.step, status.total, status.unit = "", step, total, unit
                 status.rate = status.rate if rate is None else rate
                 status.loss = status.loss if loss is None else loss
                 if unit == "step":  # each time, as Ray forgets gauges in 20 s
-                    figures = {"step": step, "loss": status.loss, "checkpoint_age_seconds": time.time() - status.saved}
+                    figures = {"step": step, "loss": status.loss, "checkpoint_age_seconds": now - status.saved}
                     for name, value in (status.measures | figures).items():
                         self.gauges[name].set(value, {"run": self.log.run, "stage": status.name})
                     if step == total:  # before the stage commits, and may be cached
@@ -111,49 +171,72 @@ class RunRecorder(events.Recorder):
                 latest = {name: value for name, value in values.items() if name in MEASURES}
                 if HELD in latest:  # the cost of checkpoints is that of the whole training
                     latest[HELD] += status.measures.get(HELD, 0.0)
-                    status.saved = time.time()
+                    status.saved = now
                 status.measures |= latest
                 self._store(status.name, older_than=STORE_SECONDS)
-            case events.Warning(stage, line):
-                self.warnings.append(f"{stage}: {line}")
+            case events.Warning(line=line):
                 status.warnings += (line,)
-                lines = [line for line in self.warnings if line.startswith(f"{stage}: ")]
-                self.log.append(events.Text(stage, "warnings.txt", "\n".join(lines)))
 
     def snapshot(self) -> list[StageStatus]:
         return list(self.stages.values())
 
-    def close(self, status: events.Status, promote: events.Promote = "better") -> list[str]:
-        """End the run; returns warnings for the user, such as MLflow away and data to be sent later.
+    def close(self, status: events.Status, promote: events.Promote = "better") -> Closing:
+        """End the run, and send the rest.
         If it is FINISHED, MLflow's aliases move to this run's models where these are better."""
         for stage in self.stages:
             self._store(stage)
-        return self.warnings + ([] if self.tracker is None else self.tracker.close(status, promote=promote))
-
-    def result(self) -> tuple[list[str] | None, dict[str, str]]:
-        """Lines about the champions of a finished run, and the addresses of MLflow's pages of run and model.
-        The lines are None until MLflow has received the run's end, pages are missing until it has them."""
-        if self.tracker is None or (delivery := self.tracker.delivery) is None:
-            return None, {}
+        if self.tracker is None:
+            self.log.end(status, promote)
+            if self.log.journal is not None:
+                self.log.journal.discard()
+            return Closing(self.warnings)
+        warnings = list(dict.fromkeys(self.warnings + self.tracker.close(status, promote=promote)))
+        if self.log.lost:
+            why = f"for which its journal had no room ({self.log.problem})"
+            again = "make room and run the same command again: it trains nothing again, and sends what storage has"
+            warnings.append(f"MLflow lacks {self.log.lost} records of this run, {why}; {again}")
+        if (delivery := self.tracker.delivery) is None:
+            return Closing(warnings)
         promotions = delivery.promotions.get(self.log.run)
         lines = None if promotions is None else [line for each in promotions for line in each.lines()]
-        return lines, delivery.pages(self.log.run)
+        return Closing(warnings, lines, delivery.pages(self.log.run))
 
     def _store(self, stage: str, *, older_than: float = 0.0) -> None:
         """Copy a stage's log to storage; a full one costs the next report its curves, and nothing else."""
         try:
             self.log.store(stage, older_than=older_than)
         except StoreError as error:
-            line = f"{stage}: its curves are not kept: {error}"
-            self.warnings += [line] if line not in self.warnings else []
+            self._warn(f"{stage}: its curves are not kept: {error}")
 
 
 @dataclass(frozen=True)
 class ActorRecorder(events.Recorder):
-    """The recorder's side at the stages: sends events without waiting for tracking."""
+    """The recorder's side at driver, stages and workers: nothing here raises, whatever becomes of the actor."""
 
     actor: Any
 
-    def emit(self, event: events.Event) -> None:
+    def emit(self, event: events.Event, *, wait: bool = False) -> None:
+        """Send an event without waiting for tracking; `wait` until it is in the journal."""
+        last = isinstance(event, events.Progress) and event.step == event.total  # of a process that may end now
         with contextlib.suppress(ray.exceptions.RayError):
-            self.actor.emit.remote(event)
+            taken = self.actor.emit.remote(event)
+            if wait or last:
+                ray.get(taken, timeout=ANSWER_SECONDS)
+
+    def snapshot(self, before: list[StageStatus]) -> list[StageStatus]:
+        """All stages for the table; those of `before` from a recorder that does not answer."""
+        try:
+            return ray.get(self.actor.snapshot.remote(), timeout=ANSWER_SECONDS)
+        except ray.exceptions.RayError:
+            return before
+
+    def close(self, status: events.Status, promote: events.Promote = "better") -> Closing:
+        """End the run and the recorder; a recorder that does not answer has sent only a part."""
+        try:
+            closing = ray.get(self.actor.close.remote(status, promote), timeout=CLOSE_SECONDS)
+        except ray.exceptions.RayError as error:
+            why = f"MLflow may lack something: the run's recorder does not answer ({one_line(error)})"
+            closing = Closing([f"{why}; run the same command again"])
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(self.actor)  # it is not to be started again
+        return closing

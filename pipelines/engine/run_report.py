@@ -51,10 +51,10 @@ def save_run(
 ) -> None:
     """Write recipe, plan with the stages' final states, and errors of a run to the run's folder.
     `about`: `facts` that the report names (commit, machine, storage), and the `seconds` of the whole run."""
-    states, stages = {status.name: asdict(status) for status in statuses}, []
+    states, stages = {status.name: status for status in statuses}, []
     for entry in planned:
-        inputs = [parent.name for parent in entry.stage.parents.values()]
-        stages.append({"key": entry.key, "inputs": inputs} | states[entry.stage.name])
+        inputs, name = [parent.name for parent in entry.stage.parents.values()], entry.stage.name
+        stages.append({"key": entry.key, "inputs": inputs} | asdict(states.get(name) or StageStatus(name)))
     folder.write("recipe.yaml", recipe_yaml.encode())
     plan = {"saved": time.time(), **about, "code_changes": changes_of_code(planned), "stages": stages}
     folder.write(PLAN, json.dumps(plan, indent=1).encode())

@@ -18,7 +18,7 @@ from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.stages.context import StageContext
 from pipelines.engine.execute import Outcome, execute
-from pipelines.engine.recorder import RunRecorder
+from pipelines.engine.recorder import ActorRecorder, RunRecorder
 from pipelines.planning.profiles import found_cluster, this_machine
 from pipelines.workflow import Selection, Stage, Workflow
 
@@ -51,7 +51,7 @@ def run(workflow: Workflow, root: str, selection: Selection | None = None) -> tu
     actor = ray.remote(num_cpus=0)(RunRecorder).remote()
     outcome = execute(
         workflow.plan(Store(root), selection),
-        actor=actor,
+        recorder=ActorRecorder(actor),
         shares=defaultdict(Resources),
         provenance={},
         force=selection.force,

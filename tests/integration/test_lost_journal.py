@@ -140,7 +140,7 @@ def test_what_storage_has_is_sent_again_and_what_mlflow_had_stays(
     found.emit(events.StageStarted("base", run, {}, {}, stage_folder(tmp_path)))
     log(found, 16, TOTAL)  # from the checkpoint of step 15
     found.emit(events.StageEnded("base", "FINISHED", artifact(run, tmp_path)))
-    assert found.close("FINISHED") == []
+    assert found.close("FINISHED").warnings == []
     child, points = history(mlflow_server, run)
     assert steps(points) == list(range(1, TOTAL + 1))
     kept = {(point.step, point.value, point.timestamp) for point in points}
@@ -154,7 +154,7 @@ def test_what_is_in_neither_is_said(start: Callable, mlflow_server: str, run: st
     found.emit(events.StageStarted("base", run, {}, {}, stage_folder(tmp_path)))
     log(found, 16, TOTAL)
     found.emit(events.StageEnded("base", "FINISHED", artifact(run, tmp_path)))
-    (warning,) = found.close("FINISHED")
+    (warning,) = found.close("FINISHED").warnings
     assert warning.startswith("base: MLflow lacks points of 3 steps from 13 to 15: ")
     _, points = history(mlflow_server, run)
     assert steps(points) == [*range(1, 13), *range(16, TOTAL + 1)]
@@ -167,7 +167,7 @@ def test_the_points_of_a_stage_that_is_cached_since_are_sent_too(
     lose_a_driver(tmp_path, mlflow_server, run, steps=TOTAL, kept=TOTAL, mlflow=mlflow)
     found = start("new")
     found.emit(events.StageCached("base", artifact(run, tmp_path)))
-    assert found.close("FINISHED") == []
+    assert found.close("FINISHED").warnings == []
     child, points = history(mlflow_server, run)
     assert steps(points) == list(range(1, TOTAL + 1))
     assert (child.info.status, child.data.tags["cascade.cached"]) == ("FINISHED", "false")
@@ -182,9 +182,9 @@ def test_a_point_that_a_driver_sends_late_is_not_doubled(start: Callable, mlflow
     log(late, FIRST + 1, TOTAL)
     found = start("new")
     found.emit(events.StageCached("base", artifact(run, tmp_path)))
-    assert found.close("FINISHED") == []
+    assert found.close("FINISHED").warnings == []
     late.emit(events.StageEnded("base", "FINISHED", artifact(run, tmp_path)))
-    assert late.close("FINISHED") == []
+    assert late.close("FINISHED").warnings == []
     _, points = history(mlflow_server, run)
     assert steps(points) == list(range(1, TOTAL + 1))
 

@@ -42,7 +42,7 @@ def test_measures_are_in_mlflows_run_and_in_the_table(mlflow_server: str, tmp_pa
     reporter = Reporter(config.optimization, **told, step_flops=1e9)
     fit(make_task(config), reporter.timed(batches(config, to_batch)), config.optimization, log=reporter.log)
     recorder.emit(events.StageEnded("base", "FINISHED"))
-    assert recorder.close("FINISHED") == []
+    assert recorder.close("FINISHED").warnings == []
     client = MlflowClient(mlflow_server)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     (found,) = client.search_runs([experiment.experiment_id], f"tags.`cascade.stage_key` = '{run}'")

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import re
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from components.runtime import events
 from components.runtime.events import MEASURES
 from components.runtime.execution import Resources
 from components.runtime.storage.store import Store
-from components.runtime.tracking.event_log import new_journal, stage_points
+from components.runtime.tracking.event_log import open_journal, stage_points
 from components.stages.context import Pace
 from pipelines.engine.display import Display, run_tables, status_line
 from pipelines.engine.execute import WAIT_WARNING_SECONDS, _starved
@@ -28,7 +29,7 @@ from tests.unit.test_tracking_journal import EVENTS
 @pytest.fixture
 def recorder(tmp_path: Path) -> RunRecorder:
     recorder = RunRecorder()
-    recorder.log.journal = new_journal(tmp_path / "spool", destination={})
+    recorder.log.journal = open_journal(tmp_path / "spool", destination={})
     recorder.emit(events.StageStarted("base", "k", {}, {}, str(tmp_path / "base")))
     return recorder
 
@@ -101,6 +102,81 @@ def test_a_worker_goes_on_when_the_recorder_is_gone():
     ActorRecorder(SimpleNamespace(emit=SimpleNamespace(remote=gone))).emit(events.Progress("base", 1, 2))
 
 
+def started(spool: Path) -> RunRecorder:
+    """The run's recorder, as Ray starts it and starts it again."""
+    return RunRecorder(spool=str(spool), journal="own", begun=events.RunStarted("r", "", {}, {"name": "tiny"}))
+
+
+def die(recorder: RunRecorder) -> None:
+    """The operating system closes the files of a killed process, and lets go of its locks."""
+    assert recorder.log.journal is not None
+    recorder.log.journal._events.close()
+    recorder.log.journal._lock.release()
+
+
+def test_a_recorder_that_died_is_followed_by_one_with_the_same_table_log_and_warnings(tmp_path: Path):
+    first, place = started(tmp_path / "spool"), str(tmp_path / "base")
+    first.emit(events.StageStarted("base", "k", {}, {}, place))
+    first.emit(events.Metrics("base", 1, {"mfu": 0.25, "checkpoint_hold_seconds": 2.0}))
+    first.emit(events.Metrics("base", 2, {"loss": 0.5}))
+    first.emit(events.Warning("base", "little room"))
+    first.emit(events.StageHeld("prior", "queued", "another driver has it"))
+    first._store("base")
+    before = first.snapshot()
+    die(first)
+    second = started(tmp_path / "spool")
+    second.emit(events.Warning("base", "little room"))  # Ray sends again what was not answered
+    second.emit(events.Metrics("base", 2, {"loss": 0.5}))
+    second.emit(events.Metrics("base", 3, {"loss": 0.4, "checkpoint_hold_seconds": 1.0}))
+    second.emit(events.StageEnded("base", "FINISHED"))
+    stage, waiting = second.snapshot()
+    assert waiting.note == before[1].note
+    assert (stage.started, stage.warnings) == (pytest.approx(before[0].started, abs=0.01), ("little room",))
+    assert stage.measures == {"mfu": 0.25, "checkpoint_hold_seconds": 3.0}
+    assert {step: point["loss"] for step, point in stage_points(Store(place)).items() if step > 1} == {2: 0.5, 3: 0.4}
+    said = second.close("FINISHED").warnings
+    assert said[0] == "base: little room"
+    assert said[1].startswith("the run's recorder died")
+    assert len(said) == 2
+    assert not (tmp_path / "spool" / "own").exists(), "without MLflow nobody reads it again"
+
+
+def test_the_journal_of_a_killed_driver_is_not_kept_where_there_is_no_mlflow(tmp_path: Path):
+    killed = RunRecorder(spool=str(tmp_path), journal="killed")
+    die(killed)
+    started(tmp_path)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["own"]
+
+
+def test_a_full_disk_under_the_journal_fails_no_event_and_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A limit of the size of files does the same as a full disk: a part of a line is written, then nothing."""
+    recorder, (soft, hard) = started(tmp_path / "spool"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    recorder.tracker = SimpleNamespace(close=lambda status, promote: [], delivery=None)
+    recorder.emit(events.StageStarted("base", "k", {}, {}))
+    full = (tmp_path / "spool" / "own" / "events.jsonl").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (full + 20, hard))
+    try:
+        for step in range(3):
+            recorder.emit(events.Metrics("base", step, {"loss": 1.0}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    recorder.emit(events.Metrics("base", 3, {"loss": 1.0}))
+    assert [event.step for event in written(recorder) if isinstance(event, events.Metrics)] == [3]
+    (now,) = recorder.snapshot()[0].warnings
+    assert now.startswith("no room for the journal (")
+    (line,) = recorder.close("FINISHED").warnings
+    assert line.startswith("MLflow lacks 3 records of this run, for which its journal had no room (")
+    assert "run the same command again" in line
+
+
+def test_a_run_without_room_for_a_journal_goes_on_and_says_that_mlflow_gets_nothing(tmp_path: Path):
+    (tmp_path / "spool").write_text("a file where a folder should be")
+    recorder = RunRecorder(tracking="http://127.0.0.1:9", spool=str(tmp_path / "spool"), journal="own")
+    recorder.emit(events.StageStarted("base", "k", {}, {}))
+    assert [status.state for status in recorder.snapshot()] == ["running"]
+    assert recorder.close("FINISHED").warnings[0].startswith("MLflow gets nothing of this run")
+
+
 def warn_twice(recorder: RunRecorder, display: Display) -> None:
     """Progress follows each warning before anything is shown, as where steps are fast."""
     for line in ("room for 1 of 2 workers", "room for 2 of 2 workers"):
@@ -125,7 +201,7 @@ def test_a_terminal_has_each_warning_once_above_the_table(recorder: RunRecorder)
     with display:
         warn_twice(recorder, display)
     assert out.getvalue().count("base: room for 1 of 2 workers") == 1
-    assert recorder.close("FINISHED") == ["base: room for 1 of 2 workers", "base: room for 2 of 2 workers"]
+    assert recorder.close("FINISHED").warnings == ["base: room for 1 of 2 workers", "base: room for 2 of 2 workers"]
 
 
 @pytest.mark.parametrize(

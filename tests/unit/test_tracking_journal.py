@@ -19,7 +19,7 @@ from components.runtime.storage.artifact import Artifact, FileEntry
 from components.runtime.storage.store import Store
 from components.runtime.tracking import event_log
 from components.runtime.tracking.delivery import batches, flatten
-from components.runtime.tracking.event_log import EventLog, Journal, left_journals, new_journal, stage_points
+from components.runtime.tracking.event_log import EventLog, Journal, left_journals, open_journal, stage_points
 from components.runtime.tracking.runs import TrackedRun, what_is_missing
 
 HERE = {"tracking_uri": "http://here", "experiment": "x"}
@@ -74,7 +74,7 @@ def test_numbers_of_numpy_are_written_as_numbers():
 
 
 def test_events_are_read_back_in_order_from_where_they_were_marked(tmp_path: Path):
-    journal = new_journal(tmp_path, destination=HERE)
+    journal = open_journal(tmp_path, destination=HERE)
     for step in range(5):
         journal.append(line(step))
     first, position = journal.unshipped(limit=3)
@@ -86,14 +86,14 @@ def test_events_are_read_back_in_order_from_where_they_were_marked(tmp_path: Pat
 
 def test_what_is_sent_at_once_is_limited_in_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(event_log, "BYTES_AT_ONCE", 1)
-    journal = new_journal(tmp_path, destination=HERE)
+    journal = open_journal(tmp_path, destination=HERE)
     for step in range(2):
         journal.append(line(step))
     assert steps(journal.unshipped(limit=3)[0]) == [0]
 
 
 def test_a_journal_that_has_arrived_leaves_nothing_and_another_waits(tmp_path: Path):
-    arrived, waiting = (new_journal(tmp_path, destination=HERE) for _ in range(2))
+    arrived, waiting = (open_journal(tmp_path, destination=HERE) for _ in range(2))
     for journal in (arrived, waiting):
         journal.append(line(1))
     arrived.mark(arrived.unshipped(limit=9)[1])
@@ -106,7 +106,7 @@ def test_a_journal_that_has_arrived_leaves_nothing_and_another_waits(tmp_path: P
 
 
 def test_a_journal_is_taken_up_only_for_its_own_destination_and_not_while_in_use(tmp_path: Path):
-    journal = new_journal(tmp_path, destination=HERE)
+    journal = open_journal(tmp_path, destination=HERE)
     journal.append(line(1))
     assert left_journals(tmp_path, destination=HERE) == []
     journal.close()
@@ -115,7 +115,7 @@ def test_a_journal_is_taken_up_only_for_its_own_destination_and_not_while_in_use
 
 
 def test_the_thread_that_sends_lets_go_of_a_journal_that_another_thread_began(tmp_path: Path):
-    journal = new_journal(tmp_path, destination=HERE)
+    journal = open_journal(tmp_path, destination=HERE)
     journal.append(line(1))
     sender = threading.Thread(target=journal.close)
     sender.start()
@@ -126,7 +126,7 @@ def test_the_thread_that_sends_lets_go_of_a_journal_that_another_thread_began(tm
 def test_who_comes_upon_a_journal_that_is_just_being_removed_leaves_nothing_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    journal, locked = new_journal(tmp_path, destination=HERE), event_log._locked
+    journal, locked = open_journal(tmp_path, destination=HERE), event_log._locked
 
     def removed_meanwhile(folder: Path):
         journal.close()
@@ -141,9 +141,9 @@ def test_a_process_that_is_killed_loses_nothing_that_it_had_said(tmp_path: Path)
     program = f"""
         import os, signal
         from pathlib import Path
-        from components.runtime.tracking.event_log import new_journal
+        from components.runtime.tracking.event_log import open_journal
         from tests.unit.test_tracking_journal import line
-        journal = new_journal(Path("{tmp_path}"), destination={HERE})
+        journal = open_journal(Path("{tmp_path}"), destination={HERE})
         for step in range(100):
             journal.append(line(step))
         journal.append(b'{{"event": "half a li')
@@ -159,14 +159,14 @@ def test_a_process_that_is_killed_loses_nothing_that_it_had_said(tmp_path: Path)
 
 
 def test_a_record_of_another_version_does_not_hold_up_the_rest(tmp_path: Path):
-    journal = new_journal(tmp_path, destination=HERE)
+    journal = open_journal(tmp_path, destination=HERE)
     for text in (b'{"event": "Unheard", "fields": {}}\n', line(1).replace(b'"step"', b'"stride"'), line(2)):
         journal.append(text)
     assert steps(journal.records()) == [2]
 
 
 def open_log(tmp_path: Path) -> tuple[EventLog, Journal]:
-    journal = new_journal(tmp_path / "spool", destination=HERE)
+    journal = open_journal(tmp_path / "spool", destination=HERE)
     log = EventLog(journal)
     log.append(events.RunStarted("r", "", {}, {"name": "tiny"}))
     return log, journal

@@ -11,6 +11,7 @@ Object storage can't append, so a segment is written whole until it is full, and
 leave out what only MLflow shows: the machine's load, images and texts.
 """
 
+import errno
 import json
 import logging
 import os
@@ -43,12 +44,24 @@ class Journal:
         self.folder = folder
         self.destination = destination
         self._lock = lock
-        self._events = open(folder / "events.jsonl", "ab")  # noqa: SIM115 - open as long as the journal
+        shipped = folder / "shipped"
+        self._shipped = int(shipped.read_text() or 0) if shipped.exists() else 0
+        self._events = open(folder / "events.jsonl", "ab+", buffering=0)  # noqa: SIM115 - open as long as the journal
+        if end := self._events.tell():
+            self._events.seek(end - 1)
+            if self._events.read(1) != b"\n":  # of a killed process
+                self._events.write(b"\n")
 
     def append(self, line: bytes) -> None:
-        """Write a line that outlives the process; a killed process leaves at most its last line unfinished."""
-        self._events.write(line)
-        self._events.flush()
+        """Write a line that outlives the process; a killed process leaves at most its last line unfinished.
+        Raises OSError where the disk has no room, and leaves no part of the line."""
+        before = self._events.seek(0, os.SEEK_END)
+        try:
+            if self._events.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self._events.truncate(before)
+            raise
 
     def records(self) -> list[LogEntry]:
         """All records, sent or not."""
@@ -56,7 +69,7 @@ class Journal:
 
     def unshipped(self, *, limit: int) -> tuple[list[LogEntry], int]:
         """The next records to send, at most `limit` and about 16 MB, and the position to `mark` afterwards."""
-        records, start = [], self._shipped()
+        records, start = [], self._shipped
         position = start
         for record, position in self._read(start):
             records.append(record)
@@ -66,19 +79,25 @@ class Journal:
 
     def mark(self, position: int) -> None:
         """Remember that every record before `position` has arrived."""
-        temporary = self.folder / "shipped.tmp"
-        temporary.write_text(str(position))
-        os.replace(temporary, self.folder / "shipped")
+        self._shipped, temporary = position, self.folder / "shipped.tmp"
+        with suppress(OSError):  # no room: the next process sends again what this one has sent
+            temporary.write_text(str(position))
+            os.replace(temporary, self.folder / "shipped")
 
     def set_aside(self, line: bytes, reason: str) -> None:
         """Keep a record that MLflow refused for good, with the reason, and go on."""
-        with open(self.folder / "rejected.jsonl", "ab") as file:
+        with suppress(OSError), open(self.folder / "rejected.jsonl", "ab") as file:
             file.write(b'{"reason": %s, "record": %s}\n' % (json.dumps(reason).encode(), line.strip()))
+
+    def discard(self) -> None:
+        """Let go of the journal and remove it; nothing of it is to be sent."""
+        self.mark((self.folder / "events.jsonl").stat().st_size)
+        self.close()
 
     def close(self) -> None:
         """Let go of the journal; remove a completely delivered journal from disk."""
         self._events.close()
-        arrived = self._shipped() >= (self.folder / "events.jsonl").stat().st_size
+        arrived = self._shipped >= (self.folder / "events.jsonl").stat().st_size
         emptied = arrived and not (self.folder / "rejected.jsonl").exists()
         if emptied:
             for path in sorted(self.folder.iterdir(), reverse=True):
@@ -88,10 +107,6 @@ class Journal:
         self._lock.release()
         if emptied:
             _remove(self.folder)
-
-    def _shipped(self) -> int:
-        path = self.folder / "shipped"
-        return int(path.read_text()) if path.exists() else 0
 
     def _read(self, position: int) -> Iterator[tuple[LogEntry, int]]:
         with open(self.folder / "events.jsonl", "rb") as file:
@@ -108,12 +123,18 @@ class Journal:
                     logger.warning("%s: a record of another version is left out", self.folder, exc_info=True)
 
 
-def new_journal(spool: Path, *, destination: dict[str, str]) -> Journal:
-    """Begin a journal in `spool`."""
-    folder = spool / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
-    folder.mkdir(parents=True, mode=0o700)  # an address may carry a password
-    lock = _locked(folder)
-    assert lock is not None
+def journal_name() -> str:
+    """A new name for a journal, by time."""
+    return f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+
+
+def open_journal(spool: Path, *, destination: dict[str, str], name: str = "") -> Journal:
+    """Begin a journal in `spool`, or go on with the journal `name` of a process that died.
+    Raises OSError where the disk has no room."""
+    folder = spool / (name or journal_name())
+    folder.mkdir(parents=True, mode=0o700, exist_ok=True)  # an address may carry a password
+    if (lock := _locked(folder)) is None:  # another driver found it in the meantime, and sends it
+        return open_journal(spool, destination=destination)
     (folder / HEADER).write_text(json.dumps(destination))
     return Journal(folder, destination=destination, lock=lock)
 
@@ -133,10 +154,6 @@ def left_journals(spool: Path, *, destination: dict[str, str]) -> list[Journal]:
             lock.release()
             _remove(folder)
             continue
-        path = folder / "events.jsonl"
-        if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
-            with open(path, "ab") as file:
-                file.write(b"\n")
         journals.append(Journal(folder, destination=destination, lock=lock))
     return journals
 
@@ -163,13 +180,14 @@ class EventLog:
 
     def __init__(self, journal: Journal | None = None) -> None:
         self.journal = journal
+        self.lost, self.problem = 0, ""  # records that found no room in the journal, and why the last did not
         self.run, self.models = "", ""
         self.running: set[str] = set()  # stages
         self._keys: dict[str, str] = {}  # every stage that began -> key
         self._open = False  # a run has begun and not ended
         self._closed = False
         self._segments: dict[str, Segments] = {}  # of stages
-        self._writer = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+        self._writer = journal_name() if journal is None else journal.folder.name  # again that of before, if it died
         self._lock = threading.Lock()
 
     def append(self, event: events.Event, *, time_ms: int | None = None) -> None:
@@ -185,9 +203,25 @@ class EventLog:
                 return
             record = LogEntry(time_ms or time.time_ns() // 1_000_000, self.run, self.models, key, event)
             if self.journal is not None and not isinstance(event, events.Progress):
-                self.journal.append(record.line())
+                try:
+                    self.journal.append(record.line())
+                except OSError as error:
+                    self.lost, self.problem = self.lost + 1, f"{self.journal.folder}: {error.strerror}"
             if stage in self._segments:
                 self._segments[stage].append(record)
+
+    def resume(self) -> Iterator[LogEntry]:
+        """Yields the journal's records, written before this process began, and tracks run and stages by them."""
+        assert self.journal is not None
+        for record in self.journal.records():
+            self._follow(record.event)
+            if record.stage in self._segments:
+                self._segments[record.stage].append(record)
+            if isinstance(record.event, events.RunEnded):
+                self.journal.mark(
+                    0
+                )  # MLflow's answer is lost with the process that asked; asking again changes nothing
+            yield record
 
     def _follow(self, event: events.Event) -> None:
         """Track the run, the keys of its stages, and the running stages."""

@@ -21,7 +21,7 @@ from PIL import UnidentifiedImageError
 from components.runtime import events
 from components.runtime.storage.artifact import ArtifactError
 from components.runtime.tracking.delivery import Delivery, batches
-from components.runtime.tracking.event_log import EventLog, Journal, left_journals, new_journal
+from components.runtime.tracking.event_log import EventLog, Journal, left_journals, open_journal
 from components.runtime.tracking.names import SYSTEM
 
 logger = logging.getLogger(__name__)
@@ -35,13 +35,16 @@ class MlflowAwayError(Exception):
 
 class Tracker:
     """Parent and child runs, curves, images, lineage, models and machine load of a workflow run.
-    A thread sends the journals of the local folder `spool`, oldest first; the last is this process's own."""
+    A thread sends the journals of the local folder `spool`, oldest first; the last is this process's own, `journal` by
+    name if a process before this one began it. Raises OSError where the disk has no room."""
 
-    def __init__(self, tracking_uri: str, *, experiment: str, spool: Path, flush_seconds: float = 10.0) -> None:
+    def __init__(
+        self, tracking_uri: str, *, experiment: str, spool: Path, flush_seconds: float = 10.0, journal: str = ""
+    ) -> None:
         destination = {"tracking_uri": tracking_uri, "experiment": experiment}
         self._spool, self._flush_seconds = spool, flush_seconds
+        own = open_journal(spool, destination=destination, name=journal)
         self._left = left_journals(spool, destination=destination)
-        own = new_journal(spool, destination=destination)
         self._journals = [*self._left, own]
         self.log = EventLog(own)
         self.emit = self.log.append
