@@ -19,7 +19,7 @@ from components.runtime.storage.artifact import (
     describe,
     upload_attempt,
 )
-from components.runtime.storage.store import SCRATCH, Store, in_parallel
+from components.runtime.storage.store import SCRATCH, Fence, Store, in_parallel
 
 REPORTS = 64  # number of reports in the measurement of a pace
 AT_ONCE = 0.02  # seconds
@@ -56,11 +56,12 @@ class StageContext:
     scratch_folder: Path | None = None  # node-local, for the stage's run; None: the temporary folder
     pace: Pace = field(default_factory=Pace, compare=False)
     forced: str = ""  # id of the forced try whose folders these are
+    fence: Fence | None = None  # of the stage's lease
 
     @property
     def train_store(self) -> Store:
         """Ray Train's run folder: the same at each try, so Train resumes; a forced try has a separate folder."""
-        return self.store.join(self._folder("train"))
+        return Store(self.store.uri, self.fence).join(self._folder("train"))
 
     @property
     def files_store(self) -> Store:
@@ -70,7 +71,7 @@ class StageContext:
     @property
     def work_store(self) -> Store:
         """Store of unfinished work, left for the next try; useless after the commit of the stage."""
-        return self.store.join(self._folder("work"))
+        return Store(self.store.uri, self.fence).join(self._folder("work"))
 
     def _folder(self, name: str) -> str:
         return f"{name}-{self.forced}" if self.forced else name
@@ -136,6 +137,6 @@ class StageContext:
             inputs=self.inputs,
             provenance=self.provenance | ({} if started is None else {"seconds": time.time() - started}),
         )
-        committed = commit_artifact(self.store, artifact)
+        committed = commit_artifact(Store(self.store.uri, self.fence), artifact)
         self.work_store.delete_folder()
         return committed

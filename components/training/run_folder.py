@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import fsspec
 import pyarrow.fs
 from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
@@ -17,13 +18,22 @@ from pydantic import TypeAdapter, ValidationError
 from components.configuration.config import first_fault
 from components.configuration.file_names import FileName
 from components.runtime.storage.connection import connect, retried
-from components.runtime.storage.store import SCRATCH, DamagedFileError, Digest, Store, StoreError, in_parallel, read_url
+from components.runtime.storage.store import (
+    SCRATCH,
+    DamagedFileError,
+    Digest,
+    Fence,
+    Store,
+    StoreError,
+    in_parallel,
+    read_url,
+)
 from components.training.checkpoint import digests_file, read_checkpoint
 from components.training.loop import Task
 from components.training.parallel import Worker, any_rank, lowest
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of finished checkpoints
-PREFIX = "step-"
+NAME = re.compile(r"step-([0-9]{9,})(\.[0-9]+)?")  # of a checkpoint; the second part is the generation of the lease
 TOKEN_BITS = 62
 REFUSED = "refused.txt"  # the damage that the fetching rank found
 
@@ -35,9 +45,11 @@ class Checkpointed(NamedTuple):
     step: int  # steps taken
 
 
-def checkpoint_name(step: int) -> str:
-    """Name of the checkpoint after `step` steps; a resumed run replaces its remains."""
-    return f"{PREFIX}{step:09d}"
+def checkpoint_name(step: int, run: Store | None = None) -> str:
+    """Name of the checkpoint after `step` steps; a resumed run replaces its remains.
+    Behind the fence of `run` it ends with the lease's generation: no two holders write files of one name."""
+    fence = None if run is None else run.fence
+    return f"step-{step:09d}" + ("" if fence is None else f".{fence.generation.removesuffix('.json')}")
 
 
 def last_checkpoint(run: Store) -> Checkpointed | None:
@@ -51,9 +63,9 @@ def last_checkpoint(run: Store) -> Checkpointed | None:
     if latest is None:
         return None
     name = str(latest["checkpoint_dir_name"])
-    if not re.fullmatch(PREFIX + "[0-9]{9,}", name):
+    if (named := NAME.fullmatch(name)) is None:
         raise StoreError(f"{run.url(SNAPSHOT)} lists {name!r}, no checkpoint; delete {run.url()} and run again")
-    return Checkpointed(name, int(name.removeprefix(PREFIX)))
+    return Checkpointed(name, int(named[1]))
 
 
 def forget_checkpoint(run: Store, name: str) -> Checkpointed | None:
@@ -131,25 +143,36 @@ def upload_folder(local: Path, run: Store, name: str) -> None:
 def storage_of(folder: Store) -> tuple[str, pyarrow.fs.FileSystem]:
     """(path without protocol, filesystem) in Ray Train's form, for any fsspec URL."""
     filesystem, path = connect(folder.uri)
-    return path, pyarrow.fs.PyFileSystem(WholeFiles(filesystem))
+    return path, pyarrow.fs.PyFileSystem(WholeFiles(filesystem, folder.fence))
 
 
 class WholeFiles(pyarrow.fs.FSSpecHandler):
     """A filesystem whose files appear whole or not at all, for Ray Train's own small files.
-    A driver killed while it writes its snapshot must not lose the run. A call that fails is retried."""
+    A driver killed while it writes its snapshot must not lose the run. A call that fails is retried; what writes,
+    deletes or lists stops at the fence."""
+
+    def __init__(self, filesystem: fsspec.AbstractFileSystem, fence: Fence | None) -> None:
+        super().__init__(filesystem)
+        self.fence = fence
+
+    def store(self, path: str) -> Store:
+        """The folder `path` as a store behind the fence."""
+        return Store(self.fs.unstrip_protocol(path), self.fence)
 
     def get_file_info(self, paths: list[str]) -> list[pyarrow.fs.FileInfo]:
         return retried(lambda: super(WholeFiles, self).get_file_info(paths), self.fs.unstrip_protocol(paths[0]))
 
     def get_file_info_selector(self, selector: pyarrow.fs.FileSelector) -> list[pyarrow.fs.FileInfo]:
         url = self.fs.unstrip_protocol(selector.base_dir)
+        if self.fence is not None:
+            self.fence.check()
         return retried(lambda: super(WholeFiles, self).get_file_info_selector(selector), url)
 
     def create_dir(self, path: str, recursive: bool) -> None:
         retried(lambda: super(WholeFiles, self).create_dir(path, recursive), self.fs.unstrip_protocol(path))
 
     def delete_dir(self, path: str) -> None:
-        Store(self.fs.unstrip_protocol(path)).delete_folder()
+        self.store(path).delete_folder()
 
     def open_input_stream(self, path: str) -> pyarrow.NativeFile:
         return self.open_input_file(path)
@@ -158,16 +181,16 @@ class WholeFiles(pyarrow.fs.FSSpecHandler):
         return pyarrow.BufferReader(read_url(self.fs.unstrip_protocol(path)))
 
     def open_output_stream(self, path: str, metadata: dict[str, str] | None) -> pyarrow.PythonFile:
-        return pyarrow.PythonFile(_PendingFile(self.fs.unstrip_protocol(path)), mode="w")
+        folder, _, name = path.rpartition("/")
+        return pyarrow.PythonFile(_PendingFile(self.store(folder), name), mode="w")
 
 
 class _PendingFile(io.BytesIO):
-    def __init__(self, url: str) -> None:
+    def __init__(self, folder: Store, name: str) -> None:
         super().__init__()
-        self.url = url
+        self.folder, self.name = folder, name
 
     def close(self) -> None:
         if not self.closed:
-            folder, _, name = self.url.rpartition("/")
-            Store(folder).write(name, self.getvalue())
+            self.folder.write(self.name, self.getvalue())
         super().close()

@@ -251,7 +251,7 @@ class Saver:
         last = step == self.job.config.total_steps
         ray.train.report(
             {"step": step},
-            checkpoint_dir_name=checkpoint_name(step),
+            checkpoint_dir_name=checkpoint_name(step, self.job.run),
             checkpoint_upload_mode=CheckpointUploadMode.SYNC if last else CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=False,  # `upload` does, before the next one may begin
             **options,

@@ -1,6 +1,5 @@
 """Runs a planned workflow: a Ray task for each stage, artifacts as object references."""
 
-import logging
 import os
 import tempfile
 import time
@@ -25,7 +24,7 @@ from components.runtime.storage.artifact import (
     has_committed,
     load_artifact,
 )
-from components.runtime.storage.lease import Lease
+from components.runtime.storage.lease import TTL, Lease
 from components.runtime.storage.store import SCRATCH, Store
 from components.stages.context import StageContext
 from pipelines.engine.code_seen import code_of
@@ -33,7 +32,6 @@ from pipelines.engine.recorder import ActorRecorder, StageStatus
 from pipelines.engine.session import this_node
 from pipelines.workflow import PlannedStage, Stage
 
-logger = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 WAIT_WARNING_SECONDS = 45.0
 
@@ -117,7 +115,8 @@ def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> 
         name: [own for part, own in artifacts.items() if part.startswith(f"{name}.")] if several else artifacts[name]
         for name, several in job.inputs.items()
     }
-    lease, is_done = Lease(job.store.join("lease"), on_lost=_die), partial(has_committed, job.store, job.forced)
+    lease = Lease(job.store.join("lease"), on_lost=partial(_die, job.name, recorder))
+    is_done = partial(has_committed, job.store, job.forced)
 
     def on_wait(reason: str) -> None:
         recorder.emit(events.StageHeld(job.name, "queued", f"waiting: {reason}"))
@@ -145,20 +144,24 @@ def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> 
                 provenance=provenance,
                 scratch_folder=Path(scratch),
                 forced=current_try(job.store),
+                fence=lease.fence,
             )
             artifact = job.run(context, **inputs)
         recorder.emit(events.StageEnded(job.name, "FINISHED", artifact), wait=True)
         return artifact
     except Exception as error:
+        if lease.is_lost():
+            _die(job.name, recorder)
         recorder.emit(events.StageEnded(job.name, "FAILED", error=one_line(error)), wait=True)
         raise
     finally:
         lease.release()
 
 
-def _die() -> None:
-    """End this process at once: two must not write, and Ray starts the task again."""
-    logger.error("another driver took over this stage; giving way")
+def _die(stage: str, recorder: ActorRecorder) -> None:
+    """End this process: two must not write. Ray starts the task again, which waits for the other driver."""
+    why = f"this driver stood still for more than {TTL:g} s"
+    recorder.emit(events.Warning(stage, f"{why}, another took over; waiting for that one's result"), wait=True)
     os._exit(1)
 
 

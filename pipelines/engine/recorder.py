@@ -64,7 +64,7 @@ class StageStatus:
 
 
 class Closing(NamedTuple):
-    """What a recorder says at the end of a run."""
+    """The answer of a recorder to the end of a run."""
 
     warnings: Sequence[str]  # for the user, such as MLflow away
     promotion: list[str] | None = None  # lines about champions; None until MLflow has received the run's end

@@ -13,7 +13,7 @@ import pytest
 
 from components.runtime.storage.artifact import Artifact, ArtifactError, commit_artifact, describe, load_artifact
 from components.runtime.storage.lease import Lease
-from components.runtime.storage.store import SMALL_TRANSFERS, TRANSFERS, Store, StoreError, in_parallel
+from components.runtime.storage.store import SMALL_TRANSFERS, TRANSFERS, FencedError, Store, StoreError, in_parallel
 from tests.refusals import one_line
 from tests.stored_files import assert_one_wins
 
@@ -118,6 +118,34 @@ def test_a_lease_without_heartbeat_is_taken_over_and_the_old_holder_is_told(tmp_
     assert successor.acquire(is_done=lambda: False, on_wait=lambda reason: None)
     assert lost.wait(5)
     successor.release()
+
+
+def test_a_holder_that_stood_still_writes_lists_and_deletes_no_more(any_store: str):
+    """Its machine slept: nothing told it that another took over, and its next request is refused."""
+    root, always = Store(any_store), {"is_done": lambda: False, "on_wait": lambda reason: None}
+    holder, successor = _lease(root.join("lease")), _lease(root.join("lease"))
+    assert holder.acquire(**always)
+    stale = Store(root.uri, holder.fence).join("train")
+    stale.write("list", b"of the first")
+    assert not holder.is_lost()
+    assert successor.take(successor.look())
+    Store(root.uri, successor.fence).join("train").write("list", b"of the second")
+    for harm in (
+        lambda: stale.write("list", b"late"),
+        lambda: stale.write_once("manifest", b"late"),
+        lambda: stale.upload(Path(__file__), "weights"),
+        lambda: stale.delete("list"),
+        lambda: stale.delete_folder(),
+        lambda: stale.list(),
+        lambda: commit_artifact(Store(root.uri, holder.fence), _artifact(b"late")),
+    ):
+        with pytest.raises(FencedError, match="another driver took over"):
+            harm()
+    assert holder.is_lost()
+    assert not successor.is_lost()
+    assert [(info.path, root.read(info.path)) for info in root.list("train")] == [("train/list", b"of the second")]
+    for lease in (holder, successor):
+        lease.release()
 
 
 def test_of_two_that_hold_one_generation_the_overwritten_one_is_told(tmp_path: Path):

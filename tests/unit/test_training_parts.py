@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs
 import pytest
 import torch
 from pydantic import ValidationError
@@ -16,7 +17,7 @@ from safetensors.torch import save
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.sampling import DiffusionSampling
 from components.models.critics import VGG16_CHANNELS, VGG16Features
-from components.runtime.storage.store import DamagedFileError, Store
+from components.runtime.storage.store import DamagedFileError, Fence, FencedError, Store
 from components.training.batches import to_batch
 from components.training.checkpoint import STATE, digests_file, part_file
 from components.training.loop import Batch, fit
@@ -131,6 +132,35 @@ def test_what_ray_train_writes_appears_whole_or_not_at_all(tmp_path: Path) -> No
         assert back.read() == b"second"
     filesystem.delete_dir(path)
     assert not tmp_path.exists()
+
+
+def test_behind_a_fence_a_checkpoint_has_the_name_of_its_lease_and_ray_train_neither_lists_nor_prunes(tmp_path: Path):
+    """Of two holders of one run: the first stood still, the second went on from its checkpoint."""
+    leases, names = Store(str(tmp_path / "lease")), ("00000001.json", "00000002.json")
+    leases.write(names[0], b"{}")
+    first, second = (Store(str(tmp_path / "run"), Fence(leases.uri, name)) for name in names)
+    listed(first, 10)
+    leases.write(names[1], b"{}")
+    assert (checkpoint_name(20, first), checkpoint_name(20, second)) == (
+        "step-000000020.00000001",
+        "step-000000020.00000002",
+    )
+    path, filesystem = storage_of(first)
+    filesystem = pickle.loads(pickle.dumps(filesystem))
+    stream = filesystem.open_output_stream(f"{path}/checkpoint_manager_snapshot.json")
+    stream.write(b"late")
+    for late in (
+        stream.close,
+        lambda: filesystem.delete_dir(path),
+        lambda: filesystem.get_file_info(pyarrow.fs.FileSelector(path)),
+        lambda: listed(first, 10, 20),
+    ):
+        with pytest.raises(FencedError):
+            late()
+    assert last_checkpoint(second) == (checkpoint_name(10), 10)
+    results = {"latest_checkpoint_result": {"checkpoint_dir_name": checkpoint_name(20, second)}}
+    second.write("checkpoint_manager_snapshot.json", json.dumps(results).encode())
+    assert last_checkpoint(second) == ("step-000000020.00000002", 20)
 
 
 def dropped_by(batch: Batch, config: DiffusionTraining) -> Batch:

@@ -3,6 +3,10 @@
 Each holder owns a generation; taking over means creating the next generation with a write-once put, so two can't win.
 Nobody's clock is compared with another's: a waiter takes over when the holder's heartbeat counter has stood still for
 `ttl` seconds of the waiter's own monotonic clock, at once when the holder released it or died on this machine.
+
+A holder that stands still for longer (its machine sleeps) knows nothing of it when it goes on. So its stores carry the
+generation as a fence, which refuses its writes, deletions and listings from the moment the next generation is there.
+What was on its way at that moment arrives: at most a checkpoint under a name with its own generation.
 """
 
 import json
@@ -16,7 +20,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from components.runtime.storage.store import Store, StoreError
+from components.runtime.storage.store import Fence, FencedError, Store, StoreError
 
 TTL = 30.0  # seconds
 
@@ -69,6 +73,21 @@ class Lease:
     def take(self, seen: Seen) -> bool:
         """Take the lease if the state still is `seen`, which the caller judged to be free."""
         return self.look() == seen and self._take(seen.generation + 1)
+
+    @property
+    def fence(self) -> Fence:
+        """The token for stores of the holder."""
+        return Fence(self.store.uri, _name(self.generation))
+
+    def is_lost(self) -> bool:
+        """True if another holder took over; False while storage can't be asked."""
+        try:
+            self.fence.check()
+        except FencedError:
+            return True
+        except (OSError, StoreError):
+            return False
+        return False
 
     def release(self) -> None:
         """Stop the heartbeat, and let the next driver in at once."""

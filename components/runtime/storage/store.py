@@ -39,6 +39,23 @@ class DamagedFileError(StoreError):
     """A file with another digest than expected, at every reading."""
 
 
+class FencedError(StoreError):
+    """A writer's lease is another's by now: what it writes, lists or deletes would harm that one's work."""
+
+
+class Fence(NamedTuple):
+    """The token of a lease's holder: its generation, in the folder of all generations."""
+
+    lease: str  # URI of the lease's folder
+    generation: str  # name of its file there
+
+    def check(self) -> None:
+        """Raise FencedError if there is a later generation. Raises StoreError if storage can't be reached."""
+        latest = max((info.path for info in list_url(self.lease) if info.path.endswith(".json")), default="")
+        if latest > self.generation:
+            raise FencedError(f"{shown(self.lease)}: another driver took over, for this one stood still; it gives way")
+
+
 class FileInfo(NamedTuple):
     """A file in a listing."""
 
@@ -56,13 +73,15 @@ class Digest(NamedTuple):
 @dataclass(frozen=True)
 class Store:
     """A folder of whole files at `uri`. Picklable: only the URI travels, never a connection or a secret.
-    Methods raise StoreError for a path that is no file name, and on local disks where a link leads out."""
+    With a fence every write, deletion and listing asks first whether the lease is still its holder's, and raises
+    FencedError. Methods raise StoreError for a path that is no file name, and on local disks where a link leads out."""
 
     uri: str
+    fence: Fence | None = None
 
     def join(self, *parts: str) -> "Store":
-        """The sub-folder `parts` as a store."""
-        return Store(self._url("/".join(parts)))
+        """The sub-folder `parts` as a store, behind the same fence."""
+        return Store(self._url("/".join(parts)), self.fence)
 
     def url(self, path: str = "") -> str:
         """The absolute URL of `path`."""
@@ -101,6 +120,7 @@ class Store:
             finally:
                 os.unlink(temporary)
 
+        self._check_fence()
         try:
             at(self._url(path), put)
         except FileExistsError:
@@ -129,6 +149,7 @@ class Store:
             if (stored := filesystem.size(target)) != size:
                 raise OSError(f"{stored} of {size} bytes arrived")  # to be retried
 
+        self._check_fence()
         at(self._url(path), put)
 
     def download(self, path: str, folder: Path, name: str, *, expected: Digest | None = None) -> None:
@@ -159,18 +180,25 @@ class Store:
 
     def list(self, prefix: str = "") -> list[FileInfo]:
         """All files below `prefix`, sorted by path; empty if there is no such folder."""
+        self._check_fence()
         folder = prefix.rstrip("/") + "/" if prefix else ""
         return [FileInfo(folder + info.path, info.bytes) for info in list_url(self.url(prefix))]
 
     def delete(self, path: str) -> None:
         """Delete a single file; a missing file is no error."""
+        self._check_fence()
         with suppress(FileNotFoundError):
             at(self._url(path), lambda filesystem, target: filesystem.rm_file(target))
 
     def delete_folder(self, prefix: str = "") -> None:
         """Delete a folder with all contents; a missing folder is no error."""
+        self._check_fence()
         if self.exists(prefix):
             at(self.url(prefix), lambda filesystem, target: filesystem.rm(target, recursive=True))
+
+    def _check_fence(self) -> None:
+        if self.fence is not None:
+            self.fence.check()
 
     def _url(self, path: str) -> str:
         """Checks `path` and returns its absolute URL; of the folder itself for "". Raises StoreError."""
