@@ -211,7 +211,7 @@ class RunRecorder(events.Recorder):
 
 @dataclass(frozen=True)
 class ActorRecorder(events.Recorder):
-    """The recorder's side at driver, stages and workers: nothing here raises, whatever becomes of the actor."""
+    """The recorder's side at driver, stages and workers; never raises, whatever becomes of the actor."""
 
     actor: Any
 
