@@ -122,7 +122,7 @@ def encoder_files(
     Raises FrozenTextError, with `place`, if one of them or of those `needed` is missing."""
     weights = [WEIGHTS]
     if WEIGHTS not in names and SHARDS in names:
-        weights = [SHARDS, *sorted(set(json.loads(read(SHARDS))["weight_map"].values()))]
+        weights = [SHARDS, *files_of_index(read(SHARDS))]
     tokenizer = WORDS if TOKENIZER not in names and set(WORDS) <= set(names) else (TOKENIZER,)
     wanted = [CONFIG, *tokenizer, *weights, *needed]
     if missing := [name for name in wanted if name not in names]:
@@ -131,6 +131,14 @@ def encoder_files(
             "save_pretrained of a model and its tokenizer, or train a contrastive encoder and take its text tower"
         )
     return [*wanted, *({TOKENIZER_CONFIG} & set(names))]
+
+
+def files_of_index(index: bytes) -> list[str]:
+    """Names of the files that stand in place of one, by their index. Raises ValueError for another file."""
+    try:
+        return sorted(set(json.loads(index)["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError("an index of weights has no weight_map that names their files: fetch it again") from None
 
 
 def contrastive_text(folder: Path, *, device: str | torch.device = "cpu") -> ContrastiveText:

@@ -3,6 +3,7 @@
 A pickle can run any code when it is opened. So files of torch are read by `weights_only` alone, and a file that holds
 anything else is refused, with the name of the first such thing."""
 
+import hashlib
 import json
 import pickle
 import re
@@ -20,11 +21,13 @@ from torch import Tensor
 
 from components.runtime.storage.connection import StoreError, shown
 from components.runtime.storage.store import LOCAL, SCRATCH, Store, absolute, digest_of, list_url
-from components.sampling.frozen_text import TOKENIZER, WORDS, FrozenTextError, encoder_files
+from components.sampling.frozen_text import TOKENIZER, WORDS, FrozenTextError, encoder_files, files_of_index
 
 SAFE, PICKLED = (".safetensors",), (".pt", ".pth", ".ckpt", ".bin")
 CONFIG, PIPELINE, CARD = "config.json", "model_index.json", "README.md"
+INDEX = ".index.json"  # after a file's name: the names of several files in its place
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.bin")  # by preference
+WEIGHTS += tuple(f"{name}{INDEX}" for name in WEIGHTS)
 NESTS = ("ema", "state_dict", "model", "module")  # of a checkpoint's weights; the average before the last step
 LICENSE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
 README = "components/weights/README.md"
@@ -34,7 +37,7 @@ class WeightsFile(NamedTuple):
     """Tensors of a file by name, and what is known of the file."""
 
     uri: str  # of the file, without a password
-    sha256: str
+    sha256: str  # of several files that of theirs, one after another
     tensors: dict[str, Tensor]
     config: dict[str, Any]  # of the config.json beside the file; empty where there is none
     license: str | None  # if stated
@@ -47,17 +50,22 @@ def read_weights(uri: str) -> WeightsFile:
     StoreError."""
     uri, names = absolute(uri), tuple[str, ...]()
     folder, _, name = uri.rpartition("/")
-    if not uri.endswith(SAFE + PICKLED):
+    if not uri.endswith((*SAFE, *PICKLED, INDEX)):
         folder, names = uri, tuple(info.path for info in list_url(uri))
         name = weights_name(shown(uri), names)
     store, place = Store(folder), shown(f"{folder}/{name}")
     config = read_config(store) if CONFIG in names else {}
-    with local_file(store, name) as path:
-        tensors, metadata = read_safetensors(path, place) if name.endswith(SAFE) else (read_pickle(path, place), {})
-        digest = digest_of(path)
+    tensors, metadata, digests = dict[str, Tensor](), dict[str, str](), list[str]()
+    for each in files_of_index(store.read(name)) if name.endswith(INDEX) else [name]:
+        with local_file(store, each) as path:
+            own = shown(f"{folder}/{each}")
+            found = read_safetensors(path, own) if each.endswith(SAFE) else (read_pickle(path, own), {})
+            digests.append(digest_of(path).sha256)
+        tensors, metadata = tensors | found[0], metadata | found[1]
+    sha256 = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     stated = LICENSE.search(store.read(CARD).decode(errors="replace")) if CARD in names else None
     license_ = stated.group(1) if stated else metadata.get("license") or metadata.get("modelspec.license")
-    return WeightsFile(place, digest.sha256, tensors, config, license_)
+    return WeightsFile(place, sha256, tensors, config, license_)
 
 
 class CaptionTokenizer(NamedTuple):

@@ -6,8 +6,10 @@ every tensor is renamed and has to fit, and nothing is written before all of the
 import hashlib
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ from components.configuration.optimization import Training
 from components.models.bundle import NETWORKS, ModelBundle, save_bundle
 from components.runtime.storage.artifact import Artifact, commit_artifact, load_artifact, upload_attempt
 from components.runtime.storage.connection import shown
-from components.runtime.storage.store import SCRATCH, Store
+from components.runtime.storage.store import SCRATCH, Store, digest_of
 from components.sampling.image_files import TextIds
 from components.sampling.model import BPE
 from components.weights.families import autoencoders, dit, glide, text_unets, token_transformers, unets
@@ -43,6 +45,7 @@ FAMILIES: tuple[WeightFamily, ...] = (
     token_transformers.IGPT,
     token_transformers.MINDALLE,
 )
+OWN = "model of image-cascade"  # a family of its own: nothing is renamed
 STAGE, VERSION = "weights", 1  # of the artifact and of its key
 CLASS_TABLES = ("class_embedding.weight", "pool.proj.weight")  # a row a class, and one for the null label
 KEY_LENGTH = 20  # hexadecimal digits, as of every stage
@@ -102,8 +105,21 @@ def import_weights(
         if content is not None:
             (folder / BPE).write_text(content)
 
-    artifact = commit(out, identity, bundle.settings["origin"], fill)
+    artifact = commit(out, identity, {"origin": bundle.settings["origin"]}, fill)
     return Imported(artifact, bundle, fitting.recognized)
+
+
+def import_own(folder: Path, uri: str, before: Artifact | None, *, out: Store) -> Artifact:
+    """Commits a copy of a model of ours in `folder`, alone or a cascade, to `out`, keyed by its files.
+    `before`: its artifact at `uri`, if it is one: what is known of the model stays, its origin too. Raises ValueError
+    for an `out` that holds another model."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {name: digest_of(path).sha256 for name, path in paths.items()}
+    content = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    origin = {"uri": shown(uri), "sha256": content, "family": OWN if before is None else f"{OWN}, {before.identity}"}
+    known = {} if before is None else before.provenance
+    fill = partial(shutil.copytree, folder, dirs_exist_ok=True)
+    return commit(out, {"files": files}, {"origin": origin, **known}, fill)
 
 
 def bundle_of(weights: WeightsFile, fitting: Fitted) -> ModelBundle:
@@ -250,7 +266,9 @@ def check(own: Mapping[str, Tensor], renamed: Renamed, taker: str) -> None:
         raise ValueError(f"{len(others)} tensors have other shapes than in {taker}, {where}")
 
 
-def commit(out: Store, identity: Mapping[str, Any], origin: dict[str, str], fill: Callable[[Path], object]) -> Artifact:
+def commit(
+    out: Store, identity: Mapping[str, Any], provenance: dict[str, Any], fill: Callable[[Path], object]
+) -> Artifact:
     """Write a model to `out` as an artifact, keyed by its identity; `fill` writes the files into a folder.
     A model that is there by the same key is adopted. Raises ValueError if `out` holds another artifact."""
     content = json.dumps({"stage": STAGE, "version": VERSION, **identity}, sort_keys=True)
@@ -263,5 +281,5 @@ def commit(out: Store, identity: Mapping[str, Any], origin: dict[str, str], fill
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}weights-") as folder:
         fill(Path(folder))
         entries = upload_attempt(out, Path(folder))
-    made = Artifact(kind="model", stage=STAGE, key=key, files=tuple(entries), provenance={"origin": origin})
+    made = Artifact(kind="model", stage=STAGE, key=key, files=tuple(entries), provenance=provenance)
     return commit_artifact(out, made)

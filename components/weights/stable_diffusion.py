@@ -31,6 +31,7 @@ DEFAULTS = {  # of diffusers' schedulers
     "prediction_type": "epsilon",
     "timestep_spacing": "leading",
     "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
 }
 SCHEDULES = {  # their name -> ours
     "linear": "linear",
@@ -43,10 +44,12 @@ INDEX = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
     "scheduler": ("diffusers", "DDIMScheduler"),
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "tokenizer": ("transformers", "CLIPTokenizer"),
     **dict.fromkeys(("safety_checker", "feature_extractor"), (None, None)),
     "requires_safety_checker": False,
+}
+TOWERS = {  # model_type of a text encoder -> its class, and its tokenizer's where nothing else is said
+    "clip_text_model": ("CLIPTextModel", "CLIPTokenizer"),
+    "t5": ("T5EncoderModel", "T5Tokenizer"),
 }
 MOVED = {"base/unet": "unet", "base/scheduler": "scheduler", "autoencoder": "vae"}  # our place -> theirs
 
@@ -87,17 +90,20 @@ def import_pipeline(uri: str, *, out: Store) -> Artifact:
             compose(folder, sampling=own, base=base, autoencoder=autoencoder, text_encoder=text)
 
         origin = {"uri": uri, "family": f"{NAME} of diffusers", "sha256": unet.sha256}
-        return commit(out, identity, origin, fill)
+        return commit(out, identity, {"origin": origin}, fill)
 
 
 def process_of(scheduler: Arguments) -> dict[str, Any]:
     """The objective of a scheduler_config.json. Raises ValueError for a field that ours can't follow."""
-    check_fixed(scheduler, {"trained_betas": None, "rescale_betas_zero_snr": False})
-    name = scheduler["beta_schedule"]
+    check_fixed(scheduler, {"trained_betas": None})
+    name, no_signal = scheduler["beta_schedule"], scheduler["rescale_betas_zero_snr"]
     if name not in SCHEDULES:
         raise ValueError(f"scheduler_config.json has beta_schedule {name!r}: ours are {', '.join(SCHEDULES)}")
+    if no_signal and scheduler["timestep_spacing"] == "leading":
+        raise ValueError("scheduler_config.json leaves no signal, and its timestep_spacing leading skips that step")
     ends = () if name == "squaredcos_cap_v2" else ("beta_start", "beta_end")
     values = {field: scheduler[field] for field in ("num_train_timesteps", "prediction_type", *ends)}
+    values["zero_terminal_snr"] = no_signal
     return DiscreteProcess.of(schedule=SCHEDULES[name], min_snr_gamma=None, **values).objective()
 
 
@@ -129,7 +135,10 @@ def join_pipeline(folder: Path, made: Path) -> str | None:
         shutil.move(made / place, made / theirs)
     (made / "base").rmdir()
     (made / CASCADE).unlink()
-    (made / PIPELINE).write_text(json.dumps(INDEX, indent=1))
+    encoder, words = TOWERS[fields_of(text / CONFIG)["model_type"]]
+    towers = {"text_encoder": encoder, "tokenizer": stated.get("tokenizer_class", words)}
+    index = INDEX | {part: ("transformers", name) for part, name in towers.items()}
+    (made / PIPELINE).write_text(json.dumps(index, indent=1))
     return f"a whole {NAME}"
 
 
@@ -149,8 +158,8 @@ def lacking_trait(text: Path, made: Path) -> str | None:
         return "its variance is learned"
     if not vae.is_file() or fields_of(vae)["_class_name"] != "AutoencoderKL" or fields_of(vae)["shift_factor"]:
         return "its first stage is no AutoencoderKL, or shifts latents"
-    if encoder.get("model_type") != "clip_text_model":
-        return f"its text encoder is {encoder.get('model_type')}, not the text's tower of CLIP alone"
+    if encoder.get("model_type") not in TOWERS:
+        return f"its text encoder is {encoder.get('model_type')}, not the text's tower of CLIP alone, or T5"
     if reading.get("pads", "hidden") != "attended" or reading.get("skipped_layers"):
         return "pads are hidden from its base, or layers of its text encoder are left out"
     return None

@@ -16,7 +16,10 @@ Artifact = Annotated[str, typer.Option(help="models:/NAME@champion, or the folde
 
 
 def import_(
-    uri: Annotated[str, typer.Argument(help="A file, or a folder of diffusers: local, s3://, hf://OWNER/NAME/….")],
+    uri: Annotated[
+        str,
+        typer.Argument(help="A file, a folder of diffusers or of a model of ours: local, s3://, hf://OWNER/NAME/…."),
+    ],
     out: Annotated[str, typer.Option(help="Folder for the model, local or in storage.")],
     as_: Annotated[
         str | None, typer.Option("--as", help="RECIPE/STAGE that takes the weights; config.json may do without.")
@@ -38,6 +41,7 @@ def import_(
     - `cascade import hf://stabilityai/sd-vae-ft-mse --out models/vae` (extra `hub`) — config.json says what it is
     - `cascade import vqgan.safetensors --as imagenet_class_prior/tokenizer --out s3://bucket/models/vqgan`
     - `cascade import base.pt --as glide_64_256/base --tokenizer tokenizer.json --out models/glide`
+    - `cascade import s3://other/runs/stages/base/1a2b3c --out models/base` — a model of ours, with its origin
     - `cascade import unet.safetensors --as mine.yaml/base --set base.num_res_blocks=3 --out models/unet`
     """
     share_cores()
@@ -46,10 +50,15 @@ def import_(
     from components.weights.files import read_tokenizer, read_weights
     from components.weights.importing import import_weights
     from components.weights.stable_diffusion import import_pipeline, is_pipeline
-    from pipelines.command.upkeep import target_of
+    from pipelines.command.upkeep import copy_model, is_own, target_of
 
     target = None if as_ is None else target_of(as_, set_)
     with usage_errors():
+        if is_own(uri):
+            if target is not None or tokenizer is not None:
+                raise UsageError(f"{uri} is a model of ours, which says what it is: leave --as and --tokenizer out")
+            typer.echo(f"model: {copy_model(uri, out).identity} in {out}")
+            return typer.echo(f"next: cascade verify --model {out}")
         if target is None and tokenizer is None and is_pipeline(uri):
             artifact = import_pipeline(uri, out=Store(absolute(out)))
             typer.echo(f"base, autoencoder and text_encoder\nmodel: {artifact.identity} in {out}")

@@ -12,7 +12,7 @@ from components.configuration.usage import UsageError, usage_errors
 from components.models.bundle import DESCRIPTION
 from components.models.file_list import LIST, differences
 from components.runtime.storage.artifact import Artifact, ArtifactError, load_artifact, verify_files
-from components.runtime.storage.store import Store
+from components.runtime.storage.store import Store, absolute
 from components.runtime.tracking.names import REGISTRY
 from components.weights.importing import Target
 from pipelines.engine.code_seen import made_by
@@ -93,6 +93,24 @@ def target_of(name: str, assignments: list[str]) -> Target:
     sampling = own.sampling.by_model(larger).get(stage, {})
     grid = tokenizer.token_grid if tokenizer else None
     return Target(name, trained[stage], grid, "autoencoder" in parents, sampling)
+
+
+def is_own(uri: str) -> bool:
+    """True for a model of this project: in a registry, storage or a folder."""
+    from components.runtime.tracking.registry import is_model_folder
+
+    return uri.startswith(REGISTRY) or is_model_folder(uri) or load_artifact(Store(absolute(uri))) is not None
+
+
+def copy_model(uri: str, out: str) -> Artifact:
+    """Commits a copy of a model of this project to `out`.
+    Raises ValueError for a damaged one, for an artifact that is no model, and for an `out` that holds another."""
+    from components.weights.importing import import_own
+    from pipelines.command.loading import local_model
+
+    before = None if uri.startswith(REGISTRY) else load_artifact(Store(absolute(uri)))
+    with local_model(uri, None) as folder:
+        return import_own(folder, uri, before, out=Store(absolute(out)))
 
 
 def write_average(model: str, *, length: float, tracking: str | None, out: Path) -> str | None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from components.configuration.conditions import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
@@ -41,19 +42,47 @@ PROCESS = {"num_train_timesteps": 100, "schedule": "scaled_linear", "beta_start"
 PROCESS |= {"prediction_type": "epsilon", "min_snr_gamma": None}
 
 
+def t5_of(folder: Path, **about: Any) -> tuple[T5EncoderModel, T5Tokenizer]:
+    """The encoder of T5 v1.1 of 8 features alone, and a tokenizer of five letters."""
+    tokenizer = T5Tokenizer(vocab=[(word, 0.0) for word in ("<pad>", "</s>", "<unk>", "▁", *"abcde")], extra_ids=0)
+    sizes = {"d_model": 8, "d_kv": 4, "num_heads": 2, "d_ff": 8, "num_layers": 2, "vocab_size": len(tokenizer)}
+    return randomized(T5EncoderModel(T5Config(feed_forward_proj="gated-gelu", **sizes))), tokenizer
+
+
+V_PREDICTION = NOISE | {"prediction_type": "v_prediction"}
+TOWERS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # tower, its, U-Net's, scheduler's
+    "clip": (clip_of, {}, {"attention_head_dim": 2}, NOISE | {"steps_offset": 1}),
+    "t5": (t5_of, {}, {"attention_head_dim": 2}, NOISE | {"steps_offset": 1}),
+    "of version 2": (
+        clip_of,
+        {"hidden_act": "gelu", "projection_dim": 4, "pad_token_id": 3},
+        {"attention_head_dim": [1, 2], "use_linear_projection": True, "upcast_attention": True},
+        V_PREDICTION | {"steps_offset": 1},
+    ),
+    "without signal": (
+        clip_of,
+        {"hidden_act": "gelu"},
+        {"attention_head_dim": [1, 2], "use_linear_projection": True},
+        V_PREDICTION | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "steps_offset": 1},
+    ),
+}
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`theirs`, a Stable Diffusion as diffusers saves it with random weights, and `ours`, what its import leaves."""
-    place = tmp_path_factory.mktemp("pipeline")
-    network, tokenizer = clip_of(place / "clip")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By text tower `theirs`, a Stable Diffusion as diffusers saves it with random weights, and its import, `ours`."""
+    return {name: imported(tmp_path_factory.mktemp("pipeline"), *about) for name, about in TOWERS.items()}
+
+
+def imported(place: Path, tower: Any, text: dict, unet: dict, noise: dict) -> Path:
+    network, tokenizer = tower(place / "tower", **text)
     tokenizer.model_max_length = 7
-    unet = UNet2DConditionModel(sample_size=8, cross_attention_dim=8, attention_head_dim=2, **BLOCKS)
     StableDiffusionPipeline(
         vae=randomized(AutoencoderKL(**FIRST_STAGE)),
         text_encoder=network,
         tokenizer=tokenizer,
-        unet=randomized(unet),
-        scheduler=DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        unet=randomized(UNet2DConditionModel(sample_size=8, cross_attention_dim=8, **BLOCKS, **unet)),
+        scheduler=DDIMScheduler(**noise, clip_sample=False, set_alpha_to_one=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -62,6 +91,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert "base, autoencoder and text_encoder" in done.stdout
     return place
+
+
+@pytest.fixture
+def folder(folders: dict[str, Path]) -> Path:
+    return folders["clip"]
 
 
 def opened(folder: Path) -> Cascade:
@@ -82,11 +116,13 @@ def assert_same_image(cascade: Cascade, pipeline: Any, **sampling: Any) -> None:
     assert np.abs(ours.astype(int) - np.round(theirs * 255)).max() <= 1
 
 
-def test_what_was_imported_makes_the_pipeline_s_image_of_the_same_noise(folder: Path):
-    assert_same_image(opened(folder / "ours"), DiffusionPipeline.from_pretrained(folder / "theirs"))
+@pytest.mark.parametrize("tower", TOWERS)
+def test_what_was_imported_makes_the_pipeline_s_image_of_the_same_noise(folders: dict[str, Path], tower: str):
+    place = folders[tower]
+    assert_same_image(opened(place / "ours"), DiffusionPipeline.from_pretrained(place / "theirs"))
 
 
-def fine_tuned(folder: Path, parts: Path) -> Path:
+def fine_tuned(folder: Path, parts: Path, changes: dict[str, object]) -> Path:
     """The cascade `tuned`, of a base that was trained for ten steps from the imported one."""
     sizes = {"model_channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (8,)}
     sizes |= {
@@ -98,7 +134,8 @@ def fine_tuned(folder: Path, parts: Path) -> Path:
     }
     sizes |= {"text_conditioning": "spatial_transformer", "in_channels": 4, "resolution": 8, "network": "unet"}
     about = SHARED | {"total_steps": 10, "init_from": StartConfig(uri=str(folder / "ours/base"))}
-    config = DiffusionTraining.of(**about, **sizes, **PROCESS, conditions=("text_states",), cond_drop_prob=0.2)
+    sizes |= PROCESS | changes
+    config = DiffusionTraining.of(**about, **sizes, conditions=("text_states",), cond_drop_prob=0.2)
     info = DatasetInfo(num_classes=1, text_states_dim=8, text_states_length=7)
     text, first_stage = load_frozen_text(parts / "text_encoder"), load_bundle(parts / "autoencoder").module
     latents: Any = Latents(first_stage, SCALE)
@@ -120,11 +157,22 @@ def fine_tuned(folder: Path, parts: Path) -> Path:
     return compose(folder / "tuned", base=folder / "base", sampling=sampling, **own)
 
 
-def test_a_fine_tuned_base_is_exported_as_a_pipeline_that_makes_the_image_that_is_served(folder: Path):
+@pytest.mark.parametrize(
+    ("tower", "changes"),
+    [
+        ("clip", {}),
+        ("t5", {}),
+        ("of version 2", {"head_dim": 8, "num_heads": None, "prediction_type": "v_prediction"}),
+    ],
+)
+def test_a_fine_tuned_base_is_exported_as_a_pipeline_that_makes_the_image_that_is_served(
+    folders: dict[str, Path], tower: str, changes: dict[str, object]
+):
+    folder = folders[tower]
     artifact = load_artifact(Store(str(folder / "ours")))
     assert artifact is not None
     with artifact.local_copy() as parts:
-        tuned = fine_tuned(folder, parts)
+        tuned = fine_tuned(folder, parts, changes)
     done = in_process("export", "tuned", "--as", "diffusers", "--out", "made", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert "a whole StableDiffusionPipeline" in done.stdout
@@ -140,6 +188,13 @@ def test_a_fine_tuned_base_is_exported_as_a_pipeline_that_makes_the_image_that_i
     [
         ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid'"),
         ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "trained_betas"),
+        (
+            "scheduler/scheduler_config.json",
+            {"rescale_betas_zero_snr": True, "prediction_type": "sample"},
+            "its timestep_spacing leading skips that step",
+        ),
+        ("unet/config.json", {"attention_head_dim": [2, 2, 1]}, "attention_head_dim"),
+        ("unet/config.json", {"attention_head_dim": [2, 1]}, "attention_head_dim [2, 1]: our heads have one size"),
         ("unet/config.json", {"cross_attention_dim": 6}, "tensors have other shapes"),
         (
             "model_index.json",

@@ -123,14 +123,31 @@ def test_an_encoder_alone_and_in_several_files_is_that_of_the_whole_model(tmp_pa
         load_frozen_text(folder)
 
 
+@pytest.mark.parametrize(
+    ("activation", "whole"), [("relu", True), ("relu", False), ("gated-gelu", True), ("gated-gelu", False)]
+)
+@torch.no_grad()
+def test_states_of_t5_are_those_of_its_encoder(activation: str, whole: bool, tmp_path: Path) -> None:
+    """The first T5 and v1.1, with the decoder in the file or without it; pads are not attended to."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(WORDS), "d_model": 8, "d_kv": 4, "num_heads": 2, "d_ff": 12, "num_layers": 2}
+    peer = (T5Model if whole else T5EncoderModel)(T5Config(feed_forward_proj=activation, **sizes)).eval()
+    peer.save_pretrained(tmp_path)
+    word_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / LENGTH).write_text('{"length": 7}')
+    ids = torch.tensor([[*word_tokenizer().encode(CAPTIONS[0]).ids, 0, 0, 0, 0]])[:, :7]
+    wanted = peer.encoder(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state * (ids != 0)[..., None]
+    torch.testing.assert_close(load_frozen_text(tmp_path).encode(CAPTIONS[:1]), wanted, rtol=1e-5, atol=1e-6)
+
+
 CLIP = {"vocab_size": 12, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2}
 CLIP_IDS = {"max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 11, "pad_token_id": 1}
 
 
-def pipeline(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
+def pipeline(folder: Path, **changes: object) -> tuple[CLIPTextModel, CLIPTokenizer]:
     """Text encoder and tokenizer of a folder of Stable Diffusion, apart and without tokenizer.json."""
     torch.manual_seed(0)
-    network = CLIPTextModel(CLIPTextConfig(**(CLIP | CLIP_IDS))).eval()
+    network = CLIPTextModel(CLIPTextConfig(**(CLIP | CLIP_IDS | changes))).eval()
     network.save_pretrained(folder / "text_encoder")
     (folder / "tokenizer").mkdir()
     words = ["<|startoftext|>", *(f"{letter}{end}" for letter in "abcde" for end in ("", "</w>")), "<|endoftext|>"]

@@ -111,6 +111,54 @@ def test_files_and_models_lie_in_storage_too(tmp_path: Path, weights: dict[str, 
     assert not Store(folder).exists("none")
 
 
+def test_a_model_of_ours_is_copied_from_another_store_with_its_origin(tmp_path: Path, weights: dict[str, Tensor]):
+    save_file(weights, tmp_path / "theirs.safetensors")
+    folder = f"memory://import-{uuid.uuid4().hex}"
+    done = in_process("import", "theirs.safetensors", "--as", STAGE, "--out", f"{folder}/ours", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (model,) = re.findall(r"model: (\S+)", done.stdout)
+    assert_refused(in_process("import", f"{folder}/ours", "--as", STAGE, "--out", "own", cwd=tmp_path), "leave --as")
+    for source, out in ((f"{folder}/ours", "own"), ("own", "again")):
+        done = in_process("import", source, "--out", out, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert in_process("verify", "--model", out, cwd=tmp_path).returncode == 0
+    first, *copies = [
+        load_artifact(Store(place)) for place in (f"{folder}/ours", *map(str, (tmp_path / "own", tmp_path / "again")))
+    ]
+    assert [each.provenance for each in copies] == [first.provenance] * 2
+    assert first.identity == model != copies[0].identity == copies[1].identity
+    (bundle,) = {path.parent for path in (tmp_path / "own").glob("attempt-*/model.safetensors")}
+    done = in_process("import", str(bundle), "--out", "of_a_folder", cwd=tmp_path)  # without a manifest
+    found = load_artifact(Store(str(tmp_path / "of_a_folder")))
+    assert (found.identity, found.provenance["origin"]["uri"]) == (copies[0].identity, str(bundle))
+    (bundle / "model.safetensors").write_bytes(b"damaged")
+    assert_refused(in_process("import", "own", "--out", "damaged", cwd=tmp_path), "model.safetensors")
+    assert_refused(in_process("import", str(bundle), "--out", "again", cwd=tmp_path), "again holds another model")
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_a_model_in_several_files_is_that_of_one(tmp_path: Path):
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    peer = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, sample_size=16, **blocks)
+    peer.save_pretrained(tmp_path / "theirs", max_shard_size="4KB")
+    index = tmp_path / "theirs/diffusion_pytorch_model.safetensors.index.json"
+    assert len(set(json.loads(index.read_text())["weight_map"].values())) > 2
+    done = in_process("import", "theirs", "--out", "ours", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    peer.save_pretrained(tmp_path / "one/theirs")
+    assert in_process("import", "one/theirs", "--out", "of_one", cwd=tmp_path).returncode == 0
+    stored = [load_file(next((tmp_path / name).glob("attempt-*/model.safetensors"))) for name in ("ours", "of_one")]
+    assert all(torch.equal(tensor, stored[1][name]) for name, tensor in stored[0].items())
+    last = sorted((tmp_path / "theirs").glob("*.safetensors"))[-1]
+    last.rename(tmp_path / "elsewhere")
+    assert_refused(in_process("import", "theirs", "--out", "none", cwd=tmp_path), f"{last.name}: no such file")
+    index.write_text("{}")
+    assert_refused(
+        in_process("import", "theirs", "--out", "none", cwd=tmp_path), "no weight_map that names their files"
+    )
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_folder_of_diffusers_says_itself_what_it_is_and_stages_take_it(tmp_path: Path):
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     peer = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, sample_size=16, **blocks)
