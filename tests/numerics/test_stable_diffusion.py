@@ -201,7 +201,11 @@ def test_a_fine_tuned_base_is_exported_as_a_pipeline_that_makes_the_image_that_i
             "its timestep_spacing leading skips that step",
         ),
         ("unet/config.json", {"attention_head_dim": [2, 2, 1]}, "attention_head_dim"),
-        ("unet/config.json", {"attention_head_dim": [2, 1]}, "attention_head_dim [2, 1]: our heads have one size"),
+        (
+            "unet/config.json",
+            {"attention_head_dim": [2, 1]},
+            "attention_head_dim [2, 1]: our network has heads of one size",
+        ),
         ("unet/config.json", {"cross_attention_dim": 6}, "tensors have other shapes"),
         (
             "model_index.json",
