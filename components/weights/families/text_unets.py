@@ -1,4 +1,4 @@
-"""U-Nets with attention to states of a text: diffusers' UNet2DConditionModel, Stable Diffusion 1 and 2.
+"""U-Nets by the states of a text: UNet2DConditionModel of diffusers, Stable Diffusion 1 and 2.
 
 Each attention is a spatial transformer (Rombach et al., 2022). Its field `attention_head_dim` is the number of heads: 1
 has one for all levels, 2 a list, of heads of one size. Projections into and out of a transformer are convolutions of
