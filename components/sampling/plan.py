@@ -227,20 +227,22 @@ def encode_conditions(model: SamplingModel, plans: Sequence[Plan]) -> Conditions
     return Conditions(condition, null)
 
 
-def given_in_mask(model: SamplingModel, request: Request) -> Given:
+def given_in_mask(model: SamplingModel, request: Request, *, size: int) -> Given:
     """Returns the image of a request whose mask a model fills by putting known pixels back.
+    `size`: height and width of the image.
     Raises ValueError, in one line, for a task, image or mask that can't be met so."""
     if request.task not in (None, *MASK_TASKS):
         raise ValueError(f"this model makes what a mask hides and nothing else: {' or '.join(MASK_TASKS)}")
     if model.network.get("in_channels", 3) != 3:
         raise ValueError(f"the model of stage {model.name} makes no images in color, and keeps no pixels of one")
-    return given_for_task(model, request.replace(task=request.task or "inpainting"), MASK_TASKS)
+    return given_for_task(model, request.replace(task=request.task or "inpainting"), MASK_TASKS, size=size)
 
 
-def given_for_task(model: SamplingModel, request: Request, tasks: Sequence[str]) -> Given:
+def given_for_task(model: SamplingModel, request: Request, tasks: Sequence[str], *, size: int | None = None) -> Given:
     """Returns the image of a request for a task of the model's.
+    `size`: height and width of the image; None: the model's own.
     Raises ValueError, in one line, for a task, image or mask that the model can't work on."""
-    size = model.settings["resolution"]
+    size = size or model.settings["resolution"]
     check_given_image(request.image, request.mask, request.task or (None if len(tasks) > 1 else tasks[0]))
     if request.task is None and len(tasks) > 1:
         raise ValueError(f"name a task: this model was trained for {', '.join(tasks)}")

@@ -276,8 +276,10 @@ def size_of(asked: Generation) -> tuple[int, int] | None:
 
 
 def generator_of(asked: Generation, card: Card, *, on_images: bool) -> GeneratorCard:
-    """Returns the requested generator, else the first suitable one. Raises ServiceError for none."""
-    able = {each.name: each for each in card.generators if not on_images or each.tasks}
+    """Returns the requested generator, else the first; of those that work on images the one of most tasks.
+    Raises ServiceError for none."""
+    generators = sorted(card.generators, key=lambda each: -len(each.tasks)) if on_images else card.generators
+    able = {each.name: each for each in generators if not on_images or each.tasks}
     if not able:
         raise invalid("model", f"model {card.name} works on no images: ask /v1/images/generations")
     if (name := asked.generator or next(iter(able))) in able:

@@ -42,7 +42,7 @@ def translate(
 
     - `cascade translate --model models:/palette@champion --image photo.png --mask mask.png --task inpainting`
     - `cascade translate --model models:/palette@champion --image gray.png --task colorization --count 4`
-    - `cascade translate --model models:/image-cascade-ddpm@champion --image 16.png --mask mask.png --task inpainting`
+    - `cascade translate --model models:/image-cascade-openmoji@champion --image made.png --mask mask.png --label Flags`
     - `cascade translate --model models:/glide@champion --image photo.png --mask mask.png --prompt "red heart"`
     - `cascade translate --like translated/photo-inpainting-0000.png --image photo.png --mask mask.png --seed 1`
     """

@@ -68,6 +68,7 @@ def near(image: np.ndarray, other: np.ndarray) -> bool:
 def give(page: Page, image: np.ndarray = PHOTO) -> None:
     """Go to editing with an image."""
     page.locator(EDIT).click()
+    page.locator("#generator-translate").check(force=True)
     file = {"name": "photo.png", "mimeType": "image/png", "buffer": encode_png(image)}
     page.locator("#image-file").set_input_files(file)
     page.locator("#mask").wait_for()
@@ -175,10 +176,24 @@ def test_a_mask_drawn_with_the_keyboard_is_filled_and_the_rest_stays(page: Page,
     np.testing.assert_array_equal(pixels(page)[~mask], PHOTO[~mask])
 
 
+def test_the_diffusion_branch_fills_a_mask_drawn_on_what_it_made(page: Page, backend: KeepingBackend) -> None:
+    make(page, label="food", seed="2")
+    made = pixels(page)
+    page.get_by_role("button", name="Edit food, seed 2").click()
+    page.locator("#mask").focus()
+    page.keyboard.press(" ")
+    make(page, seed="3")
+    request, mask = backend.jobs[-1].requests[0], sent_mask(backend)
+    assert (request.task, request.generator) == ("inpainting", "diffusion")
+    np.testing.assert_array_equal(pixels(page)[~mask], made[~mask])
+    assert (pixels(page) != made)[mask].any()
+
+
 def test_an_image_that_was_made_can_be_edited_and_other_tasks_need_no_mask(page: Page, backend: KeepingBackend) -> None:
     make(page, label="flags", seed="2")
     made = pixels(page)
     page.get_by_role("button", name="Edit flags, seed 2").click()
+    page.locator("#generator-translate").check(force=True)
     page.locator("#mask").wait_for()
     page.locator("#task").select_option("colorization")
     make(page, seed="4")

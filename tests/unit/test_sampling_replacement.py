@@ -1,19 +1,23 @@
-"""Any diffusion model of images fills a mask: what is known stays, and the rest is its own."""
+"""The diffusion branch fills a mask, in pixels, latents and each size: what is known stays, and the rest is its own."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from components.models.diffusion.steps import SAMPLERS
 from components.sampling.cascade import Cascade, compose
+from components.sampling.generators.diffusion import known_part
 from components.sampling.image_files import encode_png
+from components.sampling.images import from_uint8
 from components.sampling.requests import Request
 from pipelines.command.translate import translate
 from tests.refusals import one_line
 from tests.tiny_cascade import FEW, write_cascade
-from tests.tiny_diffusion_branches import base, latent
+from tests.tiny_diffusion_branches import LATENT_SCALE, base, latent
 
 SIDE = 8
 HIDDEN = np.zeros((SIDE, SIDE), bool)
@@ -65,10 +69,56 @@ def test_what_can_not_be_kept_is_one_line(cascade: Cascade, changes: dict, words
         cascade.sample([ASKED.replace(**changes)])
 
 
+def enlarged(side: int) -> tuple[Request, np.ndarray, np.ndarray]:
+    """A request for the diffusion branch with PHOTO at `side` pixels, that image, and where it is hidden."""
+    cells = np.ones((side // SIDE, side // SIDE), np.uint8)
+    photo, hidden = np.kron(PHOTO, cells[..., None]), np.kron(HIDDEN, cells) > 0
+    mask = encode_png(hidden.astype(np.uint8) * 255)
+    return Request(seed=3, label=1, generator="diffusion", image=encode_png(photo), mask=mask), photo, hidden
+
+
 @pytest.mark.parametrize("write", [latent, write_cascade])
-def test_a_cascade_that_decodes_or_enlarges_keeps_no_pixels(write, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a base of images alone"):
-        Cascade.load(write(tmp_path)).sample([ASKED.replace(label=1, generator="diffusion")])
+def test_a_cascade_that_decodes_or_enlarges_keeps_pixels_too(write, tmp_path: Path) -> None:
+    cascade = Cascade.load(write(tmp_path))
+    request, photo, hidden = enlarged(cascade.makers["diffusion"].size[0])
+    one, two, otherwise, all_hidden, plain = cascade.sample(
+        [
+            *(request, request.replace(seed=4), request.replace(image=encode_png(255 - photo))),
+            request.replace(mask=encode_png(np.full_like(hidden, 255, np.uint8))),
+            request.replace(image=None, mask=None),
+        ]
+    )
+    for image, known in ((one, photo), (two, photo), (otherwise, 255 - photo)):
+        np.testing.assert_array_equal(image[~hidden], known[~hidden])
+    assert (one != two)[hidden].any()
+    assert (one != otherwise)[hidden].any(), "what is known decides what is made"
+    assert np.abs(all_hidden.astype(int) - plain).max() <= 1
+    with one_line(ValueError, match=f"for inpainting this model takes {len(photo)}x{len(photo)}"):
+        cascade.sample([request.replace(image=encode_png(photo[:4]))])
+
+
+@pytest.mark.parametrize("write", [latent, write_cascade])
+def test_every_stage_keeps_what_shows_no_hidden_pixel(write, tmp_path: Path) -> None:
+    """One hidden pixel hides its patch of a latent, or its pixel of a smaller image, and nothing else."""
+    cascade = Cascade.load(write(tmp_path))
+    maker = cascade.makers["diffusion"]
+    request, photo, hidden = enlarged(maker.size[0])
+    hidden[:] = False
+    hidden[5, 2] = True
+    plan = cascade.resolve(request.replace(mask=encode_png(hidden.astype(np.uint8) * 255)))
+    parts = maker.parts
+    base = known_part(parts.base, [plan], parts.autoencoder)
+    cell = len(photo) // base.image.shape[-1]
+    assert (~base.mask[0, 0]).nonzero().tolist() == [[5 // cell, 2 // cell]]
+    whole = from_uint8(photo)[None]
+    if parts.autoencoder is not None:
+        expected = parts.autoencoder.module.to_latents(whole) * LATENT_SCALE
+    else:
+        expected = F.avg_pool2d(whole, cell)
+    torch.testing.assert_close(base.image, expected)
+    for upsampler in parts.upsamplers:
+        known = known_part(upsampler, [plan])
+        torch.testing.assert_close(known.image, F.avg_pool2d(whole, len(photo) // known.image.shape[-1]))
 
 
 def test_the_command_takes_the_folder_of_a_lone_model(tmp_path: Path) -> None:

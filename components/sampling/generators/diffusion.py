@@ -2,7 +2,8 @@
 
 Known pixels of an image are kept by a model without training for it: they are put back at each step, as noisy as the
 step is (Song et al., 2021, "Score-Based Generative Modeling through Stochastic Differential Equations", appendix I.2;
-RePaint without its resampling: Lugmayr et al., 2022, equation 8).
+RePaint without its resampling: Lugmayr et al., 2022, equation 8). Of a cascade each stage keeps them in its size, of
+latent diffusion the latents of whole patches, and then the pixels.
 
 A base may be guided by a classifier of noisy images, or by a weaker model (autoguidance; Karras et al., 2024, "Guiding
 a Diffusion Model with a Bad Version of Itself").
@@ -15,11 +16,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from components.configuration.sampling import NOISE_LEVEL, DiffusionPriorSampling, DiffusionSampling
 from components.models.diffusion import guidance, samplers
-from components.models.diffusion.corruption import MASK_TASKS, augment_low_res, quantize_8_bit, upsample
+from components.models.diffusion.corruption import MASK_TASKS, augment_low_res, downsample, quantize_8_bit, upsample
 from components.models.diffusion.objective import make_objective
 from components.models.diffusion.samplers import Denoise, Known, Score, sample
 from components.models.diffusion.schedule import make_schedule
@@ -189,18 +191,31 @@ def _check_same(
         raise ValueError(f"the {kind} of stage {guide.name} can't guide {model.name}: they differ in {different}")
 
 
-def known_pixels(model: SamplingModel, plans: Sequence[Plan]) -> Known | None:
-    """Returns the pixels that the plans keep; None where no plan has an image.
-    Their noise is a function of the seed, and no other random number depends on it."""
-    if all(plan.given is None for plan in plans):
-        return None
-    side = model.settings["resolution"]
-    images, masks = torch.zeros(len(plans), 3, side, side), torch.zeros(len(plans), 1, side, side).bool()
+def kept_pixels(plans: Sequence[Plan], side: int) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, S, S) of plans at S = `side` pixels, and where they are kept, (B, 1, S, S) bool.
+    A pixel is kept where it shows no hidden one; a plan without an image keeps none."""
+    images, kept = torch.zeros(len(plans), 3, side, side), torch.zeros(len(plans), 1, side, side).bool()
     for row, plan in enumerate(plans):
         if plan.given is not None:
-            images[row], masks[row] = plan.given.known, plan.given.mask == 0
-    noise = noise_of(plans, f"{model.name}/known", (3, side, side), model.device)
-    return Known(images.to(model.device), masks.to(model.device), noise())
+            images[row] = downsample(plan.given.known[None], side)
+            kept[row] = F.adaptive_max_pool2d(plan.given.mask, side) == 0
+    return images, kept
+
+
+def known_part(model: SamplingModel, plans: Sequence[Plan], decoder: SamplingModel | None = None) -> Known | None:
+    """Returns what plans keep of a model's images or latents; None where no plan has an image.
+    A latent of `decoder` is kept where no pixel of its patch is hidden (Avrahami et al., 2023, "Blended Latent
+    Diffusion", section 4.1). The noise is a function of the seed, and no other random number depends on it."""
+    if all(plan.given is None for plan in plans):
+        return None
+    side, device = model.settings["resolution"], model.device
+    kept = kept_pixels(plans, side)[1]
+    images = kept_pixels(plans, decoder.settings["resolution"] if decoder else side)[0].to(device)
+    if decoder is not None:
+        images = in_slices(decoder.module.to_latents, images, resolution=decoder.settings["resolution"])
+        images *= model.settings["latent_scale"]
+    noise = noise_of(plans, f"{model.name}/known", tuple(images.shape[1:]), device)
+    return Known(images, kept.to(device), noise())
 
 
 def sample_upsampler(
@@ -226,6 +241,7 @@ def sample_upsampler(
         noise=noise,
         extra={"low_res": augment_low_res(schedule, enlarged, noise(), level), "noise_level": level},
         frozen=frozen,
+        known=known_part(model, plans),
         start=samplers.Start(enlarged, sampling.steps_taken) if sampling.strength < 1 else None,
         on_step=on_step,
     )
@@ -307,9 +323,8 @@ class Diffusion(Generator):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Tasks on an image; only a base that makes pixels fills masks."""
-        alone = self.parts.autoencoder is None and not self.parts.upsamplers
-        return MASK_TASKS if alone and self.first.network.get("in_channels", 3) == 3 else ()
+        """Tasks on an image; what makes color fills masks."""
+        return MASK_TASKS if (self.parts.autoencoder or self.first).network.get("in_channels", 3) == 3 else ()
 
     def resolve(self, request: Request) -> Plan:
         """Resolves a request; upsamplers enlarge the base's image and take the conditions they know."""
@@ -324,11 +339,7 @@ class Diffusion(Generator):
             for_base = request.replace(label=None)  # only the classifier is conditioned on the label
         given = None
         if request.image is not None or request.mask is not None or request.task is not None:
-            if parts.autoencoder is not None or parts.upsamplers:
-                raise ValueError(
-                    "pixels are kept by a base of images alone: this cascade decodes or enlarges what it made"
-                )
-            given = given_in_mask(self.first, request)
+            given = given_in_mask(parts.autoencoder or self.first, request, size=self.sides[-1])
         check_conditions(self.first, for_base)
         plan = self.plan_of(request, given=given)
         check_sampling(self.first, plan.of(self.first), has_weaker=parts.weaker is not None)
@@ -349,11 +360,12 @@ class Diffusion(Generator):
             return frozen_conditions(model, plans, text=text, prior=parts.diffusion_prior, on_step=hooks.each)
 
         def image(made: Tensor) -> Tensor:
-            """Decodes the base's output to images (B, 3, H, W)."""
+            """Decodes the base's output to images (B, 3, H, W), with the pixels that are kept."""
             if decoder is None:
                 return made
             latents, side = made / self.first.settings["latent_scale"], decoder.settings["resolution"]
-            return in_slices(decoder.module.from_latents, latents, resolution=side)
+            images, kept = (each.to(made.device) for each in kept_pixels(plans, side))
+            return torch.where(kept, images, in_slices(decoder.module.from_latents, latents, resolution=side))
 
         base = denoise(
             self.first,
@@ -361,7 +373,7 @@ class Diffusion(Generator):
             frozen=frozen(self.first),
             score=score_of(parts.classifier, plans),
             weaker=parts.weaker,
-            known=known_pixels(self.first, plans),
+            known=known_part(self.first, plans, decoder),
             on_step=hooks.of_stage("base", image),
         )
         images = {"base": image(base)}

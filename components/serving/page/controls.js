@@ -16,8 +16,10 @@ const TASKS = {
 export const canEdit = (generator) => generator.tasks.length > 0;
 export const canMake = (generator) => !EDITS_ONLY.includes(generator.name);
 
-/** The generators of a card that the mode ("make" or "edit") has work for. */
-export const generatorsFor = (card, mode) => card.generators.filter(mode === "edit" ? canEdit : canMake);
+/** The generators of a card that the mode ("make" or "edit") has work for; to edit, those of most tasks first. */
+export const generatorsFor = (card, mode) => mode === "edit"
+  ? card.generators.filter(canEdit).sort((one, other) => other.tasks.length - one.tasks.length)
+  : card.generators.filter(canMake);
 
 export const modeNow = () => document.querySelector("input[name=mode]:checked").value;
 
