@@ -14,6 +14,7 @@ from components.sampling.image_files import open_header, open_image
 
 WHITE = (255, 255, 255, 255)
 JPEG = "jpeg"
+SMALLEST = 2  # pixels of a side of an image to learn; of 1 are marks that pages load to count visits
 STREAM = 0x6465  # separates draws of degradations from draws of the order with the same seed
 
 
@@ -21,6 +22,14 @@ def decode_image(data: bytes) -> Image.Image:
     """Decode a file of any mode to upright RGB, transparency flattened on white.
     Raises any of Pillow's errors for a corrupt file (OSError, ValueError, SyntaxError, DecompressionBombError)."""
     return to_rgb(ImageOps.exif_transpose(open_image(data)))
+
+
+def decode_sample(data: bytes) -> Image.Image:
+    """Decodes an image that is to be learned as `decode_image`. Raises ValueError also for a side of 1 pixel."""
+    image = decode_image(data)
+    if min(image.size) < SMALLEST:
+        raise ValueError(f"{image.width} x {image.height} pixels: nothing to learn")
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

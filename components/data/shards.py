@@ -23,6 +23,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from components.configuration.config import Config, first_fault
 from components.configuration.file_names import FileName, file_name
 from components.data.listing import ShardError, SourceError
+from components.data.sources.source import ONE_CLASS
 from components.data.tars import Group, Member, iterate_shard
 from components.runtime.storage.model_table import AsTable
 from components.runtime.storage.store import DamagedFileError, Digest, Store, read_url
@@ -222,10 +223,12 @@ def read_shard(
     for group in usable_groups(index, entry, data):
         image = _image(group, view.member, url)
         condition = None if view.condition_member is None else _image(group, view.condition_member, url)
-        where, count, raw = f"shard {url}, sample {group.key}", len(index.classes), group.text("cls")
+        where, count, (raw, caption) = f"shard {url}, sample {group.key}", len(index.classes), group.words
         try:
-            named = index.labels == "name" and "cls" in group.members
-            label = index.classes.index(raw) if named else int(raw if "cls" in group.members else 0)
+            if raw is None or (index.classes == ONE_CLASS and "cls" not in group.members):
+                label = 0
+            else:
+                label = index.classes.index(raw) if index.labels == "name" else int(raw)
         except ValueError as error:
             raise ShardError(f"{where}: class {raw!r} is not in the index") from error
         if not 0 <= label < count:
@@ -233,7 +236,7 @@ def read_shard(
         if missing := [name for name in view.arrays if f"{name}.npy" not in group.members]:
             raise ShardError(f"{where}: no {missing[0]}.npy, which the index lists; make it again")
         files = tuple(group.members[f"{name}.npy"] for name in view.arrays)
-        samples.append(ShardSample(group.key, image, label, group.text("txt"), condition, files))
+        samples.append(ShardSample(group.key, image, label, caption, condition, files))
         train += split_of(group.key, index.holdout_fraction) == "train"
     if (len(samples), train) != (entry.samples, entry.train_samples):
         raise ShardError(

@@ -5,7 +5,9 @@ claim any size, and a compressed tar may hold a thousand times its size. webdata
 imports torch, seconds in each process that plans reading and does none.
 """
 
+import gzip
 import io
+import json
 import re
 import tarfile
 import zlib
@@ -14,11 +16,16 @@ from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from components.data.listing import ShardError
+from components.data.sources.source import NAMES, first_caption
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif", "ppm", "pgm")
+OTHER_IMAGES = ("avif", "heic", "heif", "jxl", "jp2")  # of formats that no decoder here reads
+CONVERT = "convert them to PNG or JPEG, as with `magick mogrify -format jpg`"
 PICKLE_SUFFIXES = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "joblib", "dill"})
 MAX_MEMBER_BYTES = 256 * 2**20
-MAX_UNPACKED_BYTES = 4 * 2**30  # of a compressed tar
+MAX_UNPACKED_BYTES = 2**30  # of a compressed tar of half that size or less; no larger one more than doubles
+MAX_WORDS_BYTES = 2**20  # of a `json` member that is read
+CHUNK = 2**20
 GZIP = b"\x1f\x8b"
 END = bytes(1024)  # last bytes of every complete tar
 OWN_NOTES = re.compile(r"__[^/]*__($|/)")  # webdataset's notes about a tar: no samples
@@ -28,6 +35,11 @@ Member = Literal["image", "depth", "mask"]  # the member of a sample that is rea
 def is_image(name: str) -> bool:
     """True for the name of an image file."""
     return PurePosixPath(name).suffix.lower().lstrip(".") in IMAGE_SUFFIXES
+
+
+def is_unread(name: str) -> bool:
+    """True for the name of an image file of a format that no decoder here reads."""
+    return PurePosixPath(name).suffix.lower().lstrip(".") in OTHER_IMAGES
 
 
 class Group(NamedTuple):
@@ -45,9 +57,35 @@ class Group(NamedTuple):
         """The file of a member: the image, `depth.png` or `mask.png`; None if the group lacks it."""
         return self.image if member == "image" else self.members.get(f"{member}.png")
 
-    def text(self, suffix: str) -> str:
-        """A member as text, of any bytes; empty for a missing member."""
+    @property
+    def words(self) -> "Words":
+        """Class and caption: of the members `cls` and `txt`, or of `json` where there is neither."""
+        if {"cls", "txt"} & self.members.keys():
+            label = self._text("cls") if "cls" in self.members else None
+            return Words(label, self._text("txt"))
+        fields = _fields(self.members.get("json", b""))
+        caption = next((fields[name] for name in NAMES["caption"] if fields.get(name)), None)
+        labels = (fields[name] for name in NAMES["label"] if isinstance(fields.get(name), int | str))
+        return Words(next((str(label) for label in labels if label != ""), None), first_caption(caption).strip())
+
+    def _text(self, suffix: str) -> str:
         return self.members.get(suffix, b"").decode(errors="replace").strip()
+
+
+class Words(NamedTuple):
+    """Class and caption of a sample."""
+
+    label: str | None  # a number or a name; None: the sample has no class
+    caption: str  # empty: none
+
+
+def _fields(data: bytes) -> dict[str, Any]:
+    """The fields of a `json` member by lower-case name; none for other content."""
+    try:
+        fields = json.loads(data) if len(data) <= MAX_WORDS_BYTES else None
+    except (ValueError, RecursionError):
+        return {}
+    return {name.lower(): value for name, value in fields.items()} if isinstance(fields, dict) else {}
 
 
 def write_shard(samples: Iterable[dict[str, bytes | str]]) -> bytes:
@@ -60,21 +98,37 @@ def write_shard(samples: Iterable[dict[str, bytes | str]]) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(data: bytes, url: str) -> bytes:
-    """Unpacks a gzipped tar. Raises ShardError for a damaged gzip file, or more than MAX_UNPACKED_BYTES."""
-    unpacked = bytearray()
-    while data.startswith(GZIP):  # gzip files may stand one after another
-        inflate = zlib.decompressobj(wbits=31)
+class Unpacked(io.RawIOBase):
+    """The bytes of a tar in order, unpacked a piece at a time where they are gzipped.
+    `read` raises ShardError for a damaged gzip file, or one that unpacks to far more than its own size."""
+
+    def __init__(self, data: bytes, url: str) -> None:
+        self.url, self.left = url, max(MAX_UNPACKED_BYTES, 2 * len(data))
+        self.file = gzip.GzipFile(fileobj=io.BytesIO(data)) if data.startswith(GZIP) else io.BytesIO(data)
+
+    def read(self, size: int = CHUNK, /) -> bytes:
         try:
-            unpacked += inflate.decompress(data, MAX_UNPACKED_BYTES + 1 - len(unpacked))
-        except zlib.error as error:
-            raise ShardError(f"shard {url} can't be decompressed ({error}); restore it") from error
-        if len(unpacked) > MAX_UNPACKED_BYTES:
-            raise ShardError(f"shard {url} unpacks to more than {MAX_UNPACKED_BYTES:,} bytes; cut it into smaller tars")
-        if not inflate.eof:
-            raise ShardError(f"shard {url} ends within its compressed data: truncated; restore it")
-        data = inflate.unused_data
-    return bytes(unpacked) or data
+            data = self.file.read(size)
+        except EOFError as error:
+            raise ShardError(f"shard {self.url} ends within its compressed data: truncated; restore it") from error
+        except (zlib.error, gzip.BadGzipFile) as error:
+            raise ShardError(f"shard {self.url} can't be decompressed ({error}); restore it") from error
+        self.left -= len(data) if isinstance(self.file, gzip.GzipFile) else 0
+        if self.left < 0:
+            most = f"{MAX_UNPACKED_BYTES:,} bytes and than twice its size"
+            raise ShardError(f"shard {self.url} unpacks to more than {most}; unpack it, or cut it into smaller tars")
+        return data
+
+
+def has_end(data: bytes, url: str) -> bool:
+    """True for a tar with an end mark: without it a tar cut between two members reads without any error.
+    Raises ShardError as `Unpacked.read`."""
+    if not data.startswith(GZIP):
+        return data.endswith(END)
+    tail, unpacked = b"", Unpacked(data, url)
+    while chunk := unpacked.read():
+        tail = (tail + chunk)[-len(END) :]
+    return tail == END
 
 
 def iterate_shard(data: bytes, url: str) -> Iterator[Group]:
@@ -85,7 +139,7 @@ def iterate_shard(data: bytes, url: str) -> Iterator[Group]:
 
     keys: set[str] = set()
     try:
-        for group in group_by_keys(_members(unpack(data, url), url)):
+        for group in group_by_keys(_members(data, url)):
             key = group["__key__"]
             if key in keys:
                 raise ShardError(f"shard {url}: members of {key} do not stand together; write it with tar --sort=name")
@@ -98,7 +152,7 @@ def iterate_shard(data: bytes, url: str) -> Iterator[Group]:
 def _members(data: bytes, url: str) -> Iterator[dict[str, Any]]:
     """Yields regular files alone: links and devices are passed over, so that none is ever followed."""
     names: set[str] = set()
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+    with tarfile.open(fileobj=Unpacked(data, url), mode="r|") as tar:
         for info in tar:
             tar.members = []  # pyrefly: ignore[missing-attribute]  (or all stay in memory)
             if not info.isfile() or OWN_NOTES.match(info.name):

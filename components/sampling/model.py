@@ -15,7 +15,7 @@ from torch import Tensor
 from components.configuration.families import family_of
 from components.configuration.sampling import ModelSampling
 from components.models.bundle import DESCRIPTION, describe_bundle, load_bundle
-from components.sampling.image_files import HOUSE_IDS, TextIds, encode_text, load_bpe
+from components.sampling.image_files import HOUSE_IDS, SPECIAL_TOKENS, TextIds, encode_text, load_bpe
 
 BPE, STEPS = "bpe.json", "num_inference_steps"
 MOST_PIXELS = 2**20  # of a batch
@@ -35,6 +35,11 @@ class TextCondition(NamedTuple):
     def most_tokens(self) -> int:
         """Tokens of the longest prompt that is read whole."""
         return self.text_length - self.special.around
+
+    @property
+    def knows_words(self) -> bool:
+        """Tells whether the tokenizer learned from captions: of none it has bytes and special tokens alone."""
+        return self.bpe.get_vocab_size() > 256 + len(SPECIAL_TOKENS)
 
     def num_tokens(self, prompt: str) -> int:
         return len(self.bpe.encode(prompt, add_special_tokens=False).ids)
@@ -81,6 +86,11 @@ class SamplingModel(NamedTuple):
     def reads_prompts(self) -> bool:
         own = self.text or self.network.get("text") or self.network.get("text_length")
         return bool(own) or self.reads_by_frozen_encoder
+
+    @property
+    def reads_words(self) -> bool:
+        """Tells whether the model reads prompts and was trained with captions."""
+        return self.reads_by_frozen_encoder or (self.text is not None and self.text.knows_words)
 
     @property
     def works_alone(self) -> bool:

@@ -139,10 +139,11 @@ def plan_of(
     """Returns the plan of a request with checked conditions.
     `models`: whose settings the request may change, the one that its options are for first. `classes`: names by id.
     Raises ValueError, in one line, for a setting that is out of range or an image that can't be read."""
+    only = 0 if len(classes) == 1 else None  # every image that was learned has the only class
     return Plan(
         generator=generator,
         seed=request.seed,
-        label=None if request.label is None else class_id(request.label, classes),
+        label=only if request.label is None else class_id(request.label, classes),
         prompt=request.prompt,
         condition=None if request.condition is None else open_given_image(request.condition),
         given=given,
@@ -182,11 +183,11 @@ def check_conditions(model: SamplingModel, request: Request) -> None:
     if wanted != (request.condition is not None):
         reason = "needs a condition image, and none is given" if wanted else "takes no condition image"
         raise ValueError(f"the model of stage {model.name} {reason}")
-    if request.label is None and model.classes and not model.network.get("null_label", True):
+    if request.label is None and len(model.classes) > 1 and not model.network.get("null_label", True):
         raise ValueError(f"the model of stage {model.name} needs a label: it was trained with one in every sample")
     if request.prompt is None:
         shown = request.image or (request.condition and model.network.get("condition_image_channels"))
-        asks = model.classes or model.text or model.reads_by_frozen_encoder
+        asks = len(model.classes) > 1 or (not model.classes and model.reads_words)
         if request.label is None and not shown and asks:  # an image says enough
             raise ValueError("give a label or a prompt")
     elif model.text is not None:

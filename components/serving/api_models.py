@@ -295,7 +295,7 @@ def check_options(asked: Generation, generator: GeneratorCard) -> None:
             takes = ", ".join(option for option in generator.options if option in OPTIONS) or "none of its kind"
             raise invalid(name, f"the {generator.name} generator takes no {name}: leave it out, or choose of {takes}")
     if (asked.prompt or "").strip() and not generator.reads_prompts:
-        remedy = "give a label" if generator.classes else "leave the prompt empty"
+        remedy = "give a label" if len(generator.classes) > 1 else "leave the prompt empty"
         raise invalid("prompt", f"this model reads no prompts: {remedy}")
     size, own = size_of(asked), (generator.width, generator.height)
     if size not in (None, own) and "size" not in generator.options:

@@ -147,7 +147,7 @@ def generator_card(maker: Generator) -> GeneratorCard:
         title=maker.title,
         options=maker.options,
         classes=tuple(maker.classes),
-        reads_prompts=first.reads_prompts,
+        reads_prompts=first.reads_words,
         shows_steps=maker.shows_steps,
         width=width,
         height=height,

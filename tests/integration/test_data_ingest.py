@@ -1,6 +1,7 @@
 """The ingest through Ray Data: every source, resumed without doing a finished shard again, bad images counted."""
 
 import io
+import json
 import logging
 import os
 import subprocess
@@ -192,10 +193,52 @@ def test_a_tar_of_the_user_with_a_pickle_is_refused(tmp_path: Path) -> None:
         ingest("webdataset", str(tmp_path / "in.tar"), out=Store(str(tmp_path / "out")), config=config())
 
 
-def test_tars_without_classes_or_captions_are_refused(tmp_path: Path) -> None:
-    write_tar(tmp_path / "in.tar", range(3), side=8, members=("png",))
-    with pytest.raises(SourceError, match="neither cls nor txt"):
-        ingest("webdataset", str(tmp_path / "in.tar"), out=Store(str(tmp_path / "out")), config=config())
+def test_tars_without_classes_and_captions_and_plain_folders_are_sets_of_one_class(tmp_path: Path) -> None:
+    write_tar(tmp_path / "in.tar", range(30), side=8, members=("png",))
+    for number in range(30):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / f"in/{number:04d}.png").write_bytes(png(image(number)))
+    for source, path in {"webdataset": "in.tar", "folder": "in"}.items():
+        index = ingest(source, str(tmp_path / path), out=Store(str(tmp_path / source)), config=config())
+        samples = read_split(index, "train", View(8))
+        assert index.classes == ("image",)
+        assert (set(samples.label.tolist()), set(samples.caption)) == ({0}, {""})
+
+
+@pytest.mark.parametrize("reshard", [False, True])
+def test_class_and_caption_are_read_of_json_where_a_sample_has_no_other(tmp_path: Path, reshard: bool) -> None:
+    """In the forms of img2dataset and of a list of captions; the bytes of `json` are an untrusted writer's."""
+    words = [{"caption": "a red one", "label": 10}, {"Text": ["two", "of it"], "class": "9", "url": "x"}]
+    words += [b"[" * 100_000, b"\xff", b'"word"']
+    extra = {f"{n:06d}.json": w if isinstance(w, bytes) else json.dumps(w).encode() for n, w in enumerate(words)}
+    write_tar(tmp_path / "in.tar", range(2), side=8, members=("png",), extra=dict(list(extra.items())[:2]))
+    settings = config(holdout_fraction=0.0)
+    place = {"out": Store(str(tmp_path / "out")), "config": settings, "reshard": reshard}
+    index = ingest("webdataset", str(tmp_path / "in.tar"), **place)
+    samples = read_split(index, "train", View(8))
+    assert index.classes == ("9", "10")
+    assert set(zip(samples.label.tolist(), samples.caption, strict=True)) == {(1, "a red one"), (0, "two")}
+    write_tar(tmp_path / "bad.tar", range(5), side=8, members=("png",), extra=dict(list(extra.items())[1:]))
+    with pytest.raises(SourceError, match=r"4 samples in .* have no class and others do"):
+        ingest("webdataset", str(tmp_path / "bad.tar"), **place)
+
+
+def test_images_of_one_pixel_and_of_other_formats_are_quarantined_in_any_source(tmp_path: Path) -> None:
+    odd = {"x.png": png(image(0, resolution=1)), "y.avif": b"ftyp", "y.txt": b"a word"}
+    write_tar(tmp_path / "in.tar", range(30), side=8, extra=odd)
+    (tmp_path / "in").mkdir()
+    for number in range(30):
+        (tmp_path / f"in/{number:04d}.png").write_bytes(png(image(number, resolution=8 if number else 1)))
+    reasons = {
+        "webdataset": {"x": "1 x 1 pixels", "y": r".avif is not read: convert"},
+        "folder": {"0000": "1 x 1 pixels"},
+    }
+    for source, path in {"webdataset": "in.tar", "folder": "in"}.items():
+        settings = config(max_corrupt_fraction=0.1)
+        index = ingest(source, str(tmp_path / path), out=Store(str(tmp_path / source)), config=settings)
+        found = {entry.key: entry.reason for shard in index.shards for entry in shard.quarantined}
+        assert found.keys() == reasons[source].keys()
+        assert all(said in found[key] for key, said in reasons[source].items())
 
 
 def test_tars_that_are_written_again_are_a_set_of_small_shards_with_the_same_samples(tmp_path: Path) -> None:

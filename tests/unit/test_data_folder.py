@@ -90,6 +90,38 @@ def test_a_row_that_does_not_fit_is_named_by_its_number(folder: Path, name: str,
         list_folder(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"file;caption\na.png;one\n", "separated by ';'; save it with commas"),
+        (b"file\tcaption\na.png\tone\n", r"separated by '\\t'; save it with commas"),
+        ("file,caption\na.png,caf\u00e9\n".encode("latin1"), "is not UTF-8 .*iconv -f latin1 -t utf-8"),
+    ],
+)
+def test_a_table_of_a_spreadsheet_gets_a_remedy(folder: Path, content: bytes, said: str) -> None:
+    (folder / "captions.csv").write_bytes(content)
+    with pytest.raises(SourceError, match=said):
+        list_folder(str(folder))
+
+
+def test_a_plain_folder_is_a_set_without_conditions_and_says_so(folder: Path) -> None:
+    add_images(folder, "more.png")
+    source = list_folder(str(folder))
+    assert source.classes == ("image",)
+    assert set(read(source).values()) == {("image", "")}
+    assert {"a.png", "more.png"} <= read(source).keys()
+    assert any("images without classes and captions" in note for note in source.notes)
+
+
+def test_images_that_no_decoder_reads_are_counted_and_named(folder: Path) -> None:
+    for name in ("x.HEIC", "y.heic", "z.avif"):
+        (folder / name).write_bytes(b"ftyp")
+    (folder / "captions.csv").write_text("file,caption\na.png,one\nx.HEIC,two\n")
+    source = list_folder(str(folder))
+    assert read(source) == {"a.png": ("image", "one")}
+    assert any("3 images are .avif and .heic and are not read: convert" in note for note in source.notes)
+
+
 @pytest.mark.parametrize("file", ["file", "file_name", "filename", "path", "image", "image_path"])
 def test_empty_cells_are_no_word_none_under_any_name_of_files(folder: Path, file: str) -> None:
     (folder / "captions.jsonl").write_text(json.dumps({file: "a.png", "caption": None, "label": None}))

@@ -117,6 +117,18 @@ def test_a_compressed_tar_is_read_and_one_without_end_is_not(monkeypatch: pytest
         list(iterate_shard(small[:-30], "x.tgz"))
 
 
+def test_a_compressed_tar_is_unpacked_a_member_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reader has no copy of the tar: a tar of 64 MB takes a few members, also where its end is looked for."""
+    monkeypatch.setattr(tars, "MAX_UNPACKED_BYTES", 2**27)
+    data = gzip.compress(tar_of(*((f"{number:03d}.png", bytes(2**20)) for number in range(64))))
+    tracemalloc.start()
+    assert sum(len(group.members["png"]) for group in iterate_shard(data, "x.tgz")) == 64 * 2**20
+    assert tars.has_end(data, "x.tgz")
+    assert not tars.has_end(gzip.compress(tar_of(("a.png", PNG), end=False)), "x.tgz")
+    assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    tracemalloc.stop()
+
+
 def test_gzip_files_one_after_another_are_one_tar_and_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
     data = tar_of(("a.png", PNG), ("b.png", PNG))
     halves = gzip.compress(data[:1024]) + gzip.compress(data[1024:])

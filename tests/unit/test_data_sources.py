@@ -200,7 +200,11 @@ def test_a_missing_or_empty_path_is_one_clear_line_before_anything_starts(tmp_pa
 @pytest.mark.parametrize(
     ("check", "said"),
     [
-        (lambda folder: check_source("folder", folder), r"no classes in .*captions.jsonl"),
+        (
+            lambda folder: check_source("folder", f"{folder}/new"),
+            r"no images .* 1 images are .heic and .*magick mogrify",
+        ),
+        (lambda folder: check_source("webdataset", folder), "1 of 1 tars are empty, of 0 bytes, such as .*b.tar"),
         (lambda folder: check_source("emoji", None), "openmoji, scenes, folder"),
         (lambda folder: check_source("folder", None), "needs a path"),
         (lambda folder: detect_source("openmojy"), "did you mean openmoji"),
@@ -208,7 +212,7 @@ def test_a_missing_or_empty_path_is_one_clear_line_before_anything_starts(tmp_pa
     ],
 )
 def test_a_source_that_can_t_be_used_says_what_it_needs(tmp_path: Path, check: Callable[[str], object], said: str):
-    write_files(tmp_path, {"a.png": png(image(0)), "index.json": json.dumps({"version": 7})})
+    write_files(tmp_path, {"new/a.heic": "x", "b.tar": "", "index.json": json.dumps({"version": 7})})
     with pytest.raises(SourceError, match=said):
         check(str(tmp_path))
 

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from components.data.ingest import train_bpe
 from components.sampling.cascade import Cascade, compose
 from components.sampling.plan import random_stream
 from components.sampling.requests import Request
+from components.serving.versions import generator_card
 from tests.refusals import one_line
-from tests.tiny_cascade import write_cascade, write_models
+from tests.tiny_cascade import DIFFUSION, FEW, UNET, write_cascade, write_model, write_models
 
 UNKNOWN_SAMPLER = r"base.sampler: Input should be 'ddpm', 'ddim', 'dpm_solver_pp'.* \(got 'plms'\)"
 
@@ -110,6 +112,25 @@ def test_a_request_that_cannot_be_met_is_refused_in_one_line(cascade: Cascade, r
         cascade.sample([request_])
     with pytest.raises(ValueError, match="request 2: "):
         cascade.sample([Request(label=0), request_])
+
+
+def test_a_model_of_one_class_is_asked_for_nothing_and_makes_images_of_that_class(tmp_path: Path):
+    about = DIFFUSION | {"role": "base", "resolution": 8, "classes": ["image"]}
+    base = write_model(tmp_path / "base", "unet", UNET | {"resolution": 8, "num_classes": 1}, about)
+    only = Cascade.load(compose(tmp_path / "cascade", base=base, sampling={"base": FEW}))
+    asked = [Request(seed=1, guidance_scale=2.0), Request(label="image", seed=1, guidance_scale=2.0)]
+    assert np.array_equal(*only.sample(asked))
+
+
+def test_a_model_that_learned_no_caption_needs_no_prompt(tmp_path: Path):
+    about = DIFFUSION | {"role": "base", "resolution": 8, "classes": ["image"]}
+    base = write_model(tmp_path / "base", "unet", UNET | {"resolution": 8, "num_classes": None}, about)
+    with one_line(ValueError, match="give a label or a prompt"):
+        Cascade.load(compose(tmp_path / "reads", base=base)).sample([Request()])
+    (base / "bpe.json").write_text(train_bpe([""], vocab_size=280))
+    only = Cascade.load(compose(tmp_path / "cascade", base=base, sampling={"base": FEW}))
+    assert only.sample([Request()])[0].shape == (8, 8, 3)
+    assert not generator_card(only.makers["diffusion"]).reads_prompts
 
 
 def test_a_cascade_of_one_generator_refuses_the_other(tmp_path: Path):

@@ -8,6 +8,7 @@ These files are tables, CSV, JSON lines or Parquet, of file, caption and class.
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -15,18 +16,18 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.data.images import decode_image, fit_square
+from components.data.images import decode_sample, fit_square
 from components.data.listing import FileVersion, SourceError, list_versions
 from components.data.sources import source
-from components.data.sources.source import COMMON, Columns, Drawing, Item, Source, TableColumns
-from components.data.tars import is_image
+from components.data.sources.source import COMMON, NO_CLASS, ONE_CLASS, Columns, Drawing, Item, Source, TableColumns
+from components.data.tars import CONVERT, is_image, is_unread
 from components.runtime.storage.store import Store, read_url
 
 LICENSE = "unspecified"
 CAPTIONS = ("captions.jsonl", "captions.csv")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 OLD_COLUMNS = {"file", "file_name", "caption", "text", "class"}  # of sets whose keys depend on the listing alone
-NO_CLASS = "image"
+RECODE = "save it as UTF-8, as with `iconv -f latin1 -t utf-8 FILE > captions.csv`"
 FORMS = (
     "give it class sub-folders (PATH/cat/1.png), or captions.jsonl / captions.csv (metadata.csv too) at its top with "
     "the columns file, caption and, if you like, class"
@@ -55,6 +56,8 @@ def read_rows(url: str, columns: Columns) -> Described:
     lacking = "each line needs a file and a caption"
     try:
         raw = _raw_rows(url)
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{url} is not UTF-8 ({error}); {RECODE}") from error
     except (ValueError, AttributeError, csv.Error, pa.ArrowException) as error:
         raise SourceError(f"{url} can't be read ({error}); {lacking}") from error
     table = source.find_columns(dict.fromkeys(name for row in raw for name in row), columns, url)
@@ -89,6 +92,8 @@ def _raw_rows(url: str) -> list[dict[str, Any]]:
             raise ValueError("a line is no object")
         return rows
     reader, rows = csv.DictReader(io.StringIO(content)), []
+    if len(names := reader.fieldnames or []) == 1 and (other := re.search("[;\t|]", names[0])):
+        raise ValueError(f"its columns are separated by {other[0]!r}; save it with commas")
     for row in reader:
         if None in row:
             raise ValueError(f"line {reader.line_num} has more fields than there are columns: quote those with commas")
@@ -106,7 +111,7 @@ class FolderReader:
         return read_url(Store(self.path).url(item.location))
 
     def draw(self, item: Item, data: bytes, *, resolution: int) -> Drawing:
-        return Drawing(fit_square(decode_image(data), resolution), details={"file": item.location})
+        return Drawing(fit_square(decode_sample(data), resolution), details={"file": item.location})
 
 
 class Names(NamedTuple):
@@ -121,21 +126,31 @@ class Names(NamedTuple):
 def list_folder(path: str, versions: Sequence[FileVersion] | None = None, columns: Columns = COMMON) -> Source:
     """Lists the images below `path` with classes and captions.
     `versions`: the result of `list_versions` at `path`, if called already. `columns`: of the file that describes the
-    images. Raises SourceError if there is no file, no image, no class, or a captions file that does not fit."""
+    images. Raises SourceError if there is no file, no image, or a captions file that does not fit."""
     files = [version.path for version in (list_versions(path) if versions is None else versions)]
-    images = list(filter(is_image, files))
+    images, left_out = list(filter(is_image, files)), _unread_images(files)
+    if not images and left_out:
+        raise SourceError(f"no images that can be read below {path}: {left_out}")
     if not images:
         kind = "; for Parquet say `cascade data parquet`" if any(name.endswith(".parquet") for name in files) else ""
         raise SourceError(f"no images below {path}{kind}; {FORMS}")
     for captions in CAPTIONS:
         if captions in files:
-            return _described(path, Names(images, images), [captions], columns)
+            return _described(path, Names(images, images, note=left_out), [captions], columns)
     names = _training_images(images)
+    names = names._replace(note="; ".join(filter(None, (names.note, left_out))))
     near = {name for name in files if name.startswith(names.root) or "/" not in name}
     folders = sorted({name.rpartition("/")[0] for name in near if name.rpartition("/")[2] in METADATA})
     paths = [[f"{folder}/{name}" if folder else name for name in METADATA] for folder in folders]
     best = [next(path for path in candidates if path in near) for candidates in paths]  # of each folder, and of the top
     return _described(path, names, best, columns) if best else _sub_folders(path, names)
+
+
+def _unread_images(files: Sequence[str]) -> str | None:
+    """A line about images of formats that are not read; None if there are none."""
+    suffixes = [name.rpartition(".")[2].lower() for name in files if is_unread(name)]
+    kinds = " and ".join(f".{suffix}" for suffix in sorted({*suffixes}))
+    return f"{len(suffixes)} images are {kinds} and are not read: {CONVERT}" if suffixes else None
 
 
 def _training_images(images: list[str]) -> Names:
@@ -152,7 +167,10 @@ def _sub_folders(path: str, names: Names) -> Source:
     folder_of = {name: name[len(names.root) :].split("/")[0] for name in names.used if "/" in name[len(names.root) :]}
     classes = tuple(sorted(set(folder_of.values())))
     if not classes:
-        raise SourceError(f"no classes in {Store(path).url(names.root)}: all images lie at its top; {FORMS}")
+        keys = source.safe_keys(names.used)
+        items = [Item(key, 0, "", name) for key, name in zip(keys, names.used, strict=True)]
+        note = f"{path}: {len(items)} images without classes and captions, learned as they are; otherwise {FORMS}"
+        return _source(path, names, ONE_CLASS, items, [note], reading=(names.root,) if names.root else ())
     items = [
         Item(key, classes.index(folder), folder.replace("_", " "), name)
         for key, (name, folder) in zip(source.safe_keys(list(folder_of)), folder_of.items(), strict=True)
@@ -168,7 +186,8 @@ def _described(path: str, names: Names, captions: Sequence[str], columns: Column
     images = set(names.all)
     for name, described in files.items():
         folder, place = name.rpartition("/")[0], described.table.place
-        own = [row._replace(file=f"{folder}/{row.file}" if folder else row.file) for row in described.rows]
+        rows_read = (row for row in described.rows if not is_unread(row.file))
+        own = [row._replace(file=f"{folder}/{row.file}" if folder else row.file) for row in rows_read]
         missing = next((row.file for row in own if row.file not in images), None)
         if missing is not None or not own:
             raise SourceError(f"{place} names {missing or 'no image'}, which is not below {path}; correct the file")

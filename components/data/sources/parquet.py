@@ -16,11 +16,21 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.data.images import decode_image, fit_square
+from components.data.images import decode_sample, fit_square
 from components.data.listing import FileVersion, SourceError, list_versions
 from components.data.shards import order_of
 from components.data.sources import source
-from components.data.sources.source import COMMON, NAMES, Columns, Drawing, Item, Meaning, Source, TableColumns
+from components.data.sources.source import (
+    COMMON,
+    NAMES,
+    ONE_CLASS,
+    Columns,
+    Drawing,
+    Item,
+    Meaning,
+    Source,
+    TableColumns,
+)
 from components.data.sources.webdataset import split_glob
 from components.runtime.storage.connection import connect, reason, retried
 from components.runtime.storage.store import Store, in_parallel
@@ -29,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 LICENSE = "unspecified"
 SUFFIX = ".parquet"
-NO_CLASS = "image"
 ROWS = 32  # in memory at a time
 BUFFER = 4 * 2**20  # bytes of a column to fetch at a time, so that a large row group needs no more
 NO_LABEL = -1  # of rows without a class: quarantined
@@ -55,7 +64,7 @@ class ParquetReader:
             raise ValueError("the row holds no bytes of an image")
         file, group, row = item.location.rsplit(":", 2)
         details: dict[str, object] = {"file": file, "row_group": int(group), "row": int(row)}
-        return Drawing(fit_square(decode_image(data), resolution), details=details)
+        return Drawing(fit_square(decode_sample(data), resolution), details=details)
 
 
 class RowGroup:
@@ -159,7 +168,7 @@ def list_parquet(path: str, columns: Columns = COMMON) -> Source:
             f"the files in {chosen.folder} name their classes differently; read them as sets of their own"
         )
     names = {str(label) for file in files if not file.names for label in file.labels or () if label is not None}
-    classes = files[0].names or source.ordered_classes(names) or (NO_CLASS,)
+    classes = files[0].names or source.ordered_classes(names) or ONE_CLASS
     runs = [run for v, file in zip(chosen.files, files, strict=True) for run in _runs(v.path, file, classes)]
     if not runs:
         raise SourceError(f"the Parquet files at {path} have no rows; give others")
@@ -190,7 +199,7 @@ def _columns(url: str, columns: Columns) -> TableColumns:
         which = "which column holds the images" if admitted["image"] else "no column of images, {bytes, path} or bytes,"
         raise SourceError(f"{url}: {which} among {there}? name it by --image-column, or images.columns.image")
     caption = table.first("caption")
-    if caption is None and table.first("label") is None:
+    if caption is None and table.first("label") is None and len(schema.names) > 1:
         remedy = "name one by --label-column or --caption-column, or images.columns.label or .caption"
         raise SourceError(f"{url}: neither a class nor a caption among {there}; {remedy}")
     return replace(table, several=caption is not None and pa.types.is_nested(schema.field(caption).type))

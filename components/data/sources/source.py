@@ -21,6 +21,8 @@ from PIL import Image
 from components.configuration.config import Config
 from components.data.listing import SourceError
 
+NO_CLASS = "image"  # of sets without classes
+ONE_CLASS = (NO_CLASS,)
 MAX_KEY = 90  # the tar format's name field holds 100 characters
 SPLITS = {
     "train": ("train", "training"),

@@ -1,9 +1,9 @@
 """A user's own tars: indexed in place, or written elsewhere as smaller tars; never written to.
 
-`cls` holds a label or a class name, `txt` a caption; other members are left alone. Smaller tars are for sets of which a
-few images cost a gigabyte. Samples stay byte for byte; those of a tar are shuffled (by a hash of their keys, so that
-equal tars give equal bytes) before they are cut into shards. A tar's record is written after its shards: after a kill
-no tar is read again whose shards are all there, and whole.
+`cls` holds a label or a class name, `txt` a caption; a sample with neither may have both in its `json`. Smaller tars
+are for sets of which a few images cost a gigabyte. Samples stay byte for byte; those of a tar are shuffled (by a hash
+of their keys, so that equal tars give equal bytes) before they are cut into shards. A tar's record is written after its
+shards: after a kill no tar is read again whose shards are all there, and whole.
 """
 
 import fnmatch
@@ -17,12 +17,12 @@ from typing import NamedTuple, Self
 from pydantic import Field
 
 from components.configuration.config import Config
-from components.data.images import decode_image
+from components.data.images import decode_sample
 from components.data.listing import FileVersion, ShardError, SourceError, list_versions, reason_of
 from components.data.parts import even_parts
 from components.data.shards import Quarantined, ShardEntry, order_of, split_of
-from components.data.sources.source import ordered_classes
-from components.data.tars import END, Group, Member, iterate_shard, unpack, write_shard
+from components.data.sources.source import ONE_CLASS, ordered_classes
+from components.data.tars import CONVERT, OTHER_IMAGES, Group, Member, Words, has_end, iterate_shard, write_shard
 from components.runtime.storage.artifact import FileEntry, write_record
 from components.runtime.storage.store import Store, digest_of, read_url
 
@@ -36,23 +36,22 @@ class TarFacts(Config):
     """Facts from one pass over a tar. Missing members are counted, not guessed."""
 
     entries: tuple[ShardEntry, ...]  # the tar itself, or the shards made of the tar
-    classes: tuple[str, ...]  # raw `cls` values that occur
-    captions: tuple[str, ...]  # `txt` of its training samples
-    unlabeled: int  # usable samples without `cls`
-    counts: dict[str, int] = Field(default_factory=dict)  # usable samples by raw `cls` value
+    classes: tuple[str, ...]  # raw classes that occur
+    captions: tuple[str, ...]  # of its training samples
+    unlabeled: int  # usable samples without class
+    counts: dict[str, int] = Field(default_factory=dict)  # usable samples by raw class
 
 
 class Surveyed(NamedTuple):
     """The words of a sample in a user's tar."""
 
     key: str
-    label: str | None
-    caption: str
+    words: Words
 
     @classmethod
     def of(cls, group: Group) -> Self:
-        """Key, label and caption of a group."""
-        return cls(group.key, group.text("cls") if "cls" in group.members else None, group.text("txt"))
+        """Key and words of a group."""
+        return cls(group.key, group.words)
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class TarSurvey:
 
     def part_name(self, content: str) -> str:
         """Name of the tar's part: a digest of all that decides the facts."""
-        return hashlib.sha256(f"index {self.holdout_fraction}\n{content}".encode()).hexdigest()[:32]
+        return hashlib.sha256(f"index 2, {self.holdout_fraction}\n{content}".encode()).hexdigest()[:32]
 
     def __call__(self, number: int, content: str) -> str:
         url = content.partition("\n")[0]
@@ -92,11 +91,11 @@ class TarSurvey:
         self, content: str, samples: Sequence[Surveyed], entries: Sequence[ShardEntry], files: Sequence[FileEntry]
     ) -> str:
         """Writes the part's record; returns the contribution of the tar's usable samples to the set (JSON)."""
-        labels = Counter(sample.label for sample in samples if sample.label is not None)
+        labels = Counter(sample.words.label for sample in samples if sample.words.label is not None)
         facts = TarFacts(
             entries=tuple(entries),
             classes=tuple(sorted(labels)),
-            captions=tuple(sample.caption for sample in self.training(samples)),
+            captions=tuple(sample.words.caption for sample in self.training(samples)),
             unlabeled=len(samples) - labels.total(),
             counts=labels,
         )
@@ -142,6 +141,8 @@ def list_tars(path: str) -> list[FileVersion]:
     ]
     if not tars:
         raise SourceError(f"no tars at {path}; give their folder, or a glob such as s3://bucket/set/*.tar")
+    if empty := [tar.path for tar in tars if not tar.bytes]:
+        raise SourceError(f"{len(empty)} of {len(tars)} tars are empty, of 0 bytes, such as {empty[0]}; restore them")
     return tars
 
 
@@ -156,19 +157,22 @@ def split_glob(path: str) -> tuple[str, str | None]:
 
 
 def checked_groups(data: bytes, url: str) -> Iterator[tuple[Group, str | None]]:
-    """Yields the groups of a tar with an image, each with the reason why images can't be decoded, or None.
+    """Yields the groups of a tar with an image, each with the reason why images can't be used, or None.
     Raises ShardError if the tar can't be read, has no end, or holds no images."""
-    unpacked, empty = unpack(data, url), True
-    if not unpacked.endswith(END):  # a tar cut between two members reads without any error
+    empty = True
+    if not has_end(data, url):
         raise ShardError(f"shard {url} has no end mark: truncated, or still being written; restore it")
-    for group in iterate_shard(unpacked, url):
-        if group.image is None:
+    for group in iterate_shard(data, url):
+        reason, other = None, next((suffix for suffix in OTHER_IMAGES if suffix in group.members), None)
+        if group.image is None and other is None:
             continue
-        empty, reason = False, None
+        empty = False
         try:
+            if group.image is None:
+                raise ValueError(f".{other} is not read: {CONVERT}")
             for member in MEMBERS:
                 if (image := group.member(member)) is not None:
-                    decode_image(image)
+                    decode_sample(image)
         except Exception as error:  # Pillow's decoders raise a dozen kinds for a corrupt file
             reason = reason_of(error)
         yield group, reason
@@ -177,12 +181,10 @@ def checked_groups(data: bytes, url: str) -> Iterator[tuple[Group, str | None]]:
 
 
 def merge_classes(facts: Sequence[TarFacts], path: str) -> tuple[str, ...]:
-    """The classes of all tars, numbers in numeric order.
-    Raises SourceError if only some samples have a class, or if there are neither classes nor captions."""
+    """The classes of all tars, numbers in numeric order; one class, `image`, for samples without any.
+    Raises SourceError if only some samples have a class."""
     classes = {name for fact in facts for name in fact.classes}
     unlabeled = sum(fact.unlabeled for fact in facts)
     if classes and unlabeled:
-        raise SourceError(f"{unlabeled} samples in {path} have no cls member and others do; give it to all or to none")
-    if not classes and not any(caption for fact in facts for caption in fact.captions):
-        raise SourceError(f"no classes in {path}: its samples have neither cls nor txt members; add one of them")
-    return ordered_classes(classes) or ("image",)
+        raise SourceError(f"{unlabeled} samples in {path} have no class and others do; give it to all or to none")
+    return ordered_classes(classes) or ONE_CLASS

@@ -75,7 +75,7 @@ function fillSubject(generator, settings) {
   byId("task-hint").textContent = TASKS[byId("task").value]?.[1] ?? "";
   byId("prompt-field").hidden = !generator.reads_prompts;
   byId("prompt").value = settings.prompt ?? "";
-  byId("label-field").hidden = !generator.classes.length;
+  byId("label-field").hidden = generator.classes.length < 2;
   byId("label-holder").replaceChildren(...classField(generator.classes, settings.label ?? ""));
   const side = editing ? null : generator.condition_side;
   byId("condition-field").hidden = side === null;
