@@ -46,6 +46,9 @@ class OptimizationConfig(Config):
     compile_network: bool = False  # torch.compile: a minute more at the start, faster steps on GPUs; other rounding
     gradient_checkpointing: Annotated[bool, Unkeyed()] = False  # less memory for a third more time; the same numbers
     log_every: int = Field(20, ge=1)
+    # Training stops where the logged loss is above so many times its running median, so many logs in a row.
+    max_loss_factor: Annotated[float | None, Unkeyed()] = Field(20.0, gt=1)  # None: a finite loss never stops it
+    max_loss_logs: Annotated[int, Unkeyed()] = Field(5, ge=1)
     checkpoint_every: int = Field(200, ge=1)  # steps; a power EMA keeps a snapshot at each
     checkpoint_minutes: Annotated[float | None, Unkeyed()] = Field(None, gt=0)  # in place of steps, by the clock
     sample_every: int = Field(200, ge=1)
@@ -180,6 +183,7 @@ class GANOptimization(OptimizationConfig):
     ema_decay: float = Field(0.999, gt=0, lt=1)  # of the generator; what samples is always the average
     can_recompute = False
     gradient_checkpointing: Literal[False] = False  # each pass moves singular vectors: a second one has other weights
+    max_loss_factor: Annotated[float | None, Unkeyed()] = Field(None, gt=1)  # the loss is that of a contest
     discriminator_learning_rate: float = Field(gt=0)  # learning_rate is the generator's
     discriminator_steps: int = Field(1, ge=1)  # in each step, on equal parts of the batch
 

@@ -6,10 +6,12 @@ update k in proportion to k^gamma. Two are tracked, of widths 0.05 and 0.10, and
 linear combination of N snapshots is the average of any width, to be chosen after training."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from fnmatch import fnmatchcase
 from functools import partial
+from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +25,7 @@ from components.models.devices import ToldLater, to_device
 from components.training.parallel import local
 
 PATIENCE = 5  # consecutive steps
+WATCHED, LEAST_WATCHED = 50, 10  # logged losses of a median
 Decays = Mapping[str, Callable[[Tensor], Tensor]]
 
 
@@ -186,6 +189,40 @@ class NonFiniteGuard:
                 "learning_rate, a longer warmup_steps, a smaller max_grad_norm or precision: fp32 "
                 "(the last good checkpoint is kept)"
             )
+
+
+class DivergedError(RuntimeError):
+    """Losses are finite and far above those of before; the message has a remedy."""
+
+
+class LossWatch:
+    """Compares logged losses, the same on all ranks, with their running median.
+    Of an autoencoder the reconstruction's loss, for the sum goes through zero where a discriminator has part in it."""
+
+    def __init__(self, config: OptimizationConfig) -> None:
+        self.factor, self.most = config.max_loss_factor, config.max_loss_logs
+        self.losses: deque[float] = deque(maxlen=WATCHED)
+        self.high = 0  # logs in a row with a loss far above the median
+
+    def add(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Compare the loss of a step. Raises DivergedError after `max_loss_logs` high ones in a row."""
+        name = "reconstruction_loss" if "reconstruction_loss" in metrics else "loss"
+        loss = metrics[name]
+        if self.factor is None or not math.isfinite(loss):
+            return
+        if len(self.losses) >= LEAST_WATCHED:
+            middle, size = median(self.losses), median(map(abs, self.losses))
+            if loss > middle + (self.factor - 1) * size:  # of losses above zero: loss > factor * median
+                self.high += 1
+                if self.high < self.most:
+                    return
+                raise DivergedError(
+                    f"{name} {loss:.4g} at step {step} is far above its median {middle:.4g}, {self.high} logs in "
+                    "a row: training has diverged; try a lower learning_rate, a longer warmup_steps or a smaller "
+                    f"max_grad_norm (the last good checkpoint is kept), or raise max_loss_factor from {self.factor:g}"
+                )
+        self.high = 0
+        self.losses.append(loss)
 
 
 WIDTHS = (0.05, 0.10)  # sigma_rel of the tracked averages, as published

@@ -27,7 +27,7 @@ from components.runtime import events
 from components.runtime.execution import Profiling
 from components.runtime.storage.store import SCRATCH, Store, StoreError
 from components.training.loop import Arrays, Batch, Metrics, Task, is_scheduled
-from components.training.optim import learning_rate
+from components.training.optim import LossWatch, learning_rate
 from components.training.parallel import Worker, average
 
 logger = logging.getLogger(__name__)
@@ -121,10 +121,16 @@ class Reporter:
         self.coming: ToldLater | None = None  # a loss in transfer from the device
         self.loss = math.nan  # the last one that arrived
         self.clock = CheckpointClock(config, worker, start_step, is_taken_away)
+        self.watch = LossWatch(config)
         # Seconds since the last log: spent waiting for data; held by checkpoints; of these, to copy states to the host.
         self.waited = self.held_seconds = self.copy_seconds = 0.0
         self.held_before = 0.0  # seconds that checkpoints held training before the last log
         self.utilization: list[float] = []  # of the GPU since the last log
+
+    def is_due(self, step: int) -> bool:
+        """True if training is saved after `step`, by the clock; none is saved by steps while the loss is high."""
+        held = self.watch.high > 0 and self.config.ema != "power" and step < self.config.total_steps
+        return self.clock.is_due(step) and not held
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches; counts the time that training waits for each."""
@@ -141,6 +147,7 @@ class Reporter:
         last = step == self.config.total_steps
         if step % self.config.log_every == 0 or last:
             values = self.clock.averaged(step, metrics)
+            self.watch.add(values, step=step)
             if self.worker.rank == 0:
                 values |= self.speed(step) | system_metrics()
                 self.recorder.emit(events.Metrics(self.stage, step, values))

@@ -32,7 +32,7 @@ from components.training.batches import batches_ahead
 from components.training.checkpoint import HostCopy, copy_to_host, refuse_non_finite, write_host_copy
 from components.training.loop import Arrays, Task, fit, is_scheduled
 from components.training.memory import NoRoomError, out_of_memory, with_room
-from components.training.optim import NonFiniteError
+from components.training.optim import DivergedError, NonFiniteError
 from components.training.parallel import Worker, any_rank
 from components.training.reporting import Reporter, counted_flops, traced
 from components.training.results import SNAPSHOTS, ModelDescription, finish, write_snapshots
@@ -124,13 +124,13 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
                 save=saver.save,
                 show=saver.show,
                 leave=lambda: reporter.clock.leaving,
-                due=reporter.clock.is_due,
+                due=reporter.is_due,
             )
         if reached < job.config.total_steps:
             return {"preempted": str(reached)}
         trained = True
         saver.finish(task)
-    except (NonFiniteError, NoRoomError, UnreadableError) as error:  # would only happen again
+    except (NonFiniteError, DivergedError, NoRoomError, UnreadableError) as error:  # would only happen again
         return {"stopped": str(error)}
     except (RayTaskError, ShardError, ColorError) as error:
         # Neither does a restart heal a bad shard. Several ranks must fail together, so there Train restarts them.

@@ -58,7 +58,7 @@ def test_a_class_that_stood_together_is_in_every_shard(tmp_path: Path) -> None:
     (tmp_path / "in.tar").write_bytes(tar_of(files))
     facts = reshard(tmp_path / "in.tar", tmp_path / "out", samples=25)
     for entry in facts.entries:
-        labels = Counter(group.text("cls") for group in groups(tmp_path / "out" / entry.url).values())
+        labels = Counter(group.words.label for group in groups(tmp_path / "out" / entry.url).values())
         assert set(labels) == {"red", "green"}
         assert min(labels.values()) >= 5
 
