@@ -136,7 +136,7 @@ CASES = (  # what is sent, what is answered
     Bad("a size that the generator does not make", asked(size="32x32"),
         400, "size", "the diffusion generator makes no images of 32x32: ask for auto or 16x16"),
     Bad("a size that is no multiple", asked(model="tokens", size="18x16"),
-        400, "size", "size must be multiples of 4 of at least (16, 16), not (16, 18)"),
+        400, "size", "size must be multiples of 4 of at least 16x16, not 18x16"),
     Bad("images as addresses", asked(response_format="url"),
         400, "response_format", "response_format must be b64_json, not 'url': no image is kept that a url could name"),
     Bad("an unknown format", asked(output_format="gif"),

@@ -6,7 +6,8 @@ answers only as a part of its cascade.
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +21,11 @@ from components.sampling.device import best_device
 from components.sampling.frozen_text import load_frozen_text
 from components.sampling.generators.diffusion import class_log_probabilities, sample_upsampler
 from components.sampling.generators.tokens import check_prior, sample_prior
-from components.sampling.image_files import base64_png, gray_png
+from components.sampling.image_files import base64_png, encode_png, gray_png
 from components.sampling.images import read_image, to_uint8
 from components.sampling.model import SamplingModel
 from components.sampling.plan import check_conditions, check_prompt_length, check_request, plan_of
-from components.sampling.requests import Request, RequestRow
+from components.sampling.requests import Request, RequestRow, settings_of, with_settings
 
 Predict = Callable[[list[RequestRow]], list[str]]
 
@@ -37,12 +38,13 @@ class Answerer(NamedTuple):
     draws: bool = False  # by a seed, and under a label or a prompt where the model takes conditions
 
 
-def predictor_of(folder: Path) -> Predict:
-    """Loads the model in `folder` on the best device and returns the function that answers rows."""
+def predictor_of(folder: Path, *, name: str | None = None) -> Predict:
+    """Loads the model in `folder` on the best device and returns the function that answers rows.
+    Images of cascades carry their settings, with the registered `name` of the model or else the folder's."""
     device = best_device()
     model = opened(folder, device=device)
     if isinstance(model, Cascade):
-        return lambda rows: [base64_png(image) for image in model.sample([row.request() for row in rows])]
+        return lambda rows: _signed_images(model, [row.request() for row in rows], name or folder.name)
     if model is None:
         text = load_frozen_text(folder, device=device)
         return lambda rows: [json.dumps(states.tolist()) for states in text.encode([_prompt(row) for row in rows])]
@@ -56,6 +58,13 @@ def predictor_of(folder: Path) -> Predict:
             return [answerer.answer(model, row) for row in rows]
 
     return answer
+
+
+def _signed_images(cascade: Cascade, requests: Sequence[Request], name: str) -> list[str]:
+    made = zip(cascade.sample(requests), requests, strict=True)
+    settings = partial(settings_of, model=name, version=None)
+    signed = (with_settings(encode_png(image), settings(request)) for image, request in made)
+    return [base64.b64encode(png).decode() for png in signed]
 
 
 def example_of(folder: Path) -> RequestRow | None:

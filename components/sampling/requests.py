@@ -15,7 +15,15 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ValidationError, ValidationInfo, create_model, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
 from components.configuration.diffusion import TASKS
@@ -60,12 +68,12 @@ class Option:
 
 
 def read_size(size: object) -> object:
-    """Parses `64x128` as height and width, and raises ValueError for other text; other types pass."""
+    """Parses `128x64`, WIDTHxHEIGHT, as (height, width). Raises ValueError for other text; other types pass."""
     if not isinstance(size, str):
         return size
-    height, _, width = size.partition("x")
+    width, _, height = size.partition("x")
     if not (height.isdecimal() and width.isdecimal()):
-        raise ValueError(f"size {size}: write it as HEIGHTxWIDTH in pixels, such as 64x128")
+        raise ValueError(f"size {size}: write it as WIDTHxHEIGHT in pixels, such as 128x64")
     return int(height), int(width)
 
 
@@ -103,13 +111,13 @@ def _frozen(value: Any) -> Any:
 ImageFile = Annotated[
     bytes | None, BeforeValidator(lambda image: base64.b64decode(image) if isinstance(image, str) else image)
 ]
-Size = Annotated[tuple[int, int] | None, BeforeValidator(read_size)]
+Size = Annotated[tuple[int, int] | None, BeforeValidator(read_size)]  # height, width
 Sampling = Annotated[StageSettings, BeforeValidator(stage_settings)]
 
 
 class Request(BaseModel, frozen=True, extra="forbid"):
     """One image. A field that is None is left to the model's own settings.
-    As plain values (`written`) images are base64, a size is HEIGHTxWIDTH, and `sampling` is nested by stage; a request
+    As plain values (`written`) images are base64, a size is WIDTHxHEIGHT, and `sampling` is nested by stage; a request
     can be made of these too."""
 
     label: int | str | None = None  # class id, or class name
@@ -205,7 +213,7 @@ class Request(BaseModel, frozen=True, extra="forbid"):
     ] = None
     size: Annotated[
         Size,
-        Option("Size", "Token branch: a larger image, HEIGHTxWIDTH in pixels.", ("tokens",), hint="width x height"),
+        Option("Size", "Token branch: a larger image, WIDTHxHEIGHT in pixels.", ("tokens",), hint="width x height"),
     ] = None
     sampling: Sampling = ()  # (stage, setting, value): any sampling setting of any stage
 
@@ -219,7 +227,7 @@ class Request(BaseModel, frozen=True, extra="forbid"):
         for name in IMAGES:
             if name in written:
                 written[name] = base64.b64encode(written[name]).decode()
-        written |= {"size": "{}x{}".format(*self.size)} if self.size else {}
+        written |= {"size": "{1}x{0}".format(*self.size)} if self.size else {}
         return written | ({"sampling": nested_settings(self.sampling)} if self.sampling else {})
 
 
@@ -286,7 +294,7 @@ def form_choices() -> dict[str, list[list[str]]]:
 _columns: dict[str, Any] = {
     name: ((plain_type(field) or str) | None, None) for name, field in Request.model_fields.items()
 }
-_Row: Any = create_model("_Row", **_columns)
+_Row: Any = create_model("_Row", __config__=ConfigDict(extra="forbid"), **_columns)
 
 
 class RequestRow(_Row):
@@ -328,7 +336,8 @@ def read_settings(png: bytes) -> dict[str, Any] | None:
     if not png.startswith(SIGNATURE):
         raise ValueError("this is not a PNG")
     try:
-        text = open_header(png).info.get(KEYWORD)
+        image = open_header(png)
+        text = image.info.get(KEYWORD)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError("this PNG can't be read: it is damaged") from error
     if text is None:
@@ -341,6 +350,8 @@ def read_settings(png: bytes) -> dict[str, Any] | None:
         raise ValueError("the settings in the PNG are not JSON: another program wrote them") from error
     if not isinstance(settings, dict):
         raise ValueError("the settings in the PNG are not a JSON object: another program wrote them")
+    if settings.get("size") == f"{image.height}x{image.width}":  # of before sizes were written width first
+        settings["size"] = f"{image.width}x{image.height}"
     return settings
 
 

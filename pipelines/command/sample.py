@@ -37,7 +37,7 @@ def sample(
     - `cascade sample --model models:/image-cascade-openmoji@champion --label Flags --label "Animals & Nature"`
     - `cascade sample --model models:/image-cascade-openmoji@champion --prompt "red heart" --count 8 --seed 7`
     - `cascade sample --model models:/image-cascade-openmoji@champion --generator tokens --prompt car --best-of 8`
-    - `cascade sample --model models:/image-cascade-vqgan_transformer@champion --label Flags --size 64x128 --top-k 50`
+    - `cascade sample --model models:/image-cascade-vqgan_transformer@champion --label Flags --size 128x64 --top-k 50`
     - `cascade sample --model models:/image-cascade-depth@champion --condition depth.png`
     - `cascade sample --model models:/image-cascade-ddpm@champion --sampler ddim --steps 25`
     - `cascade sample --model models:/image-cascade-openmoji@champion --prompt car --set upsampler_64.noise_level=20`

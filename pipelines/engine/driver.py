@@ -12,6 +12,8 @@ import ray
 from rich.console import Console
 
 from components.configuration.usage import UsageError
+from components.data.source_look import Look
+from components.evaluation.grids import labelled_grid
 from components.runtime import events
 from components.runtime.execution import Profiling, Resources
 from components.runtime.storage.store import Store, StoreError, absolute
@@ -23,7 +25,16 @@ from pipelines.engine.execute import Outcome, execute
 from pipelines.engine.naming import cascade_name, data_identity, model_card, resolve_starts
 from pipelines.engine.provenance import code_line, commit
 from pipelines.engine.recorder import ActorRecorder, RunRecorder, StageStatus
-from pipelines.engine.run_report import REPORT, TRACES, announced, link_pages, render_run, save_run, traces_of
+from pipelines.engine.run_report import (
+    REPORT,
+    SOURCE_IMAGES,
+    TRACES,
+    announced,
+    link_pages,
+    render_run,
+    save_run,
+    traces_of,
+)
 from pipelines.engine.session import on_cluster, set_environment, start_ray, this_node
 from pipelines.planning import preflight
 from pipelines.planning.profiles import Profile, load_profile, parse_cluster, storage_uri, tracking_uri
@@ -72,12 +83,18 @@ class Prepared:
     needs: preflight.Needs
     commit: str  # of the code, as `provenance.commit` has it
     starts: list[str]  # a line for each training that begins with given weights
+    look: Look | None  # at the user's images, where they are ingested
     profiling: Profiling | None = None
 
     @property
     def running(self) -> list[str]:
         """Names of the stages to run."""
         return [entry.stage.name for entry in self.planned if entry.wanted]
+
+    @property
+    def seen(self) -> list[str]:
+        """Lines about the user's images, and the name of the models that learn from them."""
+        return [] if self.look is None else [*self.look.lines, f"models: {registered_name(self.name)}"]
 
     def url(self, file: str) -> str:
         """Address of a file of the run."""
@@ -96,13 +113,13 @@ def prepare(options: RunOptions) -> Prepared:
     planned = workflow.plan(root, options)
     needs = preflight.needs_of(workflow, planned)
     preflight.check_needs(needs)
-    starts = [*named, *preflight.check_starts(planned)]
+    starts, look = [*named, *preflight.check_starts(planned)], preflight.look_of(planned)
     run = options.run or f"{name}-{planned[-1].key[:6]}"
     profiling = None
     if options.profile_steps is not None:
         folder = root.join("runs", run, TRACES).uri
         profiling = parse_steps(options.profile_steps, workflow=workflow, folder=folder)
-    facts = (root, tracking, name, run, planned, needs, commit(), starts, profiling)
+    facts = (root, tracking, name, run, planned, needs, commit(), starts, look, profiling)
     return Prepared(options, recipe, workflow, profile, *facts)
 
 
@@ -110,11 +127,16 @@ def run(options: RunOptions, console: Console) -> int:
     """Run a recipe to the end; returns the exit code: 0 done, 1 failed, 130 interrupted."""
     prepared, started = prepare(options), time.time()
     with announced(prepared.root, prepared.run, prepared.planned):
+        for line in prepared.seen:
+            say(console, line)
         if options.name is None:
             check_name(prepared, console)
         for line in changes_of_code(prepared.planned):
             say(console, line, "yellow")
         shares = _share(prepared, console)
+    if prepared.look is not None and prepared.look.images:
+        grid = labelled_grid(prepared.look.images, prepared.look.captions)
+        prepared.root.write(f"runs/{prepared.run}/{SOURCE_IMAGES}", grid)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` is Ctrl-C in the background too
     recorder = _start_recorder(prepared)
     waiting = [StageStatus(entry.stage.name) for entry in prepared.planned]

@@ -21,6 +21,7 @@ from pipelines.engine.recorder import StageStatus
 from pipelines.workflow import PlannedStage
 
 REPORT, TRACES = "report.html", "traces"  # file and folder of a run
+SOURCE_IMAGES = "source_images.png"  # file of a run that ingested a user's images
 
 
 @contextmanager
@@ -99,6 +100,7 @@ def render_run(root: Store, run: str) -> tuple[str, str]:
         names = ("source", "license", "samples", "train_samples", "resolution", "classes")
         lines = tuple(f"{entry['key']} in {entry['shard']}: {entry['reason']}" for entry in corrupt)
         shown = DataFacts(quarantined=lines, **{name: images[name] for name in names})
+    source_images = {"images_of_the_source": folder.read(SOURCE_IMAGES)} if folder.exists(SOURCE_IMAGES) else {}
     if tokens:
         codebook = {"codebook_size": tokens["codebook_size"], **tokens["summary"]}
     data = ReportData(
@@ -110,7 +112,7 @@ def render_run(root: Store, run: str) -> tuple[str, str]:
         seconds=plan["seconds"],
         facts={name: value for name, value in plan["facts"].items() if name != "recipe"},
         curves={stage["name"]: stage_curve(root, stage["name"], stage["key"]) for stage in plan["stages"]},
-        images=run_images(artifacts),
+        images=run_images(artifacts) | source_images,
         words=run_words(artifacts),
         feature_network=evaluation.get("feature_network"),
         distances=tuple(DistanceRow(**row) for row in evaluation.get("distances", [])),

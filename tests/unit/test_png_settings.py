@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import PngImagePlugin
+from pydantic import ValidationError
 
 from components.sampling.image_files import encode_png, gray_png, open_image
 from components.sampling.requests import (
@@ -27,7 +28,7 @@ from components.sampling.requests import (
 from pipelines.command.loading import parsed_settings
 from tests.refusals import one_line
 
-IMAGE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
 PNG = encode_png(IMAGE)
 
 numbers = st.floats(allow_nan=False)
@@ -156,7 +157,7 @@ def test_a_damaged_png_is_read_or_refused(data: st.DataObject) -> None:
         ({"image": "aGVsbG8="}, "that this version does not know: 'image'"),
         ({"steps": "many"}, "the PNG says steps 'many': Input should be a valid integer"),
         ({"seed": 1.5}, "the PNG says seed 1.5"),
-        ({"size": "large"}, "size large: write it as HEIGHTxWIDTH"),
+        ({"size": "large"}, "size large: write it as WIDTHxHEIGHT"),
         ({"sampling": 3}, "sampling must be such as"),
         ({"sampling": {"base": {"eta": {}}}}, "a sampling setting is"),
     ],
@@ -164,6 +165,19 @@ def test_a_damaged_png_is_read_or_refused(data: st.DataObject) -> None:
 def test_settings_that_are_no_request_are_one_line(wrong: dict, words: str) -> None:
     with one_line(ValueError, match=words):
         request_of(wrong)
+
+
+def test_a_size_that_was_written_height_first_is_that_of_the_image() -> None:
+    png = encode_png(np.zeros((16, 32, 3), np.uint8))
+    for written in ("16x32", "32x16"):
+        settings = read_settings(with_settings(png, {"size": written}))
+        assert settings == {"size": "32x16"}
+        assert request_of(settings).size == (16, 32)
+
+
+def test_a_row_with_a_field_that_no_request_has_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"promt\n  Extra inputs are not permitted"):
+        RequestRow(promt="a red heart")
 
 
 def test_settings_are_kept_in_a_png_alone() -> None:

@@ -57,12 +57,13 @@ def test_filters_and_windows_of_tokens_are_asked_for_by_the_command_and_by_a_row
     folder = token_branch(PRIORS["transformer"], tmp_path)
     plain, wanted = (Cascade.load(folder).sample([Request(label=1, seed=4, **asked)])[0] for asked in ({}, how))
     assert plain.tobytes() != wanted.tobytes()
-    written = how | ({"size": "16x32"} if "size" in how else {})
+    written = how | ({"size": "32x16"} if "size" in how else {})
     (made,) = sampled(folder, tmp_path / "out", **written)
     np.testing.assert_array_equal(made, wanted)
     (answer,) = predictor_of(folder)([RequestRow(label="1", seed=4, **written)])
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(answer)))), wanted)
-    request = Request(label="1", seed=4, **how)
+    png, request = base64.b64decode(answer), Request(label="1", seed=4, **how)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), wanted)
+    assert read_settings(png) == settings_of(request, model=folder.name, version=None)
     assert RequestRow.of(request).request() == request
 
 
@@ -139,7 +140,7 @@ def test_an_image_says_how_it_was_made_and_is_made_again_from_what_it_says(folde
 
 @pytest.mark.parametrize(
     ("prior", "how"),
-    [("transformer", {"size": "16x32", "top_k": 3}), ("transformer", {"best_of": 2}), ("masked", {"temperature": 0.0})],
+    [("transformer", {"size": "32x16", "top_k": 3}), ("transformer", {"best_of": 2}), ("masked", {"temperature": 0.0})],
 )
 def test_tokens_are_drawn_again_from_what_an_image_says(prior: str, how: dict, tmp_path: Path) -> None:
     folder = token_branch(PRIORS[prior], tmp_path)

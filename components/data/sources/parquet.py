@@ -157,10 +157,11 @@ def find_parquet(path: str, columns: Columns = COMMON) -> ParquetSet:
     return ParquetSet(root, files, table, tuple(filter(None, notes)))
 
 
-def list_parquet(path: str, columns: Columns = COMMON) -> Source:
-    """Lists the rows of all files; those without a class are quarantined when drawn.
+def list_parquet(path: str, columns: Columns = COMMON, *, most_files: int | None = None) -> Source:
+    """Lists the rows of all files, or of the first `most_files`; those without a class are quarantined when drawn.
     Raises SourceError for a file that can't be read, or has other columns than the first file."""
     chosen = find_parquet(path, columns)
+    chosen = chosen._replace(files=chosen.files[:most_files])
     urls = [Store(chosen.folder).url(version.path) for version in chosen.files]
     files = in_parallel(lambda url: retried(partial(_labels_and_captions, url, chosen.table), url), urls)
     if len({file.names for file in files}) > 1:

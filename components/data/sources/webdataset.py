@@ -9,7 +9,7 @@ shards: after a kill no tar is read again whose shards are all there, and whole.
 import fnmatch
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple, Self
@@ -29,6 +29,7 @@ from components.runtime.storage.store import Store, digest_of, read_url
 LICENSE = "unspecified"
 GLOB = frozenset("*?[")
 TARS = (".tar", ".tar.gz", ".tgz")
+NO_END = "shard {url} has no end mark: truncated, or still being written; restore it"
 MEMBERS: tuple[Member, ...] = ("image", "depth", "mask")
 
 
@@ -157,16 +158,24 @@ def split_glob(path: str) -> tuple[str, str | None]:
 
 
 def checked_groups(data: bytes, url: str) -> Iterator[tuple[Group, str | None]]:
-    """Yields the groups of a tar with an image, each with the reason why images can't be used, or None.
+    """Yields `judged_groups` of a tar.
     Raises ShardError if the tar can't be read, has no end, or holds no images."""
     empty = True
     if not has_end(data, url):
-        raise ShardError(f"shard {url} has no end mark: truncated, or still being written; restore it")
-    for group in iterate_shard(data, url):
+        raise ShardError(NO_END.format(url=url))
+    for judged in judged_groups(iterate_shard(data, url)):
+        empty = False
+        yield judged
+    if empty:
+        raise ShardError(f"shard {url} holds no images (png, jpg, webp, ... members); leave it out of the source")
+
+
+def judged_groups(groups: Iterable[Group]) -> Iterator[tuple[Group, str | None]]:
+    """Yields the groups with an image, each with the reason why images can't be used, or None."""
+    for group in groups:
         reason, other = None, next((suffix for suffix in OTHER_IMAGES if suffix in group.members), None)
         if group.image is None and other is None:
             continue
-        empty = False
         try:
             if group.image is None:
                 raise ValueError(f".{other} is not read: {CONVERT}")
@@ -176,15 +185,17 @@ def checked_groups(data: bytes, url: str) -> Iterator[tuple[Group, str | None]]:
         except Exception as error:  # Pillow's decoders raise a dozen kinds for a corrupt file
             reason = reason_of(error)
         yield group, reason
-    if empty:
-        raise ShardError(f"shard {url} holds no images (png, jpg, webp, ... members); leave it out of the source")
 
 
 def merge_classes(facts: Sequence[TarFacts], path: str) -> tuple[str, ...]:
     """The classes of all tars, numbers in numeric order; one class, `image`, for samples without any.
     Raises SourceError if only some samples have a class."""
     classes = {name for fact in facts for name in fact.classes}
-    unlabeled = sum(fact.unlabeled for fact in facts)
+    check_labels(classes, sum(fact.unlabeled for fact in facts), path)
+    return ordered_classes(classes) or ONE_CLASS
+
+
+def check_labels(classes: Collection[str], unlabeled: int, path: str) -> None:
+    """Raise SourceError if samples have one of the classes and `unlabeled` others have none."""
     if classes and unlabeled:
         raise SourceError(f"{unlabeled} samples in {path} have no class and others do; give it to all or to none")
-    return ordered_classes(classes) or ONE_CLASS

@@ -34,6 +34,7 @@ from components.runtime.tracking.names import (
     KEY,
     MANIFEST,
     PLACE,
+    REGISTERED,
     REGISTRY,
     STAGE,
 )
@@ -215,7 +216,7 @@ def register_version(
     if version is None:
         model = find_logged_model(client, experiment_id, key=artifact.key)
         if model is None or not _is_sound(model, str(client.tracking_uri)):
-            model = _log_model(client, artifact, experiment_id=experiment_id, run_id=run_id)
+            model = _log_model(client, name, artifact, experiment_id=experiment_id, run_id=run_id)
         create_name(client, name)
         tags = _tags(artifact) | {tag: model.tags[tag] for tag in (FILES, FILES_DIGEST) if tag in model.tags}
         source = f"{REGISTRY}{model.model_id}"
@@ -257,7 +258,7 @@ def create_name(client: MlflowClient, name: str, *, tags: Mapping[str, Any] | No
             raise
 
 
-def _log_model(client: MlflowClient, artifact: Artifact, *, experiment_id: str, run_id: str) -> LoggedModel:
+def _log_model(client: MlflowClient, name: str, artifact: Artifact, *, experiment_id: str, run_id: str) -> LoggedModel:
     facts = artifact.metadata.items()  # resolution, parameters, last losses
     model = client.create_logged_model(
         experiment_id,
@@ -273,7 +274,7 @@ def _log_model(client: MlflowClient, artifact: Artifact, *, experiment_id: str, 
             model_uuid=model.model_id,
             run_id=run_id,
             model_id=model.model_id,
-            metadata={name: artifact.provenance[name] for name in CODE if name in artifact.provenance},
+            metadata={REGISTERED: name} | {own: artifact.provenance[own] for own in CODE if own in artifact.provenance},
         )
         folder = artifact.download(Path(scratch) / "files")
         digests = {name: entry.sha256 for name, entry in zip(artifact.names(), artifact.files, strict=True)}

@@ -232,7 +232,8 @@ class Tokens(Generator):
         smallest, (height, _) = self.size, self.first.settings["grid"]
         factor = smallest[0] // height
         if any(side % factor for side in size) or any(side < least for side, least in zip(size, smallest, strict=True)):
-            raise ValueError(f"size must be multiples of {factor} of at least {smallest}, not {size}")
+            least, asked = ("{1}x{0}".format(*each) for each in (smallest, size))
+            raise ValueError(f"size must be multiples of {factor} of at least {least}, not {asked}")
         prior = self.first.module
         if not isinstance(prior, Transformer) or self.parts.condition is not None:
             raise ValueError("this prior makes no larger images: only a transformer without condition image does")

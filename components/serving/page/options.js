@@ -15,7 +15,7 @@ export function fillOptions(generator, settings) {
       const most = name === "steps" ? generator.most_steps : option.max;
       const kind = { ...option, max: most ?? undefined };
       const value = settings[name] ?? own;
-      return field(`option-${name}`, kind, option.kind === "size" ? flipped(value) : value);
+      return field(`option-${name}`, kind, value);
     }),
   );
 }
@@ -98,11 +98,8 @@ function valueOf(text, kind) {
   if (text === "") return undefined;
   if (kind === "number") return Number(text);
   if (kind === "list") return text.split(/[\s,]+/).map(Number);
-  return kind === "size" ? flipped(text) : text;
+  return text;
 }
-
-/** A request's size is height first; a page and the API say width first. */
-export const flipped = (size) => size?.split("x").reverse().join("x");
 
 function words(name) {
   const plain = name.replaceAll("_", " ");

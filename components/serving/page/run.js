@@ -3,7 +3,6 @@
 import { edit, generate } from "./api.js";
 import { announce, byId } from "./dom.js";
 import { base64Of, blobOf } from "./images.js";
-import { flipped } from "./options.js";
 import { stepsOf } from "./settings.js";
 import { Tile } from "./tile.js";
 import { dropTiles, showTiles } from "./view.js";
@@ -42,8 +41,7 @@ function tilesOf({ generator, settings }, handlers) {
 }
 
 async function answer(model, { generator, settings, tiles }, files, condition, signal, onMade) {
-  const { version, size, ...fields } = { ...settings, model, prompt: settings.prompt ?? "", stream: true };
-  if (size) fields.size = flipped(size);
+  const { version, ...fields } = { ...settings, model, prompt: settings.prompt ?? "", stream: true };
   if (condition) fields.condition = await base64Of(condition);
   const call = (previews) => {
     const body = { ...fields, ...(files ?? {}), partial_images: previews };
