@@ -25,7 +25,8 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def decode_sample(data: bytes) -> Image.Image:
-    """Decodes an image that is to be learned as `decode_image`. Raises ValueError also for a side of 1 pixel."""
+    """Decodes an image that is to be learned, as `decode_image`.
+    Raises ValueError also for a side below SMALLEST."""
     image = decode_image(data)
     if min(image.size) < SMALLEST:
         raise ValueError(f"{image.width} x {image.height} pixels: nothing to learn")

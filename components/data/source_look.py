@@ -1,4 +1,4 @@
-"""A look at a user's source before any work: counts, captions, a few images, and what an ingest would refuse.
+"""A look at a user's source before any work: counts, captions, some images, and likely refusals.
 
 Reads are bounded, so that it takes seconds: a dozen files of a folder, the first Parquet file, the first bytes of a few
 tars. What only a whole reading can tell, such as a damaged image in the middle, stays for the ingest.
@@ -31,7 +31,7 @@ CUT = "unexpected end of data"  # tarfile's words for a tar that goes on
 
 
 class Look(NamedTuple):
-    """What was seen of a source."""
+    """Lines and images for the user, from a look at a source."""
 
     lines: tuple[str, ...]
     images: tuple[np.ndarray, ...]  # uint8 (SIDE, SIDE, 3)

@@ -68,7 +68,7 @@ class Option:
 
 
 def read_size(size: object) -> object:
-    """Parses `128x64`, WIDTHxHEIGHT, as (height, width). Raises ValueError for other text; other types pass."""
+    """Parses `128x64`, WIDTHxHEIGHT, as (height, width); other types pass. Raises ValueError."""
     if not isinstance(size, str):
         return size
     width, _, height = size.partition("x")

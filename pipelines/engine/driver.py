@@ -46,6 +46,7 @@ from pipelines.workflows import build_workflow
 
 logger = logging.getLogger("cascade")
 DONE, FAILED, INTERRUPTED = 0, 1, 130
+NICENESS = "RAY_worker_niceness"  # Ray's own setting, 15 where it is not set
 MOST_STEPS = 100  # under the profiler: a step leaves some MB in memory and in the file
 
 
@@ -217,6 +218,8 @@ def _share(prepared: Prepared, console: Console) -> dict[str, Resources]:
     # so long before it looks again.
     seconds = profile.worker_start_timeout or (600 if profile.min_workers is None else 30)
     present = start_ray(worker_start_timeout=seconds, verbose=options.verbose)
+    if prepared.running and not on_cluster() and (nice := os.environ.get(NICENESS, "15")) != "0":
+        say(console, f"workers run at nice {nice}, behind other programs here; {NICENESS}=0 gives them an equal share")
     cluster = present if future is None else future._replace(gpu=future.gpu or present.gpu)
     shares = share_cluster(workflow, profile, cluster, running=prepared.running)
     preflight.check_shares(workflow, shares)

@@ -158,7 +158,8 @@ def find_parquet(path: str, columns: Columns = COMMON) -> ParquetSet:
 
 
 def list_parquet(path: str, columns: Columns = COMMON, *, most_files: int | None = None) -> Source:
-    """Lists the rows of all files, or of the first `most_files`; those without a class are quarantined when drawn.
+    """Lists the rows of all files, or of the first `most_files`.
+    Rows without a class are quarantined when drawn.
     Raises SourceError for a file that can't be read, or has other columns than the first file."""
     chosen = find_parquet(path, columns)
     chosen = chosen._replace(files=chosen.files[:most_files])
