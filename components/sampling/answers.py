@@ -27,6 +27,7 @@ from components.sampling.model import SamplingModel
 from components.sampling.plan import check_conditions, check_prompt_length, check_request, plan_of
 from components.sampling.requests import Request, RequestRow, settings_of, with_settings
 
+REGISTERED = "image_cascade.registered_name"  # in the metadata of a packed model: the name that it was packed for
 Predict = Callable[[list[RequestRow]], list[str]]
 
 

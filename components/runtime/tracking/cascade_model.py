@@ -9,8 +9,7 @@ from mlflow.models import Model, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from components.models.file_list import check_files
-from components.runtime.tracking.names import REGISTERED
-from components.sampling.answers import predictor_of
+from components.sampling.answers import REGISTERED, predictor_of
 from components.sampling.requests import RequestRow
 
 

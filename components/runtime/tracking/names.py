@@ -5,7 +5,6 @@ This file imports no MLflow, which takes seconds.
 
 from pathlib import PurePosixPath
 
-REGISTERED = "image_cascade.registered_name"  # in the metadata of a packed model: the name that it was packed for
 REGISTRY = "models:/"  # the start of a registered model's address
 CANDIDATE, CHAMPION = "candidate", "champion"  # aliases: the version made or used last, and the best
 SYSTEM = "system/"  # the start of metrics that MLflow's page shows as the machine's load

@@ -34,12 +34,11 @@ from components.runtime.tracking.names import (
     KEY,
     MANIFEST,
     PLACE,
-    REGISTERED,
     REGISTRY,
     STAGE,
 )
 from components.runtime.tracking.packed_code import MODEL_CODE, model_code, pack_code
-from components.sampling.answers import example_of
+from components.sampling.answers import REGISTERED, example_of
 from components.sampling.cascade import DESCRIPTION
 from components.sampling.frozen_text import LENGTH
 
