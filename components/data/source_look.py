@@ -30,7 +30,7 @@ CLASSES = 8  # that are named
 CUT = "unexpected end of data"  # tarfile's words for a tar that goes on
 
 
-class Look(NamedTuple):
+class SourceLook(NamedTuple):
     """Lines and images for the user, from a look at a source."""
 
     lines: tuple[str, ...]
@@ -38,7 +38,7 @@ class Look(NamedTuple):
     captions: tuple[str, ...]  # of these images: captions, else classes
 
 
-class Seen(NamedTuple):
+class SeenSample(NamedTuple):
     """A sample that was looked at."""
 
     key: str
@@ -48,7 +48,7 @@ class Seen(NamedTuple):
     reason: str | None
 
 
-def look_at(source: str, path: str | None, config: IngestConfig) -> Look | None:
+def look_at(source: str, path: str | None, config: IngestConfig) -> SourceLook | None:
     """Looks at the source as `ingest` will read it; None for packaged images, which are known.
     Raises SourceError or ShardError for a source of which the ingest can use nothing."""
     if path is None or source in (*PACKAGED, "fashion_mnist"):
@@ -72,14 +72,14 @@ def look_at(source: str, path: str | None, config: IngestConfig) -> Look | None:
     return _described(f"{path}: {index.samples:,} images in shards, {_classes(names)}", seen, config)
 
 
-def _look_at_items(path: str, listing: Source, part: str, config: IngestConfig) -> Look:
-    def see(item: Item) -> Seen:
+def _look_at_items(path: str, listing: Source, part: str, config: IngestConfig) -> SourceLook:
+    def see(item: Item) -> SeenSample:
         named = listing.classes[item.label] if item.label >= 0 else None
         try:
             drawing = listing.reader.draw(item, listing.reader.read(item), resolution=SIDE)
         except Exception as error:  # Pillow's decoders raise a dozen kinds for a corrupt file
-            return Seen(item.key, named, item.caption, None, reason_of(error))
-        return Seen(item.key, named, item.caption, np.asarray(drawing.image), None)
+            return SeenSample(item.key, named, item.caption, None, reason_of(error))
+        return SeenSample(item.key, named, item.caption, np.asarray(drawing.image), None)
 
     labels = Counter(listing.classes[item.label] for item in listing.items if item.label >= 0)
     about = f"{path}: {part}{len(listing.items):,} images, {_classes(labels)}"
@@ -89,15 +89,15 @@ def _look_at_items(path: str, listing: Source, part: str, config: IngestConfig) 
     return _described(about, seen, config)
 
 
-def _tar_samples(tars: Sequence[FileVersion]) -> list[Seen]:
+def _tar_samples(tars: Sequence[FileVersion]) -> list[SeenSample]:
     """Samples at the start of a few tars, the first IMAGES of them decoded."""
     chosen = tars[:: max(1, len(tars) // TARS_SEEN)][:TARS_SEEN]
-    seen, shown = list[Seen](), 0
+    seen, shown = list[SeenSample](), 0
     for group, reason in (pair for pairs in in_parallel(_first_groups, chosen) for pair in pairs):
         image = None
         if reason is None and group.image is not None and shown < IMAGES:
             image, shown = np.asarray(fit_square(decode_sample(group.image), SIDE)), shown + 1
-        seen.append(Seen(group.key, group.words.label, group.words.caption, image, reason))
+        seen.append(SeenSample(group.key, group.words.label, group.words.caption, image, reason))
     return seen
 
 
@@ -128,7 +128,7 @@ def _classes(labels: Mapping[str, int]) -> str:
     return f"{len(labels):,} classes: {named}{', …' if len(labels) > CLASSES else ''}"
 
 
-def _described(about: str, seen: Sequence[Seen], config: IngestConfig) -> Look:
+def _described(about: str, seen: Sequence[SeenSample], config: IngestConfig) -> SourceLook:
     captions = list(dict.fromkeys(each.caption for each in seen if each.caption))[:2]
     told = f"captions such as {' and '.join(map(repr, captions))}" if captions else "no captions"
     lines, bad = [f"{about}; {told}"], [each for each in seen if each.reason is not None]
@@ -138,4 +138,4 @@ def _described(about: str, seen: Sequence[Seen], config: IngestConfig) -> Look:
             raise SourceError(f"{fault}; mend the source")
         lines.append(f"{fault}; the ingest stops where they are more than {config.max_corrupt_fraction:.1%}")
     shown = [(each.image, each.caption or each.label or "") for each in seen if each.image is not None]
-    return Look(tuple(lines), tuple(image for image, _ in shown), tuple(caption for _, caption in shown))
+    return SourceLook(tuple(lines), tuple(image for image, _ in shown), tuple(caption for _, caption in shown))

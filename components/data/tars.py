@@ -58,21 +58,21 @@ class Group(NamedTuple):
         return self.image if member == "image" else self.members.get(f"{member}.png")
 
     @property
-    def words(self) -> "Words":
+    def words(self) -> "SampleWords":
         """Class and caption: of the members `cls` and `txt`, or of `json` where there is neither."""
         if {"cls", "txt"} & self.members.keys():
             label = self._text("cls") if "cls" in self.members else None
-            return Words(label, self._text("txt"))
+            return SampleWords(label, self._text("txt"))
         fields = _fields(self.members.get("json", b""))
         caption = next((fields[name] for name in NAMES["caption"] if fields.get(name)), None)
         labels = (fields[name] for name in NAMES["label"] if isinstance(fields.get(name), int | str))
-        return Words(next((str(label) for label in labels if label != ""), None), first_caption(caption).strip())
+        return SampleWords(next((str(label) for label in labels if label != ""), None), first_caption(caption).strip())
 
     def _text(self, suffix: str) -> str:
         return self.members.get(suffix, b"").decode(errors="replace").strip()
 
 
-class Words(NamedTuple):
+class SampleWords(NamedTuple):
     """Class and caption of a sample."""
 
     label: str | None  # a number or a name; None: the sample has no class

@@ -12,7 +12,7 @@ import ray
 from rich.console import Console
 
 from components.configuration.usage import UsageError
-from components.data.source_look import Look
+from components.data.source_look import SourceLook
 from components.evaluation.grids import labelled_grid
 from components.runtime import events
 from components.runtime.execution import Profiling, Resources
@@ -84,7 +84,7 @@ class Prepared:
     needs: preflight.Needs
     commit: str  # of the code, as `provenance.commit` has it
     starts: list[str]  # a line for each training that begins with given weights
-    look: Look | None  # at the user's images, where they are ingested
+    look: SourceLook | None  # at the user's images, where they are ingested
     profiling: Profiling | None = None
 
     @property

@@ -20,7 +20,7 @@ from components.configuration.usage import UsageError, usage_errors
 from components.data.ingest import PACKAGED
 from components.data.listing import FileVersion, SourceError
 from components.data.source_check import check_file, check_source, detect_source, file_to_try, shard_in_place
-from components.data.source_look import Look, look_at
+from components.data.source_look import SourceLook, look_at
 from components.evaluation.features import MeasureConfig, check_feature_network
 from components.evaluation.reconstructions import PairsConfig
 from components.runtime.execution import Resources
@@ -86,7 +86,7 @@ def needs_of_source(source: str, path: str | None) -> Needs:
     return Needs(packaged=source) if source in PACKAGED else Needs(source=file_to_try(source, path))
 
 
-def look_of(planned: Sequence[PlannedStage]) -> Look | None:
+def look_of(planned: Sequence[PlannedStage]) -> SourceLook | None:
     """A look at the user's source, where its images will be ingested. Raises SourceError or ShardError."""
     configs = [entry.stage.config for entry in planned if entry.wanted]
     looks = (look_at(*detect_source(own.source), own) for own in configs if isinstance(own, ImagesConfig))

@@ -10,7 +10,7 @@ import pytest
 from components.data import source_look
 from components.data.ingest import IngestConfig
 from components.data.listing import ShardError, SourceError
-from components.data.source_look import IMAGES, Look, look_at
+from components.data.source_look import IMAGES, SourceLook, look_at
 from components.runtime.storage.store import Store
 from pipelines.engine import driver
 from tests.image_sets import image, png, write_parquet, write_set, write_tar
@@ -19,7 +19,7 @@ NUMBERS = {"resolution": 8, "samples_per_shard": 40, "holdout_fraction": 0.1, "v
 NOISE = np.random.default_rng(0)
 
 
-def look(source: str, path: Path) -> Look:
+def look(source: str, path: Path) -> SourceLook:
     found = look_at(source, str(path), IngestConfig(**NUMBERS))
     assert found is not None
     return found

@@ -22,7 +22,7 @@ from components.data.listing import FileVersion, ShardError, SourceError, list_v
 from components.data.parts import even_parts
 from components.data.shards import Quarantined, ShardEntry, order_of, split_of
 from components.data.sources.source import ONE_CLASS, ordered_classes
-from components.data.tars import CONVERT, OTHER_IMAGES, Group, Member, Words, has_end, iterate_shard, write_shard
+from components.data.tars import CONVERT, OTHER_IMAGES, Group, Member, SampleWords, has_end, iterate_shard, write_shard
 from components.runtime.storage.artifact import FileEntry, write_record
 from components.runtime.storage.store import Store, digest_of, read_url
 
@@ -47,7 +47,7 @@ class Surveyed(NamedTuple):
     """The words of a sample in a user's tar."""
 
     key: str
-    words: Words
+    words: SampleWords
 
     @classmethod
     def of(cls, group: Group) -> Self:
