@@ -44,12 +44,12 @@ def _levels_to_bytes(levels: Tensor) -> Tensor:
 
 def read_image(data: bytes, *, resolution: int) -> Tensor:
     """Decodes an image file to (3, S, S) in [-1, 1]. Raises ValueError for data that is no image."""
-    return fitted_image(open_given_image(data), resolution=resolution)
+    return fitted_image(open_given_image(data), height=resolution, width=resolution)
 
 
-def fitted_image(image: Image.Image, *, resolution: int) -> Tensor:
-    """Returns an RGB image as (3, S, S) in [-1, 1], area-averaged to the resolution."""
-    return from_uint8(np.array(image.resize((resolution, resolution), Image.Resampling.BOX)))
+def fitted_image(image: Image.Image, *, height: int, width: int) -> Tensor:
+    """Returns an RGB image as (3, H, W) in [-1, 1], area-averaged to the size."""
+    return from_uint8(np.array(image.resize((width, height), Image.Resampling.BOX)))
 
 
 def read_mask(data: bytes, size: tuple[int, int]) -> Tensor:

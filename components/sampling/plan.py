@@ -203,10 +203,10 @@ def check_prompt_length(text: TextCondition, prompt: str) -> None:
         raise ValueError(f"the prompt is too long: {length} tokens, the model takes at most {limit}")
 
 
-def condition_images(plans: Sequence[Plan], resolution: int) -> Tensor:
-    """Returns the plans' condition images (B, 3, S, S); every plan must have one."""
-    images = [fitted_image(plan.condition, resolution=resolution) for plan in plans if plan.condition is not None]
-    return torch.stack(images)
+def condition_images(plans: Sequence[Plan], height: int, width: int) -> Tensor:
+    """Returns the plans' condition images (B, 3, H, W); every plan must have one."""
+    given = [plan.condition for plan in plans if plan.condition is not None]
+    return torch.stack([fitted_image(image, height=height, width=width) for image in given])
 
 
 def encode_conditions(model: SamplingModel, plans: Sequence[Plan]) -> Conditions:
@@ -223,7 +223,8 @@ def encode_conditions(model: SamplingModel, plans: Sequence[Plan]) -> Conditions
         condition["text"] = model.text.encode([plan.prompt or "" for plan in plans]).to(model.device)
         null["text"] = model.text.encode([""] * len(plans)).to(model.device)
     if model.network.get("condition_image_channels") and model.takes_condition_image:
-        condition["condition_image"] = condition_images(plans, model.settings["resolution"]).to(model.device)
+        side = model.settings["resolution"]
+        condition["condition_image"] = condition_images(plans, side, side).to(model.device)
         null["condition_image"] = torch.zeros_like(condition["condition_image"])
     return Conditions(condition, null)
 

@@ -1,5 +1,6 @@
 """Laws of models that make images alone, of priors of every kind, and of condition images for all generators."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from components.evaluation.gallery import GalleryConfig, gallery_requests
 from components.runtime.tracking.registry import input_example
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade, ConditionImages, compose
+from components.sampling.generators.tokens import sample_prior
 from components.sampling.image_files import encode_png
+from components.sampling.images import from_uint8, to_bytes
 from components.sampling.requests import Request, RequestRow
 from pipelines.command.sample import read_condition
 from tests.refusals import one_line
@@ -32,6 +35,21 @@ def test_the_best_of_one_is_the_image_and_a_larger_image_has_the_size_asked_for(
     request = Request(label=1, seed=3)
     assert np.array_equal(cascade.sample([request])[0], cascade.sample([request.replace(best_of=1)])[0])
     assert cascade.sample([request.replace(size=(16, 32))])[0].shape == (16, 32, 3)
+
+
+def test_a_larger_image_is_made_after_the_whole_of_a_condition_image_as_much_larger(tmp_path: Path):
+    """Each window is conditioned on its own part (tests/numerics/test_sliding_window.py)."""
+    cascade = Cascade.load(conditioned(tmp_path))
+    upper, lower = (np.asarray(Image.open(io.BytesIO(depth(edge, 16)))) for edge in (3, 12))
+    tall = np.concatenate([upper, lower])
+    requests = [Request(condition=encode_png(image), seed=1, size=(32, 16)) for image in (tall, tall[::-1])]
+    one, other = cascade.sample(requests)
+    assert (one != other).any()
+    maker, plan = cascade.makers["tokens"], cascade.resolve(requests[0])
+    tokens = maker.parts.condition.module.tokenize(from_uint8(tall)[None]).flatten(1)
+    expected = maker.tokenizer.module.detokenize(sample_prior(maker.first, [plan], tokens, grid=(8, 4)))
+    assert tokens.shape == (1, 32)
+    assert np.array_equal(one, to_bytes(expected)[0])
 
 
 KIND, NETWORK, SETTINGS = PRIORS["transformer"]

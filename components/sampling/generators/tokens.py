@@ -198,8 +198,9 @@ class Tokens(Generator):
         """Makes the images of plans; of several candidates the best by the reranker, or by the prior."""
         tokenizer, seen, condition = self.tokenizer, self.parts.condition, None
         if seen is not None:
-            images = condition_images(plans, seen.settings["resolution"]).to(seen.device)
-            condition = seen.module.tokenize(images).flatten(1)
+            own = self.first.settings["grid"]  # a larger image needs as much more of its condition
+            sides = [seen.settings["resolution"] * n // of for n, of in zip(plans[0].grid or own, own, strict=True)]
+            condition = seen.module.tokenize(condition_images(plans, *sides).to(seen.device)).flatten(1)
         candidates, decoder, reranker = plans[0].candidates, tokenizer.module, self.parts.reranker
         side = max(plans[0].size or self.size)
 
@@ -235,8 +236,8 @@ class Tokens(Generator):
             least, asked = ("{1}x{0}".format(*each) for each in (smallest, size))
             raise ValueError(f"size must be multiples of {factor} of at least {least}, not {asked}")
         prior = self.first.module
-        if not isinstance(prior, Transformer) or self.parts.condition is not None:
-            raise ValueError("this prior makes no larger images: only a transformer without condition image does")
+        if not isinstance(prior, Transformer):
+            raise ValueError("this prior makes no larger images: only a causal transformer does")
         if prior.grid != tuple(self.first.settings["grid"]):  # it was told of a row of tokens
             raise ValueError("this prior makes no larger images: it knows no rows and columns")
         return size[0] // factor, size[1] // factor
