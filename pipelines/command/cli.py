@@ -88,7 +88,8 @@ def run(
 ) -> None:
     """Train the whole cascade, sample it, register it and write a report.
 
-    Everything finished is cached by content: the same command again goes on where the last one stopped.
+    Everything finished is cached by content: the same command again goes on where the last one stopped. Exit codes: 0
+    done, 1 failed, 2 wrong use, 3 done but not registered (`cascade register` does it), 130 interrupted.
 
     **Examples**
 
@@ -295,15 +296,11 @@ def compare(
     raise typer.Exit(run_compare(systems or [], seed=seed, **where, console=Console(), figures=figures))
 
 
-sample_command = app.command()(sample.sample)
-evaluate_command = app.command()(evaluate.evaluate)
-translate_command = app.command()(translate.translate)
-import_command = app.command("import")(model.import_)
-export_command = app.command("export")(model.export)
-reconstruct = app.command()(model.reconstruct)
-ema = app.command()(model.ema)
-promote_command = app.command("promote")(model.promote)
-serve = app.command()(model.serve)
+for body in (sample.sample, evaluate.evaluate, translate.translate):
+    app.command()(body)
+app.command("import")(model.import_)
+for body in (model.export, model.reconstruct, model.ema, model.promote, model.register, model.serve):
+    app.command()(body)
 
 
 @app.command()

@@ -44,7 +44,7 @@ def run(recipe: str = DEMO, **options: Any) -> dict[str, Artifact]:
     code = driver.run(driver.RunOptions(recipe, **options), Console(file=printed, width=200))
     if code == driver.INTERRUPTED:
         raise KeyboardInterrupt
-    if code != driver.DONE:
+    if code not in (driver.DONE, driver.UNREGISTERED):
         lines = printed.getvalue().splitlines()
         raise RunError(" ".join(line for line in lines if line.startswith(("failed: ", "details: "))))
     planned = plan(recipe, **options)

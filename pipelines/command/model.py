@@ -1,4 +1,4 @@
-"""Commands on trained models: `import`, `export`, `reconstruct`, `ema`, `promote`, `serve`."""
+"""Commands on models: `import`, `export`, `reconstruct`, `ema`, `promote`, `register`, `serve`."""
 
 import tempfile
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from components.configuration.usage import UsageError, usage_errors
-from pipelines.command.options import Set, Tracking, share_cores
+from pipelines.command.options import Set, Storage, Tracking, share_cores
 
 Artifact = Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a model's artifact.")]
 
@@ -204,6 +204,26 @@ def promote(
         name, version, before = promote_by_hand(model, tracking_uri=uri, back=back)
     again = "" if before in (None, version) else f"; to take it back: cascade promote {name}@{before}"
     typer.echo(f"{REGISTRY}{name}@champion is version {version}{again}")
+
+
+def register(
+    run: Annotated[str | None, typer.Argument(help="Name of the run; the newest if left out.")] = None,
+    storage: Storage = None,
+    tracking: Tracking = None,
+) -> None:
+    """Send MLflow what it lacks of a run that ended while MLflow was away, and register its models.
+
+    `cascade run` ends with exit code 3 then. What is left lies in the run's folder in storage, so any machine will do.
+    Doing it twice changes nothing; while MLflow still lacks something the exit code is 3 again.
+
+    **Examples**
+
+    - `cascade register openmoji-1a2b3c`
+    - `cascade register --storage s3://bucket/runs --tracking http://mlflow:5000` — the newest run there
+    """
+    from pipelines.command.upkeep import register_run
+
+    raise typer.Exit(register_run(run, storage=storage, tracking=tracking, console=Console()))
 
 
 def serve(

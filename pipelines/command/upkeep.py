@@ -12,16 +12,21 @@ from components.configuration.usage import UsageError, usage_errors
 from components.models.bundle import DESCRIPTION
 from components.models.file_list import LIST, differences
 from components.runtime.storage.artifact import Artifact, ArtifactError, load_artifact, verify_files
-from components.runtime.storage.store import Store, absolute
+from components.runtime.storage.store import SCRATCH, Store, absolute
+from components.runtime.tracking.event_log import place_of
 from components.runtime.tracking.names import REGISTRY
 from components.weights.importing import Target
 from pipelines.engine.code_seen import made_by
+from pipelines.engine.display import say
+from pipelines.engine.driver import UNREGISTERED
+from pipelines.engine.recorder import EXPERIMENT
 from pipelines.engine.run_report import load_plan, newest_run
 from pipelines.planning.profiles import storage_uri, tracking_uri
 from pipelines.recipes.catalog import load_recipe
 from pipelines.workflows import build_workflow
 
 SOUND, DAMAGED = 0, 1
+REGISTER_SECONDS = 24 * 3600.0  # for models of any size
 
 
 def verify_run(run: str | None, *, storage: str | None, console: Console) -> int:
@@ -50,6 +55,30 @@ def verify_run(run: str | None, *, storage: str | None, console: Console) -> int
     files = sum(len(artifact.files) for artifact in artifacts)
     what = f"{run}: {len(artifacts)} artifacts, {files} files, {total / 1e6:.1f} MB"
     return verdict(what, bad, "all as their manifests say", console)
+
+
+def register_run(run: str | None, *, storage: str | None, tracking: str | None, console: Console) -> int:
+    """Send MLflow the missing part of a run, None: the newest; returns the exit code: 0 sent, 3 not all.
+    Raises UsageError if there is no such run or no MLflow, StoreError if storage can't be reached."""
+    root, uri = Store(storage_uri(storage)), tracking_uri(tracking)
+    run = run or newest_run(root)
+    load_plan(root, run)
+    if uri is None:
+        raise UsageError(f"{run}: name the MLflow that is to have it with --tracking")
+    from components.runtime.tracking.tracker import Tracker  # MLflow takes seconds to import
+
+    place, lacking = place_of(root, run), ""
+    for name in place.folders():
+        with tempfile.TemporaryDirectory(prefix=SCRATCH) as spool:
+            tracker = Tracker(uri, experiment=EXPERIMENT, spool=Path(spool), copy=place.join(name))
+            for line in tracker.close("KILLED", timeout_seconds=REGISTER_SECONDS):  # a run that ended stays as it ended
+                say(console, f"warning: {line}", "yellow")
+            decided = tracker.delivery.promotions.get(run, []) if tracker.delivery else []
+            for line in (line for each in decided for line in each.lines()):
+                say(console, line)
+            lacking = tracker.undelivered or lacking
+    say(console, f"{run}: MLflow {'still lacks a part: the same command sends it' if lacking else 'has everything'}")
+    return UNREGISTERED if lacking else SOUND
 
 
 def verdict(what: str, bad: Sequence[str], sound: str, console: Console) -> int:

@@ -16,6 +16,7 @@ from components.data.source_look import SourceLook
 from components.evaluation.grids import labelled_grid
 from components.runtime import events
 from components.runtime.execution import Profiling, Resources
+from components.runtime.storage.connection import shown
 from components.runtime.storage.store import Store, StoreError, absolute
 from components.runtime.tracking.event_log import journal_name
 from components.runtime.tracking.names import environment, registered_name
@@ -24,7 +25,7 @@ from pipelines.engine.display import Display, duration, run_tables, say
 from pipelines.engine.execute import Outcome, execute
 from pipelines.engine.naming import cascade_name, data_identity, model_card, resolve_starts
 from pipelines.engine.provenance import code_line, commit
-from pipelines.engine.recorder import ActorRecorder, RunRecorder, StageStatus
+from pipelines.engine.recorder import ActorRecorder, Closing, RunRecorder, StageStatus
 from pipelines.engine.run_report import (
     REPORT,
     SOURCE_IMAGES,
@@ -45,7 +46,7 @@ from pipelines.workflow import PlannedStage, Selection, Workflow
 from pipelines.workflows import build_workflow
 
 logger = logging.getLogger("cascade")
-DONE, FAILED, INTERRUPTED = 0, 1, 130
+DONE, FAILED, UNREGISTERED, INTERRUPTED = 0, 1, 3, 130
 NICENESS = "RAY_worker_niceness"  # Ray's own setting, 15 where it is not set
 MOST_STEPS = 100  # under the profiler: a step leaves some MB in memory and in the file
 
@@ -125,7 +126,8 @@ def prepare(options: RunOptions) -> Prepared:
 
 
 def run(options: RunOptions, console: Console) -> int:
-    """Run a recipe to the end; returns the exit code: 0 done, 1 failed, 130 interrupted."""
+    """Run a recipe to the end; returns the exit code.
+    0: done, 1: failed, 3: done, but MLflow lacks a part, 130: interrupted."""
     prepared, started = prepare(options), time.time()
     with announced(prepared.root, prepared.run, prepared.planned):
         for line in prepared.seen:
@@ -167,7 +169,7 @@ def run(options: RunOptions, console: Console) -> int:
     for warning in closing.warnings:
         say(console, f"warning: {warning}", "yellow")
     report = f"{report} ({duration(time.time() - started)})"
-    return _conclude(prepared, outcome, closing.promotion, report, console)
+    return _conclude(prepared, outcome, closing, report, console)
 
 
 def parse_steps(text: str, *, workflow: Workflow, folder: str) -> Profiling:
@@ -290,8 +292,8 @@ def _save(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], *, 
     save_run(folder, yaml, prepared.planned, statuses, outcome, facts=facts, seconds=seconds)
 
 
-def _conclude(prepared: Prepared, outcome: Outcome, promotion: list[str] | None, report: str, console: Console) -> int:
-    """Print failures, traces, code, report and promotion; returns the exit code."""
+def _conclude(prepared: Prepared, outcome: Outcome, closing: Closing, report: str, console: Console) -> int:
+    """Print failures, traces, code, report, promotion, and what is not in MLflow; returns the exit code."""
     for stage, message in outcome.failures.items():
         say(console, f"failed: {stage}: {message}", "red")
     if outcome.failures:
@@ -301,8 +303,11 @@ def _conclude(prepared: Prepared, outcome: Outcome, promotion: list[str] | None,
             say(console, f"trace: {line}")
     say(console, f"code: {code_line(prepared.commit)}")
     say(console, f"report: {report}")
-    if prepared.tracking and "cascade" in outcome.artifacts and not outcome.failures and promotion is None:
-        promotion = [f"model: {registered_name(prepared.name)}, which becomes champion or not when MLflow is back"]
-    for line in promotion or []:
+    for line in closing.promotion or ():
         say(console, line)
-    return FAILED if outcome.failures else DONE
+    if closing.undelivered:
+        what = ", ".join(closing.unregistered) or "a part of the run, after which its models may be champions"
+        say(console, f"not registered: {what}", "red")
+        where = f"--storage {prepared.root.uri} --tracking {shown(str(prepared.tracking))}"
+        say(console, f"to register, once MLflow is back: cascade register {prepared.run} {where}")
+    return FAILED if outcome.failures else UNREGISTERED if closing.undelivered else DONE

@@ -69,6 +69,8 @@ class Closing(NamedTuple):
     warnings: Sequence[str]  # for the user, such as MLflow away
     promotion: list[str] | None = None  # lines about champions; None until MLflow has received the run's end
     pages: Mapping[str, str] = MappingProxyType({})  # of MLflow, of run and model: addresses, once it has them
+    undelivered: str = ""  # why MLflow lacks a part of the run that decides on its models
+    unregistered: Sequence[str] = ()  # names of models in that part
 
 
 class RunRecorder(events.Recorder):
@@ -103,6 +105,7 @@ class RunRecorder(events.Recorder):
         except OSError as error:  # without MLflow a journal serves only a recorder that dies
             if tracking is not None:
                 self._warn(f"MLflow gets nothing of this run: no room for its journal in {spool} ({error.strerror})")
+                self.log.problem = str(error.strerror)
         if self.log.journal is not None:
             self._resume()
         if begun is not None and not self.log.run:
@@ -189,17 +192,18 @@ class RunRecorder(events.Recorder):
             self.log.end(status, promote)
             if self.log.journal is not None:
                 self.log.journal.discard()
-            return Closing(self.warnings)
+            return Closing(self.warnings, undelivered=self.log.problem)
         warnings = list(dict.fromkeys(self.warnings + self.tracker.close(status, promote=promote)))
         if self.log.lost:
             why = f"for which its journal had no room ({self.log.problem})"
             again = "make room and run the same command again: it trains nothing again, and sends what storage has"
             warnings.append(f"MLflow lacks {self.log.lost} records of this run, {why}; {again}")
+        left = {"undelivered": self.tracker.undelivered, "unregistered": self.tracker.unregistered}
         if (delivery := self.tracker.delivery) is None:
-            return Closing(warnings)
+            return Closing(warnings, **left)
         promotions = delivery.promotions.get(self.log.run)
         lines = None if promotions is None else [line for each in promotions for line in each.lines()]
-        return Closing(warnings, lines, delivery.pages(self.log.run))
+        return Closing(warnings, lines, delivery.pages(self.log.run), **left)
 
     def _store(self, stage: str, *, older_than: float = 0.0) -> None:
         """Copy a stage's log to storage; a full one costs the next report its curves, and nothing else."""

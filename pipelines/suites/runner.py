@@ -135,7 +135,7 @@ class Suite(ABC, Generic[R]):
             titles: announcement of each recipe and seed.
             noun: name of the recipes, in the plural.
 
-        Returns 1 if one failed, 130 at once if interrupted.
+        Returns 1 if one failed, 3 if MLflow lacks a part of one, 130 at once if interrupted.
         """
         finished = [key for key in titles if self.is_finished(key)]
         unknown = unknown_runs({self.runs[key] for key in finished}, tracking=self.tracking)
@@ -144,17 +144,18 @@ class Suite(ABC, Generic[R]):
             say(console, f"{len(finished)} of {len(titles)} {noun} are finished")
         if again:
             say(console, f"{len(again)} of them are not in MLflow, and are sent again")
-        left, failed = [key for key in titles if key not in finished or key in again], []
+        left, failed, worst = [key for key in titles if key not in finished or key in again], [], driver.DONE
         for number, key in enumerate(left, start=1):
             console.rule(f"{number} of {len(left)}: {titles[key]}")
             code = driver.run(self.options(key), console)
             self.write()
             if code == driver.INTERRUPTED:
                 return code
-            failed += [key[0]] if code != driver.DONE else []
+            worst = max(worst, code if code == driver.UNREGISTERED else driver.DONE)
+            failed += [key[0]] if code not in (driver.DONE, driver.UNREGISTERED) else []
         if failed:
             say(console, f"failed: {', '.join(failed)}; the same command goes on from here", "red")
-        return driver.FAILED if failed else driver.DONE
+        return driver.FAILED if failed else worst
 
 
 def seed_assignments(recipe: Recipe, seed: int) -> list[str]:

@@ -1,5 +1,6 @@
 """What runs next to a run, or against it: an MLflow server that is away, other drivers, clocks, a cloud's notice."""
 
+import contextlib
 import json
 import os
 import signal
@@ -94,6 +95,34 @@ def test_drivers_that_race_do_each_stage_once_whatever_their_clocks_and_on_cloud
     else:
         record(f"{len(drivers)} drivers race, their clocks apart by up to {max(clocks) // 3600} h", len(drivers), proof)
         record(f"kill -9 of the one of {len(drivers)} that works", 1, proof)
+
+
+def test_a_driver_that_stood_still_gives_way_and_writes_nothing_more(
+    tmp_path: Path, undisturbed: Undisturbed, record: Record
+):
+    """SIGSTOP of all its processes for longer than its lease lasts; they go on while another driver trains."""
+    run = Run(tmp_path / "run", steps=LONG)
+    stopped = run.start()
+    wait_until(lambda: run.step() >= INTERVAL, run)
+    family = [psutil.Process(stopped.pid), *psutil.Process(stopped.pid).children(recursive=True)]
+    for process in family:
+        process.suspend()
+    reached, other = run.step(), run.start()
+    wait_until(lambda: run.step() > reached, run)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
+    for driver in (stopped, other):
+        run.finish(driver)
+    words = " ".join(run.said().split())
+    assert words.count("another took over") == 2, "said at once, and among the warnings of the end"
+    assert "Traceback" not in words
+    attempts = [name for name in run.stage("base").folders() if name.startswith("attempt-")]
+    assert len(attempts) == 1, "two drivers finished the same stage"
+    proof = f"one line, one attempt, {run.same_as(undisturbed(LONG))}"
+    record(
+        "a driver is stopped (SIGSTOP) for longer than its lease, and goes on beside the one that took over", 1, proof
+    )
 
 
 @pytest.mark.parametrize("kind", ["gs", "az"])

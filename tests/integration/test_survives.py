@@ -65,12 +65,15 @@ def test_a_tar_that_was_cut_short_is_one_line_and_the_others_are_not_lost(ray_cl
     assert "300 images of 3 classes in 3 shards (0 quarantined)" in done.stdout
 
 
-def test_without_mlflow_the_run_ends_well_with_a_warning_and_its_points_arrive_later(tmp_path: Path, shards: Path):
+def test_without_mlflow_the_run_ends_well_and_says_what_is_missing_and_how_it_gets_there(tmp_path: Path, shards: Path):
     source = f"images.source={shards}"
     away = run("--until", "images", "--set", source, "--tracking", "http://127.0.0.1:9", cwd=tmp_path)
-    assert away.returncode == 0, away.stderr
+    assert away.returncode == 3, away.stderr
     assert "warning: MLflow did not take everything" in away.stdout
-    assert list(tmp_path.glob("runs/spool/**/*.jsonl"))
+    kept = next(tmp_path.glob("runs/runs/*/undelivered/*/*.jsonl"))
+    assert "not registered: a part of the run" in away.stdout
+    where = f"--storage {tmp_path}/runs --tracking http://127.0.0.1:9"
+    assert f"cascade register {kept.parents[2].name} {where}" in " ".join(away.stdout.split())
 
 
 def test_too_many_corrupt_images_stop_the_run_and_name_one(ray_cluster: None, tmp_path: Path):

@@ -6,6 +6,7 @@
                     shipped         how many bytes of it have been sent
                     rejected.jsonl  records that MLflow refused for good
                     lock            held by the process that writes or sends it
+{root}/runs/{run}/undelivered/{time}-{id}/{position}.jsonl    lines of a journal that MLflow did not take, from there on
 
 Object storage can't append, so a segment is written whole until it is full, and then the next one begins. Segments
 leave out what only MLflow shows: the machine's load, images and texts.
@@ -28,11 +29,12 @@ from filelock import FileLock, Timeout
 from components.runtime import events
 from components.runtime.events import LogEntry
 from components.runtime.storage.artifact import LOG
-from components.runtime.storage.store import Store, in_parallel
+from components.runtime.storage.store import Store, StoreError, in_parallel
 from components.runtime.tracking.names import SYSTEM
 
 logger = logging.getLogger(__name__)
-HEADER, LOCK = "journal.json", "lock"
+HEADER, LOCK, REJECTED, KEPT = "journal.json", "lock", "rejected.jsonl", "kept"
+UNDELIVERED = "undelivered"  # folder of a run
 BYTES_AT_ONCE = 2**24
 SEGMENT_BYTES = 2**20  # about the most that is written again when a line is added
 
@@ -43,7 +45,9 @@ class Journal:
     def __init__(self, folder: Path, *, destination: dict[str, str], lock: FileLock) -> None:
         self.folder = folder
         self.destination = destination
+        self.place: Store | None = None  # of a copy that outlives this machine; None until a run has begun
         self._lock = lock
+        self._kept = 0  # position up to which this process has copied it
         shipped = folder / "shipped"
         self._shipped = int(shipped.read_text() or 0) if shipped.exists() else 0
         self._events = open(folder / "events.jsonl", "ab+", buffering=0)  # noqa: SIM115 - open as long as the journal
@@ -86,8 +90,34 @@ class Journal:
 
     def set_aside(self, line: bytes, reason: str) -> None:
         """Keep a record that MLflow refused for good, with the reason, and go on."""
-        with suppress(OSError), open(self.folder / "rejected.jsonl", "ab") as file:
+        with suppress(OSError), open(self.folder / REJECTED, "ab") as file:
             file.write(b'{"reason": %s, "record": %s}\n' % (json.dumps(reason).encode(), line.strip()))
+
+    def refused(self) -> list[tuple[str, LogEntry]]:
+        """Records that MLflow refused for good, each after the reason."""
+        path = self.folder / REJECTED
+        lines = map(json.loads, path.read_bytes().splitlines()) if path.exists() else ()
+        return [(line["reason"], LogEntry.read(json.dumps(line["record"]).encode())) for line in lines]
+
+    def left(self) -> list[LogEntry]:
+        """Records that MLflow has not taken, or refused."""
+        if not (self.folder / HEADER).exists():
+            return []
+        return [*(record for _, record in self.refused()), *(record for record, _ in self._read(self._shipped))]
+
+    def keep(self) -> None:
+        """Copy what MLflow has not taken to the run's folder, all of it where MLflow refused a record.
+        Raises StoreError, or OSError."""
+        if self.place is None:
+            return
+        start = 0 if (self.folder / REJECTED).exists() else max(self._shipped, self._kept)
+        with open(self.folder / "events.jsonl", "rb") as file:
+            file.seek(start)
+            data = file.read()
+        if end := data.rfind(b"\n") + 1:
+            (self.folder / KEPT).touch()
+            self.place.write(f"{start:015d}.jsonl", data[:end])
+            self._kept = start + end
 
     def discard(self) -> None:
         """Let go of the journal and remove it; nothing of it is to be sent."""
@@ -98,8 +128,11 @@ class Journal:
         """Let go of the journal; remove a completely delivered journal from disk."""
         self._events.close()
         arrived = self._shipped >= (self.folder / "events.jsonl").stat().st_size
-        emptied = arrived and not (self.folder / "rejected.jsonl").exists()
+        emptied = arrived and not (self.folder / REJECTED).exists()
         if emptied:
+            if (self.folder / KEPT).exists() and self.place is not None:
+                with suppress(StoreError):
+                    self.place.delete_folder()
             for path in sorted(self.folder.iterdir(), reverse=True):
                 if path.name not in (HEADER, LOCK):
                     path.unlink()
@@ -137,6 +170,15 @@ def open_journal(spool: Path, *, destination: dict[str, str], name: str = "") ->
         return open_journal(spool, destination=destination)
     (folder / HEADER).write_text(json.dumps(destination))
     return Journal(folder, destination=destination, lock=lock)
+
+
+def restored_journal(copy: Store, spool: Path, *, destination: dict[str, str]) -> Journal:
+    """Begin a journal in `spool` with what another kept in `copy`. Raises StoreError."""
+    lines = b"".join(copy.read(info.path) for info in copy.list())
+    (spool / (name := copy.uri.rpartition("/")[2])).mkdir(parents=True)
+    (spool / name / "events.jsonl").write_bytes(lines)
+    (spool / name / KEPT).touch()
+    return open_journal(spool, destination=destination, name=name)
 
 
 def left_journals(spool: Path, *, destination: dict[str, str]) -> list[Journal]:
@@ -230,6 +272,9 @@ class EventLog:
                 if "'" in run or "`" in run:
                     raise ValueError(f"a run's name can't hold quotes: {run}")
                 self.run, self.models, self._open = run, tags["name"], True
+                if self.journal is not None and "storage" in tags and self.journal.place is None:
+                    with suppress(StoreError):  # a name that is none of a folder
+                        self.journal.place = place_of(Store(tags["storage"]), run).join(self.journal.folder.name)
             case events.StageStarted(stage, key, _, _, root):
                 self._keys[stage] = key
                 self.running.add(stage)
@@ -298,6 +343,11 @@ class Segments:
         self.new = False
         if len(data) >= SEGMENT_BYTES:
             self.number, self.lines = self.number + 1, []
+
+
+def place_of(root: Store, run: str) -> Store:
+    """The folder of what MLflow lacks of a run, a folder for each journal. Raises StoreError."""
+    return root.join("runs", run, UNDELIVERED)
 
 
 def stage_records(stage: Store) -> list[LogEntry]:

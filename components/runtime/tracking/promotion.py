@@ -125,7 +125,7 @@ def promote_run(client: MlflowClient, run_id: str, *, models: str, how: Promote,
     if not versions:
         return None
     decision = json.loads(tags.get(names.DECISION, "{}"))
-    if decision.get("ended") != ended:
+    if decision.get("ended") != ended or decision["models"].keys() != versions.keys():  # one was refused at first
         figures = _listed(tags.get(names.FIGURES))
         decision = _decide(client, versions, models=models, how=how, figures=figures) | {"ended": ended}
         client.set_tag(run_id, names.DECISION, json.dumps(decision))

@@ -1,12 +1,15 @@
 """Sends the log of a workflow run to MLflow, from a single process.
 
 `emit` writes a line to the log on disk and returns; a thread sends what is new, about every ten seconds. MLflow being
-away stops nothing and loses nothing: what is left when the run ends is sent by the next tracker of the same spool
-folder and MLflow.
+away stops nothing and loses nothing: what is left is copied to the run's folder in storage for `cascade register`, and
+is sent by the next tracker of the same spool folder and MLflow.
 """
 
 import logging
 import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,13 +22,18 @@ from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 from PIL import UnidentifiedImageError
 
 from components.runtime import events
+from components.runtime.events import LogEntry
 from components.runtime.storage.artifact import ArtifactError
+from components.runtime.storage.store import Store, StoreError
 from components.runtime.tracking.delivery import Delivery, batches
-from components.runtime.tracking.event_log import EventLog, Journal, left_journals, open_journal
-from components.runtime.tracking.names import SYSTEM
+from components.runtime.tracking.event_log import EventLog, Journal, left_journals, open_journal, restored_journal
+from components.runtime.tracking.names import SYSTEM, registered_name
+from components.sampling.cascade import DESCRIPTION
 
 logger = logging.getLogger(__name__)
 RECORDS_AT_ONCE = 5000
+KEEP_SECONDS = 60.0  # between two copies of the journal to storage while MLflow is away
+DECISIVE = (events.RunStarted, events.StageStarted, events.StageCached, events.StageEnded, events.RunEnded)
 REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
 
 
@@ -36,20 +44,33 @@ class MlflowAwayError(Exception):
 class Tracker:
     """Parent and child runs, curves, images, lineage, models and machine load of a workflow run.
     A thread sends the journals of the local folder `spool`, oldest first; the last is this process's own, `journal` by
-    name if a process before this one began it. Raises OSError where the disk has no room."""
+    name if a process before this one began it, or restored from `copy`. Raises OSError where the disk has no room."""
 
     def __init__(
-        self, tracking_uri: str, *, experiment: str, spool: Path, flush_seconds: float = 10.0, journal: str = ""
+        self,
+        tracking_uri: str,
+        *,
+        experiment: str,
+        spool: Path,
+        flush_seconds: float = 10.0,
+        journal: str = "",
+        copy: Store | None = None,
     ) -> None:
         destination = {"tracking_uri": tracking_uri, "experiment": experiment}
         self._spool, self._flush_seconds = spool, flush_seconds
-        own = open_journal(spool, destination=destination, name=journal)
+        restored = None if copy is None else restored_journal(copy, spool, destination=destination)
+        own = restored or open_journal(spool, destination=destination, name=journal)
         self._left = left_journals(spool, destination=destination)
-        self._journals = [*self._left, own]
+        self._journals, self._own, self._copied = [*self._left, own], own, float("-inf")
         self.log = EventLog(own)
+        if restored is not None:
+            list(self.log.resume())
+            restored.place = copy  # wherever its driver saw it
         self.emit = self.log.append
         self.delivery: Delivery | None = None
         self._away: str | None = None  # why MLflow is, in one line
+        self.undelivered = ""  # after the end: why MLflow lacks a part of the run that decides on its models
+        self.unregistered: list[str] = []  # names of models in that part
         self._ending = threading.Event()
         self._monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
         with suppress(ImportError, MlflowException, RuntimeError):  # no NVML here, so nothing to measure
@@ -69,8 +90,25 @@ class Tracker:
         if self._thread.is_alive():
             problem = problem or f"it is slower than {timeout_seconds:g} s"
         warnings = [] if self.delivery is None else list(self.delivery.warnings)
-        rest = f"the rest waits in {self._spool} and is sent by the next run"
-        return warnings + ([f"MLflow did not take everything ({problem}); {rest}"] if problem else [])
+        refused = self._own.refused()
+        counts = Counter((type(each.event).__name__, each.stage or "the run", why) for why, each in refused)
+        warnings += [f"MLflow refused {kind} of {of}, {times} x: {why}" for (kind, of, why), times in counts.items()]
+        decisive = [why for why, record in refused if isinstance(record.event, DECISIVE)]
+        self.undelivered = problem or (decisive or [""])[0]
+        if self.undelivered:
+            self.unregistered = unregistered(self._own.left())
+            rest = f"the rest waits in {self._keep() or self._spool}, and is sent by the next run here"
+            warnings.append(f"MLflow did not take everything ({self.undelivered}); {rest}")
+        return warnings
+
+    def _keep(self) -> str:
+        """Copy to storage what MLflow lacks; returns the URL of the copy, "" where there is none."""
+        try:
+            self._own.keep()
+        except (OSError, StoreError) as error:
+            logger.warning("what MLflow lacks is not copied to storage: %s", error)
+            return ""
+        return "" if self._own.place is None else self._own.place.uri
 
     def _run(self) -> None:
         for journal in self._left:
@@ -99,6 +137,9 @@ class Tracker:
             if self._away is None:
                 logger.warning("MLflow is away, the run goes on and its points are kept: %s", error)
             self._away = str(error)
+            if time.monotonic() - self._copied > KEEP_SECONDS and not self._ending.is_set():
+                self._copied = time.monotonic()
+                self._keep()
             return
         if self._away is not None:
             logger.warning("MLflow is back, what was kept has been sent")
@@ -113,7 +154,7 @@ class Tracker:
             journal.mark(position)
         return bool(records)
 
-    def _send_batch(self, batch: list[events.LogEntry], journal: Journal) -> None:
+    def _send_batch(self, batch: list[LogEntry], journal: Journal) -> None:
         """Deliver records together; set aside those refused for good. Raises MlflowAwayError for other errors."""
         try:
             if self.delivery is None:
@@ -127,6 +168,15 @@ class Tracker:
             logger.warning("MLflow can't take %s of %s", what, stage, exc_info=error)
             for record in batch:
                 journal.set_aside(record.line(), reason)
+
+
+def unregistered(records: Iterable[LogEntry]) -> list[str]:
+    """Registered names of the models that these records hold, sorted."""
+    models = [(record, getattr(record.event, "artifact", None)) for record in records]
+    made = [(record.models, artifact) for record, artifact in models if artifact and artifact.kind == "model"]
+    return sorted(
+        {registered_name(name, stage=None if DESCRIPTION in own.names() else own.stage) for name, own in made}
+    )
 
 
 def _is_refusal(error: Exception) -> bool:
