@@ -71,6 +71,7 @@ class Closing(NamedTuple):
     pages: Mapping[str, str] = MappingProxyType({})  # of MLflow, of run and model: addresses, once it has them
     undelivered: str = ""  # why MLflow lacks a part of the run that decides on its models
     unregistered: Sequence[str] = ()  # names of models in that part
+    lost: int = 0  # records that found no room on disk
 
 
 class RunRecorder(events.Recorder):
@@ -198,7 +199,8 @@ class RunRecorder(events.Recorder):
             why = f"for which its journal had no room ({self.log.problem})"
             again = "make room and run the same command again: it trains nothing again, and sends what storage has"
             warnings.append(f"MLflow lacks {self.log.lost} records of this run, {why}; {again}")
-        left = {"undelivered": self.tracker.undelivered, "unregistered": self.tracker.unregistered}
+        tracker = self.tracker
+        left = {"undelivered": tracker.undelivered, "unregistered": tracker.unregistered, "lost": self.log.lost}
         if (delivery := self.tracker.delivery) is None:
             return Closing(warnings, **left)
         promotions = delivery.promotions.get(self.log.run)

@@ -151,7 +151,7 @@ def test_the_journal_of_a_killed_driver_is_not_kept_where_there_is_no_mlflow(tmp
 def test_a_full_disk_under_the_journal_fails_no_event_and_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A limit of the size of files does the same as a full disk: a part of a line is written, then nothing."""
     recorder, (soft, hard) = started(tmp_path / "spool"), resource.getrlimit(resource.RLIMIT_FSIZE)
-    recorder.tracker = SimpleNamespace(close=lambda status, promote: [], delivery=None)
+    recorder.tracker = SimpleNamespace(close=lambda *_, **__: [], delivery=None, undelivered="", unregistered=[])
     recorder.emit(events.StageStarted("base", "k", {}, {}))
     full = (tmp_path / "spool" / "own" / "events.jsonl").stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (full + 20, hard))
@@ -164,7 +164,9 @@ def test_a_full_disk_under_the_journal_fails_no_event_and_is_said_once(tmp_path:
     assert [event.step for event in written(recorder) if isinstance(event, events.Metrics)] == [3]
     (now,) = recorder.snapshot()[0].warnings
     assert now.startswith("no room for the journal (")
-    (line,) = recorder.close("FINISHED").warnings
+    closing = recorder.close("FINISHED")
+    (line,) = closing.warnings
+    assert closing.lost == 3
     assert line.startswith("MLflow lacks 3 records of this run, for which its journal had no room (")
     assert "run the same command again" in line
 
