@@ -112,6 +112,44 @@ def adm_layers(
             )
 
 
+def edm_layers(
+    side: int, width: int, mult: Sequence[int], blocks: int, attention: Sequence[int], labels: int
+) -> Iterator[Layer]:
+    """Layers of EDMPrecond around DhariwalUNet of NVlabs/edm; `attention`: sides of maps that have it."""
+    time, last = 4 * width, len(mult) - 1
+
+    def block(place: str, before: int, after: int, attends: bool = False) -> Iterator[Layer]:
+        yield from ((f"{place}.norm0", before), (f"{place}.conv0", after, before, 3, 3))
+        yield from ((f"{place}.affine", 2 * after, time), (f"{place}.norm1", after))
+        yield from ((f"{place}.conv1", after, after, 3, 3),)
+        yield from () if before == after else ((f"{place}.skip", after, before, 1, 1),)
+        if attends:
+            yield from ((f"{place}.norm2", after), (f"{place}.qkv", 3 * after, after, 1, 1))
+            yield (f"{place}.proj", after, after, 1, 1)
+
+    yield from (("model.map_layer0", time, width), ("model.map_layer1", time, time))
+    yield ("model.map_label!", time, labels)
+    channels, skips = width * mult[0], [width * mult[0]]
+    yield (f"model.enc.{side}x{side}_conv", channels, 3, 3, 3)
+    for level, factor in enumerate(mult):
+        place = f"model.enc.{side >> level}x{side >> level}"
+        if level:
+            yield from block(f"{place}_down", channels, channels)
+            skips.append(channels)
+        for number in range(blocks):
+            own = block(f"{place}_block{number}", channels, channels := width * factor, side >> level in attention)
+            yield from own
+            skips.append(channels)
+    for level in range(last, -1, -1):
+        place = f"model.dec.{side >> level}x{side >> level}"
+        for part in ("in0", "in1") if level == last else ("up",):
+            yield from block(f"{place}_{part}", channels, channels, part == "in0")
+        for number in range(blocks + 1):
+            before, channels = channels + skips.pop(), width * mult[level]
+            yield from block(f"{place}_block{number}", before, channels, side >> level in attention)
+    yield from (("model.out_norm", channels), ("model.out_conv", 3, channels, 3, 3))
+
+
 def first_stage_layers(
     width: int,
     mult: Sequence[int],

@@ -8,6 +8,7 @@ import json
 import pickle
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from components.runtime.storage.connection import StoreError, shown
 from components.runtime.storage.store import LOCAL, SCRATCH, Store, absolute, digest_of, list_url
 from components.sampling.frozen_text import TOKENIZER, WORDS, FrozenTextError, encoder_files, files_of_index
 
-SAFE, PICKLED = (".safetensors",), (".pt", ".pth", ".ckpt", ".bin")
+SAFE, PICKLED = (".safetensors",), (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 CONFIG, PIPELINE, CARD = "config.json", "model_index.json", "README.md"
 INDEX = ".index.json"  # after a file's name: the names of several files in its place
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.bin")  # by preference
@@ -148,7 +149,8 @@ def read_pickle(path: Path, place: str) -> dict[str, Tensor]:
     """Tensors of a file of torch.save; of a checkpoint those of its average, or of its model.
     Raises ValueError for a file that holds more than tensors and plain values, or none of them."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of another protocol of pickles
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         more = f"asks for {asked.group(1)}" if asked else "holds more than tensors"

@@ -3,6 +3,7 @@
 Generated tables count as many parameters as was published, so they are no copy of ours. Outputs are compared with those
 of diffusers in `test_imported_diffusers.py`; the other codes are no packages."""
 
+import re
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from components.models.dit import grid_positions
+from components.weights.families import edm
 from components.weights.families.token_transformers import of_igpt
 from components.weights.families.unets import LATENT, in_our_order
 from components.weights.files import CaptionTokenizer
@@ -20,6 +22,7 @@ from pipelines.command.upkeep import target_of
 from tests.foreign_weights import (
     adm_layers,
     dit_layers,
+    edm_layers,
     file_of,
     first_stage_layers,
     glide_layers,
@@ -159,6 +162,39 @@ def test_first_stages_of_other_images_and_with_attention_in_the_encoder_alone_fi
         assert "decoder_attention_resolutions" not in found.network
 
 
+def in_llamagen(name: str, levels: int) -> str:
+    """Name of a tensor of taming's VQ-GAN in LlamaGen, which counts the decoder's levels from the features."""
+    name = re.sub(r"decoder\.up\.(\d+)", lambda found: f"decoder.up.{levels - 1 - int(found[1])}", name)
+    name = re.sub(
+        r"\.(?:down|up)\.(\d+)\.(block)?", lambda found: f".conv_blocks.{found[1]}.{'res' * bool(found[2])}", name
+    )
+    return re.sub(r"mid\.(block_1|attn_1|block_2)", lambda found: f"mid.{MIDDLE.index(found[1])}", name)
+
+
+MIDDLE = ("block_1", "attn_1", "block_2")
+
+
+@pytest.mark.parametrize(("mult", "parameters"), [(F16, 71_883_403), (F8_VQ, 70_109_835)])
+def test_the_vq_of_llamagen_is_taming_s_by_other_names_with_codes_compared_by_direction(mult, parameters: int):
+    """VQ-16 and VQ-8 at full size; a small one has the tensors of taming's, wherever they stand."""
+    tensors = tensors_of(first_stage_layers(128, mult, 2, (len(mult) - 1,), 256, (8, 8)))
+    tensors = {in_llamagen(name, len(mult)): tensor for name, tensor in tensors.items()}
+    tensors["quantize.embedding.weight"] = torch.empty(16_384, 8, device="meta")
+    found = fitted_to("vqgan_imagenet_f16_1024/tokenizer", tensors | {"quantize.codebook_used": torch.empty(65_536)})
+    assert (count(tensors), found.recognized.left_out) == (parameters, 1)
+    assert (found.network["channel_mult"], found.network["bottleneck"]["l2_normalize"]) == ([*mult], True)
+    small = tensors_of(first_stage_layers(8, mult, 2, (len(mult) - 1,), 16, (4, 4)), device="cpu")
+    small["quantize.embedding.weight"] = torch.randn(32, 4)
+    attends = 256 >> len(mult) - 1
+    sizes = [f"channels=8 channel_mult={[*mult]} num_res_blocks=2 attention_resolutions=[{attends}] latent_channels=16"]
+    sizes += ["norm_groups=4 bottleneck.codebook_size=32 bottleneck.codebook_dim=4"]
+    changes = " ".join(sizes).replace(", ", ",").split()
+    theirs = {in_llamagen(name, len(mult)): tensor for name, tensor in small.items()}
+    ours = [fitted_to("vqgan_imagenet_f16_1024/tokenizer", each, *changes).tensors for each in (small, theirs)]
+    assert ours[0].keys() == ours[1].keys()
+    assert all(torch.equal(tensor, ours[1][name]) for name, tensor in ours[0].items())
+
+
 def test_keys_of_a_spatial_transformer_come_before_its_values():
     place, network = "down.0.1.transformer_blocks.0.attn2.", {"text_conditioning": "spatial_transformer"}
     parts = {f"{place}to_{name}.weight": torch.full((1, 2), number) for number, name in enumerate("vk")}
@@ -242,6 +278,32 @@ def test_dit_fits_a_stage_of_its_sizes():
     assert fitted_to("dit_imagenet_256/base", tensors).network == found.network
     with pytest.raises(ValueError, match="positions are not the sinusoids"):
         fitted_to("ldm_imagenet_f8/base", tensors | {"pos_embed": torch.zeros(1, 256, 1152)}, *changes)
+
+
+OF_EDM = "resolution=64 model_channels=192 channel_mult=[1,2,3,4] num_res_blocks=3 attention_resolutions=[32,16,8]"
+
+
+def test_adm_of_edm_fits_the_sizes_of_adm_at_64():
+    """`edm-imagenet-64x64-cond-adm`: a state of EDMPrecond; its buffers of resampling and augmentation are left out."""
+    tensors = tensors_of(edm_layers(64, 192, ADM_64, 3, (32, 16, 8), 1000))
+    more = {
+        "model.enc.32x32_down.conv0.resample_filter": torch.empty(1, 1, 2, 2),
+        "model.map_augment.weight": torch.empty(1),
+    }
+    found = fitted_to("adm_imagenet_64_256/base", tensors | more, *OF_EDM)
+    assert (count(tensors), found.recognized.left_out) == (295_899_267, 2)
+    assert (found.network["num_classes"], found.network["null_label"]) == (1000, False)
+    assert found.settings["objective"]["kind"] == "edm"
+    plus = {"model.dec.64x64_aux_norm.weight": torch.empty(1), "model.map_layer0.weight": torch.empty(1)}
+    with pytest.raises(ValueError, match="of no family known here"):
+        fitted_to("edm/base", plus)
+
+
+def test_rows_of_edm_s_heads_and_columns_of_its_classes_come_into_our_order():
+    rows = torch.arange(12.0)[:, None]  # of two heads of two features each, of which each has its query, key and value
+    found = edm.in_our_order({"down.1.1.qkv.weight": rows, "class_embedding.weight": rows}, {"head_dim": 2})
+    assert found["down.1.1.qkv.weight"].flatten().tolist() == [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]
+    assert found["class_embedding.weight"].shape == (1, 12)
 
 
 @pytest.mark.parametrize("resolution", [64, 128])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import uuid
 from pathlib import Path
@@ -224,6 +225,10 @@ def test_a_truncated_safetensors_file_is_refused(tmp_path: Path, weights: dict[s
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_pickle_with_code_stays_closed(tmp_path: Path, weights: dict[str, Tensor], legacy: bool):
+    if legacy:  # as those of EDM, which are no files of torch.save
+        (tmp_path / "theirs.pkl").write_bytes(pickle.dumps({"ema": Opened()}))
+        assert_refused(imported(tmp_path), "theirs.pkl", "stays closed", "components/weights/README.md")
+        (tmp_path / "theirs.pkl").unlink()
     content = {"state_dict": weights, "callbacks": Opened()}
     torch.save(content, tmp_path / "theirs.ckpt", _use_new_zipfile_serialization=not legacy)
     assert_refused(imported(tmp_path), "theirs.ckpt asks for", "mkdir", "stays closed", "components/weights/README.md")

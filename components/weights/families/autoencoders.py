@@ -1,9 +1,10 @@
-"""Autoencoders of taming-transformers, latent diffusion and diffusers.
+"""Autoencoders of taming-transformers, latent diffusion, LlamaGen and diffusers.
 
-VQ-GAN, the first stages kl-* and vq-*, AutoencoderKL and VQModel are one network in two layouts. Blocks and attention
+VQ-GAN, the first stages kl-* and vq-*, AutoencoderKL and VQModel are one network in three layouts. Blocks and attention
 of a level stand in lists apart there, and in one list here, each attention after its block. Taming counts the decoder's
-levels from the pixels, diffusers and ours from the features. The first stages of Stable Diffusion 3 and FLUX have no
-convolutions around their bottleneck; MAR's KL-16 has attention in its encoder alone."""
+levels from the pixels, the others and ours from the features. The first stages of Stable Diffusion 3 and FLUX have no
+convolutions around their bottleneck; MAR's KL-16 has attention in its encoder alone. LlamaGen (Sun et al., 2024)
+compares codes by direction, and has attention at the last level alone."""
 
 import re
 from collections.abc import Mapping
@@ -28,8 +29,8 @@ FIXED = {"act_fn": "silu", "mid_block_add_attention": True}
 UNSHIFTED = {"latents_mean": None, "latents_std": None}
 COLORS = 3
 PLACE = (
-    r"^(encoder|decoder)\.(?:down|up)(_blocks)?\.(\d+)\."
-    r"(block|resnets|attn|attentions|downsample|upsample)(?:rs)?\.(?:(\d+)\.)?"
+    r"^(encoder|decoder)\.(?:down|up|conv)(_blocks)?\.(\d+)\."
+    r"(block|resnets|res|attn|attentions|downsample|upsample)(?:rs)?\.(?:(\d+)\.)?"
 )
 AROUND_CODES = segments("""
     quant_conv=project_in
@@ -50,9 +51,9 @@ def places(network: Arguments) -> Rules:
     last = len(network["channel_mult"]) - 1
 
     def place(found: re.Match[str]) -> str:
-        side, of_diffusers, level, kind, index = found[1], found[2], int(found[3]), found[4], int(found[5] or 0)
+        side, from_features, level, kind, index = found[1], found[2], int(found[3]), found[4], int(found[5] or 0)
         upwards = side == "decoder"
-        halvings = last - level if upwards and of_diffusers else level
+        halvings = last - level if upwards and from_features else level
         own = network.get("decoder_attention_resolutions") if upwards else None
         attends = network["attention_resolutions"] if own is None else own
         step = 2 if network["resolution"] >> halvings in attends else 1
@@ -75,6 +76,25 @@ def seen_in_taming(tensors: Mapping[str, Tensor], network: Arguments) -> dict[st
         own = [network["resolution"] >> level for level in sorted(levels["decoder"])]
         found["decoder_attention_resolutions"] = own
     return found
+
+
+def seen_in_llamagen(tensors: Mapping[str, Tensor], network: Arguments) -> dict[str, Any]:
+    """Sizes told by names and shapes, all but the resolution."""
+    numbers = {"conv_blocks": set[int](), "res": set[int]()}
+    for name in tensors:
+        if found := re.match(r"encoder\.conv_blocks\.(\d+)\.res\.(\d+)\.", name):
+            numbers["conv_blocks"].add(int(found[1]))
+            numbers["res"].add(int(found[2]))
+    width, levels = len(tensors["encoder.conv_in.weight"]), sorted(numbers["conv_blocks"])
+    codes = dict(zip(("codebook_size", "codebook_dim"), tensors["quantize.embedding.weight"].shape, strict=True))
+    return {
+        "channels": width,
+        "channel_mult": [len(tensors[f"encoder.conv_blocks.{level}.res.0.conv1.weight"]) // width for level in levels],
+        "num_res_blocks": len(numbers["res"]),
+        "attention_resolutions": [network["resolution"] >> levels[-1]],
+        "latent_channels": len(tensors["encoder.conv_out.weight"]),
+        "bottleneck": {"kind": "vq", "l2_normalize": True, **codes},
+    }
 
 
 def diffusers_sizes(config: Arguments) -> dict[str, Any]:
@@ -156,6 +176,14 @@ TAMING = WeightFamily(
     prefixes=("", "first_stage_model.", "stage1."),
     training_only=r"loss\.|model_ema\.|colorize$",
     seen=seen_in_taming,
+)
+LLAMAGEN = TAMING._replace(
+    title="VQ of LlamaGen",
+    marks=("encoder.conv_blocks.0.res.0.norm1.weight", "quantize.embedding.weight"),
+    names=[*TAMING.names, *segments("mid=middle")],
+    prefixes=("",),
+    training_only=r"quantize\.codebook_used$",
+    seen=seen_in_llamagen,
 )
 KL = WeightFamily(
     "AutoencoderKL of diffusers",

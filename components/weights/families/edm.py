@@ -1,0 +1,80 @@
+"""U-Nets of NVlabs/edm (Karras et al., 2022): ADM's network under other names, with preconditioning around it.
+
+Blocks are named by the side of their maps, attention is part of its block, and what halves or doubles a map stands in
+the level that it leads to. Projections of attention have rows (heads, d, 3). Classes are columns of a matrix, without
+a null label. The state of `EDMPrecond` is read; DDPM++ and NCSN++ compute what our U-Net doesn't (blocks scaled by
+sqrt(1/2), attention at a level's end alone)."""
+
+import re
+from typing import Any
+
+from einops import rearrange
+from torch import Tensor
+
+from components.weights.families.unets import OPENAI, heads
+from components.weights.renaming import Arguments, Rules, WeightFamily, segments
+
+NAMES = segments("""
+    map_layer0=time_mlp.0 map_layer1=time_mlp.2
+    map_label=class_embedding out_norm=norm_out
+    out_conv=conv_out norm0=0.norm_1 conv0=0.conv_1
+    affine=0.embedding_projection norm1=0.norm_2
+    conv1=0.conv_2 skip=0.skip norm2=1.norm
+    qkv=1.qkv proj=1.proj
+""")
+
+
+def places(network: Arguments) -> Rules:
+    """Rules of (side of the maps, part of the level) to our place, by the sizes of `network`."""
+    blocks, last, attends = (
+        network["num_res_blocks"],
+        len(network["channel_mult"]) - 1,
+        network["attention_resolutions"],
+    )
+
+    def place(found: re.Match[str]) -> str:
+        side, part, rest = int(found[2]), found[3], found[4]
+        level = (network["resolution"] // side).bit_length() - 1
+        first = (level if found[1] == "enc" else last - level) * (blocks + 1)  # in the list of our path
+        if part == "conv":
+            return f"conv_in.{rest}"
+        if part.startswith("in"):
+            return f"middle.{rest}" if part == "in0" else f"middle.2{rest[1:]}"
+        if part.startswith("block"):
+            return f"{'down' if found[1] == 'enc' else 'up'}.{first + int(part[5:])}.{rest}"
+        if part == "down":
+            return f"down.{first - 1}.{rest}"
+        return f"up.{first - 1}.{1 + (side // 2 in attends)}{rest[1:]}"
+
+    return [*NAMES, (r"^(enc|dec)\.(\d+)x\d+_(\w+)\.(.*)$", place)]
+
+
+def in_our_order(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Tensor]:
+    """Rows of attention's projections with queries, keys and values outermost; a row for each class."""
+    adapted = dict(tensors)
+    for name, tensor in tensors.items():
+        if ".qkv." in name:
+            own = heads(network, channels=len(tensor) // 3)
+            adapted[name] = rearrange(tensor, "(heads d three) ... -> (three heads d) ...", three=3, heads=own)
+        elif name == "class_embedding.weight":
+            adapted[name] = tensor.T
+    return adapted
+
+
+def seen(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Any]:
+    """No null label: a training that drops labels gives a vector of zeros."""
+    del network
+    return {"null_label": False} if "map_label.weight" in tensors else {}
+
+
+ADM = WeightFamily(
+    "ADM of EDM",
+    kind=OPENAI.kind,
+    marks=("map_layer0.weight", "map_layer1.weight", "out_norm.weight", "out_conv.weight"),
+    names=(),
+    places=places,
+    prefixes=("model.", ""),
+    training_only=r"map_augment\.|.*resample_filter$",
+    adapted=in_our_order,
+    seen=seen,
+)
