@@ -1,4 +1,4 @@
-"""U-Nets of NVlabs/edm (Karras et al., 2022): ADM's network under other names, with preconditioning around it.
+"""U-Nets of NVlabs/edm (Karras et al., 2022): the network of ADM under other names.
 
 Blocks are named by the side of their maps, attention is part of its block, and what halves or doubles a map stands in
 the level that it leads to. Projections of attention have rows (heads, d, 3). Classes are columns of a matrix, without
