@@ -6,6 +6,7 @@ a null label. The state of `EDMPrecond` is read; DDPM++ and NCSN++ compute what 
 sqrt(1/2), attention at a level's end alone)."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from einops import rearrange
@@ -61,7 +62,7 @@ def in_our_order(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Te
     return adapted
 
 
-def seen(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Any]:
+def seen(tensors: Mapping[str, Tensor], network: Arguments) -> dict[str, Any]:
     """No null label: a training that drops labels gives a vector of zeros."""
     del network
     return {"null_label": False} if "map_label.weight" in tensors else {}
