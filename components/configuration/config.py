@@ -176,7 +176,6 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stage_version: ClassVar[int] = 1  # in the key: raised when equal numbers give another result
-    revision: ClassVar[dict[str, str]] = {}  # the same of a part: joins its fields
     _markers: ClassVar[dict[str, Since | Unkeyed]] = {}  # markers of own and inherited fields
 
     @classmethod
@@ -185,6 +184,11 @@ class Config(BaseModel):
         fields = cls.model_fields.items()
         own = {n: m for n, field in fields for m in field.metadata if isinstance(m, Since | Unkeyed)}
         cls._markers = inherited | own
+
+    @property
+    def revision(self) -> dict[str, str]:
+        """Words that join the fields in a key where equal numbers give another result than before."""
+        return {}
 
     def _check(self) -> None:
         """Raises ValueError for values that do not fit together; calls the base's own where that has one."""

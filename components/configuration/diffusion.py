@@ -69,6 +69,17 @@ class DiffusionTraining(Training):
     data: DiffusionData
 
     @property
+    def places_tokens(self) -> bool:
+        """True where attention sees other tokens beside the patches of an image."""
+        words = {"text", "text_states"} & {*self.conditioning.conditions}
+        return isinstance(self.network, ImageAttentionUNetConfig) and bool(words or self.network.class_token_dim)
+
+    @property
+    def revision(self) -> dict[str, str]:
+        """Such tokens lay at the first patch before."""
+        return {"other_tokens": "nowhere"} if self.places_tokens else {}
+
+    @property
     def image_channels(self) -> int:
         """Channels of the image concatenated to x_t: a condition image, or a degraded image and a mask."""
         if self.degradation is not None:
@@ -94,6 +105,7 @@ class DiffusionTraining(Training):
         sizes = {"text_states": dataset_info.text_states_dim, "image_embedding": dataset_info.image_embedding_dim}
         encoded = {name: size for name, size in sizes.items() if name in conditioning.conditions}
         windows = {"middle_attention": data.crop_size is None} if isinstance(self.network, UNetSizes) else {}
+        windows |= {"others_nowhere": True} if self.places_tokens else {}
         return (
             super().network_arguments(dataset_info, grid)
             | windows

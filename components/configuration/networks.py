@@ -51,12 +51,15 @@ class UNetConfig(UNetSizes):
 class ImageAttentionUNetConfig(UNetSizes):
     """U-Net with attention to the condition image as tokens, a token a patch, by rotary positions."""
 
-    revision: ClassVar[dict[str, str]] = {"positions": "rotary"}  # networks of learned positions differ
-
     kind: Literal["image_attention_unet"] = "image_attention_unet"
     text_conditioning: Literal["cross_attention", "spatial_transformer"] = "cross_attention"
     image_token_dim: int = Field(64, ge=1)  # same as the text's, where the model has both
     image_patch_size: int = Field(4, ge=1)  # pixels
+
+    @property
+    def revision(self) -> dict[str, str]:
+        """Networks of learned positions differ."""
+        return {"positions": "rotary"}
 
 
 class DiTConfig(NetworkConfig):

@@ -14,10 +14,12 @@ from components.models.layers import TextTransformer, timestep_embedding
 
 class ImageTokens(nn.Module):
     """Patch embedding, normalized (Dosovitskiy et al., 2021, equation 1, without positions).
-    Their places come from attention. The image has H = W = resolution, or ValueError unless patches divide it."""
+    Their places come from attention. `nowhere`: other tokens have no place; else that of the first patch, as in models
+    of before. The image has H = W = resolution, or ValueError unless patches divide it."""
 
-    def __init__(self, *, channels: int, resolution: int, patch_size: int, token_dim: int) -> None:
+    def __init__(self, *, channels: int, resolution: int, patch_size: int, token_dim: int, nowhere: bool) -> None:
         super().__init__()
+        self.nowhere = nowhere
         if resolution % patch_size:
             raise ValueError(f"resolution {resolution} is not a multiple of image_patch_size {patch_size}")
         self.grid = resolution // patch_size
@@ -34,6 +36,7 @@ class Context(NamedTuple):
     states: Tensor  # (B, L, E)
     visible: Tensor  # (B, L)  bool, True where a token may be seen; in every row at least one
     grid: int = 0  # the last grid * grid tokens are patches of a square image, row by row
+    nowhere: bool = False  # tokens before them are seen alike from every place
 
 
 class ConditionedNetwork(nn.Module):
@@ -82,7 +85,7 @@ class ConditionedNetwork(nn.Module):
         pool_text: bool = True,
         image_embedding_dim: int | None = None,
         condition_image_channels: int = 0,
-        image_tokens: dict[str, int] | None = None,
+        image_tokens: dict[str, Any] | None = None,
         low_res: bool = False,
         embed_noise_level: bool = True,
         frequency_shift: int = 0,
@@ -173,7 +176,7 @@ class ConditionedNetwork(nn.Module):
             context = with_tokens(context, label[:, None])
         if self.image_tokens is not None:
             context = with_tokens(context, self.image_tokens(conditions["condition_image"]))
-            context = context._replace(grid=self.image_tokens.grid)
+            context = context._replace(grid=self.image_tokens.grid, nowhere=self.image_tokens.nowhere)
         return embedding, context
 
     def read_text(self, conditions: Mapping[str, Tensor]) -> tuple[Context | None, Tensor | None]:

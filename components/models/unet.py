@@ -44,7 +44,8 @@ class UNet(ConditionedNetwork):
         pads_end: strided convolutions are padded right and below only (DDPM), not on all sides.
         middle_attention: without it and attention_resolutions, a network of windows can be applied to whole images.
         image_token_dim: features of tokens, patches of image_patch_size pixels of the condition image, which is not
-            concatenated then; with rotary positions.
+            concatenated then; with rotary positions, of which other tokens have none if `others_nowhere`, else that of
+            the first patch.
         conditions: see `ConditionedNetwork`.
 
     Raises ValueError for sizes that do not fit each other, or attention to tokens where there are none."""
@@ -71,6 +72,7 @@ class UNet(ConditionedNetwork):
         class_token_dim: int | None = None,
         image_token_dim: int | None = None,
         image_patch_size: int = 4,
+        others_nowhere: bool = False,
         **conditions: Any,
     ) -> None:
         levels = levels_of(resolution, model_channels, channel_mult, attention_resolutions)
@@ -78,6 +80,7 @@ class UNet(ConditionedNetwork):
             "resolution": resolution,
             "patch_size": image_patch_size,
             "token_dim": image_token_dim,
+            "nowhere": others_nowhere,
         }
         super().__init__(
             embedding_dim=4 * model_channels,

@@ -41,10 +41,8 @@ class TextAttention2d(nn.Module):
         kv = self.context_kv(context.states)
         context_k, context_v = rearrange(kv, "b l (two heads d) -> two b heads l d", two=2, heads=heads)
         visible = F.pad(context.visible, (0, k.shape[2]), value=True)  # (B, L + N)
-        if context.grid:
-            here, there = rotations(context, positions=q.shape[2], head_dim=q.shape[3])
-            q, k, context_k = rotate(q, here), rotate(k, here), rotate(context_k, there)
         k, v = torch.cat([context_k, k], dim=2), torch.cat([context_v, v], dim=2)  # (B, heads, L + N, d)
+        q, k = placed(q, k, context)
         h = attend(q, k, v, mask=visible[:, None, None])
         return x + self.proj(rearrange(h, "b heads (h w) d -> b (heads d) h w", h=x.shape[2]))
 
@@ -106,16 +104,31 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor, *, context: Context | None = None) -> Tensor:  # (B, N, C)
         q = rearrange(self.q(x), "b n (heads d) -> b heads n d", heads=self.num_heads)
         k, v = rearrange(self.kv(tokens), "b l (two heads d) -> two b heads l d", two=2, heads=self.num_heads)
-        if context is not None and context.grid:
-            here, there = rotations(context, positions=q.shape[2], head_dim=q.shape[3])
-            q, k = rotate(q, here), rotate(k, there)
+        q, k = (q, k) if context is None else placed(q, k, context)
         mask = None if context is None else context.visible[:, None, None]
         return self.proj(rearrange(attend(q, k, v, mask=mask), "b heads n d -> b n (heads d)"))
 
 
+def placed(q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """Queries and keys of attention, turned by their places where the tokens are patches.
+    Queries (B, heads, N, d) are of a square image, keys of the tokens, and of the image after them if there are more.
+    To meet tokens that lie nowhere, queries have their d features twice, turned and as they are, and keys have zeros in
+    one half."""
+    if not context.grid:
+        return q, k
+    here, there = rotations(context, positions=q.shape[2], head_dim=q.shape[3])
+    turned = rotate(q, here), rotate(k, torch.cat([there, here])[: k.shape[2]])
+    others = context.states.shape[1] - context.grid**2
+    if not context.nowhere or not others:
+        return turned
+    somewhere = (torch.arange(k.shape[2], device=k.device) >= others)[:, None]
+    keys = torch.cat([turned[1] * somewhere, k * ~somewhere], dim=-1)
+    return torch.cat([turned[0], q], dim=-1) * math.sqrt(2), keys  # attention divides by sqrt(2 d)
+
+
 def rotations(context: Context, *, positions: int, head_dim: int) -> tuple[Tensor, Tensor]:
     """Rotations of N positions of a square image, (N, d / 2, 2), and of all tokens, (L, d / 2, 2).
-    A patch lies in the middle of its pixels; other tokens lie nowhere and are not turned."""
+    A patch lies in the middle of its pixels; other tokens are not turned, nor is the first patch."""
     side, grid, device = math.isqrt(positions), context.grid, context.states.device
     here = grid_rotation(side, side, head_dim=head_dim, theta=THETA, pitch=grid / side, device=device)
     patches = grid_rotation(grid, grid, head_dim=head_dim, theta=THETA, device=device)

@@ -25,7 +25,7 @@ from components.runtime.storage.connection import shown
 from components.runtime.storage.store import SCRATCH, Store, digest_of
 from components.sampling.image_files import TextIds
 from components.sampling.model import BPE
-from components.weights.families import autoencoders, dit, edm, glide, text_unets, token_transformers, unets
+from components.weights.families import autoencoders, dit, edm, glide, priors, text_unets, token_transformers, unets
 from components.weights.files import CONFIG, CaptionTokenizer, WeightsFile
 from components.weights.renaming import Renamed, WeightFamily, fitted, rename
 
@@ -37,6 +37,7 @@ FAMILIES: tuple[WeightFamily, ...] = (
     edm.ADM,
     text_unets.DIFFUSERS,  # before the other, whose marks it has too
     unets.DIFFUSERS,
+    priors.DIFFUSERS,
     dit.FACEBOOK,
     dit.DIFFUSERS,
     autoencoders.TAMING,

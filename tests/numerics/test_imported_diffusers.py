@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DModel, VQModel
+from diffusers import AutoencoderKL, DiTTransformer2DModel, PriorTransformer, UNet2DModel, VQModel
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 
@@ -127,6 +127,30 @@ def test_latents_of_stable_diffusion_3_and_flux_are_shifted(tmp_path: Path):
     torch.testing.assert_close(ours.to_latents(x), latents, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.from_latents(latents), peer.decode(latents + 0.25).sample, rtol=1e-5, atol=1e-5)
     assert ours.diffused_shape == (16, 8, 8)
+
+
+KARLO = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 2, "embedding_dim": 6, "num_embeddings": 5}
+
+
+@torch.no_grad()
+def test_a_prior_of_karlo_computes_what_diffusers_computes(tmp_path: Path):
+    """Its config.json says everything; pads of a text are hidden by the mask there, as states of zeros here."""
+    peer = randomized(PriorTransformer(**KARLO))
+    bundle = imported(peer, tmp_path)
+    generator = torch.Generator().manual_seed(2)
+    x_t, text, states = (torch.randn(3, *shape, generator=generator) for shape in ((6,), (6,), (5, 6)))
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False], [True] + [False] * 4])
+    states = states * mask[..., None]
+    wanted = peer(x_t, TIME, text, states, mask).predicted_image_embedding
+    found = bundle.module(x_t, TIME, text_states=states, text_embedding=text)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert bundle.settings["objective"]["prediction_type"] == "sample"
+
+
+def test_a_prior_of_other_traits_is_refused_by_name(tmp_path: Path):
+    peer = PriorTransformer(**KARLO, embedding_proj_norm_type="layer")
+    with pytest.raises(ValueError, match="embedding_proj_norm_type 'layer': our network knows None alone"):
+        imported(peer, tmp_path)
 
 
 @pytest.mark.parametrize(

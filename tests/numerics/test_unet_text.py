@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from components.models.conditioned import Context
 from components.models.unet import UNet
-from components.models.unet_blocks import TextAttention2d, rotations
+from components.models.unet_blocks import TextAttention2d, placed, rotations
 from tests.peer_unets import copy_weights, randomized
 
 SMALL = {"resolution": 8, "model_channels": 16, "channel_mult": (1, 2), "num_res_blocks": 1}
@@ -171,7 +171,7 @@ def test_the_image_is_a_set_of_patches_and_their_positions(style: str) -> None:
 
 
 @pytest.mark.parametrize("side", [2, 4, 8])
-def test_a_patch_lies_in_the_middle_of_its_positions_and_a_text_nowhere(side: int) -> None:
+def test_a_patch_lies_in_the_middle_of_its_positions(side: int) -> None:
     context = Context(torch.zeros(1, 3 + 4, 12), torch.ones(1, 7, dtype=torch.bool), grid=2)
     here, there = rotations(context, positions=side * side, head_dim=8)
     assert torch.equal(there[:3], torch.tensor([1.0, 0.0]).expand(3, 4, 2))
@@ -179,6 +179,34 @@ def test_a_patch_lies_in_the_middle_of_its_positions_and_a_text_nowhere(side: in
     covered = rearrange(angles, "(h p w q) d -> (h w) (p q) d", h=2, w=2, p=side // 2).mean(1)
     torch.testing.assert_close(covered, patches, atol=1e-6, rtol=0)
     assert len(patches.unique(dim=0)) == 4
+
+
+@pytest.mark.parametrize("own", [0, 16])
+def test_a_text_lies_nowhere_and_at_the_first_patch_in_models_of_before(own: int) -> None:
+    """Equal queries see a text alike from all places; patches, and the image's own positions, by their distance."""
+    states, visible = torch.zeros(1, 3 + 4, 12), torch.ones(1, 7, dtype=torch.bool)
+    q, k = torch.randn(1, 2, 1, 8).expand(-1, -1, 16, -1), torch.randn(1, 2, 7 + own, 8)
+    before, now = (
+        q @ k.mT / q.shape[3] ** 0.5
+        for q, k in (placed(q, k, Context(states, visible, grid=2, nowhere=nowhere)) for nowhere in (False, True))
+    )
+    torch.testing.assert_close(now[..., :3], now[:, :, :1, :3].expand_as(now[..., :3]))
+    assert (before[..., :3] - before[:, :, :1, :3]).abs().amax((0, 1, 3))[1:].min() > 1e-3
+    torch.testing.assert_close(now[..., 3:], before[..., 3:])
+    assert (now[..., 3:] - now[:, :, :1, 3:]).abs().amax((0, 1, 3))[1:].min() > 1e-3
+
+
+@pytest.mark.parametrize("style", SEEN)
+def test_a_network_of_before_is_rebuilt_by_its_arguments(style: str) -> None:
+    """Without a text there is no difference."""
+    for text in (None, TEXT | {"model_dim": 12}):
+        before, now = (
+            randomized(UNet(**SIZES, text_conditioning=style, text=text, **changes))
+            for changes in ({}, {"others_nowhere": True})
+        )
+        given = inputs() | ({} if text is None else {"text": torch.tensor([[1, 5, 2, 0], [1, 6, 7, 2]])})
+        with torch.no_grad():
+            assert torch.equal(before(**given), now(**given)) == (text is None)
 
 
 WITH_IMAGE = SIZES | {"text_conditioning": "spatial_transformer"}

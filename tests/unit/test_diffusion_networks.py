@@ -63,6 +63,17 @@ def test_weights_of_another_version_are_refused_in_one_line(tmp_path: Path) -> N
     }  # nor are its keys
 
 
+def test_a_text_beside_patches_of_an_image_lies_nowhere_in_new_trainings_and_their_keys() -> None:
+    sizes = {"model_channels": 8, "channel_mult": (1, 2), "attention_resolutions": (4,), "head_dim": 8}
+    network = {"kind": "image_attention_unet", "image_token_dim": 8, **sizes}
+    changes = {"network": network, "condition_member": "depth"}
+    for conditions in (("condition_image",), ("condition_image", "text_states")):
+        config = diffusion_config(conditions=conditions, **changes)
+        assert ("other_tokens" in config.model_dump(context=IDENTITY)) == ("text_states" in conditions)
+        assert config.network_arguments(DATASET_INFO).get("others_nowhere", False) == ("text_states" in conditions)
+    assert "other_tokens" not in diffusion_config(conditions=("text_states",)).model_dump(context=IDENTITY)
+
+
 def test_a_bundle_rebuilds_a_classifier(tmp_path: Path) -> None:
     network = NoisyClassifier(**CLASSIFIER)
     save_bundle(tmp_path, ModelBundle("classifier", CLASSIFIER, {}, network))
