@@ -1,4 +1,4 @@
-"""Priors from a text to an embedding of its image: PriorTransformer of diffusers, as in Karlo (Ramesh et al., 2022).
+"""Priors from a text to the embedding of an image: PriorTransformer of diffusers, as in Karlo.
 
 The sequence is ours: states of the text, its embedding, the time, the noised embedding and a query. Mean and deviation
 of CLIP's embeddings stand beside the network there and are left out: its pipeline moves the sampled embedding by them,
