@@ -81,10 +81,12 @@ def note_unlogged(handler: logging.Handler, record: logging.LogRecord) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def no_registry_of_before() -> Iterator[None]:
-    """MLflow writes the last address that it was told into the environment, where commands of the next file read it."""
+def no_settings_of_before() -> Iterator[None]:
+    """MLflow writes the last address that it was told into the environment, and a run how long it waits for storage,
+    where commands of the next file read it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for name in ("MLFLOW_TRACKING_URI", "CASCADE_OUTAGE_SECONDS"):
+            patch.delenv(name, raising=False)
         yield
 
 

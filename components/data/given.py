@@ -4,11 +4,13 @@ A folder holds images at any depth, or archives of images. An npz file holds an 
 axes). One image that can't be read is an error: leaving it out would change N. Shapes: N images, H W their pixels.
 """
 
+import io
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -16,8 +18,8 @@ from PIL import Image
 from components.data.images import decode_image
 from components.data.listing import FileVersion, list_versions
 from components.data.tars import MAX_MEMBER_BYTES, is_image, iterate_shard
-from components.runtime.storage.connection import connect
-from components.runtime.storage.store import Store, absolute
+from components.runtime.storage.connection import at
+from components.runtime.storage.store import BLOCK, Store, absolute, read_range
 
 NUMPY, ARCHIVES = ".npz", (".tar", ".tar.gz", ".tgz", ".zip")
 BATCH = 32  # images in memory at a time
@@ -72,12 +74,36 @@ def contents(folder: Store, path: str) -> Iterator[tuple[str, bytes | np.ndarray
         yield path, folder.read(path)
 
 
+class RemoteFile(io.RawIOBase):
+    """A file at a URL, to be read at any place; each read is tried again. Raises as `Store.read`."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.place = url, 0
+        self.size = at(url, lambda filesystem, path: filesystem.size(path))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.size}[whence]
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self.size, self.place + len(buffer))
+        data = read_range(self.url, self.place, end) if self.place < end else b""
+        buffer[: len(data)] = data
+        self.place += len(data)
+        return len(data)
+
+
 @contextmanager
 def open_archive(url: str) -> Iterator[zipfile.ZipFile]:
     """Opens a zip or npz file. Raises ValueError, in one line, for a damaged or missing one."""
-    filesystem, path = connect(url)
     try:
-        with filesystem.open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        with io.BufferedReader(RemoteFile(url), BLOCK) as file, zipfile.ZipFile(file) as archive:
             yield archive
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
         raise ValueError(f"{url} can't be read as an archive ({error}); fetch or write it again") from None

@@ -3,11 +3,12 @@ Every error is a clear line: the value, its place, and the remedy."""
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import fsspec
 
-from components.runtime.storage.connection import connect, files_below, reason
+from components.runtime.storage.connection import at, connect, files_below, reason, retried
 
 ADDRESS = re.compile(r" <[^<>]* at 0x[0-9a-fA-F]+>| at 0x[0-9a-fA-F]+")  # Pillow names the object it could not read
 
@@ -48,7 +49,7 @@ def list_versions(url: str) -> list[FileVersion]:
     """Files below `url`, sorted by path. Raises SourceError if there are none, or the listing fails."""
     filesystem, root = connect(url)
     try:
-        infos = files_below(filesystem, root)
+        infos = retried(lambda: files_below(filesystem, root), url)
     except Exception as error:  # each file system has its own errors for a missing bucket or wrong credentials
         raise SourceError(
             f"{url} can't be listed ({reason(error)}); check the address, the bucket and the rights"
@@ -65,7 +66,12 @@ def list_versions(url: str) -> list[FileVersion]:
 def first_file(url: str, is_wanted: Callable[[str], bool]) -> FileVersion | None:
     """The first file at or below `url` with a relative path that `is_wanted`, by its absolute URL.
     Looks folder by folder, without listing all. None if there is no such file, or if folders can't be listed."""
-    filesystem, root = connect(url)
+    return at(url, partial(_first_below, url=url, is_wanted=is_wanted))
+
+
+def _first_below(
+    filesystem: fsspec.AbstractFileSystem, root: str, *, url: str, is_wanted: Callable[[str], bool]
+) -> FileVersion | None:
     root = root.rstrip("/")
     if filesystem.isfile(root):
         return _version(filesystem, root, url)

@@ -38,7 +38,8 @@ def run_pieces(work: Work, pieces: Sequence[str], *, num_cpus: float) -> Iterato
         try:
             return {"number": row["number"], "error": "", "content": work(row["number"], row["content"])}
         except tuple(OWN_ERRORS.values()) as error:
-            return {"number": row["number"], "error": type(error).__name__, "content": str(error)}
+            name = next(name for name, kind in OWN_ERRORS.items() if isinstance(error, kind))
+            return {"number": row["number"], "error": name, "content": str(error)}
 
     if not pieces:
         return

@@ -33,7 +33,8 @@ class Resources(Config):
     cpus_per_core: int = Field(1, ge=1)  # logical CPUs that Ray counts for one core
     low_priority: bool = False  # lets other trainings go first: no stage waits for this one
     reader_threads: int = Field(2, ge=1)  # that fetch and decode shards for a worker of a training, on its node
-    max_failures: int = Field(3, ge=-1)  # restarts of a gang that lost a worker; -1: without limit
+    max_failures: int = Field(3, ge=-1)  # restarts of a gang that lost a worker, without a new
+    # checkpoint between; -1: without limit
     max_batch_per_device: int | None = Field(None, ge=1)  # larger shares are taken in parts; None: as GPUs have room
     sharding: Sharding = "none"  # else each worker holds a part of all weights, moments and averages
     profiling: Profiling | None = None  # set by a run, never by a profile

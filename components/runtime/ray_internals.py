@@ -24,12 +24,17 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 # each time: milliseconds a step.
 from ray.train.v2._internal.execution.context import get_train_context
 
+# Decides whether a training that lost workers is started again; `FailureConfig` counts all losses of a training.
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+
 # Decides how many workers an elastic training has; `ScalingConfig` knows no numbers that divide a batch.
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 __all__ = [
+    "DefaultFailurePolicy",
     "EqualShares",
     "ExecutionCallback",
+    "FailureDecision",
     "PlacementGroupCleanerCallback",
     "gcs_pb2",
     "gcs_service_pb2",

@@ -4,6 +4,8 @@ folder, restarted workers load the last one and read data from its step on, what
 
 import logging
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray.train
@@ -13,14 +15,24 @@ from ray.exceptions import ActorDiedError
 import components
 from components.runtime import events
 from components.runtime.pool import portable
-from components.runtime.ray_internals import EqualShares, PlacementGroupCleanerCallback, get_webui_url_from_internal_kv
+from components.runtime.ray_internals import (
+    DefaultFailurePolicy,
+    EqualShares,
+    FailureDecision,
+    PlacementGroupCleanerCallback,
+    get_webui_url_from_internal_kv,
+)
+from components.runtime.storage import outages
 from components.runtime.storage.artifact import verify_files
+from components.runtime.storage.connection import AwayError
+from components.runtime.storage.store import Store
 from components.training.results import FINISHED, Trained, read_finished
 from components.training.run_folder import forget_checkpoint, last_checkpoint, storage_of
 from components.training.worker import TrainingJob, train_worker
 
 logger = logging.getLogger(__name__)
 CHECKPOINTS_KEPT = 2
+GANG_SECONDS = 1800  # for which a rank waits for the others, beyond those that storage may be away
 # Prefix of this package's own errors in a traceback, in front of a message for the user.
 OWN_ERROR = re.compile(rf"^{re.escape(components.__name__)}\.[\w.]+: ")
 
@@ -33,7 +45,7 @@ def train(job: TrainingJob) -> Trained:
     """Train to the end, resuming a run in the run folder, and leave the model's files in `job.store`.
     Weights never pass through the driver. Raises HandoverError where values for workers hold a path of this node, and
     TrainingError if the batch does not divide by the workers, losses stop being finite, data can't be read, a device
-    has too little memory, or workers fail more than resources.max_failures times."""
+    has too little memory, or workers fail more than resources.max_failures times between two checkpoints."""
     stage, config, run = job.stage, job.config, job.run
     if not job.resources.worker_counts(config.global_batch_size):
         raise TrainingError(
@@ -48,9 +60,14 @@ def train(job: TrainingJob) -> Trained:
     while (trained := read_finished(run)) is None:
         again = run_trainer(portable(job, what=f"the job of stage {stage}"))
         if not again and read_finished(run) is None:
-            done = last_checkpoint(run)
-            raise TrainingError(f"{stage} ended at step {done.step if done else 0} of {config.total_steps}; run again")
+            raise TrainingError(f"{stage} ended at step {steps_saved(run)} of {config.total_steps}; run again")
     return trained
+
+
+def steps_saved(run: Store) -> int:
+    """Steps of the last checkpoint of a run folder; 0 without one. Raises as `last_checkpoint`."""
+    done = last_checkpoint(run)
+    return done.step if done else 0
 
 
 def warn(job: TrainingJob, line: str) -> None:
@@ -67,7 +84,10 @@ def run_trainer(job: TrainingJob) -> bool:
     trainer = Trainer(
         train_worker,
         worker_counts=counts,
+        saved=partial(steps_saved, job.run),
         train_loop_config={"job": job},
+        # Ranks wait for the one that waits for storage.
+        torch_config=ray.train.torch.TorchConfig(timeout_s=int(GANG_SECONDS + outages.patience())),
         scaling_config=ray.train.ScalingConfig(
             num_workers=counts[-1] if len(counts) == 1 else (counts[0], counts[-1]),
             use_gpu=resources.gpus_per_worker > 0,
@@ -86,8 +106,9 @@ def run_trainer(job: TrainingJob) -> bool:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         failures = getattr(error, "worker_failures", None) or {0: error}
-        lines = str(next(iter(failures.values()))).strip().splitlines() or [type(error).__name__]
-        raise TrainingError(f"{job.stage} failed: {OWN_ERROR.sub('', lines[-1].strip())}") from error
+        lines = [(str(each).strip().splitlines() or [type(error).__name__])[-1].strip() for each in failures.values()]
+        line = next(filter(OWN_ERROR.match, lines), lines[0])  # the other ranks' errors are of its end
+        raise TrainingError(f"{job.stage} failed: {OWN_ERROR.sub('', line)}") from error
     except ActorDiedError as error:
         raise TrainingError(f"{job.stage}: Ray Train's controller died; run again to go on from here") from error
     ended = result.return_value or {}
@@ -102,14 +123,33 @@ def run_trainer(job: TrainingJob) -> bool:
     return bool(ended)
 
 
+class ByProgress(DefaultFailurePolicy):
+    """Ray's policy, which counts losses of workers anew once a checkpoint was saved since the last one.
+    `saved`: steps of the last checkpoint. A store that was away for too long ends the training at once."""
+
+    def __init__(self, failure_config: ray.train.FailureConfig, *, saved: Callable[[], int]) -> None:
+        super().__init__(failure_config)
+        self.saved, self.before = saved, -1
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        if AwayError.__name__ in str(training_failed_error):
+            return FailureDecision.RAISE
+        if (steps := self.saved()) > self.before:
+            self.before, self._worker_group_failures = steps, 0
+        return super().make_decision(training_failed_error)
+
+
 class Trainer(ray.train.torch.TorchTrainer):
     """Ray's trainer, for numbers of workers in `worker_counts`, and without a useless actor.
+    `saved`: steps of the last checkpoint; losses of workers count between two of them.
     Ray 2.60's actor that removes the placement group after a dead controller asks the dashboard whether that lives;
     without a dashboard it hears nothing, and costs 12 seconds at the end."""
 
-    def __init__(self, *arguments: Any, worker_counts: list[int], **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, worker_counts: list[int], saved: Callable[[], int] = lambda: 0, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
-        self.worker_counts = worker_counts
+        self.worker_counts, self.saved = worker_counts, saved
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
@@ -118,6 +158,7 @@ class Trainer(ray.train.torch.TorchTrainer):
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> ray.train.Result:
+        arguments["failure_policy"] = ByProgress(self.run_config.failure_config, saved=self.saved)
         if self.scaling_config.elasticity_enabled:
             arguments["scaling_policy"] = EqualShares(self.scaling_config, self.worker_counts)
         return super()._initialize_and_run_controller(**arguments)

@@ -16,6 +16,7 @@ from components.data.source_look import SourceLook
 from components.evaluation.grids import labelled_grid
 from components.runtime import events
 from components.runtime.execution import Profiling, Resources
+from components.runtime.storage import outages
 from components.runtime.storage.connection import shown
 from components.runtime.storage.store import Store, StoreError, absolute
 from components.runtime.tracking.event_log import journal_name
@@ -36,7 +37,7 @@ from pipelines.engine.run_report import (
     save_run,
     traces_of,
 )
-from pipelines.engine.session import on_cluster, set_environment, start_ray, this_node
+from pipelines.engine.session import JOB_VARIABLE, on_cluster, set_environment, start_ray, this_node
 from pipelines.planning import preflight
 from pipelines.planning.profiles import Profile, load_profile, parse_cluster, storage_uri, tracking_uri
 from pipelines.planning.shares import resource_table, share_cluster, trainings
@@ -127,8 +128,15 @@ def prepare(options: RunOptions) -> Prepared:
 
 def run(options: RunOptions, console: Console) -> int:
     """Run a recipe to the end; returns the exit code.
-    0: done, 1: failed, 3: done, but MLflow lacks a part, 130: interrupted."""
+    0: done, 1: failed, 3: done, but MLflow lacks a part, 130: interrupted.
+    A submitted job waits for storage from its first look on, as nobody would start it again; what a person starts, once
+    storage was seen. Raises as `prepare`."""
+    patience = {outages.SETTING: outages.RUN_SECONDS}
+    if JOB_VARIABLE in os.environ:
+        set_environment(patience)
+    outages.patience()  # a wrong setting is refused before anything starts
     prepared, started = prepare(options), time.time()
+    set_environment(patience)
     with announced(prepared.root, prepared.run, prepared.planned):
         for line in prepared.seen:
             say(console, line)
@@ -246,7 +254,9 @@ def _start_recorder(prepared: Prepared) -> ActorRecorder:
     begun = events.RunStarted(prepared.run, resolved_yaml(prepared.recipe), parameters, tags)
     body = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=this_node())(RunRecorder)
     spool, journal = absolute("runs/spool"), journal_name()
-    actor = body.remote(tracking=prepared.tracking, spool=spool, journal=journal, begun=begun)
+    actor = body.options(name=outages.RECORDER).remote(
+        tracking=prepared.tracking, spool=spool, journal=journal, begun=begun
+    )
     try:
         ray.get(actor.snapshot.remote())
     except ray.exceptions.RayError as error:

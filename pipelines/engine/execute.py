@@ -6,6 +6,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from components.runtime.storage.artifact import (
     load_artifact,
 )
 from components.runtime.storage.lease import TTL, Lease
-from components.runtime.storage.store import SCRATCH, Store
+from components.runtime.storage.store import SCRATCH, Store, StoreError
 from components.stages.context import StageContext
 from pipelines.engine.code_seen import code_of
 from pipelines.engine.recorder import ActorRecorder, StageStatus
@@ -155,7 +156,8 @@ def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> 
         recorder.emit(events.StageEnded(job.name, "FAILED", error=one_line(error)), wait=True)
         raise
     finally:
-        lease.release()
+        with suppress(StoreError):  # storage is away: the lease runs out, and the first cause is what is shown
+            lease.release()
 
 
 def _die(stage: str, recorder: ActorRecorder) -> None:

@@ -7,7 +7,7 @@ It keeps the log, the state of the live table, gauges for Prometheus, and the on
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +18,7 @@ from ray.util.metrics import Gauge
 from components.runtime import events
 from components.runtime.events import MEASURES, measures_of
 from components.runtime.pool import one_line
+from components.runtime.storage import outages
 from components.runtime.storage.store import Store, StoreError
 from components.runtime.tracking.event_log import EventLog, left_journals, open_journal, stage_points
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "image-cascade"
 STORE_SECONDS = 20.0  # between two writes to storage while a stage trains
 ANSWER_SECONDS, CLOSE_SECONDS = 60.0, 240.0  # for which an answer is waited; the second: while the rest is sent
+FORGOTTEN_SECONDS = 120.0  # after which a process that waited for a store is believed to be gone
 HELD = "checkpoint_hold_seconds"
 GAUGES = {name: measure.title for name, measure in MEASURES.items()} | {  # of a training -> title
     "step": "steps taken",
@@ -91,6 +93,7 @@ class RunRecorder(events.Recorder):
         self.log = EventLog()
         self.stages: dict[str, StageStatus] = {}
         self.warnings: list[str] = []
+        self.away: dict[str, tuple[float, str]] = {}  # store that is waited for -> when that was said, and the words
         self.gauges = {name: Gauge(f"cascade_train_{name}", title, ("run", "stage")) for name, title in GAUGES.items()}
         try:
             if tracking is not None:
@@ -181,8 +184,20 @@ class RunRecorder(events.Recorder):
             case events.Warning(line=line):
                 status.warnings += (line,)
 
+    def waits(self, store: str, line: str, *, ended: bool) -> None:
+        """Show that a process of the run waits for a store, or keep as a warning that it did."""
+        if not ended:
+            self.away[store] = (time.monotonic(), line)
+        elif self.away.pop(store, None) is not None:
+            self.warnings.append(line)
+
     def snapshot(self) -> list[StageStatus]:
-        return list(self.stages.values())
+        """All stages for the table; those at work say which store is waited for."""
+        held = ("running", "queued") if (lines := self._waited_for()) else ()
+        return [replace(each, note=lines[0]) if each.state in held else each for each in self.stages.values()]
+
+    def _waited_for(self) -> list[str]:
+        return [line for said, line in self.away.values() if time.monotonic() - said < FORGOTTEN_SECONDS]
 
     def close(self, status: events.Status, promote: events.Promote = "better") -> Closing:
         """End the run, and send the rest.
@@ -209,8 +224,11 @@ class RunRecorder(events.Recorder):
 
     def _store(self, stage: str, *, older_than: float = 0.0) -> None:
         """Copy a stage's log to storage; a full one costs the next report its curves, and nothing else."""
+        if older_than and self._waited_for():
+            return
         try:
-            self.log.store(stage, older_than=older_than)
+            with outages.hurried():  # nothing else is heard meanwhile
+                self.log.store(stage, older_than=older_than)
         except StoreError as error:
             self._warn(f"{stage}: its curves are not kept: {error}")
 

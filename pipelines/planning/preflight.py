@@ -25,6 +25,7 @@ from components.evaluation.features import MeasureConfig, check_feature_network
 from components.evaluation.reconstructions import PairsConfig
 from components.runtime.execution import Resources
 from components.runtime.pool import one_line, portable
+from components.runtime.storage import outages
 from components.runtime.storage.connection import check_room, is_local, shown
 from components.runtime.storage.store import Store, StoreError
 from components.sampling.frozen_text import check_transformers
@@ -41,7 +42,7 @@ from pipelines.planning.shares import branches, trainings
 from pipelines.workflow import PlannedStage, Workflow
 
 logger = logging.getLogger("cascade")
-ANSWER_SECONDS = 300.0  # longer than storage is tried again
+ANSWER_SECONDS = 300.0  # beyond those that storage may be away
 UNKNOWN = ("num_classes", "vocab_size", "image_embedding_dim", "text_states_dim")  # of a set, before it is read
 IN_FLIGHT = 1  # checkpoints written while those that are kept are still there
 
@@ -228,7 +229,7 @@ def check_nodes(needs: Needs, root: Store, space: Space) -> None:
             there = NodeAffinitySchedulingStrategy(node, soft=False)
             task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(try_node)
             answers[node] = task.remote(*portable((needs, root, probe, space), what="what a node is asked"))
-        ray.wait(list(answers.values()), num_returns=len(answers), timeout=ANSWER_SECONDS)
+        ray.wait(list(answers.values()), num_returns=len(answers), timeout=ANSWER_SECONDS + outages.patience())
         lines = {node: _line(node, answer) for node, answer in answers.items()}
     finally:
         root.delete(probe)
@@ -261,7 +262,7 @@ def _line(node: str, answer: Any) -> str:
     try:
         return ray.get(answer, timeout=0)
     except ray.exceptions.GetTimeoutError:
-        return f"no answer in {ANSWER_SECONDS:.0f} s whether it has what the stages need"
+        return f"no answer in {ANSWER_SECONDS + outages.patience():.0f} s whether it has what the stages need"
     except RayError as error:
         remedy = "give it the program's image, or submit with --working-dir"
         gone = node not in working_nodes()  # and what it lacks does not matter

@@ -101,13 +101,15 @@ def default_callbacks_hold_a_cleaner(folder: Path) -> bool:
 
 
 def fit_makes_its_controller_by_keyword() -> bool:
-    """TorchTrainer.fit calls _initialize_and_run_controller with scaling_policy= and with callbacks= of
+    """TorchTrainer.fit calls _initialize_and_run_controller with scaling_policy=, failure_policy= and callbacks= of
     _create_default_callbacks() (training/launch.py: Trainer)"""
     body = ast.parse(textwrap.dedent(inspect.getsource(ray.train.torch.TorchTrainer.fit)))
     calls = [node for node in ast.walk(body) if isinstance(node, ast.Call)]
     (call,) = [call for call in calls if ast.unparse(call.func) == "self._initialize_and_run_controller"]
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-    return "scaling_policy" in given and given["callbacks"] == "self._create_default_callbacks()"
+    return {"scaling_policy", "failure_policy"} <= given.keys() and given[
+        "callbacks"
+    ] == "self._create_default_callbacks()"
 
 
 def the_dashboard_s_address_is_in_the_internal_store() -> bool:
@@ -130,6 +132,13 @@ def an_elastic_policy_starts_as_many_as_it_counts() -> bool:
     policy._maybe_send_resource_request = lambda: None
     policy._get_reserved_resources = lambda: {"a node": {"CPU": 3.0}}
     return policy.make_decision_for_non_running_worker_group().num_workers == 2
+
+
+def a_failure_policy_counts_losses_of_workers() -> bool:
+    """DefaultFailurePolicy counts losses of workers in _worker_group_failures (training/launch.py: ByProgress)"""
+    policy = part("components.runtime.ray_internals:DefaultFailurePolicy")(ray.train.FailureConfig(max_failures=1))
+    said = [policy.make_decision(ray.train.WorkerGroupError("lost", {0: ValueError()})).name for _ in range(2)]
+    return said == ["RETRY", "RAISE"] and policy._worker_group_failures == 2
 
 
 def blocks_that_are_not_taken_hold_a_reading_task() -> bool:

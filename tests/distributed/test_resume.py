@@ -1,5 +1,6 @@
 """A training that was killed and started again, whole or in shards, ends with the bits of one that was not."""
 
+import json
 import os
 import shutil
 import signal
@@ -125,6 +126,23 @@ class DisturbedAtTheEnd(DiffusionTask):
         return super().evaluate(held_out)
 
 
+class KilledAgain(DiffusionTask):
+    """Sends SIGKILL to its process at steps that a file lists, each once, when the checkpoint before is there."""
+
+    def __init__(self, config: Any, *, place: str, worker: Worker, **options: Any) -> None:
+        super().__init__(config, worker=worker, **options)
+        self.file, self.run = Path(place) / "steps", Store(f"{place}/train/key")
+
+    def train_step(self, batch: Batch, step: int) -> Metrics:
+        steps = json.loads(self.file.read_text())
+        if self.worker.rank == 0 and steps and step == steps[0]:
+            while (last_checkpoint(self.run) or ("", 0))[1] < step // 10 * 10:
+                time.sleep(0.05)
+            self.file.write_text(json.dumps(steps[1:]))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().train_step(batch, step)
+
+
 class PoisonedTask(DiffusionTask):
     """Its loss is never finite."""
 
@@ -200,6 +218,21 @@ def test_killed_worker_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: 
     started = {line["pid"] for line in FileRecorder(tmp_path / "log.jsonl").lines("metrics")}
     assert len(started) == 2  # rank 0 before and after
     assert_equal_bits(last_weights(tmp_path), undisturbed)
+
+
+@pytest.mark.parametrize(("steps", "ends"), [([7, 17, 27, 27], True), ([17, 17, 17], False)])
+def test_only_losses_without_a_new_checkpoint_count(
+    undisturbed: dict[str, Tensor], tmp_path: Path, steps: list[int], ends: bool
+) -> None:
+    """Two are allowed."""
+    (tmp_path / "steps").write_text(json.dumps(steps))
+    if ends:
+        run(tmp_path, KilledAgain, place=str(tmp_path))
+        assert_equal_bits(last_weights(tmp_path), undisturbed)
+    else:
+        with pytest.raises(TrainingError, match="base failed"):
+            run(tmp_path, KilledAgain, place=str(tmp_path))
+    assert json.loads((tmp_path / "steps").read_text()) == []
 
 
 def test_killed_driver_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: Path) -> None:

@@ -49,6 +49,27 @@ def test_the_log_has_every_event_in_order_but_progress_and_a_warning_as_the_text
     assert said[-1] == events.Text("base", "warnings.txt", "base: little room\nbase: less room")
 
 
+def test_stages_at_work_say_which_store_is_waited_for_until_it_is_back(
+    recorder: RunRecorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recorder.emit(events.StageHeld("prior", "waiting"))
+    recorder.emit(events.Progress("base", 1, 10))
+    recorder.waits("s3://bucket", "store s3://bucket away for 0:05", ended=False)
+    recorder.waits("s3://bucket", "store s3://bucket away for 2:10", ended=False)
+    assert [status.note for status in recorder.snapshot()] == ["store s3://bucket away for 2:10", ""]
+    assert "running, step 1/10, store s3://bucket away for 2:10" in status_line(recorder.snapshot()[0])
+    recorder.log.store("base")
+    monkeypatch.setattr(recorder.log, "store", lambda *_, **__: pytest.fail("a store that is away was asked"))
+    recorder.emit(events.Metrics("base", 1, {"loss": 0.5}))
+    for _ in range(2):  # a second process had waited too
+        recorder.waits("s3://bucket", "store s3://bucket was away for 2:20", ended=True)
+    assert [status.note for status in recorder.snapshot()] == ["", ""]
+    assert recorder.warnings == ["store s3://bucket was away for 2:20"]
+    recorder.waits("s3://bucket", "store s3://bucket away for 0:05", ended=False)
+    monkeypatch.setattr("pipelines.engine.recorder.FORGOTTEN_SECONDS", 0.0)  # by a process that was killed
+    assert [status.note for status in recorder.snapshot()] == ["", ""]
+
+
 def test_the_machines_load_is_in_the_journal_and_not_in_storage(recorder: RunRecorder, tmp_path: Path):
     values = {"loss": 0.5, "system/load": 9.0}
     recorder.emit(events.Metrics("base", 1, values))

@@ -189,7 +189,7 @@ def list_parquet(path: str, columns: Columns = COMMON, *, most_files: int | None
 
 def _columns(url: str, columns: Columns) -> TableColumns:
     """The columns of a file to read. Raises SourceError for no images, or neither class nor caption."""
-    schema = open_parquet(url).schema_arrow
+    schema = retried(partial(open_parquet, url), url).schema_arrow
     fits: dict[Meaning, Callable[[pa.DataType], bool]] = {"image": _is_image, "caption": _is_text, "label": _is_class}
     admitted = {meaning: [field.name for field in schema if fit(field.type)] for meaning, fit in fits.items()}
     table = source.find_columns(schema.names, columns, url, admitted)

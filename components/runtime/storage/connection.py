@@ -1,9 +1,9 @@
 """Connections to storage: the filesystem of a URL, retries, errors of a line, room on local disks.
 
 Two layers of retries, both with jitter: a cloud's own client sends a request up to three times (503, 500, reset,
-time-out), and `retried` repeats the whole transfer where a body broke off or held wrong bytes. A write-once put is
-fsspec's `mode="create"`, which must be a conditional write: `If-None-Match: *` by S3 and Azure, `ifGenerationMatch=0`
-by Google.
+time-out), within seconds; `retried` repeats the whole transfer where a body broke off or held wrong bytes, and it alone
+waits for a store that is away (`outages.py`). A write-once put is fsspec's `mode="create"`, which must be a conditional
+write: `If-None-Match: *` by S3 and Azure, `ifGenerationMatch=0` by Google.
 """
 
 import errno
@@ -11,15 +11,18 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping
-from http.client import NOT_IMPLEMENTED, PRECONDITION_FAILED
+from http import HTTPStatus
 from pathlib import Path
 from types import MappingProxyType, MethodType
 from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception, sleep_using_event, wait_random_exponential
+
+from components.runtime.storage import outages
 
 T = TypeVar("T")
 Transfer = Callable[[fsspec.AbstractFileSystem, str], T]  # of a file system and a path there
@@ -32,6 +35,8 @@ FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirector
 # Libraries whose errors are the network's.
 TRANSPORTS = {"aiobotocore", "aiohttp", "asyncio", "azure", "botocore", "fsspec", "gcsfs", "google"}
 TRANSPORTS |= {"httpx2", "requests"}
+LATER = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS)
+ON_THE_WAY = ("SHA256Mismatch", "BadDigest", "IncompleteBody", "RequestTimeout")  # 400 by S3: send it again
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 CREDENTIALS = re.compile(r"(?<=://)[^/@]+@")
 QUERY = re.compile(r"\?.*$", re.DOTALL)
@@ -40,6 +45,10 @@ AZURE_LONG = re.compile(r"abfss?://(?P<container>[^/@:]+)@(?P<account>[^/.@:]+)\
 
 class StoreError(Exception):
     """Storage refused or failed an operation; the message names the URL and the remedy on a line."""
+
+
+class AwayError(StoreError):
+    """A store gave no answer for as long as it is waited for; the message has the first cause."""
 
 
 class Cloud(NamedTuple):
@@ -80,9 +89,13 @@ def _prepare_azure(filesystem: fsspec.AbstractFileSystem) -> None:
 
 def _plain_amazon(error: Exception) -> Exception:
     """Translates an error by HTTP status: s3fs knows Amazon's words, other stores say other words."""
-    response = getattr(error.__cause__, "response", None) or {}
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    kind = {PRECONDITION_FAILED: FileExistsError, NOT_IMPLEMENTED: NotImplementedError}.get(status)
+    kinds: dict[int | None, type[Exception]] = {
+        HTTPStatus.UNAUTHORIZED: PermissionError,
+        HTTPStatus.FORBIDDEN: PermissionError,
+        HTTPStatus.PRECONDITION_FAILED: FileExistsError,
+        HTTPStatus.NOT_IMPLEMENTED: NotImplementedError,
+    }
+    kind = kinds.get(_status(error))
     return error if kind is None else kind(str(error))
 
 
@@ -185,33 +198,58 @@ def files_below(filesystem: fsspec.AbstractFileSystem, root: str) -> dict[str, d
 
 
 def retried(action: Callable[[], T], url: str) -> T:
-    """Run `action` with retries and jitter; permanent errors are raised at once.
-    Raises StoreError with a remedy for a cause in storage or on the network, and any other error as it is."""
-    cloud = _cloud(url)[1]
+    """Run `action` with retries and jitter, and wait for a store that is away.
+    Permanent errors are raised at once. Raises StoreError with a remedy for a cause in storage or on the network, and
+    any other error as it is."""
+    cloud, store, tries = _cloud(url)[1], "/".join(shown(url).split("/", 3)[:3]), 0
+    began: float | None = None  # of the outage, as this call sees it: others may have an answer now and then
 
     def plainly() -> T:
         """Raises a cloud's errors in Python's own terms."""
         try:
-            return action()
+            result = action()
         except Exception as error:
-            if isinstance(error, StoreError) or (plain := cloud.plain(error)) is error:
+            plain = error if isinstance(error, StoreError) else cloud.plain(error)
+            if not _is_away(plain):
+                outages.answered(store)
+            if plain is error:
                 raise
             raise plain from error
+        outages.answered(store)
+        return result
 
     def enough(state: RetryCallState) -> bool:
-        error = state.outcome.exception() if state.outcome else None
-        return state.attempt_number >= (DAMAGED_ATTEMPTS if isinstance(error, StoreError) else ATTEMPTS)
+        nonlocal began, tries
+        error, tries = state.outcome.exception() if state.outcome else None, state.attempt_number
+        if error is not None and _is_away(error) and (most := outages.patience()):
+            began = began or time.monotonic()
+            outage = outages.unanswered(store, reason(error))
+            given_up = max(outage.seconds, time.monotonic() - began) >= most
+        else:
+            given_up = tries >= (DAMAGED_ATTEMPTS if isinstance(error, StoreError) else ATTEMPTS)
+        return given_up or outages.given_up.get().is_set()
 
     wait = wait_random_exponential(multiplier=0.2, max=10)
+    retrying = Retrying(
+        stop=enough,
+        wait=wait,
+        retry=retry_if_exception(_may_get_better),
+        sleep=sleep_using_event(outages.given_up.get()),
+        reraise=True,
+    )
     try:
-        return Retrying(stop=enough, wait=wait, retry=retry_if_exception(_may_get_better), reraise=True)(plainly)
+        return retrying(plainly)
     except PermissionError as error:
         remedy = "check the credentials and the bucket's policy"
         raise StoreError(f"{shown(url)}: access denied ({reason(error)}); {remedy}") from error
     except (*FINAL_ERRORS, StoreError):
         raise
     except Exception as error:
-        if (explained := _explained(error, cloud)) is None:
+        if began is not None and _is_away(error):
+            outage = outages.unanswered(store, reason(error))
+            away = f"{shown(url)} was away for {outages.minutes(outage.seconds)}: {outage.cause}"
+            raise AwayError(f"{away}; check the network and the endpoint") from error
+        if (explained := _explained(error, cloud, tries)) is None:
             raise
         raise StoreError(shown(url) + explained) from error
 
@@ -231,16 +269,52 @@ def _cloud(url: str) -> tuple[str, Cloud]:
     return protocol, CLOUDS.get(protocol, OTHERS)
 
 
-def _may_get_better(error: BaseException) -> bool:
-    if isinstance(error, FINAL_ERRORS) or "credential" in type(error).__name__.lower():
+def _status(error: BaseException) -> int | None:
+    """The HTTP status of an error, or of the client's error below it, where there was an answer."""
+    for each in (error, error.__cause__):
+        answer = getattr(each, "response", None)
+        if isinstance(answer, dict):  # botocore's
+            return answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        # Of aiohttp, Azure, requests and httpx, and of Google: aiohttp's errors of half a body have a code of 400 too.
+        places = ((each, "status"), (each, "status_code"), (answer, "status_code"))
+        places += ((each, "code"),) if type(each).__module__.startswith("gcsfs.") else ()
+        for owner, name in places:
+            if str(status := getattr(owner, name, None)).isdecimal():
+                return int(str(status))
+    return None
+
+
+def _is_final(error: BaseException) -> bool:
+    return isinstance(error, (*FINAL_ERRORS, AwayError)) or "credential" in type(error).__name__.lower()
+
+
+def _is_away(error: BaseException) -> bool:
+    """True for an error of a store that gives no answer, or says that it can't give one now."""
+    if _is_final(error) or isinstance(error, StoreError):
         return False
-    if isinstance(error, OSError):
-        return error.errno not in DISK_FULL
-    libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
-    return isinstance(error, StoreError | EOFError) or bool(libraries & TRANSPORTS)
+    if status := _status(error):
+        busy = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.INTERNAL_SERVER_ERROR)
+        return status in busy or status > HTTPStatus.NOT_IMPLEMENTED
+    return isinstance(error, ConnectionError | TimeoutError) or _is_transport(error)
 
 
-def _explained(error: Exception, cloud: Cloud) -> str | None:
+def _is_transport(error: BaseException) -> bool:
+    return bool({kind.__module__.partition(".")[0] for kind in type(error).__mro__} & TRANSPORTS)
+
+
+def _is_refused(error: BaseException) -> bool:
+    """True for an answer that another try does not change."""
+    client_error = HTTPStatus.BAD_REQUEST <= (status := _status(error) or 0) < HTTPStatus.INTERNAL_SERVER_ERROR
+    return client_error and status not in LATER and not any(word in f"{error} {error.__cause__}" for word in ON_THE_WAY)
+
+
+def _may_get_better(error: BaseException) -> bool:
+    if _is_final(error) or (isinstance(error, OSError) and error.errno in DISK_FULL):
+        return False
+    return not _is_refused(error) and (isinstance(error, StoreError | EOFError | OSError) or _is_transport(error))
+
+
+def _explained(error: Exception, cloud: Cloud, tries: int) -> str | None:
     """The message for the user, after the address; None for an error unrelated to storage."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f" can't be written ({reason(error)}); make room there (`cascade gc`) and run again"
@@ -248,8 +322,10 @@ def _explained(error: Exception, cloud: Cloud) -> str | None:
         return f": no credentials found; {cloud.remedy}"
     if isinstance(error, NotImplementedError):
         return f": this store can't do that ({reason(error)}); use another, or a newer version of it"
+    if _is_refused(error):
+        return f": refused ({reason(error)}); check the address, the endpoint and its region"
     if _may_get_better(error):
-        return f" failed {ATTEMPTS} times: {reason(error)}; check the network and the endpoint"
+        return f" failed {tries} times: {reason(error)}; check the network and the endpoint"
     return None
 
 

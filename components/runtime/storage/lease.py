@@ -52,10 +52,12 @@ class Lease:
 
     def acquire(self, *, is_done: Callable[[], bool], on_wait: Callable[[str], None]) -> bool:
         """Wait for the lease, with a line to `on_wait` each time. Returns False as soon as `is_done()`."""
-        seen, since = Seen(generation=-1), time.monotonic()
+        seen, since = Seen(generation=-1), (looked := time.monotonic())
         while not is_done():
-            if (now := self.look()) != seen:
+            now, blind = self.look(), time.monotonic() - looked > self.ttl / 2  # nobody writes while the store is away
+            if now != seen or blind:
                 seen, since = now, time.monotonic()
+            looked = time.monotonic()
             stale = time.monotonic() - since > self.ttl
             if (not seen.holder or stale) and self._take(seen.generation + 1):
                 return True

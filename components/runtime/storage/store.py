@@ -9,11 +9,13 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, TypeVar
 
@@ -22,6 +24,7 @@ from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 
 from components.configuration.file_names import file_name
+from components.runtime.storage import outages
 from components.runtime.storage.connection import StoreError, Transfer, at, connect, files_below, reason, shown
 
 T = TypeVar("T")
@@ -267,12 +270,18 @@ def list_url(url: str) -> list[FileInfo]:
 
 def in_parallel(action: Callable[[S], T], items: Iterable[S], *, most: int = TRANSFERS) -> list[T]:
     """Runs `action` on each item, at most `most` at a time, and returns the results in order.
-    Raises the first error; items not yet begun are left out."""
-    with ThreadPoolExecutor(most, thread_name_prefix="transfer") as pool:
-        waiting = [pool.submit(action, item) for item in items]
+    Raises the first error; items not yet begun are left out, and none waits any longer for a store that is away."""
+    given_up = given_up if (given_up := outages.given_up.get()).is_set() else threading.Event()
+    begin = partial(outages.given_up.set, given_up)
+    with ThreadPoolExecutor(most, thread_name_prefix="transfer", initializer=begin) as pool:
         try:
+            waiting = [pool.submit(action, item) for item in items]
+            wait(waiting, return_when=FIRST_EXCEPTION)
+            for future in filter(Future.done, waiting):
+                future.result()
             return [future.result() for future in waiting]
         except BaseException:
+            given_up.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
