@@ -17,9 +17,9 @@ from pydantic import Field
 
 from components.configuration.config import Config
 from components.evaluation.grids import readable
+from components.evaluation.measures import MEASURES, measures_of
 from components.evaluation.metrics import METRICS, USUAL, DistanceRow, distance_name
 from components.evaluation.plots import curve_svg
-from components.runtime.events import MEASURES, measures_of
 from components.sampling.cascade import GENERATORS
 from components.sampling.image_files import encode_png
 

@@ -1,7 +1,7 @@
 """Reports of a training worker: progress each second, metrics and speed every log_every steps, images.
 
 Training is saved by steps or by the clock of rank 0; votes of the clock travel with the metrics. Names of figures:
-`runtime.events`. Traces of a few steps are by torch.profiler: all operations on the CPU and on the GPU, with times. A
+`evaluation.measures`. Traces of a few steps are by torch.profiler: all operations on CPU and GPU, with times. A
 trace opens in Perfetto and chrome://tracing. Recording slows these steps and changes no number; the first of them also
 pays for the profiler's own start."""
 

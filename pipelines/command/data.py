@@ -7,9 +7,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from components.data.ingest import PACKAGED, IngestConfig, ingest
 from components.data.shards import INDEX
 from components.data.source_check import check_file, check_outside, check_source, file_to_try
-from components.runtime.storage.connection import check_room
 from components.runtime.storage.store import Store, absolute
 from pipelines.engine.session import on_cluster, start_ray
+from pipelines.planning.room import check_room
 
 MOST_CLASSES = 10  # that the summary names
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from components.configuration.usage import UsageError
-from components.runtime.storage.connection import readable_bytes
 from components.stages.images import ImagesConfig
 from pipelines.engine import driver
 from pipelines.engine.code_seen import changes_of_code
@@ -17,6 +16,7 @@ from pipelines.planning.cost_table import choices_table, cost_notes, cost_overvi
 from pipelines.planning.preflight import check_shares
 from pipelines.planning.profiles import Cluster, Profile, gpu_named, load_profile, parse_cluster, this_machine
 from pipelines.planning.reads import reads_of, reads_table, reads_warning, tars_in_place
+from pipelines.planning.room import readable_bytes
 from pipelines.planning.shares import gpu_count, resource_rows, resource_table, share_cluster, trainings
 from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.published import PAPER_RECIPES

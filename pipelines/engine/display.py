@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from components.runtime.events import MEASURES
+from components.evaluation.measures import MEASURES
 from pipelines.engine.recorder import StageStatus
 from pipelines.planning.shares import table_of
 from pipelines.workflow import PlannedStage

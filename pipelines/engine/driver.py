@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
 import ray
@@ -267,10 +267,13 @@ def _start_recorder(prepared: Prepared) -> ActorRecorder:
 def _report(
     prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], recorder: ActorRecorder, *, seconds: float
 ) -> str:
-    """Save the run and draw the report; returns the URL. A full storage is a failure of the run."""
+    """Save the run and draw the report; returns the URL. A full storage is a failure of the run.
+    Storage that a stage has waited for in vain is asked once."""
+    in_vain = any(outages.GONE in line for line in outcome.failures.values())
     try:
-        _save(prepared, outcome, statuses, seconds=seconds)
-        url, html = render_run(prepared.root, prepared.run)
+        with outages.hurried() if in_vain else nullcontext():
+            _save(prepared, outcome, statuses, seconds=seconds)
+            url, html = render_run(prepared.root, prepared.run)
     except StoreError as error:
         outcome.failures["report"] = str(error)
         return "none"

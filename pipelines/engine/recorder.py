@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import ray
 from ray.util.metrics import Gauge
 
+from components.evaluation.measures import MEASURES, measures_of
 from components.runtime import events
-from components.runtime.events import MEASURES, measures_of
 from components.runtime.pool import one_line
 from components.runtime.storage import outages
 from components.runtime.storage.store import Store, StoreError

@@ -15,10 +15,10 @@ from rich.table import Table
 from components.configuration.conditions import DatasetInfo
 from components.configuration.optimization import Training
 from components.runtime.execution import Resources
-from components.runtime.storage.connection import readable_bytes
 from pipelines.planning.cost import StageCost, choices, counted_flops, encoding_flops, longest_path, stage_costs
 from pipelines.planning.memory import memory_warning, step_model
 from pipelines.planning.profiles import GPU, GPUS, Cluster, Profile
+from pipelines.planning.room import readable_bytes
 from pipelines.planning.shares import gpu_count, share_cluster, table_of, trainings, worker_counts
 from pipelines.planning.step_time import StepTime, encoding_work, step_time
 from pipelines.recipes.published_networks import AUTOENCODERS, PAPER_DIFFUSION

@@ -16,11 +16,11 @@ from components.configuration.optimization import OptimizationConfig, Training
 from components.configuration.usage import usage_errors
 from components.models.layers import blocks_of
 from components.runtime.execution import Resources
-from components.runtime.storage.connection import readable_bytes
 from components.stages.images import ImagesConfig
 from components.training.activations import Linear, activations
 from components.training.memory import RESERVE
 from components.training.step_model import StepModel
+from pipelines.planning.room import readable_bytes
 from pipelines.workflow import Stage
 
 MOMENTS = 2  # numbers that AdamW keeps for each that it trains, in fp32

@@ -26,7 +26,7 @@ from components.evaluation.reconstructions import PairsConfig
 from components.runtime.execution import Resources
 from components.runtime.pool import one_line, portable
 from components.runtime.storage import outages
-from components.runtime.storage.connection import check_room, is_local, shown
+from components.runtime.storage.connection import shown
 from components.runtime.storage.store import Store, StoreError
 from components.sampling.frozen_text import check_transformers
 from components.stages.images import ImagesConfig
@@ -38,6 +38,7 @@ from components.weights.perceptual import check_perceptual_network
 from components.weights.starts import open_start, planned_counts
 from pipelines.planning import memory
 from pipelines.planning.memory import MANY_CLASSES, model_of
+from pipelines.planning.room import check_room, is_local
 from pipelines.planning.shares import branches, trainings
 from pipelines.workflow import PlannedStage, Workflow
 

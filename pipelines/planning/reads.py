@@ -12,10 +12,10 @@ from components.data.order import Order
 from components.data.shards import INDEX, load_index
 from components.data.source_check import detect_source, shard_in_place
 from components.data.sources.webdataset import list_tars
-from components.runtime.storage.connection import readable_bytes
 from components.runtime.storage.model_table import column_of
 from components.stages.images import ImagesConfig
 from pipelines.planning.profiles import Profile
+from pipelines.planning.room import readable_bytes
 from pipelines.planning.shares import table_of
 from pipelines.workflow import PlannedStage
 

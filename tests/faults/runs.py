@@ -52,8 +52,8 @@ class Stored:
         assert self.hashes() == hashes
         return f"same weights, sha256 {hashes['base'][:12]}…"
 
-    def finish(self, driver: subprocess.Popen) -> None:
-        assert driver.wait(DEADLINE) == 0, self.said()[-4000:]
+    def finish(self, driver: subprocess.Popen, *, seconds: float = DEADLINE) -> None:
+        assert driver.wait(seconds) == 0, self.said()[-4000:]
 
     def fail(self, driver: subprocess.Popen, *, saying: str) -> None:
         """Wait until a driver ends with exit code 1 and these words, and without a traceback."""

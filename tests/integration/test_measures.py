@@ -13,8 +13,8 @@ from mlflow.tracking import MlflowClient
 
 from components.configuration.conditions import DatasetInfo
 from components.data.shards import load_index
+from components.evaluation.measures import MEASURES
 from components.runtime import events
-from components.runtime.events import MEASURES
 from components.runtime.execution import Profiling
 from components.runtime.storage.artifact import Artifact
 from components.stages.training import train_model

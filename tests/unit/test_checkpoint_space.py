@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import pytest
 
 from components.configuration.conditions import DatasetInfo
-from components.runtime.storage.connection import StoreError, check_room, readable_bytes
+from components.runtime.storage.connection import StoreError
 from components.runtime.storage.store import Store
 from pipelines.command.cli import main
 from pipelines.engine import driver
 from pipelines.engine.driver import RunOptions, prepare
 from pipelines.planning.memory import MANY_CLASSES, checkpoint_bytes, model_bytes, step_model
 from pipelines.planning.preflight import space_of
+from pipelines.planning.room import check_room, readable_bytes
 
 
 def disks(monkeypatch: pytest.MonkeyPatch, *, free: int) -> None:

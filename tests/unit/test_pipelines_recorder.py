@@ -13,8 +13,8 @@ import ray
 from ray.exceptions import RayActorError
 from rich.console import Console
 
+from components.evaluation.measures import MEASURES
 from components.runtime import events
-from components.runtime.events import MEASURES
 from components.runtime.execution import Resources
 from components.runtime.storage.store import Store
 from components.runtime.tracking.event_log import open_journal, stage_points

@@ -10,7 +10,7 @@ import pynvml
 import pytest
 import torch
 
-from components.runtime.events import MEASURES, measures_of
+from components.evaluation.measures import MEASURES, measures_of
 from components.training.batches import to_batch
 from components.training.loop import Batch, Task, fit
 from components.training.parallel import ALONE, Worker

@@ -1,4 +1,4 @@
-"""Connections to storage: the filesystem of a URL, retries, errors of a line, room on local disks.
+"""Connections to storage: the filesystem of a URL, retries, errors of a line.
 
 Two layers of retries, both with jitter: a cloud's own client sends a request up to three times (503, 500, reset,
 time-out), within seconds; `retried` repeats the whole transfer where a body broke off or held wrong bytes, and it alone
@@ -8,18 +8,14 @@ write: `If-None-Match: *` by S3 and Azure, `ifGenerationMatch=0` by Google.
 
 import errno
 import logging
-import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from pathlib import Path
 from types import MappingProxyType, MethodType
 from typing import Any, NamedTuple, TypeVar
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, sleep_using_event, wait_random_exponential
 
 from components.runtime.storage import outages
@@ -247,7 +243,7 @@ def retried(action: Callable[[], T], url: str) -> T:
     except Exception as error:
         if began is not None and _is_away(error):
             outage = outages.unanswered(store, reason(error))
-            away = f"{shown(url)} was away for {outages.minutes(outage.seconds)}: {outage.cause}"
+            away = f"{shown(url)}{outages.GONE}{outages.minutes(outage.seconds)}: {outage.cause}"
             raise AwayError(f"{away}; check the network and the endpoint") from error
         if (explained := _explained(error, cloud, tries)) is None:
             raise
@@ -327,39 +323,3 @@ def _explained(error: Exception, cloud: Cloud, tries: int) -> str | None:
     if _may_get_better(error):
         return f" failed {tries} times: {reason(error)}; check the network and the endpoint"
     return None
-
-
-def check_room(needed: Mapping[str, int], *, purpose: str) -> None:
-    """Raise StoreError, in a line, if a disk lacks room. Object stores have no such limit.
-    `needed`: URL of a folder, which need not exist yet -> bytes that will be written below it. Folders on one disk need
-    the sum. `purpose`: subject of the message, such as "the checkpoints"."""
-    disks: dict[int, list[tuple[Path, str, int]]] = {}
-    for url, count in needed.items():
-        if is_local(url) and count:
-            path = Path(connect(url)[1])
-            folder = next(folder for folder in (path, *path.parents) if folder.exists())
-            disks.setdefault(os.stat(folder).st_dev, []).append((folder, url, count))
-    for places in disks.values():
-        total, free = sum(count for _, _, count in places), shutil.disk_usage(places[0][0]).free
-        if total > free:
-            needed_bytes, urls = readable_bytes(total), " and ".join(url for _, url, _ in places)
-            remedy = (
-                "make room (`cascade gc`), or name another place (--storage or --out; TMPDIR for a temporary folder)"
-            )
-            raise StoreError(
-                f"{purpose} need {needed_bytes} in {urls}, where {readable_bytes(free)} are free; {remedy}"
-            )
-
-
-def is_local(url: str) -> bool:
-    """True for a folder on a disk of the calling machine, mounted folders included."""
-    return isinstance(connect(url)[0], LocalFileSystem)
-
-
-def readable_bytes(count: float) -> str:
-    """1234567 -> "1.2 MB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.{0 if unit == 'B' else 1}f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

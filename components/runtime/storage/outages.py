@@ -23,6 +23,7 @@ SETTING = "CASCADE_OUTAGE_SECONDS"  # 0: a few tries within seconds
 RUN_SECONDS = "900"  # of a run that is told nothing else
 FIRST_WORD, NEXT_WORD = 5.0, 15.0  # seconds: of an outage, and between two words about it
 RECORDER = "cascade-recorder"  # name of the actor
+GONE = " was away for "  # in the line of a failure that ends a run
 # Set where nobody waits any more for what a thread does: it makes no further try.
 given_up: ContextVar[threading.Event] = ContextVar("given_up", default=threading.Event())  # noqa: B039 - this one is never set
 
@@ -88,7 +89,7 @@ def answered(store: str) -> None:
     with _lock:
         outage = _outages.pop(store, None)
     if outage is not None and outage.said:
-        _say(store, f"store {store} was away for {minutes(outage.seconds)}: {outage.cause}", ended=True)
+        _say(store, f"store {store}{GONE}{minutes(outage.seconds)}: {outage.cause}", ended=True)
 
 
 def minutes(seconds: float) -> str:

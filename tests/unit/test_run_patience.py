@@ -1,0 +1,72 @@
+"""How long a run waits for its store: a submitted job from its first look on, a person's once storage was seen."""
+
+import os
+from unittest import mock
+
+import pytest
+from rich.console import Console
+
+from components.configuration.usage import UsageError
+from components.runtime.storage import outages
+from pipelines.engine import driver
+from pipelines.engine.session import JOB_VARIABLE
+
+
+@pytest.mark.parametrize(
+    ("variables", "seconds"),
+    [
+        ({}, 0),
+        ({JOB_VARIABLE: "{}"}, 900),
+        ({JOB_VARIABLE: "{}", outages.SETTING: "60"}, 60),
+        ({outages.SETTING: "60"}, 60),
+    ],
+)
+def test_the_first_look_at_storage_waits_where_nobody_would_start_it_again(
+    variables: dict[str, str], seconds: float, monkeypatch: pytest.MonkeyPatch
+):
+    def look(options: driver.RunOptions) -> driver.Prepared:
+        raise UsageError(f"waits {outages.patience():g} s")
+
+    monkeypatch.setattr(driver, "prepare", look)
+    with mock.patch.dict(os.environ):
+        for name in (JOB_VARIABLE, outages.SETTING):
+            os.environ.pop(name, None)
+        os.environ.update(variables)
+        with pytest.raises(UsageError, match=f"^waits {seconds} s$"):
+            driver.run(driver.RunOptions(), Console())
+
+
+def test_a_setting_that_is_no_time_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(driver, "prepare", lambda options: pytest.fail("it began"))
+    monkeypatch.setenv(outages.SETTING, "15m")
+    with pytest.raises(UsageError, match="15m: write how many seconds"):
+        driver.run(driver.RunOptions(), Console())
+
+
+def test_a_worker_of_a_run_gives_its_words_to_the_runs_recorder(ray_cluster: None):
+    """By name: what reads a source in Ray Data's workers knows no recorder."""
+    import ray
+
+    class Listener:
+        def __init__(self) -> None:
+            self.heard: list[tuple[str, str, bool]] = []
+
+        def waits(self, store: str, line: str, *, ended: bool) -> None:
+            self.heard.append((store, line, ended))
+
+        def all(self) -> list[tuple[str, str, bool]]:
+            return self.heard
+
+    def wait() -> None:
+        with mock.patch.object(outages, "FIRST_WORD", 0.0):
+            outages.unanswered("s3://bucket", "no route")
+        outages.answered("s3://bucket")
+
+    listener = ray.remote(num_cpus=0)(Listener).options(name=outages.RECORDER).remote()
+    ray.get(listener.all.remote())
+    ray.get(ray.remote(num_cpus=0)(wait).remote())
+    heard = ray.get(listener.all.remote())
+    ray.kill(listener)
+    assert [(store, ended) for store, _, ended in heard] == [("s3://bucket", False), ("s3://bucket", True)]
+    assert heard[0][1] == "store s3://bucket away for 0:00, waiting until 0:00: no route"
+    assert heard[1][1] == "store s3://bucket was away for 0:00: no route"
