@@ -140,14 +140,23 @@ def test_a_registered_cascade_tells_where_it_comes_from_and_samples_in_a_fresh_p
         mlflow.set_tracking_uri("{tracking_uri}")
         model = mlflow.pyfunc.load_model("models:/{name}@champion")
         assert model.metadata.signature is not None and model.input_example
-        print(json.dumps(model.predict(json.loads('{json.dumps(rows)}'))))
+        try:
+            refused = model.predict([{{"promt": "red apple"}}])
+        except Exception as error:
+            refused = str(error)
+        print(json.dumps([model.predict(json.loads('{json.dumps(rows)}')), refused]))
     """
     # In an empty folder and isolated, so that the packed code is what runs, not this checkout.
     packed = tmp_path / "elsewhere"
     packed.mkdir()
     command = [sys.executable, "-c", textwrap.dedent(program)]
     out = subprocess.run(command, cwd=packed, check=True, capture_output=True, text=True).stdout
-    images = [Image.open(io.BytesIO(base64.b64decode(text))) for text in json.loads(out.splitlines()[-1])]
+    answers, refused = json.loads(out.splitlines()[-1])
+    assert "promt" in refused
+    assert "Extra inputs are not permitted" in refused
+    images = [Image.open(io.BytesIO(base64.b64decode(text))) for text in answers]
+    said = [read_settings(base64.b64decode(text)) for text in answers]
+    assert said == [{"model": name, **row} | ({"label": "1"} if "label" in row else {}) for row in rows]
     fetched = download_model(f"models:/{name}@champion", tmp_path / "fetched", tracking_uri=tracking_uri)
     tokens = Request(prompt="red apple", seed=6, generator="tokens", guidance_scale=2.0)
     requests = [Request(label="food", seed=5), tokens]
