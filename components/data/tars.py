@@ -99,12 +99,12 @@ def write_shard(samples: Iterable[dict[str, bytes | str]]) -> bytes:
 
 
 class Unpacked(io.RawIOBase):
-    """The bytes of a tar in order, unpacked a piece at a time where they are gzipped.
+    """The bytes of a gzipped tar in order, unpacked a piece at a time.
     `read` raises ShardError for a damaged gzip file, or one that unpacks to far more than its own size."""
 
     def __init__(self, data: bytes, url: str) -> None:
         self.url, self.left = url, max(MAX_UNPACKED_BYTES, 2 * len(data))
-        self.file = gzip.GzipFile(fileobj=io.BytesIO(data)) if data.startswith(GZIP) else io.BytesIO(data)
+        self.file = gzip.GzipFile(fileobj=io.BytesIO(data))
 
     def read(self, size: int = CHUNK, /) -> bytes:
         try:
@@ -113,7 +113,7 @@ class Unpacked(io.RawIOBase):
             raise ShardError(f"shard {self.url} ends within its compressed data: truncated; restore it") from error
         except (zlib.error, gzip.BadGzipFile) as error:
             raise ShardError(f"shard {self.url} can't be decompressed ({error}); restore it") from error
-        self.left -= len(data) if isinstance(self.file, gzip.GzipFile) else 0
+        self.left -= len(data)
         if self.left < 0:
             most = f"{MAX_UNPACKED_BYTES:,} bytes and than twice its size"
             raise ShardError(f"shard {self.url} unpacks to more than {most}; unpack it, or cut it into smaller tars")
@@ -152,7 +152,10 @@ def iterate_shard(data: bytes, url: str) -> Iterator[Group]:
 def _members(data: bytes, url: str) -> Iterator[dict[str, Any]]:
     """Yields regular files alone: links and devices are passed over, so that none is ever followed."""
     names: set[str] = set()
-    with tarfile.open(fileobj=Unpacked(data, url), mode="r|") as tar:
+    packed = data.startswith(GZIP)
+    with tarfile.open(
+        fileobj=Unpacked(data, url) if packed else io.BytesIO(data), mode="r|" if packed else "r:"
+    ) as tar:
         for info in tar:
             tar.members = []  # pyrefly: ignore[missing-attribute]  (or all stay in memory)
             if not info.isfile() or OWN_NOTES.match(info.name):
