@@ -29,7 +29,7 @@ from components.runtime.storage.lease import TTL, Lease
 from components.runtime.storage.store import SCRATCH, Store, StoreError
 from components.stages.context import StageContext
 from pipelines.engine.code_seen import code_of
-from pipelines.engine.recorder import ActorRecorder, StageStatus
+from pipelines.engine.recorder import STARTING, ActorRecorder, StageStatus
 from pipelines.engine.session import this_node
 from pipelines.workflow import PlannedStage, Stage
 
@@ -196,6 +196,8 @@ def _wait(
 def _starved(status: StageStatus, resources: Resources) -> str:
     """Names the missing resources of a stage whose first step is late; empty if the step is not late."""
     if status.state != "running" or status.step > 0 or (status.seconds or 0) <= WAIT_WARNING_SECONDS:
+        return ""
+    if status.note not in ("", STARTING):  # such as a store that is waited for
         return ""
     free, total = ray.available_resources(), ray.cluster_resources()
     needs, workers = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}, resources.num_workers

@@ -29,6 +29,7 @@ EXPERIMENT = "image-cascade"
 STORE_SECONDS = 20.0  # between two writes to storage while a stage trains
 ANSWER_SECONDS, CLOSE_SECONDS = 60.0, 240.0  # for which an answer is waited; the second: while the rest is sent
 FORGOTTEN_SECONDS = 120.0  # after which a process that waited for a store is believed to be gone
+STARTING = "starting"  # the note of a stage that has said nothing yet
 HELD = "checkpoint_hold_seconds"
 GAUGES = {name: measure.title for name, measure in MEASURES.items()} | {  # of a training -> title
     "step": "steps taken",
@@ -152,7 +153,7 @@ class RunRecorder(events.Recorder):
             case events.StageHeld(_, state, note):
                 status.state, status.note = state, note
             case events.StageStarted(root=root):
-                status.state, status.note = "running", "starting"
+                status.state, status.note = "running", STARTING
                 status.started = status.saved = now
                 if root:
                     self._store(status.name)

@@ -44,6 +44,6 @@ def test_an_outage_of_minutes_changes_no_byte(
     said = " ".join(run.said().split())
     assert f"store {s3_bucket} away for {minutes - 1}:" in said
     assert ", waiting until 15:00: " in said
-    assert f"warning: store {s3_bucket} was away for {minutes}:" in said
+    assert f"warning: store {s3_bucket} was away for " in said
     proof = f"no worker lost, {run.same_as(undisturbed(STEPS))}"
     record(f"store {how} for {minutes} minutes while {moment}", 1, proof)

@@ -243,6 +243,9 @@ def test_a_stage_without_a_first_step_says_what_it_waits_for(
     resources = Resources(num_workers=2, min_workers=min_workers)
     status = StageStatus("base", state="running", started=0.0, finished=WAIT_WARNING_SECONDS + 1)
     assert re.search(note, _starved(status, resources))
+    status.note = "store s3://bucket away for 2:10"
+    assert _starved(status, resources) == ""
+    status.note = ""
     status.step = 1
     assert _starved(status, resources) == ""
 

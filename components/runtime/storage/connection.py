@@ -219,7 +219,7 @@ def retried(action: Callable[[], T], url: str) -> T:
         error, tries = state.outcome.exception() if state.outcome else None, state.attempt_number
         if error is not None and _is_away(error) and (most := outages.patience()):
             began = began or time.monotonic()
-            outage = outages.unanswered(store, reason(error))
+            outage = outages.unanswered(store, shown(reason(error)))
             given_up = max(outage.seconds, time.monotonic() - began) >= most
         else:
             given_up = tries >= (DAMAGED_ATTEMPTS if isinstance(error, StoreError) else ATTEMPTS)
@@ -242,7 +242,7 @@ def retried(action: Callable[[], T], url: str) -> T:
         raise
     except Exception as error:
         if began is not None and _is_away(error):
-            outage = outages.unanswered(store, reason(error))
+            outage = outages.unanswered(store, shown(reason(error)))
             away = f"{shown(url)}{outages.GONE}{outages.minutes(outage.seconds)}: {outage.cause}"
             raise AwayError(f"{away}; check the network and the endpoint") from error
         if (explained := _explained(error, cloud, tries)) is None:
