@@ -298,7 +298,7 @@ def compare(
 
 for body in (sample.sample, evaluate.evaluate, translate.translate):
     app.command()(body)
-app.command("import")(model.import_)
+import_command = app.command("import")(model.import_)
 for body in (model.export, model.reconstruct, model.ema, model.promote, model.register, model.serve):
     app.command()(body)
 
