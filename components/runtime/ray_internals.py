@@ -6,6 +6,9 @@
 import logging
 from typing import Any
 
+# Prints pages of the memory killer and other errors of the cluster to the terminal; no setting leaves them out.
+from ray._private import worker as ray_worker
+
 # Tells a worker whether there is a dashboard. The public `ray.init(ignore_reinit_error=True).dashboard_url` names a
 # dashboard in workers even if none was started (ray 2.60).
 from ray._private.services import get_webui_url_from_internal_kv
@@ -41,6 +44,7 @@ __all__ = [
     "get_train_context",
     "get_webui_url_from_internal_kv",
     "quiet_ray_data",
+    "ray_worker",
 ]
 
 

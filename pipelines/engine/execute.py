@@ -30,7 +30,7 @@ from components.runtime.storage.store import SCRATCH, Store, StoreError
 from components.stages.context import StageContext
 from pipelines.engine.code_seen import code_of
 from pipelines.engine.recorder import STARTING, ActorRecorder, StageStatus
-from pipelines.engine.session import this_node
+from pipelines.engine.session import memory_line, this_node
 from pipelines.workflow import PlannedStage, Stage
 
 POLL_SECONDS = 1.0
@@ -185,7 +185,7 @@ def _wait(
                     outcome.failures[stage.name] = f"not run: {', '.join(failed)} failed"
                     recorder.emit(events.StageHeld(stage.name, "skipped", outcome.failures[stage.name]), wait=True)
                 else:
-                    outcome.failures[stage.name] = one_line(error)
+                    outcome.failures[stage.name] = memory_line(str(error)) or one_line(error)
                     outcome.tracebacks[stage.name] = "".join(traceback.format_exception(error))
         statuses = recorder.snapshot(statuses)
         for status in statuses:

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import re
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,10 @@ LOCAL = {  # a laptop is not preempted, and every process that is not started sa
     ),
 }
 UNREAD = {"RAY_LOG_MONITOR_MAX_OPEN_FILES": "0"}  # else it reads all logs for nobody: 7 % of the CPU of short trainings
+# Parts of a page of Ray's memory killer: memory of the node, whom it killed, the largest processes.
+FULL = re.compile(r"node running low on memory.*? was ([\d.]+GB) used / ([\d.]+GB) limit")
+SELECTED = re.compile(r"Selected to kill: .*?task name=([^,]+),.*?pid=(\d+), actual memory used=([\d.]+GB)")
+LARGE = re.compile(r"^(\d+)\t([\d.]+)\t(.+)$", re.MULTILINE)
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -56,6 +62,8 @@ def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None 
         _protect_token()
         gpus = usable_gpus() if num_gpus is None else num_gpus
         where = {"address": "local", "num_cpus": local_cpus(), "num_gpus": gpus, "include_dashboard": False}
+    if not verbose:
+        print_shortened()
     try:
         _init(**where, **common)
     except Exception as error:  # Ray raises plain ones, some of several lines
@@ -65,6 +73,32 @@ def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None 
             raise UsageError(f"Ray can't join {joined}: {reason} Nothing was started") from error
         raise UsageError(f"Ray can't start here: {reason} Nothing was started; the same command tries again") from error
     return found_cluster(here=not on_cluster())
+
+
+def memory_line(page: str) -> str:
+    """A line for a page of Ray's memory killer, with a remedy; "" for any other text."""
+    if (node := FULL.search(page)) is None:
+        return ""
+    killed = {pid: f"{name} (pid {pid}, {size})" for name, pid, size in SELECTED.findall(page)}
+    others = [
+        f"{command.strip()} (pid {pid}, {size}GB)" for pid, size, command in LARGE.findall(page) if pid not in killed
+    ]
+    close = f"close other programs (the largest: {others[0]})" if others else "close other programs"
+    told = f"memory is full ({node[1]} of {node[2]}): Ray killed {', '.join(killed.values()) or 'a worker'}"
+    return f"{told}; {close}, or set fewer num_workers and num_actors in the profile"
+
+
+def print_shortened() -> None:
+    """Has Ray print a line in place of each page of its memory killer to this terminal."""
+    from components.runtime.ray_internals import ray_worker  # beside Ray Train and Data, which take seconds to import
+
+    print_page = ray_worker.print_to_stdstream
+    if print_page.__module__ == __name__:  # by an earlier run of this process
+        return
+    print_line: Callable[[dict[str, Any], bool], None] = lambda data, ignore_prefix: print_page(  # noqa: E731
+        data | {"lines": [memory_line(str(line)) or line for line in data["lines"]]}, ignore_prefix
+    )
+    ray_worker.print_to_stdstream = print_line
 
 
 @retry(retry=retry_if_exception_message(match=".*timed out during startup"), stop=stop_after_attempt(3), reraise=True)

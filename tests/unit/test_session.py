@@ -1,5 +1,6 @@
 """Laws of the session: what opens the cluster is nobody else's business."""
 
+import inspect
 import stat
 import subprocess
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from ray._private import worker as ray_worker
+from ray.exceptions import OutOfMemoryError
 
 from components.configuration.usage import UsageError
 from pipelines.engine import session
-from pipelines.engine.session import _protect_token
+from pipelines.engine.session import _protect_token, memory_line, print_shortened
 from tests.refusals import one_line
 
 
@@ -61,6 +64,40 @@ def test_a_ray_that_came_too_late_is_ended_and_started_again(
         for raylet in raylets:
             raylet.kill()
             raylet.wait()
+
+
+PAGE = """Task hog failed due to oom. Error: 2 worker(s) were killed due to the node running \
+low on memory. Memory on the node (IP: 192.0.2.2, ID: ddb0) was 8.53GB used / 23.54GB limit (0.362487)
+OOM kill reason: Memory usage 8704499712B exceeded threshold of 505530272B (2.0% of 25276514304B limit)
+Ray killed 2 worker(s) based on the killing policy
+Considered workers: [
+Selected to kill: (Task: job ID=01, lease ID=01, task name=hog, required resources={CPU: 1}, pid=19917, \
+actual memory used=0.22GB, worker ID=7637)
+Selected to kill: (Actor(21d2): job ID=01, lease ID=02, task name=RunRecorder.__init__, required resources={}, \
+pid=19916, actual memory used=0.29GB, worker ID=c71e)
+]
+Top 10 memory users: PID\tMEM(GB)\tCOMMAND
+19916\t0.90\tray::RunRecorder
+19306\t0.61\t/usr/bin/editor --of-images
+Refer to the documentation on how to address the out of memory issue: https://docs.ray.io"""
+LINE = (
+    "memory is full (8.53GB of 23.54GB): Ray killed hog (pid 19917, 0.22GB), RunRecorder.__init__ (pid 19916, 0.29GB); "
+    "close other programs (the largest: /usr/bin/editor --of-images (pid 19306, 0.61GB)), or set fewer num_workers and "
+    "num_actors in the profile"
+)
+
+
+def test_a_page_of_ray_s_memory_killer_is_a_line_on_the_terminal_and_in_errors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(ray_worker, "print_to_stdstream", ray_worker.print_to_stdstream)  # to be as before at the end
+    print_shortened()
+    for page in (PAGE, "another page"):
+        ray_worker.print_to_stdstream({"lines": [page], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(" ")[2] for line in said] == [LINE, "another page"]
+    assert memory_line(str(OutOfMemoryError(PAGE))) == LINE
+    assert "print_to_stdstream(" in inspect.getsource(ray_worker.listen_error_messages), "this is how pages come"
 
 
 @pytest.mark.parametrize(
