@@ -1,9 +1,13 @@
 """Laws of sampling from a GAN: images belong to their seeds and labels."""
 
+import base64
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 
 from components.models.bundle import ModelBundle, save_bundle
@@ -105,5 +109,7 @@ def test_a_registered_model_takes_it_as_a_column_or_among_its_settings(tmp_path:
     model_of(tmp_path)
     plain = RequestRow(label="1", seed=5)
     changes = ({}, {"truncation": 0.3}, {"sampling": '{"model": {"truncation": 0.3}}'})
-    free, column, setting = predictor_of(tmp_path)([plain.model_copy(update=change) for change in changes])
-    assert free != column == setting
+    made = predictor_of(tmp_path)([plain.model_copy(update=change) for change in changes])
+    free, column, setting = (np.asarray(Image.open(io.BytesIO(base64.b64decode(image)))) for image in made)
+    assert (free != column).any()
+    assert (column == setting).all()
