@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
+from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from components.configuration.config import Config, Since
@@ -53,6 +54,7 @@ class IngestConfig(Config):
     limit: int | None = None  # at most so many images, by hash of the key; for scenes their number
     max_corrupt_fraction: float = 0.01  # share of the images that may be corrupt: quarantined and counted
     columns: Annotated[Columns, Since(COMMON)] = COMMON  # of a table of the images: of Parquet or a captions file
+    held_out_pairs: Annotated[int, Since(0)] = Field(0, ge=0, le=8)  # of scenes: colors with shapes never trained on
 
 
 def ingest(
@@ -78,6 +80,8 @@ def ingest(
         warn: receives a line for each damaged shard of an earlier try, before the shard is made again.
     Raises SourceError (nothing has been written), ShardError for a tar that can't be read, DataError for too many
     corrupt images (no index has been written)."""
+    if config.held_out_pairs and source != "scenes":
+        raise SourceError(f"held_out_pairs are colors with shapes of scenes, not of {source}; leave the field out")
     path = None if path is None else absolute(path)
     report = progress or (lambda done, total: None)
     whole = partial(whole_parts, files=out, num_cpus=num_cpus, warn=warn)
@@ -89,15 +93,25 @@ def ingest(
         work = TarResharder(out, share, config.samples_per_shard) if reshard else TarSurvey(out, share)
         index, counts = _index_tars(needed_path(source, path), work, out, config, whole, run, report)
     else:
-        listing = open_source(source, path, limit=config.limit, columns=config.columns)
+        unseen = {"held_out_pairs": config.held_out_pairs, "holdout_fraction": config.holdout_fraction}
+        listing = open_source(source, path, limit=config.limit, columns=config.columns, **unseen)
         index, counts = _write_shards(listing, out, config, whole, run, report)
     if class_counts is not None:
         class_counts(counts)
     return index
 
 
-def open_source(source: str, path: str | None, *, limit: int | None = None, columns: Columns = COMMON) -> Source:
+def open_source(
+    source: str,
+    path: str | None,
+    *,
+    limit: int | None = None,
+    columns: Columns = COMMON,
+    held_out_pairs: int = 0,
+    holdout_fraction: float = 0.0,
+) -> Source:
     """The listing of a source in canonical order. Raises SourceError for a source that can't be used.
+    The last two arguments are those of `list_scenes`.
     The order is by hash of the key: each shard is a fair sample of the set, and a limit keeps the same images."""
     match source:
         case "openmoji":
@@ -105,7 +119,7 @@ def open_source(source: str, path: str | None, *, limit: int | None = None, colu
         case "scenes":
             if limit is None:
                 raise SourceError("scenes are endless: say how many with limit")
-            return list_scenes(limit)
+            return list_scenes(limit, held_out_pairs=held_out_pairs, holdout_fraction=holdout_fraction)
         case "folder":
             listing = list_folder(needed_path(source, path), columns=columns)
         case "parquet":
@@ -165,6 +179,7 @@ def _write_shards(
     ordered = [parts[name] for name in recipes]
     captions = [caption for part in ordered for caption in part.captions]
     own = {"license": listing.license, "resolution": config.resolution, "classes": listing.classes}
+    own |= {"held_out_pairs": listing.held_out_pairs}
     index = _commit(listing.name, [part.entry for part in ordered], captions, out, config, **own)
     corrupt = {entry.key for part in ordered for entry in part.entry.quarantined}
     counts = Counter(item.label for item in listing.items if item.key not in corrupt)

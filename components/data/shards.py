@@ -113,6 +113,7 @@ class ShardIndex(Config):
     samples: int
     train_samples: int
     quarantined: int
+    held_out_pairs: tuple[str, ...] = ()  # of scenes: colors with shapes that no training image shows
     mask_values: int = Field(default=3, ge=2, le=65536)  # a `mask.png` of the set holds 0 to mask_values - 1
     text: TextInfo
     arrays: tuple[ArrayInfo, ...] = ()  # of each sample, next to its image

@@ -89,6 +89,7 @@ class DataFacts(Config):
     train_samples: int
     resolution: int | None
     classes: tuple[str, ...]
+    held_out_pairs: tuple[str, ...] = ()  # of scenes: colors with shapes that no training image shows
     quarantined: tuple[str, ...] = ()  # a line for each image left out: name and reason
 
 

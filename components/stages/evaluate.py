@@ -2,7 +2,9 @@
 
 A study's configuration names the study; its other inputs are the models."""
 
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field
@@ -26,6 +28,7 @@ from components.evaluation.generated import measured_stages
 from components.evaluation.image_sets import REFERENCE, ImageSet, MadeStage, held_out_parts
 from components.evaluation.metrics import METRICS, USUAL, DistanceRow, gaussian_of, pack_gaussian
 from components.evaluation.reconstructions import PairsConfig
+from components.evaluation.scene_judge import WEIGHTS, SceneJudgeConfig, train_judge
 from components.evaluation.study import Findings, ModelStudy
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact
@@ -146,12 +149,32 @@ def run_study(config: Any, context: StageContext, *, images: Artifact, **models:
     return commit_findings(context, findings)
 
 
-def commit_findings(context: StageContext, findings: Findings) -> Artifact:
-    """Records and commits the findings of a study for the report: an artifact of kind `report`."""
+def train_scene_judge(config: SceneJudgeConfig, context: StageContext) -> Artifact:
+    """Trains the judge of scenes and measures it on held-out renderings.
+    Returns an artifact of kind `report` with the judge's weights. Raises ValueError of one line for an accuracy below
+    the configuration's bar."""
+    with context.pool() as pool:
+        trained = pool.call(partial(train_judge, config))
+    accuracy, least = trained.accuracy, config.least_accuracy
+    worst = min(accuracy, key=lambda name: accuracy[name])
+    fault = f"the judge of scenes reads {worst} in {accuracy[worst]:.1%} of renderings, not in {least:.1%}"
+    refuse(accuracy[worst] < least, f"{fault}: raise judge.steps or lower judge.least_accuracy")
+    columns, rows = ["attribute", "right on held-out renderings"], [[name, share] for name, share in accuracy.items()]
+    summary = {f"accuracy_{name.replace(' ', '_')}": share for name, share in accuracy.items()}
+    findings = Findings({}, {"The judge of scenes": {"columns": columns, "rows": rows}}, summary, {}, {})
+    return commit_findings(context, findings, {WEIGHTS: trained.weights})
+
+
+def commit_findings(
+    context: StageContext, findings: Findings, files: Mapping[str, bytes] = MappingProxyType({})
+) -> Artifact:
+    """Records and commits findings of a study, and files: an artifact of kind `report`."""
     folder, names = context.scratch(), {title: f"plot-{number}.svg" for number, title in enumerate(findings.plots)}
     for title, svg in findings.plots.items():
         (folder / names[title]).write_text(svg)
         context.recorder.emit(events.Text(context.stage, names[title], svg))
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
     context.write_images(folder, findings.images)
     context.recorder.emit(events.Metrics(context.stage, 0, findings.summary))
     metadata = {"plots": names, "tables": findings.tables, "summary": findings.summary, "headline": findings.headline}

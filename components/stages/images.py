@@ -44,7 +44,7 @@ def ingest_images(config: ImagesConfig, context: StageContext) -> Artifact:
         quarantined += entry["quarantined"]
         if "/" not in entry["url"]:
             shards.append(FileEntry(path=entry["url"], bytes=entry["bytes"], sha256=entry["sha256"]))
-    facts = {"source", "license", "samples", "train_samples", "classes", "resolution"}
+    facts = {"source", "license", "samples", "train_samples", "classes", "resolution", "held_out_pairs"}
     metadata = index.model_dump(mode="json", include=facts)
     metadata["quarantined"] = quarantined
     return context.commit("shards", parts=shards, written=[INDEX, BPE], metadata=metadata)

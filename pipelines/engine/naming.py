@@ -110,6 +110,8 @@ def model_card(
         images = f"{facts['train_samples']:,} images of `{facts['source']}`"
         images += f", {PAGES[facts['source']]}" if facts["source"] in PAGES else ""
         about += f" Trained on {images}; their license: {license_}."
+        if pairs := facts.get("held_out_pairs"):
+            about += f" None of them shows a {' or a '.join(pairs)}: pairs to ask for that it has never seen."
     if COMMIT.fullmatch(commit):
         again = f"    git checkout {commit}\n{again}"
     again = f"Run `{run}`, report `{report}`; its `recipe.yaml` has every number. To make it again:\n\n{again}"

@@ -99,7 +99,8 @@ def render_run(root: Store, run: str) -> tuple[str, str]:
     if images:
         names = ("source", "license", "samples", "train_samples", "resolution", "classes")
         lines = tuple(f"{entry['key']} in {entry['shard']}: {entry['reason']}" for entry in corrupt)
-        shown = DataFacts(quarantined=lines, **{name: images[name] for name in names})
+        unseen = tuple(images.get("held_out_pairs", ()))
+        shown = DataFacts(quarantined=lines, held_out_pairs=unseen, **{name: images[name] for name in names})
     source_images = {"images_of_the_source": folder.read(SOURCE_IMAGES)} if folder.exists(SOURCE_IMAGES) else {}
     if tokens:
         codebook = {"codebook_size": tokens["codebook_size"], **tokens["summary"]}

@@ -14,6 +14,7 @@ from rich.table import Table
 from components.configuration.optimization import Training
 from components.configuration.sampling import SamplingConfig
 from components.configuration.usage import UsageError
+from components.evaluation.scene_judge import SceneJudgeConfig
 from components.runtime.execution import Resources, Sharding
 from components.stages.images import ImagesConfig
 from components.stages.precompute import TextEncoderConfig
@@ -21,7 +22,7 @@ from pipelines.planning.cost import choices, chosen
 from pipelines.planning.profiles import Aim, Cluster, Profile
 from pipelines.workflow import Stage, Workflow
 
-WITHOUT_NETWORK = (ImagesConfig, SamplingConfig, TextEncoderConfig)  # of stages that have no use for a GPU
+WITHOUT_NETWORK = (ImagesConfig, SamplingConfig, SceneJudgeConfig, TextEncoderConfig)  # no use for a GPU
 
 
 class Demand(NamedTuple):

@@ -8,6 +8,7 @@ bounds, and the PNGs of the images stand beside.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from components.configuration.diffusion import DegradationConfig, DiffusionTraining
 from components.configuration.networks import DiTConfig
@@ -17,6 +18,7 @@ from components.configuration.sampling import (
     DiffusionSampling,
     RestorationSampling,
 )
+from components.configuration.trainings import AutoencoderTraining
 from components.evaluation.likelihood_study import LikelihoodConfig
 from components.evaluation.noising_study import NoisingStudyConfig
 from components.evaluation.restoration import RestorationConfig
@@ -27,8 +29,8 @@ from components.stages.images import ImagesConfig
 from components.stages.precompute import PrecomputeConfig
 from components.stages.samples import SamplesConfig
 from pipelines.recipes import systems
-from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, ImageToImageRecipe
-from pipelines.recipes.rows import EMOJI, EVALUATION, SCENES
+from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, ImageToImageRecipe, ObedienceRecipe
+from pipelines.recipes.rows import DESCRIBED, EMOJI, EVALUATION, SCENES
 from pipelines.recipes.shapes import RecipeRow, SharedParts
 from pipelines.recipes.systems import ANCESTRAL, ANCESTRAL_250, SKETCH, diffusion, sketching
 
@@ -98,9 +100,15 @@ DIFFUSION_ROWS = (
         "D13: latent diffusion by class in the 16² x 4 latents of the VAE-GAN of 64² images.",
         lambda name: in_latents(name, diffusion(), guidance_scale=1.5)),
     RecipeRow("stable_diffusion",
-        "D13: Stable Diffusion's shape, the same latents by caption through spatial transformers.",
-        lambda name: in_latents(name, diffusion().replace(
-            total_steps=1000, **BY_TEXT | {"text_conditioning": "spatial_transformer"}), guidance_scale=3.0)),
+        "D13: Stable Diffusion's way, scenes of 32² by caption in 8² x 8 latents, cross-attention to the text.",
+        lambda name: in_latents(
+            # Where noise is strong the caption decides most, and min-SNR weighs that least.
+            name, systems.unet(8, 48, (1, 2), (8, 4), steps=4200, batch=32).replace(
+                head_dim=16, min_snr_gamma=None, **BY_TEXT | {"cond_drop_prob": 0.1}),
+            guidance_scale=3.0, shared=DESCRIBED, obedience=ObedienceRecipe(),
+            autoencoder=systems.autoencoder_32().replace(
+                channels=16, channel_mult=(1, 2, 4), latent_channels=8, bottleneck="gaussian", kl_weight=1e-6,
+                **systems.optimized(500, 16, 2e-3, saves=2)))),
     # The upsampler takes the last eight of 14 steps, from the 16² image.
     RecipeRow("imagen",
         "D14: Imagen, 16² to 32², a frozen text encoder's states, dynamic thresholding, strong guidance.",
@@ -180,11 +188,21 @@ FASHION = (
 # fmt: on
 
 
-def in_latents(name: str, base: DiffusionTraining, *, guidance_scale: float) -> DiffusionBranchRecipe:
-    """A recipe in the latents of row T1's VAE-GAN, made once."""
-    autoencoder, sampling = systems.vae_gan(), ANCESTRAL.replace(threshold="none", guidance_scale=guidance_scale)
-    once = PrecomputeConfig(columns=("latents",), resolution=autoencoder.data.resolution, kept_resolution=16)
-    return EMOJI.branch(name, base.replace(in_channels=4), sampling, autoencoder=autoencoder, precompute=once)
+def in_latents(
+    name: str,
+    base: DiffusionTraining,
+    *,
+    guidance_scale: float,
+    autoencoder: AutoencoderTraining | None = None,
+    shared: SharedParts = EMOJI,
+    **parts: Any,
+) -> DiffusionBranchRecipe:
+    """A recipe in the latents of an autoencoder, made once; None: of row T1's VAE-GAN."""
+    first = autoencoder or systems.vae_gan()
+    sampling, side = ANCESTRAL.replace(threshold="none", guidance_scale=guidance_scale), base.data.resolution
+    once = PrecomputeConfig(columns=("latents",), resolution=first.data.resolution, kept_resolution=side)
+    base = base.replace(in_channels=first.network.latent_channels)
+    return shared.branch(name, base, sampling, autoencoder=first, precompute=once, **parts)
 
 
 def by_text_states(training: DiffusionTraining) -> DiffusionTraining:

@@ -22,8 +22,10 @@ from components.configuration.trainings import (
 )
 from components.evaluation.likelihood_study import LikelihoodConfig
 from components.evaluation.noising_study import NoisingStudyConfig
+from components.evaluation.obedience import ObedienceConfig
 from components.evaluation.restoration import RestorationConfig
 from components.evaluation.sampling_studies import GuidanceStudyConfig, StepsStudyConfig
+from components.evaluation.scene_judge import SIDE, SceneJudgeConfig
 from components.models.diffusion.steps import spaced_timesteps
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
@@ -32,12 +34,27 @@ from components.stages.samples import SamplesConfig
 from components.training.subject import SubjectConfig
 
 
+class ObedienceRecipe(Config):
+    """A judge of scenes, and what it reads in images asked for by held-out captions."""
+
+    judge: SceneJudgeConfig = SceneJudgeConfig()
+    measure: ObedienceConfig = ObedienceConfig()
+
+
 class RecipeOfImages(Config):
     """Parts of every recipe: workflow, name and images."""
 
     workflow: str
     name: str
     images: ImagesConfig
+
+    def check_obedience(self, recipe: ObedienceRecipe | None, conditions: Sequence[str], side: int) -> None:
+        """Raise ValueError for images that are no scenes, no captions, or a side below the judge's."""
+        if recipe is not None:
+            other, captioned = self.images.source, {"text", "text_states", "image_embedding"} & {*conditions}
+            refuse(other != "scenes", f"obedience is to captions of scenes, not of {other}; set obedience=null")
+            refuse(not captioned, "obedience needs text among the conditions; set obedience=null")
+            refuse(side < SIDE, f"obedience is judged at {SIDE} pixels, more than the {side} made; set obedience=null")
 
     def check_images(self, side: int, name: str) -> None:
         """Raise ValueError for images smaller than `side` pixels, the resolution that `name` says."""
@@ -64,6 +81,7 @@ class DiffusionBranchRecipe(RecipeOfImages):
     sampling: DiffusionBranchSampling = DiffusionBranchSampling()
     samples: SamplesConfig
     evaluation: EvaluationConfig
+    obedience: ObedienceRecipe | None = None  # to captions of scenes
 
     @property
     def learned(self) -> int:
@@ -74,6 +92,7 @@ class DiffusionBranchRecipe(RecipeOfImages):
         sampling = self.sampling.base
         side = check_cascade(self.base, self.upsamplers, self.sampling, first=self.learned)
         self.check_images(side, "the largest that a model makes")
+        self.check_obedience(self.obedience, self.base.conditioning.conditions, side)
         if self.classifier is not None and self.autoencoder is None:
             check_guide(self.classifier, self.base)
         if self.weaker is not None:

@@ -31,6 +31,10 @@ SAMPLES = SamplesConfig(measured_samples=256, images_per_class=4, num_prompts=6,
 EVALUATION = EvaluationConfig(reference_samples=1024)
 EMOJI = SharedParts(systems.emoji(), SAMPLES, EVALUATION)
 EMOJI_128, SCENES = EMOJI._replace(images=systems.emoji(128)), EMOJI._replace(images=systems.scenes())
+# Rows by caption: each word thousands of times, four colors never with a certain shape.
+DESCRIBED = EMOJI._replace(
+    images=systems.scenes().replace(limit=8000, samples_per_shard=500, vocab_size=512, text_length=12, held_out_pairs=4)
+)
 GUIDED, UNGUIDED = TokenSampling(guidance_scale=1.5, top_k=100), TokenSampling(top_k=100)
 ROTARY = {"positions": "rotary_2d", "token_corruption": 0.1}  # of transformers over the tokens of a VQ-GAN
 

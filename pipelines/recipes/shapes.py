@@ -37,6 +37,7 @@ from pipelines.recipes.diffusion_shapes import (
     DiffusionBranchRecipe,
     DiffusionStudiesRecipe,
     ImageToImageRecipe,
+    ObedienceRecipe,
     RecipeOfImages,
     check_cascade,
     check_channels,
@@ -103,6 +104,7 @@ class TokenBranchRecipe(RecipeOfImages):
     sampling: TokenBranchSampling = TokenBranchSampling()
     samples: SamplesConfig
     evaluation: EvaluationConfig
+    obedience: ObedienceRecipe | None = None  # to captions of scenes
 
     def _check(self) -> None:
         fault = "tokenizer.bottleneck gaussian makes no tokens; choose vq_ema, vq, gumbel or fsq"
@@ -113,6 +115,7 @@ class TokenBranchRecipe(RecipeOfImages):
         without = self.reranker is None and self.sampling.reranker is not None
         refuse(without, "sampling.reranker is given, reranker is missing: there is nothing to choose by")
         self.check_images(resolution, "tokenizer.resolution")
+        self.check_obedience(self.obedience, conditions, resolution)
         if (self.condition is None) == ("condition" in conditions):
             state, asks = (
                 ("missing", "asks for one") if self.condition is None else ("given", f"is only {[*conditions]}")

@@ -30,14 +30,16 @@ from components.evaluation.features import FeatureExtractor
 from components.evaluation.likelihood_study import LikelihoodConfig
 from components.evaluation.metrics import METRICS, USUAL, Metric
 from components.evaluation.noising_study import NoisingStudyConfig
+from components.evaluation.obedience import ObedienceConfig
 from components.evaluation.restoration import RestorationConfig
+from components.evaluation.scene_judge import SceneJudgeConfig
 from components.runtime.events import Event, Recorder, Warning
 from components.runtime.execution import Resources
 from components.runtime.pool import HandoverError, Later, Pool, file_name, portable
 from components.runtime.storage.artifact import RECORDS, Artifact, begin_forced_try, load_artifact, verify_files
 from components.runtime.storage.store import SCRATCH, Store
 from components.stages.context import StageContext
-from components.stages.evaluate import EvaluationConfig, evaluate, run_study
+from components.stages.evaluate import EvaluationConfig, evaluate, run_study, train_scene_judge
 from components.stages.images import ImagesConfig, ingest_images
 from components.stages.precompute import PrecomputeConfig, TextEncoderConfig, import_text_encoder, precompute
 from components.stages.samples import SamplesConfig, compose_cascade, preserve_prior, sample_generators
@@ -259,6 +261,16 @@ STAGES: dict[str, tuple[Callable[..., Artifact], Any, dict[str, Any]]] = {
         run_study,
         AgreementConfig(samples=3),
         {**IMAGES, "cascade": "cascade", "judge": "judge", "matcher": "contrastive"},
+    ),
+    "scene_judge": (
+        train_scene_judge,
+        SceneJudgeConfig(renderings=64, steps=2, held_out=8, least_accuracy=0),
+        {},
+    ),
+    "obedience": (
+        run_study,
+        ObedienceConfig(samples=4, seeds=1),
+        {**IMAGES, "cascade": "cascade", "judge": "scene_judge"},
     ),
     "likelihood": (run_study, LikelihoodConfig(samples=2, timesteps_per_image=3), {**IMAGES, "model": "base"}),
     "image_likelihood": (run_study, LikelihoodConfig(samples=2), {**IMAGES, "model": "pixels"}),

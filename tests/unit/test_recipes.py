@@ -53,15 +53,13 @@ def test_rows_that_share_numbers_share_stages():
     assert alone["tokenizer"] == below["tokenizer"]
 
 
-def test_both_rows_of_latents_share_the_autoencoder_of_row_t1_and_the_latents_themselves():
+def test_latent_diffusion_by_class_takes_the_autoencoder_of_row_t1():
     root = Store("memory://rows")
-    first, by_class, by_text = (
+    first, by_class = (
         {entry.stage.name: entry.key for entry in workflow_of(name).plan(root)}
-        for name in ("vae_gan", "latent_diffusion", "stable_diffusion")
+        for name in ("vae_gan", "latent_diffusion")
     )
-    assert first["vae"] == by_class["vae"] == by_text["vae"]
-    assert by_class["precompute"] == by_text["precompute"]
-    assert by_class["base"] != by_text["base"]
+    assert first["vae"] == by_class["vae"]
 
 
 def test_the_cascade_that_is_measured_at_256_goes_on_from_the_stages_of_the_demo():

@@ -1,6 +1,8 @@
 """Procedural scenes: colored solids on a floor, with caption, class, exact depth map and mask.
 
 Ray casting with closed-form intersections, so depth is exact at pixel centers. Image i is a function of i alone.
+Captions name what an image decides: sizes leave a gap, and solids of a pair stand on their sides. Pairs of a color and
+a shape can be kept out of training, so that a model is asked for what it has never seen.
 Shapes: S = 3 x resolution samples a side, P = S^2 rays. Units: the camera is at the origin, one unit up from the floor.
 """
 
@@ -11,10 +13,13 @@ import numpy as np
 from einops import rearrange, reduce
 from PIL import Image
 
+from components.data.listing import SourceError
+from components.data.shards import split_of
 from components.data.sources.source import Drawing, Item, Source
 from components.sampling.image_files import encode_png
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
+OWN_NUMBERS = 10_000_000  # scenes of sets have smaller numbers; what judges models learns from larger ones
 SHAPES = ("sphere", "cube", "cylinder")
 COLORS = {
     **{"red": (214, 40, 40), "green": (46, 160, 67), "blue": (45, 90, 220), "yellow": (240, 196, 25)},
@@ -24,6 +29,7 @@ SUPERSAMPLING = 3  # rays a pixel and axis; odd, so that one of them is the pixe
 DEPTH_UNIT = 1000  # depth.png holds thousandths of a unit along the viewing axis
 FLOOR, WALL = -1.0, 9.0
 HALF_SIDE = 0.42
+SMALL, LARGE = 0.4, 0.72  # least half heights of single solids, each up to 0.14 more: none looks like one of the other
 COS, SIN = np.cos(np.pi / 6), np.sin(np.pi / 6)
 TURN = np.array([[COS, 0, -SIN], [0, 1, 0], [SIN, 0, COS]])  # cubes stand turned by 30 degrees, to show two sides
 LIGHT = np.array([-0.45, 0.8, -0.4]) / np.linalg.norm([-0.45, 0.8, -0.4])
@@ -54,11 +60,35 @@ class SceneReader:
         return Drawing(Image.fromarray(color), {"depth.png": depth_file, "mask.png": encode_png(mask)}, details)
 
 
-def list_scenes(count: int) -> Source:
-    """Lists the first `count` scenes; the class of a scene is the first solid's shape."""
-    numbered = ((number, scene(number)) for number in range(count))
-    items = (Item(f"scene-{n:07d}", SHAPES.index(solids[0].shape), caption(solids), str(n)) for n, solids in numbered)
-    return Source("scenes", "CC0-1.0", SHAPES, tuple(items), SceneReader())
+def list_scenes(count: int, *, held_out_pairs: int = 0, holdout_fraction: float = 0.0) -> Source:
+    """Lists `count` scenes in the order of their numbers; the class of a scene is the first solid's shape.
+    Scenes with a held-out pair stay in the split that training never sees: of the others' keys they are left out.
+    Raises SourceError for more scenes than sets may have."""
+    if count >= OWN_NUMBERS:
+        raise SourceError(f"limit {count:,} must be below {OWN_NUMBERS:,}: a judge learns from the scenes after those")
+    pairs, items, number = draw_pairs(held_out_pairs), list[Item](), 0
+    while len(items) < count:
+        solids, key = scene(number), f"scene-{number:07d}"
+        kept_out = any(pair_of(solid) in pairs for solid in solids)
+        if not kept_out or split_of(key, holdout_fraction) == "holdout":
+            items.append(Item(key, SHAPES.index(solids[0].shape), caption(solids), str(number)))
+        number += 1
+    return Source("scenes", "CC0-1.0", SHAPES, tuple(items), SceneReader(), held_out_pairs=pairs)
+
+
+def draw_pairs(count: int) -> tuple[str, ...]:
+    """Pairs to hold out, as `red cube`: `count` colors, each with one shape.
+    Drawn by a seed of the generator, before anything is trained. Every color keeps two shapes and every shape
+    other colors, so that each word is still learned."""
+    draws = np.random.Philox(np.random.SeedSequence((GENERATOR_VERSION, OWN_NUMBERS))).random_raw(2 * len(COLORS))
+    colors = np.argsort(draws[: len(COLORS)], kind="stable")[:count]
+    first = int(draws[-1] % len(SHAPES))
+    return tuple(f"{list(COLORS)[color]} {SHAPES[(first + n) % len(SHAPES)]}" for n, color in enumerate(colors))
+
+
+def pair_of(solid: Solid) -> str:
+    """Color and shape of a solid, in words."""
+    return f"{solid.color} {solid.shape}"
 
 
 def scene(number: int) -> list[Solid]:
@@ -67,21 +97,25 @@ def scene(number: int) -> list[Solid]:
     shape, other_shape = (SHAPES[int(draws[place] * len(SHAPES))] for place in (0, 2))
     color, other_color = (list(COLORS)[int(draws[place] * len(COLORS))] for place in (1, 3))
     if draws[4] < 0.5:
-        size = 0.45 + 0.5 * draws[5]
-        return [Solid(shape, color, 1.2 * draws[6] - 0.6, 3.4 + draws[7], size)]
+        smallest = LARGE if draws[8] < 0.5 else SMALL
+        return [Solid(shape, color, 0.8 * draws[6] - 0.4, 3.6 + 0.6 * draws[7], smallest + 0.14 * draws[5])]
     side = 1 if draws[8] < 0.5 else -1
-    first = Solid(shape, color, -side * (0.65 + 0.2 * draws[6]), 3.4 + draws[7], 0.35 + 0.2 * draws[5])
-    second = Solid(other_shape, other_color, side * (0.65 + 0.2 * draws[9]), 3.4 + draws[10], 0.35 + 0.2 * draws[11])
-    return [first, second]
+    first = Solid(shape, color, -side * (0.73 + 0.12 * draws[6]), 3.9 + 0.5 * draws[7], 0.45 + 0.12 * draws[5])
+    places = (side * (0.73 + 0.12 * draws[9]), 3.9 + 0.5 * draws[10], 0.45 + 0.12 * draws[11])
+    return [first, Solid(other_shape, other_color, *places)]
 
 
 def caption(solids: list[Solid]) -> str:
     """Describes a scene, by words that its image decides."""
     first = solids[0]
     if len(solids) == 1:
-        return f"a {'large' if first.size > 0.7 else 'small'} {first.color} {first.shape}"
+        return f"a {'large' if first.size >= LARGE else 'small'} {pair_of(first)}"
     side = "left" if first.x < solids[1].x else "right"
-    return f"a {first.color} {first.shape} to the {side} of a {solids[1].color} {solids[1].shape}"
+    return " ".join([*_named(first), "to the", side, "of", *_named(solids[1])])
+
+
+def _named(solid: Solid) -> tuple[str, str]:
+    return ("an" if solid.color[0] in "aeiou" else "a"), pair_of(solid)
 
 
 def render(solids: list[Solid], *, resolution: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

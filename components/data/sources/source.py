@@ -69,6 +69,7 @@ class Source:
     reader: Reader
     runs: tuple[int, ...] = ()  # lengths of runs of items that one task reads in order; none: each item by itself
     notes: tuple[str, ...] = ()  # lines for the user about unread parts of the source
+    held_out_pairs: tuple[str, ...] = ()  # colors with shapes that no training image shows
     reading: tuple[str, ...] = ()  # the way of reading, for files that were once read in another way
 
 
