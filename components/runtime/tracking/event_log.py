@@ -260,9 +260,8 @@ class EventLog:
             if record.stage in self._segments:
                 self._segments[record.stage].append(record)
             if isinstance(record.event, events.RunEnded):
-                self.journal.mark(
-                    0
-                )  # MLflow's answer is lost with the process that asked; asking again changes nothing
+                # MLflow's answer is lost with the process that asked; asking again changes nothing.
+                self.journal.mark(0)
             yield record
 
     def _follow(self, event: events.Event) -> None:

@@ -208,14 +208,13 @@ def known_part(model: SamplingModel, plans: Sequence[Plan], decoder: SamplingMod
     Diffusion", section 4.1). The noise is a function of the seed, and no other random number depends on it."""
     if all(plan.given is None for plan in plans):
         return None
-    side, device = model.settings["resolution"], model.device
-    kept = kept_pixels(plans, side)[1]
-    images = kept_pixels(plans, decoder.settings["resolution"] if decoder else side)[0].to(device)
+    images, kept = (each.to(model.device) for each in kept_pixels(plans, model.settings["resolution"]))
     if decoder is not None:
-        images = in_slices(decoder.module.to_latents, images, resolution=decoder.settings["resolution"])
-        images *= model.settings["latent_scale"]
-    noise = noise_of(plans, f"{model.name}/known", tuple(images.shape[1:]), device)
-    return Known(images, kept.to(device), noise())
+        side = decoder.settings["resolution"]
+        whole = kept_pixels(plans, side)[0].to(model.device)
+        images = in_slices(decoder.module.to_latents, whole, resolution=side) * model.settings["latent_scale"]
+    noise = noise_of(plans, f"{model.name}/known", tuple(images.shape[1:]), model.device)
+    return Known(images, kept, noise())
 
 
 def sample_upsampler(
