@@ -139,18 +139,24 @@ def fit(weights: WeightsFile, target: Target | None, tokenizer: CaptionTokenizer
     """Recognizes a file, and gives its tensors the names of the target's network; builds no network.
     Raises ValueError, in one line, for a file of no known family or of another than the target takes, and for tensors
     that are missing, too many or of other shapes."""
-    recognized = recognize(weights, target)
-    family, kind = recognized.family, recognized.family.kind
+    recognized, taker = recognize(weights, target), CONFIG if target is None else target.name
     try:
         network, settings = described(recognized, weights, target, tokenizer)
-        network |= {} if family.seen is None else family.seen(recognized.tensors, network)
-        renamed = rename(recognized.tensors, family.rules(network))
-        if family.adapted is not None:
-            renamed = renamed._replace(tensors=family.adapted(renamed.tensors, network))
-        network |= counted_classes(kind, network, renamed.tensors)
-        check(on_meta(kind, network), renamed, CONFIG if target is None else target.name)
+        return named(recognized, network, settings, taker)
     except ValueError as error:
         raise ValueError(f"{weights.uri}: {error}") from None
+
+
+def named(recognized: Recognized, network: dict[str, Any], settings: dict[str, Any], taker: str) -> Fitted:
+    """The tensors under the names of a network of these arguments, but for what they tell themselves.
+    Raises ValueError, in one line, for tensors that are missing, too many or of other shapes than the `taker` has."""
+    family, kind = recognized.family, recognized.family.kind
+    network |= {} if family.seen is None else family.seen(recognized.tensors, network)
+    renamed = rename(recognized.tensors, family.rules(network))
+    if family.adapted is not None:
+        renamed = renamed._replace(tensors=family.adapted(renamed.tensors, network))
+    network |= counted_classes(kind, network, renamed.tensors)
+    check(on_meta(kind, network), renamed, taker)
     return Fitted(recognized, kind, network, settings, renamed.tensors)
 
 

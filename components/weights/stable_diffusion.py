@@ -6,12 +6,13 @@ places of the parts in a folder of `StableDiffusionPipeline` (Rombach et al., 20
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from components.configuration.processes import DiscreteProcess
 from components.configuration.sampling import DiffusionSampling
-from components.models.bundle import save_bundle
+from components.models.bundle import ModelBundle, save_bundle
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import SCRATCH, Store, absolute, digest_of, list_url
 from components.sampling.cascade import DESCRIPTION as CASCADE
@@ -72,25 +73,40 @@ def import_pipeline(uri: str, *, out: Store) -> Artifact:
     files = {"base": unet._replace(settings=settings), "autoencoder": vae}
     bundles = {name: bundle_of(file, fit(file, None)) for name, file in files.items()}
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}pipeline-") as place:
-        home = Path(place)
-        text = fetch_encoder(f"{uri}/text_encoder", home / "text_encoder")
-        length = fields_of(text / TOKENIZER_CONFIG).get("model_max_length", CLIP_LENGTH)
-        (text / LENGTH).write_text(json.dumps({"length": length, "pads": "attended"}))
-        width, taken = load_frozen_text(text).states_shape[1], bundles["base"].network["text_states_dim"]
-        if width != taken:
-            raise ValueError(f"{uri}: its text encoder has {width} features a token, its U-Net takes {taken}")
-        identity = {"parts": {"unet": unet.sha256, "vae": vae.sha256}, "scheduler": scheduler}
-        identity["parts"] |= {path.name: digest_of(path).sha256 for path in sorted(text.iterdir())}
-
-        def fill(folder: Path) -> None:
-            for name, bundle in bundles.items():
-                save_bundle(home / name, bundle)
-            base, autoencoder, sampling = home / "base", home / "autoencoder", sampling_of(scheduler)
-            own = {"base": sampling.model_dump(mode="json")}
-            compose(folder, sampling=own, base=base, autoencoder=autoencoder, text_encoder=text)
-
+        fetch_encoder(f"{uri}/text_encoder", Path(place) / "text_encoder")
+        identity = {"unet": unet.sha256, "vae": vae.sha256}
         origin = {"uri": uri, "family": f"{NAME} of diffusers", "sha256": unet.sha256}
-        return commit(out, identity, {"origin": origin}, fill)
+        return commit_parts(Path(place), bundles, scheduler, identity, origin, out=out)
+
+
+def commit_parts(
+    home: Path,
+    bundles: Mapping[str, ModelBundle],
+    scheduler: Arguments,
+    content: Mapping[str, str],
+    origin: dict[str, str],
+    *,
+    out: Store,
+) -> Artifact:
+    """Commits base and autoencoder, with the text encoder in `home`, to `out` as a cascade.
+    `content`: sha256 of the files, for the key. Raises ValueError where text encoder and base don't fit."""
+    text = home / "text_encoder"
+    length = fields_of(text / TOKENIZER_CONFIG).get("model_max_length", CLIP_LENGTH)
+    (text / LENGTH).write_text(json.dumps({"length": length, "pads": "attended"}))
+    width, taken = load_frozen_text(text).states_shape[1], bundles["base"].network["text_states_dim"]
+    if width != taken:
+        raise ValueError(f"{origin['uri']}: its text encoder has {width} features a token, its U-Net takes {taken}")
+    files = {path.name: digest_of(path).sha256 for path in sorted(text.iterdir())}
+    identity = {"parts": {**content, **files}, "scheduler": scheduler}
+
+    def fill(folder: Path) -> None:
+        for name, bundle in bundles.items():
+            save_bundle(home / name, bundle)
+        own = {"base": sampling_of(scheduler).model_dump(mode="json")}
+        places: dict[str, Any] = {name: home / name for name in bundles}
+        compose(folder, sampling=own, text_encoder=text, **places)
+
+    return commit(out, identity, {"origin": origin}, fill)
 
 
 def process_of(scheduler: Arguments) -> dict[str, Any]:

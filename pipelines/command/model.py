@@ -26,7 +26,10 @@ def import_(
     ] = None,
     set_: Set = [],  # noqa: B006
     tokenizer: Annotated[
-        str | None, typer.Option(help="tokenizer.json of a model that reads captions itself: GLIDE, minDALL-E.")
+        str | None,
+        typer.Option(
+            help="tokenizer.json of a model that reads captions itself, or of a Stable Diffusion in one file."
+        ),
     ] = None,
 ) -> None:
     """Import published weights: the file says by its names what it is, and every tensor has to fit.
@@ -41,6 +44,7 @@ def import_(
     - `cascade import hf://stabilityai/sd-vae-ft-mse --out models/vae` (extra `hub`) — config.json says what it is
     - `cascade import vqgan.safetensors --as imagenet_class_prior/tokenizer --out s3://bucket/models/vqgan`
     - `cascade import base.pt --as glide_64_256/base --tokenizer tokenizer.json --out models/glide`
+    - `cascade import v1-5-pruned-emaonly.safetensors --tokenizer tokenizer.json --out models/sd`
     - `cascade import s3://other/runs/stages/base/1a2b3c --out models/base` — a model of ours, with its origin
     - `cascade import unet.safetensors --as mine.yaml/base --set base.num_res_blocks=3 --out models/unet`
     """
@@ -49,6 +53,7 @@ def import_(
     from components.runtime.storage.store import Store, absolute
     from components.weights.files import read_tokenizer, read_weights
     from components.weights.importing import import_weights
+    from components.weights.single_file import import_single_file, is_single_file
     from components.weights.stable_diffusion import import_pipeline, is_pipeline
     from pipelines.command.upkeep import copy_model, is_own, target_of
 
@@ -60,11 +65,11 @@ def import_(
             typer.echo(f"model: {copy_model(uri, out).identity} in {out}")
             return typer.echo(f"next: cascade verify --model {out}")
         if target is None and tokenizer is None and is_pipeline(uri):
-            artifact = import_pipeline(uri, out=Store(absolute(out)))
-            typer.echo(f"base, autoencoder and text_encoder\nmodel: {artifact.identity} in {out}")
-            return typer.echo(f'next: cascade sample --model {out} --prompt "a red apple"')
-        words = None if tokenizer is None else read_tokenizer(tokenizer)
-        made = import_weights(read_weights(uri), target, out=Store(absolute(out)), tokenizer=words)
+            return echo_cascade(import_pipeline(uri, out=Store(absolute(out))).identity, out)
+        words, weights = None if tokenizer is None else read_tokenizer(tokenizer), read_weights(uri)
+        if target is None and is_single_file(weights):
+            return echo_cascade(import_single_file(weights, words, out=Store(absolute(out))).identity, out)
+        made = import_weights(weights, target, out=Store(absolute(out)), tokenizer=words)
     kind, network, settings, module = made.bundle
     classes = f", {network['num_classes']} classes" if network.get("num_classes") else ""
     family, own, left_out = made.recognized
@@ -76,6 +81,11 @@ def import_(
     if family_of(kind).reconstructs and network.get("image_channels", 3) in (1, 3):
         command = f"reconstruct --model {out} --image photo.png"
     typer.echo(f"model: {made.artifact.identity} in {out}\nnext: cascade {command}")
+
+
+def echo_cascade(identity: str, out: str) -> None:
+    typer.echo(f"base, autoencoder and text_encoder\nmodel: {identity} in {out}")
+    typer.echo(f'next: cascade sample --model {out} --prompt "a red apple"')
 
 
 def export(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from components.configuration.conditions import DatasetInfo
@@ -24,7 +25,11 @@ from components.sampling.requests import Request
 from components.training.batches import to_batch
 from components.training.frozen import Latents, caption_encoder
 from components.training.loop import fit
+from components.weights.families import autoencoders, text_unets
+from components.weights.importing import on_meta
+from components.weights.single_file import unet_config, vae_config
 from components.weights.starts import start_loader
+from tests.foreign_weights import adm_layers, first_stage_layers, tensors_of, words_of
 from tests.in_process import in_process
 from tests.peer_unets import randomized
 from tests.refusals import assert_refused
@@ -105,12 +110,12 @@ def opened(folder: Path) -> Cascade:
         return Cascade.load(copy)
 
 
-def assert_same_image(cascade: Cascade, pipeline: Any, **sampling: Any) -> None:
+def assert_same_image(cascade: Cascade, pipeline: Any, steps: int = STEPS) -> None:
     """One gray level at most between the image of a request and the pipeline's of the same noise."""
-    request = Request(prompt=PROMPT, seed=3, sampling={"base": sampling} if sampling else ())
+    request = Request(prompt=PROMPT, seed=3, sampling={"base": {"num_inference_steps": steps}})
     latents = image_noise(cascade.base, [cascade.resolve(request)])(-1)
     pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(PROMPT, latents=latents, num_inference_steps=STEPS, output_type="np").images[0]
+    theirs = pipeline(PROMPT, latents=latents, num_inference_steps=steps, output_type="np").images[0]
     (ours,) = cascade.sample([request])
     assert ours.std() > 20
     assert np.abs(ours.astype(int) - np.round(theirs * 255)).max() <= 1
@@ -127,6 +132,66 @@ def test_what_was_imported_makes_the_pipeline_s_image_of_the_same_noise(folders:
         wanted = pipeline.unet(x_t, time, states).sample
         torch.testing.assert_close(cascade.base.module(x_t, time, text_states=states), wanted, rtol=1e-5, atol=1e-5)
     assert_same_image(cascade, pipeline)
+
+
+def test_a_single_file_makes_the_image_that_diffusers_makes_of_it(tmp_path: Path):
+    """Names and shapes of CompVis, read by diffusers' own code and by ours."""
+    tower, tokenizer = clip_of(tmp_path / "clip", hidden_size=64, num_attention_heads=1)
+    tokenizer.model_max_length = 16
+    sizes = {"cross_attention_dim": 64, "attention_head_dim": 8, "block_out_channels": (32, 32), "norm_num_groups": 32}
+    first = {"block_out_channels": (32, 32), "norm_num_groups": 32, "sample_size": 128, "scaling_factor": 0.18215}
+    noise = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+    StableDiffusionPipeline(
+        vae=AutoencoderKL(**FIRST_STAGE | first),
+        text_encoder=tower,
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(sample_size=64, **BLOCKS | sizes),
+        scheduler=DDIMScheduler(**noise, clip_sample=False, set_alpha_to_one=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(tmp_path / "config")
+    unet = adm_layers(32, (1, 1), 1, (1,), 4, 4, resample_in_blocks=False, scale_shift=False, context=64)
+    parts = {"model.diffusion_model": tensors_of(unet, device="cpu")}
+    parts["first_stage_model"] = tensors_of(first_stage_layers(32, (1, 1), 1, (), 4, (8, 4)), device="cpu")
+    parts["cond_stage_model.transformer.text_model"] = dict(tower.state_dict())
+    tensors = {f"{part}.{name}": each.contiguous() for part, own in parts.items() for name, each in own.items()}
+    save_file(tensors, tmp_path / "sd.safetensors")
+    words = str(tmp_path / "tokenizer.json")
+    tokenizer.backend_tokenizer.save(words)
+    assert_refused(
+        in_process("import", "sd.safetensors", "--out", "ours", cwd=tmp_path), "give CLIP's, --tokenizer FILE"
+    )
+    words_of("a", "b").bpe.save(str(tmp_path / "others.json"))
+    given = ("import", "sd.safetensors", "--out", "ours", "--tokenizer")
+    assert_refused(
+        in_process(*given, "others.json", cwd=tmp_path), "is not the tokenizer of this text encoder of 12 words"
+    )
+    save_file(without(tensors, "model.diffusion_model.out.0.bias"), tmp_path / "sd.safetensors")
+    assert_refused(in_process(*given, words, cwd=tmp_path), "1 tensors of Stable Diffusion 1 are missing")
+    assert not (tmp_path / "ours").exists()
+    save_file(tensors, tmp_path / "sd.safetensors")
+    done = in_process(*given, words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    file = str(tmp_path / "sd.safetensors")
+    pipeline = StableDiffusionPipeline.from_single_file(file, config=str(tmp_path / "config"), safety_checker=None)
+    assert_same_image(opened(tmp_path / "ours"), pipeline, steps=4)
+
+
+def test_sizes_told_by_shapes_alone_are_those_of_version_1():
+    """Parameters of U-Net and first stage are those of the published files."""
+    layers = adm_layers(320, (1, 2, 4, 4), 2, (1, 2, 4), 4, 4, resample_in_blocks=False, scale_shift=False, context=768)
+    unet = unet_config(tensors_of(layers))
+    vae = vae_config(tensors_of(first_stage_layers(128, (1, 2, 4, 4), 2, (), 4, (8, 4))))
+    assert unet["down_block_types"] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
+    assert (unet["block_out_channels"], vae["sample_size"]) == ([320, 640, 1280, 1280], 512)
+    networks = {"unet": text_unets.sizes(unet), "autoencoder": autoencoders.diffusers_sizes(vae)}
+    counts = {kind: sum(each.numel() for each in on_meta(kind, sizes).values()) for kind, sizes in networks.items()}
+    assert counts == {"unet": 859_520_964, "autoencoder": 83_653_863}
+
+
+def without(tensors: dict[str, Any], name: str) -> dict[str, Any]:
+    return {each: tensor for each, tensor in tensors.items() if each != name}
 
 
 def fine_tuned(folder: Path, parts: Path, changes: dict[str, object]) -> Path:
