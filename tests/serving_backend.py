@@ -24,6 +24,7 @@ from components.sampling.cascade import Cascade, compose
 from components.sampling.image_files import encode_png
 from components.sampling.images import to_uint8
 from components.serving.app import build_app
+from components.serving.keys import Rates
 from components.serving.messages import Card, Event, FinishedImage, ImageJob, Partial, Refused, Unavailable
 from components.serving.middleware import GENERATIONS
 from components.serving.settings import ServedModel, ServiceSettings
@@ -164,7 +165,10 @@ def settings_of(backends: Mapping[str, object], **settings: Any) -> ServiceSetti
 def serving(*backends: SmallBackend, keys: Sequence[str] = (), **settings: Any) -> Iterator[str]:
     """The address of a service of the backends, by their names."""
     named = {backend.name: backend for backend in backends}
-    with served(build_app(named, settings_of(named, **settings), keys=keys)) as url:
+    read = settings_of(named, **settings)
+    minute = read.limits.key_images_minute
+    shares = None if minute is None else Rates(minute)
+    with served(build_app(named, read, read_keys=lambda: keys, shares=shares)) as url:
         yield url
 
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import math
 import mimetypes
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,8 @@ from starlette.staticfiles import StaticFiles
 from components.sampling.requests import form_choices, form_fields
 from components.serving import messages, responses
 from components.serving.api_models import EditForm, Generation, check_limits, decoded, generator_of, job_of, read_given
-from components.serving.messages import Backend, Card, ErrorAnswer, ServiceError, Unavailable, invalid
+from components.serving.keys import KEYS, Keyring, Shares
+from components.serving.messages import NO_KEY, Backend, Card, ErrorAnswer, ServiceError, Unavailable, invalid
 from components.serving.middleware import EDITS, GENERATIONS, NOTES, gate, limited, noted
 from components.serving.responses import Call, ImageEvent, ImagesAnswer, Kind, ModelEntry, ModelList
 from components.serving.settings import ServiceSettings
@@ -46,6 +48,7 @@ class Service:
 
     backends: Mapping[str, Backend]
     settings: ServiceSettings
+    shares: Shares | None  # None: of any size
     heard: dict[str, tuple[float, Card]] = field(default_factory=dict)  # model -> when, by time.monotonic()
     asking: dict[str, asyncio.Task[Card]] = field(default_factory=dict)  # of a model one at a time, whoever waits
 
@@ -71,6 +74,14 @@ class Service:
             task.add_done_callback(lambda done: self.asking.pop(name))
         return await asyncio.shield(self.asking[name])
 
+    async def take_share(self, key: str, images: int) -> None:
+        """Takes images from a key's share. Raises ServiceError where there are too few."""
+        wait = 0.0 if self.shares is None or key == NO_KEY else await self.shares.take(key, images)
+        if wait > 0:
+            seconds, most = math.ceil(wait), self.settings.limits.key_images_minute
+            message = f"this key may ask for {most:g} images a minute: try again in {seconds} s"
+            raise ServiceError(429, message, retry_after=seconds)
+
     async def _ask(self, name: str) -> Card:
         try:
             async with asyncio.timeout(self.settings.limits.seconds):
@@ -81,12 +92,20 @@ class Service:
         return card
 
 
-def build_app(backends: Mapping[str, Backend], settings: ServiceSettings, *, keys: Sequence[str] = ()) -> FastAPI:
+def build_app(
+    backends: Mapping[str, Backend],
+    settings: ServiceSettings,
+    *,
+    read_keys: Callable[[], Sequence[str]] = tuple,
+    shares: Shares | None = None,
+) -> FastAPI:
     """Returns the application of a service.
-    `backends`: by the names of models. `keys`: that clients may send; none: this machine's own programs are answered
-    alone. Raises ValueError, in one line, if the settings require keys and there is none."""
+    `backends`: by the names of models. `read_keys`: gives those that clients may send, now and every few seconds; none
+    now: this machine's own programs are answered alone. `shares`: of each key; None: of any size. Raises ValueError,
+    in one line, if the settings require keys and there is none, and as `read_keys` does."""
+    keys = Keyring(read_keys)
     if settings.keys_required and not keys:
-        raise ValueError("on an address that others reach a service needs keys: set CASCADE_API_KEYS")
+        raise ValueError(f"on an address that others reach a service needs keys: set {KEYS}")
     limits = settings.limits
     app = FastAPI(
         title="image-cascade",
@@ -98,7 +117,7 @@ def build_app(backends: Mapping[str, Backend], settings: ServiceSettings, *, key
         form_limits={"max_files": len(FILES), "max_fields": MOST_FIELDS, "max_part_size": limits.body_bytes},
         exception_handlers=dict.fromkeys((ServiceError, RequestValidationError, HTTPException), answer_error),
     )
-    service = Service(backends, settings)
+    service = Service(backends, settings, shares)
     add_image_routes(app, service)
     add_model_routes(app, service)
     add_page(app)
@@ -236,12 +255,13 @@ async def answer(
     check_limits(asked, limits)
     card = await service.card(name, most_age=service.settings.poll_seconds)
     generator = generator_of(asked, card, on_images=kind == "image_edit")
+    await service.take_share(notes.key, asked.n or 1)  # before uploads are decoded, which costs something too
     if isinstance(asked.condition, str):
         files = {**files, "condition": decoded("condition", asked.condition)}
     task = asked.task if isinstance(asked, EditForm) else None
     # In a thread, away from the loop that others wait for.
     images = await asyncio.to_thread(read_given, files, task=task, side=generator.width, limits=limits)
-    job = job_of(asked, generator, images)
+    job = job_of(asked, generator, images)._replace(key=notes.key)
     notes.images = len(job.requests)
     quality = 100 if asked.output_compression is None else asked.output_compression
     call = Call(kind, name, job, asked.output_format or "png", quality)

@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 
 from components.configuration.usage import UsageError
 from components.serving.app import build_app
+from components.serving.keys import Rates
 from components.serving.messages import Card, Event, ImageJob, Taken, Unavailable
 from components.serving.settings import ServedModel, ServiceSettings
 
@@ -28,6 +29,7 @@ ALL_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 TAKE_SECONDS = 30.0  # for a replica to take a job: it is there and says so at once, or it is being started
 LOST = (RayActorError, ReplicaUnavailableError)  # the replica's process is gone, or no replica any more
 TRIES = 2
+COUNT_SECONDS = 2.0
 LOOKS = 10_000  # requests more than are answered with images: none for health or the page ever waits for a place
 STARTS = 5  # of Ray's proxy, which gets a minute each
 SLOW = "Ray's proxy is slow to start beside other work"
@@ -38,13 +40,33 @@ class Api:
     """The deployment for HTTP, with a connection to each model. `read_keys`: gives the API keys here."""
 
     def __init__(
-        self, settings: ServiceSettings, models: Mapping[str, DeploymentHandle], read_keys: Callable[[], Sequence[str]]
+        self,
+        settings: ServiceSettings,
+        models: Mapping[str, DeploymentHandle],
+        read_keys: Callable[[], Sequence[str]],
+        rates: DeploymentHandle | None,
     ) -> None:
         self._settings, self._read_keys = settings, read_keys
+        self._shares = None if rates is None else RayShares(rates)
         self._backends = {name: RayBackend(handle) for name, handle in models.items()}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._backends, self._settings, keys=self._read_keys())
+        return build_app(self._backends, self._settings, read_keys=self._read_keys, shares=self._shares)
+
+
+class RayShares:
+    """Shares of keys, counted in a process of their own for all processes for HTTP."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def take(self, key: str, images: int) -> float:
+        """Implements `Shares`; where nobody counts for a moment, nobody is refused for it."""
+        try:
+            return await asyncio.wait_for(self._handle.take.remote(key, images), COUNT_SECONDS)
+        except (RayError, RayServeException, TimeoutError) as error:
+            LOG.warning("images of keys are not counted now (%s)", type(error).__name__)
+            return 0.0
 
 
 class RayBackend:
@@ -89,8 +111,12 @@ class RayBackend:
 def service(settings: ServiceSettings, read_keys: Callable[[], Sequence[str]]) -> Application:
     """Returns the application for `serve.run` and `serve deploy`. `read_keys`: as `Api` takes it."""
     models = {model.name: model_application(model, settings) for model in settings.models}
+    rates, minute = None, settings.limits.key_images_minute
+    if minute is not None:
+        rates = serve.deployment(Rates, name="Rates", ray_actor_options={"num_cpus": 0}).bind(minute)
     api = serve.deployment(
         name="Api",
+        num_replicas=settings.api_replicas,
         ray_actor_options={"num_cpus": 0},
         # The API itself counts bodies and calls, and refuses.
         max_ongoing_requests=settings.calls + settings.limits.bodies + LOOKS,
@@ -98,7 +124,7 @@ def service(settings: ServiceSettings, read_keys: Callable[[], Sequence[str]]) -
         health_check_timeout_s=SILENT_SECONDS,
         graceful_shutdown_timeout_s=settings.limits.seconds,  # as long as an answer may take
     )(serve.ingress()(Api))
-    return api.bind(settings, models, read_keys)
+    return api.bind(settings, models, read_keys, rates)
 
 
 def model_application(model: ServedModel, settings: ServiceSettings) -> Application:

@@ -28,6 +28,7 @@ HINTS = {  # field -> reason why its other values are refused
     "background": "images have no transparency here",
     "output_format": "no other format is written",
 }
+NO_KEY = "-"  # the name of a client of this machine, which has none
 LONGEST = 80  # characters of a field's name
 COSTLY = {"compile_decoding"}  # settings of stages that cost a compilation
 JSON_SIGNS, JSON_FIELDS = 2**16, 500
@@ -40,6 +41,7 @@ class ImageJob(NamedTuple):
 
     requests: tuple[Request, ...]
     partial_images: int = 0  # previews wanted of each image, where its generator shows its steps
+    key: str = NO_KEY  # the name of the client's API key
 
 
 class Partial(NamedTuple):

@@ -5,12 +5,9 @@ that Ray is started in, puts `always_answered` into Ray Serve's proxy (the one i
 """
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import time
 import traceback
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +19,8 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from components.serving.messages import ServiceError, check_json
+from components.serving.keys import Keyring
+from components.serving.messages import NO_KEY, ServiceError, check_json
 from components.serving.settings import Limits, is_loopback
 
 LOG = logging.getLogger("cascade.serving")
@@ -56,6 +54,7 @@ class Notes:
     started: float = field(default_factory=time.monotonic)
     model: str = "-"
     images: int = 0
+    key: str = NO_KEY  # its name
     status: int = 0
 
 
@@ -92,21 +91,25 @@ def noted(app: ASGIApp) -> ASGIApp:
         finally:
             path = getattr(scope.get("route"), "path", "-")  # no address is repeated that is none of the service's own
             words = (scope["method"], path, notes.status or 499, time.monotonic() - notes.started)
-            LOG.info("%s %s %d %.3f s model=%s images=%d", *words, notes.model, notes.images)
+            LOG.info("%s %s %d %.3f s model=%s images=%d key=%s", *words, notes.model, notes.images, notes.key)
 
     return answered
 
 
-def gate(app: ASGIApp, *, keys: Iterable[str]) -> ASGIApp:
-    """Refuses requests without a valid key or, if there are no keys, from other machines."""
-    digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+def gate(app: ASGIApp, *, keys: Keyring) -> ASGIApp:
+    """Refuses requests without a valid key or, if there are no keys at the start, from other machines."""
+    is_keyed = bool(keys)  # for good: a service whose last key was taken away answers nobody
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             is_open = path in OPEN or path.startswith("/page/")
             headers = Headers(scope=scope)
-            error = key_error(headers, digests, is_open=is_open) if digests else visitor_error(headers, is_open=is_open)
+            if is_keyed:
+                name, error = key_holder(headers, keys)
+                scope[NOTES].key, error = name or NO_KEY, None if is_open else error
+            else:
+                error = visitor_error(headers, is_open=is_open)
             if error is not None:
                 await error.response()(scope, receive, send)
                 return
@@ -115,16 +118,15 @@ def gate(app: ASGIApp, *, keys: Iterable[str]) -> ASGIApp:
     return guarded
 
 
-def key_error(headers: Headers, digests: Iterable[bytes], *, is_open: bool) -> ServiceError | None:
-    """Returns the error for a missing or unknown key, compared in constant time; else None."""
+def key_holder(headers: Headers, keys: Keyring) -> tuple[str | None, ServiceError | None]:
+    """Returns the name of a request's key; else the error for a missing or unknown key."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
-    digest = hashlib.sha256(key.strip().encode()).digest()
-    # Every key is looked at, so that the time says nothing of which one was nearly right.
-    fits = [hmac.compare_digest(digest, known) for known in digests]
-    if is_open or (scheme.lower() == "bearer" and any(fits)):
-        return None
+    name = keys.name_of(key.strip())
+    if name is not None and scheme.lower() == "bearer":
+        return name, None
     remedy = "this key is not known here: ask whoever runs the service for one"
-    return ServiceError(401, remedy if key else "this service needs a key: send the header Authorization: Bearer KEY")
+    remedy = remedy if key else "this service needs a key: send the header Authorization: Bearer KEY"
+    return None, ServiceError(401, remedy)
 
 
 def visitor_error(headers: Headers, *, is_open: bool) -> ServiceError | None:

@@ -27,8 +27,8 @@ from components.sampling.images import to_uint8
 from components.sampling.model import most_at_once
 from components.sampling.plan import Plan
 from components.sampling.requests import Request, settings_of, with_settings
-from components.serving.messages import Card, Event, FinishedImage, ImageJob, Partial, Refused, Taken
-from components.serving.settings import ServedModel, ServiceSettings
+from components.serving.messages import NO_KEY, Card, Event, FinishedImage, ImageJob, Partial, Refused, Taken
+from components.serving.settings import Limits, ServedModel, ServiceSettings
 from components.serving.versions import EndedError, Version, Versions
 
 LOG = logging.getLogger("cascade.serving")
@@ -52,8 +52,8 @@ class Measures:
 
     def __init__(self, model: str) -> None:
         by_code, by_generator, words = ("model", "code"), ("model", "generator"), "Jobs that ended, by the code of HTTP"
-        self.requests = Counter("cascade_serve_requests", words, by_code)
-        self.images = Counter("cascade_serve_images", "Images that were made", by_generator)
+        self.requests = Counter("cascade_serve_requests", words, (*by_code, "key"))
+        self.images = Counter("cascade_serve_images", "Images that were made", (*by_generator, "key"))
         self.steps = Counter("cascade_serve_steps", "Denoising steps or tokens, times images", by_generator)
         self.seconds = Histogram("cascade_serve_request_seconds", "From arrival to end", SECONDS, by_code)
         self.batch = Histogram("cascade_serve_batch_images", "Images of a batch", IMAGES, by_generator)
@@ -61,18 +61,19 @@ class Measures:
         for metric in vars(self).values():
             metric.set_default_tags({"model": model})
 
-    def ended(self, code: int, seconds: float) -> None:
-        """Counts a job by the HTTP code of its end; 499: the client went away."""
-        self.requests.inc(1, {"code": str(code)})
+    def ended(self, code: int, seconds: float, *, key: str) -> None:
+        """Counts a job by the HTTP code of its end, and the name of its key; 499: the client went away."""
+        self.requests.inc(1, {"code": str(code), "key": key})
         self.seconds.observe(seconds, {"code": str(code)})
 
 
 @dataclass(eq=False)
 class Ticket:
-    """An accepted job: the target of events, and the number of listeners still there."""
+    """An accepted job: the target of events, the client's key, and whether somebody still listens."""
 
     tell: Tell
     version: Version
+    key: str = NO_KEY
     left: bool = False
 
 
@@ -95,14 +96,13 @@ class WaitingImage:
 
 class Batcher:
     """A queue of jobs for any thread, with a sampling thread of its own for the events.
-    `waiting_images`: as many may wait, without those that are sampled. `batch_images`: of one batch at most; fewer
+    `limits`: of images that may wait, without those that are sampled. `batch_images`: of one batch at most; fewer
     where images are large. `threads`: torch's; None: as many as it chooses."""
 
-    def __init__(
-        self, *, waiting_images: int, batch_images: int, measures: Measures, threads: int | None = None
-    ) -> None:
-        self._waiting_images, self._batch_images, self._threads = waiting_images, batch_images, threads
+    def __init__(self, *, limits: Limits, batch_images: int, measures: Measures, threads: int | None = None) -> None:
+        self._limits, self._batch_images, self._threads = limits, batch_images, threads
         self._measures = measures
+        self._turns: dict[str, int] = {}  # key -> number of the last batch that began with an image of it
         self._waiting: list[WaitingImage] = []
         self._changed = threading.Condition()
         self._closed = False
@@ -112,17 +112,21 @@ class Batcher:
 
     def add(self, job: ImageJob, plans: Sequence[Plan], version: Version, tell: Tell) -> Ticket:
         """Accepts a job's images for a version. Raises BusyError if too many images wait."""
-        ticket, images, cascade = Ticket(tell, version), [], version.cascade
+        ticket, images, cascade = Ticket(tell, version, job.key), [], version.cascade
         for place, (request, plan) in enumerate(zip(job.requests, plans, strict=True)):
             steps = steps_of(cascade.makers[plan.generator], plan) if job.partial_images else {}
             shown = shown_steps(steps, job.partial_images)
             images.append(WaitingImage(ticket, place, cascade.with_generator(request), plan, shown))
         with self._changed:
-            waiting = len(self._waiting)
-            # A job of more images than may wait is taken where none waits: it would be refused forever.
-            if waiting and waiting + len(images) > self._waiting_images:
-                seconds = max(1, math.ceil(math.ceil(waiting / self._batch_images) * self._batch_seconds))
-                raise BusyError(f"{waiting} images wait already; try again in {seconds} s", seconds)
+            own = [image for image in self._waiting if image.ticket.key == job.key]
+            bounds = [(len(self._waiting), self._limits.waiting_images, "images")]
+            if job.key != NO_KEY:
+                bounds.append((len(own), self._limits.key_waiting_images, "images of this key"))
+            for waiting, most, what in bounds:
+                # A job of more images than may wait is taken where none waits: it would be refused forever.
+                if waiting and waiting + len(images) > most:
+                    seconds = max(1, math.ceil(math.ceil(waiting / self._batch_images) * self._batch_seconds))
+                    raise BusyError(f"{waiting} {what} wait already; try again in {seconds} s", seconds)
             self._change(self._waiting + images)
         return ticket
 
@@ -167,14 +171,16 @@ class Batcher:
             self._batch_seconds = time.monotonic() - started
 
     def _next_batch(self) -> list[WaitingImage]:
-        """Returns the oldest waiting image with all images that can join; [] at the end."""
+        """Returns the next image with all images that can join; [] at the end.
+        The next is the oldest of the key whose turn was longest ago: nobody waits for all images of another."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._closed:
                 return []
-            oldest = self._waiting[0]
-            most = most_together(self._batch_images, oldest)
-            batch = [image for image in self._waiting if image.joins(oldest)][:most]
+            first = min(self._waiting, key=lambda image: self._turns.get(image.ticket.key, 0))
+            self._turns[first.ticket.key] = max(self._turns.values(), default=0) + 1
+            most = most_together(self._batch_images, first)
+            batch = [first, *(each for each in self._waiting if each is not first and each.joins(first))][:most]
             self._change([image for image in self._waiting if image not in batch])
             return batch
 
@@ -193,8 +199,8 @@ class Batcher:
 
         plans = [image.plan for image in batch]
         ((_, made),) = version.cascade.make(plans, batch_size=len(batch), on_step=on_step_of(batch), between=between)
-        self._measures.images.inc(len(batch), tags)
         for image, pixels in zip(batch, list(made.values())[-1].cpu().numpy(), strict=True):
+            self._measures.images.inc(1, {**tags, "key": image.ticket.key})
             if not image.ticket.left:
                 settings = settings_of(image.request, model=version.named.name, version=version.named.version)
                 png = with_settings(encode_png(pixels), settings)
@@ -225,7 +231,7 @@ class Model:
         self._versions = Versions(model, tracking=settings.tracking, poll_seconds=settings.poll_seconds)
         self._measures = Measures(model.name)
         self._batcher = Batcher(
-            waiting_images=settings.limits.waiting_images,
+            limits=settings.limits,
             batch_images=settings.batch_images,
             measures=self._measures,
             threads=threads,
@@ -261,7 +267,7 @@ class Model:
         finally:
             if isinstance(ticket, Ticket):
                 self._batcher.cancel(ticket)
-            self._measures.ended(code, time.monotonic() - started)
+            self._measures.ended(code, time.monotonic() - started, key=job.key)
 
     async def check_health(self) -> None:
         """Raises RuntimeError where images can't be made any more; Ray Serve starts another replica then."""

@@ -1,16 +1,13 @@
-"""Settings of a service: models, limits and replicas, and the API keys of the environment."""
+"""Settings of a service: models, limits and replicas."""
 
 import ipaddress
-import re
-from collections.abc import Mapping
-from pathlib import Path
+import math
 from typing import Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ROOM_TO_REFUSE = 16  # calls more than a replica can take: it says itself that it is busy
-KEYS, KEYS_FILE = "CASCADE_API_KEYS", "CASCADE_API_KEYS_FILE"  # variables of the environment
 
 
 class Settings(BaseModel):
@@ -42,6 +39,8 @@ class Limits(Settings):
     output_pixels: int = Field(2**20, ge=1)
     partial_images: int = Field(16, ge=0)  # OpenAI's own limit is 3
     waiting_images: int = Field(64, ge=1)  # of a replica, without those that are being made
+    key_waiting_images: int = Field(32, ge=1)  # of one API key, of those
+    key_images_minute: float | None = Field(None, gt=0)  # that one API key may ask the whole service for; None: any
     seconds: float = Field(300, gt=0)  # from arrival to the last image
 
     @model_validator(mode="after")
@@ -60,6 +59,7 @@ class ServiceSettings(Settings):
     keys_required: bool = False  # on any address but loopback
     batch_images: int = Field(16, ge=1)
     poll_seconds: float = Field(5, gt=0)  # between looks at what an alias names
+    api_replicas: int = Field(1, ge=1)  # processes for HTTP
     min_replicas: int = Field(1, ge=1)  # of each model
     max_replicas: int = Field(1, ge=1)
     cpus: float = Field(1, ge=0)  # of a replica
@@ -82,23 +82,8 @@ class ServiceSettings(Settings):
 
     @property
     def calls(self) -> int:
-        """Requests for images that are answered at a time."""
-        return self.max_replicas * self.replica_calls * len(self.models)
-
-
-def read_keys(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns the API keys of the environment and of its key file; commas and line ends part them.
-    Raises ValueError, without a key in it, for a file that can't be read or a key that no header can carry."""
-    texts = [environment.get(KEYS, "")]
-    if place := environment.get(KEYS_FILE):
-        try:
-            texts.append(Path(place).read_text())
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{KEYS_FILE}: the file can't be read ({type(error).__name__})") from None
-    keys = tuple(key for text in texts for part in re.split(r"[,\n]", text) if (key := part.strip()))
-    if any(not re.fullmatch(r"[!-~]+", key) for key in keys):
-        raise ValueError(f"{KEYS}: a key must be of letters, digits and signs of ASCII, without spaces")
-    return keys
+        """Requests for images that a process for HTTP answers at a time: an even part of the models' places."""
+        return math.ceil(self.max_replicas * self.replica_calls * len(self.models) / self.api_replicas)
 
 
 def is_loopback(host: str) -> bool:

@@ -257,7 +257,7 @@ def serve(
 
     - `cascade serve --model models:/image-cascade-openmoji@champion`
     - `cascade serve --model emoji=models:/image-cascade-openmoji/3 --model gan=models:/image-cascade-gan@champion`
-    - `CASCADE_API_KEYS=one,another cascade serve --model models:/image-cascade-openmoji@champion --host 0.0.0.0`
+    - `CASCADE_API_KEYS_FILE=keys cascade serve --model models:/image-cascade-openmoji@champion --host 0.0.0.0`
     - `cascade serve --model models:/image-cascade-openmoji@champion --replicas 1..4 --gpus 0.5`
     """
     from pipelines.command.serve import serve_models

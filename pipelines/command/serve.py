@@ -16,7 +16,8 @@ from rich.console import Console
 import components
 from components.configuration.usage import UsageError, explain, usage_errors
 from components.runtime.tracking.names import REGISTRY, environment, shown_source
-from components.serving.settings import KEYS, KEYS_FILE, ServedModel, ServiceSettings, is_loopback, read_keys
+from components.serving.keys import KEYS, KEYS_FILE, read_keys
+from components.serving.settings import ServedModel, ServiceSettings, is_loopback
 from pipelines.command.options import SHARED_CORES
 from pipelines.engine.session import on_cluster, set_environment, start_ray
 from pipelines.planning.profiles import tracking_uri

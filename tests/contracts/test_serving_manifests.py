@@ -10,6 +10,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from components.serving.deployment import APPLICATION
+from components.serving.keys import KEYS_FILE
 from components.serving.settings import ServiceSettings
 from pipelines.command.serve import SERVING
 from pipelines.command.serve import build as build_service
@@ -71,17 +72,22 @@ def test_models_come_by_an_alias_from_the_registry_that_the_trainings_write(mani
     assert all(re.fullmatch(r"models:/image-cascade-\w+@champion", model.source) for model in settings.models)
 
 
-def test_every_pod_has_the_keys_from_the_secret_and_the_variables_that_the_command_sets(manifests, service):
+def test_every_pod_has_the_keys_from_the_secret_and_the_variables_that_the_command_sets(repository, manifests, service):
+    readme = (repository / "infra/kuberay/README.md").read_text()
     callback = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
     installed = SERVING | {callback: f"image_cascade.{SERVING[callback]}"}
-    assert only(manifests, "ConfigMap", "cascade-serving")["data"] == installed
+    data = only(manifests, "ConfigMap", "cascade-serving")["data"]
+    folder, _, file = data.pop(KEYS_FILE).rpartition("/")
+    assert data == installed
     for template in pods(service):
         (container,) = template["spec"]["containers"]
         sources = [source["configMapRef"]["name"] for source in container["envFrom"] if "configMapRef" in source]
         assert sources == ["cascade-settings", "cascade-serving"]
-        (keys,) = container["env"]
-        assert keys["name"] == "CASCADE_API_KEYS"
-        assert not keys["valueFrom"]["secretKeyRef"].get("optional"), "a pod without keys must not start"
+        (volume,), (mount,) = template["spec"]["volumes"], container["volumeMounts"]
+        assert mount == {"name": volume["name"], "mountPath": folder, "readOnly": True}, "a subPath never changes"
+        assert not volume["secret"].get("optional"), "a pod without keys must not start"
+        assert f"{volume['secret']['secretName']} --from-literal={file}=" in readme
+        assert volume["secret"]["defaultMode"] == 0o440, "for fsGroup, and nobody else"
 
 
 def test_pods_are_those_of_the_long_lived_cluster_but_for_what_serving_needs(repository, service):

@@ -27,7 +27,8 @@ from tests.served_models import track_cascade
 from tests.tiny_cascade import write_cascade
 
 OVERLAY = ROOT / "infra/kuberay/overlays/service"
-KEYS = "key-of-one-client,key-of-another"
+KEYS = f"key-of-one-client-{'1' * 32},key-of-another-{'2' * 32}"
+MINUTE = 40  # images of a key
 BODY = {"prompt": "red apple", "label": "food", "seed": 5, "size": "auto"}
 
 pytestmark = pytest.mark.timeout(900)
@@ -42,6 +43,7 @@ class Answer(NamedTuple):
 class Service(NamedTuple):
     url: str
     folder: Path  # of the cluster's own files
+    keys: Path
     dashboard: str
     token: str
 
@@ -57,6 +59,8 @@ def deployed_config(tracking: str, port: int) -> dict[str, Any]:
     (application,) = config["applications"]
     models = [{"name": "tiny", "source": "models:/image-cascade-tiny@champion"}]
     application["args"] |= {"models": models, "tracking": tracking, "cpus": 1, "gpus": 0}
+    assert application["args"]["api_replicas"] == 2
+    application["args"]["limits"]["key_images_minute"] = MINUTE
     return config
 
 
@@ -64,7 +68,8 @@ def deployed_config(tracking: str, port: int) -> dict[str, Any]:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """What `serve deploy` started with the environment that the pods have."""
     folder, home, port = tmp_path_factory.mktemp("cluster"), tmp_path_factory.mktemp("home"), free_port()
-    variables = {**manifest("settings.yaml")["data"], "CASCADE_API_KEYS": KEYS}
+    (home / "keys").write_text(KEYS)
+    variables = {**manifest("settings.yaml")["data"], "CASCADE_API_KEYS_FILE": str(home / "keys")}
     with local_cluster(folder, **variables) as known:
         track_cascade(known["MLFLOW_TRACKING_URI"], home, write_cascade(home / "made"), "k1")
         config = home / "serve.yaml"
@@ -73,7 +78,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         command = ["serve", "deploy", str(config), "--address", dashboard]
         done = subprocess.run(command, cwd=home, env=known, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
-        service = Service(f"http://127.0.0.1:{port}", folder, dashboard, (folder / "token").read_text())
+        service = Service(f"http://127.0.0.1:{port}", folder, home / "keys", dashboard, (folder / "token").read_text())
         wait_until_running(service)
         yield service
 
@@ -116,7 +121,7 @@ def test_each_key_of_the_secret_gets_an_image_of_the_registered_version(service:
     assert (made["seed"], answer.body["model"], answer.body["version"]) == (5, "tiny", "1")
 
 
-@pytest.mark.parametrize("key", [None, "key-of-a-stranger", "key-of-one-client,key-of-another"])
+@pytest.mark.parametrize("key", [None, "key-of-a-stranger", KEYS])
 def test_without_one_of_the_keys_nobody_gets_an_image(service: Service, key: str | None):
     answer = ask(service, BODY, key)
     assert answer.code == 401
@@ -145,8 +150,31 @@ def test_a_pod_that_goes_waits_for_what_is_called_as_its_script_says(service: Se
     title = re.search(r"grep -qsa '(\S+)'", patch["value"])
     assert title is not None
     replicas = [pid for pid, name in processes(service).items() if re.search(title.group(1), name)]
-    assert len(replicas) == 3, "two of the model and one of the API"
+    assert len(replicas) == 5, "two of the model, two of the API, one that counts for both"
     assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in replicas} == {os.getpriority(os.PRIO_PROCESS, 0)}
+
+
+def test_two_processes_for_http_grant_one_share_together(service: Service):
+    """Each request may go to either; shares that they counted apart would grant twice as many images."""
+    key, began = KEYS.split(",")[1], time.monotonic()
+    with ThreadPoolExecutor(2) as clients:
+        answers = [*clients.map(lambda seed: ask(service, BODY | {"seed": seed, "n": 5}, key), range(24))]
+    assert {answer.code for answer in answers} == {200, 429}
+    granted = 5 * sum(answer.code == 200 for answer in answers)
+    assert MINUTE - 5 <= granted <= MINUTE * (1 + (time.monotonic() - began) / 60)
+    refused = next(answer for answer in answers if answer.code == 429)
+    assert f"{MINUTE} images a minute" in refused.body["error"]["message"]
+    assert int(refused.retry_after or 0) > 0
+
+
+def test_a_changed_file_changes_the_keys_of_every_process(service: Service):
+    body, new = BODY | {"label": "none of the classes"}, f"key-of-a-third-{'3' * 32}"  # 400 where the key is known
+    service.keys.write_text(f"{KEYS},{new}")
+    codes = set[int]()
+    deadline = time.monotonic() + 30
+    while codes != {400}:
+        codes = {ask(service, body, new).code for _ in range(12)}
+        assert time.monotonic() < deadline, codes
 
 
 def exported(service: Service) -> dict[str, set[str]]:
@@ -160,7 +188,8 @@ def test_every_query_of_the_dashboard_finds_its_metrics_and_labels_even_when_nob
     assert len(wanted) >= 10
     with ThreadPoolExecutor(4) as clients:
         codes = {
-            answer.code for answer in clients.map(lambda seed: ask(service, BODY | {"seed": seed}, KEYS[:17]), range(8))
+            answer.code
+            for answer in clients.map(lambda seed: ask(service, BODY | {"seed": seed}, KEYS.split(",")[0]), range(8))
         }
     assert codes == {200}
     wait_for_all(wanted, service)
@@ -178,13 +207,14 @@ def wait_for_all(wanted: list[Query], service: Service) -> None:
 def test_a_client_whose_api_process_is_lost_is_told_to_come_back_and_can(service: Service):
     key = KEYS.split(",")[0]
     replicas = [pid for pid, name in processes(service).items() if f"ServeReplica:{APPLICATION}:tiny" in name]
-    (api,) = [pid for pid, name in processes(service).items() if f"ServeReplica:{APPLICATION}:Api" in name]
+    apis = [pid for pid, name in processes(service).items() if f"ServeReplica:{APPLICATION}:Api" in name]
     for pid in replicas:
         os.kill(pid, signal.SIGSTOP)  # or they would answer before the API is lost
     with ThreadPoolExecutor(1) as client:
         asked = client.submit(ask, service, BODY, key)
         time.sleep(3)
-        os.kill(api, signal.SIGKILL)
+        for pid in apis:
+            os.kill(pid, signal.SIGKILL)
         for pid in replicas:
             os.kill(pid, signal.SIGCONT)
         lost = asked.result()

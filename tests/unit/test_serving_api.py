@@ -178,8 +178,8 @@ def test_a_request_is_a_line_of_the_log_without_prompt_or_key(address: str, capl
         HTTP.get(address + "/etc/secret%0Aline")
         assert eventually(lambda: len(request_lines(caplog)) == 2)  # written after the answer was sent
     lines = request_lines(caplog)
-    assert re.fullmatch(r"POST /v1/images/generations 200 \d+\.\d{3} s model=tiny images=2", lines[0])
-    assert re.fullmatch(r"GET - 404 \d+\.\d{3} s model=- images=0", lines[1])
+    assert re.fullmatch(r"POST /v1/images/generations 200 \d+\.\d{3} s model=tiny images=2 key=-", lines[0])
+    assert re.fullmatch(r"GET - 404 \d+\.\d{3} s model=- images=0 key=-", lines[1])
 
 
 def test_every_answer_has_strict_headers(address: str) -> None:

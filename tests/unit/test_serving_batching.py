@@ -14,7 +14,7 @@ from PIL import Image
 from components.runtime.tracking.registry import Named
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
-from components.serving.messages import FinishedImage, ImageJob, Partial
+from components.serving.messages import NO_KEY, FinishedImage, ImageJob, Partial
 from components.serving.replica import (
     Batcher,
     BusyError,
@@ -26,7 +26,7 @@ from components.serving.replica import (
     shown_steps,
     steps_of,
 )
-from components.serving.settings import ServedModel
+from components.serving.settings import Limits, ServedModel
 from components.serving.versions import Version
 from tests.tiny_cascade import write_cascade
 
@@ -78,7 +78,9 @@ def version(cascade: Watched) -> Version:
 
 @pytest.fixture
 def batcher() -> Iterator[Batcher]:
-    made = Batcher(waiting_images=8, batch_images=4, measures=Measures("tiny"), threads=1)
+    made = Batcher(
+        limits=Limits(waiting_images=8, key_waiting_images=5), batch_images=4, measures=Measures("tiny"), threads=1
+    )
     yield made
     made.close()
 
@@ -86,10 +88,12 @@ def batcher() -> Iterator[Batcher]:
 class Asked:
     """A job in a batcher and what comes of it."""
 
-    def __init__(self, batcher: Batcher, version: Version, *requests: Request, partial_images: int = 0) -> None:
+    def __init__(
+        self, batcher: Batcher, version: Version, *requests: Request, partial_images: int = 0, key: str = NO_KEY
+    ) -> None:
         self.told: Queue = Queue()
         plans = version.cascade.resolve_all(requests)
-        self.ticket: Ticket = batcher.add(ImageJob(requests, partial_images), plans, version, self.told.put)
+        self.ticket: Ticket = batcher.add(ImageJob(requests, partial_images, key), plans, version, self.told.put)
         self.images = len(requests)
 
     def events(self) -> list[Partial | FinishedImage | Exception]:
@@ -179,6 +183,30 @@ def test_too_many_images_are_refused_and_those_that_are_made_do_not_count(batche
     first.made()
     assert len(waiting.made()) == 8
     assert len(Asked(batcher, version, FLAGS).made()) == 1
+
+
+def test_a_key_is_refused_at_its_share_of_what_waits_and_another_is_not(batcher, cascade, version):
+    first = held(batcher, cascade, version)
+    ours = Asked(batcher, version, *(RED.replace(seed=seed) for seed in range(5)), key="one")
+    with pytest.raises(BusyError, match="5 images of this key wait already"):
+        Asked(batcher, version, FLAGS, key="one")
+    other = Asked(batcher, version, FLAGS, key="other")
+    cascade.going.set()
+    first.made()
+    assert (len(ours.made()), len(other.made())) == (5, 1)
+
+
+def test_an_image_waits_for_one_batch_of_another_key_and_not_for_all_of_them(batcher, cascade, version):
+    first = held(batcher, cascade, version)
+    many = [Asked(batcher, version, TOKENS.replace(seed=seed), key="one") for seed in range(5)]
+    few = [Asked(batcher, version, request, key="other") for request in (RED, SLOW)]
+    cascade.going.set()
+    first.made()
+    for job in (*many, *few):
+        job.made()
+    order = [("one" if batch[0].seed < 5 and batch[0].generator == "tokens" else "other") for batch in cascade.seen[1:]]
+    assert order == ["one", "other", "one", "other"]
+    assert [len(batch) for batch in cascade.seen] == [1, 4, 1, 1, 1]
 
 
 def test_a_job_of_more_images_than_may_wait_is_made_where_none_waits(batcher, version):
