@@ -56,6 +56,13 @@ user_test_tester = testing .admin
 use = egg:swift#bulk
 [filter:slo]
 use = egg:swift#slo
+[filter:forget]
+paste.filter_factory = forget:filter_factory
+"""
+# Between the check of the signature and the file: a store that knows no conditions.
+FORGET = """
+def filter_factory(*_, **__):
+    return lambda app: lambda env, start: app({k: v for k, v in env.items() if k != "HTTP_IF_NONE_MATCH"}, start)
 """
 
 
@@ -108,9 +115,9 @@ def azure_server() -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def swift_server(folder: Path) -> Iterator[dict[str, str]]:
+def swift_server(folder: Path, *, conditions: bool = True) -> Iterator[dict[str, str]]:
     """The environment of who uses OpenStack Swift by its S3 protocol, with one disk: the folder, which must take
-    extended attributes."""
+    extended attributes. It checks signatures, and with `conditions=False` ignores `If-None-Match`."""
     programs, user = _swift(), getpass.getuser()
     ports = {kind: free_port() for kind in ("account", "container", "object", "proxy")}
     (folder / "devices" / "disk").mkdir(parents=True)
@@ -122,13 +129,15 @@ def swift_server(folder: Path) -> Iterator[dict[str, str]]:
         for step in (["create", "4", "1", "0"], ["add", *disk, "--device", "disk", "--weight", "1"], ["rebalance"]):
             command = [programs / "swift-ring-builder", folder / f"{kind}.builder", *step]
             subprocess.run(command, check=True, capture_output=True, timeout=60)
+    (folder / "forget.py").write_text(FORGET)
+    forget = "" if conditions else "forget "
     with ExitStack() as servers:
         for kind, port in ports.items():
-            pipeline = "cache s3api tempauth bulk slo proxy-server" if kind == "proxy" else f"{kind}-server"
+            pipeline = f"cache s3api tempauth {forget}bulk slo proxy-server" if kind == "proxy" else f"{kind}-server"
             about = {"folder": folder, "port": port, "user": user, "kind": kind, "pipeline": pipeline}
             (folder / f"{kind}.conf").write_text(SWIFT_SETTINGS.format(**about))
             command = [str(programs / f"swift-{kind}-server"), str(folder / f"{kind}.conf")]
-            servers.enter_context(_running(command, port))
+            servers.enter_context(_running(command, port, PYTHONPATH=str(folder)))
         yield of_s3(f"http://127.0.0.1:{ports['proxy']}", "test:tester", "testing")
 
 
@@ -185,9 +194,10 @@ def _swift() -> Path:
 
 
 @contextmanager
-def _running(command: list[str], port: int) -> Iterator[None]:
+def _running(command: list[str], port: int, **variables: str) -> Iterator[None]:
     """A server process that listens. It need not answer who has no key."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdout=null, stderr=null, env=os.environ | variables)
 
     def listens() -> bool:
         assert process.poll() is None, f"{command[0]} ended with {process.returncode}"

@@ -15,6 +15,7 @@ from tenacity import retry, retry_if_exception_message, stop_after_attempt
 
 from components.configuration.usage import UsageError
 from components.runtime.storage import outages
+from components.runtime.storage.store import ALONE
 from components.runtime.tracking.names import environment
 from pipelines.planning.profiles import Cluster, found_cluster, local_cpus, usable_gpus
 
@@ -49,7 +50,7 @@ def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None 
     `num_gpus`: GPUs of a Ray that is started here; None: those that torch can use. Raises UsageError, in one line, if
     the cluster can't be joined or this machine is too busy to start Ray in time."""
     waiting = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(worker_start_timeout)}
-    waiting |= {name: os.environ[name] for name in (outages.SETTING,) if name in os.environ}
+    waiting |= {name: os.environ[name] for name in (outages.SETTING, ALONE) if name in os.environ}
     settings = ENVIRONMENT | environment() | waiting | ({} if on_cluster() else LOCAL if verbose else LOCAL | UNREAD)
     set_environment(settings)
     common: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}

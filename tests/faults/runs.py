@@ -147,3 +147,19 @@ def kill_group(driver: subprocess.Popen) -> None:
             process.kill()
     psutil.wait_procs(family, timeout=30)
     driver.wait()
+
+
+def race(run: Run, drivers: list[subprocess.Popen]) -> None:
+    """Drivers, each with a Ray of its own, race to the end; the one that works is killed when it has a checkpoint."""
+    wait_until(lambda: run.step() >= INTERVAL, run)
+    lease = run.stage("base").join("lease")
+    holder = json.loads(lease.read(lease.list()[-1].path))["pid"]
+    families = {each: [each, *psutil.Process(each.pid).children(recursive=True)] for each in drivers}
+    (working,) = [each for each, family in families.items() if holder in [process.pid for process in family]]
+    kill_group(working)
+    for driver in drivers:
+        if driver is not working:
+            run.finish(driver)
+    assert len(lease.list()) <= len(drivers)
+    attempts = [name for name in run.stage("base").folders() if name.startswith("attempt-")]
+    assert len(attempts) == 1, "two drivers finished the same stage"

@@ -1,10 +1,8 @@
 """What runs next to a run, or against it: an MLflow server that is away, other drivers, clocks, a cloud's notice."""
 
 import contextlib
-import json
 import os
 import signal
-import subprocess
 import textwrap
 import threading
 import time
@@ -15,20 +13,17 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from components.runtime import events
-from components.runtime.storage.garbage import find_garbage
-from components.runtime.storage.store import Store
 from components.runtime.tracking.names import environment
 from components.runtime.tracking.tracker import Tracker
 from tests.conftest import free_port, mlflow_process
 from tests.faults.cluster import TRAINER, nodes, processes
 from tests.faults.conftest import Record, Undisturbed
-from tests.faults.runs import CASCADE, DEADLINE, INTERVAL, Run, kill_group, wait_until
+from tests.faults.runs import INTERVAL, Run, race, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 PROVES = ("components/runtime/storage", "components/runtime/tracking", "pipelines/engine/execute.py")
 POINTS = 600
 STEPS, LONG = 160, 800
-CLOUDS = {"gs": "Google's emulator", "az": "Azurite"}
 
 
 def test_a_server_killed_at_any_moment_loses_no_point_and_doubles_none(
@@ -64,37 +59,15 @@ def test_a_server_killed_at_any_moment_loses_no_point_and_doubles_none(
     record("MLflow server killed while points flow", 1, f"{POINTS} of {POINTS} points, each once")
 
 
-@pytest.mark.parametrize(("kind", "clocks"), [("", (0, 3600)), ("", (0, 3600, -3600, 86400)), ("gs", ()), ("az", ())])
-def test_drivers_that_race_do_each_stage_once_whatever_their_clocks_and_on_clouds_too(
-    kind: str,
-    clocks: tuple[int, ...],
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    undisturbed: Undisturbed,
-    record: Record,
+@pytest.mark.parametrize("clocks", [(0, 3600), (0, 3600, -3600, 86400)])
+def test_drivers_that_race_do_each_stage_once_whatever_their_clocks(
+    clocks: tuple[int, ...], tmp_path: Path, undisturbed: Undisturbed, record: Record
 ):
-    """Drivers, each with a Ray of its own; the one that works is killed when it has a checkpoint."""
-    storage = f"{request.getfixturevalue(f'{kind}_bucket')}/runs" if kind else None
-    run = Run(tmp_path / "run", steps=STEPS, storage=storage)
-    drivers = [run.start(**clock(tmp_path, seconds)) for seconds in clocks] or [run.start(), run.start()]
-    wait_until(lambda: run.step() >= INTERVAL, run)
-    lease = run.stage("base").join("lease")
-    holder = json.loads(lease.read(lease.list()[-1].path))["pid"]
-    families = {each: [each, *psutil.Process(each.pid).children(recursive=True)] for each in drivers}
-    (working,) = [each for each, family in families.items() if holder in [process.pid for process in family]]
-    kill_group(working)
-    for driver in drivers:
-        if driver is not working:
-            run.finish(driver)
-    assert len(lease.list()) <= len(drivers)
-    attempts = [name for name in run.stage("base").folders() if name.startswith("attempt-")]
-    assert len(attempts) == 1, "two drivers finished the same stage"
+    run = Run(tmp_path / "run", steps=STEPS)
+    race(run, [run.start(**clock(tmp_path, seconds)) for seconds in clocks])
     proof = f"one attempt, {run.same_as(undisturbed(STEPS))}"
-    if kind:
-        record(f"{CLOUDS[kind]}: 2 drivers race, kill -9 of the one that works", 1, proof)
-    else:
-        record(f"{len(drivers)} drivers race, their clocks apart by up to {max(clocks) // 3600} h", len(drivers), proof)
-        record(f"kill -9 of the one of {len(drivers)} that works", 1, proof)
+    record(f"{len(clocks)} drivers race, their clocks apart by up to {max(clocks) // 3600} h", len(clocks), proof)
+    record(f"kill -9 of the one of {len(clocks)} that works", 1, proof)
 
 
 def test_a_driver_that_stood_still_gives_way_and_writes_nothing_more(
@@ -123,31 +96,6 @@ def test_a_driver_that_stood_still_gives_way_and_writes_nothing_more(
     record(
         "a driver is stopped (SIGSTOP) for longer than its lease, and goes on beside the one that took over", 1, proof
     )
-
-
-@pytest.mark.parametrize("kind", ["gs", "az"])
-def test_smoke_runs_to_its_end_on_a_cloud(kind: str, request: pytest.FixtureRequest, tmp_path: Path, record: Record):
-    """Every stage; then nothing is left to do, every file is as it was written, and no garbage stays."""
-    storage = f"{request.getfixturevalue(f'{kind}_bucket')}/runs"
-    smoke = ["run", "--recipe", "smoke", "--storage", storage, "--tracking", "none"]
-    assert f"report: {storage}" in " ".join(command(smoke, tmp_path).split())
-    made = Store(storage).list("stages")
-    command(smoke, tmp_path)
-    assert Store(storage).list("stages") == made, "what is finished was made again"
-    assert "all as their manifests say" in command(["verify", "--storage", storage], tmp_path)
-    command(["gc", "--yes", "--storage", storage], tmp_path)
-    assert find_garbage(Store(storage)) == []
-    assert "all as their manifests say" in command(["verify", "--storage", storage], tmp_path)
-    record(f"{CLOUDS[kind]}: smoke to its end, again, verify, gc", 1, f"{len(made)} files, none made again, all whole")
-
-
-def command(arguments: list[str], place: Path) -> str:
-    """What a command says that succeeds."""
-    done = subprocess.run([CASCADE, *arguments], cwd=place, capture_output=True, text=True, timeout=DEADLINE)
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said[-4000:]
-    assert "Traceback" not in said
-    return said
 
 
 def clock(place: Path, seconds: int) -> dict[str, str]:
