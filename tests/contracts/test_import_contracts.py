@@ -85,8 +85,8 @@ def test_where_models_work_is_decided_in_one_place(house):
 
 
 def test_components_never_read_the_environment(house):
-    """But for how long a store is waited for, and whether one driver is alone on it, which every process of a run has to
-    know, Ray's reading tasks too."""
+    """But for how long a store is waited for, and whether one driver is alone on it: every process of a run needs it,
+    Ray's reading tasks too."""
     readers = files(house, {"os.environ", "os.getenv"}.__contains__)
     storage = [f"components/runtime/storage/{name}.py" for name in ("outages", "store")]
     assert [name for name in readers if name.startswith("components/")] == storage
