@@ -83,9 +83,17 @@ def group_named(name: str, manifests: list[Manifest]) -> Manifest:
 def port_sources(manifests: list[Manifest], labels: dict[str, str], port: int) -> list[Manifest]:
     """Who may open a port of the pods with these labels."""
     policies = [m["spec"] for m in manifests if m["kind"] == "NetworkPolicy"]
-    chosen = [spec for spec in policies if spec["podSelector"].get("matchLabels", {}).items() <= labels.items()]
+    chosen = [spec for spec in policies if selects(spec["podSelector"], labels)]
     rules = [rule for spec in chosen for rule in spec.get("ingress", [])]
     return [source for rule in rules if port in [p["port"] for p in rule.get("ports", [])] for source in rule["from"]]
+
+
+def selects(selector: Manifest, labels: dict[str, str]) -> bool:
+    """Whether a pod with these labels is chosen, by `matchLabels` and the operator `NotIn`."""
+    rules = selector.get("matchExpressions", [])
+    assert {rule["operator"] for rule in rules} <= {"NotIn"}
+    excluded = any(labels.get(rule["key"]) in rule["values"] for rule in rules)
+    return selector.get("matchLabels", {}).items() <= labels.items() and not excluded
 
 
 def cluster_specs(manifests: list[Manifest]) -> list[Manifest]:

@@ -19,6 +19,7 @@ from tests.contracts.manifests import Manifest, build, cluster_specs, only, port
 SERVICE = "infra/kuberay/overlays/service"
 GATEWAYS = [f"{SERVICE}-gateway", f"{SERVICE}-ingress"]
 OPERATOR = {"app.kubernetes.io/name": "kuberay-operator"}
+NAMESPACE = {"matchLabels": {"kubernetes.io/metadata.name": "kuberay-system"}}
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_the_operator_reaches_dashboard_and_proxy_from_its_own_namespace(manifes
     for template in pods(service):
         for port in (8265, 8000):
             sources = port_sources(manifests, template["metadata"]["labels"], port)
-            assert {"namespaceSelector": {}, "podSelector": {"matchLabels": OPERATOR}} in sources
+            assert {"namespaceSelector": NAMESPACE, "podSelector": {"matchLabels": OPERATOR}} in sources
         ports = {port["name"]: port["containerPort"] for port in template["spec"]["containers"][0]["ports"]}
         assert ports["serve"] == 8000
 

@@ -143,7 +143,7 @@ def test_memory_is_locked_by_rdma_alone_and_only_there_the_namespace_lets_it(rep
     locks = "IPC_LOCK" in container_of(repository / folder)["securityContext"]["capabilities"].get("add", [])
     namespace: Manifest = only(build(repository / folder), "Namespace", "image-cascade")
     level = namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
-    assert (locks, level) == ((True, "privileged") if "azure" in folder else (False, "baseline"))
+    assert (locks, level) == ((True, "privileged") if "azure" in folder else (False, "restricted"))
 
 
 @pytest.mark.parametrize("pods", [1, 8])
