@@ -10,6 +10,7 @@ from components.configuration.usage import UsageError
 from components.runtime.storage import outages
 from pipelines.engine import driver
 from pipelines.engine.session import JOB_VARIABLE
+from tests.waiting import eventually
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,7 @@ def test_a_worker_of_a_run_gives_its_words_to_the_runs_recorder(ray_cluster: Non
     listener = ray.remote(num_cpus=0)(Listener).options(name=outages.RECORDER).remote()
     ray.get(listener.all.remote())
     ray.get(ray.remote(num_cpus=0)(wait).remote())
+    eventually(lambda: len(ray.get(listener.all.remote())) == 2)  # nobody waits for what a worker says to an actor
     heard = ray.get(listener.all.remote())
     ray.kill(listener)
     assert [(store, ended) for store, _, ended in heard] == [("s3://bucket", False), ("s3://bucket", True)]
