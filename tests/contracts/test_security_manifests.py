@@ -76,8 +76,8 @@ def test_no_container_writes_to_its_image_and_what_is_written_lies_on_a_volume(r
             mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
             assert mounts["/tmp"].get("emptyDir") == {}
     for spec in cluster_specs(manifests):
-        beside = spec.get("autoscalerOptions", {"securityContext": {"readOnlyRootFilesystem": True}})
-        assert beside["securityContext"]["readOnlyRootFilesystem"] is True
+        sidecar = spec.get("autoscalerOptions", {"securityContext": {"readOnlyRootFilesystem": True}})
+        assert sidecar["securityContext"]["readOnlyRootFilesystem"] is True
         assert only(manifests, "ConfigMap", "cascade-settings")["data"]["HOME"] == "/tmp"
 
 
