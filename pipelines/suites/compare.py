@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 from pydantic import Field
@@ -225,11 +226,15 @@ def sample_figures(systems: Iterable[SystemResult]) -> list[Figure]:
 
 def render_comparison(systems: Sequence[SystemResult]) -> str:
     """The page as HTML without script."""
-    page = page_environment(__name__).get_template("comparison.html.j2")
-    return page.render(
-        systems=systems,
-        feature_network=feature_network(systems),
-        table=comparison_table(systems),
-        plot=Markup(draw_comparison(systems)),
-        samples=sample_figures(systems),
-    )
+    return page_environment(__name__).get_template("comparison.html.j2").render(measured=measured(systems))
+
+
+def measured(systems: Sequence[SystemResult]) -> dict[str, Any]:
+    """Table, plot and samples of the systems, for `measured.html.j2` on any page."""
+    return {
+        "systems": systems,
+        "feature_network": feature_network(systems),
+        "table": comparison_table(systems),
+        "plot": Markup(draw_comparison(systems)),
+        "samples": sample_figures(systems),
+    }

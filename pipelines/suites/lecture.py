@@ -4,6 +4,7 @@ A slide shows formulas, the code of the formulas, and images, figures and traini
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,17 +19,28 @@ from components.evaluation.gallery import INDEX_GRIDS, ORIGINALS
 from components.evaluation.grids import readable
 from components.evaluation.metrics import METRICS, DistanceRow
 from components.evaluation.plots import with_own_ids
-from components.evaluation.report import Table, described_image, figure, page_environment, shrunk, stage_curves
+from components.evaluation.report import (
+    Figure,
+    Table,
+    described_image,
+    figure,
+    number,
+    page_environment,
+    shrunk,
+    stage_curves,
+)
+from components.evaluation.reverse_step import draw_reverse_step
 from components.runtime.storage.artifact import Artifact
 from pipelines.engine import driver
 from pipelines.engine.display import duration, say
 from pipelines.engine.run_report import run_images, run_words, stage_curve, study_of
 from pipelines.recipes.catalog import RECIPES, ROWS
+from pipelines.suites.compare import Comparison, SystemResult, measured
 from pipelines.suites.runner import Key, Result, Stages, Suite, shown_table
 from pipelines.suites.slides import LECTURE, Slide, read_code, read_slides
 
 HELD_OUT = "held_out_"
-WIDEST = 2400  # pixels of an image on the page; reports have them whole
+WIDEST, BESIDE = 2400, 560  # pixels of an image on the page, and of one beside others; reports have them whole
 KEPT = (ORIGINALS, INDEX_GRIDS)  # of images of others: left out where a prior over codes makes images
 SLIDES = read_slides(LECTURE.read_text())
 Item = TypeVar("Item")
@@ -131,7 +143,14 @@ class Lecture(Suite[RecipeResult]):
         )
 
     def render(self) -> str:
-        return render_lecture(SLIDES, {recipe: result for (recipe, _), result in self.results.items()})
+        self.comparison.read()
+        results = {recipe: result for (recipe, _), result in self.results.items()}
+        return render_lecture(SLIDES, results, self.comparison.ordered())
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """The systems of `cascade compare` in the same storage; none before it was asked for."""
+        return Comparison(self.root.uri, tracking=self.tracking, profile=self.profile)
 
 
 def catalog_entry(recipe: str) -> dict[str, str]:
@@ -164,20 +183,22 @@ def rows_table(results: Sequence[RecipeResult]) -> Table:
     return Table(columns=("row", "recipe", "trained", "figures on held-out images"), rows=tuple(rows))
 
 
-def render_lecture(slides: Sequence[Slide], results: Mapping[str, RecipeResult]) -> str:
+def render_lecture(
+    slides: Sequence[Slide], results: Mapping[str, RecipeResult], systems: Sequence[SystemResult] = ()
+) -> str:
     """The page as self-contained HTML without script.
 
     Args:
         results: by recipe, of all recipes that slides name.
+        systems: of the comparison.
 
     Raises LookupError for a slide whose code stands nowhere.
     """
     from latex2mathml.converter import convert  # of the extra `lecture`
 
     chapters: dict[str, list[dict[str, Any]]] = {}
-    homes: dict[str, str] = {}  # recipe -> anchor of its own slide, or of the first that shows something of it
-    for number, slide in enumerate(slides, start=1):
-        anchor, code = f"slide-{number}", []
+    for place, slide in enumerate(slides, start=1):
+        anchor, code = f"slide-{place}", []
         for reference in slide.code:
             lines = read_code(reference)
             first = next(line.number for line in lines if line.is_formula)
@@ -187,11 +208,44 @@ def render_lecture(slides: Sequence[Slide], results: Mapping[str, RecipeResult])
         shown["results"] = [
             shown_result(results[recipe], slide, slides, anchor=f"{anchor}-{recipe}") for recipe in slide.recipes
         ]
+        shown["beside"] = beside([results[recipe] for recipe in slide.beside], anchor=anchor)
         chapters.setdefault(slide.chapter, []).append(shown)
-        homes |= {recipe: anchor for recipe in slide.recipes if recipe not in homes or not slide.shows}
     ordered = {recipe: results[recipe] for slide in slides for recipe in slide.recipes}
     page = page_environment(__name__).get_template("lecture.html.j2")
-    return page.render(chapters=chapters, results=ordered, homes=homes)
+    drawn = {"tree": taxonomy_tree(slides), "comparison": measured(systems), "reverse_step": reverse_step()}
+    return page.render(chapters=chapters, results=ordered, **drawn)
+
+
+@cache
+def reverse_step() -> dict[str, Markup]:
+    return {title: Markup(svg) for title, svg in draw_reverse_step().items()}
+
+
+def taxonomy_tree(slides: Sequence[Slide]) -> dict[str, Any]:
+    """The root: branches by name, each with branches of its own, and (anchor, slide) of the slides in it."""
+    root: dict[str, Any] = {"branches": {}, "slides": []}
+    for place, slide in enumerate(slides, start=1):
+        branch = root
+        for name in slide.branch:
+            branch = branch["branches"].setdefault(name, {"branches": {}, "slides": []})
+        if slide.branch:
+            branch["slides"].append((f"slide-{place}", slide))
+    return root
+
+
+def beside(results: Sequence[RecipeResult], *, anchor: str) -> list[Figure]:
+    """The first images that each recipe made, small, with its distances; a recipe without any is left out."""
+    figures = []
+    for result in results:
+        for name in [name for name in result.images if described_image(name)[0] == "samples"][:1]:
+            distances = [
+                f"{key} {number(value)}" for key, value in result.figures.items() if key.startswith("distance")
+            ]
+            small, title = shrunk(result.images[name], width=BESIDE), readable(result.recipe)
+            caption = "; ".join([f"{result.row}: {title}", *distances])
+            words = result.words.get(name, ())
+            figures.append(figure(f"{anchor}-beside-{result.recipe}", small, caption, f"Images of {title}", words))
+    return figures
 
 
 def shown_result(result: RecipeResult, slide: Slide, slides: Sequence[Slide], *, anchor: str) -> dict[str, Any]:

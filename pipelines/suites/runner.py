@@ -90,12 +90,16 @@ class Suite(ABC, Generic[R]):
     def render(self) -> str:
         """The page as HTML without script, of all results."""
 
-    def write(self) -> None:
-        """Read unfinished recipes again, then write the page, and the file of figures if a name is given.
-        Raises UsageError if that file holds something else."""
+    def read(self) -> None:
+        """Read unfinished recipes again."""
         for key in self.keys():
             if key not in self.results or self.results[key].missing:
                 self.results[key] = self.collect(key)
+
+    def write(self) -> None:
+        """Read unfinished recipes again, then write the page, and the file of figures if a name is given.
+        Raises UsageError if that file holds something else."""
+        self.read()
         self.root.write(self.page, self.render().encode())
         if self.figures is not None:
             finished = (result for result in self.results.values() if not result.missing)

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
 from components.evaluation.report import render_report
@@ -61,6 +62,8 @@ def test_a_page_is_drawn_whole_and_fits_without_complaint_or_any_request(what: s
         assert loaded == there > 0
         assert overflow <= 0
         assert [tab.page.evaluate(each) for each in (CONTRAST, FLAT_FORMULAS)] == [[], []]
+        found = Axe().run(tab.page).response["violations"]
+        assert [f"{each['id']}: {node['html'][:120]}" for each in found for node in each["nodes"]] == []
         corner = Image.open(io.BytesIO(tab.page.screenshot())).convert("L").getpixel((2, 2))
         assert (corner < 60) == dark
         assert (tab.complaints, len(tab.requests)) == ([], 1)

@@ -26,6 +26,7 @@ from components.evaluation.noising_study import (
     values_table,
     with_noise,
 )
+from components.evaluation.reverse_step import TWO_PEAKS, Mixture, draw_reverse_step, mean_distance
 from components.evaluation.study import Findings, StudyPlan
 from components.models.diffusion.schedule import make_schedule
 from components.runtime.storage.artifact import Artifact
@@ -139,3 +140,24 @@ def test_what_has_no_such_times_is_refused(tmp_path: Path) -> None:
     model = commit_model(tmp_path, "base", "k", write_models(tmp_path / "models")["base"])
     with pytest.raises(ValueError, match="holds no image out"):
         findings_of(CONFIG, index, model)
+
+
+@pytest.mark.parametrize("beta", [0.02, 0.3, 0.95])
+def test_the_reverse_step_of_a_mixture_is_that_of_bayes_rule_on_a_grid(beta: float) -> None:
+    before, x_t = Mixture(np.array([0.3, 0.7]), np.array([-1.0, 0.5]), 0.04), 0.2
+    values = np.linspace(-4, 4, 8001)
+    forward = np.exp(-((x_t - np.sqrt(1 - beta) * values) ** 2) / (2 * beta))  # q(x_t | x_{t-1}) but for a factor
+    joint = before.density(values) * forward
+    np.testing.assert_allclose(before.reversed(x_t, beta).density(values), joint / (joint.sum() * 1e-3), atol=1e-6)
+
+
+def test_the_reverse_step_is_gaussian_where_beta_is_small_and_the_data_s_own_where_it_is_one() -> None:
+    steps = {beta: TWO_PEAKS.reversed(0.0, beta).distance_from_gaussian() for beta in (1e-5, 1e-4, 1e-3)}
+    assert steps[1e-4] < 1e-4 < steps[1e-3] < 1e-2
+    assert steps[1e-5] / steps[1e-4] == pytest.approx(0.01, rel=0.1)  # of second order in beta
+    itself = TWO_PEAKS.distance_from_gaussian()
+    assert TWO_PEAKS.reversed(0.0, 1 - 1e-9).distance_from_gaussian() == pytest.approx(itself, rel=1e-3)
+    assert mean_distance(TWO_PEAKS, 1e-3) < 1e-4 < mean_distance(TWO_PEAKS, 0.5) < itself
+    one = Mixture(np.ones(1), np.zeros(1), 0.0625)
+    assert one.reversed(1.0, 0.5).distance_from_gaussian() == pytest.approx(0, abs=1e-12)
+    assert all("Gaussian" in Page(svg).text for svg in draw_reverse_step().values())

@@ -8,13 +8,15 @@ import pytest
 from PIL import Image
 
 from components.evaluation.gallery import INDEX_GRIDS
+from components.evaluation.metrics import DistanceRow
 from components.evaluation.noising_study import ERRORS, FORWARD, PREDICTED, SCHEDULES, VALUES, VARIANCE
 from components.evaluation.plots import curve_svg
 from components.evaluation.report import Table
 from components.sampling.image_files import encode_png
 from pipelines.recipes.catalog import ROWS
 from pipelines.suites import slides
-from pipelines.suites.lecture import SLIDES, RecipeResult, chosen_rows, own_images, render_lecture
+from pipelines.suites.compare import SystemResult
+from pipelines.suites.lecture import SLIDES, RecipeResult, chosen_rows, own_images, render_lecture, taxonomy_tree
 from pipelines.suites.slides import LECTURE, CodeReference, Slide, read_code, read_slides
 from tests.unit.test_evaluation_report import Page, assert_complete
 
@@ -46,7 +48,7 @@ def lecture(shown: tuple[Slide, ...] = SLIDES, **changes) -> str:
 def test_the_page_is_well_formed_without_script_and_asks_nobody_for_anything() -> None:
     html = lecture()
     page = Page(html)
-    assert_complete(page, html, "runs/a/report.html")
+    assert_complete(page, html, "runs/a/report.html", "https://")  # links of sources: nothing is asked of them
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
     assert "VAE &lt;b&gt;." in html
 
@@ -60,6 +62,42 @@ def test_each_recipe_of_a_row_stands_whole_on_one_slide() -> None:
     assert not wrong, f"{wrong}: give each one slide without `shows` in {place}, by the line `- recipes: NAME`"
 
 
+def test_each_recipe_has_one_place_in_the_taxonomy_with_a_link_to_its_slide() -> None:
+    def places(tree: dict[str, Any]) -> list[str]:
+        inside = [place for branch in tree["branches"].values() for place in places(branch)]
+        return inside + [recipe for _, slide in tree["slides"] for recipe in slide.recipes]
+
+    tree = taxonomy_tree(SLIDES)
+    assert sorted(places(tree)) == sorted(ROWS), "give each slide with recipes a line `- branch: A > B`"
+    assert set(tree["branches"]) == {"Explicit density", "Implicit density"}
+    html = lecture().partition('class="tree"')[2].partition("</div>")[0]
+    assert all(html.count(f'<a href="#{anchor}">{slide.title}</a>') for anchor, slide in tree["slides"])
+    assert html.count("✓") == len(ROWS)
+
+
+def test_what_was_compared_stands_on_the_page_and_what_was_not_is_said() -> None:
+    system = SystemResult(
+        recipe="gan_32", title="GAN <b>", made=DistanceRow(name="a", distance=9.5, samples=2, purpose="model")
+    )
+    drawn = Slide(chapter="One", title="One", draws=("comparison",))
+    html = render_lecture([drawn], {}, [system])
+    assert "GAN &lt;b&gt;" in html
+    assert "make compare" in render_lecture([drawn], {})
+    assert {name for slide in SLIDES for name in slide.draws} == {"tree", "comparison", "reverse_step"}
+
+
+def test_recipes_beside_each_other_are_shown_by_the_first_images_that_they_made_and_their_distances() -> None:
+    images = {"cascade_side_by_side": png("red"), "diffusion_by_prompt": png("blue"), "tokens_by_class": png("red")}
+    changes = {"images": images, "words": {"diffusion_by_prompt": ("a red heart",)}}
+    made = result("glide", row="D8", figures={"distance, samples (N 256)": 62.0, "bits": 3.0}, **changes)
+    slide = Slide(chapter="One", title="One", beside=("glide", "gan"))
+    page = Page(html := render_lecture([slide], {"glide": made, "gan": result("gan")}))
+    assert [image["alt"] for image in page.images] == ["Images of glide"]
+    assert "D8: glide; distance, samples (N 256) 62<" in html
+    assert "a red heart" in page.text
+    assert {name for slide in SLIDES for name in slide.beside} <= ROWS.keys()
+
+
 def test_what_a_slide_names_is_an_image_a_plot_or_a_table_that_there_is() -> None:
     drawn = {INDEX_GRIDS, FORWARD, PREDICTED, VALUES, SCHEDULES, ERRORS, VARIANCE, "strip_base"}
     assert {name for slide in SLIDES for name in slide.shows} <= drawn
@@ -69,13 +107,16 @@ def test_a_slide_is_read_from_its_words_its_formulas_and_its_lines() -> None:
     text = (
         "How to read this.\n\n# One\n\n## Two\n\nWords of\ntwo lines.\n\n$$x_t$$\n\n$$\\epsilon$$\n\n"
         "- slip: It is −x,\n  not x.\n- code: file.py A.f `x = (`\n- recipes: gan, vae\n- shows: A, b\n- shows: c\n"
-        "- row: T1 | a | b | c\n\n## Three\n"
+        "- row: T1 | a | b | c\n- branch: A > B c\n- draws: tree\n- beside: gan, vae\n- source: A | https://a.b\n"
+        "\n## Three\n"
     )
     first, second = read_slides(text)
     assert (first.chapter, first.title, first.text) == ("One", "Two", "Words of two lines.")
     assert (first.formulas, first.slip) == (("x_t", "\\epsilon"), "It is −x, not x.")
     assert first.code == (CodeReference(file="file.py", name="A.f", words="x = ("),)
     assert (first.recipes, first.shows, first.rows) == (("gan", "vae"), ("A, b", "c"), ("T1 | a | b | c",))
+    assert (first.branch, first.draws, first.beside) == (("A", "B c"), ("tree",), ("gan", "vae"))
+    assert first.sources == (("A", "https://a.b"),)
     assert second == Slide(chapter="One", title="Three")
 
 
@@ -90,7 +131,7 @@ def test_a_line_that_can_not_be_read_is_named_with_its_slide(line: str, complain
 
 def test_the_page_says_what_a_recipe_made_measured_and_took() -> None:
     html = lecture()
-    assert html.count("1 min 35 s") == html.count("3.25") == len(ROWS)
+    assert html.count("1 min 35 s") == html.count("<b>3.25</b>") == len(ROWS)
     assert html.count(': made"') == len(ROWS)
     assert html.count("model: loss") == html.count('<td class="right">4.25</td>') == len(ROWS)
 

@@ -1,0 +1,92 @@
+"""How Gaussian the reverse step q(x_{t-1} | x_t) is, for data of one dimension whose reverse step is known.
+
+The true step is intractable for images. Of small forward steps it is nearly Gaussian (Sohl-Dickstein et al., 2015,
+section 2.2, after Feller, 1949), which is what lets a network learn a mean alone. Shapes: K components, X values.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from components.evaluation.plots import Panel, Series, plot_svg
+
+DEVIATIONS, VALUES = 8.0, 1601  # half width and points of the grid that densities are summed on
+SHOWN_VALUES, SHOWN_BETAS = 81, (0.001, 0.01, 0.1, 0.9)
+BETAS = np.geomspace(1e-4, 0.999, 25)
+
+
+class Mixture(NamedTuple):
+    """Gaussians of one variance in one dimension, by weight."""
+
+    weights: np.ndarray  # (K,), positive, of sum 1
+    means: np.ndarray  # (K,)
+    variance: float
+
+    def density(self, values: np.ndarray) -> np.ndarray:
+        """Density (X,) at values (X,)."""
+        squares = (values[:, None] - self.means) ** 2 / self.variance
+        return np.exp(-squares / 2) @ self.weights / np.sqrt(2 * np.pi * self.variance)
+
+    def noised(self, beta: float) -> "Mixture":
+        """q(x_t) after one noising step: x_t = sqrt(1 - beta) x_{t-1} + sqrt(beta) z."""
+        return Mixture(self.weights, np.sqrt(1 - beta) * self.means, (1 - beta) * self.variance + beta)
+
+    def reversed(self, x_t: float, beta: float) -> "Mixture":
+        """q(x_{t-1} | x_t), where this is q(x_{t-1}), by Bayes' rule; beta in (0, 1)."""
+        variance = 1 / (1 / self.variance + (1 - beta) / beta)
+        means = variance * (self.means / self.variance + np.sqrt(1 - beta) * x_t / beta)
+        seen = self.noised(beta)
+        logs = np.log(self.weights) - (x_t - seen.means) ** 2 / (2 * seen.variance)
+        weights = np.exp(logs - logs.max())
+        return Mixture(weights / weights.sum(), means, variance)
+
+    def gaussian(self) -> "Mixture":
+        """The Gaussian of the same mean and variance, a mixture of one."""
+        mean = self.weights @ self.means
+        spread = self.weights @ (self.means - mean) ** 2
+        return Mixture(np.ones(1), np.array([mean]), float(self.variance + spread))
+
+    def grid(self, points: int, deviations: float = DEVIATIONS) -> np.ndarray:
+        """Evenly spaced values (points,) around the mean."""
+        near = self.gaussian()
+        return near.means + np.sqrt(near.variance) * np.linspace(-deviations, deviations, points)
+
+    def distance_from_gaussian(self) -> float:
+        """Total variation distance from the Gaussian of the same mean and variance, in [0, 1]."""
+        values = self.grid(VALUES)
+        apart = np.abs(self.density(values) - self.gaussian().density(values))
+        return float(apart.sum() * (values[1] - values[0]) / 2)
+
+
+TWO_PEAKS = Mixture(np.array([0.5, 0.5]), np.array([-1.0, 1.0]), 0.0625)
+
+
+def mean_distance(before: Mixture, beta: float) -> float:
+    """Distance of the reverse step from its Gaussian, expected over q(x_t)."""
+    values = before.noised(beta).grid(SHOWN_VALUES)
+    shares = before.noised(beta).density(values)
+    distances = [before.reversed(x_t, beta).distance_from_gaussian() for x_t in values]
+    return float(shares @ np.array(distances) / shares.sum())
+
+
+def draw_reverse_step(before: Mixture = TWO_PEAKS) -> dict[str, str]:
+    """Plots (title -> SVG): distance of the reverse step from its Gaussian over beta, and some of the steps."""
+    between = float(before.weights @ before.means)
+    steps = [before.reversed(between, beta) for beta in BETAS]
+    lines = [
+        Series("x_t between the two Gaussians", BETAS.tolist(), [step.distance_from_gaussian() for step in steps]),
+        Series("mean over x_t", BETAS.tolist(), [mean_distance(before, beta) for beta in BETAS]),
+    ]
+    itself = {"the data: no step at all": before.distance_from_gaussian()}
+    distances = Panel("β", "total variation distance", lines, levels=itself, log_x=True, markers=False)
+    shown = {f"β = {beta:g}": before.reversed(between, beta) for beta in SHOWN_BETAS}
+    drawn = []
+    for name, step in (shown | {"its Gaussian": before.gaussian()}).items():
+        near, values = step.gaussian(), step.grid(SHOWN_VALUES, deviations=3.0)
+        seen, scale = near if name == "its Gaussian" else step, np.sqrt(near.variance)
+        drawn.append(Series(name, ((values - near.means) / scale).tolist(), (seen.density(values) * scale).tolist()))
+    densities = Panel("x_{t−1} in deviations from its mean", "density", drawn, markers=False)
+    return {
+        "Distance of the reverse step from a Gaussian": plot_svg([distances], salt="reverse-distances"),
+        "The reverse step from x_t between the two Gaussians": plot_svg([densities], salt="reverse-densities"),
+    }
