@@ -1,4 +1,4 @@
-"""How Gaussian the reverse step q(x_{t-1} | x_t) is, for data of one dimension whose reverse step is known.
+"""Distance of a reverse step q(x_{t-1} | x_t) from a Gaussian, where that step is known.
 
 The true step is intractable for images. Of small forward steps it is nearly Gaussian (Sohl-Dickstein et al., 2015,
 section 2.2, after Feller, 1949), which is what lets a network learn a mean alone. Shapes: K components, X values.
@@ -70,7 +70,7 @@ def mean_distance(before: Mixture, beta: float) -> float:
 
 
 def draw_reverse_step(before: Mixture = TWO_PEAKS) -> dict[str, str]:
-    """Plots (title -> SVG): distance of the reverse step from its Gaussian over beta, and some of the steps."""
+    """Plots (title -> SVG) of the reverse step's distance from its Gaussian over beta, and of some steps."""
     between = float(before.weights @ before.means)
     steps = [before.reversed(between, beta) for beta in BETAS]
     lines = [

@@ -234,7 +234,7 @@ def taxonomy_tree(slides: Sequence[Slide]) -> dict[str, Any]:
 
 
 def beside(results: Sequence[RecipeResult], *, anchor: str) -> list[Figure]:
-    """The first images that each recipe made, small, with its distances; a recipe without any is left out."""
+    """The first images that each recipe made, small, with distances; left out where there are none."""
     figures = []
     for result in results:
         for name in [name for name in result.images if described_image(name)[0] == "samples"][:1]:
