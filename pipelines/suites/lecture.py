@@ -40,7 +40,7 @@ from pipelines.suites.runner import Key, Result, Stages, Suite, shown_table
 from pipelines.suites.slides import LECTURE, Slide, read_code, read_slides
 
 HELD_OUT = "held_out_"
-WIDEST, BESIDE = 2400, 560  # pixels of an image on the page, and of one beside others; reports have them whole
+WIDEST, SMALL = 2400, 560  # pixels of an image on the page, and of one beside others; reports have them whole
 KEPT = (ORIGINALS, INDEX_GRIDS)  # of images of others: left out where a prior over codes makes images
 SLIDES = read_slides(LECTURE.read_text())
 Item = TypeVar("Item")
@@ -208,7 +208,7 @@ def render_lecture(
         shown["results"] = [
             shown_result(results[recipe], slide, slides, anchor=f"{anchor}-{recipe}") for recipe in slide.recipes
         ]
-        shown["beside"] = beside([results[recipe] for recipe in slide.beside], anchor=anchor)
+        shown["side_by_side"] = side_by_side([results[recipe] for recipe in slide.side_by_side], anchor=anchor)
         chapters.setdefault(slide.chapter, []).append(shown)
     ordered = {recipe: results[recipe] for slide in slides for recipe in slide.recipes}
     page = page_environment(__name__).get_template("lecture.html.j2")
@@ -233,7 +233,7 @@ def taxonomy_tree(slides: Sequence[Slide]) -> dict[str, Any]:
     return root
 
 
-def beside(results: Sequence[RecipeResult], *, anchor: str) -> list[Figure]:
+def side_by_side(results: Sequence[RecipeResult], *, anchor: str) -> list[Figure]:
     """The first images that each recipe made, small, with distances; left out where there are none."""
     figures = []
     for result in results:
@@ -241,10 +241,10 @@ def beside(results: Sequence[RecipeResult], *, anchor: str) -> list[Figure]:
             distances = [
                 f"{key} {number(value)}" for key, value in result.figures.items() if key.startswith("distance")
             ]
-            small, title = shrunk(result.images[name], width=BESIDE), readable(result.recipe)
+            small, title = shrunk(result.images[name], width=SMALL), readable(result.recipe)
             caption = "; ".join([f"{result.row}: {title}", *distances])
             words = result.words.get(name, ())
-            figures.append(figure(f"{anchor}-beside-{result.recipe}", small, caption, f"Images of {title}", words))
+            figures.append(figure(f"{anchor}-small-{result.recipe}", small, caption, f"Images of {title}", words))
     return figures
 
 

@@ -15,7 +15,7 @@ LECTURE = Path(__file__).with_name("lecture.md")
 ROOT = Path(components.__file__).parents[1]
 WHOLE = 14  # lines of a definition that are shown all; of a longer one those near the formula
 NEAR = 5  # lines before and after it
-KEYS = ("slip", "code", "branch", "draws", "beside", "recipes", "shows", "source", "row")  # of a slide's lists
+KEYS = ("slip", "code", "branch", "draws", "side_by_side", "recipes", "shows", "source", "row")  # of a slide's lists
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -37,7 +37,7 @@ class Slide(Config):
     slip: str = ""  # what the slide has wrong, and what is right
     branch: tuple[str, ...] = ()  # of the taxonomy, from the root, that its recipes stand in
     draws: tuple[str, ...] = ()  # drawings of the page itself
-    beside: tuple[str, ...] = ()  # recipes whose images are set side by side
+    side_by_side: tuple[str, ...] = ()  # recipes whose images are set side by side
     sources: tuple[tuple[str, str], ...] = ()  # title and address
     code: tuple[CodeReference, ...] = ()
     recipes: tuple[str, ...] = ()  # whose results stand here
@@ -95,7 +95,7 @@ def read_slide(chapter: str, title: str, body: str) -> Slide:
         code=tuple(CodeReference(**match.groupdict()) for match in references if match),
         branch=tuple(name for line in values["branch"] for name in line.split(" > ")),
         draws=tuple(values["draws"]),
-        beside=tuple(name for line in values["beside"] for name in line.split(", ")),
+        side_by_side=tuple(name for line in values["side_by_side"] for name in line.split(", ")),
         sources=tuple((title, address) for title, _, address in (line.partition(" | ") for line in values["source"])),
         recipes=tuple(name for line in values["recipes"] for name in line.split(", ")),
         shows=tuple(values["shows"]),

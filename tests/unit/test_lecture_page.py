@@ -90,12 +90,12 @@ def test_recipes_beside_each_other_are_shown_by_the_first_images_that_they_made_
     images = {"cascade_side_by_side": png("red"), "diffusion_by_prompt": png("blue"), "tokens_by_class": png("red")}
     changes = {"images": images, "words": {"diffusion_by_prompt": ("a red heart",)}}
     made = result("glide", row="D8", figures={"distance, samples (N 256)": 62.0, "bits": 3.0}, **changes)
-    slide = Slide(chapter="One", title="One", beside=("glide", "gan"))
+    slide = Slide(chapter="One", title="One", side_by_side=("glide", "gan"))
     page = Page(html := render_lecture([slide], {"glide": made, "gan": result("gan")}))
     assert [image["alt"] for image in page.images] == ["Images of glide"]
     assert "D8: glide; distance, samples (N 256) 62<" in html
     assert "a red heart" in page.text
-    assert {name for slide in SLIDES for name in slide.beside} <= ROWS.keys()
+    assert {name for slide in SLIDES for name in slide.side_by_side} <= ROWS.keys()
 
 
 def test_what_a_slide_names_is_an_image_a_plot_or_a_table_that_there_is() -> None:
@@ -107,7 +107,7 @@ def test_a_slide_is_read_from_its_words_its_formulas_and_its_lines() -> None:
     text = (
         "How to read this.\n\n# One\n\n## Two\n\nWords of\ntwo lines.\n\n$$x_t$$\n\n$$\\epsilon$$\n\n"
         "- slip: It is −x,\n  not x.\n- code: file.py A.f `x = (`\n- recipes: gan, vae\n- shows: A, b\n- shows: c\n"
-        "- row: T1 | a | b | c\n- branch: A > B c\n- draws: tree\n- beside: gan, vae\n- source: A | https://a.b\n"
+        "- row: T1 | a | b | c\n- branch: A > B c\n- draws: tree\n- side_by_side: gan, vae\n- source: A | https://a.b\n"
         "\n## Three\n"
     )
     first, second = read_slides(text)
@@ -115,7 +115,7 @@ def test_a_slide_is_read_from_its_words_its_formulas_and_its_lines() -> None:
     assert (first.formulas, first.slip) == (("x_t", "\\epsilon"), "It is −x, not x.")
     assert first.code == (CodeReference(file="file.py", name="A.f", words="x = ("),)
     assert (first.recipes, first.shows, first.rows) == (("gan", "vae"), ("A, b", "c"), ("T1 | a | b | c",))
-    assert (first.branch, first.draws, first.beside) == (("A", "B c"), ("tree",), ("gan", "vae"))
+    assert (first.branch, first.draws, first.side_by_side) == (("A", "B c"), ("tree",), ("gan", "vae"))
     assert first.sources == (("A", "https://a.b"),)
     assert second == Slide(chapter="One", title="Three")
 
