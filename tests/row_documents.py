@@ -4,28 +4,38 @@ python -m tests.row_documents
 
 Both pages keep what stands outside of their marked places. Rows of the workflow have no slide and stand in docs/ROWS.md
 itself; the files of their tests are put in. Figures come by `cascade lecture --json docs/results.json`, and by compare.
+Figures of code that has changed since are marked, by digests of its modules and not by dates.
 """
 
 import ast
+import platform
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from components.evaluation.report import Table, number
+from pipelines.engine.code_seen import code_digest, code_of
 from pipelines.engine.display import duration
+from pipelines.planning.shares import trainings
+from pipelines.recipes.catalog import RECIPES
 from pipelines.suites.compare import SYSTEMS, SystemResult, comparison_table
 from pipelines.suites.lecture import SLIDES, RecipeResult, catalog_entry
 from pipelines.suites.runner import Result, read_figures
 from pipelines.suites.slides import LECTURE, Slide
+from pipelines.workflows import build_workflow
 
 ROOT = Path(__file__).parents[1]
 ROWS, RESULTS, FIGURES = (ROOT / "docs" / name for name in ("ROWS.md", "RESULTS.md", "results.json"))
 COMMAND = "make documents"
 PLACE = re.compile(r"(?P<first><!-- (?P<kind>\w+) (?P<words>.*?) -->\n).*?(?P<last>\n<!-- /(?P=kind) -->)", re.DOTALL)
 TEST = re.compile(r"`(?:(?:\w+/)*(?P<stem>\w+)(?:\.py)?::)?(?P<name>test_\w+)`")
+SETS = {"openmoji": "OpenMoji", "scenes": "scenes", "fashion_mnist": "Fashion-MNIST"}
+MAKES = re.compile("vae|tokenizer|pixelcnn|row_lstm|gan|base|upsampler|image_to_image")  # trainings of what is measured
+OLDER, UNKNOWN = "†", "‡"
 Suites = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -72,7 +82,8 @@ def results_text(suites: Suites) -> str:
             recipe, _, title = match["words"].partition(": ")
             (entry,) = [entry for name in ("demo", "lecture") for entry in suites[name] if entry["recipe"] == recipe]
             table = Table.model_validate(entry["tables"][title])
-            text = markdown(table.columns, [" | ".join(map(number, row)) for row in table.rows])
+            columns = [told(column, recipe) for column in table.columns]
+            text = markdown(columns, [" | ".join(map(number, row)) for row in table.rows])
         return f"{match['first']}{text}{match['last']}"
 
     return PLACE.sub(figures, RESULTS.read_text())
@@ -88,7 +99,8 @@ def rows_table(entries: Sequence[Mapping[str, Any]], words: str) -> str:
         if any(fnmatch(name, like) for like in likes.split()) and not any(
             fnmatch(name, not_) for not_ in unlikes.split()
         ):
-            figures = [f"{figure.replace('_', ' ')}: {value:.4g}" for figure, value in result.figures.items()]
+            named = {told(figure, result.recipe): value for figure, value in result.figures.items()}
+            figures = [f"{figure.replace('_', ' ')}: {value:.4g}" for figure, value in named.items()]
             cells = (
                 "; ".join([*figures, *filter(None, [result.note])]),
                 duration(result.train_seconds),
@@ -106,12 +118,40 @@ def systems_table(entries: Sequence[Mapping[str, Any]]) -> str:
     table = comparison_table(systems)
     origins = [*map(origin, systems), *["–"] * (len(table.rows) - len(systems))]
     lines = [" | ".join([*map(str, row), of]) for row, of in zip(table.rows, origins, strict=True)]
-    return markdown((*table.columns, "of"), lines)
+    return markdown((*(told(column, next(iter(SYSTEMS))) for column in table.columns), "of"), lines)
+
+
+def told(name: str, recipe: str) -> str:
+    """Name of a figure; that of a distance with the images that it is measured to, and their size where it has none."""
+    if not name.startswith("distance"):
+        return name
+    workflow = build_workflow(RECIPES[recipe]())
+    sides = [training.data.resolution for stage, training in trainings(workflow).items() if MAKES.match(stage)]
+    side = "" if "²" in name else f" at {max(filter(None, sides))}²"
+    to = f"{SETS[workflow.stages[0].config.source]}{side}"
+    return name.replace("(N ", f"({to}, N ") if "(N " in name else f"{name} ({to})"
 
 
 def origin(result: Result) -> str:
-    """Commit, date and machine, as far as they were written down."""
-    return ", ".join(filter(None, (result.commit, result.date, result.machine)))
+    """Commit, date and machine, as far as they were written down, and a mark where the code is not that of today."""
+    return ", ".join(filter(None, (result.commit, result.date, result.machine))) + mark(result)
+
+
+def mark(result: Result) -> str:
+    """OLDER where a module behind the result has changed since, UNKNOWN where that can't be told."""
+    python = result.code.partition(":")[0]
+    now = code_now(result.recipe) if python == ".".join(platform.python_version_tuple()[:2]) else ""
+    return UNKNOWN if not now else OLDER if result.code != now else ""
+
+
+@cache
+def code_now(recipe: str) -> str:
+    return code_digest({stage.name: code_of(stage) for stage in build_workflow(RECIPES[recipe]()).stages})
+
+
+def unmarked(text: str) -> str:
+    """A page without the marks, which any change of code may move: they are written with the page."""
+    return re.sub(f"[{OLDER}{UNKNOWN}](?= \\|)", "", text)
 
 
 def markdown(columns: Sequence[str], lines: Sequence[str]) -> str:

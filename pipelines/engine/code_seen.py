@@ -7,6 +7,7 @@ neither of these is called a change; names of modules are those of the checkout,
 import ast
 import hashlib
 import importlib.metadata
+import json
 import platform
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,6 +87,17 @@ def changes_of_code(planned: Sequence[PlannedStage], root: Path = ROOT) -> list[
                 lines.setdefault(change, []).append(entry.stage.name)
     again = {change: "it" if len(names) == 1 else "them" for change, names in lines.items()}
     return [f"{', '.join(names)}: cached, but {c}; `--force` makes {again[c]} anew" for c, names in lines.items()]
+
+
+def code_digest(records: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """Digest of the modules behind all stages of a recipe, after the Python that read them, as `3.11:0123456789ab`.
+    `records` are by stage, as `code_of` makes them; empty where one is not known."""
+    known = {stage: record for stage, record in sorted(records.items()) if record is not None}
+    if not records or len(known) < len(records):
+        return ""
+    trees = [[stage, name, tree] for stage in known for name, (_, tree) in sorted(known[stage]["modules"].items())]
+    pythons = "+".join(sorted({record["python"] for record in known.values()}))
+    return f"{pythons}:{hashlib.sha256(json.dumps(trees).encode()).hexdigest()[:DIGITS]}"
 
 
 def made_by(provenance: Mapping[str, Any]) -> str:

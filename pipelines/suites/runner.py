@@ -21,6 +21,7 @@ from components.runtime.storage.garbage import PLAN
 from components.runtime.storage.store import Store
 from components.runtime.tracking.names import environment
 from pipelines.engine import driver
+from pipelines.engine.code_seen import code_digest
 from pipelines.engine.display import say
 from pipelines.engine.provenance import short
 from pipelines.engine.recorder import EXPERIMENT
@@ -57,6 +58,7 @@ class Result(Config):
     commit: str = ""  # of the code that finished it
     date: str = ""  # that it was finished on, in UTC
     machine: str = ""  # its cores and devices, as the run states them
+    code: str = ""  # digest of the code that made its stages, as `code_digest` has it
     note: str = ""  # words of who measured it, for docs/RESULTS.md
 
 
@@ -194,15 +196,18 @@ def unknown_runs(runs: Collection[str], *, tracking: str | None) -> set[str]:
 
 
 def origin(root: Store, run: str, artifacts: Iterable[Artifact]) -> dict[str, str]:
-    """Commit and date of the newest artifact, and the machine of the run."""
-    provenances = [artifact.provenance for artifact in artifacts if "started" in artifact.provenance]
+    """Commit and date of the newest artifact, digest of the code of all, and the machine of the run."""
+    made = {artifact.stage: artifact.provenance for artifact in artifacts}
+    provenances = [provenance for provenance in made.values() if "started" in provenance]
     if not provenances:
         return {}
     last = max(provenances, key=lambda provenance: provenance["started"] + provenance["seconds"])
     ended = datetime.datetime.fromtimestamp(last["started"] + last["seconds"], datetime.UTC)
     plan = f"runs/{run}/{PLAN}"
     machine = json.loads(root.read(plan))["facts"]["machine"] if root.exists(plan) else ""
-    return {"commit": short(last.get("git_commit", "")), "date": ended.date().isoformat(), "machine": machine}
+    code = code_digest({stage: provenance.get("code") for stage, provenance in made.items()})
+    of = {"commit": short(last.get("git_commit", "")), "date": ended.date().isoformat()}
+    return of | {"machine": machine, "code": code}
 
 
 def read_figures(file: Path) -> dict[str, list[dict[str, Any]]]:

@@ -1,6 +1,7 @@
 """docs/ROWS.md and docs/RESULTS.md are what slides, tests and figures say, and leave none of the recipes out."""
 
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from pipelines.recipes.rows import TAXONOMY
 from pipelines.suites.lecture import SLIDES
 from pipelines.suites.runner import read_figures
 from pipelines.suites.slides import LECTURE, read_slides
-from tests.row_documents import COMMAND, FIGURES, RESULTS, results_text, rows_text
+from tests.row_documents import COMMAND, FIGURES, OLDER, RESULTS, UNKNOWN, code_now, results_text, rows_text, unmarked
 from tests.row_documents import ROWS as ROWS_PAGE
 
 MISSING = "–"
@@ -41,7 +42,19 @@ def recipes_of(line: Line) -> set[str]:
 
 def test_both_pages_are_what_slides_tests_and_figures_say() -> None:
     assert rows_text() == ROWS_PAGE.read_text(), f"docs/ROWS.md is old: `{COMMAND}` writes it"
-    assert results_text(read_figures(FIGURES)) == RESULTS.read_text(), f"docs/RESULTS.md is old: `{COMMAND}` writes it"
+    results = unmarked(results_text(read_figures(FIGURES)))
+    assert results == unmarked(RESULTS.read_text()), f"docs/RESULTS.md is old: `{COMMAND}` writes it"
+
+
+def test_a_row_is_marked_where_the_code_behind_it_changed_or_is_not_known_whatever_its_date() -> None:
+    suites = read_figures(FIGURES)
+    for code, said in ((code_now("gan"), ""), ("3.11:0", OLDER), ("", UNKNOWN), ("2.7:0", UNKNOWN)):
+        code = code.replace("3.11", ".".join(map(str, sys.version_info[:2])))
+        gan = {"recipe": "gan", "figures": {}, "date": "2030-01-02", "code": code}
+        others = [entry for entry in suites["lecture"] if entry["recipe"] != "gan"]
+        text = results_text(suites | {"lecture": [gan, *others]})
+        assert f"2030-01-02{said} |" in text
+        assert "2030-01-02 |" in unmarked(text)
 
 
 def test_a_test_that_a_row_names_and_that_is_nowhere_is_named(tmp_path: Path) -> None:
@@ -65,7 +78,8 @@ def test_figures_of_a_new_measurement_stand_on_the_page_with_their_commit_date_a
     gan = {"recipe": "gan", "figures": {"distance, some (N 9)": 1.25}, "train_seconds": 61.0, **measured}
     text = results_text(suites | {"lecture": [gan, *lecture]})
     assert re.search(
-        r"\| G1 \| `gan` \| .* \| distance, some \(N 9\): 1\.25 \| 1:01 \| abc, 2030-01-02, 2 cores \|", text
+        r"\| G1 \| `gan` \| .* \| distance, some \(OpenMoji at 32², N 9\): 1\.25 \| 1:01 \| abc, 2030-01-02, 2 cores‡ ",
+        text,
     )
     assert text.count("\n") == RESULTS.read_text().count("\n")
 

@@ -12,7 +12,7 @@ from components.runtime.storage.artifact import Artifact, commit_artifact
 from components.runtime.storage.store import Store
 from components.runtime.tracking.packed_code import INSTALLED, pack_code, renamed
 from pipelines.engine import code_seen
-from pipelines.engine.code_seen import LEFT_OUT, changes_of_code, code_of, made_by, tree_digest
+from pipelines.engine.code_seen import LEFT_OUT, changes_of_code, code_digest, code_of, made_by, tree_digest
 from pipelines.engine.provenance import PACKAGES, ROOT
 from pipelines.recipes.catalog import load_recipe
 from pipelines.workflow import Workflow
@@ -156,3 +156,12 @@ def test_the_maker_in_a_line() -> None:
     }
     assert made_by(provenance) == "000000000000+changes, image-cascade 0.1.0, torch 2.9.0"
     assert made_by({}) == ""
+
+
+def test_the_digest_of_a_recipe_s_code_moves_with_a_tree_of_any_stage_and_is_empty_where_one_is_unknown() -> None:
+    base = {"python": "3.11", "modules": {"a.py": ["text", "tree"]}}
+    whole = code_digest({"images": base, "base": base})
+    assert whole == code_digest({"base": base, "images": base | {"modules": {"a.py": ["a comment", "tree"]}}})
+    assert whole != code_digest({"images": base, "base": base | {"modules": {"a.py": ["text", "other"]}}})
+    assert whole.startswith("3.11:")
+    assert code_digest({"images": base, "base": None}) == code_digest({}) == ""

@@ -56,7 +56,8 @@ def test_an_mlflow_that_can_not_be_filled_is_not_waited_for(tracking: str) -> No
 
 def with_artifact(entry: PlannedStage) -> PlannedStage:
     metadata = {"summary": {"train_seconds": 60.0, "parameters": 1000}}
-    origin = {"git_commit": f"{0xABC:040x}"[::-1], "started": 0.0, "seconds": 86400.0}
+    origin: dict[str, Any] = {"git_commit": f"{0xABC:040x}"[::-1], "started": 0.0, "seconds": 86400.0}
+    origin["code"] = {"python": "3.11", "modules": {"a.py": ["text", "tree"]}}
     artifact = Artifact(kind="report", stage=entry.stage.name, key=entry.key, files=(), root=entry.store.uri)
     return entry._replace(cached=artifact.model_copy(update={"metadata": metadata, "provenance": origin}))
 
@@ -114,6 +115,7 @@ def test_figures_of_what_is_finished_are_put_into_a_file_with_their_commit_date_
     results = {(entry["recipe"], entry.get("seed", 0)): entry for entry in figures[command]}
     assert results[recipe, 0].items() >= {"commit": "cba000000000", "date": "1970-01-02", "machine": "2 cores"}.items()
     assert results[recipe, 0]["train_seconds"] == 60.0
+    assert results[recipe, 0]["code"].startswith("3.11:")
     assert "note" not in results[recipe, 0]
     assert (results["other", 3], figures["demo"]) == (other, old["demo"])
     assert len(results) > 10
