@@ -90,7 +90,7 @@ def changes_of_code(planned: Sequence[PlannedStage], root: Path = ROOT) -> list[
 
 
 def code_digest(records: Mapping[str, Mapping[str, Any] | None]) -> str:
-    """Digest of the modules behind all stages of a recipe, after the Python that read them, as `3.11:0123456789ab`.
+    """Digest of the modules behind all stages of a recipe, as `3.11:0123456789ab`, the Python first.
     `records` are by stage, as `code_of` makes them; empty where one is not known."""
     known = {stage: record for stage, record in sorted(records.items()) if record is not None}
     if not records or len(known) < len(records):
