@@ -242,6 +242,13 @@ class GANConfig(NetworkConfig):
     channel_mult: tuple[int, ...] = Field(min_length=1)  # from the full resolution down, by halves
     noise_dim: int = Field(ge=1)
     attention_resolutions: tuple[int, ...] = ()  # in pixels, of the discriminator too
+    # Size of a class vector that all norms share, each block beside its part of the noise (BigGAN); None: tables.
+    shared_dim: Annotated[int | None, Since(None)] = Field(None, ge=1)
+
+    def _check(self) -> None:
+        parts = len(self.channel_mult) + 1
+        uneven = self.shared_dim is not None and self.noise_dim % parts
+        refuse(uneven, f"shared_dim needs noise_dim to be a multiple of {parts}, levels and one, not {self.noise_dim}")
 
 
 class ClassifierNetworkConfig(NetworkConfig):

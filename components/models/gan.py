@@ -82,28 +82,35 @@ class ConditionalBatchNorm2d(nn.Module):
     """Batch norm with a gain and a bias for each class, in the dtype of the weights.
     In training mode the statistics are those of the batch, on several ranks of the batches of all of them (which must
     have one size), with their gradient; in evaluation mode those that `estimate_statistics` set. With `num_classes`
-    None there is one gain and bias for all, the ordinary batch norm."""
+    None there is one gain and bias for all, the ordinary batch norm. With `code_dim` both are linear in a code (B,
+    code_dim) in place of the class, and the gain has 1 added (Brock et al., 2019, appendix B)."""
 
     mean: Tensor  # (C,)
     var: Tensor  # (C,)  biased
 
-    def __init__(self, channels: int, *, num_classes: int | None, eps: float = 1e-5) -> None:
+    def __init__(
+        self, channels: int, *, num_classes: int | None, code_dim: int | None = None, eps: float = 1e-5
+    ) -> None:
         super().__init__()
-        self.eps, self.conditional = eps, num_classes is not None
-        self.gain = nn.Embedding(num_classes or 1, channels)
-        self.bias = nn.Embedding(num_classes or 1, channels)
-        nn.init.ones_(self.gain.weight)
-        nn.init.zeros_(self.bias.weight)
+        self.eps, self.conditional, self.coded = eps, num_classes is not None, code_dim is not None
+        if code_dim is not None:
+            self.gain, self.bias = (normed(nn.Linear(code_dim, channels, bias=False)) for _ in range(2))
+        else:
+            self.gain, self.bias = (nn.Embedding(num_classes or 1, channels) for _ in range(2))
+            nn.init.ones_(self.gain.weight)
+            nn.init.zeros_(self.bias.weight)
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("var", torch.ones(channels))
         self.collected: list[Tensor] | None = None  # moments of batches, while they are estimated
 
-    def forward(self, x: Tensor, label: Tensor | None) -> Tensor:  # (B, C, H, W), (B,) -> (B, C, H, W)
+    def forward(self, x: Tensor, label: Tensor | None) -> Tensor:  # (B, C, H, W), (B,) or a code -> (B, C, H, W)
         x = x.to(self.mean.dtype)
         mean, var = self.moments(x)
-        rows = label if self.conditional and label is not None else x.new_zeros(x.shape[0], dtype=torch.long)
-        gain = self.gain(rows) * torch.rsqrt(var + self.eps)  # (B, C)
-        bias = self.bias(rows) - mean * gain
+        given = (self.conditional or self.coded) and label is not None
+        rows = label if given else x.new_zeros(x.shape[0], dtype=torch.long)
+        with autocast(x.device, enabled=False):
+            gain = (self.gain(rows) + float(self.coded)) * torch.rsqrt(var + self.eps)  # (B, C)
+            bias = self.bias(rows) - mean * gain
         return torch.addcmul(bias[:, :, None, None], x, gain[:, :, None, None])
 
     def moments(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (2, C)
@@ -150,11 +157,13 @@ class GeneratorBlock(NetworkBlock):
     """Residual block with doubled sides, (B, C_in, H, W) -> (B, C_out, 2H, 2W).
     Convolutions have no bias: the batch norm that follows would take it away."""
 
-    def __init__(self, in_channels: int, *, out_channels: int, num_classes: int | None, attention: bool) -> None:
+    def __init__(
+        self, in_channels: int, *, out_channels: int, num_classes: int | None, code_dim: int | None, attention: bool
+    ) -> None:
         super().__init__()
-        self.norm_1 = ConditionalBatchNorm2d(in_channels, num_classes=num_classes)
+        self.norm_1 = ConditionalBatchNorm2d(in_channels, num_classes=num_classes, code_dim=code_dim)
         self.conv_1 = NormedConv2d(in_channels, out_channels, bias=False, resample="up")
-        self.norm_2 = ConditionalBatchNorm2d(out_channels, num_classes=num_classes)
+        self.norm_2 = ConditionalBatchNorm2d(out_channels, num_classes=num_classes, code_dim=code_dim)
         self.conv_2 = NormedConv2d(out_channels, out_channels, bias=False)
         self.skip = NormedConv2d(in_channels, out_channels, 1, bias=False)
         self.attention = SelfAttention2d(out_channels, num_heads=1) if attention else nn.Identity()
@@ -173,8 +182,12 @@ class GANGenerator(nn.Module):
         resolution: side of the images, pixels; a multiple of 2 ** len(channel_mult).
         channel_mult: one block each; width of the level at `resolution`, at half of it, and so on, over `channels`. The
             first feature map has the last width and side resolution / 2 ** len(channel_mult).
+        noise_dim: Z, with shared_dim a multiple of len(channel_mult) + 1.
         num_classes: None for a generator without classes.
-        attention_resolutions: in pixels; attention follows the blocks that end there."""
+        attention_resolutions: in pixels; attention follows the blocks that end there.
+        shared_dim: size of a class vector that all norms share; noise is then cut into equal parts, one for the first
+            feature map and one for the norms of each block, beside that vector (Brock et al., 2019, figure 15). None:
+            a table of classes for each norm, and all noise at the start."""
 
     def __init__(
         self,
@@ -185,29 +198,41 @@ class GANGenerator(nn.Module):
         noise_dim: int,
         num_classes: int | None,
         attention_resolutions: Sequence[int] = (),
+        shared_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.noise_dim, self.num_classes = noise_dim, num_classes
         self.start = resolution // 2 ** len(channel_mult)
         widths = [channels * mult for mult in channel_mult]
-        width = widths[-1]
-        self.project = normed(nn.Linear(noise_dim, width * self.start**2))
+        width, self.part_dim, code_dim = widths[-1], noise_dim, None
+        self.shared = None if shared_dim is None or num_classes is None else nn.Embedding(num_classes, shared_dim)
+        if shared_dim is not None:
+            self.part_dim = noise_dim // (len(widths) + 1)
+            code_dim = self.part_dim + (0 if self.shared is None else shared_dim)
+        self.project = normed(nn.Linear(self.part_dim, width * self.start**2))
         self.blocks = nn.ModuleList()
         for level in reversed(range(len(widths))):
             attention, before, width = resolution // 2**level in attention_resolutions, width, widths[level]
-            block = GeneratorBlock(before, out_channels=width, num_classes=num_classes, attention=attention)
-            self.blocks.append(block)
+            how = {"num_classes": num_classes, "code_dim": code_dim, "attention": attention}
+            self.blocks.append(GeneratorBlock(before, out_channels=width, **how))
         self.norm_out = ConditionalBatchNorm2d(width, num_classes=None)
         self.conv_out = NormedConv2d(width, 3)
 
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:  # (B, Z), (B,) -> (B, 3, H, W) in [-1, 1]
-        h = F.linear(noise, weight_of(self.project, noise), self.project.bias)
+        first, *parts = noise.split(self.part_dim, dim=1)
+        h = F.linear(first, weight_of(self.project, noise), self.project.bias)
         h = rearrange(h, "b (c h w) -> b c h w", h=self.start, w=self.start)
         h = h.contiguous(memory_format=torch.channels_last)
-        for block in self.blocks:
-            h = block(h, label)
+        codes = [label] * len(self.blocks) if not parts else self.codes(parts, label)
+        for block, code in zip(self.blocks, codes, strict=True):
+            h = block(h, code)
         with autocast(h.device, enabled=False):  # pixels and logits, here and below, in fp32
             return torch.tanh(self.conv_out(F.relu(self.norm_out(h, None))))
+
+    def codes(self, parts: Sequence[Tensor], label: Tensor | None) -> list[Tensor]:
+        """Codes of the blocks, (B, code_dim) each: the class vector and a part of the noise."""
+        known = [] if self.shared is None else [self.shared(label)]
+        return [torch.cat([*known, part], dim=1) for part in parts]
 
 
 class DiscriminatorBlock(NetworkBlock):

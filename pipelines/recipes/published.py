@@ -3,14 +3,26 @@
 cascade run --recipe imagenet_class_prior --set images.source='s3://bucket/imagenet/*.tar' --profile kuberay
 """
 
+from components.configuration.optimization import Training
 from components.configuration.sampling import (
     ClassifierSampling,
     DiffusionBranchSampling,
+    DiffusionPriorSampling,
     DiffusionSampling,
+    MaskedTokenSampling,
     RestorationSampling,
+    TokenSampling,
     TransformerSampling,
 )
-from components.configuration.trainings import PriorTraining
+from components.configuration.trainings import (
+    ContrastiveTraining,
+    DiffusionPriorTraining,
+    GANTraining,
+    MaskedPriorTraining,
+    PixelTraining,
+    PriorTraining,
+)
+from components.evaluation.likelihood_study import LikelihoodConfig
 from components.evaluation.restoration import RestorationConfig
 from components.models.diffusion.steps import spaced_timesteps
 from components.stages.evaluate import EvaluationConfig
@@ -19,7 +31,13 @@ from components.stages.precompute import Column, PrecomputeConfig, TextEncoderCo
 from components.stages.samples import SamplesConfig
 from components.stages.tokens import TokensConfig
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, ImageToImageRecipe
-from pipelines.recipes.published_networks import AUTOENCODERS, LARGE, PAPER_CLASSIFIERS, PAPER_DIFFUSION
+from pipelines.recipes.published_networks import (
+    AUTOENCODERS,
+    LARGE,
+    PAPER_CLASSIFIERS,
+    PAPER_DIFFUSION,
+    published,
+)
 from pipelines.recipes.shapes import OneModelRecipe, RecipeRow, SharedParts, TokenBranchRecipe
 
 ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=250)  # of IDDPM, ADM, GLIDE
@@ -32,6 +50,11 @@ LATENT = DiffusionSampling(  # of LDM
 # "fast27" of openai/glide-text2im: sections, and in place of step 999 the one two before.
 FAST_27 = DiffusionSampling(
     sampler="ddim", num_inference_steps=27, spacing=(*spaced_timesteps(1000, 27, spacing="10,10,3,2,2")[:-1], 997))
+HEUN = DiffusionSampling(sampler="heun", num_inference_steps=18, threshold="none")  # of EDM
+DYNAMIC = DiffusionSampling(  # of Imagen: steps of its upsamplers, and the scale that measures them
+    sampler="ddpm", num_inference_steps=128, threshold="dynamic", guidance_scale=8.0, noise_level=200)
+
+PIXELCNN = {"channels": 384, "num_layers": 19, "kernel_size": 5, "cond_drop_prob": 0.0}
 
 
 def own_images(resolution: int = 256, *, vocab_size: int = 1024, text_length: int = 16) -> SharedParts:
@@ -50,18 +73,19 @@ def lone_model(name: str) -> OneModelRecipe:
 
 
 def token_branch(
-    name: str, tokenizer: str, prior: PriorTraining, sampling: TransformerSampling, **images: int
+    name: str, tokenizer: str, prior: Training, sampling: TokenSampling, **images: int
 ) -> TokenBranchRecipe:
-    """The recipe of a transformer over the tokens of a published autoencoder."""
-    prior = prior.replace(precision="bf16", **LARGE)
-    sampling = sampling.replace(compile_decoding=True)
+    """The recipe of a prior over the tokens of a published autoencoder."""
+    prior, model = prior.replace(precision="bf16", **LARGE), AUTOENCODERS[tokenizer].training
+    if isinstance(sampling, TransformerSampling):
+        sampling = sampling.replace(compile_decoding=True)
     tokens = TokensConfig(precision="bf16")
-    return own_images(**images).token_branch(name, AUTOENCODERS[tokenizer].training, prior, sampling, tokens=tokens)
+    return own_images(model.data.resolution, **images).token_branch(name, model, prior, sampling, tokens=tokens)
 
 
 def diffusion_branch(
     name: str, resolution: int, base: str, sampling: DiffusionSampling, *,
-    guide: tuple[str, float] | None = None, upsampler: tuple[str, DiffusionSampling] | None = None,
+    guide: tuple[str, float] | None = None, upsamplers: tuple[tuple[str, DiffusionSampling], ...] = (),
     autoencoder: str | None = None, text_encoder: TextEncoderConfig | None = None, **images: int,
 ) -> DiffusionBranchRecipe:
     """The recipe of published diffusion models.
@@ -70,20 +94,41 @@ def diffusion_branch(
     of the latents' side are kept of the images. A sample of `ldm_text_to_image` has 16 kB of latents and 394 kB of
     states: where a set is seen about once that is the storage of states for little, and
     `--set 'precompute.columns=[latents]'` makes them at each step. `resolution`: of the images, pixels. `guide`: a
-    classifier, and the scale of its guidance. `upsampler`: the model, and its sampling."""
+    classifier, and the scale of its guidance. `upsamplers`: each a model, and its sampling."""
     makers: dict[Column, object] = {"latents": autoencoder, "text_states": text_encoder}
     columns = tuple(column for column, maker in makers.items() if maker is not None)
-    model = PAPER_DIFFUSION[base]
+    model, larger = PAPER_DIFFUSION[base], tuple(PAPER_DIFFUSION[upsampler] for upsampler, _ in upsamplers)
     once = PrecomputeConfig(
         columns=columns, resolution=resolution, kept_resolution=model.data.resolution, precision="bf16")
     return own_images(resolution, **images).branch(
         name, model, DiffusionBranchSampling(
             base=sampling, classifier=None if guide is None else ClassifierSampling(guidance_scale=guide[1]),
-            upsamplers=() if upsampler is None else (upsampler[1],)),
-        text_encoder=text_encoder, precompute=once if columns else None,
-        autoencoder=None if autoencoder is None else AUTOENCODERS[autoencoder].training,
-        classifier=None if guide is None else PAPER_CLASSIFIERS[guide[0]],
-        upsamplers=() if upsampler is None else (PAPER_DIFFUSION[upsampler[0]],))
+            upsamplers=tuple(of_upsampler for _, of_upsampler in upsamplers)),
+        text_encoder=text_encoder, precompute=once if columns else None, upsamplers=larger,
+        autoencoder=None if autoencoder is None else AUTOENCODERS[autoencoder].training.replace(resolution=resolution),
+        classifier=None if guide is None else PAPER_CLASSIFIERS[guide[0]])
+
+
+def dalle_2(name: str) -> DiffusionBranchRecipe:
+    """The recipe of DALL-E 2: CLIP, diffusion prior, decoder and two upsamplers.
+    Source: Ramesh et al. (2022), appendix C. Published, CLIP sees 256² images by a vision transformer (ViT-H/16) and learns with sharpness-aware minimization;
+    ours is a convolutional encoder of the 64² that the decoder learns from. Its sizes and rate are ours. Batch and
+    steps are those of the paper: 32,768 pairs, 32 passes over 400 million."""
+    matcher = ContrastiveTraining.of(
+        resolution=64, channels=256, channel_mult=(1, 2, 4), num_res_blocks=8, patch_size=4, embedding_dim=1024,
+        text_dim=1024, text_layers=24, text_heads=16, **published(390_625, 32_768, 4e-4, warmup_steps=2000))
+    prior = DiffusionPriorTraining.of(
+        resolution=64, model_dim=2048, num_layers=24, num_heads=32, cond_drop_prob=0.1,
+        **published(600_000, 4096, 1.1e-4, betas=(0.9, 0.96), weight_decay=0.06, ema_decay=0.9999))
+    of_prior = DiffusionPriorSampling(num_inference_steps=64, candidates=2)
+    last = DiffusionSampling(sampler="ddim", num_inference_steps=15)
+    return own_images(1024, vocab_size=50_257, text_length=256).branch(
+        name, PAPER_DIFFUSION["dalle_2_decoder"], DiffusionBranchSampling(
+            base=ANCESTRAL.replace(guidance_scale=1.25), diffusion_prior=of_prior, upsamplers=(FAST_27, last)),
+        contrastive=matcher, diffusion_prior=prior,
+        upsamplers=tuple(PAPER_DIFFUSION[f"dalle_2_upsampler_{side}"] for side in (256, 1024)),
+        precompute=PrecomputeConfig(
+            columns=("image_embedding", "text_states", "text_embedding"), resolution=64, precision="bf16"))
 
 
 PAPER_RECIPES = {row.name: row for row in (
@@ -125,6 +170,38 @@ PAPER_RECIPES = {row.name: row for row in (
                 weight_decay=0.045, positions="learned_2d", dropout=0.1, warmup_steps=5000, max_grad_norm=4.0,
                 final_lr_fraction=1 / 32, sample_every=5000, gradient_checkpointing=True),
             TransformerSampling(), vocab_size=16_384, text_length=256)),
+    # Chang et al. (2022), section 4: 24 layers, 8 heads, width 768, dropout and label smoothing 0.1, Adam (0.9, 0.96),
+    # 300 epochs in batches of 256, 8 steps at sampling. With its VQ-GAN of 54 million it has 227 million parameters;
+    # ours is that of taming-transformers, of 72 million, with attention. Rate and its rise are ours.
+    RecipeRow("maskgit_imagenet_256",
+        "MaskGIT by class: 16² tokens of 1,024 codes in 8 steps, a transformer of 173 million.",
+        lambda name: token_branch(
+            name, "vqgan_imagenet_f16_1024", MaskedPriorTraining.of(
+                model_dim=768, num_layers=24, num_heads=8, dropout=0.1, label_smoothing=0.1, cond_drop_prob=0.0,
+                **published(1_501_200, 256, 1e-4, betas=(0.9, 0.96), warmup_steps=5000)),
+            MaskedTokenSampling(num_inference_steps=8))),
+    # Of the prior van den Oord et al. (2017), section 4.2, say that it is a PixelCNN by class over 32² codes: network,
+    # batch and steps are those of the gated one below, the rate is ours.
+    RecipeRow("vqvae_imagenet_128_pixelcnn",
+        "VQ-VAE's prior: a gated PixelCNN by class over 32² tokens of 512 codes of 128² images.",
+        lambda name: token_branch(
+            name, "vqvae_imagenet_128", PixelTraining.of(
+                network="pixelcnn", **PIXELCNN, **published(200_000, 128, 1e-4)), TokenSampling())),
+    # Van den Oord et al. (2016), section 3: 20 layers of 384 features, kernels of 5, 200,000 updates of 128 images. The
+    # rate is ours, and Adam in place of RMSProp.
+    RecipeRow("pixelcnn_imagenet_32", "Gated PixelCNN by class on ImageNet, 32², with bits/dim of held-out images.",
+        lambda name: own_images(32).one_model(name, PixelTraining.of(
+            network="pixelcnn", resolution=32, **PIXELCNN, **published(200_000, 128, 1e-4)),
+            likelihood=LikelihoodConfig())),
+    # Brock et al. (2019), appendix B and table 1, with the flags of ajbrock/BigGAN-PyTorch: a step of the discriminator
+    # for one of the generator at twice the paper's rates, as there. Ours has no orthogonal regularization, as there; no
+    # biases before norms, and queries and values as wide as features in attention.
+    RecipeRow("biggan_imagenet_128", "BigGAN by class, 128²: a class vector that all norms share, noise in each block.",
+        lambda name: own_images(128).one_model(name, GANTraining.of(
+            resolution=128, channels=96, channel_mult=(1, 2, 4, 8, 16), attention_resolutions=(64,), noise_dim=120,
+            shared_dim=128, discriminator_channels=96, discriminator_channel_mult=(1, 2, 4, 8, 16),
+            discriminator_learning_rate=4e-4,
+            **published(150_000, 2048, 1e-4, betas=(0.0, 0.999), ema_decay=0.9999)))),
     RecipeRow("ddpm_cifar_10", "DDPM on CIFAR-10, 32².",
         lambda name: diffusion_branch(name, 32, name, ANCESTRAL_1000)),
     RecipeRow("iddpm_imagenet_64", "Improved DDPM on ImageNet, 64².",
@@ -133,12 +210,12 @@ PAPER_RECIPES = {row.name: row for row in (
         "ADM at 64², guided by its classifier at scale 1, and its upsampler to 256² (ADM-G, ADM-U).",
         lambda name: diffusion_branch(
             name, 256, "adm_imagenet_64", ANCESTRAL, guide=("adm_classifier_64", 1.0),
-            upsampler=("adm_upsampler_64_256", ANCESTRAL))),
+            upsamplers=(("adm_upsampler_64_256", ANCESTRAL),))),
     RecipeRow("adm_imagenet_128_512",
         "ADM at 128², guided by its classifier at scale 0.5, and its upsampler to 512² (ADM-G, ADM-U).",
         lambda name: diffusion_branch(
             name, 512, "adm_imagenet_128", ANCESTRAL, guide=("adm_classifier_128", 0.5),
-            upsampler=("adm_upsampler_128_512", ANCESTRAL))),
+            upsamplers=(("adm_upsampler_128_512", ANCESTRAL),))),
     RecipeRow("adm_imagenet_256", "ADM at 256² in one model, guided by its classifier at scale 1.",
         lambda name: diffusion_branch(name, 256, name, ANCESTRAL, guide=("adm_classifier_256", 1.0))),
     RecipeRow("adm_imagenet_256_unconditional",
@@ -150,13 +227,25 @@ PAPER_RECIPES = {row.name: row for row in (
         "CDM: an upsampler to 256² with conditioning augmentation. ADM's base stands in for that of the paper.",
         lambda name: diffusion_branch(
             name, 256, "adm_imagenet_64", ANCESTRAL,
-            upsampler=("cdm_upsampler_64_256", ANCESTRAL.replace(noise_level=200)))),
+            upsamplers=(("cdm_upsampler_64_256", ANCESTRAL.replace(noise_level=200)),))),
     RecipeRow("glide_64_256",
         "GLIDE by text, 64² and its upsampler to 256². A vocabulary of 50,257 words, texts of 128.",
         lambda name: diffusion_branch(
             name, 256, "glide_base", ANCESTRAL.replace(guidance_scale=3.0),
-            upsampler=("glide_upsampler", FAST_27),
+            upsamplers=(("glide_upsampler", FAST_27),),
             vocab_size=50_257, text_length=128)),
+    RecipeRow("edm_imagenet_64", "EDM by class, 64², the network of ADM, Heun's sampler.",
+        lambda name: diffusion_branch(name, 64, name, HEUN.replace(num_inference_steps=40))),
+    RecipeRow("edm_cifar_10", "EDM on CIFAR-10, 32², nearly DDPM++, Heun's sampler.",
+        lambda name: diffusion_branch(name, 32, name, HEUN)),
+    RecipeRow("dalle_2_64_1024",
+        "DALL-E 2: CLIP, a diffusion prior, a decoder at 64², upsamplers to 256² and 1024².", dalle_2),
+    # States of 128 tokens, as in NVIDIA/NeMo. Scale of the base and steps are those of the paper's measures on COCO.
+    RecipeRow("imagen_64_1024", "Imagen: 64² by the states of a frozen T5-XXL, upsamplers to 256² and 1024².",
+        lambda name: diffusion_branch(
+            name, 1024, "imagen_base", DYNAMIC.replace(num_inference_steps=256, guidance_scale=1.35, noise_level=None),
+            upsamplers=(("imagen_upsampler_256", DYNAMIC), ("imagen_upsampler_1024", DYNAMIC)),
+            text_encoder=TextEncoderConfig(uri="s3://your-bucket/t5-v1_1-xxl", length=128))),
     RecipeRow("ldm_ffhq_f4", "Latent diffusion on faces, 256², in the latents of vq-f4.",
         lambda name: diffusion_branch(name, 256, name, LATENT, autoencoder="ldm_vq_f4")),
     RecipeRow("ldm_imagenet_f8", "Latent diffusion by class, 256², in the latents of vq-f8.",
@@ -169,6 +258,12 @@ PAPER_RECIPES = {row.name: row for row in (
         lambda name: diffusion_branch(
             name, 256, name, LATENT.replace(guidance_scale=5.0), autoencoder="ldm_kl_f8",
             text_encoder=TextEncoderConfig(uri="s3://your-bucket/text-encoder", length=77, pads="attended"))),
+    # Its first stage learned at 256²; sampled in 50 steps by PLMS, for which DDIM stands here.
+    RecipeRow("stable_diffusion_v1",
+        "Stable Diffusion v1 by text, 512², in the latents of kl-f8, with the text encoder of CLIP ViT-L/14.",
+        lambda name: diffusion_branch(
+            name, 512, name, LATENT.replace(num_inference_steps=50, guidance_scale=7.5), autoencoder="ldm_kl_f8",
+            text_encoder=TextEncoderConfig(uri="s3://your-bucket/clip-vit-large-patch14", length=77, pads="attended"))),
     # Table 4 of Peebles and Xie (2023): guidance 1.5, which moves three of the four channels in their code.
     RecipeRow("dit_imagenet_256", "DiT-XL/2 by class, 256², in the latents of kl-f8.",
         lambda name: diffusion_branch(

@@ -15,8 +15,10 @@ openai/guided-diffusion, which are those of 128²: 300,000 steps of 256 images, 
 
 Diffusion: DDPM is Ho et al. (2020); IDDPM, Nichol and Dhariwal (2021); ADM, Dhariwal and Nichol (2021), its tables of
 hyperparameters and the flags of openai/guided-diffusion; CDM, Ho et al. (2022); GLIDE, Nichol et al. (2022) and
-openai/glide-text2im; LDM, Rombach et al. (2022) and the configurations of CompVis/latent-diffusion; DiT, Peebles and
-Xie (2023); Palette, Saharia et al. (2022). A label is dropped where guidance needs it, and its table then has one row
+openai/glide-text2im; LDM, Rombach et al. (2022) and the configurations of CompVis/latent-diffusion; Stable Diffusion,
+CompVis/stable-diffusion and its model card; DiT, Peebles and Xie (2023); EDM, Karras et al. (2022), table 7, and
+NVlabs/edm; DALL-E 2, Ramesh et al. (2022), appendix C; Imagen, Saharia et al. (2022a), appendix F; Palette, Saharia et
+al. (2022b). A label is dropped where guidance needs it, and its table then has one row
 more: those of ADM need none. ImageNet has 1,000 classes; GLIDE's vocabulary 50,257 words, of which a text has 128.
 """
 
@@ -25,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 from components.configuration.conditions import DiffusionConditions, PaddedTextConfig
 from components.configuration.diffusion import DegradationConfig, DiffusionTraining, LowResConfig
 from components.configuration.networks import DiTConfig, GaussianConfig, GradientCodesConfig, GumbelCodesConfig
-from components.configuration.processes import DiscreteNoise, DiscreteProcess
+from components.configuration.processes import DiscreteNoise, DiscreteProcess, EDMProcess
 from components.configuration.trainings import AutoencoderTraining, ClassifierTraining
 
 ADM_64, ADM_128, ADM_256, ADM_512 = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
@@ -53,8 +55,15 @@ GLIDE_TEXT = DiffusionConditions(
     cond_drop_prob=0.2,
     text=PaddedTextConfig(text_dim=512, text_layers=16, text_heads=8, text_padding="learned"),
 )
+DALLE_2_IMAGE = DiffusionConditions(
+    conditions=("text", "image_embedding"),
+    image_embedding_dim=1024,
+    text=PaddedTextConfig(text_dim=2048, text_layers=24, text_heads=32, text_padding="learned"),
+)
+T5_STATES = DiffusionConditions(conditions=("text_states",), cond_drop_prob=0.1, text_states_dim=4096)  # of T5-XXL
 # Of upsamplers that see the low-resolution image as it is.
 FROM_64, FROM_128 = (LowResConfig(low_res_resolution=side, max_noise_level=0) for side in (64, 128))
+FROM_256 = LowResConfig(low_res_resolution=256)  # noised
 
 
 def published(steps: int, batch: int, rate: float, **changes: Any) -> dict[str, Any]:
@@ -249,6 +258,53 @@ PAPER_DIFFUSION: dict[str, DiffusionTraining] = {
         32,  320, (1, 2, 4, 4), 2, (32, 16, 8), None, 8,  LATENT.replace(beta_start=0.00085, beta_end=0.012),
         DiffusionConditions(conditions=("text_states",), cond_drop_prob=0.1, text_states_dim=1280), 390_000, 680, 1e-4,
         in_channels=4, scale_shift_norm=False, resample_in_blocks=False, text_conditioning="spatial_transformer"),
+
+    # Stable Diffusion v1 by text on latents of 64² x 4 of 512² images: `configs/stable-diffusion/v1-inference.yaml`.
+    # Steps are those of v1-4 in four stages: there the first has 256² images, and the last alone drops texts.
+    "stable_diffusion_v1": unet(
+        64,  320, (1, 2, 4, 4), 2, (64, 32, 16), None, 8, LATENT.replace(beta_start=0.00085, beta_end=0.012),
+        DiffusionConditions(conditions=("text_states",), cond_drop_prob=0.1, text_states_dim=768), 1_171_000, 2048,
+        1e-4, in_channels=4, scale_shift_norm=False, resample_in_blocks=False, text_conditioning="spatial_transformer",
+        weight_decay=0.01, warmup_steps=10_000),
+
+    # EDM: the network of ADM, and DDPM++; batches of 4,096 and 512, in which 2,500 and 200 million images are seen, 10
+    # million of them while the rate rises; averages with half-lives of 50 and 0.5 million. DDPM++ has four differences:
+    # its first convolution is half as wide, skips of its resampling blocks are projected, of the blocks up the last at
+    # 16² alone has attention, and sums are divided by √2. It also knows the augmentation of an image, which ours lacks.
+    "edm_imagenet_64": unet(
+        64,  192, ADM_64, 3, (32, 16, 8), 64, None, EDMProcess(), LABEL, 610_352, 4096, 1e-4, dropout=0.1,
+        warmup_steps=2441, ema_decay=0.5 ** (4096 / 50e6)),
+    "edm_cifar_10": unet(
+        32,  128, (2, 2, 2), 4, (16,), None, 1, EDMProcess(), UNCONDITIONAL, 390_625, 512, 1e-3, dropout=0.13,
+        scale_shift_norm=False, norm_eps=1e-6, frequency_shift=1, sines_first=True, warmup_steps=19_531,
+        ema_decay=0.5 ** (512 / 0.5e6)),
+
+    # DALL-E 2: GLIDE's network of 3.5 billion parameters, with an image's embedding; upsamplers without attention,
+    # trained on windows. Published, that embedding is four tokens more, and it is dropped in a tenth and the text in
+    # half of the samples; low-resolution images are blurred, then degraded by BSR, where ours are noised.
+    "dalle_2_decoder": unet(
+        64,  512, ADM_64, 3, (32, 16, 8), 64, None, COSINE, DALLE_2_IMAGE, 800_000, 2048, 1.2e-4, dropout=0.1,
+        text_conditioning="cross_attention"),
+    "dalle_2_upsampler_256": unet(
+        256, 320, ADM_64, 3, (), 64, None, COSINE, UNCONDITIONAL, 1_000_000, 1024, 1.2e-4, dropout=0.1, crop_size=64,
+        low_res=FROM_64.replace(max_noise_level=500)),
+    "dalle_2_upsampler_1024": unet(
+        1024, 192, ADM_256, 2, (), 64, None, LINEAR, UNCONDITIONAL, 1_000_000, 512, 1e-4, crop_size=256,
+        low_res=FROM_256),
+
+    # Imagen: states of a frozen T5-XXL join every attention of a U-Net of Improved DDPM. Its base learns by Adafactor.
+    # Published, upsamplers are efficient U-Nets: 2, 4, 8 and 8 blocks from a half of the resolution down, one skip a
+    # level; ours have as many at each level, and together about as many parameters. That to 1024² learns windows, so
+    # that no attention of ours may see the text there, only its mean; the published one keeps attention to the text.
+    "imagen_base": unet(
+        64,  512, ADM_64, 3, (32, 16, 8), 64, None, SIMPLE.replace(schedule="cosine"), T5_STATES, 2_500_000, 2048, 1e-4,
+        resample_in_blocks=False, text_conditioning="cross_attention", warmup_steps=10_000),
+    "imagen_upsampler_256": unet(
+        256, 128, (1, 1, 2, 4, 8), 5, (16,), 64, None, SIMPLE.replace(schedule="cosine"), T5_STATES, 2_500_000, 2048,
+        1e-4, text_conditioning="cross_attention", low_res=FROM_64.replace(max_noise_level=999), warmup_steps=10_000),
+    "imagen_upsampler_1024": unet(
+        1024, 128, (1, 1, 2, 4, 8), 4, (), 64, None, SIMPLE, T5_STATES, 2_500_000, 2048, 1e-4, crop_size=256,
+        low_res=FROM_256.replace(max_noise_level=999), warmup_steps=10_000),
 
     # DiT-XL/2 by class on latents of 32² x 4 of kl-f8: section 4, and `train.py` of facebookresearch/DiT, which mirrors
     # half of the images; ours doesn't. Published weights are of 7,000,000 steps, the paper's comparisons of 400,000.

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from components.configuration.networks import GANConfig
 from components.models.gan import (
     ConditionalBatchNorm2d,
     GANGenerator,
@@ -22,9 +23,9 @@ from components.models.gan import (
 SHAPE = {"resolution": 16, "channels": 8, "channel_mult": (1, 2), "attention_resolutions": (8,)}
 
 
-def small_generator() -> GANGenerator:
+def small_generator(shared_dim: int | None = None) -> GANGenerator:
     torch.manual_seed(0)
-    return GANGenerator(**SHAPE, noise_dim=6, num_classes=3).double()
+    return GANGenerator(**SHAPE, noise_dim=6, num_classes=3, shared_dim=shared_dim).double()
 
 
 def small_discriminator(num_classes: int | None = 3) -> ProjectionDiscriminator:
@@ -49,7 +50,11 @@ def normed_layers(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if parametrize.is_parametrized(module, "weight")]
 
 
-@pytest.mark.parametrize("network", [small_generator(), small_discriminator()], ids=["generator", "discriminator"])
+@pytest.mark.parametrize(
+    "network",
+    [small_generator(), small_generator(5), small_discriminator()],
+    ids=["generator", "shared", "discriminator"],
+)
 def test_every_layer_has_spectral_norm_one(network: nn.Module):
     scrambled(network)
     for _ in range(6):  # the singular vectors it came with have nothing to do with these weights
@@ -168,6 +173,24 @@ def test_class_and_noise_decide_the_image():
     assert same.abs().max() <= 1
     assert (same[0] - same[1]).abs().max() > 0.01
     assert (other[0] - other[1]).abs().max() > 0.01
+
+
+def test_norms_that_share_a_class_vector_see_it_and_their_part_of_the_noise():
+    """Of six numbers two make the first features, two each go to a block, beside five of the class."""
+    network = scrambled(small_generator(5)).eval()
+    noise, label = noise_and_labels(2)
+    first, *parts = noise.split(2, dim=1)
+    h = network.project(first).reshape(2, 16, 4, 4)
+    for block, part in zip(network.blocks, parts, strict=True):
+        code = torch.cat([network.shared.weight[label], part], dim=1)
+        norm = block.norm_1
+        gain, bias = 1 + code @ norm.gain.weight.T, code @ norm.bias.weight.T
+        expected = h / math.sqrt(1 + norm.eps) * gain[:, :, None, None] + bias[:, :, None, None]
+        torch.testing.assert_close(norm(h, code), expected)
+        h = block(h, code)
+    torch.testing.assert_close(network(noise, label), torch.tanh(network.conv_out(F.relu(network.norm_out(h, None)))))
+    with pytest.raises(ValueError, match="noise_dim to be a multiple of 3"):
+        GANConfig(channels=8, channel_mult=(1, 2), noise_dim=8, shared_dim=5)
 
 
 def test_widths_are_those_of_biggan_128():

@@ -278,6 +278,7 @@ def test_published_recipes_do_the_work_of_frozen_networks_once(name: str):
     if not isinstance(recipe, DiffusionBranchRecipe):
         return
     asked = {"latents"} if recipe.autoencoder is not None else set()
-    asked |= {"text_states"} & {*recipe.base.conditioning.conditions}
+    asked |= {"text_states", "image_embedding"} & {*recipe.base.conditioning.conditions}
+    asked |= {"text_states", "text_embedding"} if recipe.diffusion_prior is not None else set()
     assert asked == set(() if recipe.precompute is None else recipe.precompute.columns)
     assert ("precompute" in build_workflow(recipe).before("base")) == bool(asked)
