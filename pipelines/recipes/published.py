@@ -111,9 +111,9 @@ def diffusion_branch(
 
 def dalle_2(name: str) -> DiffusionBranchRecipe:
     """The recipe of DALL-E 2: CLIP, diffusion prior, decoder and two upsamplers.
-    Source: Ramesh et al. (2022), appendix C. Published, CLIP sees 256² images by a vision transformer (ViT-H/16) and learns with sharpness-aware minimization;
-    ours is a convolutional encoder of the 64² that the decoder learns from. Its sizes and rate are ours. Batch and
-    steps are those of the paper: 32,768 pairs, 32 passes over 400 million."""
+    Source: Ramesh et al. (2022), appendix C. Published, CLIP sees 256² images by a vision transformer (ViT-H/16) and
+    learns with sharpness-aware minimization; ours is a convolutional encoder of the 64² that the decoder learns from.
+    Its sizes and rate are ours. Batch and steps are those of the paper: 32,768 pairs, 32 passes over 400 million."""
     matcher = ContrastiveTraining.of(
         resolution=64, channels=256, channel_mult=(1, 2, 4), num_res_blocks=8, patch_size=4, embedding_dim=1024,
         text_dim=1024, text_layers=24, text_heads=16, **published(390_625, 32_768, 4e-4, warmup_steps=2000))
