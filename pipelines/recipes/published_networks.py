@@ -179,7 +179,7 @@ def unet(
     resolution: int,  # pixels, or sides of latents
     model_channels: int, channel_mult: tuple[int | float, ...], num_res_blocks: int,
     attention_resolutions: tuple[int, ...], head_dim: int | None, num_heads: int | None,
-    process: DiscreteProcess, conditioning: DiffusionConditions,
+    process: DiscreteProcess | EDMProcess, conditioning: DiffusionConditions,
     total_steps: int, global_batch_size: int, learning_rate: float, **changes: Any,
 ) -> DiffusionTraining:
     """A row of the table; all rows have 32 groups a norm, Adam at a constant rate, a slow average."""
