@@ -130,7 +130,7 @@ def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> 
             recorder.emit(events.StageCached(job.name, artifact))
             return artifact
         if job.forced:
-            begin_forced_try(job.store, job.forced)
+            begin_forced_try(Store(job.store.uri, lease.fence), job.forced)
         started = events.StageStarted(job.name, job.key, job.provenance["config"], artifacts, job.store.uri)
         recorder.emit(started, wait=True)
         provenance = {**job.provenance, "started": time.time(), **({FORCED: job.forced} if job.forced else {})}

@@ -8,6 +8,7 @@ from tests.conftest import through_faults
 from tests.faults.conftest import Record, Undisturbed
 from tests.faults.proxy import FAULTS, counted
 from tests.faults.runs import Run
+from tests.racing_drivers import race
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 PROVES = ("components/runtime/storage",)
@@ -32,3 +33,12 @@ def test_a_workflow_on_a_bad_network_ends_with_the_same_bytes(
         assert not missing, f"never injected while {kind}ing: {missing}"
     for (kind, fault), times in sorted(counts.items()):
         record(f"{kind}: {fault}", times, f"same shards {hashes['images'][:8]}…, weights {hashes['base'][:8]}…")
+
+
+def test_four_drivers_lose_no_commit_in_ten_thousand_steps(record: Record):
+    counts = race(10_800, seed=SEED)
+    assert counts["steps"] >= 10_000
+    hurt = ("request refused", "request lost", "driver killed", "clock set", "bit changed")
+    said = f"{counts['steps']} steps, {counts['request ok']} requests, {counts['lease taken']} leases: no commit lost"
+    for fault in hurt:
+        record(f"four drivers in one process: {fault}", counts[fault], f"{said} or made twice, no damage adopted")

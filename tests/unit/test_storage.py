@@ -12,8 +12,10 @@ import psutil
 import pytest
 
 from components.runtime.storage.artifact import Artifact, ArtifactError, commit_artifact, describe, load_artifact
+from components.runtime.storage.connection import FencedError
 from components.runtime.storage.lease import Lease
-from components.runtime.storage.store import SMALL_TRANSFERS, TRANSFERS, FencedError, Store, StoreError, in_parallel
+from components.runtime.storage.store import SMALL_TRANSFERS, TRANSFERS, Store, StoreError, in_parallel
+from tests.racing_drivers import race
 from tests.refusals import one_line
 from tests.stored_files import assert_one_wins
 
@@ -173,6 +175,7 @@ def test_a_clock_that_is_set_makes_no_holder_look_dead(tmp_path: Path, monkeypat
 
 HOLD = """
 import os, sys
+from components.runtime.storage.connection import FencedError
 from components.runtime.storage.lease import Lease
 from components.runtime.storage.store import Store
 
@@ -228,3 +231,10 @@ def test_so_many_work_at_a_time_and_no_more(most: int) -> None:
 
     assert in_parallel(work, range(3 * most), most=most) == list(range(3 * most))
     assert max(seen) == most
+
+
+def test_no_commit_is_lost_or_made_twice_whatever_drivers_and_store_do() -> None:
+    """Ten thousand steps of it: `make faults GROUP=storage`."""
+    counts = race(600, seed=1)
+    assert counts["lease taken"] >= 5
+    assert min(counts["request refused"], counts["request lost"], counts["driver killed"], counts["bit changed"]) > 0

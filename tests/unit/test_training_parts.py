@@ -17,7 +17,8 @@ from safetensors.torch import save
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.sampling import DiffusionSampling
 from components.models.critics import VGG16_CHANNELS, VGG16Features
-from components.runtime.storage.store import DamagedFileError, Fence, FencedError, Store
+from components.runtime.storage.connection import FencedError
+from components.runtime.storage.store import DamagedFileError, Fence, Store
 from components.training.batches import to_batch
 from components.training.checkpoint import STATE, digests_file, part_file
 from components.training.loop import Batch, fit

@@ -47,6 +47,10 @@ class AwayError(StoreError):
     """A store gave no answer for as long as it is waited for; the message has the first cause."""
 
 
+class FencedError(StoreError):
+    """A writer's lease is another's by now: what it writes, lists or deletes would harm that one's work."""
+
+
 class Cloud(NamedTuple):
     """A kind of object store, described as far as fsspec's interface does not cover the differences."""
 
@@ -281,7 +285,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _is_final(error: BaseException) -> bool:
-    return isinstance(error, (*FINAL_ERRORS, AwayError)) or "credential" in type(error).__name__.lower()
+    return isinstance(error, (*FINAL_ERRORS, AwayError, FencedError)) or "credential" in type(error).__name__.lower()
 
 
 def _is_away(error: BaseException) -> bool:

@@ -5,7 +5,6 @@ lease, as a driver does, and looks again before the first deletion. The manifest
 (`*.json`) next: the rest of a collection that was killed is adopted by no run, and is found by the next collection.
 """
 
-import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from pydantic import BaseModel
 
 from components.configuration.file_names import FolderName
 from components.runtime.storage.artifact import MANIFEST, load_artifact, parse_stored
+from components.runtime.storage.connection import FencedError
 from components.runtime.storage.lease import TTL, Lease, Seen
 from components.runtime.storage.store import FileInfo, Store, in_parallel
 
@@ -83,13 +83,15 @@ def collect(root: Store, garbage: list[Garbage], *, unused: bool = False, ttl: f
     deleted: list[Garbage] = []
     for stage in dict.fromkeys(each.stage for each in garbage):
         chosen = [each for each in garbage if each.stage == stage]
-        lost = threading.Event()
-        lease = _lease(root, stage, ttl, lost)
+        lease = _lease(root, stage, ttl)
         if not lease.take(chosen[0].seen):
             continue  # work has begun there again
+        held = Store(root.uri, lease.fence)
         try:
-            still = {each.path for each in _in_stage(root, stage, used_stages(root) if unused else None)}
-            deleted += [each for each in chosen if each.path in still and _delete(root, each, lost)]
+            still = {each.path for each in _in_stage(held, stage, used_stages(root) if unused else None)}
+            deleted += [each for each in chosen if each.path in still and _delete(held, each)]
+        except FencedError:
+            continue  # this collector stood still, and work has begun
         finally:
             lease.release()
         if not _files(root.join(stage)):
@@ -124,8 +126,8 @@ def _in_stage(root: Store, stage: str, used: set[str] | None) -> list[Garbage]:
     ]
 
 
-def _delete(root: Store, garbage: Garbage, lost: threading.Event) -> bool:
-    """Delete a folder; False where a run needs the folder after all, or the lease was `lost`."""
+def _delete(root: Store, garbage: Garbage) -> bool:
+    """Delete a folder; False where a run needs the folder after all. Raises FencedError."""
     store = root.join(garbage.path)
     if garbage.path == garbage.stage and store.exists(MANIFEST):
         manifest = store.read(MANIFEST)
@@ -134,17 +136,12 @@ def _delete(root: Store, garbage: Garbage, lost: threading.Event) -> bool:
             store.write_once(MANIFEST, manifest)
             return False
 
-    def delete(path: str) -> None:
-        if not lost.is_set():
-            store.delete(path)
-
     paths = [info.path for info in _files(store)]
     for lists in (True, False):  # of other files first
-        in_parallel(delete, [path for path in paths if path.endswith(".json") == lists])
-    if not lost.is_set():  # folders of a disk, empty now
-        for name in store.folders() if garbage.path == garbage.stage else [""]:
-            store.delete_folder(name) if name != LEASE else None
-    return not lost.is_set()
+        in_parallel(store.delete, [path for path in paths if path.endswith(".json") == lists])
+    for name in store.folders() if garbage.path == garbage.stage else [""]:  # of a disk, empty now
+        store.delete_folder(name) if name != LEASE else None
+    return True
 
 
 def _files(store: Store) -> list[FileInfo]:
@@ -152,5 +149,5 @@ def _files(store: Store) -> list[FileInfo]:
     return [info for info in store.list() if not info.path.startswith(f"{LEASE}/")]
 
 
-def _lease(root: Store, stage: str, ttl: float, lost: threading.Event | None = None) -> Lease:
-    return Lease(root.join(stage, LEASE), ttl=ttl, on_lost=(lost or threading.Event()).set)
+def _lease(root: Store, stage: str, ttl: float) -> Lease:
+    return Lease(root.join(stage, LEASE), ttl=ttl, on_lost=lambda: None)  # what is deleted is behind its fence

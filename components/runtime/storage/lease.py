@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from components.runtime.storage.store import Fence, FencedError, Store, StoreError
+from components.runtime.storage.connection import FencedError
+from components.runtime.storage.store import Fence, Store, StoreError
 
 TTL = 30.0  # seconds
 

@@ -26,7 +26,16 @@ from fsspec.implementations.local import LocalFileSystem
 
 from components.configuration.file_names import file_name
 from components.runtime.storage import outages
-from components.runtime.storage.connection import StoreError, Transfer, at, connect, files_below, reason, shown
+from components.runtime.storage.connection import (
+    FencedError,
+    StoreError,
+    Transfer,
+    at,
+    connect,
+    files_below,
+    reason,
+    shown,
+)
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -43,10 +52,6 @@ TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}$")
 
 class DamagedFileError(StoreError):
     """A file with another digest than expected, at every reading."""
-
-
-class FencedError(StoreError):
-    """A writer's lease is another's by now: what it writes, lists or deletes would harm that one's work."""
 
 
 class Fence(NamedTuple):
@@ -116,7 +121,6 @@ class Store:
         """Commit a whole file if there is none yet. Returns False if other bytes are already there.
         Of several writers a single one wins. Raises StoreError, also for a store without conditional writes, unless
         `CASCADE_ONE_DRIVER=1` says that there is a single writer: then a look goes before each write."""
-        self._check_fence()
         alone = os.environ.get(ALONE) == "1"
         if alone and self.exists(path):
             return self.read(path) == data
@@ -142,7 +146,7 @@ class Store:
                 os.unlink(temporary)
 
         try:
-            at(self._url(path), put)
+            self._change(path, put)
         except FileExistsError:
             # A retried put whose first answer was lost finds its own bytes: writers put their identity in them.
             return self.read(path) == data
@@ -169,8 +173,7 @@ class Store:
             if (stored := filesystem.size(target)) != size:
                 raise OSError(f"{stored} of {size} bytes arrived")  # to be retried
 
-        self._check_fence()
-        at(self._url(path), put)
+        self._change(path, put)
 
     def download(self, path: str, folder: Path, name: str, *, expected: Digest | None = None) -> None:
         """Copy `path` to the file `name` of a local folder; a file with another digest is not left behind.
@@ -200,25 +203,30 @@ class Store:
 
     def list(self, prefix: str = "") -> list[FileInfo]:
         """All files below `prefix`, sorted by path; empty if there is no such folder."""
-        self._check_fence()
+        if self.fence is not None:
+            self.fence.check()
         folder = prefix.rstrip("/") + "/" if prefix else ""
         return [FileInfo(folder + info.path, info.bytes) for info in list_url(self.url(prefix))]
 
     def delete(self, path: str) -> None:
         """Delete a single file; a missing file is no error."""
-        self._check_fence()
         with suppress(FileNotFoundError):
-            at(self._url(path), lambda filesystem, target: filesystem.rm_file(target))
+            self._change(path, lambda filesystem, target: filesystem.rm_file(target))
 
     def delete_folder(self, prefix: str = "") -> None:
         """Delete a folder with all contents; a missing folder is no error."""
-        self._check_fence()
         if self.exists(prefix):
-            at(self.url(prefix), lambda filesystem, target: filesystem.rm(target, recursive=True))
+            self._change(prefix, lambda filesystem, target: filesystem.rm(target, recursive=True))
 
-    def _check_fence(self) -> None:
-        if self.fence is not None:
-            self.fence.check()
+    def _change(self, path: str, action: Transfer[object]) -> None:
+        """Runs `action` behind the fence: an outage that a try waits for may be longer than the lease."""
+
+        def fenced(filesystem: fsspec.AbstractFileSystem, target: str) -> None:
+            if self.fence is not None:
+                self.fence.check()
+            action(filesystem, target)
+
+        at(self._url(path), fenced)
 
     def _url(self, path: str) -> str:
         """Checks `path` and returns its absolute URL; of the folder itself for "". Raises StoreError."""
