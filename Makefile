@@ -49,7 +49,7 @@ gpu: .venv/.stamp-test  ## the tests that need a GPU
 faults: .venv/.stamp-test  ## inject faults; GROUP=storage, buckets, outages, kills, data, tars, services or nodes for one group (minutes each)
 	$(BIN)/pytest -m faults -s tests/faults$(if $(GROUP),/test_$(GROUP).py)
 
-pins: $(BIN)/python  ## write the images' requirements.txt (versions, sha256) and, where there is docker, their bases' digests
+pins: $(BIN)/python  ## write the images' requirements.txt (versions, sha256), their bills of materials and, where there is docker, their bases' digests
 	$(BIN)/python infra/pins.py
 
 clean:  ## remove the environment and caches; ./runs stays

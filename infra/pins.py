@@ -2,8 +2,9 @@
 
     make pins
 
-Writes requirements.txt beside each Dockerfile from pyproject.toml and constraints.txt. Hashes are those of PyPI's files
-for Linux on x86_64 and the Python of the images, where this must run; only their metadata is downloaded. Digests are
+Writes requirements.txt beside each Dockerfile from pyproject.toml and constraints.txt, and sbom.cdx.json: the same
+packages with their licenses, a bill of materials of CycloneDX 1.6, as the library of cyclonedx.org checks. Hashes are
+those of PyPI's files for Linux on x86_64 and the Python of the images, where this must run. Digests are
 asked for with `docker buildx imagetools`, and left as they are, with a line that says so, where there is no docker.
 """
 
@@ -26,6 +27,13 @@ INSTALLED = {
     "mlflow": ["mlflow", "psycopg2-binary", "boto3", "google-cloud-storage", "azure-storage-blob", "azure-identity"],
 }
 PYTHON = (3, 11)
+CHECK = """
+import sys
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+if fault := JsonStrictValidator(SchemaVersion.V1_6).validate_str(sys.stdin.read()):
+    sys.exit(str(fault))
+"""
 OTHER_SOURCES = ("PIP_CONSTRAINT", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS")
 
 
@@ -38,11 +46,15 @@ def main() -> None:
         venv.create(folder, with_pip=True)
         python = str(Path(folder) / "bin" / "python")
         run(python, "-m", "pip", "install", "--quiet", "--upgrade", "pip")  # one that resolves by metadata alone
+        run(python, "-m", "pip", "install", "--quiet", "cyclonedx-python-lib[json-validation]==11.12.0")
         for image, wanted in INSTALLED.items():
-            lines = [line for line in map(pin, resolved(python, wanted)) if line]
+            items = [item for item in resolved(python, wanted) if "archive_info" in item["download_info"]]
             path = REPOSITORY / "infra" / image / "requirements.txt"
-            path.write_text("# Written by `make pins`.\n" + "\n".join(sorted(lines, key=str.lower)) + "\n")
-            print(f"{path.relative_to(REPOSITORY)}: {len(lines)} packages")
+            path.write_text("# Written by `make pins`.\n" + "\n".join(sorted(map(pin, items), key=str.lower)) + "\n")
+            materials = bill(image, items)
+            run(python, "-c", CHECK, said=materials)
+            path.with_name("sbom.cdx.json").write_text(materials)
+            print(f"{path.relative_to(REPOSITORY)}: {len(items)} packages")
     for image in INSTALLED:
         print(pin_base(REPOSITORY / "infra" / image / "Dockerfile"))
 
@@ -53,12 +65,38 @@ def resolved(python: str, wanted: list[str]) -> list[dict]:
     return json.loads(run(python, "-m", "pip", "install", *options, "-c", "constraints.txt", *wanted))["install"]
 
 
-def pin(item: dict) -> str | None:
-    """A line of requirements; None for the package itself."""
-    archive = item["download_info"].get("archive_info")
-    if archive is None:
-        return None
-    return f"{item['metadata']['name']}=={item['metadata']['version']} --hash=sha256:{archive['hashes']['sha256']}"
+def pin(item: dict) -> str:
+    """A line of requirements."""
+    return f"{item['metadata']['name']}=={item['metadata']['version']} --hash=sha256:{sha256_of(item)}"
+
+
+def sha256_of(item: dict) -> str:
+    return item["download_info"]["archive_info"]["hashes"]["sha256"]
+
+
+def bill(image: str, items: list[dict]) -> str:
+    """The bill of materials of an image as JSON, a component a line. Not in it: what the image's base brings."""
+    lines = [json.dumps(component(item)) for item in sorted(items, key=lambda item: item["metadata"]["name"].lower())]
+    head = {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+    }
+    head |= {"version": 1, "metadata": {"component": {"type": "container", "name": f"image-cascade/{image}"}}}
+    return json.dumps(head)[:-1] + ', "components": [\n' + ",\n".join(lines) + "\n]}\n"
+
+
+def component(item: dict) -> dict:
+    """A package by version, sha256 and license: an SPDX expression, else names of its classifiers, else its words."""
+    about = item["metadata"]
+    purl = f"pkg:pypi/{re.sub('[-_.]+', '-', about['name']).lower()}@{about['version']}"
+    named = [each.rpartition(" :: ")[2] for each in about.get("classifier", []) if each.startswith("License :: ")]
+    words = about.get("license", "").strip().partition("\n")[0]  # some hold the whole text
+    licenses = [{"license": {"name": name}} for name in named or [words] if name]
+    if expression := about.get("license_expression"):
+        licenses = [{"expression": expression}]
+    found = {"type": "library", "bom-ref": purl, "name": about["name"], "version": about["version"], "purl": purl}
+    return found | {"hashes": [{"alg": "SHA-256", "content": sha256_of(item)}], "licenses": licenses}
 
 
 def pin_base(dockerfile: Path) -> str:
@@ -74,11 +112,12 @@ def pin_base(dockerfile: Path) -> str:
     return f"{name}: {base}@{digest}"
 
 
-def run(*command: str) -> str:
+def run(*command: str, said: str = "") -> str:
     """Returns the output of a command. It asks PyPI, or the index that `PIP_INDEX_URL` names, and no other place."""
     variables = {name: value for name, value in os.environ.items() if name not in OTHER_SOURCES}
     variables |= {"PIP_CONFIG_FILE": os.devnull}
-    return subprocess.run(command, cwd=REPOSITORY, env=variables, check=True, stdout=subprocess.PIPE, text=True).stdout
+    options = {"cwd": REPOSITORY, "env": variables, "input": said, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.run(command, check=True, **options).stdout
 
 
 if __name__ == "__main__":

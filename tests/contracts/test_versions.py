@@ -1,5 +1,6 @@
 """One version of each thing that runs on both sides of a wire."""
 
+import json
 import os
 import re
 import runpy
@@ -101,6 +102,19 @@ def test_the_image_of_ray_pods_installs_the_package_s_requirements_and_one_torch
     for need in [*every, *of_extras]:
         if need.name != "image-cascade" and not OF_A_DEVICE.match(need.name):
             assert need.specifier.contains(versions[canonicalize_name(need.name)]), f"{need}: run `make pins`"
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_bill_of_materials_of_an_image_names_what_it_installs(repository, image):
+    """By name, version and sha256, in the words by which scanners know a package."""
+    installed = (repository / "infra" / image / "requirements.txt").read_text().splitlines()[1:]
+    bill = json.loads((repository / "infra" / image / "sbom.cdx.json").read_text())
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    lines = [f"{each['name']}=={each['version']}" for each in bill["components"]]
+    hashes = [each["hashes"][0]["content"] for each in bill["components"]]
+    assert sorted(installed) == sorted(map("{} --hash=sha256:{}".format, lines, hashes)), "run `make pins`"
+    purls = [f"pkg:pypi/{canonicalize_name(each['name'])}@{each['version']}" for each in bill["components"]]
+    assert [each["purl"] for each in bill["components"]] == purls
 
 
 @pytest.mark.parametrize("image", IMAGES)
