@@ -66,26 +66,31 @@ class RestorationStudy(ModelStudy["RestorationConfig"]):
         return StudyPlan(groups, self.sets(groups, f"image.{model.name}", resolution=side))
 
     def findings(self, plan: StudyPlan, measured: dict[str, float]) -> Findings:
-        """A table with dB before and after restoration and distances, and rows of images of each degradation."""
+        """A table of dB before and after, distances and colorfulness, and images of each degradation."""
         _, originals, damaged = self.degraded()
         rows, blocks, figures = [], [], dict[str, float]()
         for each in damaged:
             restored, name = read_jobs(plan.groups[each.name], self.files).finished, readable(each.name)
             before, after = (psnr(images, originals, each.mask) for images in (each.shown, restored))
-            rows.append([name, before, after, measured.get(each.name), len(originals)])
+            colors = [colorfulness(images) for images in (restored, originals)]
+            rows.append([name, before, after, measured.get(each.name), *colors, len(originals)])
             blocks.append(GridBlock(f"{name}, given ({before:.1f} dB)", list(each.shown[:SHOWN])))
             blocks.append(GridBlock(f"{name}, restored ({after:.1f} dB)", list(restored[:SHOWN])))
-            metric = f"psnr_{each.name.replace(' ', '_')}"
-            figures |= {metric: after, f"{metric}_degraded": before}
+            slug = each.name.replace(" ", "_")
+            figures |= {f"psnr_{slug}": after, f"psnr_{slug}_degraded": before, f"colorfulness_{slug}": colors[0]}
         blocks.append(GridBlock("original", list(originals[:SHOWN])))
-        columns = ["degradation", "given, dB", "restored, dB", "Fréchet distance", "N"]
+        columns = ["degradation", "given, dB", "restored, dB", "Fréchet distance"]
+        columns += ["colorfulness", "of originals", "N"]
         table = {"Restored held-out images": {"columns": columns, "rows": rows}}
-        headline = {name: value for name, value in figures.items() if not name.endswith("degraded")}
+        shown = [f"psnr_{each.name.replace(' ', '_')}" for each in damaged] + ["colorfulness_colorization"]
+        headline = {name: figures[name] for name in shown if name in figures}
         return Findings({}, table, figures, headline, {"restored": render_blocks(blocks, columns=SHOWN)})
 
 
 class RestorationConfig(MeasureConfig):
     """Number of degraded images, and the settings of distances to the training images."""
+
+    stage_version = 2  # colorfulness too
 
     study: ClassVar[type] = RestorationStudy
 
@@ -166,3 +171,13 @@ def psnr(made: np.ndarray, original: np.ndarray, mask: np.ndarray) -> float:
     """Peak signal-to-noise ratio over the mask's pixels (N, H, W) of all images, dB."""
     errors = np.square(made.astype(np.float64) - original)[mask]
     return 10 * math.log10(255**2 / max(float(errors.mean()), ROUNDING))
+
+
+def colorfulness(images: np.ndarray) -> float:
+    """Mean colorfulness of images (N, H, W, 3): 0 where all is gray, 109 where people say "extremely".
+    Source: Hasler and Süsstrunk (2003), "Measuring Colourfulness in Natural Images", equation 3: deviation of the two
+    opponent colors, and 0.3 of the distance of their mean from gray. It asks whether there is color, not which."""
+    red, green, blue = np.moveaxis(images.astype(np.float64), -1, 0)
+    opponents = np.stack([red - green, (red + green) / 2 - blue])  # (2, N, H, W)
+    spread, mean = (np.hypot(*found) for found in (opponents.std((2, 3)), opponents.mean((2, 3))))  # (N,)
+    return float((spread + 0.3 * mean).mean())

@@ -11,7 +11,7 @@ from PIL import Image
 
 from components.configuration.usage import UsageError
 from components.evaluation.generated import SampledImages, jobs_of, pack_job
-from components.evaluation.restoration import RestorationConfig, RestorationStudy, asked_of, damage, psnr
+from components.evaluation.restoration import RestorationConfig, RestorationStudy, asked_of, colorfulness, damage, psnr
 from components.evaluation.study import StudyPlan
 from components.models.diffusion.corruption import MASK_TASKS, TASKS
 from components.runtime.pool import file_name
@@ -158,7 +158,7 @@ def test_held_out_images_are_damaged_by_every_task_restored_and_drawn(
     monkeypatch.setattr(RestorationStudy, "degraded", lambda study: (None, originals, damaged))
     study: Any = RestorationStudy(RestorationConfig(), cast(Any, None), {}, files, "restoration")
     found = study.findings(StudyPlan(groups), {"jpeg quality 5": 12.0})
-    assert set(found.summary) >= {"psnr_inpainting", "psnr_jpeg_quality_5_degraded"}
+    assert set(found.summary) >= {"psnr_inpainting", "psnr_jpeg_quality_5_degraded", "colorfulness_colorization"}
     assert Image.open(io.BytesIO(found.images["restored"])).size[0] > 0
     (table,) = found.tables.values()
     assert [row[3] for row in table["rows"] if row[0] == "jpeg quality 5"] == [12.0]
@@ -170,6 +170,17 @@ def test_images_are_asked_for_by_what_the_model_takes(cascade: Cascade, tmp_path
     assert asked_of(cascade.makers["translate"].first, labels, captions) == [Request()] * 3
     glide = Cascade.load(write_palette(tmp_path, text=True)).makers["translate"].first
     assert [request.prompt for request in asked_of(glide, labels, captions)] == ["red apple", None, None]
+
+
+def test_colorfulness_is_nothing_for_gray_and_that_of_the_formula_for_known_images() -> None:
+    """One color has no deviation; of red and its complement the opponents are ±255 and ±127.5, around gray."""
+    gray = np.broadcast_to(pixels(0)[..., :1], (1, *pixels(0).shape))
+    red, cyan = (np.full((4, 4, 3), color, dtype=np.uint8) for color in ((255, 0, 0), (0, 255, 255)))
+    distance = np.hypot(255, 127.5)
+    assert colorfulness(gray) == 0
+    assert colorfulness(red[None]) == pytest.approx(0.3 * distance)
+    assert colorfulness(np.concatenate([red, cyan])[None]) == pytest.approx(distance)
+    assert colorfulness(np.stack([red, np.zeros_like(red)])) == pytest.approx(0.15 * distance)  # a mean over images
 
 
 def test_psnr_looks_at_the_mask_alone() -> None:
