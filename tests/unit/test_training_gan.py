@@ -27,8 +27,9 @@ def trained(**changes: object) -> GANTask:
     return task
 
 
-def test_training_moves_every_weight_of_both_networks() -> None:
-    config = gan_config()
+@pytest.mark.parametrize("shared_dim", [None, 5])
+def test_training_moves_every_weight_of_both_networks(shared_dim: int | None) -> None:
+    config = gan_config(shared_dim=shared_dim)
     task = make_task(config)
     before = weights_of(task)
     fit(task, batches(config, to_batch), config.optimization)
@@ -130,9 +131,10 @@ def test_a_batch_in_equal_parts_gives_the_loss_and_the_gradients_of_the_whole() 
     torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5)
 
 
-def test_what_a_bundle_holds_samples_as_the_task_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared_dim", [None, 5])
+def test_what_a_bundle_holds_samples_as_the_task_does(tmp_path: Path, shared_dim: int | None) -> None:
     """The weights of a checkpoint are those of the average, with statistics and singular vectors of its own."""
-    task = trained(total_steps=6)
+    task = trained(total_steps=6, shared_dim=shared_dim)
     save_file(
         {name: tensor.contiguous() for name, tensor in weights_of(task).items()}, tmp_path / "weights.safetensors"
     )
