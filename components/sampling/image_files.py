@@ -16,6 +16,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no other decoder runs: EPS starts Ghostscript
+UPLOADED = FORMATS[:3]  # of what strangers send
 MAX_PIXELS = 2**27  # of one image: 400 MB as RGB; a kilobyte of PNG can claim more
 WHITE = 128  # gray levels of a mask from here on are its mask
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -29,11 +30,11 @@ def open_image(data: bytes) -> Image.Image:
     return image
 
 
-def open_header(data: bytes) -> Image.Image:
-    """Opens an image file and reads only its header. Raises as `open_image`."""
+def open_header(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """Opens an image file of some formats and reads only its header. Raises as `open_image`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is the one that counts
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats)
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
     return image

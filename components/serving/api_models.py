@@ -4,14 +4,10 @@ import base64
 import json
 import re
 import secrets
-import warnings
 from collections.abc import Mapping
-from functools import partial
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from fastapi import UploadFile
-from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import (
     AfterValidator,
     AliasChoices,
@@ -25,9 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from components.sampling.image_files import WHITE, encode_png, open_header, open_image
 from components.sampling.requests import Request, plain_options, plain_type
-from components.serving.messages import COSTLY, Card, GeneratorCard, ImageJob, ServiceError, check_json, invalid
+from components.serving.messages import COSTLY, Card, GeneratorCard, ImageJob, check_json, invalid
 from components.serving.settings import Limits
 
 
@@ -48,7 +43,6 @@ DRAWN_SEEDS = 2**31  # a seed that is drawn at random is one that any language's
 SETTING = re.compile(r"sampling\[(\w+)\]\[(\w+)\]")
 SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 OPTIONS = tuple(plain_options())  # of a request; clients write them as it has them
-SHRINKABLE = (None, "inpainting", "uncropping", "colorization")  # tasks that a smaller image is the same for
 LIMITED = {"num_inference_steps": "steps", "candidates": "candidates"}  # settings of stages -> their limit
 SMALLEST, LARGEST = 1e-6, 1e9  # numbers but 0 that a model's float32 can multiply and divide by
 
@@ -170,69 +164,12 @@ def plain(text: str) -> Any:
         return text
 
 
-def read_given(files: Mapping[str, bytes], *, task: str | None, side: int, limits: Limits) -> dict[str, bytes]:
-    """Returns the images of a request as PNG in the form of a generator's input, a mask white to be made.
-    `side`: pixels of the generator's images; a larger square is shrunk to it where the task is then the same one.
-    Raises ServiceError for what is no image, or a mask of another size than its image."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they would fill the log with what clients send
-        images = {name: read_upload(name, data, limits) for name, data in files.items()}
-    image, mask, condition = images.get("image"), images.get("mask"), images.get("condition")
-    if image is not None and mask is None and is_transparent(image) and task in (None, "inpainting", "uncropping"):
-        mask = image  # OpenAI's meaning
-    if image is not None and mask is not None and image.size != mask.size:
-        sizes = f"{mask.width}x{mask.height} pixels, the image {image.width}x{image.height}"
-        raise invalid("mask", f"the mask has {sizes}: they must be the same")
-    if mask is not None:  # transparent pixels are made, or else white ones
-        mask = ImageOps.invert(mask.convert("RGBA").getchannel("A")) if is_transparent(mask) else mask.convert("L")
-    if image is not None and image.width == image.height > side and task in SHRINKABLE:
-        small = partial(Image.Image.resize, size=(side, side), resample=Image.Resampling.BOX)
-        image = small(image.convert("RGB"))
-        if mask is not None:  # white where any pixel was
-            white = small(Image.fromarray((np.asarray(mask) >= WHITE).astype(np.float32)))
-            mask = Image.fromarray(np.asarray(white) > 0).convert("L")
-    if condition is not None and condition.width != condition.height:
-        size = f"{condition.width}x{condition.height}"
-        raise invalid("condition", f"the condition has {size} pixels: give a square image")
-    if condition is not None and condition.mode.startswith(("I", "F")):
-        raise invalid("condition", "the condition has more than 8 bits a channel: give one of 8 bits")
-    given = {"image": image and image.convert("RGB"), "mask": mask, "condition": condition and condition.convert("RGB")}
-    return {name: encode_png(each) for name, each in given.items() if each is not None}
-
-
 def decoded(name: str, text: str) -> bytes:
     """Decodes an image of a JSON body, from base64 or a data: address. Raises ServiceError."""
     try:
         return base64.b64decode(re.sub(r"^data:image/\w+;base64,", "", text), validate=True)
     except ValueError:
         raise invalid(name, f"{name} must be an image in base64, and is not base64") from None
-
-
-def read_upload(name: str, data: bytes, limits: Limits) -> Image.Image:
-    """Returns an uploaded image, decoded and upright. Raises ServiceError for no image or too many pixels."""
-    remedy = "give a PNG, JPEG or WebP file"
-    if not data:
-        raise invalid(name, f"{name} is empty: {remedy}")
-    try:
-        size = open_header(data).size
-    except UnidentifiedImageError:
-        raise invalid(name, f"{name} is no image: {remedy}") from None
-    except (ValueError, Image.DecompressionBombError):
-        raise ServiceError(413, f"{name} is too large to decode: give a smaller one", param=name) from None
-    except Exception:  # as below
-        raise invalid(name, f"{name} can't be read: {remedy}") from None
-    if size[0] * size[1] > limits.image_pixels:
-        message = f"{name} has {size[0]}x{size[1]} pixels, more than {limits.image_pixels}: give a smaller one"
-        raise ServiceError(413, message, param=name)
-    try:
-        return ImageOps.exif_transpose(open_image(data))
-    except Exception:  # decoders raise whatever they stumble over
-        raise invalid(name, f"{name} is cut off or damaged: give a whole image file") from None
-
-
-def is_transparent(image: Image.Image) -> bool:
-    """Returns whether any pixel is transparent to any degree."""
-    return image.has_transparency_data and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255
 
 
 def check_limits(asked: Generation, limits: Limits) -> None:

@@ -22,12 +22,13 @@ from starlette.staticfiles import StaticFiles
 
 from components.sampling.requests import form_choices, form_fields
 from components.serving import messages, responses
-from components.serving.api_models import EditForm, Generation, check_limits, decoded, generator_of, job_of, read_given
+from components.serving.api_models import EditForm, Generation, check_limits, decoded, generator_of, job_of
 from components.serving.keys import KEYS, Keyring, Shares
 from components.serving.messages import NO_KEY, Backend, Card, ErrorAnswer, ServiceError, Unavailable, invalid
 from components.serving.middleware import EDITS, GENERATIONS, NOTES, gate, limited, noted
 from components.serving.responses import Call, ImageEvent, ImagesAnswer, Kind, ModelEntry, ModelList
 from components.serving.settings import ServiceSettings
+from components.serving.uploads import Decoders
 
 PAGE, FIELDS_MODULE = Path(__file__).parent / "page", "/page/fields.js"  # the module is generated
 FILES = ("image", "mask", "condition")
@@ -49,6 +50,7 @@ class Service:
     backends: Mapping[str, Backend]
     settings: ServiceSettings
     shares: Shares | None  # None: of any size
+    decoders: Decoders
     heard: dict[str, tuple[float, Card]] = field(default_factory=dict)  # model -> when, by time.monotonic()
     asking: dict[str, asyncio.Task[Card]] = field(default_factory=dict)  # of a model one at a time, whoever waits
 
@@ -117,7 +119,7 @@ def build_app(
         form_limits={"max_files": len(FILES), "max_fields": MOST_FIELDS, "max_part_size": limits.body_bytes},
         exception_handlers=dict.fromkeys((ServiceError, RequestValidationError, HTTPException), answer_error),
     )
-    service = Service(backends, settings, shares)
+    service = Service(backends, settings, shares, Decoders(limits))
     add_image_routes(app, service)
     add_model_routes(app, service)
     add_page(app)
@@ -259,8 +261,7 @@ async def answer(
     if isinstance(asked.condition, str):
         files = {**files, "condition": decoded("condition", asked.condition)}
     task = asked.task if isinstance(asked, EditForm) else None
-    # In a thread, away from the loop that others wait for.
-    images = await asyncio.to_thread(read_given, files, task=task, side=generator.width, limits=limits)
+    images = await service.decoders.read(files, task=task, side=generator.width)
     job = job_of(asked, generator, images)._replace(key=notes.key)
     notes.images = len(job.requests)
     quality = 100 if asked.output_compression is None else asked.output_compression

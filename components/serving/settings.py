@@ -32,6 +32,8 @@ class Limits(Settings):
     bodies: int = Field(256, ge=1)  # that are read at a time; of more, the one that was silent longest gives way
     bodies_bytes: int = Field(2**29, ge=1024)  # of those together
     image_pixels: int = Field(2**24, ge=1)  # of an uploaded image
+    decoding_bytes: int = Field(2**30, ge=2**28)  # memory of a process that decodes uploads
+    decoding_seconds: float = Field(15, gt=0)  # of a request's uploads
     prompt_characters: int = Field(4000, ge=1)
     images: int = Field(16, ge=1)  # n
     steps: int = Field(1000, ge=1)
@@ -82,7 +84,7 @@ class ServiceSettings(Settings):
 
     @property
     def calls(self) -> int:
-        """Requests for images that a process for HTTP answers at a time: an even part of the models' places."""
+        """Requests for images at a time in a process for HTTP: an even part of the models' places."""
         return math.ceil(self.max_replicas * self.replica_calls * len(self.models) / self.api_replicas)
 
 

@@ -86,7 +86,7 @@ def test_half_a_mask_is_where_its_reader_says(client: openai.OpenAI) -> None:
     assert (made[HIDDEN] != PHOTO[HIDDEN]).any()
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "WEBP", "BMP", "TIFF", "GIF"])
+@pytest.mark.parametrize("file_format", ["JPEG", "WEBP"])
 def test_images_may_come_in_other_formats(client: openai.OpenAI, file_format: str) -> None:
     flat = np.full((SIDE, SIDE, 3), 77, np.uint8)
     made = edited(client, file(flat, file_format), file(white(HIDDEN)))
