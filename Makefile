@@ -46,7 +46,7 @@ bench-gpu: .venv/.stamp-test  ## measure against peers on a GPU, a table and ben
 gpu: .venv/.stamp-test  ## the tests that need a GPU
 	$(BIN)/pytest -m gpu tests/gpu
 
-faults: .venv/.stamp-test  ## inject faults; GROUP=storage, buckets, outages, kills, data, tars, services or nodes for one group (minutes each)
+faults: .venv/.stamp-test  ## inject faults; GROUP=storage, buckets, outages, kills, data, tars, services, nodes or fuzzing for one group (minutes each)
 	$(BIN)/pytest -m faults -s tests/faults$(if $(GROUP),/test_$(GROUP).py)
 
 pins: $(BIN)/python  ## write the images' requirements.txt (versions, sha256), their bills of materials and, where there is docker, their bases' digests

@@ -138,6 +138,15 @@ def write_metadata(folder: Path, kind: str, rows: list[dict[str, object]]) -> No
         pq.write_table(pa.Table.from_pylist(rows), folder / "metadata.parquet")
 
 
+def test_damaged_metadata_is_named(folder: Path) -> None:
+    write_metadata(folder, "parquet", [{"file_name": "a.png", "text": "one"}])
+    data = (folder / "metadata.parquet").read_bytes()
+    size = int.from_bytes(data[-8:-4], "little")  # of the footer
+    (folder / "metadata.parquet").write_bytes(data[: -8 - size] + b"\xff" * size + data[-8:])
+    with pytest.raises(SourceError, match=r"metadata.parquet can't be read \(.*each line needs a file and a caption"):
+        list_folder(str(folder))
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_imagefolder_with_metadata_in_its_splits_is_read(tmp_path: Path, kind: str) -> None:
     add_images(tmp_path, "train/1.png", "train/more/2.png", "test/1.png")

@@ -21,6 +21,7 @@ from components.data.listing import FileVersion, SourceError, list_versions
 from components.data.sources import source
 from components.data.sources.source import COMMON, NO_CLASS, ONE_CLASS, Columns, Drawing, Item, Source, TableColumns
 from components.data.tars import CONVERT, is_image, is_unread
+from components.runtime.storage.connection import reason
 from components.runtime.storage.store import Store, read_url
 
 LICENSE = "unspecified"
@@ -78,7 +79,10 @@ def read_rows(url: str, columns: Columns) -> Described:
 def _raw_rows(url: str) -> list[dict[str, Any]]:
     data = read_url(url)
     if url.endswith(".parquet"):
-        table = pq.read_table(io.BytesIO(data))
+        try:
+            table = pq.read_table(io.BytesIO(data))
+        except OSError as error:  # of bytes in memory: Arrow's word for damage
+            raise ValueError(reason(error)) from error
         rows = table.to_pylist()
         for column in table.column_names:
             names = source.class_names(table.schema, column)
