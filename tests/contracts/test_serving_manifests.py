@@ -84,7 +84,8 @@ def test_every_pod_has_the_keys_from_the_secret_and_the_variables_that_the_comma
         (container,) = template["spec"]["containers"]
         sources = [source["configMapRef"]["name"] for source in container["envFrom"] if "configMapRef" in source]
         assert sources == ["cascade-settings", "cascade-serving"]
-        (volume,), (mount,) = template["spec"]["volumes"], container["volumeMounts"]
+        (volume,) = [each for each in template["spec"]["volumes"] if "secret" in each]
+        (mount,) = [each for each in container["volumeMounts"] if each["name"] == volume["name"]]
         assert mount == {"name": volume["name"], "mountPath": folder, "readOnly": True}, "a subPath never changes"
         assert not volume["secret"].get("optional"), "a pod without keys must not start"
         assert f"{volume['secret']['secretName']} --from-literal={file}=" in readme
