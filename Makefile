@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install)
 
-.PHONY: help demo lecture compare test check documents bench simulate bench-gpu gpu faults pins clean
+.PHONY: help demo lecture compare test check documents bench simulate bench-gpu gpu faults chaos pins clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/make \1 -/p' Makefile
@@ -48,6 +48,9 @@ gpu: .venv/.stamp-test  ## the tests that need a GPU
 
 faults: .venv/.stamp-test  ## inject faults; GROUP=storage, buckets, outages, kills, data, tars, services, nodes or fuzzing for one group (minutes each)
 	$(BIN)/pytest -m faults -s tests/faults$(if $(GROUP),/test_$(GROUP).py)
+
+chaos: .venv/.stamp-test  ## runs with several faults each, drawn by a seed; SEED=7 RUNS=5 for five
+	CHAOS_SEED=$(or $(SEED),0) CHAOS_RUNS=$(or $(RUNS),1) $(BIN)/pytest -m faults -s tests/faults/test_chaos.py
 
 pins: $(BIN)/python  ## write the images' requirements.txt (versions, sha256), their bills of materials and, where there is docker, their bases' digests
 	$(BIN)/python infra/pins.py
