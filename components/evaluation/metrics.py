@@ -297,6 +297,14 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, *, neighbors: int 
     return PrecisionRecall(_share_inside(other, one, neighbors), _share_inside(one, other, neighbors))
 
 
+def nearest_images(features: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number (N,) of the nearest of references (R, D) for each of features (N, D), and its distance (N,)."""
+    parts, others = np.split(features, range(BLOCK, len(features), BLOCK)), _in_float64(references)
+    distances, numbers = zip(*(_distances(_in_float64(part), others).min(dim=1) for part in parts), strict=True)
+    one, other = (np.concatenate([part.cpu().numpy() for part in parts]) for parts in (numbers, distances))
+    return one, other
+
+
 def _in_float64(values: np.ndarray) -> "Tensor":
     """Values in float64, on the best device."""
     import torch

@@ -27,13 +27,11 @@ State = Literal["done", "cached", "failed", "running", "queued", "waiting", "ski
 SIDE_METRICS = {"learning_rate", "grad_norm", "checkpoint_copy_seconds", *MEASURES}  # folded away
 CURVES_IN_A_ROW = 3
 HELD = "checkpoint_hold_seconds"
+BEFORE = "before_"  # starts the names of images of the run before
 HIDDEN_METRICS = {"samples_seen"}  # the step in another unit
 IMAGES = {  # name -> (section of the page, caption, what a screen reader says)
-    "cascade_side_by_side": (
-        "cascade",
-        "From small to large",
-        "The image that each stage made, one row for each stage",
-    ),
+    "real_images": ("samples", "Real images, held out from training", "Held-out images, by class or with captions"),
+    "cascade_side_by_side": ("cascade", "From small to large", "The image that each stage made, a row for each stage"),
     "forward_noising": (
         "noising",
         "Held-out images on their way to noise",
@@ -60,6 +58,7 @@ ARRANGED = {  # by which condition -> (in words, how the rows are arranged)
     "by_prompt": ("by prompt", "a row for each prompt"),
     "by_condition": ("by condition image", "a row for each condition image, which stands first"),
     "unconditional": ("unconditional", "without any condition"),
+    "nearest": ("nearest to training images", "the nearest of all to a training image, above that image"),
 }
 BOX_WIDTH, BOX_HEIGHT = 140, 50  # pixels of the graph; also in the template
 COLUMN, ROW, MARGIN = 156, 88, 8  # distance of neighboring boxes, and of the edge
@@ -126,6 +125,8 @@ class ReportData(Config):
     distances: tuple[DistanceRow, ...] = ()
     # codebook_size, codebook_usage, codebook_perplexity, dead_codes, images
     codebook: dict[str, float] = Field({})
+    nearest: dict[str, dict[str, float]] = Field({})  # images made -> median, held_out_median, share_nearer
+    earlier_run: str = ""  # the finished run of the same recipe before this one, if there is one
     studies: tuple[Study, ...] = ()
     data: DataFacts | None = None
     warnings: tuple[str, ...] = ()
@@ -196,13 +197,13 @@ def image_groups(data: ReportData) -> dict[str, list[Figure]]:
 
 def described_image(name: str) -> tuple[str, str, str]:
     """Section of an image on the page, its caption, and the text for a screen reader."""
+    if name.startswith(BEFORE):
+        section, caption, alt = described_image(name.removeprefix(BEFORE))
+        return section, f"{caption}: the run before", f"The run before: {alt}"
     if name.startswith("strip_"):
         stage = readable(name.removeprefix("strip_"))
-        return (
-            "strips",
-            f"Denoising, {stage}",
-            f"Denoising by {stage}: noisy images above the clean ones that it predicts",
-        )
+        alt = f"Denoising by {stage}: noisy images above the clean ones that it predicts"
+        return "strips", f"Denoising, {stage}", alt
     generator, _, condition = name.partition("_")
     if generator in GENERATORS and condition in ARRANGED:
         words, arranged = ARRANGED[condition]

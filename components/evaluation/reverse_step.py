@@ -64,9 +64,8 @@ TWO_PEAKS = Mixture(np.array([0.5, 0.5]), np.array([-1.0, 1.0]), 0.0625)
 def mean_distance(before: Mixture, beta: float) -> float:
     """Distance of the reverse step from its Gaussian, expected over q(x_t)."""
     values = before.noised(beta).grid(SHOWN_VALUES)
-    shares = before.noised(beta).density(values)
     distances = [before.reversed(x_t, beta).distance_from_gaussian() for x_t in values]
-    return float(shares @ np.array(distances) / shares.sum())
+    return float(np.average(distances, weights=before.noised(beta).density(values)))
 
 
 def draw_reverse_step(before: Mixture = TWO_PEAKS) -> dict[str, str]:

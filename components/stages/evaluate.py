@@ -7,11 +7,13 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from components.configuration.config import refuse
 from components.data.encoding import describe_autoencoder
-from components.data.shards import ShardIndex, load_index
+from components.data.held_out import read_split
+from components.data.shards import ShardIndex, View, load_index
 from components.evaluation import image_sets, reconstructions
 from components.evaluation.features import (
     FEATURES,
@@ -25,8 +27,10 @@ from components.evaluation.features import (
     measure_features,
 )
 from components.evaluation.generated import measured_stages
-from components.evaluation.image_sets import REFERENCE, ImageSet, MadeStage, held_out_parts
+from components.evaluation.grids import labelled_grid, readable
+from components.evaluation.image_sets import HELD_OUT, REFERENCE, ImageSet, MadeStage, held_out_parts
 from components.evaluation.metrics import METRICS, USUAL, DistanceRow, gaussian_of, pack_gaussian
+from components.evaluation.nearest import draw_nearest
 from components.evaluation.reconstructions import PairsConfig
 from components.evaluation.scene_judge import WEIGHTS, SceneJudgeConfig, train_judge
 from components.evaluation.study import Findings, ModelStudy
@@ -36,6 +40,8 @@ from components.stages.context import StageContext
 from components.weights.perceptual import check_perceptual_network
 
 RECONSTRUCTED = "reconstructions of held-out images"
+REAL, COLUMNS = "real_images", 8  # name of the grid of held-out images, and images in a row
+READ, CLASSES = 96, 12  # held-out images to choose from, and classes shown
 
 
 class EvaluationConfig(PairsConfig):
@@ -89,11 +95,15 @@ def evaluate(
                 metadata["summary"] |= reconstructions.measure_pairs(config, originals, kept, work)
         if config.feature_network != "none":
             made = [] if samples is None else measured_stages(samples)
-            rows, reference = measure(config, index, made, kept, side, work)
+            rows, reference, near = measure(config, index, made, kept, side, work)
             (folder / "reference.npz").write_bytes(reference)
             figures = [row.metrics(config.feature_network) for row in rows]
             metadata["summary"] |= {name: value for row in figures for name, value in row.items()}
             metadata["distances"] = [row.model_dump() for row in rows]
+            metadata["nearest"] = {stage.name: facts for stage, _, facts in near}
+            context.write_images(folder, {f"{stage.generator}_nearest": png for stage, png, _ in near})
+            if made:
+                context.write_images(folder, pool.call(partial(draw_real, index, max(stage.side for stage in made))))
         if metadata["summary"]:
             context.recorder.emit(events.Metrics(context.stage, 0, metadata["summary"]))
     return context.commit("report", folder=folder, metadata=metadata)
@@ -106,8 +116,8 @@ def measure(
     kept: list[FeatureJob],
     side: int,
     work: Measuring,
-) -> tuple[list[DistanceRow], bytes]:
-    """Figures of all images made against training images, and packed statistics of the latter.
+) -> tuple[list[DistanceRow], bytes, list[tuple[MadeStage, bytes, dict[str, float]]]]:
+    """Figures of images made against training images, packed statistics of these, the nearest of these.
     Training images are read at the largest size of all sets, reconstructions (`kept`) having `side` pixels."""
     seed, pool = config.seed, work.pool
     whole = max([side, *(stage.side for stage in made)])
@@ -125,7 +135,23 @@ def measure(
         rows += distance_rows(cut, pool=pool, seed=seed, metrics=config.metrics, reference=next(iter(windows)))
     (reference,) = (images for images in wholes if images.name == REFERENCE)
     ordered = sorted(rows, key=lambda row: (row.purpose == "model", row.name != RECONSTRUCTED))
-    return ordered, pool.call(lambda: pack_gaussian(gaussian_of(reference.read()[FEATURES])))
+    near, found = [], {images.name: images for images in wholes}
+    for stage in {stage.generator: stage for stage in made}.values():  # the finished images
+        if stage.name in found and held_out[0].split == "holdout" and HELD_OUT in found:
+            theirs = found[stage.name], reference, found[HELD_OUT]
+            near.append((stage, *pool.call(partial(draw_nearest, stage, trained, *theirs))))
+    return ordered, pool.call(lambda: pack_gaussian(gaussian_of(reference.read()[FEATURES]))), near
+
+
+def draw_real(index: ShardIndex, resolution: int) -> dict[str, bytes]:
+    """Grid (PNG) of held-out images, a row for each class, or with captions; none where none are held out."""
+    if all(entry.samples == entry.train_samples for entry in index.shards):
+        return {}
+    split = read_split(index, "holdout", View(resolution), limit=READ)
+    if len(index.classes) == 1:
+        return {REAL: labelled_grid(list(split.image[: 2 * COLUMNS]), split.caption[: 2 * COLUMNS])}
+    rows = [row for label in np.unique(split.label)[:CLASSES] for row in np.flatnonzero(split.label == label)[:COLUMNS]]
+    return {REAL: labelled_grid(list(split.image[rows]), [readable(index.classes[split.label[row]]) for row in rows])}
 
 
 def run_study(config: Any, context: StageContext, *, images: Artifact, **models: Artifact) -> Artifact:

@@ -5,12 +5,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from difflib import ndiff
+from typing import Any, NamedTuple
 
 from components.configuration.usage import UsageError
 from components.data.shards import INDEX
 from components.evaluation.metrics import DistanceRow
-from components.evaluation.report import DataFacts, ReportData, StageRow, Study, render_report
+from components.evaluation.report import (
+    BEFORE,
+    DataFacts,
+    ReportData,
+    StageRow,
+    Study,
+    Table,
+    described_image,
+    render_report,
+)
 from components.runtime.storage.artifact import MANIFEST, Artifact, load_artifact, parse_stored
 from components.runtime.storage.garbage import ANNOUNCED, PLAN, RunPlan
 from components.runtime.storage.store import Store
@@ -104,6 +114,8 @@ def render_run(root: Store, run: str) -> tuple[str, str]:
     source_images = {"images_of_the_source": folder.read(SOURCE_IMAGES)} if folder.exists(SOURCE_IMAGES) else {}
     if tokens:
         codebook = {"codebook_size": tokens["codebook_size"], **tokens["summary"]}
+    before = run_before(root, run, plan, evaluation)
+    studies = (study_of(artifact) for artifact in artifacts.values() if "plots" in artifact.metadata)
     data = ReportData(
         run=run,
         recipe=plan["facts"]["recipe"],
@@ -113,12 +125,14 @@ def render_run(root: Store, run: str) -> tuple[str, str]:
         seconds=plan["seconds"],
         facts={name: value for name, value in plan["facts"].items() if name != "recipe"},
         curves={stage["name"]: stage_curve(root, stage["name"], stage["key"]) for stage in plan["stages"]},
-        images=run_images(artifacts) | source_images,
+        images=run_images(artifacts) | source_images | (before.images if before else {}),
         words=run_words(artifacts),
+        nearest=evaluation.get("nearest", {}),
+        earlier_run=before.run if before else "",
         feature_network=evaluation.get("feature_network"),
         distances=tuple(DistanceRow(**row) for row in evaluation.get("distances", [])),
         codebook=codebook,
-        studies=tuple(study_of(artifact) for artifact in artifacts.values() if "plots" in artifact.metadata),
+        studies=(*studies, *([before.changes] if before else [])),
         data=shown,
         warnings=(*left_out, *plan["code_changes"]),
         traces=tuple(traces_of(root, run)),
@@ -126,6 +140,51 @@ def render_run(root: Store, run: str) -> tuple[str, str]:
     html = render_report(data)
     folder.write(REPORT, html.encode())
     return folder.url(REPORT), html
+
+
+class RunBefore(NamedTuple):
+    """The finished run of the same recipe and models before a run, beside it."""
+
+    run: str
+    changes: Study
+    images: dict[str, bytes]  # of its samples
+
+
+def run_before(root: Store, run: str, plan: Mapping[str, Any], evaluation: Mapping[str, Any]) -> RunBefore | None:
+    """The newest finished run before `run`: distances of both, changed lines of the recipe, samples."""
+    earlier = []
+    alike = [name for name in root.folders("runs") if name.rpartition("-")[0] == run.rpartition("-")[0] and name != run]
+    for name in (name for name in alike if root.exists(f"runs/{name}/{PLAN}")):
+        other, same = json.loads(root.read(f"runs/{name}/{PLAN}")), ("recipe", "models")
+        done = all(stage["state"] in ("done", "cached") for stage in other["stages"])
+        if done and other["saved"] < plan["saved"] and all(other["facts"].get(f) == plan["facts"].get(f) for f in same):
+            earlier.append((other["saved"], name, other["stages"]))
+    if not earlier:
+        return None
+    _, name, stages = max(earlier)
+    keys = {stage["name"]: stage["key"] for stage in stages if stage["name"] in ("samples", "evaluation")}
+    stored = {stage: load_artifact(root.join("stages", stage, key)) for stage, key in keys.items()}
+    artifacts = {stage: artifact for stage, artifact in stored.items() if artifact is not None}
+    measured = {} if "evaluation" not in artifacts else artifacts["evaluation"].metadata
+    then, now = (_distances(facts) for facts in (measured, evaluation))
+    comparable = [row for row in now if row in then and measured["feature_network"] == evaluation["feature_network"]]
+    old, new = (root.read(f"runs/{each}/recipe.yaml").decode().splitlines() for each in (name, run))
+    changed = [(line[2:].strip(), line[0].replace("-", "before").replace("+", "now")) for line in ndiff(old, new)]
+    tables = {
+        "Fréchet distances": Table(
+            columns=("images", "before", "now"), rows=tuple((row, then[row], now[row]) for row in comparable)
+        ),
+        "Lines of the recipe that differ": Table(
+            columns=("line", "run"), rows=tuple(line for line in changed if line[1] in ("before", "now"))
+        ),
+    }
+    images = {f"{BEFORE}{n}": png for n, png in run_images(artifacts).items() if described_image(n)[0] == "samples"}
+    shown = {title: table for title, table in tables.items() if table.rows}
+    return RunBefore(name, Study(stage="the run before", tables=shown), images)
+
+
+def _distances(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    return {row["name"]: row["distance"] for row in evaluation.get("distances", ()) if row["purpose"] == "model"}
 
 
 def link_pages(root: Store, run: str, pages: Mapping[str, str]) -> None:

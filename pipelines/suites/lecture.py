@@ -273,4 +273,4 @@ def shown_result(result: RecipeResult, slide: Slide, slides: Sequence[Slide], *,
 def own_images(images: Mapping[str, bytes]) -> Mapping[str, bytes]:
     """Reconstructions of an autoencoder, and images drawn by a VAE; of other recipes the images made."""
     own = {name: png for name, png in images.items() if name not in KEPT}
-    return own if any(not name.startswith("vae_") for name in own) else images
+    return own if any(not name.startswith(("vae_", "real_")) for name in own) else images

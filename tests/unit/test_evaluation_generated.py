@@ -213,12 +213,14 @@ def test_the_evaluation_measures_every_stage_of_both_generators_and_the_scale(ru
     ]
     base = rows["diffusion branch: base, 8²"]
     assert base["samples"] == 70
+    assert set(report.metadata["nearest"]) == {"diffusion branch: upsampler 16, 16²", "token branch: tokenizer, 16²"}
     assert base["standard_error"] > 0
     assert 0 <= base["precision"] <= 1
     assert 0 <= base["recall"] <= 1
     assert rows["two halves of the training images"]["precision"] is None
     assert rows["training images shrunk to 8²"]["distance"] < rows["noise"]["distance"]
-    assert set(report.names()) == {"originals_and_reconstructions.png", "index_grids.png", "reference.npz"}
+    drawn = {"originals_and_reconstructions", "index_grids", "diffusion_nearest", "tokens_nearest", "real_images"}
+    assert set(report.names()) == {"reference.npz", *(f"{name}.png" for name in drawn)}
     assert report.metadata["held_out_codebook"]["codebook_size"] == 32
 
 

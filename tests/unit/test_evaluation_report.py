@@ -117,15 +117,17 @@ def full_report() -> ReportData:
         stages=stages,
         finished=1e9,
         seconds=754.0,
-        facts={"commit": "abc"},
+        facts={"commit": "abc", "models": "image-cascade-openmoji"},
         curves={"base": points, "prior": points[:1]},
         images=images(),
         words={"tokens_by_prompt": ("red heart", "a <b> flag")},
         feature_network="efficientnet_lite0",
         distances=(
-            DistanceRow(name="noise", distance=326.7, samples=512, purpose="scale"),
+            DistanceRow(name="noise", distance=326.7, samples=512, purpose="scale", kid=0.01, inception_score=3.25),
             DistanceRow(name="diffusion branch: base, 16²", distance=198.4, samples=512, purpose="model"),
         ),
+        nearest={"diffusion branch: base, 16²": {"median": 3.5, "held_out_median": 4.25, "share_nearer": 0.125}},
+        earlier_run="openmoji-9f8e7d",
         codebook={"codebook_size": 512, "codebook_usage": 0.971, "codebook_perplexity": 340.2},
         data=DataFacts(
             source="openmoji", license="CC BY-SA 4.0", samples=100, train_samples=90, resolution=64, classes=("flags",)
@@ -137,10 +139,13 @@ def full_report() -> ReportData:
 def test_the_page_is_well_formed_and_asks_nobody_for_anything() -> None:
     html = render_report(full_report())
     page = Page(html)
-    assert_complete(page, html)
+    assert_complete(page, html, "../openmoji-9f8e7d/report.html", "http://127.0.0.1:8000")
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
     assert "fd_efficientnet_lite0" in page.text
     assert re.search(r"diffusion branch: base, 16²\s*512\s*198\.4", page.text)
+    assert "half of the images lie within 3.5 of a training image, half of the held-out images within 4.25" in page.text
+    assert "12 % are nearer to one than 95 %" in page.text
+    assert "cascade serve --model models:/image-cascade-openmoji@champion" in page.text
 
 
 def test_every_image_is_shown_once_with_a_text_for_those_who_do_not_see_it() -> None:

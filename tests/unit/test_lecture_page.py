@@ -201,7 +201,7 @@ def test_a_prior_is_known_by_what_it_makes_and_an_autoencoder_by_what_it_keeps()
     kept, made = {"originals_and_reconstructions": png("red")}, {"gan_by_class": png("blue")}
     assert own_images(kept | made) == made
     assert own_images(kept) == kept
-    drawn = {"vae_unconditional": png("blue")}
+    drawn = {"vae_unconditional": png("blue"), "vae_nearest": png("red"), "real_images": png("red")}
     assert own_images(kept | drawn) == kept | drawn
     assert own_images({}) == {}
 

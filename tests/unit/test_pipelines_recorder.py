@@ -16,6 +16,7 @@ from rich.console import Console
 from components.evaluation.measures import MEASURES
 from components.runtime import events
 from components.runtime.execution import Resources
+from components.runtime.storage.artifact import Artifact, commit_artifact
 from components.runtime.storage.store import Store
 from components.runtime.tracking.event_log import open_journal, stage_points
 from components.stages.context import Pace
@@ -23,6 +24,7 @@ from pipelines.engine.display import Display, run_tables, status_line
 from pipelines.engine.execute import WAIT_WARNING_SECONDS, _starved
 from pipelines.engine.recorder import ActorRecorder, RunRecorder, StageStatus
 from pipelines.engine.run_report import link_pages, render_run
+from tests.unit.test_evaluation_report import Page
 from tests.unit.test_tracking_journal import EVENTS
 
 
@@ -85,6 +87,28 @@ def test_a_report_keeps_the_links_to_mlflow_when_it_is_drawn_again(tmp_path: Pat
     link_pages(root, "r", {"run": page})
     for html in (root.read("runs/r/report.html").decode(), render_run(root, "r")[1]):
         assert f'href="{page}"' in html
+
+
+def test_a_report_has_the_finished_run_of_the_same_recipe_before_it_and_what_differs(tmp_path: Path):
+    root = Store(str(tmp_path))
+    for number, (run, recipe, state) in enumerate(
+        [("a-1", "tiny", "done"), ("a-2", "tiny", "done"), ("a-3", "other", "done"), ("a-4", "tiny", "failed")]
+    ):
+        rows = [{"name": "branch, 8²", "distance": 90.0 + number, "samples": 9, "purpose": "model"}]
+        metadata = {"feature_network": "net", "distances": rows}
+        store = root.join("stages", "evaluation", run)
+        commit_artifact(store, Artifact(kind="report", stage="evaluation", key=run, files=(), metadata=metadata))
+        stage = {"name": "evaluation", "key": run, "inputs": [], "state": state, "note": ""}
+        stages = [stage | {"started": 0.0, "finished": 1.0}]
+        plan = {"saved": number, "seconds": 2.0, "facts": {"recipe": recipe}, "code_changes": [], "stages": stages}
+        root.write(f"runs/{run}/plan.json", json.dumps(plan).encode())
+        root.write(f"runs/{run}/recipe.yaml", f"name: {recipe}\nsteps: {number}\n".encode())
+    html = render_run(root, "a-4")[1]
+    assert 'href="../a-2/report.html"' in html
+    text = " ".join(Page(html).text.split())
+    assert "branch, 8²9193" in text
+    assert "steps: 1before steps: 3now" in text
+    assert "run before" not in render_run(root, "a-1")[1]
 
 
 def test_progress_without_a_loss_keeps_the_last(recorder: RunRecorder):
