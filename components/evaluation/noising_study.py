@@ -22,6 +22,7 @@ from components.evaluation.study import Findings, ModelStudy, StudyPlan, load_tr
 from components.models.diffusion import betas
 from components.models.diffusion.discrete import DiscreteObjective
 from components.models.diffusion.objective import make_objective
+from components.models.diffusion.reverse_step import TWO_PEAKS, Mixture, mean_distance
 from components.models.diffusion.schedule import Schedule, make_schedule
 from components.models.diffusion.steps import spaced_timesteps
 from components.sampling.images import from_uint8, to_uint8
@@ -37,6 +38,8 @@ RANGE, BINS = 3.0, 60  # of the histograms: values in [-3, 3]
 LEAST_DENSITY = 1e-3  # shown on the logarithmic axis
 PAIRS = 2  # images whose predicted x_0 is shown
 HISTOGRAM_TIMES, ERROR_TIMES, CURVE_POINTS = 5, 20, 200
+SHOWN_VALUES, SHOWN_BETAS = 81, (0.001, 0.01, 0.1, 0.9)  # of reverse steps
+BETAS = np.geomspace(1e-4, 0.999, 25)
 
 
 class NoisingStudy(ModelStudy["NoisingStudyConfig"]):
@@ -203,3 +206,26 @@ def draw_schedules(schedule: Schedule, *, salt: str) -> str:
     times = times_of(schedule, CURVE_POINTS)
     lines = [Series(name, [time + 1 for time in times], table[times].tolist()) for name, table in tables.items()]
     return plot_svg([Panel("noising steps", "ᾱ", lines, markers=False)], salt=salt)
+
+
+def draw_reverse_step(before: Mixture = TWO_PEAKS) -> dict[str, str]:
+    """Plots (title -> SVG) of the reverse step's distance from its Gaussian over beta, and of some steps."""
+    between = float(before.weights @ before.means)
+    steps = [before.reversed(between, beta) for beta in BETAS]
+    lines = [
+        Series("x_t between the two Gaussians", BETAS.tolist(), [step.distance_from_gaussian() for step in steps]),
+        Series("mean over x_t", BETAS.tolist(), [mean_distance(before, beta) for beta in BETAS]),
+    ]
+    itself = {"the data: no step at all": before.distance_from_gaussian()}
+    distances = Panel("β", "total variation distance", lines, levels=itself, log_x=True, markers=False)
+    shown = {f"β = {beta:g}": before.reversed(between, beta) for beta in SHOWN_BETAS}
+    drawn = []
+    for name, step in (shown | {"its Gaussian": before.gaussian()}).items():
+        near, values = step.gaussian(), step.grid(SHOWN_VALUES, deviations=3.0)
+        seen, scale = near if name == "its Gaussian" else step, np.sqrt(near.variance)
+        drawn.append(Series(name, ((values - near.means) / scale).tolist(), (seen.density(values) * scale).tolist()))
+    densities = Panel("x_{t−1} in deviations from its mean", "density", drawn, markers=False)
+    return {
+        "Distance of the reverse step from a Gaussian": plot_svg([distances], salt="reverse-distances"),
+        "The reverse step from x_t between the two Gaussians": plot_svg([densities], salt="reverse-densities"),
+    }

@@ -18,6 +18,7 @@ from components.data.listing import SourceError
 from components.evaluation.gallery import INDEX_GRIDS, ORIGINALS
 from components.evaluation.grids import readable
 from components.evaluation.metrics import METRICS, DistanceRow
+from components.evaluation.noising_study import draw_reverse_step
 from components.evaluation.plots import with_own_ids
 from components.evaluation.report import (
     Figure,
@@ -29,7 +30,6 @@ from components.evaluation.report import (
     shrunk,
     stage_curves,
 )
-from components.evaluation.reverse_step import draw_reverse_step
 from components.runtime.storage.artifact import Artifact
 from pipelines.engine import driver
 from pipelines.engine.display import duration, say

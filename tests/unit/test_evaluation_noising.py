@@ -20,14 +20,15 @@ from components.evaluation.noising_study import (
     NoisingStudy,
     NoisingStudyConfig,
     discrete_objective,
+    draw_reverse_step,
     draw_schedules,
     draw_values,
     predicted_x_0,
     values_table,
     with_noise,
 )
-from components.evaluation.reverse_step import TWO_PEAKS, Mixture, draw_reverse_step, mean_distance
 from components.evaluation.study import Findings, StudyPlan
+from components.models.diffusion.reverse_step import TWO_PEAKS, Mixture, mean_distance
 from components.models.diffusion.schedule import make_schedule
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store

@@ -8,11 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from components.evaluation.plots import Panel, Series, plot_svg
-
 DEVIATIONS, VALUES = 8.0, 1601  # half width and points of the grid that densities are summed on
-SHOWN_VALUES, SHOWN_BETAS = 81, (0.001, 0.01, 0.1, 0.9)
-BETAS = np.geomspace(1e-4, 0.999, 25)
+EXPECTED = 81  # values of x_t that an expectation is summed over
 
 
 class Mixture(NamedTuple):
@@ -63,29 +60,6 @@ TWO_PEAKS = Mixture(np.array([0.5, 0.5]), np.array([-1.0, 1.0]), 0.0625)
 
 def mean_distance(before: Mixture, beta: float) -> float:
     """Distance of the reverse step from its Gaussian, expected over q(x_t)."""
-    values = before.noised(beta).grid(SHOWN_VALUES)
+    values = before.noised(beta).grid(EXPECTED)
     distances = [before.reversed(x_t, beta).distance_from_gaussian() for x_t in values]
     return float(np.average(distances, weights=before.noised(beta).density(values)))
-
-
-def draw_reverse_step(before: Mixture = TWO_PEAKS) -> dict[str, str]:
-    """Plots (title -> SVG) of the reverse step's distance from its Gaussian over beta, and of some steps."""
-    between = float(before.weights @ before.means)
-    steps = [before.reversed(between, beta) for beta in BETAS]
-    lines = [
-        Series("x_t between the two Gaussians", BETAS.tolist(), [step.distance_from_gaussian() for step in steps]),
-        Series("mean over x_t", BETAS.tolist(), [mean_distance(before, beta) for beta in BETAS]),
-    ]
-    itself = {"the data: no step at all": before.distance_from_gaussian()}
-    distances = Panel("β", "total variation distance", lines, levels=itself, log_x=True, markers=False)
-    shown = {f"β = {beta:g}": before.reversed(between, beta) for beta in SHOWN_BETAS}
-    drawn = []
-    for name, step in (shown | {"its Gaussian": before.gaussian()}).items():
-        near, values = step.gaussian(), step.grid(SHOWN_VALUES, deviations=3.0)
-        seen, scale = near if name == "its Gaussian" else step, np.sqrt(near.variance)
-        drawn.append(Series(name, ((values - near.means) / scale).tolist(), (seen.density(values) * scale).tolist()))
-    densities = Panel("x_{t−1} in deviations from its mean", "density", drawn, markers=False)
-    return {
-        "Distance of the reverse step from a Gaussian": plot_svg([distances], salt="reverse-distances"),
-        "The reverse step from x_t between the two Gaussians": plot_svg([densities], salt="reverse-densities"),
-    }
