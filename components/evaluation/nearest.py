@@ -1,4 +1,4 @@
-"""Images made beside the training images that are nearest to them, which says whether a model copies.
+"""Images made beside the nearest training images: whether a model copies.
 
 Nearest in the features of the distances. Held-out images say how near an image lies that was never trained on: a copy
 is much nearer. Shapes: N images, R training images, D features.
@@ -21,7 +21,7 @@ QUANTILE = 0.05  # of held-out images, as near to training images as images are 
 def draw_nearest(
     made: MadeStage, trained: Sequence[ShardImages], features: FeatureSet, reference: FeatureSet, held_out: FeatureSet
 ) -> tuple[bytes, dict[str, float]]:
-    """Grid (PNG) of the images made that are nearest to training images, and figures of all N.
+    """Grid (PNG) of the images made nearest to training images, and figures of all N images.
 
     Below each stands its training image, with their distance. The figures are medians of distances to the nearest
     training image, of images made and held out, and the share of images made that are nearer than all but 5 % of

@@ -117,7 +117,7 @@ def measure(
     side: int,
     work: Measuring,
 ) -> tuple[list[DistanceRow], bytes, list[tuple[MadeStage, bytes, dict[str, float]]]]:
-    """Figures of images made against training images, packed statistics of these, the nearest of these.
+    """Figures of images made against training images, statistics of the latter, nearest images.
     Training images are read at the largest size of all sets, reconstructions (`kept`) having `side` pixels."""
     seed, pool = config.seed, work.pool
     whole = max([side, *(stage.side for stage in made)])

@@ -143,7 +143,7 @@ def render_run(root: Store, run: str) -> tuple[str, str]:
 
 
 class RunBefore(NamedTuple):
-    """The finished run of the same recipe and models before a run, beside it."""
+    """The finished run of the same recipe and models before a run."""
 
     run: str
     changes: Study

@@ -1,4 +1,4 @@
-"""Distance of a reverse step q(x_{t-1} | x_t) from a Gaussian, where that step is known.
+"""Distance of a known reverse step q(x_{t-1} | x_t) from a Gaussian.
 
 The true step is intractable for images. Of small forward steps it is nearly Gaussian (Sohl-Dickstein et al., 2015,
 section 2.2, after Feller, 1949), which is what lets a network learn a mean alone. Shapes: K components, X values.
