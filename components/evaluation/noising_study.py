@@ -39,7 +39,7 @@ LEAST_DENSITY = 1e-3  # shown on the logarithmic axis
 PAIRS = 2  # images whose predicted x_0 is shown
 HISTOGRAM_TIMES, ERROR_TIMES, CURVE_POINTS = 5, 20, 200
 SHOWN_VALUES, SHOWN_BETAS = 81, (0.001, 0.01, 0.1, 0.9)  # of reverse steps
-BETAS = np.geomspace(1e-4, 0.999, 25)
+BETAS = np.geomspace(1e-4, 0.999, 25).tolist()
 
 
 class NoisingStudy(ModelStudy["NoisingStudyConfig"]):
@@ -213,8 +213,8 @@ def draw_reverse_step(before: Mixture = TWO_PEAKS) -> dict[str, str]:
     between = float(before.weights @ before.means)
     steps = [before.reversed(between, beta) for beta in BETAS]
     lines = [
-        Series("x_t between the two Gaussians", BETAS.tolist(), [step.distance_from_gaussian() for step in steps]),
-        Series("mean over x_t", BETAS.tolist(), [mean_distance(before, beta) for beta in BETAS]),
+        Series("x_t between the two Gaussians", BETAS, [step.distance_from_gaussian() for step in steps]),
+        Series("mean over x_t", BETAS, [mean_distance(before, beta) for beta in BETAS]),
     ]
     itself = {"the data: no step at all": before.distance_from_gaussian()}
     distances = Panel("β", "total variation distance", lines, levels=itself, log_x=True, markers=False)

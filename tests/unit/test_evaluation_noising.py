@@ -145,9 +145,9 @@ def test_what_has_no_such_times_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("beta", [0.02, 0.3, 0.95])
 def test_the_reverse_step_of_a_mixture_is_that_of_bayes_rule_on_a_grid(beta: float) -> None:
-    before, x_t = Mixture(np.array([0.3, 0.7]), np.array([-1.0, 0.5]), 0.04), 0.2
-    values = np.linspace(-4, 4, 8001)
-    forward = np.exp(-((x_t - np.sqrt(1 - beta) * values) ** 2) / (2 * beta))  # q(x_t | x_{t-1}) but for a factor
+    before, x_t = Mixture(*torch.tensor([[0.3, 0.7], [-1.0, 0.5]], dtype=torch.float64), 0.04), 0.2
+    values = torch.linspace(-4, 4, 8001, dtype=torch.float64)
+    forward = (-((x_t - (1 - beta) ** 0.5 * values) ** 2) / (2 * beta)).exp()  # q(x_t | x_{t-1}) but for a factor
     joint = before.density(values) * forward
     np.testing.assert_allclose(before.reversed(x_t, beta).density(values), joint / (joint.sum() * 1e-3), atol=1e-6)
 
@@ -159,6 +159,6 @@ def test_the_reverse_step_is_gaussian_where_beta_is_small_and_the_data_s_own_whe
     itself = TWO_PEAKS.distance_from_gaussian()
     assert TWO_PEAKS.reversed(0.0, 1 - 1e-9).distance_from_gaussian() == pytest.approx(itself, rel=1e-3)
     assert mean_distance(TWO_PEAKS, 1e-3) < 1e-4 < mean_distance(TWO_PEAKS, 0.5) < itself
-    one = Mixture(np.ones(1), np.zeros(1), 0.0625)
+    one = TWO_PEAKS.gaussian()
     assert one.reversed(1.0, 0.5).distance_from_gaussian() == pytest.approx(0, abs=1e-12)
     assert all("Gaussian" in Page(svg).text for svg in draw_reverse_step().values())
