@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from components.configuration import networks
 from components.configuration.config import KIND, Config, PlaceError, kind_of
 from components.configuration.diffusion import DegradationConfig, DiffusionTraining
+from components.configuration.sampling import DiffusionSampling, MaskedTokenSampling, TokenSampling
 from components.configuration.trainings import AutoencoderTraining
 from components.models.autoencoder import BOTTLENECKS
 from components.models.bundle import NETWORKS
@@ -120,3 +121,27 @@ def test_a_typo_and_a_field_of_another_training_are_refused():
         DiffusionTraining.model_validate(diffusion_config().model_dump() | {"losses": {}})
     with pytest.raises(PlaceError):
         AutoencoderTraining.of(num_train_timesteps=10)
+
+
+OUT_OF_RANGE = {
+    TokenSampling: ({"top_p": 0}, {"top_p": 1.5}, {"top_k": 0}, {"temperature": -1}, {"guidance_scale": -1}),
+    MaskedTokenSampling: ({"num_inference_steps": 0}, {"choice_temperature": -1}),
+    DiffusionSampling: (
+        *({"eta": 1.5}, {"threshold_percentile": 0}, {"strength": 0}, {"strength": 1.5}, {"noise_level": -1}),
+        *(
+            {"guidance_rescale": 2},
+            {"guided_channels": 0},
+            {"guidance_scale": float("inf")},
+            {"num_inference_steps": 0},
+        ),
+        *({"guidance_interval": (2.0, 1.0)}, {"guidance_scale": 2.0, "autoguidance_scale": 2.0}),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "values"), [(config, values) for config, each in OUT_OF_RANGE.items() for values in each], ids=str
+)
+def test_settings_of_sampling_out_of_range_are_refused_by_name(config: type[Config], values: dict[str, object]):
+    with pytest.raises(ValidationError, match=next(iter(values))):
+        config(**values)
