@@ -213,8 +213,8 @@ def test_frozen_networks_are_counted_where_a_training_runs_them_at_each_step_and
 
 
 def test_stages_that_go_through_the_set_once_are_counted_when_its_size_is_told():
-    assert {cost.stage for cost in costs_of("openmoji")[1]}.isdisjoint({"tokens"})
-    costs = [costs_of("openmoji", images=images)[1] for images in (1000, 2000)]
+    assert {cost.stage for cost in costs_of("smoke")[1]}.isdisjoint({"tokens"})
+    costs = [costs_of("smoke", images=images)[1] for images in (1000, 2000)]
     once, twice = (next(cost for cost in each if cost.stage == "tokens") for each in costs)
     assert (2 * once.flops, 2 * once.read, 2 * once.written) == (twice.flops, twice.read, twice.written)
 

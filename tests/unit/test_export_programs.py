@@ -22,12 +22,13 @@ WORDS = {"vocab_size": 20, "text_length": 5}
 EVERYTHING = {"num_classes": 5, "text": TEXT, "low_res": True, "condition_image_channels": 1, "image_embedding_dim": 6}
 STATES = {"text_states_dim": 6, "text_conditioning": "spatial_transformer"}
 PATCHES = {"text_conditioning": "cross_attention", "image_token_dim": 6, "image_patch_size": 2}
+ONE_LEVEL = {**SMALL_UNET, "channel_mult": (1,), "attention_resolutions": (8,)}
 CONTRASTIVE = {"resolution": 8, "channels": 8, "channel_mult": [1], "num_res_blocks": 1, "patch_size": 4}
 EMBEDDING = {"embedding_dim": 6, "text_length": 5, "text_dim": 4, "model_dim": 8, "num_layers": 1, "num_heads": 2}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "unet": ("unet", {**SMALL_UNET, **EVERYTHING}),
-    "unet of states": ("unet", {**SMALL_UNET, **STATES}),
-    "image attention": ("image_attention_unet", {**SMALL_UNET, **PATCHES, "condition_image_channels": 3}),
+    "unet of states": ("unet", {**ONE_LEVEL, **STATES}),
+    "image attention": ("image_attention_unet", {**ONE_LEVEL, **PATCHES, "condition_image_channels": 3}),
     "dit": ("dit", {**SMALL_DIT, **EVERYTHING}),
     "classifier": ("classifier", {**SMALL_UNET, "num_classes": 5}),
     "codes": ("autoencoder", TOKENIZER),
