@@ -8,7 +8,6 @@ output, and ends where the input does.
 import asyncio
 import json
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from functools import partial
 from typing import IO, Any
 
 import numpy as np
+import psutil
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from components.sampling.image_files import UPLOADED, WHITE, encode_png, open_header
@@ -72,7 +72,6 @@ class UploadProcess:
     def __init__(self, limits: Limits) -> None:
         """Starts the process. Raises Unavailable if it does not come up."""
         own = {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}  # no key of anything is in it
-        own |= {name: value for name, value in os.environ.items() if name in ("LD_LIBRARY_PATH", "PATH")}
         command = [sys.executable, "-W", "ignore", "-m", __name__, str(limits.decoding_bytes)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=own)
         try:
@@ -136,12 +135,10 @@ def receive(source: IO[bytes]) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 def main() -> None:
     """Answers messages until there are no more. The first argument: the process's memory, bytes."""
-    for limit, most in {
-        resource.RLIMIT_AS: int(sys.argv[1]),
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_CORE: 0,
-    }.items():
-        resource.setrlimit(limit, (most, most))
+    if hasattr(psutil, "RLIMIT_AS"):  # of Linux and FreeBSD; elsewhere only time is limited
+        process = psutil.Process()
+        for limit, most in ((psutil.RLIMIT_AS, int(sys.argv[1])), (psutil.RLIMIT_FSIZE, 0), (psutil.RLIMIT_CORE, 0)):
+            process.rlimit(limit, (most, most))
     while True:
         try:
             asked, files = receive(sys.stdin.buffer)
