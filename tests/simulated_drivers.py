@@ -219,9 +219,10 @@ class World:
             self.files[path] = data
 
     def damage(self, path: str, place: int) -> None:
-        data = bytearray(self.files[path])
-        data[place % len(data)] ^= 1
-        self.files[path], self.damaged[path] = bytes(data), self.requests
+        if path not in self.damaged:  # the same bit again would mend it
+            data = bytearray(self.files[path])
+            data[place % len(data)] ^= 1
+            self.files[path], self.damaged[path] = bytes(data), self.requests
 
     def adopt(self, path: str, *, since: int) -> None:
         """A file counts as whole after a look that began with request `since`."""
