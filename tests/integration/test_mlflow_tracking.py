@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
@@ -295,6 +297,28 @@ def test_two_trackers_of_one_run_share_its_runs(track: Callable, seen: Callable)
         tracker.close("FINISHED")
     assert len(seen().runs()) == 1
     assert len(seen().runs(stage="base")) == 1
+
+
+def test_a_row_that_another_driver_writes_in_the_same_moment_is_no_refusal(
+    track: Callable, seen: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A database takes the first of two equal rows alone, and the second driver finds it there."""
+    end, ended = MlflowClient.set_terminated, list[str]()
+
+    def end_as_second(client: MlflowClient, run_id: str, *arguments: object, **options: object) -> None:
+        end(client, run_id, *arguments, **options)
+        ended.append(run_id)
+        if ended.count(run_id) == 1:
+            raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: inputs.source_id", BAD_REQUEST)
+
+    monkeypatch.setattr(MlflowClient, "set_terminated", end_as_second)
+    tracker = track()
+    tracker.emit(events.StageStarted("base", "k1", {}, {}))
+    tracker.emit(events.StageEnded("base", "FINISHED"))
+    assert tracker.close("FINISHED") == []
+    assert [ended.count(run_id) for run_id in dict.fromkeys(ended)] == [2, 2]
+    assert seen().run().info.status == seen().run(stage="base").info.status == "FINISHED"
+    assert not [*(tmp_path / "spool").glob("*/rejected.jsonl")]
 
 
 def _wait_until(true: Callable[[], bool], seconds: float = 60) -> None:

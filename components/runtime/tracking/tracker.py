@@ -6,6 +6,7 @@ is sent by the next tracker of the same spool folder and MLflow.
 """
 
 import logging
+import re
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 from PIL import UnidentifiedImageError
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random
 
 from components.runtime import events
 from components.runtime.events import LogEntry
@@ -35,6 +37,8 @@ RECORDS_AT_ONCE = 5000
 KEEP_SECONDS = 60.0  # between two copies of the journal to storage while MLflow is away
 DECISIVE = (events.RunStarted, events.StageStarted, events.StageCached, events.StageEnded, events.RunEnded)
 REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
+CONFLICT = re.compile("unique|duplicate", re.IGNORECASE)  # SQLite, PostgreSQL and MySQL of a row that is there already
+CONFLICT_TRIES = 5
 
 
 class MlflowAwayError(Exception):
@@ -159,7 +163,8 @@ class Tracker:
         try:
             if self.delivery is None:
                 self.delivery = Delivery(**journal.destination)
-            self.delivery.deliver(batch)
+            tries = {"stop": stop_after_attempt(CONFLICT_TRIES), "wait": wait_random(0.1, 1)}
+            Retrying(retry=retry_if_exception(_is_conflict), reraise=True, **tries)(self.delivery.deliver, batch)
         except Exception as error:  # a database or a network may raise anything
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
             if self.delivery is None or not _is_refusal(error):
@@ -177,6 +182,11 @@ def unregistered(records: Iterable[LogEntry]) -> list[str]:
     return sorted(
         {registered_name(name, stage=None if DESCRIPTION in own.names() else own.stage) for name, own in made}
     )
+
+
+def _is_conflict(error: BaseException) -> bool:
+    """True where another driver wrote the same row in the same moment: delivered again, it is found there."""
+    return isinstance(error, MlflowException) and CONFLICT.search(str(error)) is not None
 
 
 def _is_refusal(error: Exception) -> bool:
