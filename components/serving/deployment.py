@@ -182,7 +182,7 @@ def run_service(
             application = service(settings, read_keys)
             serve.run(application, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
             return
-        except TimeoutError as error:
+        except (RayActorError, TimeoutError) as error:  # Serve itself ends a proxy that is slow to start
             if not left:
                 raise UsageError(f"{SLOW}, and did not come: close other programs and start again") from error
             if left == STARTS - 1:

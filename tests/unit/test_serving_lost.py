@@ -140,9 +140,9 @@ def test_before_there_is_an_application_its_health_is_503():
 
 
 def slow(times: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Lines of a start whose proxy comes after so many time-outs of Ray's."""
-    late = [TimeoutError("Proxies not available after 60s.")] * times
-    for name, part in {"serve": Mock(run=Mock(side_effect=[*late, None])), "service": Mock()}.items():
+    """Lines of a start whose proxy comes after so many time-outs of Ray's, every second by Serve's end of the proxy."""
+    late = [TimeoutError("Proxies not available after 60s."), ActorDiedError()] * times
+    for name, part in {"serve": Mock(run=Mock(side_effect=[*late[:times], None])), "service": Mock()}.items():
         monkeypatch.setattr(deployment, name, part)
     lines: list[str] = []
     deployment.run_service(settings_of({"tiny": 0}), host="127.0.0.1", port=1, say=lines.append)
