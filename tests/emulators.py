@@ -74,11 +74,11 @@ def of_s3(endpoint: str, key: str = "test", secret: str = "test") -> dict[str, s
 
 @contextmanager
 def s3_server() -> Iterator[dict[str, str]]:
-    """An S3 server, moto, whose address and keys stand in the environment of all that is started meanwhile."""
+    """An S3 server, moto with atomic conditions; address and keys are in the environment of what starts meanwhile."""
     port = free_port()
     settings = of_s3(f"http://127.0.0.1:{port}")
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with _running(command, port), in_environment(settings):
+    server = [sys.executable, "-P", str(Path(__file__).with_name("atomic_moto.py"))]
+    with _running([*server, "-H", "127.0.0.1", "-p", str(port)], port), in_environment(settings):
         yield settings
 
 
