@@ -7,7 +7,7 @@ or missing, and is created when one of its fields is set."""
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from itertools import chain
 from typing import Any, ClassVar, Self, get_args
 
@@ -37,7 +37,7 @@ def assign(model: type[BaseModel], tree: Mapping[str, Any], values: Mapping[str,
     Names are those of fields, of parts ("network": a kind, or a mapping of its own fields), of fields of parts where
     only one part has it, or paths as "network.dropout"."""
     result: dict[str, Any] = deepcopy(dict(tree))
-    parts = list(part_names(model))
+    parts = part_names(model)
 
     def order(name: str) -> int:  # kinds first: they decide which fields there are
         part = name.removesuffix(f".{KIND}").rpartition(".")[2]  # the bottleneck for "network.bottleneck.kind"
@@ -55,10 +55,18 @@ def assign(model: type[BaseModel], tree: Mapping[str, Any], values: Mapping[str,
     return result
 
 
-def part_names(model: type[BaseModel]) -> dict[str, None]:
+@cache
+def part_names(model: type[BaseModel]) -> list[str]:
     """Names of a model's parts, each before the names of inner parts."""
     own = {name: parts for name in model.model_fields if (parts := parts_of(model, name))}
-    return dict.fromkeys([*own, *(name for parts in own.values() for part in parts for name in part_names(part))])
+    return [*dict.fromkeys([*own, *(name for parts in own.values() for part in parts for name in part_names(part))])]
+
+
+@cache
+def field_names(model: type[BaseModel]) -> frozenset[str]:
+    """Names of a model's fields and of those of all parts that it may have."""
+    inner = (field_names(part) for name in model.model_fields for part in parts_of(model, name))
+    return frozenset(model.model_fields).union(*inner)
 
 
 def put(tree: dict[str, Any], model: type[BaseModel], place: Place, value: Any) -> None:
@@ -68,8 +76,7 @@ def put(tree: dict[str, Any], model: type[BaseModel], place: Place, value: Any) 
         candidates = members(model, tree, parent)
         tree[parent] = tree.get(parent) or started(model, parent, candidates[0])
         model, tree = candidates[0], tree[parent]
-    if isinstance(value, BaseModel):
-        value = value.model_dump()
+    value = value.model_dump() if isinstance(value, BaseModel) else value
     if (kinds := parts_of(model, leaf)) and isinstance(value, str):
         part = next((part for part in kinds if kind_of(part) == value), None)
         if part is None:
@@ -95,7 +102,7 @@ def find(model: type[BaseModel], tree: Mapping[str, Any], name: str) -> Place:
     """The place for a name. Raises PlaceError for a name without a place, or with several places."""
     if "." in name or name in model.model_fields:
         return tuple(name.split("."))
-    places = [place for place in below(model, tree) if place[-1] == name]
+    places = [place for place in below(model, tree, name) if place[-1] == name]
     if len(places) == 1:
         return places[0]
     if not places:
@@ -104,12 +111,14 @@ def find(model: type[BaseModel], tree: Mapping[str, Any], name: str) -> Place:
     raise PlaceError(f"{name} stands in several places: {' and '.join('.'.join(place) for place in places)}")
 
 
-def below(model: type[BaseModel], tree: Mapping[str, Any]) -> Iterator[Place]:
-    """All places of a model's tree, as far as the kinds of parts are known; lists are not looked into."""
+def below(model: type[BaseModel], tree: Mapping[str, Any], wanted: str = "") -> Iterator[Place]:
+    """All places of a model's tree, as far as the kinds of parts are known; lists are not looked into.
+    Parts that can't have a field of the `wanted` name, if one is given, are left out."""
     for name in model.model_fields:
         yield (name,)
-        subtree = tree.get(name)
-        inner = (below(part, subtree if isinstance(subtree, Mapping) else {}) for part in members(model, tree, name))
+        branch = subtree if isinstance(subtree := tree.get(name), Mapping) else {}
+        parts = members(model, tree, name)
+        inner = (below(part, branch, wanted) for part in parts if not wanted or wanted in field_names(part))
         yield from dict.fromkeys((name, *place) for place in chain.from_iterable(inner) if place[-1] != KIND)
 
 
@@ -122,6 +131,7 @@ def members(model: type[BaseModel], tree: Mapping[str, Any], name: str) -> list[
     return [type(default)] if isinstance(default, BaseModel) else parts[:1]
 
 
+@cache
 def parts_of(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
     """Models that a field may hold; empty for a plain value, and for a list."""
     return _models(model.model_fields[name].annotation) if name in model.model_fields else []
@@ -133,10 +143,8 @@ def fits(model: type[BaseModel], tree: Mapping[str, Any]) -> bool:
     other = field is not None and KIND in tree and tree[KIND] not in get_args(field.annotation)
     if other or not model.model_fields.keys() >= tree.keys():
         return False
-    named = {name: value for name, value in tree.items() if isinstance(value, Mapping)}
-    return all(
-        any(fits(part, value) for part in parts) for name, value in named.items() if (parts := parts_of(model, name))
-    )
+    inner = [(value, parts_of(model, name)) for name, value in tree.items() if isinstance(value, Mapping)]
+    return all(any(fits(part, value) for part in parts) for value, parts in inner if parts)
 
 
 def kind_of(model: type[BaseModel]) -> str | None:
