@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 from pydantic import Field
-from scipy.stats import entropy
 from torch import Tensor
 
 from components.configuration.config import Config
@@ -306,7 +305,8 @@ def lossless_bits(model: SamplingModel, image: np.ndarray) -> dict[str, np.ndarr
     channels = values.reshape(-1, 3 if values.ndim == 4 else 1).T
     each = [8 * (len(encode_png(one, optimize=True)) - PNG_CONTAINER) / one.size for one in values]
     png = 8 * (len(encode_png(column, optimize=True)) - PNG_CONTAINER) / values.size
-    single = np.mean([entropy(np.bincount(channel), base=2) for channel in channels])
+    shares = [np.unique(channel, return_counts=True)[1] / len(channel) for channel in channels]
+    single = np.mean([-(share * np.log2(share)).sum() for share in shares])
     return dict(zip(LOSSLESS, map(np.atleast_1d, (each, png, 8 * webp.tell() / values.size, single)), strict=True))
 
 
