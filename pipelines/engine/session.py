@@ -37,7 +37,11 @@ LOCAL = {  # a laptop is not preempted, and every process that is not started sa
         f"glibc.malloc.trim_threshold={2**30}:glibc.malloc.mmap_threshold={2**25}:glibc.malloc.hugetlb=1"
     ),
 }
-UNREAD = {"RAY_LOG_MONITOR_MAX_OPEN_FILES": "0"}  # else it reads all logs for nobody: 7 % of the CPU of short trainings
+UNREAD = {  # else all logs are looked for ten times a second, and read, for nobody: 7 % of the CPU of short trainings
+    "RAY_LOG_MONITOR_MAX_OPEN_FILES": "0",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "1e9",
+}
 # Parts of a page of Ray's memory killer: memory of the node, whom it killed, the largest processes.
 FULL = re.compile(r"node running low on memory.*? was ([\d.]+GB) used / ([\d.]+GB) limit")
 SELECTED = re.compile(r"Selected to kill: .*?task name=([^,]+),.*?pid=(\d+), actual memory used=([\d.]+GB)")

@@ -196,9 +196,9 @@ def workers_may_be_told_to_start_late() -> bool:
 
 
 def the_reader_of_logs_may_be_told_to_open_none() -> bool:
-    """the log monitor opens as many files as RAY_LOG_MONITOR_MAX_OPEN_FILES says (pipelines/engine/session.py)"""
-    (name,) = part("pipelines.engine.session:UNREAD")
-    return f'"{name}"' in inspect.getsource(part("ray._private.ray_constants"))
+    """the log monitor looks for files, and opens as many, as three variables say (pipelines/engine/session.py)"""
+    sources = "".join(inspect.getsource(part(f"ray._private.{name}")) for name in ("ray_constants", "log_monitor"))
+    return all(f'"{name}"' in sources for name in part("pipelines.engine.session:UNREAD"))
 
 
 def a_submitted_job_is_known_by_a_variable() -> bool:
