@@ -25,21 +25,27 @@ from tests.warm_workers import warm_workers
 share_cores()  # before torch is imported, here and in all that the tests start
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # else one for each logical CPU, asked for or not
 os.environ.setdefault("RAY_LOG_MONITOR_MAX_OPEN_FILES", "0")  # else it reads all logs for nobody
+os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")  # else it looks for them ten times a second
+os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "1e9")
 os.environ.setdefault("RAY_worker_niceness", "0")  # else workers stand still while two other files compute
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else processes that import torch first
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else threads of numpy spin for cores that other files compute on
 SERVER_SECONDS = 180
 REPOSITORY = Path(__file__).parents[1]
 ROOMS = sorted(init.parent.name for init in REPOSITORY.glob("[cp]*s/**/*/__init__.py"))
 SHARE_RAY = (  # beside tests/distributed
     *("test_data_command", "test_data_ingest", "test_data_stream", "test_evaluation_generated", "test_execute"),
-    *("test_measures", "test_recorder_dies", "test_rows", "test_serving", "test_survives"),
+    *("test_measures", "test_recorder_dies", "test_rows", "test_run_patience", "test_serving", "test_survives"),
 )
-LONG = (
-    *("test_submitted_job", "test_installed", "test_cluster_checks", "test_serve_deploy"),
-    *("test_serve_command", "test_packed_models"),
+SHARE_MLFLOW = ("test_submitted_job", "test_registry_laws", "test_lost_journal", "test_mlflow_tracking")
+SHARE_STORES = (
+    *("test_storage", "test_storage_clouds", "test_storage_outages", "test_file_names", "test_garbage"),
+    *("test_verify_command", "test_training_parts", "test_kept_parts", "test_preflight"),
+    *("test_data_shards", "test_data_sources", "test_data_parquet"),
 )
-RAY = "the suite's Ray"
-FIRST = (RAY, *LONG)
+LONG = ("test_installed", "test_cluster_checks", "test_serve_deploy", "test_serve_command", "test_packed_models")
+RAY, MLFLOW, STORES = "the suite's Ray", "an MLflow server", "servers of stores"
+FIRST = (RAY, MLFLOW, *LONG, STORES)
 HEAVY = ("test_cost", "test_step_model", "test_export_programs")
 FORKED = (  # imported once, by the process that is forked for ranks of gloo and for racing writers
     *("torch._dynamo", "torch.distributed.fsdp", "tests.distributed.gloo", "tests.tiny_training"),
@@ -150,6 +156,10 @@ def scope_of(file: Path) -> str:
     """What one process tests at a stretch."""
     if file.parent.name == "distributed" or file.stem in SHARE_RAY:
         return RAY
+    if file.stem in SHARE_MLFLOW:
+        return MLFLOW
+    if file.stem in SHARE_STORES:
+        return STORES
     return file.stem if file.stem in LONG else str(file)
 
 

@@ -23,6 +23,7 @@ EVERYTHING = {"num_classes": 5, "text": TEXT, "low_res": True, "condition_image_
 STATES = {"text_states_dim": 6, "text_conditioning": "spatial_transformer"}
 PATCHES = {"text_conditioning": "cross_attention", "image_token_dim": 6, "image_patch_size": 2}
 ONE_LEVEL = {**SMALL_UNET, "channel_mult": (1,), "attention_resolutions": (8,)}
+TWO_LEVELS = {**TOKENIZER, "resolution": 8, "channels": 8, "channel_mult": [1, 1]}
 CONTRASTIVE = {"resolution": 8, "channels": 8, "channel_mult": [1], "num_res_blocks": 1, "patch_size": 4}
 EMBEDDING = {"embedding_dim": 6, "text_length": 5, "text_dim": 4, "model_dim": 8, "num_layers": 1, "num_heads": 2}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -31,8 +32,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "image attention": ("image_attention_unet", {**ONE_LEVEL, **PATCHES, "condition_image_channels": 3}),
     "dit": ("dit", {**SMALL_DIT, **EVERYTHING}),
     "classifier": ("classifier", {**SMALL_UNET, "num_classes": 5}),
-    "codes": ("autoencoder", TOKENIZER),
-    "gaussian": ("autoencoder", {**TOKENIZER, "bottleneck": {"kind": "gaussian"}}),
+    "codes": ("autoencoder", TWO_LEVELS),
+    "gaussian": ("autoencoder", {**TWO_LEVELS, "bottleneck": {"kind": "gaussian"}}),
     "transformer": ("transformer", {**PLAIN, **WORDS, "num_classes": 3, "positions": "rotary_2d"}),
     "conditioned": ("transformer", {**PLAIN, "condition_codebook_size": 8, "condition_grid": [4, 4]}),
     "masked": ("masked_transformer", {**PLAIN, "num_classes": 3}),
