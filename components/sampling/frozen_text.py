@@ -32,6 +32,7 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json
 SHARDS = f"{WEIGHTS}.index.json"  # in place of WEIGHTS: the names of several files
 WORDS = ("vocab.json", "merges.txt")  # in place of TOKENIZER, as CLIP's
 TOKENIZER_CONFIG = "tokenizer_config.json"  # may be missing; names the pad
+ELSEWHERE = {"spiece.model": TOKENIZER, "pytorch_model.bin": WEIGHTS}  # not read here, and what stands for it
 LENGTH = "text_encoder.json"  # {"length": …}: what texts are padded or cut to; fields of PretrainedText, if others
 
 
@@ -126,10 +127,12 @@ def encoder_files(
     tokenizer = WORDS if TOKENIZER not in names and set(WORDS) <= set(names) else (TOKENIZER,)
     wanted = [CONFIG, *tokenizer, *weights, *needed]
     if missing := [name for name in wanted if name not in names]:
-        raise FrozenTextError(
-            f"{place} holds no text encoder, it lacks {', '.join(missing)}: give a folder that transformers wrote by "
-            "save_pretrained of a model and its tokenizer, or train a contrastive encoder and take its text tower"
-        )
+        old = [name for name, new in ELSEWHERE.items() if name in names and new in missing]
+        remedy = "give a folder that transformers wrote by save_pretrained of a model and its tokenizer, or train a "
+        remedy += "contrastive encoder and take its text tower"
+        if old:
+            remedy = f"{' and '.join(old)} stay closed here, components/weights/README.md says how to convert them"
+        raise FrozenTextError(f"{place} holds no text encoder, it lacks {', '.join(missing)}: {remedy}")
     return [*wanted, *({TOKENIZER_CONFIG} & set(names))]
 
 

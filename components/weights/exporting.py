@@ -26,7 +26,10 @@ FORMS: dict[str, Callable[..., list[str]]] = {
 def write_parts(folder: Path, made: Path, form: str) -> Iterator[str]:
     """Writes each model of the folder; yields a line about each.
     Raises ValueError, with the name of the model."""
-    parts, scale = models_in(folder), None
+    parts, scale = {"": folder}, None
+    if not (folder / DESCRIPTION).is_file():
+        stages = read_description(folder)["stages"].values()
+        parts = {name: folder / name for stage in stages for name in ([stage] if isinstance(stage, str) else stage)}
     for name, part in parts.items():
         if name and (part / DESCRIPTION).is_file():
             scale = json.loads((part / DESCRIPTION).read_text())["settings"].get("latent_scale", scale)
@@ -55,15 +58,6 @@ def write_model(folder: Path, made: Path, form: str, latent_scale: float | None)
     if (folder / BPE).is_file():
         shutil.copy(folder / BPE, made / BPE)
     return files
-
-
-def models_in(folder: Path) -> dict[str, Path]:
-    """The folder of each model by name, a model alone without one."""
-    if (folder / DESCRIPTION).is_file():
-        return {"": folder}
-    stages = read_description(folder)["stages"].values()
-    names = [name for stage in stages for name in ([stage] if isinstance(stage, str) else stage)]
-    return {name: folder / name for name in names}
 
 
 def send(made: Path, store: Store) -> None:

@@ -53,7 +53,7 @@ def import_(
     from components.runtime.storage.store import Store, absolute
     from components.weights.files import read_tokenizer, read_weights
     from components.weights.importing import import_weights
-    from components.weights.single_file import import_single_file, is_single_file
+    from components.weights.single_file import import_single_file, version_of
     from components.weights.stable_diffusion import import_pipeline, is_pipeline
     from pipelines.command.upkeep import copy_model, is_own, target_of
 
@@ -67,8 +67,8 @@ def import_(
         if target is None and tokenizer is None and is_pipeline(uri):
             return echo_cascade(import_pipeline(uri, out=Store(absolute(out))).identity, out)
         words, weights = None if tokenizer is None else read_tokenizer(tokenizer), read_weights(uri)
-        if target is None and is_single_file(weights):
-            return echo_cascade(import_single_file(weights, words, out=Store(absolute(out))).identity, out)
+        if target is None and (version := version_of(weights)):
+            return echo_cascade(import_single_file(weights, version, words, out=Store(absolute(out))).identity, out)
         made = import_weights(weights, target, out=Store(absolute(out)), tokenizer=words)
     kind, network, settings, module = made.bundle
     classes = f", {network['num_classes']} classes" if network.get("num_classes") else ""

@@ -1,15 +1,17 @@
 """A whole Stable Diffusion of diffusers' classes: imported, fine-tuned, sampled as it is served, and exported again."""
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from torch import Tensor
+from transformers import CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from components.configuration.conditions import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
@@ -27,7 +29,7 @@ from components.training.frozen import Latents, caption_encoder
 from components.training.loop import fit
 from components.weights.families import autoencoders, text_unets
 from components.weights.importing import on_meta
-from components.weights.single_file import unet_config, vae_config
+from components.weights.single_file import gives_noise_back, unet_config, vae_config
 from components.weights.starts import start_loader
 from tests.foreign_weights import adm_layers, first_stage_layers, tensors_of, words_of
 from tests.in_process import in_process
@@ -134,31 +136,88 @@ def test_what_was_imported_makes_the_pipeline_s_image_of_the_same_noise(folders:
     assert_same_image(cascade, pipeline)
 
 
-def test_a_single_file_makes_the_image_that_diffusers_makes_of_it(tmp_path: Path):
-    """Names and shapes of CompVis, read by diffusers' own code and by ours."""
-    tower, tokenizer = clip_of(tmp_path / "clip", hidden_size=64, num_attention_heads=1)
+OPENCLIP = {  # names of transformers -> OpenCLIP's
+    "embeddings.token_embedding": "token_embedding",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm": "ln_final",
+    "encoder.layers": "transformer.resblocks",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn": "attn",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def openclip_names(tower: dict[str, Tensor], *, depth: int) -> dict[str, Tensor]:
+    """OpenCLIP's tensors of a text tower, with one more layer, which Stable Diffusion 2 leaves out."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tower.items():
+        for theirs, ours in OPENCLIP.items():
+            name = name.replace(theirs, ours)
+        found[name] = tensor
+    for name in [name for name in found if ".q_proj." in name]:
+        parts = [found.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+        found[name.replace("q_proj.", "in_proj_")] = torch.cat(parts)
+    last = {name: each for name, each in found.items() if f".{depth - 2}." in name}
+    found |= {
+        name.replace(f".{depth - 2}.", f".{depth - 1}."): 9 * torch.ones_like(each) for name, each in last.items()
+    }
+    width = len(tower["final_layer_norm.bias"])
+    return found | {"text_projection": torch.zeros(width, width), "logit_scale": torch.tensor(1.0)}
+
+
+def single_file(folder: Path, version: int) -> tuple[dict[str, Tensor], str]:
+    """Tensors of a Stable Diffusion of CompVis's names and shapes, and its tokenizer's file.
+    `config`, beside them, is what diffusers' own code reads such a file by."""
+    depth, width = 24, 64  # diffusers leaves out layer 23 of version 2 by its name
+    version_2 = {"hidden_act": "gelu", "projection_dim": width, "num_hidden_layers": depth - 1}
+    text = {"hidden_size": width, "num_attention_heads": 1, "hidden_act": "quick_gelu"}
+    tower, tokenizer = clip_of(folder / "clip", **text | (version_2 if version == 2 else {}))
+    if version == 2:
+        for name, word, own in (("vocab.json", "e</w>", "!"), ("tokenizer_config.json", "<|endoftext|>", "!")):
+            path = folder / "clip/tokenizer" / name
+            path.write_text(path.read_text().replace(f'"{word}"', f'"{own}"'))
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "clip/tokenizer")
     tokenizer.model_max_length = 16
-    sizes = {"cross_attention_dim": 64, "attention_head_dim": 8, "block_out_channels": (32, 32), "norm_num_groups": 32}
-    first = {"block_out_channels": (32, 32), "norm_num_groups": 32, "sample_size": 128, "scaling_factor": 0.18215}
+    side = {1: 64, 2: 96}[version]
+    sizes: dict[str, Any] = {"cross_attention_dim": width, "block_out_channels": (64, 128), "norm_num_groups": 32}
+    sizes |= {1: {"attention_head_dim": 8}, 2: {"attention_head_dim": [1, 2], "use_linear_projection": True}}[version]
+    turned = {"down_block_types": BLOCKS["down_block_types"][::-1], "up_block_types": BLOCKS["up_block_types"][::-1]}
+    turned = turned if version == 2 else {}  # attention at the second level alone: fewer places
+    first = {"block_out_channels": (32, 32), "norm_num_groups": 32, "sample_size": 2 * side, "scaling_factor": 0.18215}
     noise = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+    noise |= {"prediction_type": {1: "epsilon", 2: "v_prediction"}[version]}
     StableDiffusionPipeline(
         vae=AutoencoderKL(**FIRST_STAGE | first),
         text_encoder=tower,
         tokenizer=tokenizer,
-        unet=UNet2DConditionModel(sample_size=64, **BLOCKS | sizes),
+        unet=UNet2DConditionModel(sample_size=side, **BLOCKS | sizes | turned),
         scheduler=DDIMScheduler(**noise, clip_sample=False, set_alpha_to_one=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(tmp_path / "config")
-    unet = adm_layers(32, (1, 1), 1, (1,), 4, 4, resample_in_blocks=False, scale_shift=False, context=64)
+    ).save_pretrained(folder / "config")
+    unet = adm_layers(64, (1, 2), 1, (version,), 4, 4, resample_in_blocks=False, scale_shift=False, context=width)
     parts = {"model.diffusion_model": tensors_of(unet, device="cpu")}
     parts["first_stage_model"] = tensors_of(first_stage_layers(32, (1, 1), 1, (), 4, (8, 4)), device="cpu")
-    parts["cond_stage_model.transformer.text_model"] = dict(tower.state_dict())
+    if version == 1:
+        parts["cond_stage_model.transformer.text_model"] = dict(tower.state_dict())
+    else:  # projections around a transformer are matrices
+        own = parts["model.diffusion_model"]
+        own |= {name: own[name][:, :, 0, 0] for name in own if re.search(r"\.proj_(in|out)\.weight", name)}
+        parts["cond_stage_model.model"] = openclip_names(dict(tower.state_dict()), depth=depth)
+    tokenizer.backend_tokenizer.save(words := str(folder / "tokenizer.json"))
     tensors = {f"{part}.{name}": each.contiguous() for part, own in parts.items() for name, each in own.items()}
-    save_file(tensors, tmp_path / "sd.safetensors")
-    words = str(tmp_path / "tokenizer.json")
-    tokenizer.backend_tokenizer.save(words)
+    return tensors, words
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_single_file_makes_the_image_that_diffusers_makes_of_it(tmp_path: Path, version: int):
+    """Names and shapes of CompVis, read by diffusers' own code and by ours."""
+    tensors, words = single_file(tmp_path, version)
+    file = tmp_path / "sd.safetensors"
+    save_file(tensors, file)
     assert_refused(
         in_process("import", "sd.safetensors", "--out", "ours", cwd=tmp_path), "give CLIP's, --tokenizer FILE"
     )
@@ -167,22 +226,35 @@ def test_a_single_file_makes_the_image_that_diffusers_makes_of_it(tmp_path: Path
     assert_refused(
         in_process(*given, "others.json", cwd=tmp_path), "is not the tokenizer of this text encoder of 12 words"
     )
-    save_file(without(tensors, "model.diffusion_model.out.0.bias"), tmp_path / "sd.safetensors")
-    assert_refused(in_process(*given, words, cwd=tmp_path), "1 tensors of Stable Diffusion 1 are missing")
+    for lost in ("out.0.bias", "out.2.weight"):
+        save_file(without(tensors, f"model.diffusion_model.{lost}"), file)
+        assert_refused(in_process(*given, words, cwd=tmp_path), f"of Stable Diffusion {version}", "missing")
     assert not (tmp_path / "ours").exists()
-    save_file(tensors, tmp_path / "sd.safetensors")
+    save_file(tensors, file)
     done = in_process(*given, words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    file = str(tmp_path / "sd.safetensors")
-    pipeline = StableDiffusionPipeline.from_single_file(file, config=str(tmp_path / "config"), safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_single_file(str(file), config=str(tmp_path / "config"), safety_checker=None)
     assert_same_image(opened(tmp_path / "ours"), pipeline, steps=4)
+
+
+def test_of_version_2_a_network_that_gives_noise_back_predicts_noise():
+    """No other trait of the file tells the published 512² from 768²."""
+
+    def bundle(gives: float) -> ModelBundle:
+        def network(x_t: Tensor, time: Tensor, *, text_states: Tensor) -> Tensor:
+            assert (time.tolist(), text_states.shape[2]) == ([999], 7)
+            return gives * x_t + torch.randn(x_t.shape, generator=torch.Generator().manual_seed(1)) / 2
+
+        return ModelBundle("unet", {"in_channels": 4, "text_states_dim": 7}, {}, cast(Any, network))
+
+    assert [gives_noise_back(bundle(gives)) for gives in (0.99, 0.07, -0.5)] == [True, False, False]
 
 
 def test_sizes_told_by_shapes_alone_are_those_of_version_1():
     """Parameters of U-Net and first stage are those of the published files."""
     layers = adm_layers(320, (1, 2, 4, 4), 2, (1, 2, 4), 4, 4, resample_in_blocks=False, scale_shift=False, context=768)
-    unet = unet_config(tensors_of(layers))
-    vae = vae_config(tensors_of(first_stage_layers(128, (1, 2, 4, 4), 2, (), 4, (8, 4))))
+    unet = unet_config(tensors_of(layers), 1, 64)
+    vae = vae_config(tensors_of(first_stage_layers(128, (1, 2, 4, 4), 2, (), 4, (8, 4))), 64)
     assert unet["down_block_types"] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
     assert (unet["block_out_channels"], vae["sample_size"]) == ([320, 640, 1280, 1280], 512)
     networks = {"unet": text_unets.sizes(unet), "autoencoder": autoencoders.diffusers_sizes(vae)}

@@ -29,6 +29,7 @@ from components.sampling.frozen_text import LENGTH, FrozenTextError, PretrainedT
 from components.stages.precompute import TextEncoderConfig, copy_text_encoder
 from components.training.frozen import caption_encoder, text_encoder
 from components.weights.files import fetch_encoder
+from tests.refusals import one_line
 from tests.tiny_text_image import CAPTIONS, contrastive_config, frozen_contrastive, tiny_bpe
 
 WORDS = ("[PAD]", "[UNK]", *sorted({word for caption in CAPTIONS for word in caption.split()}))
@@ -106,6 +107,19 @@ def test_files_of_a_pretrained_encoder_are_fetched_and_what_is_missing_is_named_
     (source / LENGTH).write_text('{"length": 5}')
     with pytest.raises(FrozenTextError, match="can't load"):
         load_frozen_text(source)
+
+
+def test_old_files_of_an_encoder_are_refused_with_their_conversion(tmp_path: Path) -> None:
+    """Nothing of them is opened."""
+    (tmp_path / "old").mkdir()
+    for name in ("config.json", "pytorch_model.bin", "spiece.model"):
+        (tmp_path / "old" / name).touch()
+    lacks = r"lacks tokenizer\.json, model\.safetensors: spiece\.model and pytorch_model\.bin stay closed .*README"
+    with one_line(FrozenTextError, lacks):
+        fetch_encoder(str(tmp_path / "old"), tmp_path)
+    (tmp_path / "old/pytorch_model.bin").rename(tmp_path / "old/model.safetensors")
+    with one_line(FrozenTextError, r"lacks tokenizer\.json: spiece\.model stay"):
+        fetch_encoder(str(tmp_path / "old"), tmp_path)
 
 
 def test_an_encoder_alone_and_in_several_files_is_that_of_the_whole_model(tmp_path: Path) -> None:
