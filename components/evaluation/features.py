@@ -167,9 +167,7 @@ class MeasureConfig(Config):
     """Feature network, precision and image counts of Fréchet distances."""
 
     feature_network: FeatureNetwork = "efficientnet_lite0"
-    # URI of the file, for networks that no package ships
     feature_weights: Annotated[str | None, Since(None)] = None  # URI of the file, for networks that no package ships
-    # bf16: where the device has it; changes distances by less than 1 %
     precision: FeaturePrecision = "fp32"  # bf16: where the device has it; changes distances by less than 1 %
     reference_samples: int = Field(10_000, ge=2)  # at most so many training images
     seed: int = Field(0, ge=0)

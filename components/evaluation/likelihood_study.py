@@ -48,7 +48,6 @@ BATCH = 64  # times of one image at once
 STREAM = "likelihood"  # of the noise
 CURVE_POINTS = 200  # of the plot
 
-# (x_0, noise, timesteps), B rows each -> bits/dim (B,)
 Term = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_0, noise, timesteps), B rows each -> bits/dim (B,)
 TABLE = "Bits/dim of held-out images"
 PNG_CONTAINER = 57  # bytes of signature, header and chunks, which say nothing of the pixels

@@ -72,7 +72,7 @@ def test_bad_input_is_one_line_and_exit_code_2(cascade: Cascade, arguments: list
 
 
 def test_a_missing_bucket_and_missing_credentials_are_refused(s3_server: str, tmp_path: Path):
-    missing = command("run", "--storage", "s3://no-such-bucket/runs", cwd=tmp_path)
+    missing = in_process("run", "--storage", "s3://no-such-bucket/runs", cwd=tmp_path)
     assert missing.returncode == 2, missing.stderr
     assert "s3://no-such-bucket/runs" in missing.stderr
     nobody = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_EC2_METADATA_DISABLED": "true", "HOME": "/tmp"}
@@ -120,6 +120,7 @@ def test_a_printed_recipe_runs_as_a_file_with_the_same_keys(cascade: Cascade, tm
     by_file = cascade("plan", "--recipe", "mine.yaml")
     assert by_name.stdout == by_file.stdout
     assert "tars" not in by_name.stdout  # there are none
+    assert by_name.stdout.splitlines()[-1].startswith("code: image-cascade ")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**yaml.safe_load(shown.stdout), "extra": 1}))
     refused = cascade("plan", "--recipe", "mine.yaml")
     assert refused.returncode == 2
