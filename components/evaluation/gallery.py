@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import Field
 
-from components.configuration.config import Config
+from components.configuration.config import Config, refuse
 from components.evaluation.generated import SampledImages, SampleJob, accepts, jobs_of, read_jobs
 from components.evaluation.grids import GridBlock, labelled_grid, readable, render_blocks
 from components.runtime.pool import file_name
@@ -77,6 +77,26 @@ def gallery_requests(
             if accepted := [request for request in every if accepts(cascade, request)]:
                 shown[f"{generator}_{'' if kind == 'unconditional' else 'by_'}{kind}"] = accepted
     return shown
+
+
+def sample_grid(cascade: Cascade, *, count: int) -> bytes:
+    """Grid (PNG) of images of each class, or of no condition, by the first generator.
+    Raises ValueError, in one line, for a model that makes no image of these alone."""
+    classes = cascade.classes(cascade.with_generator(Request()).generator or "")
+    config = GalleryConfig(
+        images_per_class=-(-count // (len(classes) or 1)),
+        max_classes=count,
+    )
+    shown = gallery_requests(config, cascade, captions=(), seed=0)
+    asked = next(iter(shown.values()), [])[:count]
+    refuse(
+        not asked,
+        "the model makes no images of a class or of nothing: leave the samples out",
+    )
+    images: list[np.ndarray] = []
+    for first in range(0, len(asked), cascade.most_at_once):
+        images += cascade.sample(asked[first : first + cascade.most_at_once])
+    return labelled_grid(images, [condition_name(request, classes) for request in asked])
 
 
 def gallery_jobs(requests: Mapping[str, Sequence[Request]], *, strip_frames: int) -> list[SampleJob]:

@@ -16,6 +16,7 @@ from components.weights.programs import write_programs
 from components.weights.stable_diffusion import join_pipeline
 from components.weights.twins import SCALE, write_twin
 
+SAMPLES = "samples.png"  # beside the card
 FORMS: dict[str, Callable[..., list[str]]] = {
     "pt2": write_programs,
     "onnx": write_programs,
@@ -69,13 +70,14 @@ def send(made: Path, store: Store) -> None:
 
 def write_card(path: Path, title: str, lines: list[str], *, form: str, known: str) -> None:
     """Writes a model card: what is known of the model, and its files.
-    `lines` are about the files; `known` is Markdown, empty if nothing is known."""
+    `lines` are about the files; `known` is Markdown, empty if nothing is known. SAMPLES beside the card are shown."""
     from huggingface_hub import ModelCard, ModelCardData
 
     library = {"pt2": "pytorch"}.get(form, form)
     data = ModelCardData(library_name=library, tags=["image-cascade", "image-generation"])
-    about = known or "Nothing is recorded of its data, license or figures."
-    parts = [f"---\n{data.to_yaml()}\n---", f"# {title}", about, f"Exported by `cascade export MODEL --as {form}`:"]
+    about = [known or "Nothing is recorded of its data, license or figures."]
+    about += [f"![Samples]({SAMPLES})"] if (path.parent / SAMPLES).is_file() else []
+    parts = [f"---\n{data.to_yaml()}\n---", f"# {title}", *about, f"Exported by `cascade export MODEL --as {form}`:"]
     ModelCard("\n\n".join([*parts, "\n".join(f"- {line}" for line in lines)]) + "\n").save(path)
 
 

@@ -98,6 +98,10 @@ def export(
     push: Annotated[
         str | None, typer.Option(help="OWNER/NAME: also to this repository of a hub (extra `hub`).")
     ] = None,
+    samples: Annotated[
+        int,
+        typer.Option(help="Images that the model makes for the card.", min=0, max=64),
+    ] = 0,
     tracking: Tracking = None,
 ) -> None:
     """Export a model, or all models of a cascade, to files that others open without this project.
@@ -111,14 +115,15 @@ def export(
     - `cascade export models:/image-cascade-ddpm-base@champion --as diffusers --out ddpm` — a DDIMPipeline
     - `cascade export models:/image-cascade-openmoji@champion --as onnx --out openmoji-onnx` (extra `export`)
     - `cascade export runs/stages/base/1a2b3c --as pt2 --out s3://bucket/exported/base`
-    - `HF_TOKEN=… cascade export models:/image-cascade-edm/3 --as diffusers --out edm --push me/edm`
+    - `HF_TOKEN=… cascade export models:/image-cascade-edm/3 --as diffusers --samples 16 --out edm --push me/edm`
     """
     share_cores()
+    from components.evaluation.gallery import sample_grid
     from components.runtime.storage.connection import shown
     from components.runtime.storage.store import SCRATCH, Store, absolute, list_url
-    from components.weights.exporting import push_to, send, write_card, write_parts
+    from components.weights.exporting import SAMPLES, push_to, send, write_card, write_parts
     from components.weights.files import CARD
-    from pipelines.command.loading import local_model
+    from pipelines.command.loading import load_cascade, local_model
     from pipelines.command.upkeep import known_of
 
     store = Store(absolute(out))
@@ -132,6 +137,8 @@ def export(
         with Progress(console=Console(), transient=True) as bar:
             bar.add_task("exporting and comparing", total=None)
             lines = list(write_parts(folder, made, as_))
+            if samples:
+                (made / SAMPLES).write_bytes(sample_grid(load_cascade(model, tracking), count=samples))
         if find_spec("huggingface_hub") is not None:
             title = model.removeprefix("models:/").rstrip("/").rpartition("/")[2].partition("@")[0]
             write_card(made / CARD, title, lines, form=as_, known=known_of(model, tracking))

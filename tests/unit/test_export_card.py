@@ -7,7 +7,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub import ModelCard
 from mlflow import MlflowClient
+from PIL import Image
 
+from components.evaluation.grids import CELL
 from components.runtime.tracking.registry import description_of
 from components.weights.exporting import write_card
 from pipelines.command.upkeep import known_of
@@ -15,7 +17,7 @@ from tests.hub_models import model_hub
 from tests.in_process import in_process
 from tests.refusals import assert_refused
 from tests.tiny_cascade import commit_model
-from tests.tiny_generators import LONE, write
+from tests.tiny_generators import LONE, TOKENIZER, write
 
 
 @pytest.fixture
@@ -45,6 +47,19 @@ def test_a_hub_gets_the_files_of_the_folder_and_a_card_that_says_who_made_them(
     assert (card.data.library_name, "image-cascade" in card.data.tags) == ("pytorch", True)
     assert "Model `gan/k1`, made by abc123" in card.text
     assert "network.pt2" in card.text
+
+
+def test_the_card_shows_samples_of_each_class(tmp_path: Path, model: Path):
+    """As many images as are asked for, above the names of their classes; a model that makes none is refused."""
+    done = export(tmp_path, model, "--samples", "3")
+    assert done.returncode == 0, done.stderr
+    assert "![Samples](samples.png)" in ModelCard.load(tmp_path / "made/README.md").text
+    with Image.open(tmp_path / "made/samples.png") as grid:
+        assert grid.width > 3 * CELL > grid.height - CELL
+    alone = str(write(tmp_path / "tokenizer", "autoencoder", TOKENIZER, {"resolution": 16}))
+    done = in_process("export", alone, "--as", "pt2", "--out", "none", "--samples", "3", cwd=tmp_path)
+    assert_refused(done, f"no cascade at {alone}")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_hub_that_takes_no_files_is_one_line_and_the_folder_stays(
