@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from components.stages.evaluate import evaluate, run_study
+from components.stages.evaluate import evaluate, run_study, train_scene_judge
 from components.stages.images import images_identity, ingest_images
 from components.stages.samples import compose_cascade, sample_generators
 from components.stages.tokens import tokenize_images
 from components.stages.training import train_model
-from pipelines.recipes.shapes import AgreementRecipe, CascadeRecipe
+from pipelines.recipes.shapes import AgreementRecipe, CascadeRecipe, ObedienceRecipe
 from pipelines.workflow import Stage, Workflow
 
 
@@ -26,10 +26,11 @@ def full_cascade(recipe: CascadeRecipe) -> Workflow:
     cascade = Stage("cascade", compose_cascade, recipe.sampling, **models)
     samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, tokenizer=tokenizer, samples=samples)
-    agreement = agreement_stages(recipe.agreement, images=images, cascade=cascade)
+    judged = agreement_stages(recipe.agreement, images=images, cascade=cascade)
+    judged += obedience_stages(recipe.obedience, images=images, cascade=cascade)
 
     trained = [tokenizer, tokens, prior, base, *upsamplers]
-    return Workflow(recipe.name, [images, *trained, cascade, samples, evaluation, *agreement])
+    return Workflow(recipe.name, [images, *trained, cascade, samples, evaluation, *judged])
 
 
 def agreement_stages(recipe: AgreementRecipe | None, *, images: Stage, cascade: Stage) -> list[Stage]:
@@ -42,6 +43,14 @@ def agreement_stages(recipe: AgreementRecipe | None, *, images: Stage, cascade: 
     }
     measure = Stage("agreement", run_study, recipe.measure, images=images, cascade=cascade, **judges)
     return [*judges.values(), measure]
+
+
+def obedience_stages(recipe: ObedienceRecipe | None, *, images: Stage, cascade: Stage) -> list[Stage]:
+    """The judge of scenes, and what it reads of the cascade's images; none without a recipe."""
+    if recipe is None:
+        return []
+    judge = Stage("scene_judge", train_scene_judge, recipe.judge)
+    return [judge, Stage("obedience", run_study, recipe.measure, images=images, cascade=cascade, judge=judge)]
 
 
 if __name__ == "__main__":

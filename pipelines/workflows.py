@@ -5,15 +5,15 @@ from typing import Any
 
 from components.configuration.config import Config
 from components.configuration.families import family_of
-from components.stages.evaluate import evaluate, run_study, train_scene_judge
+from components.stages.evaluate import evaluate, run_study
 from components.stages.images import images_identity, ingest_images
 from components.stages.precompute import import_text_encoder, precompute
 from components.stages.samples import compose_cascade, preserve_prior, sample_generators
 from components.stages.tokens import tokenize_images
 from components.stages.training import train_model
-from pipelines.full_cascade import full_cascade
+from pipelines.full_cascade import full_cascade, obedience_stages
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, DiffusionStudiesRecipe, ImageToImageRecipe
-from pipelines.recipes.shapes import ObedienceRecipe, OneModelRecipe, Recipe, TokenBranchRecipe
+from pipelines.recipes.shapes import OneModelRecipe, Recipe, TokenBranchRecipe
 from pipelines.workflow import Stage, Workflow
 
 
@@ -39,7 +39,7 @@ def token_branch(recipe: TokenBranchRecipe) -> Workflow:
     cascade = Stage("cascade", compose_cascade, recipe.sampling, prior=prior, **parts)
     samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, tokenizer=tokenizer, samples=samples)
-    judged = obedience_stages(recipe.obedience, images, cascade) if recipe.obedience else []
+    judged = obedience_stages(recipe.obedience, images=images, cascade=cascade)
     return Workflow(recipe.name, [*stages, prior, cascade, samples, evaluation, *judged])
 
 
@@ -94,14 +94,8 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
     samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, samples=samples)
     before = dict.fromkeys((given, images, *first.values(), encoded, *helpers.values()))
-    judged = obedience_stages(recipe.obedience, images, cascade) if recipe.obedience else []
+    judged = obedience_stages(recipe.obedience, images=images, cascade=cascade)
     return Workflow(recipe.name, [*before, base, *upsamplers, cascade, samples, evaluation, *judged])
-
-
-def obedience_stages(recipe: ObedienceRecipe, images: Stage, cascade: Stage) -> list[Stage]:
-    """The judge of scenes, and what it reads of the cascade's images."""
-    judge = Stage("scene_judge", train_scene_judge, recipe.judge)
-    return [judge, Stage("obedience", run_study, recipe.measure, images=images, cascade=cascade, judge=judge)]
 
 
 def image_to_image(recipe: ImageToImageRecipe) -> Workflow:

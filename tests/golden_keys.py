@@ -11,7 +11,7 @@ from unittest.mock import patch
 from components.configuration import config
 
 GOLDEN = Path(__file__).parent / "golden" / "keys.txt"
-RECIPES = ("openmoji", "smoke")
+RECIPES = ("scenes", "openmoji", "smoke")
 LISTING = "0" * 64  # in the place of the digest of what a source lists
 
 

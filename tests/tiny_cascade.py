@@ -38,7 +38,10 @@ def write_models(folder: Path) -> dict[str, Path]:
         "tokenizer": write_model(folder / "tokenizer", "autoencoder", TOKENIZER, {"resolution": 16}),
         "prior": write_model(folder / "prior", "transformer", PRIOR, {"grid": [4, 4], "classes": CLASSES}),
         "base": write_model(
-            folder / "base", "unet", UNET | {"resolution": 8}, DIFFUSION | {"role": "base", "resolution": 8}
+            folder / "base",
+            "unet",
+            UNET | {"resolution": 8},
+            DIFFUSION | {"role": "base", "resolution": 8, "prompts": ["red apple", "red flag"]},
         ),
         "upsampler_16": write_model(
             folder / "upsampler_16", "unet", UNET | {"resolution": 16, "low_res": True}, DIFFUSION | UPSAMPLER

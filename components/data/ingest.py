@@ -36,6 +36,7 @@ PACKAGED: dict[str, Callable[[], object]] = {  # sources without a path -> versi
     "scenes": lambda: GENERATOR_VERSION,
 }
 BPE_CAPTIONS = 1_000_000  # that the BPE is trained on, evenly from all shards
+EXAMPLES = 12  # captions that the index names
 Facts = TypeVar("Facts", Part, TarFacts)
 Progress = Callable[[int, int], None]  # done, in all: images, or tars of a webdataset
 ClassCounts = Callable[[dict[str, int]], None]  # usable images by class
@@ -238,14 +239,19 @@ def _commit(
         raise DataError(f"{samples} images leave none to train on with holdout_fraction {share}; lower it")
     bpe = train_bpe(captions, vocab_size=config.vocab_size)
     out.write(BPE, bpe.encode())
-    vocab_size, digest = Tokenizer.from_str(bpe).get_vocab_size(), hashlib.sha256(bpe.encode()).hexdigest()
+    text = TextInfo(
+        sha256=hashlib.sha256(bpe.encode()).hexdigest(),
+        vocab_size=Tokenizer.from_str(bpe).get_vocab_size(),
+        text_length=config.text_length,
+        examples=tuple(dict.fromkeys(caption for caption in captions if caption))[:EXAMPLES],
+    )
     index = ShardIndex(
         source=source,
         holdout_fraction=config.holdout_fraction,
         samples=samples,
         train_samples=train_samples,
         quarantined=len(quarantined),
-        text=TextInfo(sha256=digest, vocab_size=vocab_size, text_length=config.text_length),
+        text=text,
         shards=tuple(entries),
         **own,
     )

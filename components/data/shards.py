@@ -98,6 +98,7 @@ class TextInfo(Config):
     sha256: str
     vocab_size: int
     text_length: int
+    examples: tuple[str, ...] = ()  # captions, offered as prompts
 
 
 class ShardIndex(Config):

@@ -85,6 +85,7 @@ class GeneratorCard(NamedTuple):
     options: tuple[str, ...]  # fields of a request that it takes, next to label, prompt and seed
     classes: tuple[str, ...]  # names by id; empty where it knows none
     reads_prompts: bool
+    prompts: tuple[str, ...]  # captions that it learned from
     shows_steps: bool  # whether it has previews
     width: int  # of its finished images, pixels
     height: int

@@ -148,6 +148,7 @@ def generator_card(maker: Generator) -> GeneratorCard:
         options=maker.options,
         classes=tuple(maker.classes),
         reads_prompts=first.reads_words,
+        prompts=tuple(first.settings.get("prompts", ())),
         shows_steps=maker.shows_steps,
         width=width,
         height=height,

@@ -55,6 +55,7 @@ def tokenize_images(config: TokensConfig, context: StageContext, *, images: Arti
         "codebook_size": network.codebook_size,
         "classes": list(index.classes),
         "text": {"vocab_size": index.text.vocab_size, "text_length": index.text.text_length},
+        "examples": list(index.text.examples),
         "summary": summary,
     }
     parts = [entry for record in records for entry in record.files]

@@ -1,6 +1,6 @@
 """Training of a model of any family of `components.configuration.families`, on images or on tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -81,6 +81,7 @@ def train_on_images(config: Training, context: StageContext, images: Artifact, n
         dataset_info=inputs.dataset_info,
         settings=config.settings(tuple(index.classes)) | inputs.settings,
         texts={BPE: read_bpe(index)} if needs.captions else {},
+        prompts=index.text.examples,
         load_encoders=inputs.load_encoders,
     )
 
@@ -109,6 +110,7 @@ def train_on_tokens(
         grid=grid,
         settings=config.settings(tuple(metadata["classes"]), grid),
         texts={BPE: tokens.read(BPE).decode()} if config.needs().captions else {},
+        prompts=metadata.get("examples", ()),
         load_tokenizer=load_tokenizer,
     )
 
@@ -122,6 +124,7 @@ def run_training(
     dataset_info: DatasetInfo,
     settings: dict[str, Any],
     texts: dict[str, str],
+    prompts: Sequence[str],
     grid: TokenGrid | None = None,
     **loaders: Any,
 ) -> Artifact:
@@ -150,7 +153,7 @@ def run_training(
         model=ModelDescription(
             config.network.kind,
             config.network_arguments(dataset_info, grid),
-            settings,
+            settings | ({"prompts": [*prompts]} if texts and prompts else {}),
             learner=family_of(config.network.kind).stored,
             adapter=config.adapter,
             new_modules=() if config.init_from is None else config.init_from.ignore,

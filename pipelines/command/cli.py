@@ -59,7 +59,7 @@ def options_of_all(
 
 @app.command()
 def run(
-    recipe: Recipe = "openmoji",
+    recipe: Recipe = "scenes",
     set_: Set = [],  # noqa: B006  (typer copies it)
     storage: Storage = None,
     tracking: Tracking = None,
@@ -93,12 +93,13 @@ def run(
 
     **Examples**
 
-    - `cascade run` — the demo, real images, about a quarter of an hour on two cores
+    - `cascade run` — the demo, scenes by caption, about a quarter of an hour on two cores
+    - `cascade run --recipe openmoji` — the same cascade on drawings, by class and caption
     - `cascade run --recipe smoke` — all stages on a procedural set in about four minutes
     - `cascade run --set base.total_steps=2000 --plan` — what a changed number would run again
-    - `cascade run --set images.source=~/photos` — your own images; the models are `image-cascade-photos`
+    - `cascade run --recipe openmoji --set images.source=~/photos` — your own; the models are `image-cascade-photos`
     - `cascade run --promote never` — a trial: the champion stays, whatever it measures
-    - `cascade run --set images.source=s3://bucket/tars --storage s3://bucket/runs --tracking http://mlflow:5000`
+    - `cascade run --recipe openmoji --set images.source=s3://bucket/tars --storage s3://bucket/runs`
     """
     from pipelines.command.plan import show_keys
     from pipelines.engine import driver
@@ -117,7 +118,7 @@ def run(
 
 @app.command("plan")
 def plan_command(
-    recipe: Recipe = "openmoji",
+    recipe: Recipe = "scenes",
     set_: Set = [],  # noqa: B006
     storage: Storage = None,
     profile: ProfileName = "auto",
@@ -167,7 +168,7 @@ def plan_command(
 
 @app.command()
 def show(recipe: Annotated[str, typer.Argument(help="A recipe by name or a YAML file.")], set_: Set = []) -> None:  # noqa: B006
-    """Print a recipe with every number, as YAML that runs when edited: `cascade show openmoji > my.yaml`"""
+    """Print a recipe with every number, as YAML that runs when edited: `cascade show scenes > my.yaml`"""
     from pipelines.recipes.catalog import load_recipe, resolved_yaml
 
     typer.echo(resolved_yaml(load_recipe(recipe, set_)), nl=False)
@@ -308,7 +309,7 @@ def report(
     run_name: Annotated[str | None, typer.Option("--run", help="Name of the run; the newest one if left out.")] = None,
     storage: Storage = None,
 ) -> None:
-    """Render a run's report again from what is in storage. Example: `cascade report --run openmoji-1a2b3c`"""
+    """Render a run's report again from what is in storage. Example: `cascade report --run scenes-1a2b3c`"""
     from components.runtime.storage.store import Store
     from pipelines.engine.run_report import newest_run, render_run
     from pipelines.planning.profiles import storage_uri
@@ -333,8 +334,8 @@ def verify(
 
     **Examples**
 
-    - `cascade verify openmoji-1a2b3c` — by sizes and sha256 of the stages' manifests
-    - `cascade verify --model models:/image-cascade-openmoji@champion` — by the list that the version carries
+    - `cascade verify scenes-1a2b3c` — by sizes and sha256 of the stages' manifests
+    - `cascade verify --model models:/image-cascade-scenes@champion` — by the list that the version carries
     """
     from pipelines.command.upkeep import model_differences, verdict, verify_run
     from pipelines.planning.profiles import tracking_uri

@@ -113,7 +113,7 @@ def export(
     **Examples**
 
     - `cascade export models:/image-cascade-ddpm-base@champion --as diffusers --out ddpm` — a DDIMPipeline
-    - `cascade export models:/image-cascade-openmoji@champion --as onnx --out openmoji-onnx` (extra `export`)
+    - `cascade export models:/image-cascade-scenes@champion --as onnx --out scenes-onnx` (extra `export`)
     - `cascade export runs/stages/base/1a2b3c --as pt2 --out s3://bucket/exported/base`
     - `HF_TOKEN=… cascade export models:/image-cascade-edm/3 --as diffusers --samples 16 --out edm --push me/edm`
     """
@@ -160,7 +160,7 @@ def reconstruct(
 
     **Examples**
 
-    - `cascade reconstruct --model models:/image-cascade-openmoji@champion --image photo.png`
+    - `cascade reconstruct --model models:/image-cascade-scenes@champion --image photo.png`
     - `cascade reconstruct --model models:/image-cascade-vqvae-tokenizer@champion --image one.png --image two.jpg`
     - `cascade reconstruct --model s3://bucket/runs/stages/vae/1a2b3c --image photo.png --out kept`
     """
@@ -206,9 +206,9 @@ def promote(
 
     **Examples**
 
-    - `cascade promote image-cascade-openmoji@7`
-    - `cascade promote models:/image-cascade-openmoji/7`
-    - `cascade promote image-cascade-openmoji --back`
+    - `cascade promote image-cascade-scenes@7`
+    - `cascade promote models:/image-cascade-scenes/7`
+    - `cascade promote image-cascade-scenes --back`
     """
     from components.runtime.tracking.names import REGISTRY
     from components.runtime.tracking.promotion import promote_by_hand
@@ -235,7 +235,7 @@ def register(
 
     **Examples**
 
-    - `cascade register openmoji-1a2b3c`
+    - `cascade register scenes-1a2b3c`
     - `cascade register --storage s3://bucket/runs --tracking http://mlflow:5000` — the newest run there
     """
     from pipelines.command.upkeep import register_run
@@ -262,10 +262,10 @@ def serve(
 
     **Examples**
 
-    - `cascade serve --model models:/image-cascade-openmoji@champion`
-    - `cascade serve --model emoji=models:/image-cascade-openmoji/3 --model gan=models:/image-cascade-gan@champion`
-    - `CASCADE_API_KEYS_FILE=keys cascade serve --model models:/image-cascade-openmoji@champion --host 0.0.0.0`
-    - `cascade serve --model models:/image-cascade-openmoji@champion --replicas 1..4 --gpus 0.5`
+    - `cascade serve --model models:/image-cascade-scenes@champion`
+    - `cascade serve --model scenes=models:/image-cascade-scenes/3 --model gan=models:/image-cascade-gan@champion`
+    - `CASCADE_API_KEYS_FILE=keys cascade serve --model models:/image-cascade-scenes@champion --host 0.0.0.0`
+    - `cascade serve --model models:/image-cascade-scenes@champion --replicas 1..4 --gpus 0.5`
     """
     from pipelines.command.serve import serve_models
 

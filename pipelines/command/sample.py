@@ -35,16 +35,16 @@ def sample(
     **Examples**
 
     - `cascade sample --model models:/image-cascade-openmoji@champion --label Flags --label "Animals & Nature"`
-    - `cascade sample --model models:/image-cascade-openmoji@champion --prompt "red heart" --count 8 --seed 7`
-    - `cascade sample --model models:/image-cascade-openmoji@champion --generator tokens --prompt car --best-of 8`
+    - `cascade sample --model models:/image-cascade-scenes@champion --prompt "a large red cube" --count 8 --seed 7`
+    - `cascade sample --model models:/image-cascade-dalle@champion --prompt "a large red cube" --best-of 8`
     - `cascade sample --model models:/image-cascade-vqgan_transformer@champion --label Flags --size 128x64 --top-k 50`
     - `cascade sample --model models:/image-cascade-depth@champion --condition depth.png`
     - `cascade sample --model models:/image-cascade-ddpm@champion --sampler ddim --steps 25`
-    - `cascade sample --model models:/image-cascade-openmoji@champion --prompt car --set upsampler_64.noise_level=20`
+    - `cascade sample --model models:/image-cascade-openmoji@champion --label Flags --set upsampler_64.noise_level=20`
     - `cascade sample --model models:/image-cascade-classifier_guided@champion --label Flags --classifier-scale 2`
     - `cascade sample --model models:/image-cascade-gan@champion --label Flags --truncation 0.5`
-    - `cascade sample --like samples/red-heart-diffusion-0007.png` — the same image again
-    - `cascade sample --like samples/red-heart-diffusion-0007.png --guidance-scale 5 --count 4` — others like it
+    - `cascade sample --like samples/a-large-red-cube-diffusion-0007.png` — the same image again
+    - `cascade sample --like samples/a-large-red-cube-diffusion-0007.png --guidance-scale 5 --count 4` — others like it
     """
     share_cores()
     from components.evaluation.grids import labelled_grid

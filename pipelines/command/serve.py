@@ -117,7 +117,7 @@ def served_model(text: str) -> ServedModel:
     if not equals or re.search("[/:]", name):  # part of an address
         source, name = text, shown_source(text).removeprefix(REGISTRY).partition("@")[0].partition("/")[0]
     if not (name and source):
-        example = "models:/image-cascade-openmoji@champion"
+        example = "models:/image-cascade-scenes@champion"
         raise UsageError(f"--model {text!r}: write SOURCE or NAME=SOURCE, such as {example}")
     return ServedModel(name=name, source=source)
 

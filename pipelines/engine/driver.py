@@ -41,7 +41,7 @@ from pipelines.engine.session import JOB_VARIABLE, on_cluster, set_environment, 
 from pipelines.planning import preflight
 from pipelines.planning.profiles import Profile, load_profile, parse_cluster, storage_uri, tracking_uri
 from pipelines.planning.shares import resource_table, share_cluster, trainings
-from pipelines.recipes.catalog import DEMO, load_recipe, resolved_yaml
+from pipelines.recipes.catalog import DEMO, RECIPES, load_recipe, resolved_yaml
 from pipelines.recipes.shapes import Recipe
 from pipelines.workflow import PlannedStage, Selection, Workflow
 from pipelines.workflows import build_workflow
@@ -96,8 +96,10 @@ class Prepared:
 
     @property
     def seen(self) -> list[str]:
-        """Lines about the user's images, and the name of the models that learn from them."""
-        return [] if self.look is None else [*self.look.lines, f"models: {registered_name(self.name)}"]
+        """Lines about the user's images and the name of their models, or about a recipe of the catalog."""
+        if self.look is not None:
+            return [*self.look.lines, f"models: {registered_name(self.name)}"]
+        return [RECIPES[self.options.recipe].summary] if self.options.recipe in RECIPES else []
 
     def url(self, file: str) -> str:
         """Address of a file of the run."""

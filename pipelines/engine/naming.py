@@ -22,7 +22,7 @@ from components.runtime.tracking.names import REGISTRY, environment
 from pipelines.engine.code_seen import made_by
 from pipelines.engine.session import set_environment
 from pipelines.planning.cost_table import heading, markdown
-from pipelines.recipes.catalog import DEMO, RECIPES
+from pipelines.recipes.catalog import DEMO, DRAWINGS, RECIPES
 from pipelines.recipes.shapes import Recipe
 from pipelines.workflow import Workflow
 
@@ -38,15 +38,15 @@ COMMON = {  # folders that say nothing of what is in them, where one above them 
 def cascade_name(recipe: Recipe, given: str | None) -> str:
     """The name of a run's models: `given`, or after the recipe, or after other images than the recipe's.
     The models are registered as `image-cascade-NAME`, so that one's own images never move the champion of others'. Two
-    recipes on the same images stay apart: `class_guided_on_photos`, and `photos` for the demo's. Raises UsageError for
-    a name that MLflow's registry or a folder can't have."""
+    recipes on the same images stay apart: `class_guided_on_photos`, and `photos` for the cascade's. Raises UsageError
+    for a name that MLflow's registry or a folder can't have."""
     name, packaged = recipe.name, RECIPES.get(recipe.name)
     if given is not None:
         name = given
     elif packaged is not None and recipe.images.source != packaged().images.source:
         images = source_name(recipe.images.source)
         own = f"{images}_images" if images in RECIPES else images  # a folder named as a recipe
-        name = own if recipe.name == DEMO else f"{recipe.name}_on_{images}"
+        name = own if recipe.name in (DEMO, DRAWINGS) else f"{recipe.name}_on_{images}"
     if not NAME.fullmatch(name):
         raise UsageError(f"name {name!r} can't be that of a model: letters, digits, - and _, at most 100; set --name")
     return name

@@ -13,14 +13,15 @@ from pipelines.recipes.diffusion_rows import DIFFUSION_ROWS, FASHION
 from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.recipes.rows import DISCRETE_ROWS, TAXONOMY
 from pipelines.recipes.shapes import SHAPES, Recipe, RecipeRow
-from pipelines.recipes.systems import openmoji, smoke
+from pipelines.recipes.systems import described, openmoji, smoke
 
-DEMO = "openmoji"
+DEMO, DRAWINGS = "scenes", "openmoji"
 LECTURE_ROWS = (*DISCRETE_ROWS, *DIFFUSION_ROWS, *FASHION)
 RECIPES: dict[str, RecipeRow] = {
     row.name: row
     for row in (
-        RecipeRow(DEMO, "OpenMoji images: tokenizer at 64², base at 16², upsampler 16² -> 64²; the demo.", openmoji),
+        RecipeRow(DEMO, "Scenes by caption: tokenizer at 64², base at 16², upsampler 16² -> 64²; the demo.", described),
+        RecipeRow(DRAWINGS, "The same cascade on the drawings of OpenMoji, by class and caption.", openmoji),
         RecipeRow(
             "smoke", "Colored solids: the whole cascade in about four minutes on two cores, most of it start-up.", smoke
         ),

@@ -52,7 +52,8 @@ class RecipeOfImages(Config):
         """Raise ValueError for images that are no scenes, no captions, or a side below the judge's."""
         if recipe is not None:
             other, captioned = self.images.source, {"text", "text_states", "image_embedding"} & {*conditions}
-            refuse(other != "scenes", f"obedience is to captions of scenes, not of {other}; set obedience=null")
+            remedy = "; take --recipe openmoji, or set obedience=null"
+            refuse(other != "scenes", f"obedience is to captions of scenes, not of {other}{remedy}")
             refuse(not captioned, "obedience needs text among the conditions; set obedience=null")
             refuse(side < SIDE, f"obedience is judged at {SIDE} pixels, more than the {side} made; set obedience=null")
 

@@ -69,12 +69,14 @@ class CascadeRecipe(RecipeOfImages):
     samples: SamplesConfig
     evaluation: EvaluationConfig
     agreement: AgreementRecipe | None = None  # whether labels and prompts do anything
+    obedience: ObedienceRecipe | None = None  # to captions of scenes
 
     def _check(self) -> None:
         check_channels(self.base, self.upsamplers)
         side, tokenized = check_cascade(self.base, self.upsamplers, self.sampling), self.tokenizer.data.resolution
         self.check_images(max(side, tokenized), "the largest that a model makes")
         made = min(side, tokenized)
+        self.check_obedience(self.obedience, self.base.conditioning.conditions, made)
         for name in ("judge", "matcher"):  # of images no larger than finished ones
             model = getattr(self.agreement, name, None)
             too_large = model is not None and model.data.resolution > made

@@ -21,7 +21,7 @@ from components.evaluation.agreement import AgreementConfig
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
-from pipelines.recipes.shapes import AgreementRecipe, CascadeRecipe
+from pipelines.recipes.shapes import AgreementRecipe, CascadeRecipe, ObedienceRecipe
 
 Trained = TypeVar("Trained", bound=Training)
 ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=15)  # its noise cures the grain of brief training
@@ -227,6 +227,32 @@ def openmoji(name: str = "openmoji") -> CascadeRecipe:
         # x_0 gives flat colors after minutes, where v_prediction leaves grain: 177 in place of 192, and 120 of 187.
         base=by_class_and_caption(base).replace(prediction_type="sample"), upsamplers=(upsampler,),
         sampling=sampling, samples=SamplesConfig(), evaluation=EvaluationConfig(precision="bf16"), agreement=agreement)
+
+
+def described(name: str = "scenes") -> CascadeRecipe:
+    """The demo: scenes of 64² by caption, four pairs of a color and a shape in none that is trained on."""
+    tokenizer = adversarial(autoencoder(), start=450)
+    base = unet(16, 16, (1, 3, 4), (8, 4), steps=2200, batch=32)
+    upsampler = unet(64, 16, (1, 2, 4, 4), (), steps=1500, batch=6, saves=5)
+    return CascadeRecipe(
+        name=name, images=emoji().replace(
+            source="scenes", vocab_size=512, text_length=12, limit=9000, samples_per_shard=500, held_out_pairs=4),
+        tokenizer=tokenizer.replace(total_steps=700, checkpoint_every=175, sample_every=350),
+        prior=transformer().replace(
+            model_dim=128, num_heads=4, conditions=("text",), positions="rotary_2d",
+            token_corruption=0.3,  # so that the caption counts, not only the tokens before
+            **optimized(2600, 32, 1e-3)),
+        base=base.replace(
+            head_dim=16, schedule="linear", min_snr_gamma=None, prediction_type="sample", conditions=("text",),
+            text_conditioning="spatial_transformer", cond_drop_prob=0.1),
+        upsamplers=(upsampler.replace(
+            low_res_resolution=16, max_noise_level=400, prediction_type="sample", ema_decay=0.99, conditions=()),),
+        sampling=CascadeSampling(
+            prior=TransformerSampling(guidance_scale=1.5, temperature=0.8, top_k=100),
+            base=SKETCH.replace(num_inference_steps=14, guidance_scale=3.0),
+            upsamplers=(LAST_TWELVE.replace(noise_level=80),)),
+        samples=SamplesConfig(images_per_class=1),
+        evaluation=EvaluationConfig(precision="bf16", reference_samples=2048), obedience=ObedienceRecipe())
 
 
 def smoke(name: str = "smoke") -> CascadeRecipe:

@@ -102,6 +102,12 @@ def test_prompt_options_and_settings_of_stages_reach_the_model(page: Page, backe
     assert request == Request(**about, steps=3, guidance_scale=2, sampling=own)
 
 
+def test_prompts_that_the_model_learned_are_offered(page: Page, backend: KeepingBackend) -> None:
+    page.get_by_role("group", name="Prompts that it learned").get_by_role("button", name="red flag").click()
+    make(page, seed="3")
+    assert backend.jobs[-1].requests[0].prompt == "red flag"
+
+
 def test_denoising_is_seen_in_at_least_four_frames(browser: Browser, backend: KeepingBackend) -> None:
     slow = KeepingBackend(backend.cascade, step_seconds=0.15)
     with serving(slow) as address, opened(browser, address) as tab:

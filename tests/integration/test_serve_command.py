@@ -99,7 +99,7 @@ def test_the_readme_s_lines_to_ask_it_run(served: Served, tmp_path: Path):
     for block in asked:
         lines = [line for line in continued(block) if README_ADDRESS in line and "cascade serve" not in line]
         script = "\n".join(lines).replace(README_ADDRESS, served.address.removeprefix("http://"))
-        script = script.replace("red heart", "red apple")  # words that the tiny model was taught
+        script = script.replace("a large red sphere", "red apple")  # words that the tiny model was taught
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120
         )

@@ -17,6 +17,7 @@ import s3fs
 from mlflow import MlflowClient
 from PIL import Image
 
+from components.evaluation.scene_judge import parse_caption
 from tests.integration.conftest import FEW, settings
 from tests.nodes import Cluster, nodes
 
@@ -110,6 +111,17 @@ def test_every_model_is_registered_and_the_run_is_champion(client: MlflowClient,
         version = client.get_model_version_by_alias(name, "champion")
         assert version.version == "1"
         assert version.tags["cascade.stage_key"]
+
+
+def test_models_that_read_captions_name_some_and_no_others(s3_server: str, two_drivers: list[str]):
+    store = s3fs.S3FileSystem(endpoint_url=s3_server, skip_instance_cache=True, use_listings_cache=False)
+    offered = {}
+    for path in store.glob("nodes/**/attempt-*/model.json"):
+        offered[path.split("/stages/")[1].partition("/")[0]] = json.loads(store.cat(path))["settings"].get(
+            "prompts", []
+        )
+    assert {name: len(prompts) for name, prompts in offered.items() if prompts} == {"prior": 12, "base": 12}
+    assert all(map(parse_caption, offered["prior"] + offered["base"]))
 
 
 def test_the_registered_cascade_samples_by_both_generators_elsewhere(cluster: Cluster, two_drivers: list[str]):

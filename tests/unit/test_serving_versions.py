@@ -164,6 +164,7 @@ def test_a_card_says_what_requests_may_say(folder):
     assert (tokens.steps, tokens.most_steps, tokens.shows_steps) == (None, None, False)
     assert diffusion.sampling["upsampler_16"]["noise_level"] == 5
     assert diffusion.reads_prompts
+    assert (diffusion.prompts, tokens.prompts) == (("red apple", "red flag"), ())
     assert (diffusion.tasks, tokens.tasks) == (("inpainting", "uncropping"), ())
     assert "size" in tokens.options
 

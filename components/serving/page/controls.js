@@ -4,6 +4,7 @@ import { byId, element, fillSelect } from "./dom.js";
 import { fillOptions, fillStages, readOptions, readStages } from "./options.js";
 
 const EDITS_ONLY = ["translate"];
+const OFFERED = 4; // prompts below the field
 const MANY = 24; // classes, from which on one types to find one
 const TASKS = {
   inpainting: ["Inpainting", "Makes what you paint over, to fit the rest."],
@@ -75,6 +76,9 @@ function fillSubject(generator, settings) {
   byId("task-hint").textContent = TASKS[byId("task").value]?.[1] ?? "";
   byId("prompt-field").hidden = !generator.reads_prompts;
   byId("prompt").value = settings.prompt ?? "";
+  const fill = (text) => () => Object.assign(byId("prompt"), { value: text }).focus();
+  const offered = generator.prompts.slice(0, OFFERED);
+  byId("prompts").replaceChildren(...offered.map((text) => element("button", { type: "button", onclick: fill(text) }, text)));
   byId("label-field").hidden = generator.classes.length < 2;
   byId("label-holder").replaceChildren(...classField(generator.classes, settings.label ?? ""));
   const side = editing ? null : generator.condition_side;
