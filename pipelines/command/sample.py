@@ -36,7 +36,7 @@ def sample(
 
     - `cascade sample --model models:/image-cascade-openmoji@champion --label Flags --label "Animals & Nature"`
     - `cascade sample --model models:/image-cascade-scenes@champion --prompt "a large red cube" --count 8 --seed 7`
-    - `cascade sample --model models:/image-cascade-dalle@champion --prompt "a large red cube" --best-of 8`
+    - `cascade sample --model models:/image-cascade-dalle@champion --prompt car --best-of 8`
     - `cascade sample --model models:/image-cascade-vqgan_transformer@champion --label Flags --size 128x64 --top-k 50`
     - `cascade sample --model models:/image-cascade-depth@champion --condition depth.png`
     - `cascade sample --model models:/image-cascade-ddpm@champion --sampler ddim --steps 25`

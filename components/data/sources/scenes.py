@@ -125,9 +125,9 @@ def render(solids: list[Solid], *, resolution: int) -> tuple[np.ndarray, np.ndar
     rays, depth, color = (part.copy() for part in _background(resolution))
     mask = np.zeros(len(rays), np.uint8)
     for number, solid in enumerate(solids, start=1):
-        center = np.array([solid.x, FLOOR + solid.size, solid.z])
-        reach = (rays**2).sum(1) * (center @ center - 3 * solid.size**2)
-        near = np.flatnonzero((rays @ center) ** 2 >= reach)  # rays that meet the ball around it: a fifth
+        place = np.array([solid.x, FLOOR + solid.size, solid.z])
+        reach = (rays**2).sum(1) * (place @ place - 3 * solid.size**2)
+        near = np.flatnonzero((rays @ place) ** 2 >= reach)  # rays that meet the ball around it: a fifth
         distance, normal = _intersect(solid, rays[near])
         hit = distance < depth[near]
         shade = 0.35 + 0.65 * np.clip(normal[hit] @ LIGHT, 0, 1)
