@@ -18,6 +18,7 @@ from components.configuration.trainings import (
     PriorTraining,
 )
 from components.evaluation.agreement import AgreementConfig
+from components.evaluation.obedience import ObedienceConfig
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
 from components.stages.samples import SamplesConfig
@@ -251,8 +252,9 @@ def described(name: str = "scenes") -> CascadeRecipe:
             prior=TransformerSampling(guidance_scale=1.5, temperature=0.8, top_k=100),
             base=SKETCH.replace(num_inference_steps=14, guidance_scale=3.0),
             upsamplers=(LAST_TWELVE.replace(noise_level=80),)),
-        samples=SamplesConfig(images_per_class=1),
-        evaluation=EvaluationConfig(precision="bf16", reference_samples=2048), obedience=ObedienceRecipe())
+        samples=SamplesConfig(measured_samples=256, images_per_class=1),
+        evaluation=EvaluationConfig(precision="bf16", reference_samples=2048),
+        obedience=ObedienceRecipe(measure=ObedienceConfig(samples=128, seeds=2)))
 
 
 def smoke(name: str = "smoke") -> CascadeRecipe:
