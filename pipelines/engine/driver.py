@@ -96,10 +96,8 @@ class Prepared:
 
     @property
     def seen(self) -> list[str]:
-        """Lines about the user's images and the name of their models, or about a recipe of the catalog."""
-        if self.look is not None:
-            return [*self.look.lines, f"models: {registered_name(self.name)}"]
-        return [RECIPES[self.options.recipe].summary] if self.options.recipe in RECIPES else []
+        """Lines about the user's images, and the name of the models that learn from them."""
+        return [] if self.look is None else [*self.look.lines, f"models: {registered_name(self.name)}"]
 
     def url(self, file: str) -> str:
         """Address of a file of the run."""
@@ -147,6 +145,8 @@ def run(options: RunOptions, console: Console) -> int:
         for line in changes_of_code(prepared.planned):
             say(console, line, "yellow")
         shares = _share(prepared, console)
+    if prepared.look is None and options.recipe in RECIPES:
+        say(console, RECIPES[options.recipe].summary)
     if prepared.look is not None and prepared.look.images:
         grid = labelled_grid(prepared.look.images, prepared.look.captions)
         prepared.root.write(f"runs/{prepared.run}/{SOURCE_IMAGES}", grid)
