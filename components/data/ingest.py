@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from heapq import nsmallest
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
@@ -36,7 +37,7 @@ PACKAGED: dict[str, Callable[[], object]] = {  # sources without a path -> versi
     "scenes": lambda: GENERATOR_VERSION,
 }
 BPE_CAPTIONS = 1_000_000  # that the BPE is trained on, evenly from all shards
-EXAMPLES = 12  # captions that the index names
+EXAMPLES = 12  # captions that the index names, first by hash: the same in whatever order they come
 Facts = TypeVar("Facts", Part, TarFacts)
 Progress = Callable[[int, int], None]  # done, in all: images, or tars of a webdataset
 ClassCounts = Callable[[dict[str, int]], None]  # usable images by class
@@ -243,7 +244,7 @@ def _commit(
         sha256=hashlib.sha256(bpe.encode()).hexdigest(),
         vocab_size=Tokenizer.from_str(bpe).get_vocab_size(),
         text_length=config.text_length,
-        examples=tuple(dict.fromkeys(caption for caption in captions if caption))[:EXAMPLES],
+        examples=tuple(nsmallest(EXAMPLES, {caption for caption in captions if caption}, key=order_of)),
     )
     index = ShardIndex(
         source=source,
