@@ -209,7 +209,7 @@ def data(
     caption_column: Annotated[str | None, typer.Option(help="Likewise; a common name is found.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Likewise: the classes.")] = None,
 ) -> None:
-    """Write WebDataset tars with an index, for `cascade run --set images.source=OUT`.
+    """Write WebDataset tars with an index, for `cascade run --recipe openmoji --set images.source=OUT`.
 
     Works in parallel. Each image is looked at once; what can't be decoded is left out and counted. What was stopped
     goes on with the same command, and reads nothing again that is done.
