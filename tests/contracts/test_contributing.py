@@ -108,7 +108,7 @@ def test_an_option_stands_in_help_api_and_page(found: dict, command_help: str) -
 
 def test_a_metric_is_measured_shown_compared_and_moves_the_keys_of_evaluations_alone(found: dict) -> None:
     value = found["row"]["kernel"]
-    assert found["moved"] == ["openmoji/evaluation", "smoke/evaluation"]
+    assert found["moved"] == ["scenes/evaluation", "openmoji/evaluation", "smoke/evaluation"]
     assert "kernel" in found["columns"]
     assert "Kernel distance" in found["page"]
     assert f"{value:.4f}" in found["page"]
