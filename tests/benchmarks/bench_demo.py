@@ -10,6 +10,7 @@ from typing import Any
 
 from components.runtime.storage.artifact import load_artifact
 from components.runtime.storage.store import Store, absolute
+from pipelines.recipes.catalog import DEMO
 from tests.benchmarks.interleaving import Row, row
 
 PROVES = ("components", "pipelines")
@@ -18,7 +19,7 @@ PROVES = ("components", "pipelines")
 def rows(rounds: int) -> list[Row]:
     """One row; none if this folder holds no demo that trained from the start. `rounds` is not needed."""
     root = Store(absolute("runs"))
-    plans = [json.loads(path.read_text()) for path in Path("runs/runs").glob("openmoji-*/plan.json")]
+    plans = [json.loads(path.read_text()) for path in Path("runs/runs").glob(f"{DEMO}-*/plan.json")]
     whole = [plan for plan in plans if all(stage["state"] == "done" for stage in plan["stages"])]
     if not whole:
         print("demo_overhead: no complete `make demo` in ./runs, so no row")
