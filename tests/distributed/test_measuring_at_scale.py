@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import pytest
 
+from components.evaluation import generated
 from components.runtime import events
 from components.runtime.events import Recorder
 from components.runtime.execution import Resources
@@ -23,9 +25,9 @@ from components.stages.samples import SamplesConfig, sample_generators
 from tests.image_sets import write_set
 from tests.tiny_cascade import write_cascade, write_models
 
-MEASURED = 68  # of each of two generators: two jobs
+JOB, MEASURED = 16, 20  # images of a job, and of each of two generators: two jobs
 SAMPLES = SamplesConfig(measured_samples=MEASURED, images_per_class=1, num_prompts=1, images_per_prompt=1)
-EVALUATION = EvaluationConfig(reference_samples=60, held_out_samples=20)
+EVALUATION = EvaluationConfig(reference_samples=20, held_out_samples=6)
 WORKER = "ray::PoolWorker"
 
 
@@ -51,7 +53,7 @@ class House:
     def __init__(self, root: Path) -> None:
         self.root = root
         images = self.context("images", "key")
-        write_set(images.files_store, sizes=(30, 30), resolution=16)
+        write_set(images.files_store, sizes=(14, 14), resolution=16)
         self.images = images.commit("shards", written=[info.path for info in images.files_store.list()])
         self.cascade = self.context("cascade", "key").commit("model", folder=write_cascade(root / "cascade"))
         tokenizer = write_models(root / "models")["tokenizer"]
@@ -85,8 +87,9 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> House:
-    return House(tmp_path_factory.mktemp("house"))
+def house(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with mock.patch.object(generated, "JOB_SIZE", JOB):
+        yield House(tmp_path_factory.mktemp("house"))
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
 """Laws of sampling both generators for the report, with a whole tiny cascade and real Ray actors."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 from components.data.encoding import open_autoencoder
 from components.data.held_out import random_part
 from components.data.shards import load_index
+from components.evaluation import generated
 from components.evaluation.agreement import AgreementConfig, wanted_of
 from components.evaluation.features import FeatureExtractor
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests
@@ -49,6 +52,7 @@ from tests.tiny_generators import write
 from tests.unit.test_evaluation_studies import CLASSIFIER
 
 CONFIG = GalleryConfig(images_per_class=2, num_prompts=2, images_per_prompt=2, strip_frames=3)
+JOB, MEASURED = 24, 34  # images of a job, and of each of two generators: two jobs, and enough for an error
 LABELS, CAPTIONS = np.array([0, 1, 2, 1]), ("red apple", "grey cat", "red flag", "green apple")
 
 
@@ -154,14 +158,15 @@ class Fixture:
         store = Store(str(self.root / "stages" / stage / key))
         return StageContext(stage, key, store, Resources(num_workers=2, cpus_per_worker=0.1), Recorder())
 
-    def samples(self, *, key: str = "k", measured: int = 70) -> Artifact:
+    def samples(self, *, key: str = "k", measured: int = MEASURED) -> Artifact:
         config = SamplesConfig(**CONFIG.model_dump() | {"prompts": ("red apple",)}, measured_samples=measured)
         return sample_generators(config, self.context("samples", key=key), images=self.images, cascade=self.cascade)
 
 
 @pytest.fixture(scope="module")
-def run(ray_cluster: None, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fixture:
-    return Fixture(tmp_path_factory.mktemp("run"), folder)
+def run(ray_cluster: None, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fixture]:
+    with mock.patch.object(generated, "JOB_SIZE", JOB):
+        yield Fixture(tmp_path_factory.mktemp("run"), folder)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +181,7 @@ def test_the_samples_stage_leaves_grids_and_all_measured_images_and_shows_where_
     assert samples.metadata["words"]["tokens_by_prompt"] == ["red apple"]
     assert set(samples.metadata["words"]) == {name.removesuffix(".png") for name in samples.names() if "png" in name}
     for generator, files in samples.metadata["measured"].items():
-        assert sum(len(unpack_job(samples.read(file)).finished) for file in files) == 70
+        assert sum(len(unpack_job(samples.read(file)).finished) for file in files) == MEASURED
         assert 0 < samples.metadata["summary"][f"seconds_per_image_{generator}"] < 1
     shown = run.samples(key="shown", measured=0)
     assert "cascade_side_by_side.png" in shown.names()
@@ -189,11 +194,11 @@ def test_a_finished_job_is_not_sampled_again(run: Fixture, samples: Artifact) ->
     context = run.context("samples", key="killed")
     wrong = samples.read("measured_tokens-001.npz")
     stages = {"tokenizer": (6, 16)}
-    write_job(context.files_store, "measured_tokens-000", wrong, seconds=700, stages=stages)
+    write_job(context.files_store, "measured_tokens-000", wrong, seconds=10.5 * MEASURED, stages=stages)
     again = run.samples(key="killed")
     assert again.read("measured_tokens-000.npz") == wrong
     assert again.read("measured_diffusion-000.npz") == samples.read("measured_diffusion-000.npz")
-    assert 10 < again.metadata["summary"]["seconds_per_image_tokens"] < 11  # its own seconds, in 70 images
+    assert 10 < again.metadata["summary"]["seconds_per_image_tokens"] < 11  # its own seconds, in all images
 
 
 def test_the_evaluation_measures_every_stage_of_both_generators_and_the_scale(run: Fixture, samples: Artifact) -> None:
@@ -212,7 +217,7 @@ def test_the_evaluation_measures_every_stage_of_both_generators_and_the_scale(ru
         "token branch: tokenizer, 16²",
     ]
     base = rows["diffusion branch: base, 8²"]
-    assert base["samples"] == 70
+    assert base["samples"] == MEASURED
     assert set(report.metadata["nearest"]) == {"diffusion branch: upsampler 16, 16²", "token branch: tokenizer, 16²"}
     assert base["standard_error"] > 0
     assert 0 <= base["precision"] <= 1
@@ -234,7 +239,7 @@ def test_larger_images_are_also_measured_window_by_window(run: Fixture, samples:
         ("windows of 8² of diffusion branch: upsampler 16, 16²", "model"),  # the base's are no larger than a window
         ("windows of 8² of token branch: tokenizer, 16²", "model"),
     ]
-    assert rows[2]["samples"] == 70
+    assert rows[2]["samples"] == MEASURED
     assert rows[2]["distance"] != rows[3]["distance"]
     plain = evaluate(EvaluationConfig(), run.context("evaluation", key="whole"), images=run.images, samples=samples)
     assert [row for row in report.metadata["distances"] if row not in rows] == plain.metadata["distances"]
