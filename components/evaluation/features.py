@@ -96,6 +96,12 @@ def check_feature_network(network: FeatureNetwork, weights: str | None = None) -
     Raises FeatureNetworkError if a package is not installed, or the weights are missing or another network's."""
     if network == "none":
         return ""
+    check_packages(network, weights)
+    return _load(network, weights)[1] if weights else ""
+
+
+def check_packages(network: FeatureNetwork, weights: str | None) -> None:
+    """Raises FeatureNetworkError for a package that is not installed, and missing or superfluous weights."""
     chosen = NETWORKS[network]
     missing = [package.replace("_", "-") for package in chosen.packages if find_spec(package) is None]
     if missing:
@@ -105,7 +111,6 @@ def check_feature_network(network: FeatureNetwork, weights: str | None = None) -
         )
     if fault := lacking_weights(network, weights):
         raise FeatureNetworkError(fault)
-    return _load(network, weights)[1] if weights else ""
 
 
 def _load(network: FeatureNetwork, weights: str | None) -> tuple[nn.Module, str]:
@@ -131,14 +136,14 @@ class FeatureExtractor:
         precision: FeaturePrecision = "fp32",
         weights: str | None = None,
     ) -> None:
-        """Raises FeatureNetworkError for missing weights, ValueError for "none"."""
+        """Raises as `check_feature_network`, and ValueError for "none"."""
         if network == "none":
             raise ValueError("feature_network none has no features; measure no distance then")
-        if fault := lacking_weights(network, weights):
-            raise FeatureNetworkError(fault)
+        check_packages(network, weights)
         device = best_device()
         dtype = torch.bfloat16 if computes_bf16(precision, device) else torch.float32
-        module: Any = _load(network, weights)[0]
+        loaded: tuple[Any, str] = _load(network, weights)
+        module, self.sha256 = loaded  # of the weights, "" for those of a package
         self.module = module.to(device, dtype, memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -179,9 +184,10 @@ class MeasureConfig(Config):
         rounded = self.feature_weights is not None and self.precision == "bf16"
         refuse(rounded, f"feature_network {self.feature_network} is measured in fp32, as published; precision: fp32")
 
-    def facts(self) -> tuple[str, ...]:
-        """All that decides features of given images; reads the weights. Raises FeatureNetworkError."""
-        weights = check_feature_network(self.feature_network, self.feature_weights)
+    def facts(self, sha256: str | None = None) -> tuple[str, ...]:
+        """All that decides features of given images; reads the weights, but with their sha256 given.
+        Raises FeatureNetworkError."""
+        weights = check_feature_network(self.feature_network, self.feature_weights) if sha256 is None else sha256
         return (self.feature_network, self.precision, *([weights] if weights else []))
 
 
@@ -293,11 +299,8 @@ def distance_rows(
     sets: Sequence[FeatureSet], *, pool: Pool, seed: int, metrics: Sequence[str] = (), reference: str = REFERENCE
 ) -> list[DistanceRow]:
     """Rows of figures from the files of features, first the distance between two halves of the reference.
-
-    Args:
-        metrics: figures beside the distance; the distance's standard error if they name it.
-        reference: name of the set that the others are measured to.
-    """
+    `metrics`: figures beside the distance; the distance's standard error if they name it. `reference`: name of the set
+    that the others are measured to."""
     (to,) = (images for images in sets if images.name == reference)
     ordered = [to, *(images for images in sets if images is not to)]
     return list(pool.map(partial(RowMeasurer, to, seed=seed, metrics=tuple(metrics)), ordered))

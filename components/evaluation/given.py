@@ -99,17 +99,13 @@ def evaluate_given(
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Every figure that the network has of the images against a reference, with N and the weights' sha256.
-
-    Args:
-        images, reference: URIs as in the text of the module.
-        captions: of the images in their order, for `clip`; of samples in turn.
-        samples: makes the images, as `sample_into`, once reference and weights are read.
-        progress: called with images done and their total.
-
-    Raises ValueError, SourceError, ShardError or FeatureNetworkError, in one line.
-    """
+    `images`, `reference`: URIs as in the text of the module. `captions`: of the images in their order, for `clip`; of
+    samples in turn. `samples`: makes the images, as `sample_into`, once reference and weights are read. `progress`:
+    called with images done and their total. Raises ValueError, SourceError, ShardError or FeatureNetworkError, in one
+    line."""
     published = published_gaussian(reference) if config.feature_network == "inception" else None
-    real, facts, extract = given_images(reference, needed=published is None), config.facts(), extractor_of(config)
+    real, extract = given_images(reference, needed=published is None), extractor_of(config)
+    facts = config.facts(extract.sha256)
     for so_far in samples:
         progress(*so_far)
     made, found, done = given_images(images), [], 0

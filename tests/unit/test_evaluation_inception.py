@@ -36,20 +36,31 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inception(tmp_path_factory.mktemp("weights") / "inception.pth")
 
 
+@pytest.fixture(scope="module")
+def ours(weights: Path) -> FeatureExtractor:
+    return FeatureExtractor("inception", weights=str(weights))
+
+
+@pytest.fixture(scope="module")
+def theirs(weights: Path) -> torch.nn.Module:
+    return inception_network(weights, "2048", "logits_unbiased").to(best_device())
+
+
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (40, 70), (320, 310), (299, 299)])
-def test_features_and_logits_are_those_of_torch_fidelitys_network(weights: Path, shape: tuple[int, int]) -> None:
-    images = noise(3, *shape)
-    theirs = inception_network(weights, "2048", "logits_unbiased").to(best_device())
+def test_features_and_logits_are_those_of_torch_fidelitys_network(
+    ours: FeatureExtractor, theirs: torch.nn.Module, shape: tuple[int, int]
+) -> None:
+    images = noise(2, *shape)
     with torch.inference_mode():
         features, logits = theirs(torch.from_numpy(images).permute(0, 3, 1, 2).to(best_device()))
-    ours = FeatureExtractor("inception", weights=str(weights))(images)
-    np.testing.assert_allclose(ours[FEATURES], features.cpu(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(ours["logits"], logits.cpu(), rtol=1e-4, atol=1e-4)
-    assert ours[FEATURES].std() > 0.01
+    found = ours(images)
+    np.testing.assert_allclose(found[FEATURES], features.cpu(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["logits"], logits.cpu(), rtol=1e-4, atol=1e-4)
+    assert found[FEATURES].std() > 0.01
 
 
 def test_features_of_dinov2_are_those_of_torch_fidelitys_protocol(tmp_path: Path, weights: Path) -> None:
@@ -70,7 +81,7 @@ def test_features_of_dinov2_are_those_of_torch_fidelitys_protocol(tmp_path: Path
         load_recipe("openmoji", ["evaluation.feature_network=dinov2"])
 
 
-def test_the_clean_resize_is_antialiased_and_bicubic_in_floating_point(weights: Path) -> None:
+def test_the_clean_resize_is_antialiased_and_bicubic_in_floating_point(weights: Path, ours: FeatureExtractor) -> None:
     extract = FeatureExtractor("inception_clean", weights=str(weights))
     for images in (noise(2, 320, 640), noise(2, 64, 64)):
         image = torch.from_numpy(images).permute(0, 3, 1, 2).float()
@@ -78,7 +89,7 @@ def test_the_clean_resize_is_antialiased_and_bicubic_in_floating_point(weights: 
         torch.testing.assert_close(extract.module.resized(images).cpu(), expected, rtol=0, atol=0.01)
     stripes = np.zeros((1, 3 * 299, 3 * 299, 3), np.uint8)
     stripes[:, :, 1::3] = 255
-    legacy = FeatureExtractor("inception", weights=str(weights)).module.resized(stripes)
+    legacy = ours.module.resized(stripes)
     assert abs(float(extract.module.resized(stripes).mean()) - 85) < 1
     assert abs(float(legacy.mean()) - 85) > 20
 
