@@ -77,11 +77,9 @@ Found = Mapping[AskedBy, Mapping[str, Agreement]]  # by name of the set
 
 class AgreementStudy(ModelStudy["AgreementConfig"]):
     """Each generator asked for labels alone and for captions alone, and the images judged.
-
     Labels and captions are those of held-out images, of training images in a set that holds nothing out. The inputs
     are `cascade`, `judge`, a classifier of clean images, and `matcher`, a contrastive encoder; without one of these no
-    image is asked for by label, or by prompt.
-    """
+    image is asked for by label, or by prompt."""
 
     @property
     def judges(self) -> dict[AskedBy, Artifact]:

@@ -51,11 +51,8 @@ def gallery_requests(
     seed: int,
 ) -> dict[str, list[Request]]:
     """Image name -> requests, at least one, as far as the models of the generator take such conditions.
-
-    Args:
-        captions: prompts to choose from, where the configuration names none.
-        images: condition images (PNG), for a cascade that takes one.
-    """
+    `captions`: prompts to choose from, where the configuration names none. `images`: condition images (PNG), for a
+    cascade that takes one."""
     shown = {}
     for generator in cascade.generators:
         plain, classes = Request(generator=generator), cascade.classes(generator)

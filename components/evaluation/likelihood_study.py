@@ -160,11 +160,7 @@ class LikelihoodConfig(Config):
 
 def strata(num_timesteps: int, count: int) -> np.ndarray:
     """Edges (count + 1,) of strata of [0, num_timesteps) with widths that grow linearly with t.
-
-    The first stratum holds 0 alone.
-
-    Raises ValueError if count is not in [2, num_timesteps], or 1 for a single timestep.
-    """
+    The first holds 0 alone. Raises ValueError if count is not in [2, num_timesteps], or 1 for a single timestep."""
     if not min(2, num_timesteps) <= count <= num_timesteps:
         raise ValueError(f"timesteps_per_image must be in [2, {num_timesteps}], not {count}")
     number = np.arange(count + 1)

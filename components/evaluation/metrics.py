@@ -239,14 +239,11 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
 
 def distance_error(features: np.ndarray, reference: Gaussian, *, seed: int) -> float | None:
     """Standard error of the distance of a set (N, D) to a reference that is taken as exact.
-
     None below 2 GROUPS images.
-
     The delete-a-group jackknife (Shao & Wu, 1989): the images are cut at random into g = GROUPS groups, the distance is
     taken g times with one of them left out, and its variance is (g - 1) / g times the sum of squared differences from
     the mean. It says how far other samples of the same model would measure, not other trainings of it. What a small N
-    adds to every distance is the same in all g, so it moves the mean and not the error.
-    """
+    adds to every distance is the same in all g, so it moves the mean and not the error."""
     if len(features) < 2 * GROUPS:
         return None
     values = features.astype(np.float64)

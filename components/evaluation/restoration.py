@@ -107,13 +107,9 @@ def damage(
     seed: int = 0,
 ) -> list[Damaged]:
     """Degrades each image in every way of the model's training; equal for equal seeds.
-
-    Args:
-        originals: (N, H, W, 3).
-        mask_area, factors: as in training; each factor of super-resolution is a row of its own.
-        asked: N requests with the label or prompt of each image, where the model takes one.
-        seed: of masks and of what fills them.
-    """
+    `originals`: (N, H, W, 3). `mask_area`, `factors`: as in training; each factor of super-resolution is a row of its
+    own. `asked`: N requests with the label or prompt of each image, where the model takes one. `seed`: of masks and of
+    what fills them."""
     bare = [Request()] * len(originals) if asked is None else asked
     requests = [request.replace(generator="translate", seed=seed + number) for number, request in enumerate(bare)]
     image = from_uint8(originals)

@@ -79,9 +79,7 @@ class ImagesAnswer(BaseModel):
 
 class ImageEvent(BaseModel):
     """A preview of an image, or the image.
-
-    …partial_image has index, stage and step, …completed usage and version.
-    """
+    …partial_image has index, stage and step, …completed usage and version."""
 
     type: Literal[
         "image_generation.partial_image",

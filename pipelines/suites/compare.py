@@ -66,14 +66,9 @@ def run_compare(
 
     A finished recipe runs too if MLflow does not know its run: its stages are cached, and its results are sent again.
     `compare.html` in storage is written before the first and after each, with the rows of all seeds asked for so far.
-
-    Args:
-        names: systems, such as gan or gan_32; empty: all.
-        seed: of trainings and samples.
-        figures: JSON file that gets the figures of all finished systems in the storage, when the page is written.
-
-    Raises UsageError for a name that is none, SourceError where the images are not on this machine.
-    """
+    `names`: systems, such as gan or gan_32; empty: all. `seed`: of trainings and samples. `figures`: JSON file that
+    gets the figures of all finished systems in the storage, when the page is written. Raises UsageError for a name that
+    is none, SourceError where the images are not on this machine."""
     chosen = [(recipe, seed) for recipe in chosen_systems(names)]
     comparison = Comparison(storage, tracking=tracking, profile=profile, figures=figures)
     comparison.add_seed(seed)

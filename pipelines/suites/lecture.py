@@ -74,14 +74,9 @@ def run_lecture(
     A finished recipe runs too if MLflow does not know its run: its stages are cached, and its results are sent again.
     Rows whose images are not on this machine are left out, and said so. `lecture.html` in storage is written before the
     first recipe and after each: all slides, with what there is by then, and what is missing.
-
-    Args:
-        names: rows or recipes to run; empty: all.
-        figures: JSON file that gets the figures of all finished rows in the storage, when the page is written.
-
-    Raises UsageError for a name that is neither and without the extra `lecture`, SourceError for a row that is named
-    but has no images here.
-    """
+    `names`: rows or recipes to run; empty: all. `figures`: JSON file that gets the figures of all finished rows in the
+    storage, when the page is written. Raises UsageError for a name that is neither and without the extra `lecture`,
+    SourceError for a row that is named but has no images here."""
     if find_spec("latex2mathml") is None:
         raise UsageError("the lecture's page needs the extra lecture: pip install 'image-cascade[lecture]'")
     chosen = chosen_rows(names)
@@ -187,13 +182,8 @@ def render_lecture(
     slides: Sequence[Slide], results: Mapping[str, RecipeResult], systems: Sequence[SystemResult] = ()
 ) -> str:
     """The page as self-contained HTML without script.
-
-    Args:
-        results: by recipe, of all recipes that slides name.
-        systems: of the comparison.
-
-    Raises LookupError for a slide whose code stands nowhere.
-    """
+    `results`: by recipe, of all recipes that slides name. `systems`: of the comparison. Raises LookupError for a slide
+    whose code stands nowhere."""
     from latex2mathml.converter import convert  # of the extra `lecture`
 
     chapters: dict[str, list[dict[str, Any]]] = {}

@@ -136,13 +136,8 @@ class Suite(ABC, Generic[R]):
 
     def run(self, titles: Mapping[Key, str], *, noun: str, console: Console) -> int:
         """Run unfinished recipes in turn, and finished recipes unknown to MLflow, to send results again.
-
-        Args:
-            titles: announcement of each recipe and seed.
-            noun: name of the recipes, in the plural.
-
-        Returns 1 if one failed, 3 if MLflow lacks a part of one, 130 at once if interrupted.
-        """
+        `titles`: announcement of each recipe and seed. `noun`: name of the recipes, in the plural. Returns 1 if one
+        failed, 3 if MLflow lacks a part of one, 130 at once if interrupted."""
         finished = [key for key in titles if self.is_finished(key)]
         unknown = unknown_runs({self.runs[key] for key in finished}, tracking=self.tracking)
         again = [key for key in finished if self.runs[key] in unknown]
