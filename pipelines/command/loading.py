@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,10 +123,8 @@ def load_cascade(model: str, tracking: str | None) -> Cascade:
     return cascade
 
 
-@contextmanager
-def local_model(model: str, tracking: str | None) -> Iterator[Path]:
+def local_model(model: str, tracking: str | None) -> AbstractContextManager[Path]:
     """The local folder of a trained model or a cascade from the registry, storage or disk.
     Raises ValueError if there is none."""
     set_environment(environment())
-    with registry.local_model(model, tracking_uri=tracking_uri(tracking)) as folder:
-        yield folder
+    return registry.local_model(model, tracking_uri=tracking_uri(tracking))

@@ -82,9 +82,7 @@ def show_keys(options: driver.RunOptions, console: Console) -> None:
     """Print stages with keys and cache states, shares of this machine's GPUs, reads of tars."""
     prepared = driver.prepare(options)
     console.print(plan_table(prepared.planned))
-    for line in prepared.seen:
-        say(console, line)
-    for line in prepared.starts:
+    for line in (*prepared.seen, *prepared.starts):
         say(console, line)
     for line in changes_of_code(prepared.planned):
         say(console, line, "yellow")
