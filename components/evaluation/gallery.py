@@ -43,12 +43,7 @@ class GalleryConfig(Config):
 
 
 def gallery_requests(
-    config: GalleryConfig,
-    cascade: Cascade,
-    *,
-    captions: Sequence[str],
-    images: Sequence[bytes] = (),
-    seed: int,
+    config: GalleryConfig, cascade: Cascade, *, captions: Sequence[str], images: Sequence[bytes] = (), seed: int
 ) -> dict[str, list[Request]]:
     """Image name -> requests, at least one, as far as the models of the generator take such conditions.
     `captions`: prompts to choose from, where the configuration names none. `images`: condition images (PNG), for a
@@ -80,16 +75,10 @@ def sample_grid(cascade: Cascade, *, count: int) -> bytes:
     """Grid (PNG) of images of each class, or of no condition, by the first generator.
     Raises ValueError, in one line, for a model that makes no image of these alone."""
     classes = cascade.classes(cascade.with_generator(Request()).generator or "")
-    config = GalleryConfig(
-        images_per_class=-(-count // (len(classes) or 1)),
-        max_classes=count,
-    )
+    config = GalleryConfig(images_per_class=-(-count // (len(classes) or 1)), max_classes=count)
     shown = gallery_requests(config, cascade, captions=(), seed=0)
     asked = next(iter(shown.values()), [])[:count]
-    refuse(
-        not asked,
-        "the model makes no images of a class or of nothing: leave the samples out",
-    )
+    refuse(not asked, "the model makes no images of a class or of nothing: leave the samples out")
     images: list[np.ndarray] = []
     for first in range(0, len(asked), cascade.most_at_once):
         images += cascade.sample(asked[first : first + cascade.most_at_once])

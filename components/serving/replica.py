@@ -231,10 +231,7 @@ class Model:
         self._versions = Versions(model, tracking=settings.tracking, poll_seconds=settings.poll_seconds)
         self._measures = Measures(model.name)
         self._batcher = Batcher(
-            limits=settings.limits,
-            batch_images=settings.batch_images,
-            measures=self._measures,
-            threads=threads,
+            limits=settings.limits, batch_images=settings.batch_images, measures=self._measures, threads=threads
         )
 
     async def card(self) -> Card:

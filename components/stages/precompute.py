@@ -18,11 +18,7 @@ from components.data.shards import BPE, INDEX, load_index, read_bpe
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact, FileEntry, read_records, upload_attempt
 from components.runtime.storage.store import SCRATCH, Store, absolute
-from components.sampling.frozen_text import (
-    LENGTH,
-    check_transformers,
-    load_frozen_text,
-)
+from components.sampling.frozen_text import LENGTH, check_transformers, load_frozen_text
 from components.stages.context import StageContext
 from components.training.frozen import ColumnEncoder, FrozenNetworks, frozen_encoders
 from components.weights.files import encoder_places, fetch_encoder

@@ -55,10 +55,7 @@ class SubjectConfig(Config):
                     raise ValueError(f"{place} must be empty: the model takes none")
         classes = model.settings["classes"]
         own, prior = (None if label is None else class_id(label, classes) for label in (self.label, self.class_label))
-        return (
-            Request(label=own, prompt=self.prompt),
-            Request(label=prior, prompt=self.class_prompt),
-        )
+        return (Request(label=own, prompt=self.prompt), Request(label=prior, prompt=self.class_prompt))
 
 
 def compose_start(start: StartModel, sampling: DiffusionSampling, store: Store) -> list[FileEntry]:
@@ -84,28 +81,19 @@ def write_subject(
     if (known := model.network.get("text")) is not None:
         bpe = start.tokenizer or bpe
         text = TextInfo(
-            sha256=digest_of(bpe.encode()).sha256,
-            vocab_size=known["vocab_size"],
-            text_length=known["context_length"],
+            sha256=digest_of(bpe.encode()).sha256, vocab_size=known["vocab_size"], text_length=known["context_length"]
         )
     given = read_split(index, "train", View(settings["resolution"])).image
     repeats = max(1, round(len(samples) / (weight * len(given))))
     rows = list[dict[str, bytes | str]]()
     for images, own, times in zip((given, samples), words, (repeats, 1), strict=True):
-        members = {
-            "cls": str(own.label or 0).encode(),
-            "txt": (own.prompt or "").encode(),
-        }
+        members = {"cls": str(own.label or 0).encode(), "txt": (own.prompt or "").encode()}
         rows += [{"png": encode_png(image), **members} for image in images] * times
     data = write_shard({"__key__": f"{number:06d}", **row} for number, row in enumerate(rows))
     files.write(SUBJECT, data)
     files.write(BPE, bpe.encode())
     counts = {"samples": len(rows), "train_samples": len(rows)}
-    facts = {
-        **counts,
-        "resolution": settings["resolution"],
-        "classes": tuple(settings["classes"]),
-    }
+    facts = {**counts, "resolution": settings["resolution"], "classes": tuple(settings["classes"])}
     others = {
         "source": "subject",
         "labels": "index",

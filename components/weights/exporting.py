@@ -17,11 +17,7 @@ from components.weights.stable_diffusion import join_pipeline
 from components.weights.twins import SCALE, write_twin
 
 SAMPLES = "samples.png"  # beside the card
-FORMS: dict[str, Callable[..., list[str]]] = {
-    "pt2": write_programs,
-    "onnx": write_programs,
-    "diffusers": write_twin,
-}
+FORMS: dict[str, Callable[..., list[str]]] = {"pt2": write_programs, "onnx": write_programs, "diffusers": write_twin}
 
 
 def write_parts(folder: Path, made: Path, form: str) -> Iterator[str]:

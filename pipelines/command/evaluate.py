@@ -16,8 +16,7 @@ SEED = 2020  # torch-fidelity's own, so that both draw the same parts of a set
 
 def evaluate(
     images: Annotated[
-        str,
-        typer.Option(help="Images: a folder, archives, a tar, a zip, an npz (arr_0); of --model a new folder."),
+        str, typer.Option(help="Images: a folder, archives, a tar, a zip, an npz (arr_0); of --model a new folder.")
     ],
     reference: Annotated[str, typer.Option(help="Likewise; also ADM's npz with mu and sigma.")],
     model: Model = None,
@@ -26,8 +25,7 @@ def evaluate(
     ] = 1000,
     captions: Annotated[Path | None, typer.Option(help="A text file with the images' captions, one a line.")] = None,
     clip_weights: Annotated[
-        str | None,
-        typer.Option(help="URI of a CLIPModel's folder, for the score of images and captions."),
+        str | None, typer.Option(help="URI of a CLIPModel's folder, for the score of images and captions.")
     ] = None,
     network: Annotated[
         str, typer.Option(help="inception (as TensorFlow 1 resizes), inception_clean, dinov2, or efficientnet_lite0.")

@@ -98,10 +98,7 @@ def export(
     push: Annotated[
         str | None, typer.Option(help="OWNER/NAME: also to this repository of a hub (extra `hub`).")
     ] = None,
-    samples: Annotated[
-        int,
-        typer.Option(help="Images that the model makes for the card.", min=0, max=64),
-    ] = 0,
+    samples: Annotated[int, typer.Option(help="Images that the model makes for the card.", min=0, max=64)] = 0,
     tracking: Tracking = None,
 ) -> None:
     """Export a model, or all models of a cascade, to files that others open without this project.
@@ -245,8 +242,7 @@ def register(
 
 def serve(
     model: Annotated[
-        list[str],
-        typer.Option(help="models:/NAME@champion, models:/NAME/3, or a folder; NAME=… in front. Repeatable."),
+        list[str], typer.Option(help="models:/NAME@champion, models:/NAME/3, or a folder; NAME=… in front. Repeatable.")
     ],
     host: Annotated[str, typer.Option(help="Where to listen; keys are needed where others reach it.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Where to listen.", min=1, max=65535)] = 8000,

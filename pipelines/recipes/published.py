@@ -31,13 +31,7 @@ from components.stages.precompute import Column, PrecomputeConfig, TextEncoderCo
 from components.stages.samples import SamplesConfig
 from components.stages.tokens import TokensConfig
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, ImageToImageRecipe
-from pipelines.recipes.published_networks import (
-    AUTOENCODERS,
-    LARGE,
-    PAPER_CLASSIFIERS,
-    PAPER_DIFFUSION,
-    published,
-)
+from pipelines.recipes.published_networks import AUTOENCODERS, LARGE, PAPER_CLASSIFIERS, PAPER_DIFFUSION, published
 from pipelines.recipes.shapes import OneModelRecipe, RecipeRow, SharedParts, TokenBranchRecipe
 
 ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=250)  # of IDDPM, ADM, GLIDE

@@ -142,10 +142,7 @@ class DiffusionTask(LearnerTask):
             level = torch.full(position.shape, noise_level, device=low_res.device)
         noise = self.normal(position, stream="low_res_noise", shape=low_res.shape[1:])
         assert self.augmentation is not None
-        return cond | {
-            "low_res": augment_low_res(self.augmentation, low_res, noise, level),
-            "noise_level": level,
-        }
+        return cond | {"low_res": augment_low_res(self.augmentation, low_res, noise, level), "noise_level": level}
 
     def state_dict(self) -> dict[str, Any]:
         history = {} if self.history is None else {"history": self.history._asdict()}
