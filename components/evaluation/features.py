@@ -185,7 +185,7 @@ class MeasureConfig(Config):
         refuse(rounded, f"feature_network {self.feature_network} is measured in fp32, as published; precision: fp32")
 
     def facts(self, sha256: str | None = None) -> tuple[str, ...]:
-        """All that decides features of given images; reads the weights, but with their sha256 given.
+        """All that decides features of given images; without a sha256, the weights are read for one.
         Raises FeatureNetworkError."""
         weights = check_feature_network(self.feature_network, self.feature_weights) if sha256 is None else sha256
         return (self.feature_network, self.precision, *([weights] if weights else []))
