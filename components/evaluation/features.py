@@ -101,7 +101,7 @@ def check_feature_network(network: FeatureNetwork, weights: str | None = None) -
 
 
 def check_packages(network: FeatureNetwork, weights: str | None) -> None:
-    """Raises FeatureNetworkError for a package that is not installed, and missing or superfluous weights."""
+    """Raises FeatureNetworkError for missing packages, and for missing or superfluous weights."""
     chosen = NETWORKS[network]
     missing = [package.replace("_", "-") for package in chosen.packages if find_spec(package) is None]
     if missing:

@@ -93,7 +93,11 @@ class UNet(ConditionedNetwork):
         self.resolution, self.model_channels = resolution, model_channels
         norms: dict[str, Any] = {"norm_groups": norm_groups, "eps": norm_eps}
         residual = partial(
-            TimedResBlock, embedding_dim=4 * model_channels, dropout=dropout, scale_shift_norm=scale_shift_norm, **norms
+            TimedResBlock,
+            embedding_dim=4 * model_channels,
+            dropout=dropout,
+            scale_shift_norm=scale_shift_norm,
+            **norms,
         )
         attention = attention_of(
             text_conditioning,
@@ -208,7 +212,11 @@ class NoisyClassifier(nn.Module):
         heads = partial(heads_of, head_dim=head_dim, num_heads=num_heads)
         norms = {"norm_groups": norm_groups}
         residual = partial(
-            TimedResBlock, embedding_dim=embedding_dim, dropout=dropout, scale_shift_norm=scale_shift_norm, **norms
+            TimedResBlock,
+            embedding_dim=embedding_dim,
+            dropout=dropout,
+            scale_shift_norm=scale_shift_norm,
+            **norms,
         )
         attention = attention_of("pooled", heads=heads, context_dim=None, rotary=False, depth=0, norms=norms)
         self.time_mlp = embedding_mlp(model_channels, embedding_dim)

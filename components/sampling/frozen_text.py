@@ -252,7 +252,11 @@ def frozen_conditions(
 
 
 def sample_image_embeddings(
-    model: SamplingModel, text: ContrastiveText, plans: Sequence[Plan], *, on_step: Callable[..., None] | None = None
+    model: SamplingModel,
+    text: ContrastiveText,
+    plans: Sequence[Plan],
+    *,
+    on_step: Callable[..., None] | None = None,
 ) -> Tensor:
     """Image embeddings (B, E) of unit variance for the plans' prompts, by a diffusion prior on its device.
     Of several candidates (two, as published) each plan gets the one nearest to the text's embedding. Diffusion runs

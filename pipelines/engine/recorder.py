@@ -83,7 +83,12 @@ class RunRecorder(events.Recorder):
     own, which is there already if a recorder died. `begun`: the run, whose start is said where no journal says it."""
 
     def __init__(
-        self, *, tracking: str | None = None, spool: str = "", journal: str = "", begun: events.RunStarted | None = None
+        self,
+        *,
+        tracking: str | None = None,
+        spool: str = "",
+        journal: str = "",
+        begun: events.RunStarted | None = None,
     ) -> None:
         self.tracker: Tracker | None = None
         self.log = EventLog()
