@@ -19,6 +19,7 @@ from components.configuration.config import Config, Since
 from components.data.listing import DataError, SourceError
 from components.data.parts import WARN, Part, PartWriter, Warn, Work, cut_tasks, part_name, run_pieces, whole_parts
 from components.data.shards import BPE, ShardEntry, ShardIndex, TextInfo, load_index, order_of, read_bpe, save_index
+from components.data.sources import packaged, photographs
 from components.data.sources.folder import list_folder
 from components.data.sources.packaged import OPENMOJI_VERSION, list_fashion_mnist, list_openmoji, package_versions
 from components.data.sources.parquet import list_parquet
@@ -31,11 +32,13 @@ from components.sampling.image_files import SPECIAL_TOKENS
 
 logger = logging.getLogger(__name__)
 
-SOURCES = ("openmoji", "scenes", "folder", "parquet", "fashion_mnist", "webdataset", "shards")
+SOURCES = ("openmoji", "scenes", "folder", "parquet", "fashion_mnist", "photographs", "webdataset", "shards")
 PACKAGED: dict[str, Callable[[], object]] = {  # sources without a path -> versions of all that draws their images
     "openmoji": lambda: [OPENMOJI_VERSION, package_versions()],
     "scenes": lambda: GENERATOR_VERSION,
 }
+# Sources in Debian's packages -> finds their folder, or raises SourceError.
+INSTALLED = {"fashion_mnist": packaged.installed_folder, "photographs": photographs.installed_folder}
 BPE_CAPTIONS = 1_000_000  # that the BPE is trained on, evenly from all shards
 EXAMPLES = 12  # captions that the index names, first by hash: the same in whatever order they come
 Facts = TypeVar("Facts", Part, TarFacts)
@@ -113,7 +116,7 @@ def open_source(
     holdout_fraction: float = 0.0,
 ) -> Source:
     """The listing of a source in canonical order. Raises SourceError for a source that can't be used.
-    The last two arguments are those of `list_scenes`.
+    `held_out_pairs` is of `list_scenes`; `holdout_fraction` of those and of `list_photographs`.
     The order is by hash of the key: each shard is a fair sample of the set, and a limit keeps the same images."""
     match source:
         case "openmoji":
@@ -129,6 +132,8 @@ def open_source(
             return replace(listing, items=listing.items[:limit])
         case "fashion_mnist":
             listing = list_fashion_mnist(path)
+        case "photographs":
+            listing = photographs.list_photographs(path, holdout_fraction=holdout_fraction)
         case _:
             raise SourceError(f"no source {source!r}; there are {', '.join(SOURCES)}")
     items = sorted(listing.items, key=lambda item: order_of(item.key))

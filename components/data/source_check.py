@@ -10,10 +10,10 @@ from functools import cache, partial
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from components.data.ingest import PACKAGED, SOURCES, needed_path
+from components.data.ingest import INSTALLED, PACKAGED, SOURCES, needed_path
 from components.data.listing import FileVersion, SourceError, first_file, list_versions
 from components.data.shards import INDEX, load_index
-from components.data.sources import packaged
+from components.data.sources import packaged, photographs
 from components.data.sources.folder import list_folder
 from components.data.sources.parquet import SUFFIX, find_parquet, is_parquet
 from components.data.sources.source import COMMON, Columns
@@ -22,7 +22,7 @@ from components.data.tars import is_image
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.connection import StoreError, reason
 from components.runtime.storage.model_table import column_of
-from components.runtime.storage.store import absolute, read_range
+from components.runtime.storage.store import Store, absolute, read_range
 
 warn_once = cache(partial(logging.getLogger(__name__).warning, "%s"))
 
@@ -39,8 +39,8 @@ def detect_source(uri: str) -> SourceName:
     Raises SourceError for a URL without files, or without any that are understood."""
     if uri in PACKAGED:
         return SourceName(uri, None)
-    if uri == "fashion_mnist":
-        return SourceName(uri, packaged.installed_folder())
+    if uri in INSTALLED:
+        return SourceName(uri, INSTALLED[uri]())
     path = absolute(uri)
     if path.endswith(SUFFIX):
         return SourceName("parquet", path)
@@ -49,7 +49,7 @@ def detect_source(uri: str) -> SourceName:
     try:
         versions = list_versions(path)
     except SourceError as error:
-        for near in get_close_matches(uri, (*PACKAGED, "fashion_mnist"), n=1):
+        for near in get_close_matches(uri, (*PACKAGED, *INSTALLED), n=1):
             raise SourceError(f"no source {uri!r}, did you mean {near}? ({error})") from error
         raise
     names = {version.path for version in versions}
@@ -77,8 +77,8 @@ def check_source(source: str, path: str | None, columns: Columns = COMMON) -> Li
     Warns of files and columns that won't be read, once in a process."""
     if source not in SOURCES:
         raise SourceError(f"no source {source!r}; there are {', '.join(SOURCES)}")
-    if source == "fashion_mnist" and path is None:
-        path = packaged.installed_folder()
+    if source in INSTALLED and path is None:
+        path = INSTALLED[source]()
     listed = _listed(source, None if source in PACKAGED else absolute(needed_path(source, path)), columns)
     for note in listed.notes:
         warn_once(note)
@@ -98,6 +98,9 @@ def _listed(source: str, path: str | None, columns: Columns) -> Listed:
     if source == "parquet":
         parquet = find_parquet(path, columns)
         return Listed(parquet.files, parquet.files, parquet.notes)
+    if source == "photographs":
+        found = photographs.find_photographs(path)
+        return Listed([photographs.VERSION, found], found)
     versions = tuple(list_versions(path))
     if source == "fashion_mnist":
         packaged.idx_urls(path)
@@ -116,12 +119,14 @@ def source_digest(source: str, path: str | None, columns: Columns = COMMON) -> s
 
 def file_to_try(source: str, path: str | None) -> FileVersion | None:
     """A file that every reader of the source must be able to read, by its absolute URL."""
-    location = absolute(path or packaged.installed_folder())
+    location = absolute(path or INSTALLED[source]())
     if source == "shards":
         index = load_index(location)
         return next((FileVersion(index.url(entry.url), entry.bytes, "") for entry in index.shards), None)
     if source == "fashion_mnist":
         return first_file(packaged.idx_urls(location)[0], lambda path: True)
+    if source == "photographs":
+        return first_file(Store(location).url(photographs.table()[0].file), lambda path: True)
     folder, pattern = split_glob(location)
     if source == "parquet":
         return first_file(folder, _is_like(pattern, is_parquet))

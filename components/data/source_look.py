@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from components.data.images import decode_sample, fit_square
-from components.data.ingest import PACKAGED, IngestConfig
+from components.data.ingest import INSTALLED, PACKAGED, IngestConfig
 from components.data.listing import FileVersion, ShardError, SourceError, reason_of
 from components.data.shards import load_index, order_of
 from components.data.sources.folder import list_folder
@@ -51,7 +51,7 @@ class SeenSample(NamedTuple):
 def look_at(source: str, path: str | None, config: IngestConfig) -> SourceLook | None:
     """Looks at the source as `ingest` will read it; None for packaged images, which are known.
     Raises SourceError or ShardError for a source of which the ingest can use nothing."""
-    if path is None or source in (*PACKAGED, "fashion_mnist"):
+    if path is None or source in (*PACKAGED, *INSTALLED):
         return None
     path = absolute(path)
     if source == "folder":

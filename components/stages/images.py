@@ -16,7 +16,7 @@ from components.stages.context import StageContext
 class ImagesConfig(IngestConfig):
     """Source and processing of the data set; keys contain the digest of its listing, no address."""
 
-    # openmoji, scenes, fashion_mnist, or the URL of tars, Parquet, images, …
+    # openmoji, scenes, fashion_mnist, photographs, or the URL of tars, Parquet, images, …
     source: Annotated[str, Unkeyed()] = Field(min_length=1)
 
 

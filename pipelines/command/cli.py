@@ -185,7 +185,9 @@ def recipes() -> None:
 
 @app.command()
 def data(
-    source: Annotated[str, typer.Argument(help="openmoji, scenes, folder, parquet, fashion_mnist or webdataset.")],
+    source: Annotated[
+        str, typer.Argument(help="openmoji, scenes, folder, parquet, fashion_mnist, photographs or webdataset.")
+    ],
     path: Annotated[str | None, typer.Argument(help="Where the images are: a folder, a glob or a URL.")] = None,
     *,
     out: Annotated[str, typer.Option(help="Where shards and index.json go: a folder or any fsspec URL.")],

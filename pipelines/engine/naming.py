@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 from components.configuration.usage import UsageError, usage_errors
-from components.data.ingest import PACKAGED
+from components.data.ingest import INSTALLED, PACKAGED
 from components.data.sources.folder import LICENSE as UNSPECIFIED
 from components.data.sources.parquet import SUFFIX
 from components.data.sources.webdataset import GLOB, TARS, split_glob
@@ -29,7 +29,10 @@ from pipelines.workflow import Workflow
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 LONGEST = 5000  # characters of a description that MLflow takes
 COMMIT = re.compile(r"[0-9a-f]{40}")
-PAGES = {"openmoji": "from [openmoji.org](https://openmoji.org)"}  # that a license asks to be named
+PAGES = {  # that a license asks to be named
+    "openmoji": "from [openmoji.org](https://openmoji.org)",
+    "photographs": "named with their authors in `components/data/sources/photographs.csv`",
+}
 COMMON = {  # folders that say nothing of what is in them, where one above them does
     *("data", "dataset", "datasets", "files", "image", "images", "shard", "shards", "tar", "tars", "train", "training"),
 }
@@ -65,7 +68,7 @@ def source_name(source: str) -> str:
 
 def data_identity(source: str) -> str:
     """The address of a set in a canonical form, equal for the same set after additions."""
-    if source in (*PACKAGED, "fashion_mnist"):
+    if source in (*PACKAGED, *INSTALLED):
         return source
     return split_glob(absolute(source))[0]
 

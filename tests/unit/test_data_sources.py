@@ -188,7 +188,7 @@ def test_what_a_uri_stands_for_is_told_by_what_lies_there(tmp_path: Path, pets: 
     assert detect_source(str(pets)).source == "folder"
 
 
-@pytest.mark.parametrize("source", ["folder", "webdataset", "fashion_mnist", "shards"])
+@pytest.mark.parametrize("source", ["folder", "webdataset", "fashion_mnist", "photographs", "shards"])
 def test_a_missing_or_empty_path_is_one_clear_line_before_anything_starts(tmp_path: Path, source: str) -> None:
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(SourceError) as caught:
