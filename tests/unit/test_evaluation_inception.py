@@ -8,12 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch_fidelity.defaults import DEFAULTS
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from components.configuration.usage import UsageError
+from components.evaluation import metrics
 from components.evaluation.features import (
     FEATURES,
     FeatureExtractor,
@@ -94,7 +96,10 @@ def test_the_clean_resize_is_antialiased_and_bicubic_in_floating_point(weights: 
     assert abs(float(legacy.mean()) - 85) > 20
 
 
-def test_figures_of_the_same_features_are_torch_fidelitys_own() -> None:
+def test_figures_of_the_same_features_are_torch_fidelitys_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten parts of the sets, where both programs draw a hundred."""
+    assert (DEFAULTS["kid_subsets"], DEFAULTS["kid_subset_size"]) == (metrics.SUBSETS, metrics.SUBSET)
+    monkeypatch.setattr(metrics, "SUBSETS", 10)
     generator, seed = np.random.default_rng(0), 5
     made, real = (generator.normal(shift, 1.2, (1200, 48)) @ generator.normal(size=(48, 48)) for shift in (0, 0.3))
     logits = 3 * generator.normal(size=(1200, 20))
@@ -102,10 +107,11 @@ def test_figures_of_the_same_features_are_torch_fidelitys_own() -> None:
     row = measured_row("made", "model", compared, tuple(METRICS))
     one, other = torch.from_numpy(made), torch.from_numpy(real)
     statistics = [fid_features_to_statistics(each) for each in (one, other)]
+    kid = kid_features_to_metric(one, other, kid_subsets=10, rng_seed=seed, verbose=False)
     score = isc_features_to_metric(torch.from_numpy(logits), splits=10, shuffle=True, rng_seed=seed)
     theirs = {
         "distance": fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"],
-        "kid": kid_features_to_metric(one, other, rng_seed=seed, verbose=False)["kernel_inception_distance_mean"],
+        "kid": kid["kernel_inception_distance_mean"],
         "inception_score": score["inception_score_mean"],
         **prc_features_to_metric(one, other, verbose=False),
     }
