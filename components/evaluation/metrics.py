@@ -45,11 +45,6 @@ class Gaussian(NamedTuple):
     root: np.ndarray  # (D, min(N, D)) float64; times its transpose, it is the covariance
     count: int
 
-    @property
-    def covariance(self) -> np.ndarray:
-        """Unbiased covariance, (D, D)."""
-        return self.root @ self.root.T
-
 
 class PrecisionRecall(NamedTuple):
     """Precision and recall of generated images against real images, shares in [0, 1]."""
@@ -279,7 +274,7 @@ def share_error(share: float, count: int) -> float:
 
 def pack_gaussian(gaussian: Gaussian) -> bytes:
     """Packs a Gaussian as npz. float32 keeps a distance to about seven digits in half of the space."""
-    mean, covariance = gaussian.mean.astype(np.float32), gaussian.covariance.astype(np.float32)
+    mean, covariance = (values.astype(np.float32) for values in (gaussian.mean, gaussian.root @ gaussian.root.T))
     buffer = io.BytesIO()
     np.savez_compressed(buffer, mean=mean, covariance=covariance, count=gaussian.count)
     return buffer.getvalue()

@@ -40,8 +40,8 @@ def test_the_distance_equals_the_one_by_a_general_matrix_root_either_way_and_is_
     from scipy.linalg import sqrtm
 
     one, other = gaussian_of(features(200, seed=1)), gaussian_of(features(300, seed=2))
-    root = sqrtm(one.covariance @ other.covariance).real
-    expected = ((one.mean - other.mean) ** 2).sum() + np.trace(one.covariance + other.covariance - 2 * root)
+    first, second = (each.root @ each.root.T for each in (one, other))
+    expected = ((one.mean - other.mean) ** 2).sum() + np.trace(first + second - 2 * sqrtm(first @ second).real)
     assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-8)
     assert frechet_distance(other, one) == pytest.approx(frechet_distance(one, other), rel=1e-9)
     assert frechet_distance(one, one) == pytest.approx(0, abs=1e-9)
