@@ -73,11 +73,8 @@ class ContrastiveText:
 
 class PretrainedText:
     """The encoder of a `transformers` model such as T5 or BERT, with the model's tokenizer.
-
-    Args:
-        length: L; longer texts lose their end.
-        attend_padding: pads are tokens as others, with states, as in Stable Diffusion; else their states are zeros.
-    """
+    `length`: L; longer texts lose their end. `attend_padding`: pads are tokens as others, with states, as in Stable
+    Diffusion; else their states are zeros."""
 
     def __init__(
         self,

@@ -92,12 +92,9 @@ def noise_of(plans: Sequence[Plan], stage: str, shape: Sequence[int], device: to
 def best_of(sample: Callable[[int], Tensor], score: Callable[[Tensor], Tensor], *, n: int) -> Tensor:
     """Draw n candidates of each of B images and keep the first one of the highest score.
     DALL-E ranks 512 candidates by a contrastive model (Ramesh et al. 2021, 2.6).
-
-    Args:
-        sample: called with the candidate's number k from 0, gives (B, …): tokens or images. Where candidate k of a
-            image is a function of (its seed, k), so is the choice.
-        score: (B, …) -> (B,), the higher the better; NaN is never better.
-        n: candidates, at least 1; raises ValueError for fewer."""
+    `sample`: called with the candidate's number k from 0, gives (B, …): tokens or images. Where candidate k of a image
+    is a function of (its seed, k), so is the choice. `score`: (B, …) -> (B,), the higher the better; NaN is never
+    better. `n`: candidates, at least 1; raises ValueError for fewer."""
     if n < 1:
         raise ValueError(f"best of {n} is nothing: n must be at least 1")
     chosen = sample(0)
