@@ -290,7 +290,7 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, *, neighbors: int 
 
 
 def nearest_images(features: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number (N,) of the nearest of references (R, D) for each of features (N, D), and its distance (N,)."""
+    """Number (N,) of the nearest of references (R, D) for each of features (N, D), and the distance (N,)."""
     parts, others = np.split(features, range(BLOCK, len(features), BLOCK)), _in_float64(references)
     distances, numbers = zip(*(_distances(_in_float64(part), others).min(dim=1) for part in parts), strict=True)
     one, other = (np.concatenate([part.cpu().numpy() for part in parts]) for parts in (numbers, distances))
@@ -307,7 +307,7 @@ def _in_float64(values: np.ndarray) -> "Tensor":
 
 
 def _share_inside(points: "Tensor", centers: "Tensor", neighbors: int) -> float:
-    """Share of points (M, D) inside any ball of a center (N, D) and its k-th nearest neighbor."""
+    """Share of points (M, D) inside any ball of a center (N, D) and the center's k-th nearest neighbor."""
     import torch
 
     # The nearest of all is the center itself.
