@@ -1,4 +1,4 @@
-"""Write docs/ROWS.md from the lecture's slides and the tests that there are, docs/RESULTS.md from docs/results.json.
+"""Write docs/ROWS.md from slides and tests, docs/RESULTS.md and docs/compare.svg from docs/results.json.
 
 python -m tests.row_documents
 
@@ -22,20 +22,25 @@ from pipelines.engine.code_seen import code_digest, code_of
 from pipelines.engine.display import duration
 from pipelines.planning.shares import trainings
 from pipelines.recipes.catalog import RECIPES
-from pipelines.suites.compare import SYSTEMS, SystemResult, comparison_table
+from pipelines.recipes.rows import SIDE
+from pipelines.suites.compare import SETS as COMPARED
+from pipelines.suites.compare import SYSTEMS, SystemResult, comparison_table, crossings, draw_comparison
 from pipelines.suites.lecture import SLIDES, RecipeResult, catalog_entry
 from pipelines.suites.runner import Result, read_figures
 from pipelines.suites.slides import LECTURE, Slide
 from pipelines.workflows import build_workflow
 
 ROOT = Path(__file__).parents[1]
-ROWS, RESULTS, FIGURES = (ROOT / "docs" / name for name in ("ROWS.md", "RESULTS.md", "results.json"))
+ROWS, RESULTS, FIGURES, CURVES = (
+    ROOT / "docs" / name for name in ("ROWS.md", "RESULTS.md", "results.json", "compare.svg")
+)
 COMMAND = "make documents"
 PLACE = re.compile(r"(?P<first><!-- (?P<kind>\w+) (?P<words>.*?) -->\n).*?(?P<last>\n<!-- /(?P=kind) -->)", re.DOTALL)
 TEST = re.compile(r"`(?:(?:\w+/)*(?P<stem>\w+)(?:\.py)?::)?(?P<name>test_\w+)`")
 SETS = {"openmoji": "OpenMoji", "scenes": "scenes", "fashion_mnist": "Fashion-MNIST"}
 MAKES = re.compile("vae|tokenizer|pixelcnn|row_lstm|gan|base|upsampler|image_to_image")  # trainings of what is measured
 OLDER, UNKNOWN = "†", "‡"
+UNMEASURED = "Not measured yet: `cascade compare --json docs/results.json` does it."
 Suites = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -77,7 +82,9 @@ def results_text(suites: Suites) -> str:
         if match["kind"] == "results":
             text = rows_table(suites["lecture"], match["words"])
         elif match["kind"] == "systems":
-            text = systems_table(suites["compare"])
+            text = systems_table(compared(suites), match["words"])
+        elif match["kind"] == "crossings":
+            text = "\n".join(f"- {line}" for line in crossings(compared(suites))) or UNMEASURED
         else:
             recipe, _, title = match["words"].partition(": ")
             (entry,) = [entry for name in ("demo", "lecture") for entry in suites[name] if entry["recipe"] == recipe]
@@ -111,14 +118,21 @@ def rows_table(entries: Sequence[Mapping[str, Any]], words: str) -> str:
     return markdown(("row", "recipe", "system", "on held-out images", "trained", "of"), lines)
 
 
-def systems_table(entries: Sequence[Mapping[str, Any]]) -> str:
-    """The table of `cascade compare`, with the origin of each row."""
+def compared(suites: Suites) -> list[SystemResult]:
+    """The results of `cascade compare`, by system, budget and seed."""
     words = {recipe: {"title": system.title, "branch": system.branch} for recipe, system in SYSTEMS.items()}
-    systems = [SystemResult(**(words[entry["recipe"]] | entry)) for entry in entries]
-    table = comparison_table(systems)
-    origins = [*map(origin, systems), *["–"] * (len(table.rows) - len(systems))]
+    systems = [SystemResult(**(words[entry["recipe"]] | entry)) for entry in suites["compare"]]
+    return sorted(systems, key=lambda system: ([*SYSTEMS].index(system.recipe), system.minutes, system.seed))
+
+
+def systems_table(systems: Sequence[SystemResult], name: str) -> str:
+    """The table of `cascade compare` on a set, with the origin of each row."""
+    own = [system for system in systems if COMPARED[system.source] == name]
+    table = comparison_table(own)
+    origins = [*map(origin, own), *["–"] * (len(table.rows) - len(own))]
     lines = [" | ".join([*map(str, row), of]) for row, of in zip(table.rows, origins, strict=True)]
-    return markdown((*(told(column, next(iter(SYSTEMS))) for column in table.columns), "of"), lines)
+    columns = [f"{column} ({name} at {SIDE}²)" if column == "distance" else column for column in table.columns]
+    return markdown((*columns, "of"), lines) if own else UNMEASURED
 
 
 def told(name: str, recipe: str) -> str:
@@ -161,4 +175,7 @@ def markdown(columns: Sequence[str], lines: Sequence[str]) -> str:
 
 if __name__ == "__main__":
     ROWS.write_text(rows_text())
-    RESULTS.write_text(results_text(read_figures(FIGURES)))
+    suites = read_figures(FIGURES)
+    RESULTS.write_text(results_text(suites))
+    if drawing := draw_comparison(compared(suites)):
+        CURVES.write_text(drawing.replace("<svg ", '<svg style="background: white" ', 1))

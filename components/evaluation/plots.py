@@ -144,18 +144,20 @@ class Panel(NamedTuple):
         return f"{self.y_label} against {self.x_label}: {', '.join(lines)}"
 
 
-def plot_svg(panels: Sequence[Panel], *, salt: str) -> str:
+def plot_svg(panels: Sequence[Panel], *, salt: str, across: int | None = None) -> str:
     """Draws panels side by side under a common legend, as an `<svg>` with all numbers in the title.
-    A name has one color in all panels. `salt` is as in `drawn_svg`."""
+    A name has one color in all panels. `salt` is as in `drawn_svg`; `across`: panels of a row, None: all."""
+    across = min(across or len(panels), len(panels))
     names = list(dict.fromkeys(series.name for panel in panels for series in panel.series))
     levels = list(dict.fromkeys(name for panel in panels for name in panel.levels))
-    width, longest = PANEL[0] * len(panels), max(map(len, [*names, *levels]))
+    width, longest = PANEL[0] * across, max(map(len, [*names, *levels]))
     columns = max(1, int(width / (LEGEND_MARK + LEGEND_LETTER * longest)))
-    height = PANEL[1] + LEGEND_ROW * -(-(len(names) + len(levels)) // columns)
+    height = PANEL[1] * (rows := -(-len(panels) // across)) + LEGEND_ROW * -(-(len(names) + len(levels)) // columns)
 
     def draw(figure: "Figure") -> None:
         for number, panel in enumerate(panels):
-            left, bottom = (number * PANEL[0] + 0.62) / width, 0.5 / height
+            left = (number % across * PANEL[0] + 0.62) / width
+            bottom = ((rows - 1 - number // across) * PANEL[1] + 0.5) / height
             axes = figure.add_axes((left, bottom, (PANEL[0] - 0.75) / width, (PANEL[1] - 0.6) / height))
             _draw_panel(axes, panel, names, levels)
         _legend(figure, [*names, *levels], columns)

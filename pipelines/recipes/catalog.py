@@ -7,7 +7,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from components.configuration.config import KIND, PlaceError, find, kind_of, members, parts_of, put
+from components.configuration.config import KIND, Config, PlaceError, find, kind_of, members, parts_of, put
+from components.configuration.optimization import Training
 from components.configuration.usage import UsageError, explain, nearest
 from pipelines.recipes.diffusion_rows import DIFFUSION_ROWS, FASHION
 from pipelines.recipes.published import PAPER_RECIPES
@@ -28,6 +29,7 @@ RECIPES: dict[str, RecipeRow] = {
         *(*LECTURE_ROWS, *TAXONOMY, *PAPER_RECIPES.values()),
     )
 }
+LENGTHS = ("total_steps", "sample_every", "kl_warmup_steps", "discriminator_start")  # in steps of a training
 ROWS = {row.name: row.summary.partition(":")[0] for row in LECTURE_ROWS}  # recipe -> row of the lecture
 
 
@@ -64,6 +66,29 @@ def _tree(name_or_file: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UsageError(f"recipe {path} holds no fields; start from `cascade show {DEMO} > {path}`")
     return tree
+
+
+def varied(recipe: Recipe, *, seed: int, factor: float) -> list[str]:
+    """`--set` assignments of another seed for trainings and samples, and of so many times the steps.
+    A seed of 0 and a factor of 1 change nothing. With the steps goes what begins within them; learning rates fall to
+    the new end, and checkpoints are saved as often as before."""
+    parts = {name: getattr(recipe, name) for name in type(recipe).model_fields}
+    lists = {name: own for name, own in parts.items() if isinstance(own, tuple)}
+    parts |= {f"{name}.{number}": each for name, own in lists.items() for number, each in enumerate(own)}
+    longer = [
+        f"{path}.{part}.{name}={round(factor * value)}"
+        for path, training in parts.items()
+        if isinstance(training, Training)
+        for part, settings in training
+        if isinstance(settings, Config) and factor != 1
+        for name, value in settings
+        if name in LENGTHS
+    ]
+    return (
+        longer
+        + [f"{name}.optimization.seed={seed}" for name, own in parts.items() if seed and isinstance(own, Training)]
+        + [f"samples.seed={seed}"] * bool(seed)
+    )
 
 
 def apply_overrides(tree: dict[str, Any], assignments: list[str], shape: type[BaseModel]) -> dict[str, Any]:

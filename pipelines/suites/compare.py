@@ -1,8 +1,8 @@
-"""The lecture's taxonomy, measured: all systems on the same images and minutes: `cascade compare`."""
+"""The lecture's taxonomy, measured on the same images over budgets of training: `cascade compare`."""
 
 import json
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ from rich.console import Console
 
 from components.configuration.usage import UsageError, nearest
 from components.data.listing import SourceError
+from components.evaluation.curves import Curve, averaged_curves, crossing, draw_curves
 from components.evaluation.image_sets import HELD_OUT
 from components.evaluation.likelihood_study import LOSSLESS
 from components.evaluation.metrics import METRICS, USUAL, DistanceRow
-from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.report import Figure, Table, duration, figure, number, page_environment, shrunk
 from pipelines.engine.display import say
 from pipelines.engine.run_report import run_images
-from pipelines.recipes.rows import SIDE, TAXONOMY, TRACTABLE
+from pipelines.recipes.rows import BUDGETS, LONGEST, SIDE, TAXONOMY, TRACTABLE
 from pipelines.suites.runner import Key, Result, Stages, Suite, shown_table
 
 SEEDS = "compare.json"
@@ -29,14 +29,31 @@ LIKELIHOODS = {  # names in the study's summary -> what they are; an exact one i
     "estimated_held_out_bits_per_dim": "estimated bound",
 }
 FIGURES = [name for name in USUAL if name != "distance"]  # beside the distance
-COLUMNS = ("system", "density", "bits/dim", "distance", "N", *FIGURES, "trained", "s/image", "parameters", "seed")
+COLUMNS = (
+    "system",
+    "minutes",
+    "density",
+    "bits/dim",
+    "distance",
+    "N",
+    *FIGURES,
+    "trained",
+    "s/image",
+    "parameters",
+    "seed",
+)
 UNKNOWN = "–"
 WIDEST = 560  # pixels of a grid of samples
+SETS = {"": "OpenMoji", "scenes": "scenes"}  # source in place of the recipes' -> its name
+RIVAL, DIFFUSION = "gan_32", ("ddpm_32", "today_32", "latent_diffusion_32")  # of whom a crossing is told
+BITS, SECONDS = "bits/dim", "seconds for an image"
 
 
 class SystemResult(Result):
-    """State and figures of one system of the comparison, trained with one seed."""
+    """State and figures of one system of the comparison, trained for one budget with one seed."""
 
+    minutes: int = 0  # budget of all trainings together, of one core; 0: measured before there were budgets
+    source: str = ""  # set of images; empty: the recipe's
     title: str = ""
     branch: str = ""  # of the taxonomy
     bits: float | None = None  # bits/dim of held-out images
@@ -51,11 +68,18 @@ class SystemResult(Result):
     lossless: dict[str, float] = Field(default_factory=dict)  # bits/dim of the same held-out images without a model
     command: str = ""  # that makes what is missing
 
+    def measured(self, figure: str) -> tuple[float | None, float | None]:
+        """A figure with the standard error, each None where not measured."""
+        own = {BITS: (self.bits, self.bits_error), SECONDS: (self.seconds_per_image, None)}
+        of_images = {name: (self.made.figure(name), self.made.error(name)) for name in USUAL} if self.made else {}
+        return (own | of_images).get(figure, (None, None))
+
 
 def run_compare(
     names: list[str],
     *,
     seed: int,
+    minutes: Sequence[int] = (),
     storage: str | None,
     tracking: str | None,
     profile: str,
@@ -65,23 +89,30 @@ def run_compare(
     """Run the unfinished recipes of systems in turn. Returns 1 if a recipe failed, 130 if interrupted.
 
     A finished recipe runs too if MLflow does not know its run: its stages are cached, and its results are sent again.
-    `compare.html` in storage is written before the first and after each, with the rows of all seeds asked for so far.
-    `names`: systems, such as gan or gan_32; empty: all. `seed`: of trainings and samples. `figures`: JSON file that
-    gets the figures of all finished systems in the storage, when the page is written. Raises UsageError for a name that
-    is none, SourceError where the images are not on this machine."""
-    chosen = [(recipe, seed) for recipe in chosen_systems(names)]
+    Small budgets are first. `compare.html` in storage is written before the first and after each, with the rows of all
+    seeds asked for so far. `names`: systems, such as gan or gan_32; empty: all. `seed`: of trainings and samples.
+    `minutes`: budgets; empty: all. `figures`: JSON file that gets the figures of all finished systems in the storage,
+    when the page is written. Raises UsageError for a name that is none or a budget that no system named has,
+    SourceError where the images are not on this machine."""
+    keys = [key for recipe in chosen_systems(names) for key in budgets(recipe, seed)]
+    if unknown := {*minutes} - {key.minutes for key in keys}:
+        known = ", ".join(map(str, sorted({key.minutes for key in keys})))
+        raise UsageError(f"--minutes {min(unknown)}: these systems have budgets of {known} minutes")
+    chosen = [key for key in keys if not minutes or key.minutes in minutes]
     comparison = Comparison(storage, tracking=tracking, profile=profile, figures=figures)
     comparison.add_seed(seed)
     comparison.write()
     for key in chosen:
         if obstacle := comparison.results[key].obstacle:
             raise SourceError(obstacle)
-    titles = {key: f"{SYSTEMS[key[0]].title}{f', seed {seed}' if seed else ''}" for key in chosen}
+    titles = {key: described(key) for key in sorted(chosen, key=attrgetter("minutes"))}
     code = comparison.run(titles, noun="systems", console=console)
-    console.print(shown_table(comparison_table(comparison.ordered()), title="The taxonomy, measured"))
-    for result in (comparison.results[key] for key in chosen):
+    found = measured(comparison.ordered())
+    tables = [shown_table(own, title=f"The taxonomy, measured on {name}") for name, own in found["tables"].items()]
+    console.print(*tables, *found["crossings"], sep="\n")
+    for key, result in ((key, comparison.results[key]) for key in titles):
         if result.missing:
-            say(console, f"not finished: {result.title}: {', '.join(result.missing)}; {result.command}")
+            say(console, f"not finished: {described(key)}: {', '.join(result.missing)}; {result.command}")
     say(console, f"page: {comparison.root.url(comparison.page)}")
     return code
 
@@ -96,8 +127,20 @@ def chosen_systems(names: list[str]) -> list[str]:
     return [recipe for recipe in SYSTEMS if not names or recipe in recipes]
 
 
+def budgets(recipe: str, seed: int) -> list[Key]:
+    """Keys of a system: BUDGETS, and of a principal system LONGEST and scenes."""
+    more = ((LONGEST, ""), *((BUDGETS[-1], source) for source in SETS if source)) if SYSTEMS[recipe].principal else ()
+    return [Key(recipe, seed, *budget) for budget in (*((minutes, "") for minutes in BUDGETS), *more)]
+
+
+def described(key: Key | SystemResult) -> str:
+    """System, budget, and an unusual set or seed, in words."""
+    told = (f"{key.minutes} minutes" * bool(key.minutes), key.source, f"seed {key.seed}" * bool(key.seed))
+    return ", ".join([SYSTEMS[key.recipe].title, *filter(None, told)])
+
+
 class Comparison(Suite[SystemResult]):
-    """All systems with all seeds asked for in a storage."""
+    """All systems at all budgets with all seeds asked for in a storage."""
 
     name, page = "compare", "compare.html"
     unsaved = frozenset({"title", "branch", "samples", "command"})
@@ -111,12 +154,11 @@ class Comparison(Suite[SystemResult]):
         self.root.write(SEEDS, json.dumps(sorted({0, seed, *self.seeds})).encode())
 
     def keys(self) -> list[Key]:
-        return [(recipe, seed) for seed in self.seeds for recipe in SYSTEMS]
+        return [key for recipe in SYSTEMS for seed in self.seeds for key in budgets(recipe, seed)]
 
     def result(self, key: Key, stages: Stages) -> SystemResult:
         """Figures and samples in the finished stages of a system."""
-        recipe, seed = key
-        system, metadata = SYSTEMS[recipe], {name: artifact.metadata for name, artifact in stages.artifacts.items()}
+        system, metadata = SYSTEMS[key.recipe], {name: artifact.metadata for name, artifact in stages.artifacts.items()}
         likelihood, samples = (metadata.get(name, {}).get("summary", {}) for name in ("likelihood", "samples"))
         name = next((name for name in LIKELIHOODS if name in likelihood), "")
         exact, evaluation = system.branch == TRACTABLE, metadata.get("evaluation", {})
@@ -124,10 +166,9 @@ class Comparison(Suite[SystemResult]):
         made = [row for row in distances if row.purpose == "model" and "samples" in metadata]
         images = run_images(stages.artifacts) if not stages.missing else {}
         return SystemResult(
-            recipe=recipe,
+            **key._asdict(),
             title=system.title,
             branch=system.branch,
-            seed=seed,
             bits=likelihood.get(name),
             bits_error=likelihood.get(f"{name}_standard_error"),
             likelihood="exact" if name and exact else LIKELIHOODS.get(name, ""),
@@ -140,12 +181,12 @@ class Comparison(Suite[SystemResult]):
             scale=next((row for row in distances if row.name == HELD_OUT), None),
             lossless={name: likelihood[metric] for name, metric in LOSSLESS.items() if metric in likelihood},
             missing=stages.missing,
-            command=f"cascade compare {recipe}{f' --seed {seed}' if seed else ''}",
+            command=f"cascade compare {key.recipe} --minutes {key.minutes}{f' --seed {key.seed}' if key.seed else ''}",
         )
 
     def ordered(self) -> list[SystemResult]:
-        """Results of all systems with seed 0, each followed by finished results of other seeds."""
-        results = [self.results[recipe, seed] for recipe in SYSTEMS for seed in self.seeds]
+        """Results of all systems with seed 0, and finished results of other seeds."""
+        results = [self.results[key] for key in self.keys()]
         return [result for result in results if result.seed == 0 or not result.missing]
 
     def render(self) -> str:
@@ -157,9 +198,9 @@ def comparison_table(systems: Iterable[SystemResult]) -> Table:
     systems = list(systems)
     rows = [system_cells(system) for system in systems if not system.missing]
     for row in [system.scale for system in systems if system.scale is not None][:1]:
-        rows.append((row.name, UNKNOWN, UNKNOWN, *distance_cells(row), *[UNKNOWN] * 4))
+        rows.append((row.name, UNKNOWN, UNKNOWN, UNKNOWN, *distance_cells(row), *[UNKNOWN] * 4))
     for name, bits in next((system.lossless for system in systems if system.lossless), {}).items():
-        rows.append((f"held-out images, {name}", UNKNOWN, f"{bits:.2f}", *[UNKNOWN] * (len(COLUMNS) - 3)))
+        rows.append((f"held-out images, {name}", UNKNOWN, UNKNOWN, f"{bits:.2f}", *[UNKNOWN] * (len(COLUMNS) - 4)))
     return Table(columns=COLUMNS, rows=tuple(rows))
 
 
@@ -170,7 +211,8 @@ def system_cells(system: SystemResult) -> tuple[str, ...]:
     made = distance_cells(system.made) if system.made is not None else (UNKNOWN,) * (2 + len(FIGURES))
     parameters = UNKNOWN if system.parameters is None else f"{system.parameters / 1e6:.2f} M"
     took = (duration(system.train_seconds), number(system.seconds_per_image))
-    return (system.title, system.branch, bits, *made, *took, parameters, str(system.seed))
+    named = (system.title, str(system.minutes or UNKNOWN), system.branch, bits)
+    return (*named, *made, *took, parameters, str(system.seed))
 
 
 def distance_cells(row: DistanceRow) -> tuple[str, ...]:
@@ -188,35 +230,37 @@ def with_error(value: float | None, error: float | None, *, digits: int) -> str:
     return f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
+def curves_of(systems: Iterable[SystemResult], name: str) -> dict[str, Curve]:
+    """System -> curve of a figure over budgets on OpenMoji; results of several seeds are averaged."""
+    own = [system for system in systems if system.minutes and not (system.missing or system.source)]
+    return averaged_curves((system.title, system.minutes, *system.measured(name)) for system in own)
+
+
+def crossings(systems: Iterable[SystemResult]) -> list[str]:
+    """Sentences about each of DIFFUSION against the GAN, over the budgets of both."""
+    distances, rival = curves_of(systems, "distance"), SYSTEMS[RIVAL].title
+    curves = {SYSTEMS[recipe].title: distances.get(SYSTEMS[recipe].title, []) for recipe in DIFFUSION}
+    return [*filter(None, (crossing(own, curve, rival, distances.get(rival, [])) for own, curve in curves.items()))]
+
+
 def draw_comparison(systems: Sequence[SystemResult]) -> str:
-    """Distance against the seconds of a sample, as SVG: a point for each seed; empty without points."""
-    points: dict[str, list[tuple[float, float, float]]] = {}
-    for system in systems:
-        if not system.missing and (made := system.made) is not None and system.seconds_per_image:
-            point = (system.seconds_per_image, made.distance, made.standard_error or 0.0)
-            points.setdefault(system.title, []).append(point)
-    if not points:
-        return ""
-    series = [Series(title, *zip(*each, strict=True)) for title, each in points.items()]
-    scales = (system.scale for system in systems if system.scale is not None)
-    levels = {f"{scale.name}, N {scale.samples}": scale.distance for scale in islice(scales, 1)}
-    label = f"Fréchet distance ({feature_network(systems)})"
-    return plot_svg([Panel("seconds for an image", label, series, levels=levels, log_x=True)], salt="comparison")
-
-
-def feature_network(systems: Iterable[SystemResult]) -> str:
-    return next((system.feature_network for system in systems if system.feature_network), "")
+    """Figures over minutes, and distance over seconds of an image, as SVG; empty without points."""
+    curves = {name: curves_of(systems, name) for name in (*USUAL, BITS, SECONDS)}
+    scales = [scale for own in systems if (scale := own.scale) is not None and not own.source][:1]
+    levels = {f"{scale.name}, N {scale.samples}": scale.distance for scale in scales}
+    return draw_curves(curves, levels=levels, against=("distance", SECONDS))
 
 
 def sample_figures(systems: Iterable[SystemResult]) -> list[Figure]:
-    """Samples of each finished system and seed."""
-    figures = []
-    for system in systems:
-        title = f"{system.title}, seed {system.seed}" if system.seed else system.title
-        if system.samples and not system.missing:
-            small = shrunk(system.samples, width=WIDEST)
-            figures.append(figure(f"{system.recipe}-{system.seed}", small, title, f"Samples of {title}"))
-    return figures
+    """Samples of each finished system, set and seed at the largest budget."""
+    longest = {(system.recipe, system.seed, system.source): system for system in systems if system.samples}
+    return [
+        figure(
+            "-".join(map(str, key)), shrunk(own.samples, width=WIDEST), described(own), f"Samples of {described(own)}"
+        )
+        for key, own in longest.items()
+        if not own.missing
+    ]
 
 
 def render_comparison(systems: Sequence[SystemResult]) -> str:
@@ -225,11 +269,16 @@ def render_comparison(systems: Sequence[SystemResult]) -> str:
 
 
 def measured(systems: Sequence[SystemResult]) -> dict[str, Any]:
-    """Table, plot and samples of the systems, for `measured.html.j2` on any page."""
+    """Tables, plots, crossings and samples of the systems, for `measured.html.j2` on any page."""
     return {
         "systems": systems,
-        "feature_network": feature_network(systems),
-        "table": comparison_table(systems),
+        "feature_network": next((system.feature_network for system in systems if system.feature_network), ""),
+        "tables": {
+            name: table
+            for source, name in SETS.items()
+            if (table := comparison_table(own for own in systems if own.source == source)).rows
+        },
+        "crossings": crossings(systems),
         "plot": Markup(draw_comparison(systems)),
         "samples": sample_figures(systems),
     }

@@ -82,13 +82,13 @@ def run_lecture(
     chosen = chosen_rows(names)
     lecture = Lecture(storage, tracking=tracking, profile=profile, figures=figures)
     lecture.write()
-    for recipe, obstacle in [(recipe, lecture.results[recipe, 0].obstacle) for recipe in chosen]:
+    for recipe, obstacle in [(recipe, lecture.results[Key(recipe)].obstacle) for recipe in chosen]:
         if obstacle and names:
             raise SourceError(obstacle)
         if obstacle:
             say(console, f"left out: {recipe}: {obstacle}", "yellow")
             del chosen[recipe]
-    titles = {(recipe, 0): f"row {row}, {recipe}" for recipe, row in chosen.items()}
+    titles = {Key(recipe): f"row {row}, {recipe}" for recipe, row in chosen.items()}
     code = lecture.run(titles, noun="recipes", console=console)
     if code != driver.INTERRUPTED:
         finished = [lecture.results[key] for key in titles if not lecture.results[key].missing]
@@ -112,7 +112,7 @@ class Lecture(Suite[RecipeResult]):
     unsaved = frozenset({"row", "summary", "images", "words", "plots", "curves", "report"})
 
     def keys(self) -> list[Key]:
-        return [(recipe, 0) for recipe in chosen_rows([])]
+        return [Key(recipe) for recipe in chosen_rows([])]
 
     def result(self, key: Key, stages: Stages) -> RecipeResult:
         """Figures, images, plots, curves and training time in the finished stages of a recipe."""
@@ -124,8 +124,8 @@ class Lecture(Suite[RecipeResult]):
             main = stage_curves(f"{stage}-{artifact.key[:6]}", points)["main"] if points else []  # the loss first
             curves |= {f"{readable(stage)}: {each['metric'].replace('_', ' ')}": str(each["svg"]) for each in main[:3]}
         return RecipeResult(
-            recipe=key[0],
-            **catalog_entry(key[0]),
+            recipe=key.recipe,
+            **catalog_entry(key.recipe),
             train_seconds=stages.train_seconds,
             figures=figures_of(artifacts, trained),
             images={name: shrunk(png, width=WIDEST) for name, png in run_images(artifacts).items()},
@@ -139,7 +139,7 @@ class Lecture(Suite[RecipeResult]):
 
     def render(self) -> str:
         self.comparison.read()
-        results = {recipe: result for (recipe, _), result in self.results.items()}
+        results = {key.recipe: result for key, result in self.results.items()}
         return render_lecture(SLIDES, results, self.comparison.ordered())
 
     @cached_property

@@ -27,10 +27,17 @@ from pipelines.engine.provenance import short
 from pipelines.engine.recorder import EXPERIMENT
 from pipelines.engine.session import set_environment
 from pipelines.planning.profiles import storage_uri, tracking_uri
-from pipelines.recipes.catalog import RECIPES
-from pipelines.recipes.shapes import Recipe
+from pipelines.recipes.catalog import RECIPES, varied
+from pipelines.recipes.rows import MINUTES
 
-Key = tuple[str, int]  # recipe and seed
+
+class Key(NamedTuple):
+    """A recipe with differences from the catalog's."""
+
+    recipe: str
+    seed: int = 0  # of trainings and samples
+    minutes: int = 0  # budget of all trainings together; 0: as the recipe has it
+    source: str = ""  # set of images; empty: the recipe's
 
 
 class Stages(NamedTuple):
@@ -119,12 +126,16 @@ class Suite(ABC, Generic[R]):
         return self.result(key, stages).model_copy(update=origin(self.root, prepared.run, stages.artifacts.values()))
 
     def options(self, key: Key) -> driver.RunOptions:
-        """Options of a run. Models of a seed other than 0 have another name: seed 0 keeps the champion."""
-        recipe, seed = key
+        """Options of a run. Models of what differs from the recipe have another name: it keeps the champion."""
+        recipe, seed, minutes, source = key
+        told = (source, f"{minutes}_minutes" * bool(minutes), f"seed_{seed}" * bool(seed))
         return driver.RunOptions(
             recipe=recipe,
-            set=seed_assignments(RECIPES[recipe](), seed) if seed else [],
-            name=f"{recipe}_seed_{seed}" if seed else None,
+            set=[
+                *varied(RECIPES[recipe](), seed=seed, factor=minutes / MINUTES or 1),
+                *(f"images.{of}" for of in (f"source={source}", "limit=3773") if source),
+            ],
+            name="_".join([recipe, *filter(None, told)]) if any(told) else None,
             storage=self.root.uri,
             tracking=self.tracking,
             profile=self.profile,
@@ -136,7 +147,7 @@ class Suite(ABC, Generic[R]):
 
     def run(self, titles: Mapping[Key, str], *, noun: str, console: Console) -> int:
         """Run unfinished recipes in turn, and finished recipes unknown to MLflow, to send results again.
-        `titles`: announcement of each recipe and seed. `noun`: name of the recipes, in the plural. Returns 1 if one
+        `titles`: announcement of each key. `noun`: name of the recipes, in the plural. Returns 1 if one
         failed, 3 if MLflow lacks a part of one, 130 at once if interrupted."""
         finished = [key for key in titles if self.is_finished(key)]
         unknown = unknown_runs({self.runs[key] for key in finished}, tracking=self.tracking)
@@ -153,19 +164,10 @@ class Suite(ABC, Generic[R]):
             if code == driver.INTERRUPTED:
                 return code
             worst = max(worst, code if code == driver.UNREGISTERED else driver.DONE)
-            failed += [key[0]] if code not in (driver.DONE, driver.UNREGISTERED) else []
+            failed += [titles[key]] if code not in (driver.DONE, driver.UNREGISTERED) else []
         if failed:
             say(console, f"failed: {', '.join(failed)}; the same command goes on from here", "red")
         return driver.FAILED if failed else worst
-
-
-def seed_assignments(recipe: Recipe, seed: int) -> list[str]:
-    """`--set` assignments of another seed for all trainings and samples, not for data and measures."""
-    parts = {name: getattr(recipe, name) for name in type(recipe).model_fields}
-    lists = {name: own for name, own in parts.items() if isinstance(own, tuple)}
-    parts |= {f"{name}.{number}": each for name, own in lists.items() for number, each in enumerate(own)}
-    trained = [name for name, own in parts.items() if isinstance(own, Training)]
-    return [*(f"{name}.optimization.seed={seed}" for name in trained), f"samples.seed={seed}"]
 
 
 def finished_stages(prepared: driver.Prepared) -> Stages:
@@ -215,13 +217,18 @@ def read_figures(file: Path) -> dict[str, list[dict[str, Any]]]:
         raise UsageError(f"{file} holds no figures of a lecture or a comparison; name another file") from error
 
 
+def key_of(entry: Mapping[str, Any]) -> Key:
+    """The key of a result in a JSON file, where defaults are left out."""
+    return Key(**{name: entry[name] for name in Key._fields if name in entry})
+
+
 def save_figures(file: Path, suite: str, results: Iterable[Result], *, unsaved: frozenset[str]) -> None:
-    """Put results into a JSON file, in place of entries of the same recipe and seed; the rest stays."""
+    """Put results into a JSON file, in place of entries of the same key; the rest stays."""
     suites = read_figures(file)
-    entries = {(entry["recipe"], entry.get("seed", 0)): entry for entry in suites.get(suite, [])}
+    entries = {key_of(entry): entry for entry in suites.get(suite, [])}
     for result in results:
         entry = result.model_dump(mode="json", exclude_defaults=True, exclude=set(unsaved))
-        entries[result.recipe, result.seed] = entry
+        entries[key_of(entry)] = entry
     text = json.dumps(suites | {suite: [*entries.values()]}, indent=1, ensure_ascii=False)
     part = file.with_name(f"{file.name}.part")
     part.write_text(f"{text}\n")

@@ -19,6 +19,7 @@ from components.runtime.storage.store import Store
 from components.runtime.tracking.tracker import Tracker
 from pipelines.engine import driver
 from pipelines.engine.recorder import EXPERIMENT
+from pipelines.suites import compare
 from pipelines.suites.compare import run_compare
 from pipelines.suites.lecture import run_lecture
 from pipelines.suites.runner import unknown_runs
@@ -79,12 +80,14 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(driver, "prepare", prepared)
     monkeypatch.setattr(driver, "run", run)
+    few = {name: compare.SYSTEMS[name] for name in (*compare.DIFFUSION, compare.RIVAL)}
+    monkeypatch.setattr(compare, "SYSTEMS", few)  # each budget of each is prepared
     return found
 
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "lecture": lambda **options: run_lecture(["gan"], **options),
-    "compare": lambda **options: run_compare(["gan"], seed=0, **options),
+    "compare": lambda **options: run_compare(["gan"], seed=0, minutes=[2], **options),
 }
 
 
@@ -102,22 +105,26 @@ def test_what_is_finished_runs_again_for_an_mlflow_that_does_not_know_it_and_onl
         assert ran == [run]
 
 
-@pytest.mark.parametrize(("command", "recipe"), [("lecture", "gan"), ("compare", "gan_32")])
+@pytest.mark.parametrize(("command", "recipe", "minutes"), [("lecture", "gan", 0), ("compare", "gan_32", 2)])
 def test_figures_of_what_is_finished_are_put_into_a_file_with_their_commit_date_and_machine(
-    command: str, recipe: str, ran: list[str], tmp_path: Path
+    command: str, recipe: str, minutes: int, ran: list[str], tmp_path: Path
 ) -> None:
     file, other = tmp_path / "results.json", {"recipe": "other", "seed": 3, "train_seconds": 1.0}
-    old = {command: [{"recipe": recipe, "note": "measured before"}, other], "demo": [{"recipe": "openmoji"}]}
+    before = {"recipe": recipe, "note": "measured before"}
+    old = {command: [before | ({"minutes": minutes} if minutes else {}), other], "demo": [{"recipe": "openmoji"}]}
     file.write_text(json.dumps(old))
     options: dict[str, Any] = {"storage": str(tmp_path / "runs"), "tracking": "none", "profile": "auto"}
     assert COMMANDS[command](console=Console(quiet=True), figures=file, **options) == driver.DONE
     figures = json.loads(file.read_text())
-    results = {(entry["recipe"], entry.get("seed", 0)): entry for entry in figures[command]}
-    assert results[recipe, 0].items() >= {"commit": "cba000000000", "date": "1970-01-02", "machine": "2 cores"}.items()
-    assert results[recipe, 0]["train_seconds"] == 60.0
-    assert results[recipe, 0]["code"].startswith("3.11:")
-    assert "note" not in results[recipe, 0]
-    assert (results["other", 3], figures["demo"]) == (other, old["demo"])
+    results = {(entry["recipe"], entry.get("seed", 0), entry.get("minutes", 0)): entry for entry in figures[command]}
+    assert (
+        results[recipe, 0, minutes].items()
+        >= {"commit": "cba000000000", "date": "1970-01-02", "machine": "2 cores"}.items()
+    )
+    assert results[recipe, 0, minutes]["train_seconds"] == 60.0
+    assert results[recipe, 0, minutes]["code"].startswith("3.11:")
+    assert "note" not in results[recipe, 0, minutes]
+    assert (results["other", 3, 0], figures["demo"]) == (other, old["demo"])
     assert len(results) > 10
     assert not [entry for entry in figures[command] if "images" in entry or "samples" in entry]
 

@@ -17,7 +17,7 @@ from pipelines.recipes.catalog import RECIPES, ROWS
 from pipelines.recipes.diffusion_rows import FASHION
 from pipelines.recipes.shapes import RecipeRow
 from pipelines.suites.lecture import SLIDES, Lecture, RecipeResult, chosen_rows, run_lecture
-from pipelines.suites.runner import finished_stages
+from pipelines.suites.runner import Key, finished_stages
 from pipelines.suites.slides import read_slides
 from pipelines.workflow import PlannedStage
 from tests.image_sets import write_idx
@@ -43,10 +43,10 @@ def lecture(tmp_path: Path) -> Lecture:
 
 def finished(lecture: Lecture, recipe: str, *, missing: str = "") -> RecipeResult:
     """The recipe as if all its stages had been run, but for one."""
-    prepared = driver.prepare(lecture.options((recipe, 0)))
+    prepared = driver.prepare(lecture.options(Key(recipe)))
     planned = [entry if entry.stage.name == missing else with_artifact(entry) for entry in prepared.planned]
-    lecture.runs[recipe, 0] = prepared.run
-    return lecture.result((recipe, 0), finished_stages(replace(prepared, planned=planned)))
+    lecture.runs[Key(recipe)] = prepared.run
+    return lecture.result(Key(recipe), finished_stages(replace(prepared, planned=planned)))
 
 
 def with_artifact(entry: PlannedStage) -> PlannedStage:
@@ -85,7 +85,7 @@ def test_rows_without_their_images_are_known_before_anything_runs_and_the_page_i
 ) -> None:
     monkeypatch.setattr(packaged, "INSTALLED", str(tmp_path / "nothing"))
     lecture.write()
-    away = {recipe: result.obstacle for (recipe, _), result in lecture.results.items() if result.obstacle}
+    away = {key.recipe: result.obstacle for key, result in lecture.results.items() if result.obstacle}
     assert set(away) == {row.name for row in FASHION}
     assert all("dataset-fashion-mnist" in reason for reason in away.values())
     assert len(lecture.results) == len(ROWS)
@@ -98,17 +98,17 @@ def test_rows_without_their_images_are_known_before_anything_runs_and_the_page_i
 def test_what_is_finished_is_read_once(lecture: Lecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packaged, "INSTALLED", str(tmp_path / "set"))  # on any machine
     write_idx(tmp_path / "set", np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.uint8), compress=True)
-    lecture.results = {(recipe, 0): finished(lecture, recipe) for recipe in chosen_rows([])}
+    lecture.results = {Key(recipe): finished(lecture, recipe) for recipe in chosen_rows([])}
     before = dict(lecture.results)
     lecture.write()
     assert all(lecture.results[key] is result for key, result in before.items())
-    lecture.results["gan", 0] = before["gan", 0].model_copy(update={"missing": ("samples",)})
+    lecture.results[Key("gan")] = before[Key("gan")].model_copy(update={"missing": ("samples",)})
     lecture.write()
-    assert lecture.results["gan", 0].missing == ("images", "gan", "cascade", "samples", "evaluation")
+    assert lecture.results[Key("gan")].missing == ("images", "gan", "cascade", "samples", "evaluation")
 
 
 def test_a_recipe_with_all_its_stages_and_its_report_is_not_run_again(lecture: Lecture) -> None:
-    key = ("gan", 0)
+    key = Key("gan")
     result = lecture.results[key] = finished(lecture, "gan")
     assert not lecture.is_finished(key)
     lecture.root.write(result.report, b"a report")
@@ -121,7 +121,7 @@ def test_a_new_row_is_a_recipe_with_its_row_and_a_slide(lecture: Lecture, monkey
     smaller_gan = RecipeRow("smaller_gan", "D16: a smaller GAN.", lambda name: RECIPES["gan"]())
     slide = "# One\n\n## New\n\n$$x$$\n\n- recipes: smaller_gan\n"
     monkeypatch.setattr(suites.lecture, "SLIDES", (*SLIDES, *read_slides(slide)))
-    lecture.results = {(recipe, 0): RecipeResult(recipe=recipe) for recipe in chosen_rows([])}
+    lecture.results = {Key(recipe): RecipeResult(recipe=recipe) for recipe in chosen_rows([])}
     monkeypatch.setitem(ROWS, "smaller_gan", "D16")
     monkeypatch.setitem(RECIPES, "smaller_gan", smaller_gan)
     lecture.write()
