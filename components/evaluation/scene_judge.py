@@ -46,8 +46,8 @@ class Told(NamedTuple):
 class SceneJudgeConfig(Config):
     """Training of the judge of scenes, and the accuracy below which it judges nothing."""
 
-    renderings: int = Field(12_000, ge=64)
-    steps: int = Field(1500, ge=1)
+    renderings: int = Field(6000, ge=64)
+    steps: int = Field(700, ge=1)
     held_out: int = Field(1000, ge=1)  # renderings that its accuracy is measured on
     least_accuracy: float = Field(0.99, ge=0, le=1)  # of every attribute
     seed: int = Field(0, ge=0)

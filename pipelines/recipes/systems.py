@@ -233,7 +233,7 @@ def openmoji(name: str = "openmoji") -> CascadeRecipe:
 def described(name: str = "scenes") -> CascadeRecipe:
     """The demo: scenes of 64² by caption, four pairs of a color and a shape in none that is trained on."""
     tokenizer = adversarial(autoencoder(), start=450)
-    base = unet(16, 16, (1, 3, 4), (8, 4), steps=2200, batch=32)
+    base = unet(16, 16, (1, 3, 4), (8, 4), steps=1200, batch=32)
     upsampler = unet(64, 16, (1, 2, 4, 4), (), steps=1500, batch=6, saves=5)
     return CascadeRecipe(
         name=name, images=emoji().replace(
@@ -250,8 +250,10 @@ def described(name: str = "scenes") -> CascadeRecipe:
             low_res_resolution=16, max_noise_level=400, prediction_type="sample", ema_decay=0.99, conditions=()),),
         sampling=CascadeSampling(
             prior=TransformerSampling(guidance_scale=1.5, temperature=0.8, top_k=100),
-            base=SKETCH.replace(num_inference_steps=14, guidance_scale=3.0),
-            upsamplers=(LAST_TWELVE.replace(noise_level=80),)),
+            # Guided by 3, small colors leave their range: 89 % of them are right in place of 100.
+            base=SKETCH.replace(num_inference_steps=14, guidance_scale=1.5),
+            # The last six of 14 steps, half of those of drawings: solids are flat. As near, and as obedient.
+            upsamplers=(SKETCH.replace(num_inference_steps=14, strength=0.4, noise_level=20),)),
         samples=SamplesConfig(measured_samples=256, images_per_class=1),
         evaluation=EvaluationConfig(precision="bf16", reference_samples=2048),
         obedience=ObedienceRecipe(measure=ObedienceConfig(samples=128, seeds=2)))
