@@ -28,7 +28,7 @@ from components.sampling.requests import Request
 SHUFFLES = 16  # orders of the captions that chance is the mean of
 SHOWN, WIDEST = 12, 5  # captions, and images in a row: as wide as the longest caption
 ATTRIBUTES = ("color", "shape", "color and shape", "number", "size", "side")
-TITLE = "Obedience to captions: shares of what was named that a judge sees"
+TITLE = "Obedience to captions: % of what was named that a judge sees, ± its standard error (by chance)"
 GROUPS = ("seen", "unseen")  # pairs of a color and a shape
 Key = tuple[str, str]  # attribute and group
 
@@ -47,6 +47,11 @@ class Obedience(NamedTuple):
     right: float
     chance: float
     count: int
+
+    @property
+    def words(self) -> str:
+        """Percent, its standard error, and percent by chance."""
+        return f"{100 * self.right:.1f} ± {100 * share_error(self.right, self.count):.1f} ({100 * self.chance:.0f})"
 
 
 class ObedienceStudy(ModelStudy["ObedienceConfig"]):
@@ -80,20 +85,25 @@ class ObedienceStudy(ModelStudy["ObedienceConfig"]):
         return {name: np.concatenate([next(read) for _ in own]) for name, (own, _) in plan.facts.items()}
 
     def findings(self, plan: StudyPlan, measured: Mapping[str, np.ndarray]) -> Findings:
-        """A table by attribute for seen and unseen pairs, beside chance; images with the captions asked for."""
-        rows, summary, headline = list[list[Any]](), dict[str, float](), dict[str, float]()
+        """A table of attributes for seen and unseen pairs, beside chance; images with the captions asked for."""
+        rows, summary, headline = list[list[str]](), dict[str, float](), dict[str, float]()
         for name, read in measured.items():
             shares = shares_of(plan.facts[name][1], read, self.index.held_out_pairs, seed=self.config.seed)
+            rows += [
+                [
+                    f"{name}, {group} pairs",
+                    *(shares[of, group].words if (of, group) in shares else "–" for of in ATTRIBUTES),
+                ]
+                for group in dict.fromkeys(group for _, group in shares)
+            ]
             for (attribute, group), share in shares.items():
-                error = share_error(share.right, share.count)
-                rows.append([name, attribute, group, share.right, error, share.chance, share.count])
+                of = f"{name}, {attribute}" if len(plan.groups) > 1 else attribute
                 metric = f"obedience_{name}_{group}_{attribute}".replace(" ", "_").replace("-", "_")
                 summary |= {metric: share.right, f"{metric}_chance": share.chance}
                 if name != HELD_OUT:
-                    headline[f"{attribute}, {group} pairs, % (N {share.count})"] = 100 * share.right
-        columns = ["images", "attribute", "pairs", "share", "its standard error", "chance", "N"]
+                    headline[f"{of}, {group} pairs, % (N {share.count})"] = 100 * share.right
         shown = {f"{name}_by_caption": drawn(jobs, self) for name, jobs in plan.groups.items()}
-        return Findings({}, {TITLE: {"columns": columns, "rows": rows}}, summary, headline, shown)
+        return Findings({}, {TITLE: {"columns": ["images", *ATTRIBUTES], "rows": rows}}, summary, headline, shown)
 
 
 class ObedienceConfig(Config):

@@ -30,17 +30,9 @@ LIKELIHOODS = {  # names in the study's summary -> what they are; an exact one i
 }
 FIGURES = [name for name in USUAL if name != "distance"]  # beside the distance
 COLUMNS = (
-    "system",
-    "minutes",
-    "density",
-    "bits/dim",
-    "distance",
-    "N",
+    *("system", "minutes", "density", "bits/dim", "distance", "N"),
     *FIGURES,
-    "trained",
-    "s/image",
-    "parameters",
-    "seed",
+    *("trained", "s/image", "parameters", "seed"),
 )
 UNKNOWN = "–"
 WIDEST = 560  # pixels of a grid of samples

@@ -34,6 +34,7 @@ from components.evaluation.scene_judge import (
     told_by,
     train_judge,
 )
+from components.evaluation.study import StudyPlan
 from components.runtime.storage.store import Store
 from pipelines.recipes.catalog import load_recipe
 
@@ -134,6 +135,25 @@ def test_shares_of_true_scenes_are_whole_and_chance_is_not() -> None:
     assert all(share.right == 1 for share in shares.values())
     assert abs(shares["number", "seen"].chance - 0.5) < 0.1
     assert shares["color", "unseen"].chance < 0.4
+
+
+def test_each_generator_has_its_own_rows_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that read the same captions the one obeys, the other always makes the same scene."""
+    scenes = list(map(scene, range(60)))
+    captions, read = [caption(solids) for solids in scenes], np.array([*map(right_answers, scenes)]).clip(0)
+    study = obedience.ObedienceStudy(
+        obedience.ObedienceConfig(), ingested(tmp_path, monkeypatch), {}, Store(tmp_path), ""
+    )
+    plan = StudyPlan({"obeys": [], "deaf": []}, facts={name: ([], captions) for name in ("obeys", "deaf")})
+    monkeypatch.setattr(obedience, "drawn", lambda jobs, study: b"")
+    found = study.findings(plan, {"obeys": read, "deaf": np.repeat(read[:1], len(read), axis=0)})
+    columns, rows = found.tables[obedience.TITLE].values()
+    assert [row[0] for row in rows] == ["obeys, seen pairs", "deaf, seen pairs"]
+    assert columns == ["images", *obedience.ATTRIBUTES]
+    assert all(cell.startswith("100.0 ± 0.0 (") for cell in rows[0][1:])
+    assert all(float(cell.split()[0]) < 80 for cell in rows[1][1:])
+    colors = {name: value for name, value in found.headline.items() if ", color, seen pairs" in name}
+    assert [(name.split(",")[0], value == 100) for name, value in colors.items()] == [("obeys", True), ("deaf", False)]
 
 
 def test_the_judge_learns_what_renderings_show_from_scenes_of_no_set() -> None:
