@@ -274,7 +274,8 @@ def test_a_model_that_reads_captions_comes_with_its_tokenizer(tmp_path: Path):
     tensors = tensors_of(glide_layers(16, 1, words=4, text=16, **unet), device="cpu", **tables)
     save_file(tensors, tmp_path / "theirs.safetensors")
     sizes = "model_channels=16 channel_mult=[1,2] num_res_blocks=1 attention_resolutions=[8] head_dim=16 text_layers=1 "
-    sizes += "text_dim=16 text_heads=2 text_padding=learned scale_shift_norm=true resample_in_blocks=true"
+    sizes += "text_dim=16 text_heads=2 text_padding=learned text_conditioning=cross_attention scale_shift_norm=true "
+    sizes += "resample_in_blocks=true"
     sets = [each for size in sizes.split() for each in ("--set", f"base.{size}")]
     for number, (words, fault) in enumerate(
         {
