@@ -25,17 +25,17 @@ Curve = list[CurvePoint]  # by minutes, ascending
 def averaged_curves(measured: Iterable[tuple[str, int, float | None, float | None]]) -> dict[str, Curve]:
     """Curves by name, from (name, minutes, value, standard error) of each training; without None.
     The error of a mean is what samples leave of it or what the spread of trainings does, the larger of both."""
-    found: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    points: dict[str, dict[int, list[tuple[float, float]]]] = {}
     for name, minutes, value, error in measured:
         if value is not None:
-            found.setdefault(name, {}).setdefault(minutes, []).append((value, error or 0.0))
+            points.setdefault(name, {}).setdefault(minutes, []).append((value, error or 0.0))
     return {
         name: [
             CurvePoint(minutes, fmean(v), max(math.hypot(*e) / len(e), pstdev(v) / math.sqrt(max(len(v) - 1, 1))))
-            for minutes, own in sorted(points.items())
+            for minutes, own in sorted(budgets.items())
             for v, e in [[*zip(*own, strict=True)]]
         ]
-        for name, points in found.items()
+        for name, budgets in points.items()
     }
 
 

@@ -99,9 +99,9 @@ def run_compare(
             raise SourceError(obstacle)
     titles = {key: described(key) for key in sorted(chosen, key=attrgetter("minutes"))}
     code = comparison.run(titles, noun="systems", console=console)
-    found = measured(comparison.ordered())
-    tables = [shown_table(own, title=f"The taxonomy, measured on {name}") for name, own in found["tables"].items()]
-    console.print(*tables, *found["crossings"], sep="\n")
+    page = measured(comparison.ordered())
+    tables = [shown_table(own, title=f"The taxonomy, measured on {name}") for name, own in page["tables"].items()]
+    console.print(*tables, *page["crossings"], sep="\n")
     for key, result in ((key, comparison.results[key]) for key in titles):
         if result.missing:
             say(console, f"not finished: {described(key)}: {', '.join(result.missing)}; {result.command}")
