@@ -153,6 +153,8 @@ class Recorder:
 
     def emit(self, event: Event) -> None: ...
 
+    def settle(self) -> None: ...
+
 
 def _encoded(value: Any) -> Any:
     """Values that JSON lacks: artifacts with addresses, bytes, and numpy's numbers."""

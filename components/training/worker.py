@@ -143,6 +143,8 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
         if worker.shards or (worker.world_size > 1 and not trained):  # other ranks wait: Train must end them
             raise NoRoomError(line) from error
         return {"stopped": line}
+    finally:
+        job.recorder.settle()
     return {}
 
 

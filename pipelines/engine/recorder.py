@@ -234,19 +234,28 @@ class RunRecorder(events.Recorder):
             self._warn(f"{stage}: its curves are not kept: {error}")
 
 
-@dataclass(frozen=True)
 class ActorRecorder(events.Recorder):
     """The recorder's side at driver, stages and workers; never raises, whatever becomes of the actor."""
 
-    actor: Any
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.sent = list[Any]()  # by this process, and not in the journal yet
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ActorRecorder, (self.actor,)
 
     def emit(self, event: events.Event, *, wait: bool = False) -> None:
-        """Send an event without waiting for tracking; `wait` until it is in the journal."""
-        last = isinstance(event, events.Progress) and event.step == event.total  # of a process that may end now
+        """Send an event without waiting for tracking; `wait` until it is in the journal, and all before it."""
         with contextlib.suppress(ray.exceptions.RayError):
-            taken = self.actor.emit.remote(event)
-            if wait or last:
-                ray.get(taken, timeout=ANSWER_SECONDS)
+            sent = [*self.sent, self.actor.emit.remote(event)]
+            self.sent = ray.wait(sent, num_returns=len(sent), timeout=0)[1]
+        if wait:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until the journal has all that this process sent: only it sends that again to a recorder that died."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self.sent, timeout=ANSWER_SECONDS)
 
     def snapshot(self, before: list[StageStatus]) -> list[StageStatus]:
         """All stages for the table; those of `before` from a recorder that does not answer."""

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 from mlflow.tracking import MlflowClient
 
-from pipelines.engine.recorder import EXPERIMENT
+from components.runtime import events
+from pipelines.engine.recorder import EXPERIMENT, ActorRecorder, RunRecorder
 from tests.in_process import in_process
 from tests.integration.conftest import FEW, SCENES, settings
 
@@ -48,6 +50,27 @@ def killing() -> Iterator[list[int]]:
     yield killed
     over.set()
     thread.join()
+
+
+def test_a_process_that_ends_has_waited_until_a_recorder_that_died_has_all_that_it_sent(tmp_path: Path):
+    others, lines = set(recorders()), [f"line {number}" for number in range(20)]
+    body = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(RunRecorder)
+    begun = events.RunStarted("r", "", {}, {"name": "tiny"})
+    actor = body.remote(spool=str(tmp_path / "spool"), journal="own", begun=begun)
+    ray.get(actor.snapshot.remote())
+    (pid,) = recorders().keys() - others
+
+    @ray.remote(num_cpus=0, max_calls=1)
+    def send(recorder: ActorRecorder) -> None:
+        psutil.Process(pid).suspend()  # nothing is taken before its death
+        for line in lines:
+            recorder.emit(events.Warning("base", line))
+        psutil.Process(pid).kill()
+        recorder.settle()
+
+    ray.get(send.remote(ActorRecorder(actor)))
+    (status,) = ray.get(actor.snapshot.remote())
+    assert sorted(status.warnings) == sorted(lines)
 
 
 def test_a_run_whose_recorder_is_killed_again_and_again_ends_well_and_mlflow_has_everything_once(
