@@ -253,7 +253,7 @@ class ActorRecorder(events.Recorder):
             self.settle()
 
     def settle(self) -> None:
-        """Wait until the journal has all that this process sent: only it sends that again to a recorder that died."""
+        """Wait until the journal has all that this process sent, which must outlive a recorder that dies."""
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self.sent, timeout=ANSWER_SECONDS)
 
