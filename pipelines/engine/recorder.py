@@ -253,7 +253,8 @@ class ActorRecorder(events.Recorder):
             self.settle()
 
     def settle(self) -> None:
-        """Wait until the journal has all that this process sent, which must outlive a recorder that dies."""
+        """Wait until the journal has every event of this process.
+        Only the sender sends again to a recorder that died, so a process does not end before."""
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self.sent, timeout=ANSWER_SECONDS)
 
