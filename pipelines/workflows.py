@@ -55,6 +55,8 @@ def one_model(recipe: OneModelRecipe) -> Workflow:
         stages += [cascade, shown["samples"]]
     if recipe.likelihood is not None:
         stages.append(Stage("likelihood", run_study, recipe.likelihood, images=images, model=model))
+    if recipe.codes_study is not None:
+        stages.append(Stage("codes_study", run_study, recipe.codes_study, images=images, model=model))
     return Workflow(recipe.name, [*stages, Stage("evaluation", evaluate, recipe.evaluation, images=images, **shown)])
 
 

@@ -47,6 +47,11 @@ IMAGES = {  # name -> (section of the page, caption, what a screen reader says)
         "Held-out images, never trained on, and their reconstructions",
         "Rows of originals, each above the row of their reconstructions",
     ),
+    "code_patches": (
+        "tokenizer",
+        "Held-out patches that have one code, in a row for each of a few codes",
+        "Rows of patches of one code each, with what is around them",
+    ),
     "index_grids": (
         "tokenizer",
         "Their index grids: near codes have near colors",

@@ -19,6 +19,7 @@ from components.configuration.sampling import (
     TokenSampling,
 )
 from components.configuration.trainings import AutoencoderTraining
+from components.evaluation.codes_study import CodesStudyConfig
 from components.evaluation.likelihood_study import LikelihoodConfig
 from components.stages.evaluate import EvaluationConfig
 from components.stages.precompute import PrecomputeConfig
@@ -80,7 +81,7 @@ DISCRETE_ROWS = (
         lambda name: EMOJI.one_model(name, systems.vae_gan(), samples=None)),
     RecipeRow("vqvae",
         "T2: VQ-VAE as on the slides, 128² pixels to 32² latents of 512 codes that follow the slide's loss.",
-        lambda name: EMOJI_128.one_model(name, slide_vqvae())),
+        lambda name: EMOJI_128.one_model(name, slide_vqvae(), codes_study=CodesStudyConfig())),
     RecipeRow("vqvae_ema",
         "T2: the same with today's remedies: codes of length 1 that follow averages, and a patch shortcut.",
         lambda name: EMOJI_128.one_model(

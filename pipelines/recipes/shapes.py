@@ -28,6 +28,7 @@ from components.configuration.trainings import (
     PriorTraining,
 )
 from components.evaluation.agreement import AgreementConfig
+from components.evaluation.codes_study import CodesStudyConfig
 from components.evaluation.likelihood_study import LikelihoodConfig
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
@@ -144,6 +145,7 @@ class OneModelRecipe(RecipeOfImages):
     sampling: OneModelSampling = OneModelSampling()
     samples: SamplesConfig | None = None  # None: an autoencoder of which nothing is drawn
     likelihood: LikelihoodConfig | None = None  # exact of a PixelCNN or PixelRNN, a bound of a VAE
+    codes_study: CodesStudyConfig | None = None
     evaluation: EvaluationConfig
 
     @property
@@ -163,6 +165,8 @@ class OneModelRecipe(RecipeOfImages):
             self.model.check_likelihood()
             steps = self.likelihood.timesteps_per_image
             refuse(steps is not None, "likelihood.timesteps_per_image must be empty: only diffusion has timesteps")
+        codeless = self.codes_study is not None and not self.model.has_codes
+        refuse(codeless, f"codes_study must be empty: this {kind} has no codes")
         if sampling is not None and type(sampling) is not family.sampling:
             if family.sampling is None:
                 raise ValueError(f"sampling.model must be empty: a {kind} leaves nothing to choose")

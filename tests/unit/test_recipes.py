@@ -148,6 +148,7 @@ FAULTS = [  # recipe and assignments, words of the line that refuses them
     ("gan sampling.model.truncation=0", "sampling.model.truncation: Input should be greater than 0|got 0"),
     ('gan sampling.model={"top_k":4}', "sampling.model: a gan takes truncation"),
     ('vae sampling.model={"truncation":0.5}', "sampling.model must be empty|autoencoder"),
+    ("vae codes_study={}", "codes_study must be empty: this autoencoder has no codes"),
     ("dalle tokenizer.bottleneck=gaussian", "gaussian"),
     ("depth_transformer condition.tokens.member=mask", "mask|depth"),
     ("vae images.resolution=16", "images.resolution|32"),
