@@ -1,4 +1,4 @@
-"""Study of a codebook: how much a code tells of the color of its patch, and the codes of an image of its class.
+"""Study of a codebook: how much a code tells of a patch's color, and an image's codes of its class.
 
 Objects are discrete, and so are color, shape and number: the lecture's reason for codes. Here it is measured. The class
 is read by a linear probe (Alain and Bengio, 2016, "Understanding intermediate layers using linear classifier probes")
@@ -6,7 +6,7 @@ from counts of codes, and beside it from counts of as many colors, so that what 
 Shapes: N images, H W pixels, h w their grid of codes, K codes, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -25,7 +25,6 @@ from components.evaluation.image_sets import ShardImages, held_out_parts, traine
 from components.evaluation.metrics import share_error
 from components.evaluation.study import ArrayWorker, Findings, ModelStudy, StudyPlan
 from components.models.autoencoder import Autoencoder
-from components.runtime.storage.store import Store
 from components.sampling.device import best_device
 from components.sampling.images import from_uint8
 from components.sampling.model import most_at_once
@@ -49,7 +48,7 @@ class CodesStudy(ModelStudy["CodesStudyConfig"]):
     """Codes of training images explain those of held-out images; the input is `model`."""
 
     def plan(self) -> StudyPlan:
-        """A job for each shard that images are taken of. Raises ValueError for a set that holds no image out."""
+        """A job for each shard of images. Raises ValueError for a set that holds no image out."""
         side = describe_autoencoder(self.models["model"]).resolution
         config, index = self.config, self.index
         sets = {
@@ -72,7 +71,10 @@ class CodesStudy(ModelStudy["CodesStudyConfig"]):
     def findings(self, plan: StudyPlan, measured: Any) -> Findings:
         """A table of shares read rightly, with chance, and patches that have one code."""
         network = describe_autoencoder(self.models["model"])
-        first, second = (read_coded(self.files, plan.groups[name]) for name in (KNOWN, ASKED))
+        parts = [[read_arrays(self.files, job.name) for job in plan.groups[name]] for name in (KNOWN, ASKED)]
+        first, second = (
+            CodedImages(**{name: np.concatenate([each[name] for each in part]) for name in part[0]}) for part in parts
+        )
         count, patch = len(second.label), network.resolution // second.codes.shape[1]
         color = explained_color(first, second, codes=network.codebook_size)
         what = f"color of a patch of {patch}² pixels: variance explained"
@@ -137,15 +139,10 @@ def coded(network: Autoencoder, job: CodesJob) -> dict[str, np.ndarray]:
     return CodedImages(split.image, split.label, *(value.cpu().numpy() for value in values))._asdict()
 
 
-def read_coded(files: Store, jobs: Sequence[CodesJob]) -> CodedImages:
-    """The images of finished jobs."""
-    arrays = [read_arrays(files, job.name) for job in jobs]
-    return CodedImages(*(np.concatenate([each[name] for each in arrays]) for name in CodedImages._fields))
-
-
 def explained_color(known: CodedImages, asked: CodedImages, *, codes: int) -> float:
-    """Share of the variance of a patch's color that its code explains: 1 - SSE / SST, by the mean color of each code.
-    Means are of `known`, errors of `asked`. A code that `known` lacks has the mean color of all."""
+    """Share of the variance of a patch's color that its code explains: 1 - SSE / SST.
+    A code stands for the mean color of its patches in `known`, and for that of all where it has none; errors are of
+    `asked`."""
     every, numbers = known.colors.reshape(-1, 3).astype(np.float64), known.codes.ravel()
     counts = np.bincount(numbers, minlength=codes)
     sums = np.stack([np.bincount(numbers, channel, minlength=codes) for channel in every.T], axis=1)
@@ -163,7 +160,7 @@ def counted_words(words: np.ndarray, *, size: int) -> Tensor:
 
 
 def linear_probe(known: Tensor, asked: Tensor, labels: np.ndarray, *, classes: int) -> np.ndarray:
-    """Classes (N,) of features `asked` by ridge regression of one-hot `labels` on features `known`, each (N, D)."""
+    """Classes (N,) of `asked` by ridge regression of one-hot `labels` on `known`, features (N, D)."""
     mean = known.mean(dim=0)
     inputs, targets = known - mean, one_hot(torch.from_numpy(labels), classes).double()
     shares = targets.mean(dim=0)
@@ -174,7 +171,7 @@ def linear_probe(known: Tensor, asked: Tensor, labels: np.ndarray, *, classes: i
 
 
 def drawn_patches(held_out: CodedImages) -> dict[str, bytes]:
-    """Grid (PNG) of held-out patches with what is around them, a row for each of a few codes, from often to rare.
+    """Grid (PNG) of held-out patches, a row for each of a few codes, from often to rare.
     A row has at most one patch of an image; codes in fewer than SHOWN images are left out."""
     images = {code: np.flatnonzero((held_out.codes == code).any(axis=(1, 2))) for code in np.unique(held_out.codes)}
     counts = np.bincount(held_out.codes.ravel())
@@ -192,7 +189,7 @@ def drawn_patches(held_out: CodedImages) -> dict[str, bytes]:
 
 
 def cut_patch(image: np.ndarray, has_code: np.ndarray) -> np.ndarray:
-    """The middle one of the cells (h, w) that have the code, and REACH cells around, of an image (H, W, 3).
+    """The middle one of the cells (h, w) with the code, and REACH cells around it, of an image (H, W, 3).
     White stands beyond the edges."""
     cells = np.argwhere(has_code)
     row, column = cells[len(cells) // 2]

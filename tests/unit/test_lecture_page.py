@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from components.evaluation.codes_study import PATCHES, TABLE
 from components.evaluation.gallery import INDEX_GRIDS
 from components.evaluation.metrics import DistanceRow
 from components.evaluation.noising_study import ERRORS, FORWARD, PREDICTED, SCHEDULES, VALUES, VARIANCE
@@ -99,7 +100,7 @@ def test_recipes_beside_each_other_are_shown_by_the_first_images_that_they_made_
 
 
 def test_what_a_slide_names_is_an_image_a_plot_or_a_table_that_there_is() -> None:
-    drawn = {INDEX_GRIDS, FORWARD, PREDICTED, VALUES, SCHEDULES, ERRORS, VARIANCE, "strip_base"}
+    drawn = {INDEX_GRIDS, FORWARD, PREDICTED, VALUES, SCHEDULES, ERRORS, VARIANCE, "strip_base"} | {PATCHES, TABLE}
     assert {name for slide in SLIDES for name in slide.shows} <= drawn
 
 
