@@ -1,4 +1,4 @@
-"""Study of a codebook: how much a code tells of a patch's color, and an image's codes of its class.
+"""Study of a codebook: how much a code tells of a patch's color, and codes of the image's class.
 
 Objects are discrete, and so are color, shape and number: the lecture's reason for codes. Here it is measured. The class
 is read by a linear probe (Alain and Bengio, 2016, "Understanding intermediate layers using linear classifier probes")
@@ -140,7 +140,7 @@ def coded(network: Autoencoder, job: CodesJob) -> dict[str, np.ndarray]:
 
 
 def explained_color(known: CodedImages, asked: CodedImages, *, codes: int) -> float:
-    """Share of the variance of a patch's color that its code explains: 1 - SSE / SST.
+    """Share of the variance of patch colors explained by codes: 1 - SSE / SST.
     A code stands for the mean color of its patches in `known`, and for that of all where it has none; errors are of
     `asked`."""
     every, numbers = known.colors.reshape(-1, 3).astype(np.float64), known.codes.ravel()
@@ -189,7 +189,7 @@ def drawn_patches(held_out: CodedImages) -> dict[str, bytes]:
 
 
 def cut_patch(image: np.ndarray, has_code: np.ndarray) -> np.ndarray:
-    """The middle one of the cells (h, w) with the code, and REACH cells around it, of an image (H, W, 3).
+    """The middle one of the cells (h, w) with the code, and REACH cells around, of an image (H, W, 3).
     White stands beyond the edges."""
     cells = np.argwhere(has_code)
     row, column = cells[len(cells) // 2]
