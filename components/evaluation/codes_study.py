@@ -69,7 +69,7 @@ class CodesStudy(ModelStudy["CodesStudyConfig"]):
         return job.part.num_images
 
     def findings(self, plan: StudyPlan, measured: Any) -> Findings:
-        """A table of shares read rightly, with chance, and patches that have one code."""
+        """A table of shares read rightly, with chance, and patches by code."""
         network = describe_autoencoder(self.models["model"])
         parts = [[read_arrays(self.files, job.name) for job in plan.groups[name]] for name in (KNOWN, ASKED)]
         first, second = (
@@ -128,7 +128,7 @@ class CodedImages(NamedTuple):
 
 @torch.inference_mode()
 def coded(network: Autoencoder, job: CodesJob) -> dict[str, np.ndarray]:
-    """Fields of `CodedImages` of the job's images. Raises ShardError."""
+    """Fields of `CodedImages` for the images of a job. Raises ShardError."""
     device, codes, colors, part = next(network.parameters()).device, [], [], job.part
     split = read_split(part.index, part.split, View(part.resolution), limit=part.num_images)
     for some in torch.from_numpy(split.image).split(most_at_once(part.resolution)):
