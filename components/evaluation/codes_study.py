@@ -92,8 +92,8 @@ class CodesStudy(ModelStudy["CodesStudyConfig"]):
                     (first.words(levels), second.words(levels)),
                 ),
             ):
-                counts = [counted_words(each, size=size) for each in words]
-                right = float((linear_probe(*counts, first.label, classes=classes) == second.label).mean())
+                known, asked = (counted_words(each, size=size) for each in words)
+                right = float((linear_probe(known, asked, first.label, classes=classes) == second.label).mean())
                 figures = [100 * right, 100 * share_error(right, count), 100 * chance, count]
                 rows.append([f"class of an image, of {classes}", title, *figures])
                 summary[f"class_from_{name}"] = right
