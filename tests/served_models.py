@@ -27,10 +27,10 @@ class Registry:
         self.client = MlflowClient(self.uri)
         self.experiment = self.client.create_experiment("tiny", artifact_location=(home / "files").as_uri())
 
-    def register(self, folder: Path, *, key: str) -> str:
+    def register(self, folder: Path, *, key: str, **inputs: str) -> str:
         """A new version of a model's folder, and the champion. Returns its number."""
         run = self.client.create_run(self.experiment).info.run_id
-        artifact = commit_model(self.home, "cascade", key, folder)
+        artifact = commit_model(self.home, "cascade", key, folder, **inputs)
         made = register_version(self.client, NAME, artifact, experiment_id=self.experiment, run_id=run)
         self.promote(str(made.version))
         return str(made.version)

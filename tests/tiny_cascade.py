@@ -56,18 +56,16 @@ def write_cascade(folder: Path) -> Path:
     return compose(folder / "cascade", **parts, upsamplers=upsamplers, sampling=SAMPLING)
 
 
-def commit_model(root: Path, stage: str, key: str, folder: Path) -> Artifact:
-    """A model's folder as an artifact in storage, as a stage commits it."""
+def commit_model(root: Path, stage: str, key: str, folder: Path, **inputs: str) -> Artifact:
+    """A model's folder as an artifact in storage, as a stage commits it; `inputs`: their keys."""
     store = Store(str(root / "stages" / stage / key))
     files = []
     for local in sorted(path for path in folder.rglob("*") if path.is_file()):
         path = f"files/{local.relative_to(folder).as_posix()}"
         store.upload(local, path)
         files.append(describe(local, path))
-    provenance = {"git_commit": "abc123"}
-    return commit_artifact(
-        store, Artifact(kind="model", stage=stage, key=key, files=tuple(files), provenance=provenance)
-    )
+    known = {"files": tuple(files), "inputs": inputs, "provenance": {"git_commit": "abc123"}}
+    return commit_artifact(store, Artifact(kind="model", stage=stage, key=key, **known))
 
 
 def write_model(folder: Path, kind: str, network: dict[str, Any], settings: dict[str, Any]) -> Path:

@@ -3,7 +3,8 @@
 A reference may be published statistics: an npz file with `mu` and `sigma`, beside images or alone, as the reference
 sets of ADM (Dhariwal & Nichol, 2021). Those stand for the distance of `inception`, the network and protocol that they
 are of. Features are computed in this process, and kept in a folder `features` beside the images, where that can be
-written.
+written. A trained model has a reference of its own: the held-out images of its set, which is found by the keys of
+inputs that manifests name.
 Shapes: N images, D features.
 """
 
@@ -18,6 +19,8 @@ import numpy as np
 
 from components.configuration.config import refuse
 from components.data.given import NUMPY, given_images, open_archive
+from components.data.held_out import WordReader, joined_words, read_split
+from components.data.shards import ShardIndex, View
 from components.evaluation.clip_score import ClipScore
 from components.evaluation.features import (
     FEATURES,
@@ -31,11 +34,13 @@ from components.evaluation.features import (
     pack,
     read_arrays,
 )
+from components.evaluation.generated import measured_requests
+from components.evaluation.image_sets import ImagePart, ShardImages
 from components.evaluation.metrics import METRICS, Compared, Gaussian, counted, gaussian_from, gaussian_of, measured_row
 from components.runtime.pool import write_job
-from components.runtime.storage.artifact import look_at
-from components.runtime.storage.connection import StoreError
-from components.runtime.storage.store import absolute
+from components.runtime.storage.artifact import Artifact, load_artifact, look_at
+from components.runtime.storage.connection import StoreError, shown
+from components.runtime.storage.store import Store, absolute
 from components.sampling.cascade import Cascade
 from components.sampling.image_files import encode_png
 from components.sampling.requests import Request
@@ -69,17 +74,53 @@ def measured_features(job: FeatureJob, extract: FeatureExtractor) -> dict[str, n
     return arrays
 
 
-def sample_into(
-    folder: Path, cascade: Cascade, *, count: int, captions: Sequence[str], seed: int
-) -> Iterator[tuple[int, int]]:
-    """Samples images of the captions or else of the classes in turn, as PNG files named by number.
-    Yields images done and their total. Raises ValueError, in one line, for a folder that holds something, or a model
-    that takes no such caption."""
-    refuse(folder.exists() and any(folder.iterdir()), f"{folder} holds files: name a new folder for the samples")
-    bare = cascade.with_generator(Request())
+def image_set_of(model: Artifact) -> Artifact:
+    """The set of images at the root of a stored model's inputs.
+    Raises ValueError, in one line, for a model without one, or a set that isn't in the model's store."""
+    stages, lacking, seen = Store(model.root.rsplit("/", 2)[0]), list[str](), set[str]()
+    folders, before = stages.folders(), [model]
+    while before:
+        artifact = before.pop()
+        if artifact.kind == "shards" and not artifact.inputs:
+            return artifact
+        for name, keys in sorted(artifact.inputs.items(), key=lambda each: each[0] == "images"):  # those last, so next
+            for key in {*keys.split(",")} - seen:
+                seen.add(key)
+                there = (load_artifact(stages.join(folder, key)) for folder in dict.fromkeys((name, *folders)))
+                found = next(filter(None, there), None)
+                before += [found] if found else []
+                lacking += [] if found else [f"{name}/{key}"]
+    fault = f"; {', '.join(lacking)} is not in {shown(stages.uri)}" if lacking else ", its inputs name none"
+    raise ValueError(f"{model.identity}: no set of images that it was trained on{fault}")
+
+
+def requests_for(
+    cascade: Cascade, captions: Sequence[str], own: ShardIndex | None, *, count: int, seed: int
+) -> list[Request]:
+    """Requests of the captions in turn, else of held-out images, or of the classes in turn.
+    The images held out of `own` give classes, captions and condition images in their proportions. Raises ValueError, in
+    one line, for a model that works on images."""
+    bare, condition, shown_images = cascade.with_generator(Request()), cascade.condition_images, list[bytes]()
     asked = [bare.replace(prompt=caption) for caption in captions]
-    asked = asked or [bare.replace(label=label) for label in range(len(cascade.classes(str(bare.generator))))] or [bare]
-    requests = [asked[number % len(asked)].replace(seed=seed + number) for number in range(count)]
+    if own is None or asked:
+        labels = range(len(cascade.classes(str(bare.generator))))
+        asked = asked or [bare.replace(label=label) for label in labels] or [bare]
+        return [asked[number % len(asked)].replace(seed=seed + number) for number in range(count)]
+    words = joined_words([*map(WordReader(own, "holdout"), own.shards)])
+    if condition is not None:
+        view = View(condition.resolution, condition.member)
+        shown_images = [encode_png(image) for image in read_split(own, "holdout", view, limit=count).image]
+    drawn: dict[str, Any] = {"captions": words.caption, "images": shown_images, "count": count, "seed": seed}
+    labels = words.label[: len(shown_images) or None]
+    asked = measured_requests(cascade, str(bare.generator), labels=labels, **drawn)
+    refuse(len(asked) < count, "the model works on images: give what it made of them as --images")
+    return asked
+
+
+def sample_into(folder: Path, cascade: Cascade, requests: Sequence[Request]) -> Iterator[tuple[int, int]]:
+    """Samples images as PNG files named by number; yields images done and their total.
+    Raises ValueError, in one line, for a folder that holds something, or a model that takes no such request."""
+    refuse(folder.exists() and any(folder.iterdir()), f"{folder} holds files: name a new folder for the samples")
     cascade.resolve_all(requests)
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(requests), cascade.most_at_once):
@@ -90,7 +131,7 @@ def sample_into(
 
 def evaluate_given(
     images: str,
-    reference: str,
+    reference: str | Sequence[ShardImages],
     config: MeasureConfig,
     *,
     captions: Sequence[str] = (),
@@ -99,12 +140,20 @@ def evaluate_given(
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Every figure that the network has of the images against a reference, with N and the weights' sha256.
-    `images`, `reference`: URIs as in the text of the module. `captions`: of the images in their order, for `clip`; of
-    samples in turn. `samples`: makes the images, as `sample_into`, once reference and weights are read. `progress`:
-    called with images done and their total. Raises ValueError, SourceError, ShardError or FeatureNetworkError, in one
-    line."""
-    published = published_gaussian(reference) if config.feature_network == "inception" else None
-    real, extract = given_images(reference, needed=published is None), extractor_of(config)
+    `images`, `reference`: URIs as in the text of the module; the latter may be held-out images. `captions`: of the
+    images in their order, for `clip`; of samples in turn. `samples`: makes the images, as `sample_into`, once reference
+    and weights are read. `progress`: called with images done and their total. Raises ValueError, SourceError,
+    ShardError or FeatureNetworkError, in one line."""
+    lacking = clip is not None and not all(captions)
+    refuse(lacking, "a CLIP score needs a caption for each image: give --captions FILE, a line for each")
+    named, real, published = reference, list[ImagePart](), None
+    if isinstance(reference, str):
+        published = published_gaussian(reference) if config.feature_network == "inception" else None
+        real += given_images(reference, needed=published is None)
+    else:
+        real, index = [*reference], reference[0].index
+        named = f"{shown(index.source)}, held out in {shown(index.root)}"
+    extract = extractor_of(config)
     facts = config.facts(extract.sha256)
     for so_far in samples:
         progress(*so_far)
@@ -127,7 +176,7 @@ def evaluate_given(
     return {
         "images": images,
         "samples": row.samples,
-        "reference": reference,
+        "reference": named,
         "reference_samples": len(references) or None,
         "published_statistics": published is not None,
         "feature_network": config.feature_network,

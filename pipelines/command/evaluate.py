@@ -1,6 +1,7 @@
 """`cascade evaluate`: the field's figures of images, or of a model's samples, against a reference."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +17,13 @@ SEED = 2020  # torch-fidelity's own, so that both draw the same parts of a set
 
 def evaluate(
     images: Annotated[
-        str, typer.Option(help="Images: a folder, archives, a tar, a zip, an npz (arr_0); of --model a new folder.")
-    ],
-    reference: Annotated[str, typer.Option(help="Likewise; also ADM's npz with mu and sigma.")],
+        str | None, typer.Option(help="A folder, archives, a tar, a zip, an npz (arr_0); of --model a new folder.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Likewise; also ADM's npz with mu and sigma; else held-out images of --model.")
+    ] = None,
     model: Model = None,
-    count: Annotated[
-        int, typer.Option(help="Samples of --model: of its classes or of the captions in turn.", min=2)
-    ] = 1000,
+    count: Annotated[int, typer.Option(help="Samples of --model.", min=2)] = 1000,
     captions: Annotated[Path | None, typer.Option(help="A text file with the images' captions, one a line.")] = None,
     clip_weights: Annotated[
         str | None, typer.Option(help="URI of a CLIPModel's folder, for the score of images and captions.")
@@ -39,11 +40,14 @@ def evaluate(
 ) -> None:
     """Measure images against a reference: FID, KID, Inception score, precision and recall, CLIP score.
 
-    Images are taken as they are. Features are kept beside them, so a command that was stopped goes on where it was. The
-    names of figures have protocol and N: `fid_inception_50k`, `fid_clean_50k`, `fd_dinov2_50k`.
+    A model is sampled: by the captions, else by classes and captions of the images held out of its training set, in
+    their proportions, or of classes in turn where there is another reference. Samples stay where --images names a
+    folder. Images are taken as they are. Features are kept beside them, so a command that was stopped goes on where it
+    was. The names of figures have protocol and N: `fid_inception_50k`, `fid_clean_50k`, `fd_dinov2_50k`.
 
     **Examples**
 
+    - `cascade evaluate --model models:/image-cascade-scenes@champion --feature-weights inception.pth`
     - `cascade evaluate --images samples --reference photos --feature-weights inception.pth`
     - `cascade evaluate --images made.npz --reference VIRTUAL_imagenet256_labeled.npz --feature-weights inception.pth`
     - `cascade evaluate --images s3://bucket/tars --reference photos.zip --network inception_clean --feature-weights …`
@@ -58,43 +62,52 @@ def evaluate(
     from components.configuration.usage import UsageError, usage_errors
     from components.evaluation.clip_score import ClipScore
     from components.evaluation.features import MeasureConfig
-    from components.evaluation.given import evaluate_given, sample_into
+    from components.evaluation.given import evaluate_given, requests_for, sample_into
+    from components.evaluation.image_sets import split_parts
+    from components.runtime.storage.store import SCRATCH
     from components.sampling.device import products
-    from pipelines.command.loading import open_model
+    from pipelines.command.loading import held_out_set, open_model
 
+    if model is None and (images is None or reference is None):
+        raise UsageError("give --images and --reference, or a --model to sample and measure by its held-out images")
     if figures is not None and not figures.absolute().parent.is_dir():
         raise UsageError(f"--json {figures}: there is no such folder; make it first")
+    if clip_weights is not None and captions is None and model is None:
+        raise UsageError("--clip-weights score images by captions: give --captions FILE")
     if captions is not None and not captions.is_file():
         raise UsageError(f"--captions {captions}: no such file")
-    if clip_weights is not None and captions is None:
-        raise UsageError("--clip-weights score images by captions: give --captions FILE")
     with usage_errors(f"--captions {captions}: "):
         words = [] if captions is None else captions.read_text("utf-8").splitlines()
         refuse(captions is not None and not words, "the file is empty: give a caption in each line")
-    fields = {"feature_network": network, "feature_weights": feature_weights, "seed": seed}
     try:
+        fields = {"feature_network": network, "feature_weights": feature_weights, "seed": seed}
         config = MeasureConfig.model_validate(fields)
     except ValidationError as error:
         raise UsageError(first_fault(error)) from error
-    console = Console()
+    console, address, against, samples = Console(), None, reference or "", ()
     columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
-    with usage_errors(), products("fp32"), Progress("images", *columns, console=console, transient=True) as bar:
-        task, samples, address = bar.add_task("images", total=None), (), None
+    bar = Progress("images", *columns, console=console, transient=True)
+    with usage_errors(), products("fp32"), tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch, bar:
+        task, place = bar.add_task("images", total=None), images or f"{scratch}/samples"
         clip = None if clip_weights is None else ClipScore(clip_weights)
         if model is not None:
             opened = open_model(model, like=None, tracking=tracking)
-            address = opened.address
-            samples = sample_into(Path(images), opened.cascade, count=count, captions=words, seed=seed)
+            address, cascade = opened.address, opened.cascade
+            own = held_out_set(address, tracking) if reference is None else None
+            asked = requests_for(cascade, words, own, count=count, seed=seed)
+            samples, words = sample_into(Path(place), cascade, asked), [request.prompt or "" for request in asked]
+            if own is not None:
+                against = split_parts(own, "holdout", resolution=cascade.makers[cascade.generators[0]].size[0])
         found = evaluate_given(
-            images,
-            reference,
+            place,
+            against,
             config,
             captions=words,
             clip=clip,
             samples=samples,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    found |= {"model": address}
+    found |= {"model": address, "images": images}
     if figures is not None:
         figures.write_text(json.dumps(found, indent=1) + "\n")
     show(found, console)

@@ -10,7 +10,11 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress
 
+from components.configuration.config import refuse
 from components.configuration.usage import UsageError, usage_errors
+from components.data.shards import ShardIndex, load_index
+from components.runtime.storage.artifact import ArtifactError
+from components.runtime.storage.connection import StoreError
 from components.runtime.storage.store import absolute
 from components.runtime.tracking import registry
 from components.runtime.tracking.names import REGISTRY, environment
@@ -121,6 +125,22 @@ def load_cascade(model: str, tracking: str | None) -> Cascade:
     if cascade is None:
         raise UsageError(f"no cascade at {model}; give models:/NAME@champion or the folder of a cascade stage")
     return cascade
+
+
+def held_out_set(model: str, tracking: str | None) -> ShardIndex:
+    """The set of training images of a model, with a held-out part.
+    Raises ValueError, in one line that names `--reference`, for one that isn't there or holds out none."""
+    from components.evaluation.given import image_set_of  # other commands need none of it
+
+    try:
+        refuse(not model.startswith(REGISTRY) and registry.is_model_folder(model), f"{model} has no manifest beside it")
+        stored = registry.NAMED.fullmatch(model) and registry.stored_model(model, tracking_uri=tracking_uri(tracking))
+        images = image_set_of(stored[1] if stored else registry.model_artifact(model))
+        index = load_index(images.url("index.json"))
+        refuse(index.samples == index.train_samples, f"{images.identity} holds out no images of {index.source}")
+    except (ValueError, StoreError, ArtifactError) as error:
+        raise ValueError(f"no held-out images of the model: {error}; give images as --reference") from error
+    return index
 
 
 def local_model(model: str, tracking: str | None) -> AbstractContextManager[Path]:

@@ -2,12 +2,14 @@
 
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,14 +17,22 @@ import torch
 from torch_fidelity import calculate_metrics
 
 from components.data import given
+from components.data.held_out import read_split
+from components.data.shards import ShardIndex, View, load_index
 from components.evaluation.clip_score import ClipScore
 from components.evaluation.features import FeatureExtractor
-from components.evaluation.given import published_gaussian
+from components.evaluation.given import published_gaussian, requests_for
+from components.runtime.storage.artifact import Artifact, commit_artifact, describe
+from components.runtime.storage.store import Store
+from components.sampling.cascade import Cascade
 from components.sampling.image_files import encode_png
+from tests import image_sets
 from tests.feature_weights import clip_network, write_inception
 from tests.in_process import Done, in_process
 from tests.refusals import assert_refused
-from tests.tiny_generators import LONE, write
+from tests.served_models import NAME, Registry
+from tests.tiny_cascade import commit_model, write_cascade
+from tests.tiny_generators import LONE, lone, write
 
 COUNT = 12
 
@@ -234,3 +244,116 @@ def test_a_model_is_sampled_into_a_new_folder_and_measured(root: Path, tmp_path:
     scores = figures(root, "sampled", "real", *scored, "clip", weights=())
     assert 0 <= scores["figures"]["clip_score_5"] <= 100
     assert len(scores["sha256_of_clip_weights"]) == 64
+
+
+LITE0 = ("--network", "efficientnet_lite0")
+
+
+def commit_images(home: Path, *, holdout_fraction: float = 0.3) -> ShardIndex:
+    """A set of 40 images of 8² as its stage commits it, with the key `i` and captions that the tiny cascade knows."""
+    store, words = Store(str(home / "stages/images/i")), ("red apple", "green apple", "red flag")
+    noise = lambda number, resolution: np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)  # noqa: E731
+    with mock.patch.multiple(image_sets, CAPTIONS=words, image=noise):
+        index = image_sets.write_set(store.join("files"), sizes=(20, 20), holdout_fraction=holdout_fraction)
+    files = [describe(store.read(path), path) for path in (each.path for each in store.list())]
+    commit_artifact(store, Artifact(kind="shards", stage="images", key="i", files=tuple(files)))
+    return index
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a cascade whose base was trained on encoded images of a set."""
+    home = tmp_path_factory.mktemp("trained")
+    commit_images(home)
+    commit_model(home, "precompute", "p", write(home / "gan", *LONE["gan"]), images="i")
+    commit_model(home, "base", "b", home / "gan", contrastive="gone", images="p")
+    commit_model(home, "cascade", "c", write_cascade(home), upsamplers="b,gone", base="b")
+    return home
+
+
+def own_figures(home: Path, *more: str, model: str = "stages/cascade/c") -> dict[str, Any]:
+    done = in_process("evaluate", "--model", model, "--json", "out.json", *LITE0, *more, cwd=home)
+    assert done.returncode == 0, done.stderr
+    return json.loads((home / "out.json").read_text()) | {"said": done.stdout}
+
+
+def test_a_model_is_measured_by_the_images_held_out_of_its_own_set(trained: Path) -> None:
+    """By the same figures as a folder of these images in the samples' size; without --images no sample stays."""
+    found = own_figures(trained, "--count", "9", "--images", "kept")
+    index = load_index(str(trained / "stages/images/i/files"))
+    real = read_split(index, "holdout", View(16)).image
+    write_folder(trained / "real", real)
+    theirs = figures(trained, "kept", "real", *LITE0, weights=())
+    assert (found["figures"], found["reference_samples"]) == (theirs["figures"], len(real))
+    assert found["samples"] == len([*(trained / "kept").glob("*.png")]) == 9
+    assert found["reference"] == f"numbers, held out in {index.root}"
+    before = {*trained.rglob("*")}
+    again = own_figures(trained, "--count", "9")
+    assert (again["figures"], again["images"]) == (found["figures"], None)
+    assert {*trained.rglob("*")} == before
+    assert f"9 images against {len(real)} images of numbers, held out in" in " ".join(again["said"].split())
+
+
+def test_own_words_are_asked_for_in_the_proportions_of_the_held_out_images(tmp_path: Path, trained: Path) -> None:
+    """As often as each occurs where there are as many samples; they are what a CLIP score is of."""
+    index, cascade = load_index(str(trained / "stages/images/i/files")), Cascade.load(trained / "cascade")
+    real = read_split(index, "holdout", View(8))
+    asked = requests_for(cascade, (), index, count=2 * len(real.key), seed=5)
+    words = [*zip(real.label, real.caption, strict=True)]
+    assert sorted((each.label, each.prompt) for each in asked) == sorted(words * 2)
+    assert [each.seed for each in asked] == [*range(5, 5 + len(asked))]
+    gan = Cascade.load(lone("gan", tmp_path / "gan"))
+    labels = [each.label for each in requests_for(gan, (), index, count=len(real.key), seed=0)]
+    assert sorted(labels) == sorted(real.label)
+    clip_network(tmp_path / "clip")
+    scored = ("--count", "7", "--clip-weights", str(tmp_path / "clip"))
+    found = own_figures(trained, *scored, "--images", "scored")
+    drawn = [each.prompt for each in requests_for(cascade, (), index, count=7, seed=2020)]
+    (tmp_path / "words.txt").write_text("\n".join(drawn))
+    same = ("--captions", str(tmp_path / "words.txt"), *scored[2:], *LITE0)
+    theirs = figures(trained, "scored", "scored", *same, weights=())
+    assert found["figures"]["clip_score_7"] == theirs["figures"]["clip_score_7"]
+    (tmp_path / "words.txt").write_text("red flag")
+    asked_for = own_figures(trained, *scored, *same[:2])
+    assert (asked_for["samples"], asked_for["reference"]) == (7, found["reference"])
+    assert asked_for["figures"]["clip_score_7"] != found["figures"]["clip_score_7"]
+
+
+def test_a_registered_model_is_measured_by_the_images_of_the_artifact_that_it_was_registered_from(
+    tmp_path: Path, trained: Path, empty_database: Path
+) -> None:
+    registry = Registry(tmp_path, empty_database)
+    version = registry.register(trained / "cascade", key="c", base="b")
+    named = f"models:/{NAME}@champion"
+    asked = ("--count", "9", "--tracking", registry.uri)
+    done = in_process("evaluate", "--model", named, *asked, *LITE0, cwd=tmp_path)
+    assert_refused(done, "cascade/c: no set of images", "base/b is not in", "--reference")
+    shutil.copytree(trained / "stages", tmp_path / "stages", dirs_exist_ok=True, ignore=lambda at, _: ["cascade"])
+    found = own_figures(tmp_path, *asked, model=named)
+    assert found["figures"] == own_figures(trained, "--count", "9")["figures"]
+    assert found["model"] == f"models:/{NAME}/{version}"
+    shutil.rmtree(tmp_path / "stages/cascade")
+    done = in_process("evaluate", "--model", named, *asked, *LITE0, cwd=tmp_path)
+    assert_refused(done, f"models:/{NAME}/{version} was registered from", "stages/cascade/c", "--reference")
+
+
+def test_held_out_images_that_are_not_there_are_one_line_and_nothing_is_sampled(tmp_path: Path, trained: Path) -> None:
+    def refused(model: str | Path, *words: str, more: tuple[str, ...] = ()) -> None:
+        done = in_process("evaluate", "--model", str(model), "--images", "kept", *more, *LITE0, cwd=tmp_path)
+        assert_refused(done, *words)
+        assert not (tmp_path / "kept").exists()
+
+    refused(trained / "cascade", "has no manifest", "--reference")
+    commit_model(tmp_path, "cascade", "c", trained / "cascade", base="b")
+    refused("stages/cascade/c", "no set of images", "base/b is not in", "--reference")
+    commit_model(tmp_path, "base", "b", trained / "gan")
+    refused("stages/cascade/c", "its inputs name none", "--reference")
+    commit_model(tmp_path, "gan", "g", trained / "gan", images="i")
+    commit_images(tmp_path, holdout_fraction=0)
+    refused("stages/gan/g", "images/i holds out no images of numbers", "--reference")
+    clip_network(tmp_path / "clip")
+    commit_model(trained, "gan", "g", trained / "gan", images="i")
+    scored = ("--clip-weights", "clip")
+    refused(trained / "stages/gan/g", "a caption for each image", more=scored)
+    done = in_process("evaluate", "--images", "kept", *LITE0, cwd=tmp_path)
+    assert_refused(done, "--images and --reference, or a --model")
