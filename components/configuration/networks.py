@@ -144,6 +144,7 @@ class AutoencoderNetworkConfig(NetworkConfig):
     latent_channels: int = Field(ge=1)
     decoder_attention_resolutions: Annotated[tuple[int, ...] | None, Since(None)] = None  # None: as the encoder's
     projections: Annotated[bool, Since(True)] = True  # 1 x 1, around the bottleneck; none in SD 3 and FLUX
+    image_channels: Annotated[Literal[1, 3], Since(3)] = 3  # of what it reads; 1: gray images, as depth maps
     latent_shift: Annotated[float, Since(0.0)] = 0.0  # off the latents of latent diffusion, before their scale
     patch_shortcut: bool = False  # a linear map around encoder and decoder: colors in minutes
     norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
@@ -242,8 +243,7 @@ class GANConfig(NetworkConfig):
     channel_mult: tuple[int, ...] = Field(min_length=1)  # from the full resolution down, by halves
     noise_dim: int = Field(ge=1)
     attention_resolutions: tuple[int, ...] = ()  # in pixels, of the discriminator too
-    # Size of a class vector that all norms share, each block beside its part of the noise (BigGAN); None: tables.
-    shared_dim: Annotated[int | None, Since(None)] = Field(None, ge=1)
+    shared_dim: Annotated[int | None, Since(None)] = Field(None, ge=1)  # a class vector for all norms; None: tables
 
     def _check(self) -> None:
         parts = len(self.channel_mult) + 1

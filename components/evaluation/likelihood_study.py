@@ -218,7 +218,8 @@ def pixels_of(model: SamplingModel, image: np.ndarray) -> Tensor:
     """Image values for the model from (N, H, W, 3): (N, 3, H, W) in [-1, 1], or (N, 1, H, W) of gray.
     Raises ColorError for images in color and a model of a single channel."""
     x_0 = from_uint8(image)
-    channels = model.network.get("in_channels", model.network.get("num_channels"))
+    names = ("in_channels", "num_channels", "image_channels")  # each network has one at most
+    channels = next((model.network[name] for name in names if name in model.network), None)
     return one_channel(x_0) if channels == 1 else x_0
 
 

@@ -206,7 +206,7 @@ class Autoencoder(nn.Module):
         decoder_attention_resolutions: of the decoder; None: as the encoder's. Those of MAR's KL-16 differ.
         projections: the 1x1 projections; the first stages of Stable Diffusion 3 and FLUX have none.
         latent_shift: subtracted from the latents of latent diffusion (`shift_factor` of those first stages).
-        image_channels: 3; 1 for gray images, to which colors are turned; others for maps of so many classes.
+        image_channels: 3; 1 for gray images, to which colors are turned; others for maps of so many classes: `planes`.
 
     Raises ValueError for sizes that don't fit each other, or an unknown bottleneck."""
 
@@ -270,9 +270,19 @@ class Autoencoder(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """The bottleneck's input (B, C or 2 C, h, w) of an image."""
-        if self.image_channels == 1 and image.shape[1] == 3:
-            image = gray(image)[:, :1]
-        return self.project_in(self.encoder(image))
+        return self.project_in(self.encoder(self.planes(image)))
+
+    def planes(self, image: Tensor) -> Tensor:
+        """An image (B, 3, H, W) in [-1, 1] as the encoder takes it, (B, image_channels, H, W).
+        The gray of class v among n is 2 v / (n - 1) - 1, as in masks of a set; its plane is one there, else zero."""
+        if image.shape[1] == self.image_channels:
+            return image
+        if self.image_channels == 1:
+            return gray(image)[:, :1]
+        share = (image[:, 0] + 1) / 2
+        classes = (share * (self.image_channels - 1)).round().long()
+        planes = F.one_hot(classes, self.image_channels)
+        return planes.movedim(3, 1).to(image.dtype)
 
     def decode_raw(self, z: Tensor) -> Tensor:
         """Decode z (B, C, h, w) to the input of `reconstruction_loss`, (B, O, H, W)."""

@@ -47,9 +47,10 @@ def read_image(data: bytes, *, resolution: int) -> Tensor:
     return fitted_image(open_given_image(data), height=resolution, width=resolution)
 
 
-def fitted_image(image: Image.Image, *, height: int, width: int) -> Tensor:
-    """Returns an RGB image as (3, H, W) in [-1, 1], area-averaged to the size."""
-    return from_uint8(np.array(image.resize((width, height), Image.Resampling.BOX)))
+def fitted_image(image: Image.Image, *, height: int, width: int, nearest: bool = False) -> Tensor:
+    """Returns an RGB image as (3, H, W) in [-1, 1], area-averaged to the size, or with the nearest pixels."""
+    how = Image.Resampling.NEAREST if nearest else Image.Resampling.BOX
+    return from_uint8(np.array(image.resize((width, height), how)))
 
 
 def read_mask(data: bytes, size: tuple[int, int]) -> Tensor:

@@ -200,10 +200,10 @@ def check_prompt_length(text: TextCondition, prompt: str) -> None:
         raise ValueError(f"the prompt is too long: {length} tokens, the model takes at most {limit}")
 
 
-def condition_images(plans: Sequence[Plan], height: int, width: int) -> Tensor:
+def condition_images(plans: Sequence[Plan], height: int, width: int, *, nearest: bool = False) -> Tensor:
     """Returns the plans' condition images (B, 3, H, W); every plan must have one."""
     given = [plan.condition for plan in plans if plan.condition is not None]
-    return torch.stack([fitted_image(image, height=height, width=width) for image in given])
+    return torch.stack([fitted_image(image, height=height, width=width, nearest=nearest) for image in given])
 
 
 def encode_conditions(model: SamplingModel, plans: Sequence[Plan]) -> Conditions:

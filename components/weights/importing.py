@@ -19,10 +19,12 @@ from torch import Tensor
 
 from components.configuration.conditions import DatasetInfo, TokenGrid
 from components.configuration.optimization import Training
+from components.configuration.sampling import SamplingConfig
 from components.models.bundle import NETWORKS, ModelBundle, save_bundle
 from components.runtime.storage.artifact import Artifact, commit_artifact, load_artifact, upload_attempt
 from components.runtime.storage.connection import shown
 from components.runtime.storage.store import SCRATCH, Store, digest_of
+from components.sampling.cascade import compose
 from components.sampling.image_files import TextIds
 from components.sampling.model import BPE
 from components.weights.families import autoencoders, dit, edm, glide, priors, text_unets, token_transformers, unets
@@ -49,6 +51,7 @@ FAMILIES: tuple[WeightFamily, ...] = (
     token_transformers.MINDALLE,
 )
 OWN = "model of image-cascade"  # a family of its own: nothing is renamed
+WHOLE = "models of one checkpoint"
 STAGE, VERSION = "weights", 1  # of the artifact and of its key
 CLASS_TABLES = ("class_embedding.weight", "pool.proj.weight")  # a row a class, and one for the null label
 KEY_LENGTH = 20  # hexadecimal digits, as of every stage
@@ -62,6 +65,13 @@ class Target(NamedTuple):
     grid: TokenGrid | None = None  # of the tokens of a prior
     of_latents: bool = False  # whether the model learns the latents of an autoencoder
     sampling: Mapping[str, Any] = MappingProxyType({})  # of the stage, plain values
+    condition: TokenGrid | None = None  # of the tokens of another image, for a prior that sees one
+
+    @property
+    def inside(self) -> str:
+        """Prefix of the tensors in a file of several models of a kind; empty where the kind says enough."""
+        stage = self.name.rpartition("/")[2]
+        return autoencoders.CONDITION if stage == "condition_tokenizer" else ""
 
 
 class Recognized(NamedTuple):
@@ -99,8 +109,7 @@ def import_weights(
     fitting = fit(weights, target, tokenizer)
     bundle = bundle_of(weights, fitting)
     content = None if tokenizer is None else tokenizer.bpe.to_str()
-    settings = {name: value for name, value in bundle.settings.items() if name != "origin"}
-    identity = {"file": weights.sha256, "kind": bundle.kind, "network": bundle.network, "settings": settings}
+    identity = {"file": weights.sha256, **facts_of(bundle)}
     identity |= {} if content is None else {"tokenizer": hashlib.sha256(content.encode()).hexdigest()}
 
     def fill(folder: Path) -> None:
@@ -110,6 +119,58 @@ def import_weights(
 
     artifact = commit(out, identity, {"origin": bundle.settings["origin"]}, fill)
     return Imported(artifact, bundle, fitting.recognized)
+
+
+def facts_of(bundle: ModelBundle) -> dict[str, Any]:
+    """Kind, network and settings of a model, for its key, without the place of its file."""
+    kind, network, settings, _ = bundle
+    own = {name: value for name, value in settings.items() if name != "origin"}
+    return {
+        "kind": kind,
+        "network": network,
+        "settings": own,
+    }
+
+
+def import_parts(
+    weights: WeightsFile,
+    targets: Mapping[str, Target],
+    sampling: SamplingConfig,
+    *,
+    out: Store,
+    tokenizer: CaptionTokenizer | None = None,
+) -> tuple[Artifact, dict[str, Recognized]]:
+    """Commits the models of one file, by their parts of a cascade, to `out`, composed.
+    Returns what was recognized of each part too. Raises ValueError as `fit`, for the first part that does not fit, and
+    for an `out` that holds another model."""
+    fitting = {name: fit(weights, target, tokenizer) for name, target in targets.items()}
+    bundles = {name: bundle_of(weights, each) for name, each in fitting.items()}
+
+    def fill(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}parts-") as home:
+            places: dict[str, Any] = {}
+            for name, bundle in bundles.items():
+                places[name] = Path(home) / name
+                save_bundle(places[name], bundle)
+            compose(
+                folder,
+                sampling=sampling.by_model(),
+                precision=sampling.precision,
+                **places,
+            )
+
+    origin = {
+        "uri": weights.uri,
+        "sha256": weights.sha256,
+        "family": WHOLE,
+    }
+    identity = {
+        "file": weights.sha256,
+        "parts": {name: facts_of(bundle) for name, bundle in bundles.items()},
+        "sampling": sampling.model_dump(mode="json"),
+    }
+    artifact = commit(out, identity, {"origin": origin}, fill)
+    return artifact, {name: each.recognized for name, each in fitting.items()}
 
 
 def import_own(folder: Path, uri: str, before: Artifact | None, *, out: Store) -> Artifact:
@@ -163,11 +224,11 @@ def named(recognized: Recognized, network: dict[str, Any], settings: dict[str, A
 def recognize(weights: WeightsFile, target: Target | None) -> Recognized:
     """The family of a file, and the tensors of the model that the target takes.
     Raises ValueError for a file of no known family, or for one with no such model."""
-    named = weights.config.get("_class_name")
+    named, inside = weights.config.get("_class_name"), "" if target is None else target.inside
     found = [
         (family, prefix)
         for family in FAMILIES
-        for prefix in family.prefixes
+        for prefix in dict.fromkeys([*family.prefixes, inside or family.prefixes[0]])
         if named in (None, family.class_name) and all(prefix + mark in weights.tensors for mark in family.marks)
     ]
     if not found:
@@ -175,9 +236,13 @@ def recognize(weights: WeightsFile, target: Target | None) -> Recognized:
         raise ValueError(f"{weights.uri} holds {what}, of no family known here: {', '.join(f.title for f in FAMILIES)}")
     kind = None if target is None else target.training.network.kind
     fitting = [each for each in found if target is None or each[0].kind == kind]
+    if inside:
+        fitting = [each for each in fitting if each[1] in ("", inside)]
     if target is not None and not fitting:
         titles = " and ".join(dict.fromkeys(family.title for family, _ in found))
-        raise ValueError(f"{weights.uri} is of the {titles}, but {target.name} takes a network {kind}: name its stage")
+        under = f" under {inside}*" if inside else ""
+        takes = f"{target.name} takes a network {kind}{under}"
+        raise ValueError(f"{weights.uri} is of the {titles}, but {takes}: name its stage")
     family, prefix = fitting[0]
     own = {name.removeprefix(prefix): tensor for name, tensor in weights.tensors.items() if name.startswith(prefix)}
     own = {name: tensor for name, tensor in own.items() if not re.match(family.training_only, name)}
@@ -231,7 +296,7 @@ def read_captions(
     if not target.training.needs().captions:
         if tokenizer is not None:
             raise ValueError(f"{target.name} reads no captions itself: leave --tokenizer out")
-        return DatasetInfo(num_classes=1), None  # until the tables of the file are counted
+        return DatasetInfo(num_classes=1, condition=target.condition), None  # until tables of the file are counted
     if family.text_tables is None:
         raise ValueError(f"{target.name} reads captions, and no {family.title} does: name another stage")
     if tokenizer is None:

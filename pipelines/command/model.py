@@ -43,6 +43,7 @@ def import_(
     - `cascade import 256x256_classifier.pt --as adm_imagenet_256/classifier --out models/adm-classifier`
     - `cascade import hf://stabilityai/sd-vae-ft-mse --out models/vae` (extra `hub`) — config.json says what it is
     - `cascade import vqgan.safetensors --as imagenet_class_prior/tokenizer --out s3://bucket/models/vqgan`
+    - `cascade import last.ckpt --as imagenet_class_prior/cascade --out models/cin` — all models of one checkpoint
     - `cascade import base.pt --as glide_64_256/base --tokenizer tokenizer.json --out models/glide`
     - `cascade import v1-5-pruned-emaonly.safetensors --tokenizer tokenizer.json --out models/sd`
     - `cascade import s3://other/runs/stages/base/1a2b3c --out models/base` — a model of ours, with its origin
@@ -52,12 +53,13 @@ def import_(
     from components.configuration.families import family_of
     from components.runtime.storage.store import Store, absolute
     from components.weights.files import read_tokenizer, read_weights
-    from components.weights.importing import import_weights
+    from components.weights.importing import import_parts, import_weights
     from components.weights.single_file import import_single_file, version_of
     from components.weights.stable_diffusion import import_pipeline, is_pipeline
-    from pipelines.command.upkeep import copy_model, is_own, target_of
+    from pipelines.command.upkeep import copy_model, is_own, targets_of
 
-    target = None if as_ is None else target_of(as_, set_)
+    targets, sampling = ({}, None) if as_ is None else targets_of(as_, set_)
+    target = next(iter(targets.values()), None)
     with usage_errors():
         if is_own(uri):
             if target is not None or tokenizer is not None:
@@ -69,6 +71,12 @@ def import_(
         words, weights = None if tokenizer is None else read_tokenizer(tokenizer), read_weights(uri)
         if target is None and (version := version_of(weights)):
             return echo_cascade(import_single_file(weights, version, words, out=Store(absolute(out))).identity, out)
+        if sampling is not None:
+            artifact, found = import_parts(weights, targets, sampling, out=Store(absolute(out)), tokenizer=words)
+            for part, (family, own, _) in found.items():
+                typer.echo(f"{part}: {family.title}, {len(own)} tensors read, 0 missing, 0 unused")
+            seen = " --condition image.png" if "condition" in found else ""
+            return typer.echo(f"model: {artifact.identity} in {out}\nnext: cascade sample --model {out}{seen}")
         made = import_weights(weights, target, out=Store(absolute(out)), tokenizer=words)
     kind, network, settings, module = made.bundle
     classes = f", {network['num_classes']} classes" if network.get("num_classes") else ""

@@ -79,9 +79,9 @@ def sample(
 
 def read_condition(path: Path, seen: Any) -> bytes:
     """Reads a file as a condition image of the kind and size `seen`, see `Cascade.condition_images`.
-    A depth map of 16 bits becomes an image as in training. Raises ValueError for a file that is no image, or for a
-    model without condition images."""
-    from components.data.images import load_depth, load_image
+    A depth map of 16 bits, or a map of classes, becomes an image as in training. Raises ValueError for a file that is
+    no image, for a class that the model does not know, or for a model without condition images."""
+    from components.data.images import load_depth, load_image, load_mask
 
     if seen is None:
         raise ValueError("this model takes no condition image; leave --condition out")
@@ -89,6 +89,8 @@ def read_condition(path: Path, seen: Any) -> bytes:
         raise ValueError(f"--condition {path}: no such file")
     data = path.read_bytes()
     try:
+        if seen.channels > 3:
+            return encode_png(load_mask(data, resolution=seen.resolution, mask_values=seen.channels))
         raw_depth = seen.member == "depth" and open_header(data).mode.startswith(("I", "F"))
         return encode_png((load_depth if raw_depth else load_image)(data, resolution=seen.resolution))
     except (OSError, SyntaxError) as error:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from components.configuration.optimization import Training
+from components.configuration.sampling import SamplingConfig
 from components.configuration.usage import UsageError, usage_errors
 from components.models.bundle import DESCRIPTION
 from components.models.file_list import LIST, differences
@@ -26,6 +27,7 @@ from pipelines.recipes.catalog import load_recipe
 from pipelines.workflows import build_workflow
 
 SOUND, DAMAGED = 0, 1
+WHOLE = "cascade"  # the stage that composes all parts
 REGISTER_SECONDS = 24 * 3600.0  # for models of any size
 
 
@@ -107,21 +109,32 @@ def model_differences(model: str, tracking: str | None) -> list[str]:
     return differences(packed)
 
 
-def target_of(name: str, assignments: list[str]) -> Target:
-    """The stage `RECIPE/STAGE` as a target of weights.
-    Raises UsageError if the recipe trains no such model."""
+def targets_of(name: str, assignments: list[str]) -> tuple[dict[str, Target], SamplingConfig | None]:
+    """The stage `RECIPE/STAGE` as a target of weights, or parts of `RECIPE/cascade` and their sampling.
+    Raises UsageError if the recipe trains no such model, or parts of the cascade are not in one file."""
     recipe, slash, stage = name.rpartition("/")
     own = load_recipe(recipe if slash else name, assignments)
     workflow = build_workflow(own)
     trained = {each.name: each.config for each in workflow.stages if isinstance(each.config, Training)}
-    if not slash or stage not in trained:
+    parts = {stage: stage}
+    if slash and stage == WHOLE and stage in workflow.by_name:
+        parts = {part: parent.name for part, parent in workflow.by_name[stage].parents.items()}
+        if others := [part for part, each in parts.items() if each not in trained or "." in part]:
+            raise UsageError(f"--as {name}: no file holds {', '.join(others)} too: import its stages one by one")
+    elif not slash or stage not in trained:
         raise UsageError(f"--as {name}: name a stage, {' or '.join(f'{recipe or name}/{each}' for each in trained)}")
-    parents = workflow.by_name[stage].parents
-    tokenizer = trained[parents["tokenizer"].name] if "tokenizer" in parents else None
     larger = tuple(each for each in trained if each.startswith("upsampler"))
-    sampling = own.sampling.by_model(larger).get(stage, {})
-    grid = tokenizer.token_grid if tokenizer else None
-    return Target(name, trained[stage], grid, "autoencoder" in parents, sampling)
+    sampling = own.sampling.by_model(larger)
+
+    def target(stage: str) -> Target:
+        parents = workflow.by_name[stage].parents
+        seen = parents.get("condition")  # tokens of another image, by a tokenizer of its own
+        makers = (parents.get("tokenizer"), None if seen is None else seen.parents["tokenizer"])
+        grid, condition = (None if maker is None else trained[maker.name].token_grid for maker in makers)
+        about = (grid, "autoencoder" in parents, sampling.get(stage, {}))
+        return Target(f"{recipe}/{stage}", trained[stage], *about, condition)
+
+    return {part: target(each) for part, each in parts.items()}, own.sampling if stage == WHOLE else None
 
 
 def is_own(uri: str) -> bool:

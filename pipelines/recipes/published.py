@@ -32,7 +32,7 @@ from components.stages.samples import SamplesConfig
 from components.stages.tokens import TokensConfig
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, ImageToImageRecipe
 from pipelines.recipes.published_networks import AUTOENCODERS, LARGE, PAPER_CLASSIFIERS, PAPER_DIFFUSION, published
-from pipelines.recipes.shapes import OneModelRecipe, RecipeRow, SharedParts, TokenBranchRecipe
+from pipelines.recipes.shapes import ConditionRecipe, OneModelRecipe, RecipeRow, SharedParts, TokenBranchRecipe
 
 ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=250)  # of IDDPM, ADM, GLIDE
 ANCESTRAL_1000 = DiffusionSampling(sampler="ddpm", num_inference_steps=1000)  # of DDPM, Palette
@@ -67,14 +67,19 @@ def lone_model(name: str) -> OneModelRecipe:
 
 
 def token_branch(
-    name: str, tokenizer: str, prior: Training, sampling: TokenSampling, **images: int
+    name: str, tokenizer: str, prior: Training, sampling: TokenSampling, *, condition: str | None = None, **images: int
 ) -> TokenBranchRecipe:
-    """The recipe of a prior over the tokens of a published autoencoder."""
+    """The recipe of a prior over tokens of a published autoencoder, after tokens of a `condition`."""
     prior, model = prior.replace(precision="bf16", **LARGE), AUTOENCODERS[tokenizer].training
     if isinstance(sampling, TransformerSampling):
         sampling = sampling.replace(compile_decoding=True)
-    tokens = TokensConfig(precision="bf16")
-    return own_images(model.data.resolution, **images).token_branch(name, model, prior, sampling, tokens=tokens)
+    tokens, seen = TokensConfig(precision="bf16"), None
+    if condition is not None:
+        other = AUTOENCODERS[condition].training
+        of_other = tokens.replace(member=other.data.member)
+        seen = ConditionRecipe(tokenizer=other, tokens=of_other)
+    parts = own_images(model.data.resolution, **images)
+    return parts.token_branch(name, model, prior, sampling, tokens=tokens, condition=seen)
 
 
 def diffusion_branch(
@@ -137,6 +142,19 @@ PAPER_RECIPES = {row.name: row for row in (
                 global_batch_size=64, learning_rate=64 * 4.5e-6, betas=(0.9, 0.95), weight_decay=0.01,
                 max_grad_norm=None),
             TransformerSampling(top_k=600, top_p=0.92))),
+    # Taming-transformers, `configs/drin_transformer.yaml`: 24 layers, 16 heads, width 1,024, no dropout, rate for each
+    # image of the batch; codes of both share a table there, and it trains on images of animals alone (restricted
+    # ImageNet). Depth is relative inverse depth by MiDaS: members `depth.png` of the user's tars. Batch and steps are
+    # ours; a condition is never dropped.
+    RecipeRow("imagenet_depth_prior",
+        "ImageNet after depth of taming-transformers: 16² tokens after 16² of a map, a transformer of 305 million.",
+        lambda name: token_branch(
+            name, "vqgan_imagenet_f16_1024", PriorTraining.of(
+                model_dim=1024, num_heads=16, num_layers=24,
+                conditions=("condition",), class_token=False, cond_drop_prob=0.0,
+                total_steps=500_000, global_batch_size=64, learning_rate=64 * 4.5e-6,
+                betas=(0.9, 0.95), weight_decay=0.01, max_grad_norm=None),
+            TransformerSampling(top_k=100), condition="vqgan_imagenet_depth_f16_1024")),
     # kakaobrain/minDALL-E, `configs/dalle_1.3B.yaml`: 42 layers, 24 heads, width 1,536, text vocabulary 16,384;
     # DALL-E's weights of the two likelihoods, 1/8 and 7/8 (Ramesh et al., 2021). Batch, rate and steps are ours.
     RecipeRow("mindalle_text_prior",

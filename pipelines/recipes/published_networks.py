@@ -87,7 +87,7 @@ def first_stage(
     summary: str,
     codes: int | None,  # moved by gradient; None: a Gaussian
     latent_channels: int, channel_mult: tuple[int, ...], attention_resolutions: tuple[int, ...],
-    batch_per_gpu: int, adversarial_weight: float, discriminator_start: int, discriminator_layers: int,
+    batch_per_gpu: int, adversarial_weight: float, discriminator_start: int, discriminator_layers: int, **more: Any,
 ) -> PaperAutoencoder:
     """A row of VQ-GAN or LDM; `Normalize` of both is in modules/diffusionmodules/model.py."""
     batch, bottleneck = GPUS * batch_per_gpu, GaussianConfig()
@@ -100,7 +100,7 @@ def first_stage(
         perceptual_network="vgg16_lpips", perceptual_weights_uri="vgg16_lpips.safetensors",
         adversarial_weight=adversarial_weight, discriminator_start=discriminator_start,
         discriminator_layers=discriminator_layers,
-        **published(500_000, batch, batch * RATE_PER_IMAGE, betas=(0.5, 0.9))))
+        **published(500_000, batch, batch * RATE_PER_IMAGE, betas=(0.5, 0.9)), **more))
 
 
 AUTOENCODERS: dict[str, PaperAutoencoder] = {
@@ -111,6 +111,9 @@ AUTOENCODERS: dict[str, PaperAutoencoder] = {
     "vqgan_imagenet_f16_16384": first_stage(
         "VQ-GAN, 256² to 16² tokens of 16,384 codes: `model.yaml` next to its weights; the batch is that of the other.",
         16_384, 256, F16, (16,), 3, 0.75, 0, 2),
+    "vqgan_imagenet_depth_f16_1024": first_stage(
+        "VQ-GAN of depth, 256² to 16² tokens of 1,024 codes: taming-transformers, `configs/imagenetdepth_vqgan.yaml`.",
+        1024, 256, F16, (16,), 3, 0.75, 50_000, 3, member="depth", image_channels=1),
     "ldm_kl_f4": first_stage(
         "LDM first stage, 256² to a Gaussian of 64² x 3: `models/first_stage_models/kl-f4/config.yaml`.",
         None, 3, F4, (), 10, 0.5, 50_000, 3),

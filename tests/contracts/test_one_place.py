@@ -22,6 +22,7 @@ PLACES = {  # what a line of the product holds -> the files where it may stand
     r"Resampling\.NEAREST": {
         "components/sampling/image_files.py": "small images enlarged, to be looked at",
         "components/data/images.py": "masks, whose values must not mix",
+        "components/sampling/images.py": "maps of classes, which must not mix either",
     },
     r"mode=\"area\"": {"components/models/diffusion/corruption.py": "downsample"},
 }

@@ -144,6 +144,14 @@ def test_an_autoencoder_of_gray_images_sees_colors_as_their_gray() -> None:
     assert torch.equal(network.tokenize(image), network.tokenize(rounded))
 
 
+@pytest.mark.parametrize("classes", [4, 182, 256])
+def test_a_map_of_classes_is_read_as_a_plane_for_each_whatever_their_number(classes: int) -> None:
+    values = torch.arange(classes)
+    gray = (values * 255 / (classes - 1)).round() / 127.5 - 1  # of 8 bits, as masks of a set are stored
+    planes = make_autoencoder(image_channels=classes).planes(gray.expand(1, 3, 1, -1))
+    assert torch.equal(planes[0, :, 0], torch.eye(classes))
+
+
 def test_without_projections_the_bottleneck_has_the_channels_of_the_encoder() -> None:
     gaussian = make_autoencoder(projections=False, bottleneck={"kind": "gaussian"}, latent_shift=0.5)
     image = torch.randn(1, 3, 16, 16)

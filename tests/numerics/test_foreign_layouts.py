@@ -18,7 +18,7 @@ from components.weights.families.unets import LATENT, in_our_order
 from components.weights.files import CaptionTokenizer
 from components.weights.importing import Fitted, fit
 from components.weights.renaming import rename
-from pipelines.command.upkeep import target_of
+from pipelines.command.upkeep import targets_of
 from tests.foreign_weights import (
     adm_layers,
     dit_layers,
@@ -92,7 +92,8 @@ def fitted_to(
     stage: str, tensors: dict[str, Tensor], *assignments: str, words: CaptionTokenizer | None = None
 ) -> Fitted:
     """The tensors in the network of a recipe's stage, with the tokenizer of a model that reads captions."""
-    return fit(file_of(tensors), target_of(stage, [*assignments]), words)
+    (target,) = targets_of(stage, [*assignments])[0].values()
+    return fit(file_of(tensors), target, words)
 
 
 def count(tensors: dict[str, Tensor]) -> int:
@@ -211,6 +212,22 @@ def test_taming_s_transformer_fits_its_recipe_with_classes_of_the_codes_table():
     found = fitted_to("imagenet_class_prior/prior", inside | {"first_stage_model.quant_conv.bias": torch.empty(1)})
     assert (found.network["num_classes"], found.recognized.left_out) == (1000, 49)
     assert round(count(tensors) / 1e9, 1) == 1.4
+
+
+def test_taming_s_transformer_after_depth_fits_its_recipe_with_both_first_stages():
+    """The table of codes serves condition and image; positions of both are one table, whose last predicts nothing."""
+    tables = {"tok_emb__weight": (1024, 1024), "head__weight": (1024, 1024), "pos_emb": (1, 512, 1024)}
+    parts = {"transformer.": tensors_of(gpt_layers(1024, 24), **tables)}
+    for prefix, channels in (("first_stage_model.", 3), ("cond_stage_model.", 1)):
+        layers = first_stage_layers(128, F16, 2, (4,), 256, (256, 256), channels)
+        parts[prefix] = tensors_of(layers, quantize__embedding__weight=(1024, 256))
+    whole = file_of({prefix + name: each for prefix, own in parts.items() for name, each in own.items()})
+    found = {name: fit(whole, each) for name, each in targets_of("imagenet_depth_prior/cascade", [])[0].items()}
+    assert [count(own) for own in parts.values()] == [304_932_864, 72_141_699, 72_137_089]
+    assert [found[name].network.get("image_channels", 3) for name in ("tokenizer", "condition")] == [3, 1]
+    prior = found["prior"].tensors
+    sizes = [len(prior[name]) for name in ("condition_embedding.weight", "condition_position", "position")]
+    assert sizes == [1025, 256, 255]
 
 
 @pytest.mark.parametrize("by_class", [True, False])

@@ -77,6 +77,7 @@ ROUNDED = ("dalle_2_upsampler_1024", "imagen_base")
 LATENTS: dict[str, tuple[int, tuple[int, int, int]]] = {  # parameters and shape of what autoencoders make
     "vqgan_imagenet_f16_1024": (72_141_699, (256, 16, 16)),
     "vqgan_imagenet_f16_16384": (76_073_859, (256, 16, 16)),
+    "vqgan_imagenet_depth_f16_1024": (72_137_089, (256, 16, 16)),
     "ldm_kl_f4": (55_312_063, (3, 64, 64)),
     "ldm_kl_f8": (83_653_863, (4, 32, 32)),
     "ldm_kl_f16": (69_610_963, (16, 16, 16)),

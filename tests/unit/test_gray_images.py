@@ -1,6 +1,7 @@
 """Laws of models of one channel: they learn, sample and are measured on gray images, and refuse color in one line."""
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from components.configuration.usage import UsageError
 from components.evaluation.likelihood_study import bound_jobs, lossless_bits, measure_bound
 from components.models.bundle import ModelBundle, save_bundle
 from components.models.diffusion.discrete import KEPT, draw_timesteps, empty_history
+from components.models.losses.reconstruction import reconstruction_loss
 from components.sampling.cascade import Cascade
 from components.sampling.images import ColorError, from_uint8, one_channel, to_uint8
 from components.sampling.model import SamplingModel, load_model
@@ -21,9 +23,11 @@ from components.training.batches import to_batch
 from components.training.frozen import encoded, gray_images
 from components.training.loop import Arrays
 from components.training.randomness import sample_normal, sample_uniform
+from components.training.tasks.autoencoder import AutoencoderTask
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.tasks.prior import PixelTask
 from pipelines.recipes.catalog import load_recipe
+from tests.tiny_autoencoders import config_of
 from tests.tiny_training import DATASET_INFO, diffusion_config, pixel_config, rows_at
 
 PROCESSES: dict[str, dict[str, Any]] = {
@@ -94,6 +98,26 @@ def test_the_loss_is_of_one_channel() -> None:
     losses = task.losses(task.learner.network, part, {"label": batch["label"]}, torch.full((8,), 7))
     noise = sample_normal(task.seed, batch["position"], stream="noise", shape=(1, 8, 8))
     torch.testing.assert_close(losses, noise.square().mean(dim=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("name", ["vae", "vq_vae", "vae_gan"])
+def test_an_autoencoder_of_one_channel_learns_and_counts_that_channel_alone(name: str) -> None:
+    """With a discriminator and a perceptual network too, which see the gray as colors."""
+    config = config_of(name, image_channels=1, member="depth", total_steps=30)
+    task, batch = AutoencoderTask(config), to_batch(gray_rows())
+    losses = [task.train_step(batch, step)["reconstruction_loss"] for step in range(1, 31)]
+    assert sum(losses[-5:]) < sum(losses[:5]) - 0.05 * abs(sum(losses[:5]))
+    network = task.generator.snapshot()
+    assert (network.encoder.conv_in.in_channels, network.reconstruct(batch["image"]).shape[1]) == (1, 1)
+    found = task.losses(batch, network, task.draws(batch, step=None))
+    output, image = found.output, batch["image"][:, :1]
+    own = reconstruction_loss(output, image=image, kind=config.network.reconstruction)
+    torch.testing.assert_close(found.terms["reconstruction_loss"], own)
+    assert found.image.shape[1] == task.decoded(output).shape[1] == 3
+    assert all(each.shape[1:] == (3, 8, 8) for rows in task.shown(iter([batch])) for each in rows)
+    assert task.bits_per_dim({"reconstruction_loss": 0.0, "kl_loss": 64.0}) * math.log(2) == pytest.approx(
+        1.0 if name != "vq_vae" else math.prod(network.grid) * math.log(network.codebook_size) / 64
+    )
 
 
 @pytest.mark.parametrize("kind", ["pixelcnn", "row_lstm"])

@@ -171,7 +171,9 @@ class Tokens(Generator):
     @property
     def condition_images(self) -> ConditionImages | None:
         seen = self.parts.condition
-        return None if seen is None else ConditionImages(seen.settings["resolution"], seen.settings["member"])
+        if seen is None:
+            return None
+        return ConditionImages(seen.settings["resolution"], seen.settings["member"], seen.module.image_channels)
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
@@ -189,9 +191,7 @@ class Tokens(Generator):
         if reranker is not None and reranker.text is not None and request.prompt is not None:
             check_prompt_length(reranker.text, request.prompt)
         plan = self.plan_of(request)
-        candidates = request.best_of or 1  # of a larger image there is one
-        if reranker is not None and request.size is None:
-            candidates = plan.of(reranker).candidates
+        candidates = plan.of(reranker).candidates if reranker and request.size is None else request.best_of or 1
         return replace(plan, candidates=candidates, grid=self.grid(request.size), size=request.size)
 
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
@@ -200,12 +200,12 @@ class Tokens(Generator):
         if seen is not None:
             own = self.first.settings["grid"]  # a larger image needs as much more of its condition
             sides = [seen.settings["resolution"] * n // of for n, of in zip(plans[0].grid or own, own, strict=True)]
-            condition = seen.module.tokenize(condition_images(plans, *sides).to(seen.device)).flatten(1)
-        candidates, decoder, reranker = plans[0].candidates, tokenizer.module, self.parts.reranker
-        side = max(plans[0].size or self.size)
+            shown = condition_images(plans, *sides, nearest=seen.module.image_channels > 3)  # classes have no mean
+            condition = seen.module.tokenize(shown.to(seen.device)).flatten(1)
+        candidates, side, reranker = plans[0].candidates, max(plans[0].size or self.size), self.parts.reranker
 
         def image(tokens: Tensor) -> Tensor:
-            return in_slices(decoder.detokenize, tokens.to(tokenizer.device), resolution=side)
+            return in_slices(tokenizer.module.detokenize, tokens.to(tokenizer.device), resolution=side)
 
         draw = partial(sample_prior, self.first, plans, condition, on_step=hooks.each)
         if candidates == 1:
@@ -217,8 +217,7 @@ class Tokens(Generator):
 
     @property
     def models(self) -> tuple[SamplingModel, ...]:
-        reranker = self.parts.reranker
-        return (self.first,) if reranker is None else (self.first, reranker)
+        return tuple(each for each in (self.first, self.parts.reranker) if each is not None)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -243,6 +242,5 @@ class Tokens(Generator):
         return size[0] // factor, size[1] // factor
 
     def example(self) -> Request:
-        seen = self.condition_images
-        request = super().example()
+        seen, request = self.condition_images, super().example()
         return request if seen is None else request.replace(condition=gray_png(seen.resolution))

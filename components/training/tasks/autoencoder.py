@@ -43,6 +43,7 @@ from components.weights.starts import is_below
 class Losses(NamedTuple):
     """Losses of the autoencoder over a part of a batch, each () and fp32."""
 
+    image: Tensor  # (B, 3, H, W), gray where the network has one channel
     output: Tensor  # (B, O, H, W)
     encoded: Encoded
     terms: dict[str, Tensor]  # every loss of the autoencoder by name
@@ -57,6 +58,9 @@ class AutoencoderTask(AdversarialTask):
 
     def make_learners(self) -> None:
         super().make_learners()
+        network = self.config.network
+        self.reconstruction = network.reconstruction
+        self.num_values = network.image_channels * self.config.data.resolution**2
         losses = self.config.losses
         network = losses.perceptual_network if losses.perceptual_weight > 0 else "none"
         self.perceptual = load_perceptual_loss(network, weights_uri=losses.perceptual_weights_uri)
@@ -93,17 +97,17 @@ class AutoencoderTask(AdversarialTask):
         loss, metrics = losses.nll_loss, dict(losses.terms)
         if self.discriminator is not None:
             with self.generator.autocast():
-                judged = self.judge(part["image"], losses.output, self.discriminator.forward, step=step)
+                judged = self.judge(losses.image, losses.output, self.discriminator.forward, step=step)
             balanced = self.balance(losses, judged["adversarial_loss"], step=step, ratio=ratio)
             self.discriminator.backward(judged["discriminator_loss"] * share, retain_graph=True)
             loss = balanced.loss
             metrics |= {**judged, "adaptive_weight": balanced.adaptive_weight}
-        # Reconstruction is a mean over the 3 H W values of an image, so the KL divergence, in nats an image, is divided
+        # Reconstruction is a mean over all values of an image, so the KL divergence, in nats an image, is divided
         # by as many: with kl_weight 1 their sum is the bound a dimension.
         weights = {
             "codebook_loss": 1.0,
             "commitment_loss": self.config.losses.commitment_cost,
-            "kl_loss": kl_weight_at(self.config.losses, step) / (3 * self.config.data.resolution**2),
+            "kl_loss": kl_weight_at(self.config.losses, step) / self.num_values,
         }
         for name, value in losses.encoded.losses.items():
             loss = loss + weights[name] * value
@@ -112,14 +116,15 @@ class AutoencoderTask(AdversarialTask):
 
     def losses(self, part: Batch, autoencoder: nn.Module, draws: dict[str, Tensor | float]) -> Losses:
         """The autoencoder's losses over a part, by a network and draws of the bottleneck."""
-        image = part["image"]
-        output, encoded = autoencoder(image, **draws)
-        nll_loss = reconstruction_loss(output, image=image, kind=self.config.network.reconstruction)
+        planes = self.generator.network.planes(part["image"])
+        output, encoded = autoencoder(planes, **draws)
+        nll_loss = reconstruction_loss(output, image=planes, kind=self.reconstruction)
+        image = colors(planes)
         terms = {"reconstruction_loss": nll_loss}
         if self.perceptual is not None:
             terms["perceptual_loss"] = self.perceptual(self.decoded(output), image).mean()
             nll_loss = nll_loss + self.config.losses.perceptual_weight * terms["perceptual_loss"]
-        return Losses(output, encoded, terms | encoded.losses, nll_loss)
+        return Losses(image, output, encoded, terms | encoded.losses, nll_loss)
 
     def judge(self, image: Tensor, output: Tensor, discriminator: nn.Module, *, step: int) -> Metrics:
         """Losses of both sides, () fp32, by a pass of the discriminator over real and reconstructed images.
@@ -153,7 +158,7 @@ class AutoencoderTask(AdversarialTask):
             share = len(part["position"]) / len(batch["position"])
             with self.generator.autocast():
                 losses = self.losses(part, self.generator.network, self.draws(part, step=step))
-                judged = self.judge(part["image"], losses.output, self.discriminator.network, step=step)
+                judged = self.judge(losses.image, losses.output, self.discriminator.network, step=step)
             for total, loss in zip(sums, (losses.nll_loss, judged["adversarial_loss"]), strict=True):
                 total += torch.autograd.grad(loss, last_layer, retain_graph=True)[0] * share
         nll_gradient, adversarial_gradient = (average(total, self.worker) for total in sums)
@@ -177,7 +182,7 @@ class AutoencoderTask(AdversarialTask):
 
     def decoded(self, output: Tensor) -> Tensor:
         """Images (B, 3, H, W) of the decoder's output (B, O, H, W)."""
-        return image_of(output, kind=self.config.network.reconstruction)
+        return colors(image_of(output, kind=self.reconstruction))
 
     @torch.no_grad()
     def start_codes(self, batch: Batch) -> None:
@@ -187,7 +192,7 @@ class AutoencoderTask(AdversarialTask):
         if not isinstance(quantizer, GumbelQuantizer | VectorQuantizer) or quantizer.codebook_init != "data":
             return
         for part in split(batch, self.max_batch or len(batch["position"])):
-            own.append(rearrange(network.encoder(part["image"]), "b c h w -> (b h w) c"))
+            own.append(rearrange(network.encoder(network.planes(part["image"])), "b c h w -> (b h w) c"))
         features = gather_over_ranks(torch.cat(own))
         generator = step_generator(self.seed, 1, stream="codebook")
         centers = draw_latents(features, network.codebook_size, generator=generator)
@@ -221,7 +226,7 @@ class AutoencoderTask(AdversarialTask):
             histogram = codebook_histogram(torch.cat(indices), codebook_size=network.codebook_size)
             metrics["held_out_codebook_usage"] = float(codebook_usage(histogram))
             metrics["held_out_codebook_perplexity"] = float(codebook_perplexity(histogram))
-        if self.config.network.reconstruction == "discretized_logistic":
+        if self.reconstruction == "discretized_logistic":
             metrics["held_out_bits_per_dim"] = self.bits_per_dim(totals)
         return metrics
 
@@ -234,14 +239,19 @@ class AutoencoderTask(AdversarialTask):
             nats = terms["kl_loss"]
         else:
             nats = math.prod(network.grid) * math.log(network.codebook_size)
-        return (terms["reconstruction_loss"] + nats / (3 * self.config.data.resolution**2)) / math.log(2)
+        return (terms["reconstruction_loss"] + nats / self.num_values) / math.log(2)
 
     def shown(self, parts: Iterator[Batch]) -> Iterator[list[Tensor]]:
         """Held-out images above their reconstructions; for a Gaussian, images of its prior below."""
         network = self.generator.snapshot()
         for part in parts:
-            rows = [part["image"], network.reconstruct(part["image"])]
+            rows = [part["image"], colors(network.reconstruct(part["image"]))]
             if self.config.network.bottleneck.kind == "gaussian":
                 z = self.normal(part["position"], stream="preview", shape=network.latent_shape)
-                rows.append(network.decode(z))
+                rows.append(colors(network.decode(z)))
             yield rows
+
+
+def colors(image: Tensor) -> Tensor:
+    """Channels (B, 1 or 3, H, W) as colors (B, 3, H, W), or gray."""
+    return image.expand(-1, 3, -1, -1)

@@ -28,6 +28,7 @@ from components.weights.renaming import (
 FIXED = {"act_fn": "silu", "mid_block_add_attention": True}
 UNSHIFTED = {"latents_mean": None, "latents_std": None}
 COLORS = 3
+CONDITION = "cond_stage_model."  # the first stage of the images that a transformer of taming is conditioned on
 PLACE = (
     r"^(encoder|decoder)\.(?:down|up|conv)(_blocks)?\.(\d+)\."
     r"(block|resnets|res|attn|attentions|downsample|upsample)(?:rs)?\.(?:(\d+)\.)?"
@@ -71,7 +72,9 @@ def seen_in_taming(tensors: Mapping[str, Tensor], network: Arguments) -> dict[st
     levels: dict[str, set[int]] = {"encoder": set(), "decoder": set()}
     for place in filter(None, places):
         levels[place[1] or place[3]].add(int(place[2] or place[4]))
-    found: dict[str, Any] = {} if channels == COLORS else {"image_channels": channels}
+    found: dict[str, Any] = {}
+    if channels != network.get("image_channels", COLORS):
+        found["image_channels"] = channels
     if levels["encoder"] != levels["decoder"]:
         own = [network["resolution"] >> level for level in sorted(levels["decoder"])]
         found["decoder_attention_resolutions"] = own
@@ -115,7 +118,7 @@ def diffusers_sizes(config: Arguments) -> dict[str, Any]:
         bottleneck = {"kind": "vq", "codebook_size": codes, "codebook_dim": dim, "l2_normalize": False}
     own = {"image_channels": channels, "projections": projections, "latent_shift": config.get("shift_factor") or 0.0}
     own |= {"decoder_attention_resolutions": None if up == down else up[::-1]}
-    young = AutoencoderNetworkConfig.before() | {"image_channels": COLORS}
+    young = AutoencoderNetworkConfig.before()
     return {
         "resolution": sides[0],
         "channels": widths[0],

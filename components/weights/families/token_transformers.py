@@ -1,9 +1,12 @@
 """Transformers over image tokens: GPT of taming-transformers, iGPT and text prior of minDALL-E.
 
-Taming's classes share the table of the codes, and class c is code c; the unconditional model begins with code 0. iGPT
-has a table of classes, or one vector for all, which has no position. Neither knows a null label: ours gets the mean of
-the classes. The transformer by text has no class token: its last token of text, most often a pad, predicts the first of
-the image, and pads are tokens as others."""
+Taming's classes share the table of the codes, and class c is code c; the unconditional model begins with code 0. Codes
+of another image, of depth or of segmentation, share it too, and stand before those of the image in one sequence. iGPT
+has a table of classes, or one vector for all, which has no position. None knows a null label or a null code: ours gets
+the mean of the classes, of the codes. The transformers by text and by another image have no class token: the last token
+of text, most often a pad, or of the other image predicts the first of the image, and pads are tokens as others."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -33,11 +36,19 @@ NAMES = segments("""
 
 
 def of_taming(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Tensor]:
-    """The table of classes from that of the codes; positions without their first dimension."""
-    codes = tensors["token_embedding.weight"]
+    """Tables of classes, or of codes of another image, from the table of codes; positions of each part."""
+    codes, positions = tensors["token_embedding.weight"], tensors["position"][0]
+    if network.get("condition_grid"):  # the input of the last position predicts nothing
+        rows = codes[: network["condition_codebook_size"]]
+        places = math.prod(network["condition_grid"])
+        end = places + network["num_tokens"] - 1
+        return tensors | {
+            "condition_embedding.weight": and_mean(rows),
+            "condition_position": positions[:places],
+            "position": positions[places:end],
+        }
     rows = codes[:CLASSES] if network["num_classes"] is not None else codes[:1]
-    adapted = tensors | {"position": tensors["position"][0]}
-    return adapted | {"class_embedding.weight": with_null(rows, network)}
+    return tensors | {"position": positions, "class_embedding.weight": with_null(rows, network)}
 
 
 def of_igpt(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Tensor]:
@@ -55,8 +66,12 @@ def of_mindalle(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Ten
 
 def with_null(rows: Tensor, network: Arguments) -> Tensor:
     """The table of classes (K, D) with a null label at the end; a start token (1, D) is the null label."""
-    null = rows.float().mean(0, keepdim=True).to(rows.dtype)
-    return rows if network["num_classes"] is None else torch.cat([rows, null])
+    return rows if network["num_classes"] is None else and_mean(rows)
+
+
+def and_mean(rows: Tensor) -> Tensor:
+    """Rows (K, D) with their mean at the end."""
+    return torch.cat([rows, rows.float().mean(0, keepdim=True).to(rows.dtype)])
 
 
 TAMING = WeightFamily(
