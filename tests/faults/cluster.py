@@ -21,14 +21,16 @@ class Nodes:
 
     def __init__(self) -> None:
         from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
-        from ray.cluster_utils import Cluster
 
         from pipelines.engine.session import _protect_token
 
         _protect_token()
         enable_token_auth_by_default()
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        self.address = self.cluster.address
+        self.cluster = _head()
+
+    @property
+    def address(self) -> str:
+        return self.cluster.address
 
     def add(self) -> Any:
         return self.cluster.add_node(num_cpus=NODE_CPUS)
@@ -40,6 +42,19 @@ class Nodes:
         for process in workers:
             if process.is_running():
                 process.kill()
+
+    def replace(self) -> None:
+        """`kill -9` of all nodes, the head too; as many others take their places."""
+        count, head = len(self.cluster.worker_nodes), processes(self.cluster.head_node)
+        for node in [*self.cluster.worker_nodes]:
+            self.kill(node)
+        self.cluster.shutdown()
+        for process in head:
+            if process.is_running():
+                process.kill()
+        self.cluster = _head()
+        for _ in range(count):
+            self.add()
 
     def drain(self, node: Any, *, seconds: int) -> None:
         """What a cloud says before it takes a machine back."""
@@ -60,6 +75,12 @@ class Nodes:
 
     def controllers(self) -> list[psutil.Process]:
         return processes(self.cluster.head_node, CONTROLLER)
+
+
+def _head() -> Any:
+    from ray.cluster_utils import Cluster
+
+    return Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 
 
 def processes(node: Any, title: str = "") -> list[psutil.Process]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -31,15 +32,13 @@ def record(request: pytest.FixtureRequest) -> Record:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """undisturbed(steps, workers): hashes of a run that nobody disturbs, made when it is first asked for."""
-    made: dict[tuple[int, int], dict[str, str]] = {}
+    """undisturbed(steps, workers, until): hashes of a run that nobody disturbs, made when it is first asked for."""
 
-    def hashes(steps: int, workers: int = 2) -> dict[str, str]:
-        if (steps, workers) not in made:
-            run = Run(tmp_path_factory.mktemp("undisturbed"), steps=steps, workers=workers)
-            run.finish(run.start())
-            made[steps, workers] = run.hashes()
-        return made[steps, workers]
+    @cache
+    def hashes(steps: int, workers: int = 2, until: str = "base") -> dict[str, str]:
+        run = Run(tmp_path_factory.mktemp("undisturbed"), steps=steps, workers=workers, until=until)
+        run.finish(run.start())
+        return run.hashes()
 
     return hashes
 

@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,16 +116,17 @@ class Run(Stored):
         storage: str | None = None,
         workers: int = 2,
         max_failures: int = 20,
+        until: str = "base",
         **profile: Any,
     ) -> None:
         super().__init__(place, storage=storage)
         profile = PROFILE | {"num_workers": workers, "max_failures": max_failures} | profile
         (place / "profile.yaml").write_text(json.dumps(profile))  # JSON is YAML
-        self.steps = steps
+        self.steps, self.until = steps, until
 
-    def start(self, *, until: str = "base", **environment: str) -> subprocess.Popen:
+    def start(self, *, until: str = "", **environment: str) -> subprocess.Popen:
         settings = TINY | {"base.total_steps": self.steps}
-        command = [CASCADE, "run", "--recipe", "smoke", "--until", until, "--storage", self.storage]
+        command = [CASCADE, "run", "--recipe", "smoke", "--until", until or self.until, "--storage", self.storage]
         command += ["--tracking", "none", "--profile", "profile.yaml"]
         command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
         return self.launch(*command, **environment)
@@ -147,6 +149,41 @@ def kill_group(driver: subprocess.Popen) -> None:
             process.kill()
     psutil.wait_procs(family, timeout=30)
     driver.wait()
+
+
+def clock(place: Path, seconds: int) -> dict[str, str]:
+    """Environment of a driver whose processes all see another time: `time.time` is replaced as Python starts."""
+    folder = place / f"clock{seconds}"
+    folder.mkdir(exist_ok=True)
+    program = f"""
+        import time
+        real = time.time
+        def moved() -> float:
+            return real() + {seconds}
+        time.time = moved
+    """
+    (folder / "sitecustomize.py").write_text(textwrap.dedent(program))
+    return {"PYTHONPATH": os.pathsep.join([str(folder), str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, *, megabytes: int) -> Iterator[None]:
+    """A tmpfs at a folder; only root may mount one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """A file that takes all room of the disk; deleting it makes room."""
+    ballast = folder / "ballast"
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    return ballast
 
 
 def race(run: Run, drivers: list[subprocess.Popen]) -> None:

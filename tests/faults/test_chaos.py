@@ -22,7 +22,7 @@ from tests.conftest import through_faults
 from tests.faults.cluster import CONTROLLER, TRAINER, Nodes, nodes, processes
 from tests.faults.conftest import Record, Undisturbed
 from tests.faults.proxy import counted
-from tests.faults.runs import Run
+from tests.faults.runs import Run, clock, fill, small_disk
 from tests.outages import Gate, gate
 from tests.waiting import eventually
 
@@ -33,6 +33,7 @@ STEPS, STRIKES, STARTS, SECONDS = 60, 6, 12, 1500
 MOST = 120  # seconds that a strike waits for its victim
 PAUSE = (1.0, 9.0)  # seconds between two strikes
 IMPATIENT = '{"config_kwargs": {"read_timeout": 2, "retries": {"mode": "standard", "max_attempts": 3}}}'
+SPOOL = "runs/spool"  # of the driver's journal, below its folder
 STAGE, RECORDER = "ray::run_stage", "ray::RunRecorder"
 FAULTS: dict[str, Callable[["Chaos"], bool]] = {
     "driver killed": lambda chaos: chaos.kill_drivers() and chaos.start(),
@@ -45,6 +46,9 @@ FAULTS: dict[str, Callable[["Chaos"], bool]] = {
     "node taken back with notice": lambda chaos: chaos.lose_node(notice=True),
     "store away": lambda chaos: chaos.close_store(),
     "second driver": lambda chaos: chaos.start(),
+    "second driver, its clock hours away": lambda chaos: chaos.start(hours=chaos.numbers.choice([-24, -1, 1, 24])),
+    "all nodes lost, the head too": lambda chaos: chaos.lose_all(),
+    "disk of the journal full": lambda chaos: chaos.fill_disk(),
     "bit of a checkpoint changed": lambda chaos: chaos.damage(),
 }
 
@@ -55,8 +59,9 @@ class Chaos:
     def __init__(self, run: Run, cluster: Nodes, network: Gate, numbers: random.Random) -> None:
         self.run, self.cluster, self.network, self.numbers = run, cluster, network, numbers
 
-    def start(self) -> bool:
+    def start(self, *, hours: int = 0) -> bool:
         settings = {"AWS_ENDPOINT_URL": self.network.address, "FSSPEC_S3": IMPATIENT}
+        settings |= clock(self.run.place, 3600 * hours) if hours else {}
         self.run.start(RAY_ADDRESS=self.cluster.address, CASCADE_OUTAGE_SECONDS="300", **settings)
         return True
 
@@ -109,6 +114,21 @@ class Chaos:
         self.cluster.kill(node)
         return True
 
+    def lose_all(self) -> bool:
+        """The drivers' machine goes too, and the job is submitted again."""
+        self.kill_drivers()
+        self.cluster.replace()
+        return self.start()
+
+    def fill_disk(self) -> bool:
+        """For seconds; only root has the small disk."""
+        if not (spool := self.run.place / SPOOL).is_mount():
+            return False
+        ballast = fill(spool)
+        time.sleep(self.numbers.uniform(2, 10))
+        ballast.unlink()
+        return True
+
     def close_store(self) -> bool:
         self.network.close_for(self.numbers.uniform(2, 20), self.numbers.choice(["refuses", "hangs", "says 503"]))
         return True
@@ -147,8 +167,12 @@ def test_a_run_with_many_faults_leaves_the_same_bytes(
 ):
     monkeypatch.setattr(f"{__name__}.SEED", seed)  # of the row
     numbers, log, done = random.Random(seed), tmp_path / "requests.jsonl", Counter[str]()
-    whole, run = undisturbed(STEPS), Run(tmp_path / "run", steps=STEPS, storage=f"{s3_bucket}/runs")
+    until = "evaluation" if seed % 10 == 0 else "base"  # every tenth is the whole of `smoke`
+    whole = undisturbed(STEPS, until=until)
+    run = Run(tmp_path / "run", steps=STEPS, storage=f"{s3_bucket}/runs", until=until)
     with ExitStack() as stack:
+        if os.geteuid() == 0:
+            stack.enter_context(small_disk(run.place / SPOOL, megabytes=2))
         hurt = stack.enter_context(through_faults(s3_server, log, seed=seed, gap=(6, 16), hang=3.0))
         chaos = Chaos(run, cluster, stack.enter_context(gate(hurt)), numbers)
         stack.callback(chaos.kill_drivers)

@@ -1,8 +1,6 @@
 """Files that are damaged at rest, and disks that are full: found, named, and made good where it can be."""
 
-import contextlib
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from components.training.checkpoint import part_file
 from components.training.run_folder import last_checkpoint
 from pipelines.command.upkeep import verify_run
 from tests.faults.conftest import Record, Undisturbed
-from tests.faults.runs import INTERVAL, Run, kill_group, wait_until
+from tests.faults.runs import INTERVAL, Run, fill, kill_group, small_disk, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 PROVES = ("components/data", "components/runtime/storage", "components/training")
@@ -68,18 +66,12 @@ def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(
 ):
     """The disk is a tmpfs of its own; it is full between two checkpoints, and has room again afterwards."""
     disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], check=True)
-    try:
+    with small_disk(disk, megabytes=64):
         run = Run(tmp_path, steps=STEPS, storage=str(disk / "runs"), max_failures=1)
         driver = run.start()
         wait_until(lambda: run.step() >= INTERVAL, run)
-        with open(disk / "ballast", "wb", buffering=0) as file, contextlib.suppress(OSError):
-            while file.write(bytes(4096)):  # until there is no room left
-                pass
+        ballast = fill(disk)
         run.fail(driver, saying="make room there")
-        (disk / "ballast").unlink()
+        ballast.unlink()
         run.finish(run.start())
         record("disk full (a tmpfs of 64 MB)", 1, f"stopped, went on: {run.same_as(undisturbed(STEPS))}")
-    finally:
-        subprocess.run(["umount", "--lazy", disk], check=True)

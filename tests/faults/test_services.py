@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import textwrap
 import threading
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from components.runtime.tracking.tracker import Tracker
 from tests.conftest import free_port, mlflow_process
 from tests.faults.cluster import TRAINER, nodes, processes
 from tests.faults.conftest import Record, Undisturbed
-from tests.faults.runs import INTERVAL, Run, race, wait_until
+from tests.faults.runs import INTERVAL, Run, clock, race, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 PROVES = ("components/runtime/storage", "components/runtime/tracking", "pipelines/engine/execute.py")
@@ -96,21 +95,6 @@ def test_a_driver_that_stood_still_gives_way_and_writes_nothing_more(
     record(
         "a driver is stopped (SIGSTOP) for longer than its lease, and goes on beside the one that took over", 1, proof
     )
-
-
-def clock(place: Path, seconds: int) -> dict[str, str]:
-    """Environment of a driver whose processes all see another time: `time.time` is replaced as Python starts."""
-    folder = place / f"clock{seconds}"
-    folder.mkdir(exist_ok=True)
-    program = f"""
-        import time
-        real = time.time
-        def moved() -> float:
-            return real() + {seconds}
-        time.time = moved
-    """
-    (folder / "sitecustomize.py").write_text(textwrap.dedent(program))
-    return {"PYTHONPATH": os.pathsep.join([str(folder), str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
 
 
 def test_a_node_that_is_announced_to_go_costs_no_step(tmp_path: Path, undisturbed: Undisturbed, record: Record):
