@@ -6,6 +6,7 @@ Shapes: n images of a batch, H W their pixels.
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from einops import rearrange
 
 from components.data.decoded import DecodedShard
 from components.data.held_out import random_part
-from components.data.shards import ShardIndex, Split, View
+from components.data.shards import Member, ShardIndex, Split, View
 from components.evaluation.metrics import Purpose
 from components.models.diffusion.corruption import downsample
 from components.runtime.storage.store import Digest, Store
@@ -57,6 +58,11 @@ class ShardImages(NamedTuple):
     rows: tuple[int, ...]  # numbers among the split's samples of this shard
 
     @property
+    def member(self) -> Member:
+        """The image of each sample; another member has another class, lest names of features move."""
+        return "image"
+
+    @property
     def num_images(self) -> int:
         """Number of chosen samples."""
         return len(self.rows)
@@ -69,11 +75,35 @@ class ShardImages(NamedTuple):
     def batches(self) -> Iterator[np.ndarray]:
         """Yields the chosen samples, resized to `resolution`. Raises ShardError."""
         (entry,) = self.index.shards
-        shard = DecodedShard(self.index, entry, View(self.resolution), split=self.split)
+        view = View(self.resolution, self.member)
+        shard = DecodedShard(self.index, entry, view, split=self.split)
         for rows in in_batches(np.array(self.rows, dtype=np.int64)):
             out = np.empty((len(rows), self.resolution, self.resolution, 3), np.uint8)
             shard.image.fill(out, np.arange(len(rows)), rows)
             yield out
+
+
+class DepthImages(ShardImages):
+    """Depth maps of samples."""
+
+    @property
+    def member(self) -> Member:
+        return "depth"
+
+
+class MaskImages(ShardImages):
+    """Masks of samples."""
+
+    @property
+    def member(self) -> Member:
+        return "mask"
+
+
+OF_MEMBER: dict[Member, type[ShardImages]] = {
+    "image": ShardImages,
+    "depth": DepthImages,
+    "mask": MaskImages,
+}
 
 
 class SmallerImages(NamedTuple):
@@ -177,28 +207,49 @@ def shrink(images: np.ndarray, side: int) -> np.ndarray:
     return levels_to_uint8(downsample(levels, side))
 
 
-def split_parts(index: ShardIndex, split: Split, *, resolution: int, limit: int | None = None) -> list[ShardImages]:
+def split_parts(
+    index: ShardIndex,
+    split: Split,
+    *,
+    resolution: int,
+    limit: int | None = None,
+    member: Member = "image",
+) -> list[ShardImages]:
     """The first `limit` samples of a split in the order of the index, a part for each shard."""
     parts, left = [], index.samples if limit is None else limit
     for entry in index.shards:
         samples = entry.train_samples if split == "train" else entry.samples - entry.train_samples
         if count := min(left, samples):
             alone = index.model_copy(update={"shards": (entry,)})
-            parts.append(ShardImages(alone, split, resolution, tuple(range(count))))
+            rows = tuple(range(count))
+            parts.append(OF_MEMBER[member](alone, split, resolution, rows))
         left -= count
     return parts
 
 
-def trained_parts(index: ShardIndex, *, samples: int, seed: int, resolution: int) -> list[ShardImages]:
+def trained_parts(
+    index: ShardIndex,
+    *,
+    samples: int,
+    seed: int,
+    resolution: int,
+    member: Member = "image",
+) -> list[ShardImages]:
     """At most so many training images, of a random part of the set."""
     part = random_part(index, samples=samples, seed=seed)
-    return split_parts(part, "train", resolution=resolution, limit=samples)
+    return split_parts(part, "train", resolution=resolution, limit=samples, member=member)
 
 
-def held_out_parts(index: ShardIndex, *, resolution: int, limit: int) -> list[ShardImages]:
+def held_out_parts(
+    index: ShardIndex,
+    *,
+    resolution: int,
+    limit: int,
+    member: Member = "image",
+) -> list[ShardImages]:
     """The first held-out samples; training samples where there are none, as in `held_out_arrays`."""
-    held_out = split_parts(index, "holdout", resolution=resolution, limit=limit)
-    return held_out or split_parts(index, "train", resolution=resolution, limit=limit)
+    wanted = partial(split_parts, index, resolution=resolution, limit=limit, member=member)
+    return wanted("holdout") or wanted("train")
 
 
 def some_of(parts: Sequence[ShardImages], chosen: np.ndarray) -> list[ShardImages]:

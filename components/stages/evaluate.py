@@ -13,7 +13,7 @@ from pydantic import Field
 from components.configuration.config import refuse
 from components.data.encoding import describe_autoencoder
 from components.data.held_out import read_split
-from components.data.shards import ShardIndex, View, load_index
+from components.data.shards import Member, ShardIndex, View, load_index
 from components.evaluation import image_sets, reconstructions
 from components.evaluation.features import (
     FEATURES,
@@ -34,6 +34,7 @@ from components.evaluation.nearest import draw_nearest
 from components.evaluation.reconstructions import PairsConfig
 from components.evaluation.scene_judge import WEIGHTS, SceneJudgeConfig, train_judge
 from components.evaluation.study import Findings, ModelStudy
+from components.models.bundle import DESCRIPTION, describe_bundle
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
@@ -78,11 +79,14 @@ def evaluate(
     refuse(config.pairs and tokenizer is None, "evaluation.pairs: there is no autoencoder to judge; leave them out")
     metadata: dict[str, Any] = {"feature_network": config.feature_network, "distances": [], "summary": {}}
     folder, index, kept, side = context.scratch(), load_index(images.url("index.json")), list[FeatureJob](), 0
+    member: Member = "image"
     with context.pool() as pool:
         work = Measuring(pool, context.report_images, context.work_store if context.forced else None)
         if tokenizer is not None:
             side = describe_autoencoder(tokenizer).resolution
-            held_out = held_out_parts(index, resolution=side, limit=config.held_out_samples)
+            member = describe_bundle(tokenizer.read(DESCRIPTION)).settings.get("member", member)
+            limit = config.held_out_samples
+            held_out = held_out_parts(index, resolution=side, limit=limit, member=member)
             kept = reconstructions.reconstruction_jobs(tokenizer, held_out, config, work)
             drawn = pool.call(partial(reconstructions.draw_kept, tokenizer, held_out))
             context.write_images(folder, drawn)
@@ -95,7 +99,7 @@ def evaluate(
                 metadata["summary"] |= reconstructions.measure_pairs(config, originals, kept, work)
         if config.feature_network != "none":
             made = [] if samples is None else measured_stages(samples)
-            rows, reference, near = measure(config, index, made, kept, side, work)
+            rows, reference, near = measure(config, index, made, kept, side, work, member)
             (folder / "reference.npz").write_bytes(reference)
             figures = [row.metrics(config.feature_network) for row in rows]
             metadata["summary"] |= {name: value for row in figures for name, value in row.items()}
@@ -116,13 +120,15 @@ def measure(
     kept: list[FeatureJob],
     side: int,
     work: Measuring,
+    member: Member,
 ) -> tuple[list[DistanceRow], bytes, list[tuple[MadeStage, bytes, dict[str, float]]]]:
     """Figures of images made against training images, statistics of the latter, nearest images.
     Training images are read at the largest size of all sets, reconstructions (`kept`) having `side` pixels."""
     seed, pool = config.seed, work.pool
     whole = max([side, *(stage.side for stage in made)])
-    trained = image_sets.trained_parts(index, samples=config.reference_samples, seed=seed, resolution=whole)
-    held_out = held_out_parts(index, resolution=whole, limit=config.held_out_samples)
+    read: dict[str, Any] = {"resolution": whole, "member": member}
+    trained = image_sets.trained_parts(index, samples=config.reference_samples, seed=seed, **read)
+    held_out = held_out_parts(index, limit=config.held_out_samples, **read)
     sets, windows = image_sets.compared_sets(trained, held_out, made, seed=seed), {}
     if config.window is not None and config.window < whole:
         windows = image_sets.window_sets(sets, made, side=config.window, whole=whole, seed=seed)

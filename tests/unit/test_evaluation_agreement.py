@@ -10,8 +10,8 @@ import torch
 
 from components.configuration.conditions import DatasetInfo
 from components.configuration.usage import UsageError
-from components.data.held_out import held_out_arrays
-from components.data.shards import BPE, ShardIndex, View
+from components.data.held_out import held_out_arrays, read_split
+from components.data.shards import BPE, Member, ShardIndex, View
 from components.evaluation.agreement import (
     Agreement,
     AgreementConfig,
@@ -26,7 +26,8 @@ from components.evaluation.agreement import (
     known_parts,
     wanted_of,
 )
-from components.evaluation.image_sets import some_of, split_parts
+from components.evaluation.features import feature_job
+from components.evaluation.image_sets import held_out_parts, some_of, split_parts
 from components.models.bundle import ModelBundle, save_bundle
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
@@ -155,6 +156,17 @@ def test_some_of_the_parts_are_the_images_of_these_numbers(scenes: ShardIndex) -
     chosen = np.array([0, 3, len(every) // 2, len(every) - 1])
     some = np.concatenate([images for part in some_of(parts, chosen) for images in part.batches()])
     np.testing.assert_array_equal(some, every[chosen])
+
+
+@pytest.mark.parametrize("member", ["depth", "mask"])
+def test_parts_of_another_member_hold_it_and_have_features_of_their_own(scenes: ShardIndex, member: Member) -> None:
+    """An autoencoder of depth is judged by depth maps."""
+    plain, (part, *_) = (held_out_parts(scenes, resolution=SIDE, limit=5, member=own) for own in ("image", member))
+    expected = read_split(scenes, "holdout", View(SIDE, member), limit=part.num_images).image
+    found = np.concatenate([*part.batches()])
+    np.testing.assert_array_equal(found, expected[: len(found)])
+    assert feature_job(part).name != feature_job(plain[0]).name
+    assert part._replace(rows=(0,)).member == member
 
 
 def test_a_generator_is_asked_for_what_it_takes_and_by_one_condition_alone(tmp_path: Path) -> None:
