@@ -1,8 +1,10 @@
 """Feature networks of papers with random weights, in the structure of those that wrote them."""
 
+import json
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
 import torch_fidelity.feature_extractor_inceptionv3 as inception
 import torch_fidelity.sample_similarity_lpips as lpips
@@ -97,4 +99,27 @@ def clip_network(folder: Path, *, seed: int = 0) -> CLIPModel:
         single="begin $A end", special_tokens=[("begin", 0), ("end", 1)]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
+    return model
+
+
+def open_clip_network(folder: Path, *, file: str, quick_gelu: bool) -> nn.Module:
+    """A small CLIP of open_clip, written to the folder as to a hub, with the tokenizer of `clip_network`.
+    Heads, depths, images' means and the activation differ from what a CLIPModel has by default."""
+    open_clip = pytest.importorskip("open_clip")
+    clip_network(folder)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+    vision = {"image_size": 32, "layers": 3, "width": 64, "patch_size": 8, "head_width": 16, "mlp_ratio": 2.5}
+    text = {"context_length": 6, "vocab_size": 6, "width": 48, "heads": 3, "layers": 2}
+    sizes = {"embed_dim": 16, "quick_gelu": quick_gelu, "vision_cfg": vision, "text_cfg": text}
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**sizes).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=1.5 * parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.3)
+    alike = model.encode_image(torch.rand(1, 3, 32, 32)) @ model.encode_text(torch.tensor([[0, 3, 5, 1, 0, 0]])).T
+    model.text_projection.data *= alike.detach().sign()  # scores below 0 are all 0
+    stated = {"model_cfg": sizes, "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.3, 0.2, 0.25]}}
+    (folder / "open_clip_config.json").write_text(json.dumps(stated))
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    torch.save(tensors, folder / file) if file.endswith(".bin") else (folder / file).write_bytes(save(tensors))
     return model

@@ -1,25 +1,35 @@
-"""CLIP score of images and their captions, by transformers' CLIPModel with weights by URI.
+"""CLIP score of images and captions, by a CLIPModel of transformers or of open_clip.
 
 Hessel et al., 2021, "CLIPScore: A Reference-free Evaluation Metric for Image Captioning": 100 max(cos, 0) of the
-embeddings of an image and of its own caption (100 as the field's programs have it, 2.5 in the paper). The shorter side
-of an image is resized to the network's input (bicubic), and the center is cut out; a long caption loses its end.
+embeddings of an image and of its own caption (100 as the field's programs have it, 2.5 in the paper). A long caption
+loses its end. Images are prepared as by CLIP's own program and open_clip, with and without torchvision.
 Shapes: N images, H W their pixels.
 """
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
+from PIL import Image
 
 from components.evaluation.features import FeatureNetworkError
 from components.runtime.storage.connection import StoreError
+from components.runtime.storage.store import absolute
 from components.sampling.device import best_device
 from components.weights.features import of_transformers
 from components.weights.files import read_tokenizer, read_weights
+from components.weights.open_clip import MARK, STATED, as_clip_model
 
-KNOWN = "a folder with config.json, model.safetensors and tokenizer.json of CLIPModel: openai/clip-vit-base-patch32"
+KNOWN = (
+    "a folder with tokenizer.json and CLIPModel's config.json and model.safetensors (openai/clip-vit-base-patch32), or "
+    f"open_clip's {STATED} and open_clip_model.safetensors (laion/CLIP-ViT-B-32-laion2B-s34B-b79K)"
+)
+SCALING = {  # CLIP's own
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+}
 
 
 class ClipScore:
@@ -29,21 +39,25 @@ class ClipScore:
         """Raises FeatureNetworkError of one line for a missing package, or weights that do not fit."""
         if find_spec("transformers") is None:
             raise FeatureNetworkError("clip_weights need transformers: pip install 'image-cascade[text]'")
-        from transformers import CLIPImageProcessor, logging
+        from transformers import logging
 
         logging.disable_progress_bar()  # a fault stays one line
         try:
-            file = read_weights(uri)
+            file, scaling = read_weights(uri), SCALING
+            folder = uri.rstrip("/").removesuffix(file.uri.rpartition("/")[2]).rstrip("/") or "."
+            if MARK in file.tensors:
+                file, stated = as_clip_model(file, absolute(folder))
+                scaling = SCALING | stated
             # Old files hold places of tokens and patches, which are no weights.
             weights = {name: tensor for name, tensor in file.tensors.items() if not name.endswith("position_ids")}
             model = of_transformers("CLIPModel", file._replace(tensors=weights))
-            self.tokens = read_tokenizer(f"{uri.rstrip('/')}/tokenizer.json").bpe
+            self.tokens = read_tokenizer(f"{folder}/tokenizer.json").bpe
         except (ValueError, OSError, RuntimeError, StoreError) as error:
             raise FeatureNetworkError(f"clip_weights {uri}: {str(error).splitlines()[0]}; give {KNOWN}") from error
-        side, self.sha256 = model.config.vision_config.image_size, file.sha256
+        self.side, self.sha256 = model.config.vision_config.image_size, file.sha256
+        self.mean, self.deviation = (np.array(scaling[name], np.float32) for name in ("mean", "std"))
         self.tokens.enable_truncation(model.config.text_config.max_position_embeddings)
         self.tokens.enable_padding()  # behind the end of a text, where no token sees it
-        self.pixels: Any = CLIPImageProcessor(size={"shortest_edge": side}, crop_size=side)
         self.device = best_device()
         self.model = model.to(self.device)
 
@@ -51,7 +65,18 @@ class ClipScore:
     def __call__(self, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
         """uint8 (N, H, W, 3) and N captions -> (N,) float64 in [0, 100]."""
         ids = torch.tensor([each.ids for each in self.tokens.encode_batch(list(captions))])
-        given = self.pixels([*images], input_data_format="channels_last", return_tensors="pt")
-        found = self.model(input_ids=ids.to(self.device), pixel_values=given["pixel_values"].to(self.device))
+        scaled = (prepared(images, self.side) / np.float32(255) - self.mean) / self.deviation
+        pixels = rearrange(torch.from_numpy(scaled), "n h w c -> n c h w").to(self.device)
+        found = self.model(input_ids=ids.to(self.device), pixel_values=pixels)
         cosine = (found.image_embeds.double() * found.text_embeds.double()).sum(dim=1)  # of length 1 each
         return 100 * cosine.clamp(min=0).cpu().numpy()
+
+
+def prepared(images: np.ndarray, side: int) -> np.ndarray:
+    """uint8 (N, H, W, 3) -> (N, side, side, 3): the shorter side resized, the center cut out.
+    Bicubic by Pillow, and rounded as CLIP's own program does (Radford et al., 2021)."""
+    height, width = images.shape[1:3]
+    size = [side * each // min(height, width) for each in (width, height)]
+    left, top = (round((each - side) / 2) for each in size)
+    resized = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in images]
+    return np.stack(resized)[:, top : top + side, left : left + side]

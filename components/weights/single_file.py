@@ -23,7 +23,7 @@ from components.weights.families import autoencoders, text_unets
 from components.weights.families.unets import KL_F8, upwards
 from components.weights.files import CaptionTokenizer, WeightsFile
 from components.weights.importing import bundle_of, named, recognize
-from components.weights.renaming import Rules, new_name, segments
+from components.weights.open_clip import clip_tensors
 from components.weights.stable_diffusion import DEFAULTS, commit_parts, process_of
 
 UNET, FIRST_STAGE = "model.diffusion_model.", "first_stage_model."
@@ -35,13 +35,6 @@ SIDE, HEADS, GROUPS, HEAD_SIZE = 64, 8, 32, 64
 PADS = {1: "<|endoftext|>", 2: "!"}
 SCHEDULER = DEFAULTS | {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 LAST = 999  # step of the schedule: x_t is noise
-OF_OPENCLIP: Rules = [
-    (r"^token_embedding", "text_model.embeddings.token_embedding"),
-    (r"^positional_embedding", "text_model.embeddings.position_embedding.weight"),
-    (r"^transformer\.resblocks", "text_model.encoder.layers"),
-    *segments("ln_final=text_model.final_layer_norm ln_1=layer_norm1 ln_2=layer_norm2"),
-    *segments("attn=self_attn c_fc=fc1 c_proj=fc2"),
-]
 
 
 def version_of(weights: WeightsFile) -> int | None:
@@ -100,13 +93,8 @@ def gives_noise_back(unet: ModelBundle) -> bool:
 def of_openclip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """OpenCLIP's text tower by the names of transformers, without its last layer and projection."""
     depth = max(int(name.split(".")[2]) for name in tensors if name.startswith("transformer.resblocks."))
-    left_out = (f"transformer.resblocks.{depth}.", "text_projection", "logit_scale", "attn_mask")
-    renamed = {new_name(name, OF_OPENCLIP): own for name, own in tensors.items() if not name.startswith(left_out)}
-    joined = [name for name in renamed if ".in_proj_" in name]
-    for name in joined:
-        for part, own in zip("qkv", renamed.pop(name).chunk(3), strict=True):
-            renamed[name.replace("in_proj_", f"{part}_proj.")] = own
-    return renamed
+    left_out = (f"transformer.resblocks.{depth}.", "text_projection", "logit_scale")
+    return clip_tensors({name: own for name, own in tensors.items() if not name.startswith(left_out)})
 
 
 def unet_config(tensors: Mapping[str, Tensor], version: int, side: int) -> dict[str, Any]:

@@ -26,7 +26,8 @@ def evaluate(
     count: Annotated[int, typer.Option(help="Samples of --model.", min=2)] = 1000,
     captions: Annotated[Path | None, typer.Option(help="A text file with the images' captions, one a line.")] = None,
     clip_weights: Annotated[
-        str | None, typer.Option(help="URI of a CLIPModel's folder, for the score of images and captions.")
+        str | None,
+        typer.Option(help="URI of the folder of a CLIPModel or an open_clip model, for the score of captions."),
     ] = None,
     network: Annotated[
         str, typer.Option(help="inception (as TensorFlow 1 resizes), inception_clean, dinov2, or efficientnet_lite0.")

@@ -14,22 +14,23 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch_fidelity import calculate_metrics
 
 from components.data import given
 from components.data.held_out import read_split
 from components.data.shards import ShardIndex, View, load_index
 from components.evaluation.clip_score import ClipScore
-from components.evaluation.features import FeatureExtractor
+from components.evaluation.features import FeatureExtractor, FeatureNetworkError
 from components.evaluation.given import published_gaussian, requests_for
 from components.runtime.storage.artifact import Artifact, commit_artifact, describe
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
 from components.sampling.image_files import encode_png
 from tests import image_sets
-from tests.feature_weights import clip_network, write_inception
+from tests.feature_weights import clip_network, open_clip_network, write_inception
 from tests.in_process import Done, in_process
-from tests.refusals import assert_refused
+from tests.refusals import assert_refused, one_line
 from tests.served_models import NAME, Registry
 from tests.tiny_cascade import commit_model, write_cascade
 from tests.tiny_generators import LONE, lone, write
@@ -220,6 +221,52 @@ def test_the_clip_score_is_that_of_transformers_own_outputs_and_of_the_center_of
     wide = np.pad(images, ((0, 0), (0, 0), (4, 4), (0, 0)))
     np.testing.assert_allclose(measure(wide, captions), measure(images, captions), rtol=1e-6)
     np.testing.assert_array_equal(measure(images[:1], ["red a a a"]), measure(images[:1], ["red a a a blue heart"]))
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "quick_gelu"),
+    [("open_clip_model.safetensors", "", True), ("open_clip_pytorch_model.bin", "open_clip_pytorch_model.bin", False)],
+)
+def test_the_score_of_a_model_of_open_clip_is_its_own(tmp_path: Path, file: str, given: str, quick_gelu: bool) -> None:
+    """By its own preparation of images of any size, for a hub's folder and a file in it."""
+    model = open_clip_network(tmp_path, file=file, quick_gelu=quick_gelu)
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    prepare = image_transform_v2(PreprocessCfg(size=32, mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.25)), is_train=False)
+    captions = ["red heart", "a blue heart", "blue", "red a a a blue heart"]
+    ids = torch.tensor([[0, 3, 5, 1, 0, 0], [0, 2, 4, 5, 1, 0], [0, 4, 1, 0, 0, 0], [0, 3, 2, 2, 2, 1]])
+    measure = ClipScore(str(tmp_path / given))
+    for side in ((32, 32), (48, 80), (17, 23)):
+        small = torch.rand((4, 3, 4, 5), generator=torch.Generator().manual_seed(sum(side)))
+        images = torch.nn.functional.interpolate(small, side, mode="bicubic").clamp(0, 1).mul(255).byte()
+        images = images.permute(0, 2, 3, 1).numpy()
+        with torch.inference_mode():
+            seen = model.encode_image(torch.stack([prepare(Image.fromarray(image)) for image in images]), True)
+            read = model.encode_text(ids, True)
+        theirs = 100 * (seen * read).sum(dim=1).clamp(min=0)
+        assert theirs.min() > 1
+        np.testing.assert_allclose(measure(images, captions), theirs, rtol=0, atol=1e-4)
+
+
+def test_another_model_of_open_clip_is_refused_in_a_line(tmp_path: Path) -> None:
+    open_clip_network(tmp_path, file="open_clip_model.safetensors", quick_gelu=False)
+    config = tmp_path / "open_clip_config.json"
+    stated, said = config.read_text(), "clip_weights .*: open_clip_config.json "
+    for part, field, value, words in (
+        ("vision_cfg", "timm_model_name", "vit", "has vision_cfg.timm_model_name: read are a plain ViT"),
+        ("text_cfg", "hf_model_name", "roberta-base", "has text_cfg.hf_model_name"),
+        ("vision_cfg", "layers", [3, 4, 6, 3], "has a ResNet"),
+        ("text_cfg", "width", None, "is not whole"),
+        ("preprocess_cfg", "resize_mode", "squash", "has preprocess_cfg.resize_mode"),
+    ):
+        changed = json.loads(stated)
+        (changed | changed["model_cfg"])[part][field] = value
+        config.write_text(json.dumps(changed))
+        with one_line(FeatureNetworkError, match=said + words):
+            ClipScore(str(tmp_path))
+    config.unlink()
+    with one_line(FeatureNetworkError, match="open_clip_config.json: no such file"):
+        ClipScore(str(tmp_path))
 
 
 def test_a_model_is_sampled_into_a_new_folder_and_measured(root: Path, tmp_path: Path) -> None:
