@@ -97,6 +97,8 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, samples=samples)
     before = dict.fromkeys((given, images, *first.values(), encoded, *helpers.values()))
     judged = obedience_stages(recipe.obedience, images=images, cascade=cascade)
+    if recipe.stages_study is not None:
+        judged.append(Stage("stages_study", run_study, recipe.stages_study, images=images, cascade=cascade))
     return Workflow(recipe.name, [*before, base, *upsamplers, cascade, samples, evaluation, *judged])
 
 

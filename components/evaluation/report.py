@@ -47,6 +47,11 @@ IMAGES = {  # name -> (section of the page, caption, what a screen reader says)
         "Held-out images, never trained on, and their reconstructions",
         "Rows of originals, each above the row of their reconstructions",
     ),
+    "by_stage_steps": (
+        "others",
+        "Images by the steps of each stage of a cascade, the other stages with their own",
+        "Rows of images, a row for each stage and number of steps",
+    ),
     "code_patches": (
         "tokenizer",
         "Held-out patches that have one code, in a row for each of a few codes",

@@ -1,10 +1,11 @@
-"""Studies of one model sampled in several ways: by every sampler, and under each kind of guidance.
+"""Studies of models sampled in several ways: by sampler, steps of a stage, and kind of guidance.
 
 Samplers are compared by Fréchet distance against the number of network evaluations, guidance by class accuracy and
 distance against scale. A classifier of clean images that guides nothing judges whether an image shows the class that
 was asked for.
 """
 
+import json
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from components.configuration.config import refuse
 from components.data.held_out import held_out_arrays
 from components.data.shards import View
 from components.evaluation.generated import SampleJob
+from components.evaluation.grids import readable
 from components.evaluation.image_sets import HELD_OUT
 from components.evaluation.metrics import distance_name, share_error
 from components.evaluation.plots import Panel, Series, plot_svg
@@ -29,7 +31,7 @@ from components.evaluation.study import (
     variants_grid,
 )
 from components.models.diffusion.steps import SamplerName
-from components.sampling.cascade import Cascade
+from components.sampling.cascade import DESCRIPTION, Cascade
 from components.sampling.device import best_device
 from components.sampling.generators.diffusion import check_guides, class_log_probabilities, sample_guided
 from components.sampling.images import from_uint8, to_uint8
@@ -45,6 +47,7 @@ TITLES: dict[Method, str] = {
     "interval": "classifier-free in an interval",
     "autoguidance": "autoguidance",
 }
+STAGES = "Fréchet distances by steps of each stage"  # title of the table
 JUDGED = 256  # images at a time
 
 
@@ -130,6 +133,92 @@ class StepsStudyConfig(VariantsConfig):
     def reference(self) -> SamplerSetting:
         """The setting with the reference sampler and its number of steps."""
         return SamplerSetting(self.reference_sampler, self.reference_steps)
+
+
+class StageSetting(NamedTuple):
+    """Number of steps of a stage of a cascade."""
+
+    stage: str
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """Stage and steps as a name for jobs and metrics."""
+        return f"{self.stage}_{self.steps}"
+
+    @property
+    def title(self) -> str:
+        """Stage and steps in words."""
+        return f"{readable(self.stage)}, {self.steps} steps"
+
+
+class StagesStudy(VariantStudy["StagesStudyConfig"]):
+    """Finished images of a cascade by the steps of each stage; the input is `cascade`."""
+
+    by_prompt = True
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the base and the upsamplers."""
+        stages = json.loads(self.models["cascade"].read(DESCRIPTION))["stages"]
+        return ["base", *stages["upsamplers"]]
+
+    def settings(self) -> dict[str, StageSetting]:
+        """Name -> setting."""
+        settings = (StageSetting(stage, steps) for stage in self.stages for steps in sorted(set(self.config.steps)))
+        return {setting.name: setting for setting in settings}
+
+    def load(self) -> Cascade:
+        """The cascade."""
+        with self.models["cascade"].local_copy() as folder:
+            return Cascade.load(folder, device=best_device())
+
+    def side(self, models: Cascade) -> int:
+        """Pixels of a side of the finished images."""
+        return models.makers["diffusion"].sides[-1]
+
+    def sample(self, models: Cascade, job: SampleJob) -> dict[str, Any]:
+        """Finished images with the job's steps, and evaluations of the job's stage."""
+        stage, steps = job.variant
+        own = ((stage, "num_inference_steps", steps),)
+        asked = [request.replace(sampling=own, generator="diffusion") for request in job.requests]
+        (model,) = (model for model in models.makers["diffusion"].models if model.name == stage)
+        with counted(model.module) as sizes:
+            images = models.sample(asked, batch_size=len(asked))
+        return {"images": np.stack(images), "evaluations": sum(sizes) / len(images), "correct": np.zeros(0, bool)}
+
+    def described(self, measured: Measured) -> Findings:
+        """A plot with a line for each stage; the headline has the fewest steps and the most."""
+        points, count, network = measured.points, self.config.samples, self.config.feature_network
+        number, label = f"N {count}", f"Fréchet distance, {network}"
+        lines, shown = [], []
+        for stage in self.stages:
+            own = [point for point in points.values() if point.setting.stage == stage]
+            line = [point.evaluations for point in own], [point.distance for point in own]
+            lines.append(Series(readable(stage), *line))
+            shown += [own[0], own[-1]]
+        axes = "network evaluations of the stage, an image", label
+        panel = Panel(*axes, lines, levels={HELD_OUT: measured.held_out_distance}, log_x=True, log_y=True)
+        rows = [
+            [readable(name), steps, point.evaluations, point.distance, count]
+            for point in points.values()
+            for name, steps in [point.setting]
+        ]
+        return Findings(
+            {f"Distance against steps of each stage, {number}": plot_svg([panel], salt=self.stage)},
+            {STAGES: {"columns": ["stage", "steps", "evaluations", label, "N"], "rows": rows}},
+            {f"{distance_name(network)}_{name}": point.distance for name, point in points.items()},
+            {f"distance, {point.setting.title} ({number})": point.distance for point in shown},
+            {"by_stage_steps": variants_grid(points)},
+        )
+
+
+class StagesStudyConfig(VariantsConfig):
+    """Step counts of each stage."""
+
+    study: ClassVar[type] = StagesStudy
+
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((2, 4, 8, 16, 32), min_length=1)
 
 
 class GuidanceSetting(NamedTuple):

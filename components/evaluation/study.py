@@ -194,6 +194,10 @@ class VariantStudy(ModelStudy[V]):
     def sample(self, models: Any, job: SampleJob) -> dict[str, Any]:
         """Arrays `images`, `evaluations` and `correct` of a job in the way `job.variant`, see `Point`."""
 
+    def side(self, models: Any) -> int:
+        """Pixels of a side of the images."""
+        return models.base.settings["resolution"]
+
     def held_out_accuracy(self, models: Any, resolution: int) -> float:
         """Accuracy of an independent classifier on held-out images; NaN without one."""
         return math.nan
@@ -213,7 +217,7 @@ class VariantStudy(ModelStudy[V]):
         groups = {}
         for name, way in self.settings().items():
             groups[name] = [job._replace(variant=way) for job in jobs_of(name, requests)]
-        side = models.base.settings["resolution"]
+        side = self.side(models)
         held_out = held_out_parts(self.index, resolution=side, limit=config.samples)
         sets = self.sets(groups, "images", resolution=side) | {HELD_OUT: ImageSet(tuple(held_out), "scale")}
         return StudyPlan(groups, sets, self.held_out_accuracy(models, side))

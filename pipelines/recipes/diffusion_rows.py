@@ -22,7 +22,7 @@ from components.configuration.trainings import AutoencoderTraining
 from components.evaluation.likelihood_study import LikelihoodConfig
 from components.evaluation.noising_study import NoisingStudyConfig
 from components.evaluation.restoration import RestorationConfig
-from components.evaluation.sampling_studies import GuidanceStudyConfig, StepsStudyConfig
+from components.evaluation.sampling_studies import GuidanceStudyConfig, StagesStudyConfig, StepsStudyConfig
 from components.models.diffusion.steps import SAMPLERS
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
@@ -80,7 +80,8 @@ DIFFUSION_ROWS = (
                 num_inference_steps=14, strength=0.57, noise_level=50),)),
             upsamplers=(systems.unet(32, 16, (1, 2, 4), (), steps=500, batch=12).replace(
                 prediction_type="sample", low_res_resolution=16, conditions=(), cond_drop_prob=0.0),),
-            obedience=ObedienceRecipe())),
+            obedience=ObedienceRecipe(),
+            stages_study=StagesStudyConfig(samples=128, reference_samples=1024, steps=(2, 4, 8, 16)))),
     RecipeRow("glide_inpainting",
         "D8: text-guided inpainting of 32² images (GLIDE): a mask is filled as its caption says.",
         lambda name: restored(

@@ -24,7 +24,7 @@ from components.evaluation.likelihood_study import LikelihoodConfig
 from components.evaluation.noising_study import NoisingStudyConfig
 from components.evaluation.obedience import ObedienceConfig
 from components.evaluation.restoration import RestorationConfig
-from components.evaluation.sampling_studies import GuidanceStudyConfig, StepsStudyConfig
+from components.evaluation.sampling_studies import GuidanceStudyConfig, StagesStudyConfig, StepsStudyConfig
 from components.evaluation.scene_judge import SIDE, SceneJudgeConfig
 from components.models.diffusion.steps import spaced_timesteps
 from components.stages.evaluate import EvaluationConfig
@@ -83,6 +83,7 @@ class DiffusionBranchRecipe(RecipeOfImages):
     samples: SamplesConfig
     evaluation: EvaluationConfig
     obedience: ObedienceRecipe | None = None  # to captions of scenes
+    stages_study: StagesStudyConfig | None = None
 
     @property
     def learned(self) -> int:
@@ -114,6 +115,12 @@ class DiffusionBranchRecipe(RecipeOfImages):
             refuse(self.base.init_from is None, "base.init_from.uri is missing: subject is learned beside its samples")
             others = (self.autoencoder, self.contrastive, self.text_encoder, self.upsamplers, self.weaker)
             refuse(any(others), "subject is for a base of images alone: leave other models out")
+        if self.stages_study is not None:
+            refuse(not self.upsamplers, "stages_study must be empty: there is no upsampler, so no stages to compare")
+            for model in (self.base, *self.upsamplers):
+                if isinstance(model.process, DiscreteProcess):
+                    most, steps = model.process.num_train_timesteps, max(self.stages_study.steps)
+                    refuse(steps > most, f"stages_study.steps must be at most num_train_timesteps {most}, not {steps}")
         self._check_encoders()
         if self.precompute is not None:
             self._check_precompute(self.precompute)

@@ -19,6 +19,8 @@ from components.evaluation.sampling_studies import (
     GuidanceStudyConfig,
     Models,
     SamplerSetting,
+    StagesStudy,
+    StagesStudyConfig,
     StepsStudyConfig,
     judge,
     off,
@@ -42,7 +44,7 @@ from components.sampling.requests import Request
 from components.stages.context import StageContext
 from components.stages.evaluate import commit_findings
 from pipelines.engine.run_report import run_images, study_of
-from tests.tiny_cascade import CLASSES, write_cascade, write_models
+from tests.tiny_cascade import CLASSES, commit_model, write_cascade, write_models
 from tests.tiny_generators import write
 from tests.unit.test_evaluation_report import Page
 
@@ -133,6 +135,37 @@ def test_the_steps_study_draws_and_lists_every_sampler() -> None:
     assert [row[:2] for row in table["rows"]] == [list(s) for s in settings.values()]
     assert described.summary["fd_efficientnet_lite0_heun_4"] == 14.0
     assert list(described.headline.values()) == [12.0, 14.0, 15.0]
+
+
+@pytest.fixture(scope="module")
+def stages_study(tmp_path_factory: pytest.TempPathFactory) -> StagesStudy:
+    root = tmp_path_factory.mktemp("stages")
+    artifact = commit_model(root, "cascade", "k", write_cascade(root))
+    config = StagesStudyConfig(steps=(4, 2), samples=6)
+    return StagesStudy(config, None, {"cascade": artifact}, Store("memory://stages"), "stages_study")
+
+
+def test_each_stage_in_turn_takes_every_number_of_steps_and_the_others_their_own(
+    cascade: Cascade, stages_study: StagesStudy
+) -> None:
+    settings = stages_study.settings()
+    assert list(settings) == ["base_2", "base_4", "upsampler_16_2", "upsampler_16_4"]
+    assert stages_study.side(cascade) == 16
+    made = {name: stages_study.sample(cascade, job(setting)) for name, setting in settings.items()}
+    assert [each["evaluations"] for each in made.values()] == [2, 4, 2, 4]
+    assert all(each["images"].shape == (6, 16, 16, 3) for each in made.values())
+    own = cascade.sample([request.replace(generator="diffusion") for request in REQUESTS], batch_size=6)
+    for name, each in made.items():  # 4 steps are each stage's own
+        assert np.array_equal(each["images"], own) == name.endswith("_4")
+
+
+def test_the_stages_study_has_a_line_for_each_stage(stages_study: StagesStudy) -> None:
+    described = stages_study.described(measured(stages_study.settings()))
+    (svg,), (table,) = described.plots.values(), described.tables.values()
+    assert all(words in Page(svg).text for words in ("base", "upsampler 16", HELD_OUT))
+    assert [row[:2] for row in table["rows"]] == [["base", 2], ["base", 4], ["upsampler 16", 2], ["upsampler 16", 4]]
+    assert list(described.headline.values()) == [11.0, 12.0, 13.0, 14.0]
+    assert described.summary["fd_efficientnet_lite0_upsampler_16_2"] == 13.0
 
 
 def test_scale_off_is_the_same_model_by_every_method_and_is_sampled_once(models: Models) -> None:

@@ -13,6 +13,7 @@ from components.evaluation.metrics import DistanceRow
 from components.evaluation.noising_study import ERRORS, FORWARD, PREDICTED, SCHEDULES, VALUES, VARIANCE
 from components.evaluation.plots import curve_svg
 from components.evaluation.report import Table
+from components.evaluation.sampling_studies import STAGES
 from components.sampling.image_files import encode_png
 from pipelines.recipes.catalog import ROWS
 from pipelines.suites import slides
@@ -100,7 +101,10 @@ def test_recipes_beside_each_other_are_shown_by_the_first_images_that_they_made_
 
 
 def test_what_a_slide_names_is_an_image_a_plot_or_a_table_that_there_is() -> None:
-    drawn = {INDEX_GRIDS, FORWARD, PREDICTED, VALUES, SCHEDULES, ERRORS, VARIANCE, "strip_base"} | {PATCHES, TABLE}
+    stages = {STAGES, "Distance against steps of each stage, N 128", "by_stage_steps"}
+    drawn = (
+        stages | {INDEX_GRIDS, FORWARD, PREDICTED, VALUES, SCHEDULES, ERRORS, VARIANCE, "strip_base"} | {PATCHES, TABLE}
+    )
     assert {name for slide in SLIDES for name in slide.shows} <= drawn
 
 
