@@ -56,9 +56,10 @@ class CodesStudy(ModelStudy["CodesStudyConfig"]):
             ASKED: held_out_parts(index, resolution=side, limit=config.held_out_samples),
         }
         refuse(sets[ASKED][0].split == "train", f"{index.source} holds no image out; set images.holdout_fraction")
-        return StudyPlan(
-            {name: [CodesJob(f"{name}-{row}", part) for row, part in enumerate(parts)] for name, parts in sets.items()}
-        )
+        groups = {}
+        for name, parts in sets.items():
+            groups[name] = [CodesJob(f"{name}-{row}", part) for row, part in enumerate(parts)]
+        return StudyPlan(groups)
 
     def worker(self) -> Callable[[Any], Any]:
         """Pool worker that encodes the images of a job."""

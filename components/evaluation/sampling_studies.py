@@ -165,7 +165,8 @@ class StagesStudy(VariantStudy["StagesStudyConfig"]):
 
     def settings(self) -> dict[str, StageSetting]:
         """Name -> setting."""
-        settings = (StageSetting(stage, steps) for stage in self.stages for steps in sorted(set(self.config.steps)))
+        steps = sorted(set(self.config.steps))
+        settings = (StageSetting(stage, count) for stage in self.stages for count in steps)
         return {setting.name: setting for setting in settings}
 
     def load(self) -> Cascade:
