@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[1]
 TORCH = "torch==2.13.0"  # constraints.txt leaves it to the machine; here it is PyPI's build, with CUDA
 INSTALLED = {
     # certifi, aiohttp: those of the base image lack fixes that the constraints hold; hatchling builds the package
-    "image": [".[azure,demo,gcs,hub,lecture,serve,text]", TORCH, "aiohttp", "certifi", "hatchling"],
+    "image": [".[azure,demo,fidelity,gcs,hub,lecture,serve,text]", TORCH, "aiohttp", "certifi", "hatchling"],
     "mlflow": ["mlflow", "psycopg2-binary", "boto3", "google-cloud-storage", "azure-storage-blob", "azure-identity"],
 }
 PYTHON = (3, 11)

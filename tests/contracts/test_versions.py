@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from pipelines.engine.provenance import COMMIT
 
 IMAGES = ("image", "mlflow")
-EXTRAS = ("azure", "demo", "features", "gcs", "hub", "lecture", "serve", "text")  # of the image of Ray pods
+EXTRAS = ("azure", "demo", "features", "fidelity", "gcs", "hub", "lecture", "serve", "text")  # of the image of Ray pods
 OF_A_DEVICE = re.compile("(nvidia|cuda|triton)")  # what PyTorch's builds with and without CUDA differ in
 
 
