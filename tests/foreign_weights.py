@@ -113,23 +113,33 @@ def adm_layers(
 
 
 def edm_layers(
-    side: int, width: int, mult: Sequence[int], blocks: int, attention: Sequence[int], labels: int
+    side: int,
+    width: int,
+    mult: Sequence[int],
+    blocks: int,
+    attention: Sequence[int],
+    labels: int,
+    plus_plus: bool = False,
 ) -> Iterator[Layer]:
-    """Layers of EDMPrecond around DhariwalUNet of NVlabs/edm; `attention`: sides of maps that have it."""
+    """Layers of EDMPrecond around DhariwalUNet of NVlabs/edm, or around DDPM++, SongUNet there.
+    `attention`: sides of maps that have it."""
     time, last = 4 * width, len(mult) - 1
 
     def block(place: str, before: int, after: int, attends: bool = False) -> Iterator[Layer]:
+        resampled = plus_plus and place.endswith(("_down", "_up"))
         yield from ((f"{place}.norm0", before), (f"{place}.conv0", after, before, 3, 3))
-        yield from ((f"{place}.affine", 2 * after, time), (f"{place}.norm1", after))
+        yield from ((f"{place}.affine", (2 - plus_plus) * after, time), (f"{place}.norm1", after))
         yield from ((f"{place}.conv1", after, after, 3, 3),)
-        yield from () if before == after else ((f"{place}.skip", after, before, 1, 1),)
+        yield from () if before == after and not resampled else ((f"{place}.skip", after, before, 1, 1),)
         if attends:
             yield from ((f"{place}.norm2", after), (f"{place}.qkv", 3 * after, after, 1, 1))
             yield (f"{place}.proj", after, after, 1, 1)
 
     yield from (("model.map_layer0", time, width), ("model.map_layer1", time, time))
-    yield ("model.map_label!", time, labels)
-    channels, skips = width * mult[0], [width * mult[0]]
+    if labels:
+        yield ("model.map_label", width, labels) if plus_plus else ("model.map_label!", time, labels)
+    channels = width if plus_plus else width * mult[0]
+    skips = [channels]
     yield (f"model.enc.{side}x{side}_conv", channels, 3, 3, 3)
     for level, factor in enumerate(mult):
         place = f"model.enc.{side >> level}x{side >> level}"
@@ -146,8 +156,11 @@ def edm_layers(
             yield from block(f"{place}_{part}", channels, channels, part == "in0")
         for number in range(blocks + 1):
             before, channels = channels + skips.pop(), width * mult[level]
-            yield from block(f"{place}_block{number}", before, channels, side >> level in attention)
-    yield from (("model.out_norm", channels), ("model.out_conv", 3, channels, 3, 3))
+            attends = side >> level in attention and (number == blocks or not plus_plus)
+            yield from block(f"{place}_block{number}", before, channels, attends)
+    ends = (f"model.dec.{side}x{side}_aux_norm", f"model.dec.{side}x{side}_aux_conv")
+    norm, conv = ends if plus_plus else ("model.out_norm", "model.out_conv")
+    yield from ((norm, channels), (conv, 3, channels, 3, 3))
 
 
 def first_stage_layers(

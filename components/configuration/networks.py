@@ -35,11 +35,14 @@ class UNetSizes(NetworkConfig):
     frequency_shift: Annotated[int, Since(0)] = Field(0, ge=0, le=1)  # of the embedding of times; DDPM: 1
     sines_first: Annotated[bool, Since(False)] = False  # in it, as DDPM; or cosines
     pads_end: Annotated[bool, Since(False)] = False  # strided convolutions, as DDPM; or all sides
+    plus_plus: Annotated[bool, Since(False)] = False  # DDPM++; or ADM and DDPM
 
     def _check(self) -> None:
         both = (self.head_dim is None) == (self.num_heads is None)
         refuse(both, "give either head_dim or num_heads; head_dim=None where num_heads is given")
         check_norm_groups(self.norm_groups, self.model_channels, self.channel_mult)
+        tokens = self.text_conditioning != "pooled" or self.class_token_dim is not None
+        refuse(self.plus_plus and tokens, "plus_plus has no attention to tokens: text_conditioning must be pooled")
 
 
 class UNetConfig(UNetSizes):

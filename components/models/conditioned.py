@@ -53,6 +53,7 @@ class ConditionedNetwork(nn.Module):
         null_label: that table has one more row, the label `num_classes`, which stands for no label.
         class_token_dim: the label is a token of so many features for the attention instead of a part of the embedding
             (Rombach et al., 2022).
+        class_in_frequencies: the label is added to the sinusoidal embedding of the time (Karras et al., 2022, code).
         text: arguments of a TextTransformer that is trained along.
         text_states_dim: E of the states that an encoder outside makes; instead of `text`.
         pool_text: add the projected text to the embedding: the pooled state of the own encoder, the mean of the states
@@ -80,6 +81,7 @@ class ConditionedNetwork(nn.Module):
         num_classes: int | None = None,
         null_label: bool = True,
         class_token_dim: int | None = None,
+        class_in_frequencies: bool = False,
         text: dict[str, Any] | None = None,
         text_states_dim: int | None = None,
         pool_text: bool = True,
@@ -100,7 +102,7 @@ class ConditionedNetwork(nn.Module):
             raise ValueError("tokens of a condition image need condition_image_channels")
         self.num_classes = num_classes
         self.frequencies: dict[str, Any] = {"shift": frequency_shift, "sines_first": sines_first}
-        self.class_is_token = class_token_dim is not None
+        self.class_is_token, self.class_in_frequencies = class_token_dim is not None, class_in_frequencies
         self.text_dim = text_states_dim if text is None else int(text["model_dim"])
         self.concatenates = ("low_res", "condition_image") if image_tokens is None else ("low_res",)
         self.input_channels = in_channels * (2 if low_res else 1)
@@ -122,7 +124,8 @@ class ConditionedNetwork(nn.Module):
         # The order in which modules are made decides their initial weights: new ones come after those that were here.
         self.time_mlp = embedding_mlp(frequency_dim, embedding_dim)
         rows = None if num_classes is None else num_classes + int(null_label)
-        self.class_embedding = None if rows is None else nn.Embedding(rows, class_token_dim or embedding_dim)
+        width = frequency_dim if class_in_frequencies else class_token_dim or embedding_dim
+        self.class_embedding = None if rows is None else nn.Embedding(rows, width)
         self.text_encoder = None if text is None else TextTransformer(**text)
         pooled = self.text_dim if pool_text else None
         self.text_projection = None if pooled is None else nn.Linear(pooled, embedding_dim)
@@ -160,9 +163,10 @@ class ConditionedNetwork(nn.Module):
 
     def embed(self, time: Tensor, conditions: Mapping[str, Tensor]) -> tuple[Tensor, Context | None]:
         """Sum of the embeddings of time and conditions without images, (B, D), and attention's tokens."""
-        embedding = embedded_time(self.time_mlp, time, **self.frequencies)
         label = None if self.class_embedding is None else self.class_embedding(conditions["label"])
-        if label is not None and not self.class_is_token:
+        offset = label if self.class_in_frequencies else None
+        embedding = embedded_time(self.time_mlp, time, offset, **self.frequencies)
+        if label is not None and not (self.class_is_token or self.class_in_frequencies):
             embedding = embedding + label
         context, pooled = self.read_text(conditions)
         if pooled is not None and self.text_projection is not None:
@@ -205,10 +209,12 @@ def embedding_mlp(dim: int, embedding_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim))
 
 
-def embedded_time(mlp: nn.Sequential, time: Tensor, **frequencies: Any) -> Tensor:
+def embedded_time(mlp: nn.Sequential, time: Tensor, offset: Tensor | None = None, **frequencies: Any) -> Tensor:
     """Embedding (B, D) of times or noise levels (B,) by an MLP, in fp32 under autocast too.
-    Neighboring times differ by less than a rounding of bf16. `frequencies`: see `timestep_embedding`."""
+    Neighboring times differ by less than a rounding of bf16. An offset is added to what the MLP sees. `frequencies`:
+    see `timestep_embedding`."""
     first = mlp[0]
     assert isinstance(first, nn.Linear)
     with autocast(time.device, enabled=False):
-        return mlp(timestep_embedding(time, first.in_features, **frequencies).to(first.weight.dtype))
+        seen = timestep_embedding(time, first.in_features, **frequencies).to(first.weight.dtype)
+        return mlp(seen if offset is None else seen + offset)

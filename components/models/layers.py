@@ -119,11 +119,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causa
 
 class SelfAttention2d(nn.Module):
     """Residual attention among all positions of a feature map (Ho et al., 2020).
-    Queries, keys and values are outermost in the projection (ADM's "new attention order"), heads inside."""
+    Queries, keys and values are outermost in the projection (ADM's "new attention order"), heads inside. `halves`: the
+    sum is divided by sqrt(2) (Song et al., 2021)."""
 
-    def __init__(self, channels: int, *, num_heads: int, norm_groups: int | None = None, eps: float = 1e-5) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_heads: int,
+        norm_groups: int | None = None,
+        eps: float = 1e-5,
+        halves: bool = False,
+    ) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.halves = num_heads, halves
         self.norm = GroupNorm(channels, norm_groups=norm_groups, eps=eps)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)  # pointwise: on CPUs faster than nn.Linear in fp32
         self.proj = zeroed(nn.Conv2d(channels, channels, 1))
@@ -132,7 +141,8 @@ class SelfAttention2d(nn.Module):
         qkv = self.qkv(self.norm(x))
         q, k, v = rearrange(qkv, "b (three heads d) h w -> three b heads (h w) d", three=3, heads=self.num_heads)
         h = attend(q, k, v)
-        return x + self.proj(rearrange(h, "b heads (h w) d -> b (heads d) h w", h=x.shape[2]))
+        x = x + self.proj(rearrange(h, "b heads (h w) d -> b (heads d) h w", h=x.shape[2]))
+        return x * math.sqrt(0.5) if self.halves else x
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Diffusion U-Net of ADM (Dhariwal and Nichol, 2021), with the U-Nets of DDPM and IDDPM included.
 
-Source of DDPM: Ho et al. (2020). With attention to text, the network is the U-Net of GLIDE (Nichol et al., 2022) or of
-latent diffusion (Rombach et al., 2022). ADM's classifier of noisy images (section 4 and appendix I), for guidance, is
-the U-Net down to the middle, and an attention pool, that of CLIP (Radford et al., 2021, 2.4).
+Source of DDPM: Ho et al. (2020); of DDPM++: Song et al. (2021), as Karras et al. (2022) have it. With attention to
+text, the network is the U-Net of GLIDE (Nichol et al., 2022) or of latent diffusion (Rombach et al., 2022). ADM's
+classifier of noisy images (section 4 and appendix I), for guidance, is the U-Net down to the middle, and an attention
+pool, that of CLIP (Radford et al., 2021, 2.4).
 
 Shapes: B batch, C channels, H W height and width, D = 4 * model_channels size of the embedding, K num_classes."""
 
@@ -41,6 +42,9 @@ class UNet(ConditionedNetwork):
         resample_in_blocks: resampling inside residual blocks; otherwise a strided and an upsampled convolution.
         norm_groups: of every group norm; see `groups_of`.
         norm_eps: of every group norm, but that of spatial transformers.
+        plus_plus: DDPM++: the first convolution has model_channels, sums of blocks and of attention are divided by
+            sqrt(2), resampled skips are projected, attention on the way up follows a level's last block alone, and the
+            label is added to the frequencies of the time.
         pads_end: strided convolutions are padded right and below only (DDPM), not on all sides.
         middle_attention: without it and attention_resolutions, a network of windows can be applied to whole images.
         image_token_dim: features of tokens, patches of image_patch_size pixels of the condition image, which is not
@@ -68,6 +72,7 @@ class UNet(ConditionedNetwork):
         norm_groups: int | None = None,
         norm_eps: float = 1e-5,
         pads_end: bool = False,
+        plus_plus: bool = False,
         middle_attention: bool = True,
         class_token_dim: int | None = None,
         image_token_dim: int | None = None,
@@ -87,6 +92,7 @@ class UNet(ConditionedNetwork):
             frequency_dim=model_channels,
             pool_text=text_conditioning != "spatial_transformer",
             class_token_dim=class_token_dim,
+            class_in_frequencies=plus_plus,
             image_tokens=None if image_token_dim is None else patches,
             **conditions,
         )
@@ -97,6 +103,7 @@ class UNet(ConditionedNetwork):
             embedding_dim=4 * model_channels,
             dropout=dropout,
             scale_shift_norm=scale_shift_norm,
+            plus_plus=plus_plus,
             **norms,
         )
         attention = attention_of(
@@ -105,11 +112,12 @@ class UNet(ConditionedNetwork):
             context_dim=context_dim_of(text_conditioning, self.text_dim, class_token_dim, image_token_dim),
             rotary=image_token_dim is not None,
             depth=transformer_depth,
-            norms=norms,
+            norms=norms | {"halves": True} if plus_plus else norms,
         )
-        paths = Paths(levels, num_res_blocks, residual, attention, resample_in_blocks, pads_end)
-        self.conv_in = nn.Conv2d(self.input_channels, levels[0].channels, 3, padding=1)
-        self.down, skips = paths.down()
+        paths = Paths(levels, num_res_blocks, residual, attention, resample_in_blocks, pads_end, plus_plus)
+        first = model_channels if plus_plus else levels[0].channels
+        self.conv_in = nn.Conv2d(self.input_channels, first, 3, padding=1)
+        self.down, skips = paths.down(first)
         self.middle = paths.middle(attention=middle_attention)
         self.up = paths.up(skips)
         self.norm_out = GroupNorm(levels[0].channels, norm_groups=norm_groups, eps=norm_eps)
@@ -222,7 +230,7 @@ class NoisyClassifier(nn.Module):
         self.time_mlp = embedding_mlp(model_channels, embedding_dim)
         self.conv_in = nn.Conv2d(in_channels, levels[0].channels, 3, padding=1)
         paths = Paths(levels, num_res_blocks, residual, attention, resample_in_blocks)
-        self.down, _ = paths.down()
+        self.down, _ = paths.down(levels[0].channels)
         self.middle = paths.middle()
         self.norm_out = GroupNorm(channels, norm_groups=norm_groups)
         size = resolution >> (len(levels) - 1)

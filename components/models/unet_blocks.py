@@ -148,7 +148,8 @@ class Level(NamedTuple):
 
 class TimedResBlock(nn.Module):
     """Two convolutions with the embedding between, around a skip; resampling comes first.
-    Source: Dhariwal and Nichol (2021), section 3 and appendix A; time by addition, Ho et al. (2020), appendix B."""
+    Source: Dhariwal and Nichol (2021), section 3 and appendix A; time by addition, Ho et al. (2020), appendix B; with
+    `plus_plus` the sum is divided by sqrt(2), and a skip that is resampled is projected too (Song et al., 2021)."""
 
     def __init__(
         self,
@@ -161,16 +162,18 @@ class TimedResBlock(nn.Module):
         norm_groups: int | None = None,
         eps: float = 1e-5,
         resample: Resample | None = None,
+        plus_plus: bool = False,
     ) -> None:
         super().__init__()
-        self.scale_shift_norm, self.resample = scale_shift_norm, resample
+        self.scale_shift_norm, self.resample, self.plus_plus = scale_shift_norm, resample, plus_plus
         self.norm_1 = GroupNorm(channels, norm_groups=norm_groups, eps=eps)
         self.conv_1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.embedding_projection = nn.Linear(embedding_dim, out_channels * (2 if scale_shift_norm else 1))
         self.norm_2 = GroupNorm(out_channels, norm_groups=norm_groups, eps=eps)
         self.dropout = nn.Dropout(dropout)
         self.conv_2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        same = channels == out_channels and not (plus_plus and resample)
+        self.skip = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # (B, C, H, W), (B, D) after SiLU
         h = F.silu(self.norm_1(x))
@@ -184,7 +187,8 @@ class TimedResBlock(nn.Module):
             h = self.norm_2(h) * (1 + scale) + shift
         else:
             h = self.norm_2(h + embedding)
-        return self.skip(x) + self.conv_2(self.dropout(F.silu(h)))
+        x = self.skip(x) + self.conv_2(self.dropout(F.silu(h)))
+        return x * math.sqrt(0.5) if self.plus_plus else x
 
 
 class EndPaddedConv2d(nn.Conv2d):
@@ -242,10 +246,10 @@ class Paths(NamedTuple):
     attention: Callable[[int], nn.Module]  # of channels
     resample_in_blocks: bool  # in residual blocks (ADM), or by a strided and an upsampled convolution (DDPM)
     pads_end: bool = False  # of strided convolutions: right and below only
+    attends_once: bool = False  # on the way up, after the last block of a level alone
 
-    def down(self) -> tuple[nn.ModuleList, list[int]]:
+    def down(self, channels: int) -> tuple[nn.ModuleList, list[int]]:
         """The layers of the way down, and the channels of each skip connection, the input's first."""
-        channels = self.levels[0].channels
         path, skips = nn.ModuleList(), [channels]
         for level in self.levels:
             for _ in range(self.num_res_blocks):
@@ -270,7 +274,7 @@ class Paths(NamedTuple):
             for block in range(self.num_res_blocks + 1):
                 layers: list[nn.Module] = [self.residual(channels + skips.pop(), level.channels)]
                 channels = level.channels
-                if level.attention:
+                if level.attention and (block == self.num_res_blocks or not self.attends_once):
                     layers.append(self.attention(channels))
                 if level is not self.levels[0] and block == self.num_res_blocks:
                     layers.append(self.resampler(channels, "up"))

@@ -37,6 +37,7 @@ FAMILIES: tuple[WeightFamily, ...] = (
     unets.CLASSIFIER,
     unets.LATENT,
     edm.ADM,
+    edm.DDPM_PLUS_PLUS,  # after the other, whose marks it lacks
     text_unets.DIFFUSERS,  # before the other, whose marks it has too
     unets.DIFFUSERS,
     priors.DIFFUSERS,

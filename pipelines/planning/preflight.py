@@ -138,7 +138,6 @@ def check_shares(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
                 f"{name}.global_batch_size {size} can't be shared by {workers} workers{copies}; change one of them"
             )
         why = f"its {kind} ({reason})" if (reason := family_of(kind).whole) else ""
-        why = why or ("an adapter, of which each worker holds all" if config.adapter is not None else "")
         if resources.sharding != "none" and why:
             remedy = f"add to the profile: stages: {{{name}: {{sharding: none}}}}"
             raise UsageError(f"{name}: sharding {resources.sharding} is not for {why}; {remedy}")

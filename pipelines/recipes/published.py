@@ -248,7 +248,7 @@ PAPER_RECIPES = {row.name: row for row in (
             vocab_size=50_257, text_length=128)),
     RecipeRow("edm_imagenet_64", "EDM by class, 64², the network of ADM, Heun's sampler.",
         lambda name: diffusion_branch(name, 64, name, HEUN.replace(num_inference_steps=40))),
-    RecipeRow("edm_cifar_10", "EDM on CIFAR-10, 32², nearly DDPM++, Heun's sampler.",
+    RecipeRow("edm_cifar_10", "EDM on CIFAR-10, 32², DDPM++, Heun's sampler.",
         lambda name: diffusion_branch(name, 32, name, HEUN)),
     RecipeRow("dalle_2_64_1024",
         "DALL-E 2: CLIP, a diffusion prior, a decoder at 64², upsamplers to 256² and 1024².", dalle_2),

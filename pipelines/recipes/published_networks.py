@@ -271,15 +271,14 @@ PAPER_DIFFUSION: dict[str, DiffusionTraining] = {
         weight_decay=0.01, warmup_steps=10_000),
 
     # EDM: the network of ADM, and DDPM++; batches of 4,096 and 512, in which 2,500 and 200 million images are seen, 10
-    # million of them while the rate rises; averages with half-lives of 50 and 0.5 million. DDPM++ has four differences:
-    # its first convolution is half as wide, skips of its resampling blocks are projected, of the blocks up the last at
-    # 16² alone has attention, and sums are divided by √2. It also knows the augmentation of an image, which ours lacks.
+    # million of them while the rate rises; averages with half-lives of 50 and 0.5 million. Published, DDPM++ begins at
+    # other random weights and learns augmented images, whose augmentation it is told.
     "edm_imagenet_64": unet(
         64,  192, ADM_64, 3, (32, 16, 8), 64, None, EDMProcess(), LABEL, 610_352, 4096, 1e-4, dropout=0.1,
         warmup_steps=2441, ema_decay=0.5 ** (4096 / 50e6)),
     "edm_cifar_10": unet(
         32,  128, (2, 2, 2), 4, (16,), None, 1, EDMProcess(), UNCONDITIONAL, 390_625, 512, 1e-3, dropout=0.13,
-        scale_shift_norm=False, norm_eps=1e-6, frequency_shift=1, sines_first=True, warmup_steps=19_531,
+        scale_shift_norm=False, norm_eps=1e-6, frequency_shift=1, sines_first=True, plus_plus=True, warmup_steps=19_531,
         ema_decay=0.5 ** (512 / 0.5e6)),
 
     # DALL-E 2: GLIDE's network of 3.5 billion parameters, with an image's embedding; upsamplers without attention,

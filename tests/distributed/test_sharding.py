@@ -27,14 +27,25 @@ from tests.distributed.gloo import run_ranks
 from tests.distributed.recording import FileRecorder
 from tests.limited_memory import limit_memory, limit_memory_of_backward
 from tests.tiny_text_image import TEXT_IMAGE
-from tests.tiny_training import DATASET_INFO, assert_close, assert_equal_bits, batches, config_of, make_task, rows_at
+from tests.tiny_training import (
+    DATASET_INFO,
+    GRID,
+    assert_close,
+    assert_equal_bits,
+    batches,
+    config_of,
+    make_task,
+    rows_at,
+)
 
 STEPS, MORE, ROOM = 2, 3, 2
-KINDS = ("prior", "masked_prior", "base", "hybrid", "upsampler", "dit", "image_to_image", *TEXT_IMAGE)
+KINDS = ("prior", "masked_prior", "base", "hybrid", "upsampler", "dit", "adapter", "image_to_image", *TEXT_IMAGE)
 MORE_RANKS = ("prior", "base", "contrastive")  # of which four ranks train one too
 RESUMED = ("base", "contrastive")  # weights of four dimensions, and one of none
-FINISHED_KINDS = {"base": "unet", "dit": "dit"}  # of which the finished model is written, one of them with snapshots
+# Kinds of which the finished model is written, one with snapshots, one merged with its adapter.
+FINISHED_KINDS = {"base": "unet", "dit": "dit", "adapter": "transformer"}
 CASES = [*((kind, 2) for kind in KINDS), *((kind, 4) for kind in MORE_RANKS)]
+ADAPTER: dict[str, Any] = {"kind": "lora", "rank": 3, "alpha": 6}  # three rows, of which two ranks have two and one
 CHANGES = {
     "base": {"ema": "power"},  # two averages
     "dit": {"ema_decay": 0.0},  # none
@@ -48,6 +59,9 @@ def made(kind: str, worker: Worker = ALONE, **changes: Any) -> tuple[Any, Task]:
     if kind in TEXT_IMAGE:
         make_config, make = TEXT_IMAGE[kind]
         return (config := make_config(**numbers)), make(config, worker=worker)
+    if kind == "adapter":
+        config = config_of("prior", **numbers, dropout=0.0, init_from={"uri": "drawn"}, adapter=ADAPTER)
+        return config, make_task(config, worker=worker)
     config = config_of(kind, **numbers, **({} if kind == "dit" else {"dropout": 0.0}))
     return config, make_task(config, worker=worker)
 
@@ -116,7 +130,8 @@ def resume(kind: str, folder: Path, worker: Worker) -> list[str]:
 
 def finished(kind: str, task: Task, folder: Path, worker: Worker) -> None:
     """Keep a snapshot and write the finished model, as a training does at its last step."""
-    run, network = Store(str(folder / "run")), made(kind)[0].network_arguments(DATASET_INFO)
+    run, config = Store(str(folder / "run")), made(kind)[0]
+    network = config.network_arguments(DATASET_INFO, GRID if kind == "adapter" else None)
     state, summary = task.state_dict(), dict[str, float]()
     if kind == "base":
         summary["ema_sigma_rel"] = 0.05
@@ -125,7 +140,8 @@ def finished(kind: str, task: Task, folder: Path, worker: Worker) -> None:
         if worker.rank < worker.parts:
             write_snapshots(place, copy_to_host(state, step=STEPS, worker=worker), sigma_rel=0.05)
         send_rows(place, run.join(SNAPSHOTS), parts=worker.parts)
-    description = ModelDescription(FINISHED_KINDS[kind], network, {})
+    adapter = config.adapter if kind == "adapter" else None
+    description = ModelDescription(FINISHED_KINDS[kind], network, {}, adapter=adapter)
     model = {"weights": state["weights"], "summary": summary, "previews": {}}
     finish(run, Store(str(folder / "model")), description, worker=worker, **model)
     dist.barrier()
@@ -310,6 +326,25 @@ def test_all_ranks_evaluate_and_show_what_one_whole_would(trained: Path) -> None
     assert first == second
     assert first.pop("png") > 0
     assert first == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_adapter_of_shards_is_merged_into_the_finished_model(trained: Path) -> None:
+    """W + alpha / rank * B A of the averages, for each map that has an adapter; all other tensors as they were."""
+    (attempt,) = (trained / "adapter-2-finished" / "model").iterdir()
+    own, average = load_bundle(attempt).module.state_dict(), below("ema.", weights_in(trained / "adapter-2"))
+    adapted = [name for name in own if name not in average]
+    assert adapted
+    for name in own:
+        if name in average:
+            torch.testing.assert_close(own[name], average[name], rtol=0, atol=0)
+            continue
+        stem, kind = name.rsplit(".", 1)
+        expected = average[f"{stem}.base_layer.{kind}"]
+        if kind == "weight":
+            change = average[f"{stem}.lora_B.default.weight"] @ average[f"{stem}.lora_A.default.weight"]
+            assert change.any()
+            expected = expected + ADAPTER["alpha"] / ADAPTER["rank"] * change
+        torch.testing.assert_close(own[name], expected)
 
 
 @pytest.mark.parametrize("run", ["dit-2", "base-2", "base-4", "base-copies"])

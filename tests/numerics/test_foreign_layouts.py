@@ -309,9 +309,28 @@ def test_adm_of_edm_fits_the_sizes_of_adm_at_64():
     assert (count(tensors), found.recognized.left_out) == (295_899_267, 2)
     assert (found.network["num_classes"], found.network["null_label"]) == (1000, False)
     assert found.settings["objective"]["kind"] == "edm"
-    plus = {"model.dec.64x64_aux_norm.weight": torch.empty(1), "model.map_layer0.weight": torch.empty(1)}
-    with pytest.raises(ValueError, match="of no family known here"):
-        fitted_to("edm/base", plus)
+
+
+@pytest.mark.parametrize("labels", [0, 10])
+def test_ddpm_plus_plus_of_edm_fits_its_recipe(labels: int):
+    """`edm-cifar10-32x32-uncond-vp` and `-cond-vp`; NCSN++, `-ve`, has maps that ours lacks."""
+    tensors = tensors_of(edm_layers(32, 128, (2, 2, 2), 4, (16,), labels, plus_plus=True))
+    more = {f"model.{name}": torch.empty(1) for name in ("enc.16x16_down.conv0.resample_filter", "map_augment.weight")}
+    conditions = ["base.conditions=[label]"] * bool(labels)
+    found = fitted_to("edm_cifar_10/base", tensors | more, *conditions)
+    assert count(tensors) == 55_733_891 - 9 * 128 + bool(labels) * 128 * (labels + 1)
+    assert (found.network["num_classes"], found.recognized.family.title) == (labels or None, "DDPM++ of EDM")
+    other = {"model.enc.16x16_aux_residual.weight": torch.empty(256, 3, 3, 3)}
+    with pytest.raises(ValueError, match="aux_residual"):
+        fitted_to("edm_cifar_10/base", tensors | other, *conditions)
+
+
+def test_classes_of_ddpm_plus_plus_are_scaled_by_the_root_of_their_number():
+    """The code multiplies the one-hot label by it; the bias belongs to every class."""
+    table, bias = torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([0.5])
+    found = edm.in_our_order({"class_embedding.weight": table, "class_embedding.bias": bias}, {})
+    assert [*found] == ["class_embedding.weight"]
+    assert found["class_embedding.weight"].flatten().tolist() == [2.5, 4.5, 6.5, 8.5]
 
 
 def test_rows_of_edm_s_heads_and_columns_of_its_classes_come_into_our_order():

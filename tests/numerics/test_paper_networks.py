@@ -48,15 +48,7 @@ PUBLISHED = {
     "ldm_text_to_image": 872_300_484,
     "stable_diffusion_v1": 859_520_964,
     "edm_imagenet_64": 295_899_267,
-    # 55,733,891 of NVlabs/edm. More in ours: a first convolution of 256 in place of 128 channels, which its first and
-    # last block see, and attention (a norm, four maps) in four more blocks. Less: projected skips, and augmentation.
-    "edm_cifar_10": 55_733_891
-    + 128 * (3 * 9 + 1)
-    + (256 + 9 * 128 * 256 - (128 * 256 + 256))
-    + (256 + 9 * 128 * 256 + 128 * 256)
-    + 4 * (4 * (256 * 256 + 256) + 2 * 256)
-    - 4 * (256 * 256 + 256)
-    - 9 * 128,
+    "edm_cifar_10": 55_733_891 - 9 * 128,  # without the map of nine numbers of augmentation
     "dit_imagenet_256": 675_129_632 - 256 * 1152,  # without positions, which are no parameter here
     # The code of CDM and of Palette was not published: both networks are ADM's here. CDM's knows the noise of its
     # condition; into Palette's go an image and its mask too, and no variance comes out.

@@ -1,9 +1,14 @@
 """Laws of the U-Net: published sizes, equality with diffusers, and what each condition may and may not do."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 
-from components.models.layers import recompute_blocks
+from components.models.layers import SelfAttention2d, recompute_blocks, timestep_embedding
 from components.models.unet import UNet
 from components.models.unet_blocks import TimedResBlock
 from tests.peer_unets import SMALL_UNET, copy_weights, full_network, inputs, peer_unet, randomized
@@ -47,6 +52,49 @@ def test_a_new_network_predicts_nothing_and_its_blocks_pass_their_input_on():
     block = TimedResBlock(16, 16, embedding_dim=64, dropout=0.0, scale_shift_norm=True)
     x = torch.randn(2, 16, 4, 4)
     assert torch.equal(block(x, torch.randn(2, 64)), x)
+
+
+@pytest.mark.parametrize("resample", [None, "down", "up"])
+def test_blocks_of_ddpm_plus_plus_equal_those_of_diffusers(resample):
+    """Sums divided by sqrt(2), and a projected skip where maps are resampled: `ResnetBlock2D` and `Attention` there."""
+    sizes = {"groups": 8, "eps": 1e-6, "output_scale_factor": math.sqrt(2), "time_embedding_norm": "default"}
+    how = {"up": resample == "up", "down": resample == "down", "use_in_shortcut": resample is not None}
+    peer = randomized(ResnetBlock2D(in_channels=32, out_channels=32, temb_channels=64, **sizes, **how)).eval()
+    shape = {"embedding_dim": 64, "dropout": 0.0, "scale_shift_norm": False, "eps": 1e-6, "resample": resample}
+    block = TimedResBlock(32, 32, plus_plus=True, **shape)
+    names = {"norm_1": "norm1", "conv_1": "conv1", "embedding_projection": "time_emb_proj", "norm_2": "norm2"}
+    names |= {"conv_2": "conv2"} | ({"skip": "conv_shortcut"} if resample else {})
+    for ours, theirs in names.items():
+        getattr(block, ours).load_state_dict(getattr(peer, theirs).state_dict())
+    x, embedding = torch.randn(2, 32, 8, 8), torch.randn(2, 64)
+    torch.testing.assert_close(block(x, F.silu(embedding)), peer(x, embedding), atol=1e-5, rtol=1e-5)
+
+    heads = {"heads": 1, "dim_head": 32, "norm_num_groups": 8, "eps": 1e-6, "bias": True}
+    other = randomized(Attention(32, residual_connection=True, rescale_output_factor=math.sqrt(2), **heads))
+    attention = SelfAttention2d(32, num_heads=1, eps=1e-6, halves=True)
+    projections = [other.to_q, other.to_k, other.to_v]
+    attention.load_state_dict(
+        {f"norm.{name}": tensor for name, tensor in other.group_norm.state_dict().items()}
+        | {"qkv.weight": torch.cat([part.weight for part in projections])[..., None, None]}
+        | {"qkv.bias": torch.cat([part.bias for part in projections])}
+        | {"proj.weight": other.to_out[0].weight[..., None, None], "proj.bias": other.to_out[0].bias}
+    )
+    torch.testing.assert_close(attention(x), other(x), atol=1e-5, rtol=1e-5)
+
+
+def test_ddpm_plus_plus_adds_the_label_to_the_frequencies_and_attends_once_a_level_on_the_way_up():
+    network = randomized(UNet(**SMALL_UNET | {"num_classes": 3}, scale_shift_norm=False, plus_plus=True)).eval()
+    width, rows = network.time_mlp[0].in_features, network.class_embedding.weight
+    assert rows.shape == (4, width)
+    frequencies = timestep_embedding(torch.tensor([5]), width)
+    expected = network.time_mlp(frequencies + rows[1])
+    torch.testing.assert_close(network.embed(torch.tensor([5]), {"label": torch.tensor([1])})[0], expected)
+    attending = [any(isinstance(layer, SelfAttention2d) for layer in layers) for layers in network.up]
+    blocks = SMALL_UNET["num_res_blocks"] + 1
+    levels = [attending[start : start + blocks] for start in range(0, len(attending), blocks)]
+    assert any(map(any, levels))
+    assert not any(any(level[:-1]) for level in levels)
+    assert network.conv_in.out_channels == SMALL_UNET["model_channels"]
 
 
 KINDS = pytest.mark.parametrize("kind", ["unet", "dit"])
@@ -96,7 +144,10 @@ def test_the_memory_format_of_the_input_does_not_change_the_prediction():
         torch.testing.assert_close(network(**known), network(**other), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("style", [{}, {"scale_shift_norm": False, "resample_in_blocks": False}])
+@pytest.mark.parametrize(
+    "style",
+    [{}, {"scale_shift_norm": False, "resample_in_blocks": False}, {"scale_shift_norm": False, "plus_plus": True}],
+)
 def test_training_under_bf16_autocast_reaches_every_weight_and_stays_near_fp32(style):
     """ADM's own checkpointed attention fails in the backward of this."""
     network, known = randomized(full_network(**style)).train(), inputs()

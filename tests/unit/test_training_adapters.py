@@ -17,7 +17,6 @@ from components.configuration.conditions import TokenGrid
 from components.configuration.optimization import StartConfig
 from components.configuration.usage import UsageError
 from components.models.bundle import ModelBundle, load_bundle, save_bundle
-from components.runtime.execution import Resources
 from components.runtime.storage.store import Store
 from components.training.adapters import PREFIX, AdapterError
 from components.training.batches import to_batch
@@ -26,9 +25,7 @@ from components.training.loop import fit
 from components.training.results import ModelDescription, finish
 from components.weights.starts import start_loader
 from pipelines.planning.memory import step_model
-from pipelines.planning.preflight import Needs, check_needs, check_shares
-from pipelines.recipes.catalog import load_recipe
-from pipelines.workflows import build_workflow
+from pipelines.planning.preflight import Needs, check_needs
 from tests.checkpoints import read_folder, write_checkpoint
 from tests.refusals import one_line
 from tests.tiny_training import (
@@ -202,11 +199,3 @@ def test_a_missing_package_is_one_line_with_its_name(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "peft", None)  # as where it is not installed
     with one_line(UsageError, match=r"pip install 'image-cascade\[adapters\]'"):
         check_needs(Needs(configs=(dit_config(init_from=START, adapter=ADAPTER),)))
-
-
-def test_shards_of_an_adapted_network_are_refused():
-    set_ = ["base.adapter.rank=4", "base.init_from.uri=somewhere"]
-    workflow = build_workflow(load_recipe("smoke", set_))
-    check_shares(workflow, {"base": Resources(num_workers=2)})
-    with one_line(UsageError, match="base: sharding full is not for an adapter"):
-        check_shares(workflow, {"base": Resources(num_workers=2, sharding="full")})

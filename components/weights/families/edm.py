@@ -1,10 +1,11 @@
-"""U-Nets of NVlabs/edm (Karras et al., 2022): the network of ADM under other names.
+"""U-Nets of NVlabs/edm (Karras et al., 2022): the networks of ADM and DDPM++ under other names.
 
 Blocks are named by the side of their maps, attention is part of its block, and what halves or doubles a map stands in
 the level that it leads to. Projections of attention have rows (heads, d, 3). Classes are columns of a matrix, without
-a null label. The state of `EDMPrecond` is read; DDPM++ and NCSN++ compute what our U-Net doesn't (blocks scaled by
-sqrt(1/2), attention at a level's end alone)."""
+a null label; in DDPM++ they are times the root of their number and have a bias. The state of `EDMPrecond` is read;
+NCSN++ (Fourier features of the time, another way down, wider filters) computes what our U-Net doesn't."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,7 @@ NAMES = segments("""
     conv1=0.conv_2 skip=0.skip norm2=1.norm
     qkv=1.qkv proj=1.proj
 """)
+OF_PLUS_PLUS = r"^dec\.\d+x\d+_aux_(norm|conv)\."  # the end of DDPM++
 
 
 def places(network: Arguments) -> Rules:
@@ -58,7 +60,8 @@ def in_our_order(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Te
             own = heads(network, channels=len(tensor) // 3)
             adapted[name] = rearrange(tensor, "(heads d three) ... -> (three heads d) ...", three=3, heads=own)
         elif name == "class_embedding.weight":
-            adapted[name] = tensor.T
+            scale = math.sqrt(tensor.shape[1]) if "class_embedding.bias" in tensors else 1.0
+            adapted[name] = tensor.T * scale + adapted.pop("class_embedding.bias", 0.0)
     return adapted
 
 
@@ -78,4 +81,9 @@ ADM = WeightFamily(
     training_only=r"map_augment\.|.*resample_filter$",
     adapted=in_our_order,
     seen=seen,
+)
+DDPM_PLUS_PLUS = ADM._replace(
+    title="DDPM++ of EDM",
+    marks=("map_layer0.weight", "map_layer1.weight"),
+    places=lambda network: [(OF_PLUS_PLUS, r"\1_out."), *places(network)],
 )
