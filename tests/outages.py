@@ -18,8 +18,8 @@ BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: cl
 
 
 class Gate:
-    def __init__(self, target: str) -> None:
-        self.target, self.port = int(target.rpartition(":")[2]), free_port()
+    def __init__(self, target: str, partner: "Gate | None" = None) -> None:
+        self.target, self.port, self.partner = int(target.rpartition(":")[2]), free_port(), partner
         self.planned: list[tuple[re.Pattern[bytes], How, float]] = []
         self.closings: list[tuple[How, bytes, float]] = []  # of each outage: how, the request, seconds
         self.how: How | None = None
@@ -53,6 +53,8 @@ class Gate:
         self.server = await asyncio.start_server(self._handle, "127.0.0.1", self.port)
 
     async def _close(self, seconds: float, how: How, request: bytes) -> None:
+        if self.partner is not None:
+            asyncio.run_coroutine_threadsafe(self.partner._close(seconds, how, request), self.partner.loop)
         self.how, began = how, time.monotonic()
         self.open.clear()
         if how == "refuses":
@@ -102,9 +104,9 @@ class Gate:
 
 
 @contextmanager
-def gate(target: str) -> Iterator[Gate]:
-    """A gate before the server at an address; it is open at first."""
-    made = Gate(target)
+def gate(target: str, *, partner: Gate | None = None) -> Iterator[Gate]:
+    """A gate before the server at an address; it is open at first, and closes another with it."""
+    made = Gate(target, partner)
     thread = threading.Thread(target=made.loop.run_forever, daemon=True)
     thread.start()
     asyncio.run_coroutine_threadsafe(made._listen(), made.loop).result(10)

@@ -325,4 +325,5 @@ def _conclude(prepared: Prepared, outcome: Outcome, closing: Closing, report: st
         say(console, f"not registered: {what}", "red")
         where = f"--storage {prepared.root.uri} --tracking {shown(str(prepared.tracking))}"
         say(console, f"to register, once MLflow is back: cascade register {prepared.run} {where}")
-    return FAILED if outcome.failures else UNREGISTERED if closing.undelivered or closing.lost else DONE
+    lacking = closing.undelivered or closing.lost or (closing.silent and prepared.tracking is not None)
+    return FAILED if outcome.failures else UNREGISTERED if lacking else DONE

@@ -75,6 +75,7 @@ class Closing(NamedTuple):
     undelivered: str = ""  # why MLflow lacks a part of the run that decides on its models
     unregistered: Sequence[str] = ()  # names of models in that part
     lost: int = 0  # records that found no room on disk
+    silent: bool = False  # whether the recorder gave no answer, so that nobody knows what MLflow has
 
 
 class RunRecorder(events.Recorder):
@@ -271,7 +272,7 @@ class ActorRecorder(events.Recorder):
             closing = ray.get(self.actor.close.remote(status, promote), timeout=CLOSE_SECONDS)
         except ray.exceptions.RayError as error:
             why = f"MLflow may lack something: the run's recorder does not answer ({one_line(error)})"
-            closing = Closing([f"{why}; run the same command again"])
+            closing = Closing([f"{why}; run the same command again"], silent=True)
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(self.actor)  # it is not to be started again
         return closing

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 from torch import Tensor
 
 from components.runtime.storage.artifact import load_artifact
 from components.runtime.storage.store import Store
+from components.runtime.tracking.names import CHAMPION, STAGE
 from components.training.run_folder import last_checkpoint
+from pipelines.engine.driver import DONE, UNREGISTERED
+from pipelines.engine.recorder import EXPERIMENT
 
 CASCADE = str(Path(sys.executable).with_name("cascade"))
 DEADLINE = 780  # seconds of one run
@@ -27,6 +31,7 @@ TINY = {"images.limit": 96, "images.samples_per_shard": 24, "base.global_batch_s
 TINY |= {"base.checkpoint_every": INTERVAL, "base.sample_every": 100000, "base.log_every": INTERVAL}
 PROFILE = {"cpus_per_worker": 1, "threads": 1}
 TIMED = ("metrics.json",)  # holds seconds
+MOST_TIMES = 5  # that MLflow is sent what it lacks
 
 
 class Stored:
@@ -124,12 +129,36 @@ class Run(Stored):
         (place / "profile.yaml").write_text(json.dumps(profile))  # JSON is YAML
         self.steps, self.until = steps, until
 
-    def start(self, *, until: str = "", **environment: str) -> subprocess.Popen:
+    def start(self, *, until: str = "", tracking: str = "none", **environment: str) -> subprocess.Popen:
         settings = TINY | {"base.total_steps": self.steps}
         command = [CASCADE, "run", "--recipe", "smoke", "--until", until or self.until, "--storage", self.storage]
-        command += ["--tracking", "none", "--profile", "profile.yaml"]
+        command += ["--tracking", tracking, "--profile", "profile.yaml"]
         command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
         return self.launch(*command, **environment)
+
+
+def in_mlflow(uri: str, run: Run) -> str:
+    """The proof that MLflow has runs, points, images and the model of a run, each once."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {each.info.status for each in runs} == {"FINISHED"}
+    stages = [each.data.tags.get(STAGE, "") for each in runs]
+    assert sorted(stages) == ["", *sorted(run.stages())], "a run is missing or twice"
+    (training,) = (each for each in runs if each.data.tags.get(STAGE) == "base")
+    points = [name for name in training.data.metrics if name.startswith("loss")]
+    assert points
+    for name in points:
+        steps = [point.step for point in client.get_metric_history(training.info.run_id, name)]
+        assert steps == list(range(INTERVAL, run.steps + 1, INTERVAL)), name
+    names = [file.path for file in client.list_artifacts(training.info.run_id, "images")]
+    images = [tuple(name.split("+")[:3]) for name in names if name.endswith(".png")]
+    assert images
+    assert len(images) == len({*images})
+    (version,) = client.search_model_versions("name='image-cascade-smoke-base'")
+    assert client.get_model_version_by_alias(version.name, CHAMPION).version == version.version
+    return f"{len(runs)} runs, {len(points) * run.steps // INTERVAL} points, {len(images)} images, 1 model, each once"
 
 
 def wait_until(condition: Callable[[], bool], run: Stored, *, seconds: float = DEADLINE, poll: float = 0.1) -> None:
@@ -200,3 +229,33 @@ def race(run: Run, drivers: list[subprocess.Popen]) -> None:
     assert len(lease.list()) <= len(drivers)
     attempts = [name for name in run.stage("base").folders() if name.startswith("attempt-")]
     assert len(attempts) == 1, "two drivers finished the same stage"
+
+
+def recorder_of(driver: subprocess.Popen) -> psutil.Process:
+    """The recorder of a run with a Ray of its own."""
+    family = psutil.Process(driver.pid).children(recursive=True)
+    (recorder,) = (process for process in family if process.name().startswith("ray::RunRec"))
+    return recorder
+
+
+@contextlib.contextmanager
+def stopped(driver: subprocess.Popen) -> Iterator[None]:
+    """The recorder gives no sign of life inside."""
+    recorder = recorder_of(driver)
+    recorder.suspend()
+    yield
+    with contextlib.suppress(psutil.NoSuchProcess):  # a driver kills it in the end
+        recorder.resume()
+
+
+def registered(run: Run, driver: subprocess.Popen, tracking: str) -> str:
+    """How MLflow came to have everything: by itself, or by the command that the run named, as often as it took."""
+    code, times = driver.wait(DEADLINE), 0
+    assert code in (DONE, UNREGISTERED), run.said()[-4000:]
+    if code == UNREGISTERED:
+        assert "to register, once MLflow is back: cascade register " in " ".join(run.said().split())
+    while code == UNREGISTERED and times < MOST_TIMES:
+        code = run.launch(CASCADE, "register", "--storage", run.storage, "--tracking", tracking).wait(DEADLINE)
+        times += 1
+    assert code == DONE, run.said()[-4000:]
+    return f", by `cascade register`, {times} x" if times else ""
