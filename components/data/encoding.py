@@ -75,7 +75,7 @@ def decoded_batches(shard: DecodedShard, *, threads: int) -> Iterator[np.ndarray
 
 
 Rows = dict[str, np.ndarray]
-Encode = Callable[[Rows], Rows]  # image uint8 (N, H, W, 3), label, text -> arrays (N, ...), each with its name
+Encode = Callable[[Rows], Rows]  # image uint8 (N, H, W, 3), label, text -> arrays (N, ...) by name
 
 
 @dataclass

@@ -30,7 +30,7 @@ class SplitArrays(NamedTuple):
     key: tuple[str, ...]
     split: tuple[Split, ...]
     condition_image: np.ndarray | None = None  # (N, H, W, 3) uint8, with a condition member
-    arrays: Mapping[str, np.ndarray] = MappingProxyType({})  # name -> (N, ...) float16, of the requested arrays
+    arrays: Mapping[str, np.ndarray] = MappingProxyType({})  # name -> (N, ...) float16
 
 
 def read_split(index: ShardIndex, split: Split, view: View, *, limit: int | None = None) -> SplitArrays:
@@ -124,8 +124,3 @@ def random_part(index: ShardIndex, *, samples: int, seed: int) -> ShardIndex:
     before = accumulate(column_of(index.shards, "train_samples")[order].tolist(), initial=0)
     chosen = [number for number, count in zip(order, before, strict=False) if number == order[0] or count < samples]
     return index.model_copy(update={"shards": tuple(index.shards[number] for number in sorted(chosen))})
-
-
-def read_random_part(index: ShardIndex, view: View, *, samples: int, seed: int) -> SplitArrays:
-    """At most `samples` training samples of a random part, in canonical order. Raises ShardError."""
-    return read_split(random_part(index, samples=samples, seed=seed), "train", view, limit=samples)

@@ -24,8 +24,8 @@ from components.data.sources.folder import list_folder
 from components.data.sources.packaged import OPENMOJI_VERSION, list_fashion_mnist, list_openmoji, package_versions
 from components.data.sources.parquet import list_parquet
 from components.data.sources.scenes import GENERATOR_VERSION, list_scenes
-from components.data.sources.source import COMMON, Columns, Source
-from components.data.sources.webdataset import LICENSE, TarFacts, TarResharder, TarSurvey, list_tars, merge_classes
+from components.data.sources.source import COMMON, ONE_CLASS, Columns, Source, ordered_classes
+from components.data.sources.webdataset import LICENSE, TarFacts, TarResharder, TarSurvey, check_labels, list_tars
 from components.runtime.storage.artifact import Record
 from components.runtime.storage.store import Store, absolute
 from components.sampling.image_files import SPECIAL_TOKENS
@@ -58,8 +58,8 @@ class IngestConfig(Config):
     text_length: int  # ids of one caption
     limit: int | None = None  # at most so many images, by hash of the key; for scenes their number
     max_corrupt_fraction: float = 0.01  # share of the images that may be corrupt: quarantined and counted
-    columns: Annotated[Columns, Since(COMMON)] = COMMON  # of a table of the images: of Parquet or a captions file
-    held_out_pairs: Annotated[int, Since(0)] = Field(0, ge=0, le=8)  # of scenes: colors with shapes never trained on
+    columns: Annotated[Columns, Since(COMMON)] = COMMON  # of Parquet or a captions file
+    held_out_pairs: Annotated[int, Since(0)] = Field(0, ge=0, le=8)  # of scenes: never trained on
 
 
 def ingest(
@@ -92,7 +92,12 @@ def ingest(
     whole = partial(whole_parts, files=out, num_cpus=num_cpus, warn=warn)
     run = partial(run_pieces, num_cpus=num_cpus)
     if source == "shards":
-        return _adopt(needed_path(source, path), out)
+        index = load_index(needed_path(source, path))  # adopted in place
+        logger.info("%s keeps its own hold-out share, resolution and tokenizer", path)
+        out.write(BPE, read_bpe(index).encode())
+        shards = tuple(entry.model_copy(update={"url": index.url(entry.url)}) for entry in index.shards)
+        save_index(out, index.model_copy(update={"shards": shards}))
+        return load_index(out.uri)
     if source == "webdataset":
         share = config.holdout_fraction
         work = TarResharder(out, share, config.samples_per_shard) if reshard else TarSurvey(out, share)
@@ -209,19 +214,11 @@ def _index_tars(
     ordered = [facts[name] for name in pieces]
     entries = [entry for fact in ordered for entry in fact.entries]
     captions = [caption for fact in ordered for caption in fact.captions]
-    own = {"license": LICENSE, "resolution": None, "classes": merge_classes(ordered, path), "labels": "name"}
+    classes = {name for fact in ordered for name in fact.classes}
+    check_labels(classes, sum(fact.unlabeled for fact in ordered), path)
+    own = {"license": LICENSE, "resolution": None, "classes": ordered_classes(classes) or ONE_CLASS, "labels": "name"}
     index = _commit("webdataset", entries, captions, out, config, **own)
     return index, dict(sum((Counter(fact.counts) for fact in ordered), Counter()))
-
-
-def _adopt(path: str, out: Store) -> ShardIndex:
-    """Adopts a set with an index, in place, with its own hold-out share, resolution and tokenizer."""
-    index = load_index(path)
-    logger.info("%s keeps its own hold-out share, resolution and tokenizer", path)
-    out.write(BPE, read_bpe(index).encode())
-    shards = tuple(entry.model_copy(update={"url": index.url(entry.url)}) for entry in index.shards)
-    save_index(out, index.model_copy(update={"shards": shards}))
-    return load_index(out.uri)
 
 
 def _commit(

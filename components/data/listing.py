@@ -3,14 +3,13 @@ Every error is a clear line: the value, its place, and the remedy."""
 
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import fsspec
 
 from components.runtime.storage.connection import at, connect, files_below, reason, retried
 
-ADDRESS = re.compile(r" <[^<>]* at 0x[0-9a-fA-F]+>| at 0x[0-9a-fA-F]+")  # Pillow names the object it could not read
+ADDRESS = re.compile(r" <[^<>]* at 0x[0-9a-fA-F]+>| at 0x[0-9a-fA-F]+")  # of the object in Pillow's words
 
 
 class SourceError(ValueError):
@@ -34,7 +33,7 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {ADDRESS.sub('', str(error))[:120]}"
 
 
-MARKS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created", "blob_id")  # the first present is the mark
+MARKS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created", "blob_id")  # the first is the mark
 
 
 class FileVersion(NamedTuple):
@@ -50,7 +49,7 @@ def list_versions(url: str) -> list[FileVersion]:
     filesystem, root = connect(url)
     try:
         infos = retried(lambda: files_below(filesystem, root), url)
-    except Exception as error:  # each file system has its own errors for a missing bucket or wrong credentials
+    except Exception as error:  # each file system has its own errors
         raise SourceError(
             f"{url} can't be listed ({reason(error)}); check the address, the bucket and the rights"
         ) from error
@@ -66,26 +65,18 @@ def list_versions(url: str) -> list[FileVersion]:
 def first_file(url: str, is_wanted: Callable[[str], bool]) -> FileVersion | None:
     """The first file at or below `url` with a relative path that `is_wanted`, by its absolute URL.
     Looks folder by folder, without listing all. None if there is no such file, or if folders can't be listed."""
-    return at(url, partial(_first_below, url=url, is_wanted=is_wanted))
 
+    def look(filesystem: fsspec.AbstractFileSystem, root: str) -> FileVersion | None:
+        root, below = root.rstrip("/"), ""
+        if not filesystem.isfile(root):
+            folders = ((folder.rstrip("/")[len(root) :], names) for folder, _, names in filesystem.walk(root))
+            paths = (f"{folder}/{name}" for folder, names in folders for name in sorted(names))
+            if not (below := next((path for path in paths if is_wanted(path.removeprefix("/"))), "")):
+                return None
+        info = filesystem.info(root + below)
+        return FileVersion(url.rstrip("/") + below, int(info.get("size") or 0), _mark(info))
 
-def _first_below(
-    filesystem: fsspec.AbstractFileSystem, root: str, *, url: str, is_wanted: Callable[[str], bool]
-) -> FileVersion | None:
-    root = root.rstrip("/")
-    if filesystem.isfile(root):
-        return _version(filesystem, root, url)
-    for folder, _, names in filesystem.walk(root):
-        below = folder.rstrip("/")[len(root) + 1 :]
-        paths = [f"{below}/{name}" if below else name for name in sorted(names)]
-        if path := next(filter(is_wanted, paths), None):
-            return _version(filesystem, f"{root}/{path}", f"{url.rstrip('/')}/{path}")
-    return None
-
-
-def _version(filesystem: fsspec.AbstractFileSystem, path: str, url: str) -> FileVersion:
-    info = filesystem.info(path)
-    return FileVersion(url, int(info.get("size") or 0), _mark(info))
+    return at(url, look)
 
 
 def _mark(info: dict[str, object]) -> str:

@@ -96,7 +96,6 @@ def even_parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
 
 
 def _bundles(listing: Source, most: int) -> Iterator[Sequence[Item]]:
-    """The items of each task."""
     if not listing.runs:
         yield from (listing.items[first : first + most] for first in range(0, len(listing.items), most))
         return

@@ -83,7 +83,7 @@ def shard_url(url: str) -> str:
 class ShardEntry(Config):
     """A tar in the index. `samples` counts usable samples: quarantined samples are in no split."""
 
-    url: Annotated[str, AfterValidator(shard_url)]  # relative to the index; absolute when the tars are the user's own
+    url: Annotated[str, AfterValidator(shard_url)]  # relative to the index, or of the user's own tars
     bytes: int
     sha256: str
     samples: int
@@ -109,17 +109,17 @@ class ShardIndex(Config):
     license: str
     resolution: int | None  # side of the stored images; None: of any size, resized when they are read
     classes: tuple[str, ...]
-    labels: Literal["index", "name"] = "index"  # content of `cls`: the label itself, or a name listed in `classes`
+    labels: Literal["index", "name"] = "index"  # content of `cls`: the label, or a name in `classes`
     holdout_fraction: float = Field(ge=0, lt=1)
     samples: int
     train_samples: int
     quarantined: int
     held_out_pairs: tuple[str, ...] = ()  # of scenes: colors with shapes that no training image shows
-    mask_values: int = Field(default=3, ge=2, le=65536)  # a `mask.png` of the set holds 0 to mask_values - 1
+    mask_values: int = Field(default=3, ge=2, le=65536)  # `mask.png` holds 0 to mask_values - 1
     text: TextInfo
     arrays: tuple[ArrayInfo, ...] = ()  # of each sample, next to its image
     shards: Annotated[Sequence[ShardEntry], AsTable(ShardEntry)]
-    root: str = Field(default="", exclude=True)  # URL of the index's folder: a place, never part of the identity
+    root: str = Field(default="", exclude=True)  # URL of the index's folder, no part of the identity
 
     @property
     def header(self) -> Self:
@@ -143,9 +143,9 @@ class ShardIndex(Config):
 class View(NamedTuple):
     """The part of each sample to read; order and split of the samples do not depend on it."""
 
-    resolution: int  # side of the images in pixels; stored images of other sizes are resized when they are read
+    resolution: int  # side of the images in pixels; others are resized when read
     member: Member = "image"  # the member read as image
-    condition_member: Member | None = None  # the member read as condition image; None: there is no such image
+    condition_member: Member | None = None  # the member read as condition image, if any
     arrays: tuple[str, ...] = ()  # names of arrays of the set
 
 

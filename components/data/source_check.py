@@ -68,7 +68,7 @@ class Listed(NamedTuple):
     """The contents of a source that can be used."""
 
     facts: object  # all that tells the contents from others, never their place
-    files: tuple[FileVersion, ...] = ()  # tars by absolute URLs, other files by their paths; none with an index
+    files: tuple[FileVersion, ...] = ()  # tars by absolute URLs, others by paths; none with an index
     notes: tuple[str, ...] = ()  # lines about files and columns that won't be read
 
 
@@ -130,7 +130,8 @@ def file_to_try(source: str, path: str | None) -> FileVersion | None:
     folder, pattern = split_glob(location)
     if source == "parquet":
         return first_file(folder, _is_like(pattern, is_parquet))
-    return first_file(folder, _is_like(pattern, _is_tar) if source == "webdataset" else is_image)
+    tars = _is_like(pattern, lambda path: path.endswith(TARS))
+    return first_file(folder, tars if source == "webdataset" else is_image)
 
 
 def shard_in_place(images: Artifact) -> FileVersion | None:
@@ -160,7 +161,7 @@ def check_outside(out: str, path: str) -> None:
     """Raise SourceError if a new tar in `out` would be taken for one of the tars at `path`."""
     folder, pattern = split_glob(absolute(path))
     below = PurePosixPath(out.removeprefix(folder).lstrip("/"), "shard-0.tar").as_posix()
-    if f"{out}/".startswith(f"{folder}/") and _is_like(pattern, _is_tar)(below):
+    if f"{out}/".startswith(f"{folder}/") and _is_like(pattern, lambda path: path.endswith(TARS))(below):
         raise SourceError(
             f"--out {out} lies in the source {path}: what is written there would be read as a part of it; name a "
             "folder beside it"
@@ -169,7 +170,3 @@ def check_outside(out: str, path: str) -> None:
 
 def _is_like(pattern: str | None, is_kind: Callable[[str], bool]) -> Callable[[str], bool]:
     return lambda path: fnmatch.fnmatchcase(path, pattern or "*") and is_kind(path)
-
-
-def _is_tar(path: str) -> bool:
-    return path.endswith(TARS)

@@ -215,7 +215,7 @@ def _ray_batches(samples: Samples, share: Share, *, layout: Layout, threads: int
         fn_constructor_args=(samples, share),
         fn_constructor_kwargs={"layout": layout, "threads": threads},
         batch_size=1,
-        compute=ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),  # or a later one runs first after a death
+        compute=ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),  # in order, after a death too
         num_cpus=0,  # it works on the logical CPUs of its rank: a rank never waits for room for its reader
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
     )
@@ -224,7 +224,7 @@ def _ray_batches(samples: Samples, share: Share, *, layout: Layout, threads: int
     context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=ahead)
     context.custom_execution_callback_classes = [Rest]
     context._max_num_blocks_in_streaming_gen_buffer = AHEAD_BLOCKS
-    context.target_max_block_size = int(0.8 * layout.block_bytes)  # a block of the reader's is passed on as it is
+    context.target_max_block_size = int(0.8 * layout.block_bytes)  # blocks stay whole
     context.enable_progress_bars = context.print_on_execution_start = False
     batches = dataset.iter_batches(batch_size=share.rows, batch_format="numpy", prefetch_batches=PREFETCHED_BATCHES)
     try:

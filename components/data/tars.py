@@ -23,7 +23,7 @@ OTHER_IMAGES = ("avif", "heic", "heif", "jxl", "jp2")  # of formats that no deco
 CONVERT = "convert them to PNG or JPEG, as with `magick mogrify -format jpg`"
 PICKLE_SUFFIXES = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "joblib", "dill"})
 MAX_MEMBER_BYTES = 256 * 2**20
-MAX_UNPACKED_BYTES = 2**30  # of a compressed tar of half that size or less; no larger one more than doubles
+MAX_UNPACKED_BYTES = 2**30  # of a compressed tar, or twice its size
 MAX_WORDS_BYTES = 2**20  # of a `json` member that is read
 CHUNK = 2**20
 GZIP = b"\x1f\x8b"
@@ -61,15 +61,12 @@ class Group(NamedTuple):
     def words(self) -> "SampleWords":
         """Class and caption: of the members `cls` and `txt`, or of `json` where there is neither."""
         if {"cls", "txt"} & self.members.keys():
-            label = self._text("cls") if "cls" in self.members else None
-            return SampleWords(label, self._text("txt"))
+            texts = {name: self.members.get(name, b"").decode(errors="replace").strip() for name in ("cls", "txt")}
+            return SampleWords(texts["cls"] if "cls" in self.members else None, texts["txt"])
         fields = _fields(self.members.get("json", b""))
         caption = next((fields[name] for name in NAMES["caption"] if fields.get(name)), None)
         labels = (fields[name] for name in NAMES["label"] if isinstance(fields.get(name), int | str))
         return SampleWords(next((str(label) for label in labels if label != ""), None), first_caption(caption).strip())
-
-    def _text(self, suffix: str) -> str:
-        return self.members.get(suffix, b"").decode(errors="replace").strip()
 
 
 class SampleWords(NamedTuple):

@@ -145,7 +145,7 @@ class AgreementConfig(Config):
 
     study: ClassVar[type] = AgreementStudy
 
-    samples: int = Field(128, ge=2)  # of each generator by label, as many by prompt, and as many held-out images
+    samples: int = Field(128, ge=2)  # of each generator by label, and by prompt; and held-out images
     seed: int = Field(0, ge=0)
 
 

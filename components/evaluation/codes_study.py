@@ -84,15 +84,9 @@ class CodesStudy(ModelStudy["CodesStudyConfig"]):
         if (classes := len(self.index.classes)) > 1:
             levels = max(2, round(network.codebook_size ** (1 / 3)))
             chance = float((second.label == np.bincount(first.label).argmax()).mean())
-            for name, title, size, words in (
-                ("codes", "counts of its codes", network.codebook_size, (first.codes, second.codes)),
-                (
-                    "colors",
-                    f"counts of {levels**3} colors of its patches",
-                    levels**3,
-                    (first.words(levels), second.words(levels)),
-                ),
-            ):
+            for name, size in (("codes", network.codebook_size), ("colors", levels**3)):
+                title = "counts of its codes" if name == "codes" else f"counts of {size} colors of its patches"
+                words = (each.codes if name == "codes" else each.words(levels) for each in (first, second))
                 known, asked = (counted_words(each, size=size) for each in words)
                 right = float((linear_probe(known, asked, first.label, classes=classes) == second.label).mean())
                 figures = [100 * right, 100 * share_error(right, count), 100 * chance, count]

@@ -172,8 +172,8 @@ class MeasureConfig(Config):
     """Feature network, precision and image counts of Fréchet distances."""
 
     feature_network: FeatureNetwork = "efficientnet_lite0"
-    feature_weights: Annotated[str | None, Since(None)] = None  # URI of the file, for networks that no package ships
-    precision: FeaturePrecision = "fp32"  # bf16: where the device has it; changes distances by less than 1 %
+    feature_weights: Annotated[str | None, Since(None)] = None  # URI, for networks without a package
+    precision: FeaturePrecision = "fp32"  # bf16 where the device has it: less than 1 % apart
     reference_samples: int = Field(10_000, ge=2)  # at most so many training images
     seed: int = Field(0, ge=0)
 

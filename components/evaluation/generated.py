@@ -53,7 +53,7 @@ class Strip(NamedTuple):
 class SampledImages(NamedTuple):
     """Images of a finished job, by stage, with the denoising strips of diffusion stages."""
 
-    stages: dict[str, np.ndarray]  # stage -> (N, H, W, 3) uint8, in the order in which the generator made them
+    stages: dict[str, np.ndarray]  # stage -> (N, H, W, 3) uint8, in order
     strips: dict[str, Strip]
 
     @property

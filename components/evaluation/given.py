@@ -21,19 +21,8 @@ from components.configuration.config import refuse
 from components.data.given import NUMPY, given_images, open_archive
 from components.data.held_out import WordReader, joined_words, read_split
 from components.data.shards import ShardIndex, View
+from components.evaluation import features
 from components.evaluation.clip_score import ClipScore
-from components.evaluation.features import (
-    FEATURES,
-    LOGITS,
-    FeatureExtractor,
-    FeatureJob,
-    MeasureConfig,
-    extractor_of,
-    feature_job,
-    joined,
-    pack,
-    read_arrays,
-)
 from components.evaluation.generated import measured_requests
 from components.evaluation.image_sets import ImagePart, ShardImages
 from components.evaluation.metrics import METRICS, Compared, Gaussian, counted, gaussian_from, gaussian_of, measured_row
@@ -59,16 +48,16 @@ def published_gaussian(uri: str) -> Gaussian | None:
         return gaussian_from(*(np.load(file, allow_pickle=False) for file in files))
 
 
-def measured_features(job: FeatureJob, extract: FeatureExtractor) -> dict[str, np.ndarray]:
+def measured_features(job: features.FeatureJob, extract: features.FeatureExtractor) -> dict[str, np.ndarray]:
     """Arrays (n, ...) by name of a part, from the file beside its images; written where that can be."""
     try:
         if look_at(job.folder, job.name).record is not None:
-            return read_arrays(job.folder, job.name)
+            return features.read_arrays(job.folder, job.name)
     except (FileNotFoundError, StoreError):
         pass  # no whole file from an earlier try
-    arrays = joined([extract(images) for images in job.part.batches()])
+    arrays = features.joined([extract(images) for images in job.part.batches()])
     try:
-        write_job(job.folder, job.name, pack(**arrays))
+        write_job(job.folder, job.name, features.pack(**arrays))
     except (OSError, StoreError) as error:
         logger.info("features of %s are not kept: %s", job.part.place.uri, error)
     return arrays
@@ -132,7 +121,7 @@ def sample_into(folder: Path, cascade: Cascade, requests: Sequence[Request]) -> 
 def evaluate_given(
     images: str,
     reference: str | Sequence[ShardImages],
-    config: MeasureConfig,
+    config: features.MeasureConfig,
     *,
     captions: Sequence[str] = (),
     clip: ClipScore | None = None,
@@ -153,21 +142,22 @@ def evaluate_given(
     else:
         real, index = [*reference], reference[0].index
         named = f"{shown(index.source)}, held out in {shown(index.root)}"
-    extract = extractor_of(config)
+    extract = features.extractor_of(config)
     facts = config.facts(extract.sha256)
     for so_far in samples:
         progress(*so_far)
-    made, found, done = given_images(images), [], 0
+    made, parts, done = given_images(images), [], 0
     count = sum(part.num_images for part in made)
     fault = clip is not None and not samples and len(captions) != count
     refuse(fault, f"{len(captions)} captions for {count} images: give each image a line, in the order of the names")
     for part in (*made, *real):
-        found.append(measured_features(feature_job(part, *facts), extract))
+        parts.append(measured_features(features.feature_job(part, *facts), extract))
         progress(done := done + part.num_images, sum(each.num_images for each in (*made, *real)))
-    arrays = joined(found[: len(made)])
-    references = joined(found[len(made) :]).get(FEATURES, np.zeros((0, 1)))
+    arrays = features.joined(parts[: len(made)])
+    references = features.joined(parts[len(made) :]).get(features.FEATURES, np.zeros((0, 1)))
     gaussian = gaussian_of(references) if published is None else published
-    compared = Compared(arrays[FEATURES], references, gaussian, seed=config.seed, logits=arrays.get(LOGITS))
+    found, logits = arrays[features.FEATURES], arrays.get(features.LOGITS)
+    compared = Compared(found, references, gaussian, seed=config.seed, logits=logits)
     row, scores, own = measured_row("images", "model", compared, tuple(METRICS)), [], cycle(captions)
     if clip is not None:
         for batch in (batch for part in made for batch in part.batches()):

@@ -60,7 +60,7 @@ class ShardImages(NamedTuple):
     @property
     def member(self) -> Member:
         """The image of each sample; another member has another class, lest names of features move."""
-        return "image"
+        return next(member for member, kind in OF_MEMBER.items() if type(self) is kind)
 
     @property
     def num_images(self) -> int:
@@ -86,24 +86,12 @@ class ShardImages(NamedTuple):
 class DepthImages(ShardImages):
     """Depth maps of samples."""
 
-    @property
-    def member(self) -> Member:
-        return "depth"
-
 
 class MaskImages(ShardImages):
     """Masks of samples."""
 
-    @property
-    def member(self) -> Member:
-        return "mask"
 
-
-OF_MEMBER: dict[Member, type[ShardImages]] = {
-    "image": ShardImages,
-    "depth": DepthImages,
-    "mask": MaskImages,
-}
+OF_MEMBER: dict[Member, type[ShardImages]] = {"image": ShardImages, "depth": DepthImages, "mask": MaskImages}
 
 
 class SmallerImages(NamedTuple):
@@ -208,12 +196,7 @@ def shrink(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def split_parts(
-    index: ShardIndex,
-    split: Split,
-    *,
-    resolution: int,
-    limit: int | None = None,
-    member: Member = "image",
+    index: ShardIndex, split: Split, *, resolution: int, limit: int | None = None, member: Member = "image"
 ) -> list[ShardImages]:
     """The first `limit` samples of a split in the order of the index, a part for each shard."""
     parts, left = [], index.samples if limit is None else limit
@@ -221,32 +204,20 @@ def split_parts(
         samples = entry.train_samples if split == "train" else entry.samples - entry.train_samples
         if count := min(left, samples):
             alone = index.model_copy(update={"shards": (entry,)})
-            rows = tuple(range(count))
-            parts.append(OF_MEMBER[member](alone, split, resolution, rows))
+            parts.append(OF_MEMBER[member](alone, split, resolution, tuple(range(count))))
         left -= count
     return parts
 
 
 def trained_parts(
-    index: ShardIndex,
-    *,
-    samples: int,
-    seed: int,
-    resolution: int,
-    member: Member = "image",
+    index: ShardIndex, *, samples: int, seed: int, resolution: int, member: Member = "image"
 ) -> list[ShardImages]:
     """At most so many training images, of a random part of the set."""
     part = random_part(index, samples=samples, seed=seed)
     return split_parts(part, "train", resolution=resolution, limit=samples, member=member)
 
 
-def held_out_parts(
-    index: ShardIndex,
-    *,
-    resolution: int,
-    limit: int,
-    member: Member = "image",
-) -> list[ShardImages]:
+def held_out_parts(index: ShardIndex, *, resolution: int, limit: int, member: Member = "image") -> list[ShardImages]:
     """The first held-out samples; training samples where there are none, as in `held_out_arrays`."""
     wanted = partial(split_parts, index, resolution=resolution, limit=limit, member=member)
     return wanted("holdout") or wanted("train")

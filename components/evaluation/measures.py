@@ -39,7 +39,7 @@ MEASURES = {
     "achieved_gflops": Measure("GFLOP/s", plain, median),  # of all devices, where no peak is known
     "gpu_utilization": Measure("GPU busy", percent, median),  # time in which any kernel ran
     "data_wait_fraction": Measure("data wait", percent, median),  # time of waiting for data
-    "peak_memory_gb": Measure("peak memory", "{:.1f} GB".format, max),  # of the GPU's tensors, else the process
+    "peak_memory_gb": Measure("peak memory", "{:.1f} GB".format, max),  # of GPU or process
     "checkpoint_hold_seconds": Measure("checkpoints", "{:,.1f} s".format, sum),  # held since the last log
 }
 

@@ -132,11 +132,8 @@ METRICS: dict[str, Metric] = {
     ),
 }
 USUAL = tuple(name for name, metric in METRICS.items() if metric.usual)
-PUBLISHED = {  # distance and protocol in names
-    "inception": ("fid", "inception"),
-    "inception_clean": ("fid", "clean"),
-    "dinov2": ("fd", "dinov2"),
-}
+# Distance and protocol in names.
+PUBLISHED = {"inception": ("fid", "inception"), "inception_clean": ("fid", "clean"), "dinov2": ("fd", "dinov2")}
 
 
 class DistanceRow(Config, extra="allow"):
@@ -298,7 +295,6 @@ def nearest_images(features: np.ndarray, references: np.ndarray) -> tuple[np.nda
 
 
 def _in_float64(values: np.ndarray) -> "Tensor":
-    """Values in float64, on the best device."""
     import torch
 
     from components.sampling.device import best_device

@@ -85,7 +85,7 @@ class NoisingStudyConfig(Config):
     samples: int = Field(128, ge=2)  # images that values and errors are computed from
     shown: int = Field(4, ge=1)  # images in a row of their own
     frames: int = Field(8, ge=2)  # times of a row
-    resolution: int | None = Field(None, ge=8)  # of the images that are noised to be seen; None: the model's
+    resolution: int | None = Field(None, ge=8)  # of the shown images; None: the model's
     seed: int = Field(0, ge=0)
 
 

@@ -89,13 +89,9 @@ class ObedienceStudy(ModelStudy["ObedienceConfig"]):
         rows, summary, headline = list[list[str]](), dict[str, float](), dict[str, float]()
         for name, read in measured.items():
             shares = shares_of(plan.facts[name][1], read, self.index.held_out_pairs, seed=self.config.seed)
-            rows += [
-                [
-                    f"{name}, {group} pairs",
-                    *(shares[of, group].words if (of, group) in shares else "–" for of in ATTRIBUTES),
-                ]
-                for group in dict.fromkeys(group for _, group in shares)
-            ]
+            for group in dict.fromkeys(group for _, group in shares):
+                cells = (shares[of, group].words if (of, group) in shares else "–" for of in ATTRIBUTES)
+                rows.append([f"{name}, {group} pairs", *cells])
             for (attribute, group), share in shares.items():
                 of = f"{name}, {attribute}" if len(plan.groups) > 1 else attribute
                 metric = f"obedience_{name}_{group}_{attribute}".replace(" ", "_").replace("-", "_")

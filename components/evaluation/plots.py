@@ -54,8 +54,8 @@ def drawn_svg(draw: Callable[["Figure"], None], *, size: tuple[float, float], te
     for drawn, shown in COLORS.items():
         svg = svg.replace(drawn, shown)
     view_box = svg.partition('viewBox="')[2].partition('"')[0]
-    drawing = svg[svg.index("</defs>") + len("</defs>") :]  # behind matplotlib's metadata and page-wide style
-    drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # the same in each image: two on one page would clash
+    drawing = svg[svg.index("</defs>") + len("</defs>") :]  # without metadata and style
+    drawing = re.sub(r'<g id="[^"]*"', "<g", drawing)  # would clash on a page
     drawing = re.sub(r"font-family: [^;]+;", "", drawing)
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     opening = f'<svg {spaces} viewBox="{view_box}" role="img" class="curve"'
@@ -105,7 +105,6 @@ def running_mean(values: Sequence[float], *, width: int) -> list[float]:
 
 
 def _dress(axes: "Axes") -> None:
-    """Ticks, grid and frame in the colors of the page."""
     axes.tick_params(colors=INK, which="both", length=0)
     axes.grid(color=RULE, linewidth=0.8)
     for spine in axes.spines.values():
@@ -166,7 +165,6 @@ def plot_svg(panels: Sequence[Panel], *, salt: str, across: int | None = None) -
 
 
 def _legend(figure: "Figure", names: Sequence[str], columns: int) -> None:
-    """Legend of all names, each once."""
     marks = {}
     for axes in figure.axes:
         marks |= {mark.get_label(): mark for mark in axes.get_legend_handles_labels()[0]}

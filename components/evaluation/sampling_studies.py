@@ -24,6 +24,7 @@ from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.study import (
     Findings,
     Measured,
+    V,
     VariantsConfig,
     VariantStudy,
     counted,
@@ -66,24 +67,27 @@ class SamplerSetting(NamedTuple):
         return f"{self.sampler}, {self.steps} steps"
 
 
-class StepsStudy(VariantStudy["StepsStudyConfig"]):
-    """Images of the base of a cascade by every sampler and number of steps; the input is `cascade`."""
+class CascadeStudy(VariantStudy[V]):
+    """Images of a cascade with a diffusion model, made in several ways; the input is `cascade`."""
 
     by_prompt = True
+
+    def load(self) -> Cascade:
+        """The cascade. Raises ValueError if it has no diffusion model."""
+        with self.models["cascade"].local_copy() as folder:
+            cascade = Cascade.load(folder, device=best_device())
+        refuse(cascade.base is None, "this cascade has no diffusion model whose samplers could be compared")
+        return cascade
+
+
+class StepsStudy(CascadeStudy["StepsStudyConfig"]):
+    """Images of the base of a cascade by every sampler and number of steps."""
 
     def settings(self) -> dict[str, SamplerSetting]:
         """Name -> setting, the reference last."""
         config = self.config
         chosen = [SamplerSetting(sampler, steps) for sampler in config.samplers for steps in sorted(config.steps)]
         return {setting.name: setting for setting in (*chosen, config.reference)}
-
-    def load(self) -> Cascade:
-        """The cascade. Raises ValueError if it has no diffusion model."""
-        with self.models["cascade"].local_copy() as folder:
-            cascade = Cascade.load(folder, device=best_device())
-        if cascade.base is None:
-            raise ValueError("this cascade has no diffusion model whose samplers could be compared")
-        return cascade
 
     def sample(self, models: Cascade, job: SampleJob) -> dict[str, Any]:
         """Images of the base alone by the job's sampler and steps.
@@ -152,10 +156,8 @@ class StageSetting(NamedTuple):
         return f"{readable(self.stage)}, {self.steps} steps"
 
 
-class StagesStudy(VariantStudy["StagesStudyConfig"]):
-    """Finished images of a cascade by the steps of each stage; the input is `cascade`."""
-
-    by_prompt = True
+class StagesStudy(CascadeStudy["StagesStudyConfig"]):
+    """Finished images of a cascade by the steps of each stage."""
 
     @property
     def stages(self) -> list[str]:
@@ -168,11 +170,6 @@ class StagesStudy(VariantStudy["StagesStudyConfig"]):
         steps = sorted(set(self.config.steps))
         settings = (StageSetting(stage, count) for stage in self.stages for count in steps)
         return {setting.name: setting for setting in settings}
-
-    def load(self) -> Cascade:
-        """The cascade."""
-        with self.models["cascade"].local_copy() as folder:
-            return Cascade.load(folder, device=best_device())
 
     def side(self, models: Cascade) -> int:
         """Pixels of a side of the finished images."""
@@ -200,11 +197,8 @@ class StagesStudy(VariantStudy["StagesStudyConfig"]):
             shown += [own[0], own[-1]]
         axes = "network evaluations of the stage, an image", label
         panel = Panel(*axes, lines, levels={HELD_OUT: measured.held_out_distance}, log_x=True, log_y=True)
-        rows = [
-            [readable(name), steps, point.evaluations, point.distance, count]
-            for point in points.values()
-            for name, steps in [point.setting]
-        ]
+        settings = ((point.setting.stage, point.setting.steps, point) for point in points.values())
+        rows = [[readable(name), steps, point.evaluations, point.distance, count] for name, steps, point in settings]
         return Findings(
             {f"Distance against steps of each stage, {number}": plot_svg([panel], salt=self.stage)},
             {STAGES: {"columns": ["stage", "steps", "evaluations", label, "N"], "rows": rows}},

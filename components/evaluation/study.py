@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from components.configuration.config import Config, refuse
-from components.data.held_out import SplitArrays, read_random_part, read_split
+from components.data.held_out import SplitArrays, random_part, read_split
 from components.data.shards import ShardIndex, View
 from components.evaluation.features import (
     FeatureNetwork,
@@ -157,7 +157,7 @@ class Point(NamedTuple):
     setting: Any  # the way, with a name and a title
     distance: float
     evaluations: float  # of the sampled network, for each image
-    correct: np.ndarray  # (N,) bool: True where an independent classifier sees the requested class; or (0,)
+    correct: np.ndarray  # (N,) bool: the classifier sees the requested class; or (0,)
     first: list[np.ndarray]  # SHOWN images (H, W, 3) uint8
 
     @property
@@ -209,7 +209,8 @@ class VariantStudy(ModelStudy[V]):
     def plan(self) -> StudyPlan:
         """The same requests in every way, with labels, or labels and captions, of training images."""
         models, config = self.load(), self.config
-        trained = read_random_part(self.index, View(SMALL), samples=config.reference_samples, seed=config.seed)
+        part = random_part(self.index, samples=config.reference_samples, seed=config.seed)
+        trained = read_split(part, "train", View(SMALL), limit=config.reference_samples)
         captions = trained.caption if self.by_prompt else [""] * len(trained.label)
         asked: dict[str, Any] = {"labels": trained.label, "captions": captions, "count": config.samples}
         cascade = models if isinstance(models, Cascade) else Cascade(base=models.base)

