@@ -14,18 +14,7 @@ from components.configuration.config import refuse
 from components.data.encoding import describe_autoencoder
 from components.data.held_out import read_split
 from components.data.shards import Member, ShardIndex, View, load_index
-from components.evaluation import image_sets, reconstructions
-from components.evaluation.features import (
-    FEATURES,
-    FeatureJob,
-    FeatureSet,
-    MeasureConfig,
-    Measuring,
-    MetricNames,
-    check_feature_network,
-    distance_rows,
-    measure_features,
-)
+from components.evaluation import features, image_sets, reconstructions
 from components.evaluation.generated import measured_stages
 from components.evaluation.grids import labelled_grid, readable
 from components.evaluation.image_sets import HELD_OUT, REFERENCE, ImageSet, MadeStage, held_out_parts
@@ -52,7 +41,7 @@ class EvaluationConfig(PairsConfig):
 
     held_out_samples: int = Field(1024, ge=2)  # at most so many to reconstruct
     window: int | None = Field(None, ge=8)  # pixels; larger images are also compared window by window
-    metrics: MetricNames = USUAL  # the distance is measured in any case, its error where it is named
+    metrics: features.MetricNames = USUAL  # the distance in any case, its error where named
 
     def _check(self) -> None:
         super()._check()
@@ -74,14 +63,14 @@ def evaluate(
     Returns an artifact of kind `report`: images, statistics of the reference, and all figures as metadata.
     Raises, before any work, FeatureNetworkError or PerceptualWeightsError for networks or weights that are missing, and
     ValueError for figures of an autoencoder where there is none."""
-    check_feature_network(config.feature_network, config.feature_weights)
+    features.check_feature_network(config.feature_network, config.feature_weights)
     check_perceptual_network("vgg16_lpips" if "lpips" in config.pairs else "none", weights_uri=config.lpips_weights)
     refuse(config.pairs and tokenizer is None, "evaluation.pairs: there is no autoencoder to judge; leave them out")
     metadata: dict[str, Any] = {"feature_network": config.feature_network, "distances": [], "summary": {}}
-    folder, index, kept, side = context.scratch(), load_index(images.url("index.json")), list[FeatureJob](), 0
+    folder, index, kept, side = context.scratch(), load_index(images.url("index.json")), list[features.FeatureJob](), 0
     member: Member = "image"
     with context.pool() as pool:
-        work = Measuring(pool, context.report_images, context.work_store if context.forced else None)
+        work = features.Measuring(pool, context.report_images, context.work_store if context.forced else None)
         if tokenizer is not None:
             side = describe_autoencoder(tokenizer).resolution
             member = describe_bundle(tokenizer.read(DESCRIPTION)).settings.get("member", member)
@@ -117,9 +106,9 @@ def measure(
     config: EvaluationConfig,
     index: ShardIndex,
     made: list[MadeStage],
-    kept: list[FeatureJob],
+    kept: list[features.FeatureJob],
     side: int,
-    work: Measuring,
+    work: features.Measuring,
     member: Member,
 ) -> tuple[list[DistanceRow], bytes, list[tuple[MadeStage, bytes, dict[str, float]]]]:
     """Figures of images made against training images, statistics of the latter, nearest images.
@@ -132,13 +121,13 @@ def measure(
     sets, windows = image_sets.compared_sets(trained, held_out, made, seed=seed), {}
     if config.window is not None and config.window < whole:
         windows = image_sets.window_sets(sets, made, side=config.window, whole=whole, seed=seed)
-    measured = measure_features(sets | windows, config, work)
+    measured = features.measure_features(sets | windows, config, work)
     wholes = [images for images in measured if images.name in sets]
-    wholes += [FeatureSet(RECONSTRUCTED, "model", tuple(kept))] if kept else []
-    rows = distance_rows(wholes, pool=pool, seed=seed, metrics=config.metrics)
+    wholes += [features.FeatureSet(RECONSTRUCTED, "model", tuple(kept))] if kept else []
+    rows = features.distance_rows(wholes, pool=pool, seed=seed, metrics=config.metrics)
     if windows:
         cut = [images for images in measured if images.name in windows]
-        rows += distance_rows(cut, pool=pool, seed=seed, metrics=config.metrics, reference=next(iter(windows)))
+        rows += features.distance_rows(cut, pool=pool, seed=seed, metrics=config.metrics, reference=next(iter(windows)))
     (reference,) = (images for images in wholes if images.name == REFERENCE)
     ordered = sorted(rows, key=lambda row: (row.purpose == "model", row.name != RECONSTRUCTED))
     near, found = [], {images.name: images for images in wholes}
@@ -146,7 +135,7 @@ def measure(
         if stage.name in found and held_out[0].split == "holdout" and HELD_OUT in found:
             theirs = found[stage.name], reference, found[HELD_OUT]
             near.append((stage, *pool.call(partial(draw_nearest, stage, trained, *theirs))))
-    return ordered, pool.call(lambda: pack_gaussian(gaussian_of(reference.read()[FEATURES]))), near
+    return ordered, pool.call(lambda: pack_gaussian(gaussian_of(reference.read()[features.FEATURES]))), near
 
 
 def draw_real(index: ShardIndex, resolution: int) -> dict[str, bytes]:
@@ -166,8 +155,8 @@ def run_study(config: Any, context: StageContext, *, images: Artifact, **models:
     Returns an artifact of kind `report`: plots, tables, figures and images.
     Raises, before any work, FeatureNetworkError if the feature network is not installed, and ValueError of one line for
     models or images that do not fit the study."""
-    if isinstance(config, MeasureConfig):
-        check_feature_network(config.feature_network, config.feature_weights)
+    if isinstance(config, features.MeasureConfig):
+        features.check_feature_network(config.feature_network, config.feature_weights)
     index, files, done = load_index(images.url("index.json")), context.files_store, 0
     study: ModelStudy[Any] = config.study(config, index, models, files, context.stage)
     with context.pool() as pool:
@@ -175,7 +164,7 @@ def run_study(config: Any, context: StageContext, *, images: Artifact, **models:
         total = sum(map(study.images_of, plan.jobs))
         for job in pool.finish(study.worker, plan.jobs, files=files):
             context.report_images(done := done + study.images_of(job), total)
-        work = Measuring(pool, context.report_images, context.work_store if context.forced else None)
+        work = features.Measuring(pool, context.report_images, context.work_store if context.forced else None)
         measured = study.measure(plan, work)
         findings = pool.call(partial(study.findings, plan, measured))
     return commit_findings(context, findings)

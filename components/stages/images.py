@@ -35,7 +35,7 @@ def ingest_images(config: ImagesConfig, context: StageContext) -> Artifact:
     """
     name, path = detect_source(config.source)
     settings = IngestConfig(**config.model_dump(exclude={"source"}))
-    core = context.resources.cpus_per_core  # these tasks draw and compress in one thread; a training's readers wait
+    core = context.resources.cpus_per_core  # tasks of one thread; a training's readers wait
     place = {"out": context.files_store, "num_cpus": core, "warn": context.warn}
     index = ingest(name, path, config=settings, progress=context.report_images, **place)
     shards, quarantined = list[FileEntry](), list[dict[str, Any]]()

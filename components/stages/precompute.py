@@ -19,12 +19,12 @@ from components.data.shards import BPE, INDEX, load_index, read_bpe
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact, FileEntry, read_records, upload_attempt
 from components.runtime.storage.store import SCRATCH, Store, absolute
-from components.sampling.frozen_text import LENGTH, check_transformers, load_frozen_text
+from components.sampling.frozen_text import LENGTH, load_frozen_text
 from components.stages.context import StageContext
 from components.training.frozen import ColumnEncoder, FrozenNetworks, frozen_encoders
-from components.weights.files import PACKAGE, encoder_folder, encoder_places, fetch_encoder
+from components.weights.files import PACKAGE, encoder_folder, fetch_encoder
 
-FACTS = {"source", "license", "samples", "train_samples", "classes", "resolution"}  # of an index, in the metadata
+FACTS = {"source", "license", "samples", "train_samples", "classes", "resolution"}  # in the metadata
 Column = Literal["latents", "image_embedding", "text_states", "text_embedding"]
 
 
@@ -34,7 +34,7 @@ class PrecomputeConfig(Config):
     columns: tuple[Column, ...] = ()  # arrays of each sample
     resolution: int = Field(ge=1)  # side of the images that encoders see
     kept_resolution: int | None = Field(None, ge=1)  # side of the images that are kept; None: resolution
-    precision: Annotated[Precision, Since("fp32")] = "fp32"  # bf16 on GPUs: of the networks that make the columns
+    precision: Annotated[Precision, Since("fp32")] = "fp32"  # bf16 on GPUs
 
     def _check(self) -> None:
         if len({*self.columns}) < len(self.columns):
@@ -87,9 +87,9 @@ class TextEncoderConfig(Config):
     # folder that transformers' save_pretrained wrote: local (the worker may be in another one), in object storage, or
     # package://NAME/FOLDER, in the installed Python package NAME
     uri: Annotated[str, Field(min_length=1), AfterValidator(absolute)]
-    length: int = Field(32, ge=2)  # tokens of a text, of the encoder's own tokenizer; longer texts lose their end
-    pads: Annotated[Literal["hidden", "attended"], Since("hidden")] = "hidden"  # attended: as in Stable Diffusion
-    skipped_layers: Annotated[int, Since(0)] = Field(0, ge=0)  # of the last; 1: the "penultimate" layer's states
+    length: int = Field(32, ge=2)  # tokens of the encoder's own; longer texts lose their end
+    pads: Annotated[Literal["hidden", "attended"], Since("hidden")] = "hidden"  # attended: Stable Diffusion
+    skipped_layers: Annotated[int, Since(0)] = Field(0, ge=0)  # 1: the "penultimate" layer's states
 
 
 def import_text_encoder(config: TextEncoderConfig, context: StageContext) -> Artifact:
@@ -118,9 +118,3 @@ def copy_text_encoder(config: TextEncoderConfig, store: Store) -> tuple[list[Fil
         unlike = config.model_dump(exclude={"uri", "length"}, exclude_defaults=True)
         (folder / LENGTH).write_text(json.dumps({"length": config.length} | unlike))
         return upload_attempt(store, folder), load_frozen_text(folder).states_shape
-
-
-def check_text_encoder(config: TextEncoderConfig) -> None:
-    """Cheap check before any work: FrozenTextError without an encoder, or a library to load it."""
-    check_transformers()
-    encoder_places(config.uri)

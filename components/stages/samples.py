@@ -11,15 +11,8 @@ from pydantic import Field
 from components.configuration.sampling import SamplingConfig
 from components.data.held_out import WordReader, Words, joined_words, random_part, read_split
 from components.data.shards import BPE, INDEX, ShardIndex, View, load_index
+from components.evaluation import generated
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests
-from components.evaluation.generated import (
-    CascadeSampler,
-    jobs_of,
-    measured_jobs,
-    measured_requests,
-    read_jobs,
-    seconds_per_image,
-)
 from components.runtime import events
 from components.runtime.pool import file_name
 from components.runtime.storage.artifact import Artifact, FileEntry, read_records, upload_attempt
@@ -81,15 +74,15 @@ def sample_generators(config: SamplesConfig, context: StageContext, *, images: A
         read = partial(WordReader, index.model_copy(update={"shards": ()}), "train")
         trained = joined_words(list(pool.map(read, part.shards)))
         shown, requests = pool.call(partial(plan_samples, config, index, trained, cascade))
-        measured = {name: measured_jobs(name, own) for name, own in requests.items()}
+        measured = {name: generated.measured_jobs(name, own) for name, own in requests.items()}
         jobs = [*gallery_jobs(shown, strip_frames=config.strip_frames), *chain(*measured.values())]
         total = sum(len(job.requests) for job in jobs)
-        for job in pool.finish(partial(CascadeSampler, cascade, files), jobs, files=files):
+        for job in pool.finish(partial(generated.CascadeSampler, cascade, files), jobs, files=files):
             context.report_images(done := done + len(job.requests), total)
         drawn = pool.call(partial(draw_gallery, shown, files, classes=index.classes))
     names = [job.name for job in jobs]
     records = dict(zip(names, read_records(files, names), strict=True))
-    taken = {name: seconds_per_image(group, records) for name, group in measured.items() if group}
+    taken = {name: generated.seconds_per_image(group, records) for name, group in measured.items() if group}
     seconds = {f"seconds_per_image_{name}": value for name, value in taken.items()}
     context.write_images(folder, {name: png for name, (png, _) in drawn.items()})
     context.recorder.emit(events.Metrics(context.stage, 0, seconds))
@@ -111,14 +104,14 @@ def preserve_prior(config: SubjectConfig, context: StageContext, *, images: Arti
     start, index, files = open_start(config.init_from), load_index(images.url("index.json")), context.files_store
     words = config.requests(start.model)
     requests = [words[1].replace(seed=number) for number in range(config.samples)]
-    jobs, done = jobs_of("prior", requests), 0
+    jobs, done = generated.jobs_of("prior", requests), 0
     with context.pool() as pool:
         entries = pool.call(partial(compose_start, start, config.sampling, context.work_store))
         place = {"stage": context.stage, "key": context.key, "root": context.work_store.uri}
         cascade = Artifact(kind="model", files=tuple(entries), **place)
-        for job in pool.finish(partial(CascadeSampler, cascade, files), jobs, files=files):
+        for job in pool.finish(partial(generated.CascadeSampler, cascade, files), jobs, files=files):
             context.report_images(done := done + len(job.requests), config.samples)
-        made = read_jobs(jobs, files).finished
+        made = generated.read_jobs(jobs, files).finished
         facts = pool.call(partial(write_subject, start, config.weight, index, words, made, files))
     return context.commit("shards", written=[INDEX, BPE, SUBJECT], metadata=facts)
 
@@ -140,6 +133,6 @@ def plan_samples(
     words: dict[str, Any] = {"labels": trained.label, "captions": trained.caption, "images": given}
     captions = held_out.caption or trained.caption
     return gallery_requests(config, models, captions=captions, images=shown, seed=seed), {
-        generator: measured_requests(models, generator, count=config.measured_samples, seed=seed, **words)
+        generator: generated.measured_requests(models, generator, count=config.measured_samples, seed=seed, **words)
         for generator in models.generators
     }

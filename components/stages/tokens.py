@@ -27,7 +27,7 @@ class TokensConfig(Config):
     stage_version = 2  # counts and keys of each file, for readers that hold no whole set
 
     member: Member = "image"  # what of each sample is the image: itself, its depth map or its mask
-    precision: Annotated[Precision, Since("fp32")] = "fp32"  # bf16 on GPUs: several times as fast; some codes differ
+    precision: Annotated[Precision, Since("fp32")] = "fp32"  # bf16 on GPUs: faster; some codes differ
 
 
 def tokenize_images(config: TokensConfig, context: StageContext, *, images: Artifact, tokenizer: Artifact) -> Artifact:

@@ -23,7 +23,7 @@ from components.training.results import ModelDescription
 from components.training.step_model import step_flops, task_maker
 from components.training.worker import TrainingJob
 from components.weights.perceptual import check_perceptual_network
-from components.weights.starts import start_loader, start_scale
+from components.weights.starts import SCALE, open_start, start_loader
 
 HELD_OUT = 256  # images for previews and the final evaluation
 
@@ -69,7 +69,9 @@ def train_on_images(config: Training, context: StageContext, images: Artifact, n
     for member in (needs.member, needs.condition_member):
         if member is not None:
             check_member(index, member)
-    scale, degradation = start_scale(config), None
+    scale = degradation = None
+    if config.init_from is not None:
+        scale = open_start(config.init_from).model.settings.get(SCALE)  # which the start has learned
     inputs = image_inputs(config, context.pool, images, index, networks, latent_scale=scale)
     if needs.degradations:
         degradation = Degradation(config.optimization.seed, needs.degradations, needs.jpeg_qualities)

@@ -63,7 +63,7 @@ def activations(model: StepModel) -> Activations:
             step_keeps(model.loaded_task(), model.batch(samples), step=training.optimization.total_steps)
             for samples in (unit, 2 * unit)
         )
-    pairs = list(zip(once, twice, strict=True))  # a GAN's step has several passes: at most the largest one's is kept
+    pairs = list(zip(once, twice, strict=True))  # of several passes the largest
     blocks = [block for one, two in pairs for block in zip(one.blocks, two.blocks, strict=True)]
     return Activations(
         whole=largest(Linear.through(one.whole, two.whole, unit=unit) for one, two in pairs),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from components.configuration.optimization import AdapterConfig
 from components.weights.starts import is_below
@@ -61,13 +61,13 @@ def lora_config(config: AdapterConfig, new: Sequence[str] = ()) -> Any:
     )
 
 
-def merge_adapter(network: nn.Module) -> dict[str, Tensor]:
+def merge_adapter(network: nn.Module, config: AdapterConfig, folder: Path) -> None:
     """Add the adapter to the weights, in place, and take its layers out.
-    Returns A and B by their names in peft's files."""
+    A and B are written with their configuration as peft reads them."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     tensors = {
-        PREFIX + name.replace(f".{NAME}.", "."): tensor.detach().clone()
+        PREFIX + name.replace(f".{NAME}.", "."): tensor.detach().clone().contiguous()
         for name, tensor in network.state_dict().items()
         if ".lora_" in name
     }
@@ -75,10 +75,5 @@ def merge_adapter(network: nn.Module) -> dict[str, Tensor]:
         if isinstance(module, BaseTunerLayer):
             module.merge()
             network.set_submodule(name, module.get_base_layer())
-    return tensors
-
-
-def save_adapter(folder: Path, tensors: dict[str, Tensor], config: AdapterConfig) -> None:
-    """Write A and B with their configuration as peft reads them."""
     lora_config(config).save_pretrained(folder / FOLDER)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / FOLDER / TENSORS)
+    save_file(tensors, folder / FOLDER / TENSORS)

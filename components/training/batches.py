@@ -29,9 +29,9 @@ def to_batch(rows: Arrays, device: torch.device | str = "cpu") -> Batch:
     batch = {}
     for name in TENSORS:
         if name in rows:
-            column = rows[name]  # of objects, arrays of rows, from some readers; else the tensor shares its memory
+            column = rows[name]  # of objects, from some readers; else its memory is shared
             column = np.stack(list(column)) if column.dtype == object else np.ascontiguousarray(column)
-            with warnings.catch_warnings():  # readers give memory that must not be written to: no task does
+            with warnings.catch_warnings():  # of memory that no task writes to
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
                 tensor = to_device(torch.from_numpy(column), "cpu" if name in ON_HOST else device)
             batch[name] = from_uint8(tensor) if name in IMAGES else tensor.float() if name in ARRAYS else tensor.long()

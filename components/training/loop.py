@@ -17,7 +17,7 @@ Metrics = dict[str, Tensor]
 class Task(Protocol):
     """A model in training: networks, optimizers, EMA, and the training step."""
 
-    max_batch: int | None  # samples taken at a time, set before `fit`; None: the rank's whole share of a batch
+    max_batch: int | None  # samples at a time, set before `fit`; None: the rank's whole share
     parts_matter: bool  # True if a batch taken in parts trains another model
 
     def train_step(self, batch: Batch, step: int) -> Metrics:

@@ -265,7 +265,7 @@ def correlations(rows: Sequence[EMAProfile], columns: Sequence[EMAProfile]) -> n
     t_a, t_b = np.array([[p.updates for p in rows]], float).T, np.array([[p.updates for p in columns]], float)
     gamma_a = np.array([[gamma_of(p.sigma_rel) for p in rows]]).T
     gamma_b = np.array([[gamma_of(p.sigma_rel) for p in columns]])
-    ratio = (t_a / t_b) ** np.where(t_a < t_b, gamma_b, -gamma_a)  # earlier over later, to the power of the later one
+    ratio = (t_a / t_b) ** np.where(t_a < t_b, gamma_b, -gamma_a)  # earlier over later
     return (gamma_a + 1) * (gamma_b + 1) * ratio / ((gamma_a + gamma_b + 1) * np.maximum(t_a, t_b))
 
 

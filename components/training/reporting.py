@@ -274,7 +274,7 @@ def gpu_utilization(device: torch.device) -> list[float]:
         return []
     try:
         return [torch.cuda.utilization(device) / 100]
-    except Exception:  # no driver, no NVML, no right to ask, or a part of a GPU: never a reason to end a training
+    except Exception:  # no driver, no NVML, no right to ask: no reason to end a training
         return []
 
 

@@ -21,7 +21,7 @@ from components.models.bundle import DESCRIPTION, NETWORKS, WEIGHTS, write_descr
 from components.runtime.storage.artifact import FileEntry, parse_stored, upload_attempt
 from components.runtime.storage.store import SCRATCH, DamagedFileError, Store
 from components.sampling.model import BPE
-from components.training.adapters import add_adapter, merge_adapter, save_adapter
+from components.training.adapters import add_adapter, merge_adapter
 from components.training.checkpoint import IN_WEIGHTS, HostCopy
 from components.training.learner import below, without_memory
 from components.training.optim import EMAProfile, combine, nearest_first, posthoc_factors
@@ -41,7 +41,7 @@ class ModelDescription(NamedTuple):
     network: dict[str, Any]  # arguments of the network's constructor
     settings: dict[str, Any]  # for sampling
     learner: str = ""  # prefix of the network's learner, for a task with several
-    texts: dict[str, str] | None = None  # file name -> content of further files, such as the text tokenizer
+    texts: dict[str, str] | None = None  # file name -> content, such as the text tokenizer
     adapter: AdapterConfig | None = None  # to be merged
     new_modules: tuple[str, ...] = ()  # that have no adapter
 
@@ -50,7 +50,7 @@ class Trained(NamedTuple):
     """A finished training."""
 
     entries: tuple[FileEntry, ...]  # the model's files, in the stage's folder
-    summary: dict[str, float]  # steps, seconds, samples/s, parameters and the task's metrics on held-out data
+    summary: dict[str, float]  # steps, seconds, samples/s, parameters, metrics on held-out data
 
 
 def write_model(
@@ -89,7 +89,7 @@ def merge_weights(folder: Path, description: ModelDescription, adapter: AdapterC
     module = NETWORKS[description.kind](**description.network)
     add_adapter(module, adapter, new=description.new_modules)
     module.load_state_dict(load_file(folder / WEIGHTS))
-    save_adapter(folder, merge_adapter(module), adapter)
+    merge_adapter(module, adapter, folder)
     save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, folder / WEIGHTS)
 
 

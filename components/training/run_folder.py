@@ -33,7 +33,7 @@ from components.training.loop import Task
 from components.training.parallel import Worker, any_rank, lowest
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of finished checkpoints
-NAME = re.compile(r"step-([0-9]{9,})(\.[0-9]+)?")  # of a checkpoint; the second part is the generation of the lease
+NAME = re.compile(r"step-([0-9]{9,})(\.[0-9]+)?")  # of a checkpoint; then the lease's generation
 TOKEN_BITS = 62
 REFUSED = "refused.txt"  # the damage that the fetching rank found
 

@@ -165,16 +165,11 @@ def placed_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
 def clip(network: nn.Module, worker: Worker, *, max_norm: float | None) -> Tensor:
     """The norm () of all gradients together, which are scaled down to `max_norm`; None: they stay."""
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    if worker.shards:
-        return clip_shards(gradients, worker, max_norm=max_norm)
-    if max_norm is None:
-        return nn.utils.get_total_norm(gradients)
-    return nn.utils.clip_grad_norm_(network.parameters(), max_norm)
-
-
-def clip_shards(gradients: list[Tensor], worker: Worker, *, max_norm: float | None) -> Tensor:
-    """Clip gradients in shards by their joint norm over all ranks; like torch's `clip_grad_norm_`.
-    Gradients of parameters that are whole on all ranks are averaged first: FSDP2 leaves them alone."""
+    if not worker.shards:
+        if max_norm is None:
+            return nn.utils.get_total_norm(gradients)
+        return nn.utils.clip_grad_norm_(network.parameters(), max_norm)
+    # Gradients of parameters that are whole on all ranks are averaged first: FSDP2 leaves them alone.
     parts = [local(gradient) for gradient in gradients if is_cut(gradient)]
     uncut = [gradient for gradient in gradients if not is_cut(gradient)]
     for gradient in uncut:

@@ -54,15 +54,15 @@ class TrainingJob(NamedTuple):
     stage: str
     key: str  # the run's name below `folder`; equal keys resume each other
     folder: Store
-    stream: Callable[..., Iterator[Arrays]]  # called in each worker as stream(rank=, world_size=, start_step=)
+    stream: Callable[..., Iterator[Arrays]]  # stream(rank=, world_size=, start_step=), in each worker
     held_out: Callable[[], Arrays]  # called in rank 0; data of previews and the final evaluation
     recorder: events.Recorder
     resources: Resources
     store: Store  # the stage's folder, where the model's files go
     model: ModelDescription
-    tries_memory: bool | None = None  # measure how many samples there is room for, where not told; None: on GPUs
+    tries_memory: bool | None = None  # measure the room for samples, where not told; None: on GPUs
     load_start: Callable[[nn.Module], None] | None = None  # gives first weights, not to a resumed run
-    step_flops: Callable[[], float] | None = None  # counts FLOPs of a step of all ranks, in rank 0; None: no MFU
+    step_flops: Callable[[], float] | None = None  # FLOPs of a step of all ranks, in rank 0; None: no MFU
 
     @property
     def run(self) -> Store:
@@ -130,7 +130,7 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
             return {"preempted": str(reached)}
         trained = True
         saver.finish(task)
-    except (NonFiniteError, DivergedError, NoRoomError, UnreadableError) as error:  # would only happen again
+    except (NonFiniteError, DivergedError, NoRoomError, UnreadableError) as error:  # would happen again
         return {"stopped": str(error)}
     except (RayTaskError, ShardError, ColorError) as error:
         # Neither does a restart heal a bad shard. Several ranks must fail together, so there Train restarts them.
@@ -203,7 +203,7 @@ class Saver:
 
     def __init__(self, job: TrainingJob, reporter: Reporter, held_out: Arrays, *, seconds_before: float) -> None:
         self.job, self.reporter, self.held_out, self.seconds_before = job, reporter, held_out, seconds_before
-        self.worker, self.shards = reporter.worker, reporter.worker.shards  # with shards all ranks take part
+        self.worker, self.shards = reporter.worker, reporter.worker.shards  # shards: on all ranks
         self.has_snapshots = job.config.ema == "power" and job.config.ema_decay > 0
         self.idle = threading.Event()  # set while no checkpoint of the process is in transfer to the store
         self.idle.set()

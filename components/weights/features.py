@@ -119,11 +119,11 @@ class Inception(nn.Module):
         from torch_fidelity import FeatureExtractorInceptionV3
 
         super().__init__()
-        torch.save(file.tensors, given := io.BytesIO())  # the class unpickles a file: it gets one of tensors alone
+        torch.save(file.tensors, given := io.BytesIO())  # the class unpickles a file: of tensors alone
         given.seek(0)
         layers = ["2048", "logits_unbiased"]
         network = FeatureExtractorInceptionV3("inception-v3-compat", layers, feature_extractor_weights_path=given)
-        *convolutions, last = network.children()  # in the order of its own `forward`, which takes 8 bits alone
+        *convolutions, last = network.children()  # as its own `forward`, which takes 8 bits alone
         self.fc: Any = last
         self.features = nn.Sequential(*convolutions)
 
@@ -160,7 +160,7 @@ def of_transformers(name: str, file: WeightsFile) -> Any:
     if file.config.get("model_type") != (wanted := kind.config_class.model_type):
         raise ValueError(f"its config.json is no {wanted}'s")
     given = {"config": kind.config_class.from_dict(file.config), "state_dict": file.tensors}
-    model, found = kind.from_pretrained(None, **given, output_loading_info=True)  # it renames what files hold
+    model, found = kind.from_pretrained(None, **given, output_loading_info=True)  # it renames
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, found[fault])):
             raise ValueError(f"{fault.replace('_', ' ')}: {names[0]}, {len(names)} in all")

@@ -30,7 +30,7 @@ CONFIG, PIPELINE, CARD = "config.json", "model_index.json", "README.md"
 INDEX = ".index.json"  # after a file's name: the names of several files in its place
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.bin")  # by preference
 WEIGHTS += (*(f"{name}{INDEX}" for name in WEIGHTS), "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-NESTS = ("ema", "state_dict", "model", "module")  # of a checkpoint's weights; the average before the last step
+NESTS = ("ema", "state_dict", "model", "module")  # of a checkpoint; the average first
 LICENSE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
 README = "components/weights/README.md"
 PACKAGE = "package://"  # NAME/FOLDER: a folder in an installed Python package
@@ -55,7 +55,12 @@ def read_weights(uri: str) -> WeightsFile:
     folder, _, name = uri.rpartition("/")
     if not uri.endswith((*SAFE, *PICKLED, INDEX)):
         folder, names = uri, tuple(info.path for info in list_url(uri))
-        name = weights_name(shown(uri), names)
+        if PIPELINE in names:
+            parts = sorted({name.partition("/")[0] for name in names if name.endswith(SAFE + PICKLED)})
+            raise ValueError(f"{shown(uri)} is a whole pipeline: name one of its folders, {', '.join(parts)}")
+        if not (name := next((each for each in WEIGHTS if each in names), "")):
+            forms = ", ".join(SAFE + PICKLED)
+            raise ValueError(f"{shown(uri)} holds no weights: give a file ({forms}) or a folder of diffusers")
     store, place = Store(folder), shown(f"{folder}/{name}")
     config = read_config(store) if CONFIG in names else {}
     tensors, metadata, digests = dict[str, Tensor](), dict[str, str](), list[str]()
@@ -93,17 +98,6 @@ def read_tokenizer(uri: str) -> CaptionTokenizer:
     bpe.no_padding()
     bpe.no_truncation()
     return CaptionTokenizer(place, bpe)
-
-
-def weights_name(uri: str, names: tuple[str, ...]) -> str:
-    """The file of weights in a folder. Raises ValueError for a folder without one, or with several models."""
-    if PIPELINE in names:
-        parts = sorted({name.partition("/")[0] for name in names if name.endswith(SAFE + PICKLED)})
-        raise ValueError(f"{uri} is a whole pipeline: name one of its folders, {', '.join(parts)}")
-    there = [name for name in WEIGHTS if name in names]
-    if not there:
-        raise ValueError(f"{uri} holds no weights: give a file ({', '.join(SAFE + PICKLED)}) or a folder of diffusers")
-    return there[0]
 
 
 def read_config(store: Store, name: str = CONFIG) -> dict[str, Any]:

@@ -126,11 +126,7 @@ def facts_of(bundle: ModelBundle) -> dict[str, Any]:
     """Kind, network and settings of a model, for its key, without the place of its file."""
     kind, network, settings, _ = bundle
     own = {name: value for name, value in settings.items() if name != "origin"}
-    return {
-        "kind": kind,
-        "network": network,
-        "settings": own,
-    }
+    return {"kind": kind, "network": network, "settings": own}
 
 
 def import_parts(
@@ -153,18 +149,9 @@ def import_parts(
             for name, bundle in bundles.items():
                 places[name] = Path(home) / name
                 save_bundle(places[name], bundle)
-            compose(
-                folder,
-                sampling=sampling.by_model(),
-                precision=sampling.precision,
-                **places,
-            )
+            compose(folder, sampling=sampling.by_model(), precision=sampling.precision, **places)
 
-    origin = {
-        "uri": weights.uri,
-        "sha256": weights.sha256,
-        "family": WHOLE,
-    }
+    origin = {"uri": weights.uri, "sha256": weights.sha256, "family": WHOLE}
     identity = {
         "file": weights.sha256,
         "parts": {name: facts_of(bundle) for name, bundle in bundles.items()},
@@ -217,8 +204,12 @@ def named(recognized: Recognized, network: dict[str, Any], settings: dict[str, A
     renamed = rename(recognized.tensors, family.rules(network))
     if family.adapted is not None:
         renamed = renamed._replace(tensors=family.adapted(renamed.tensors, network))
-    network |= counted_classes(kind, network, renamed.tensors)
-    check(on_meta(kind, network), renamed, taker)
+    own, tensors = on_meta(kind, network), renamed.tensors
+    tables = [name for name in CLASS_TABLES if name in own and name in tensors]
+    if tables and network.get("num_classes") is not None:  # as many as the file's table has rows
+        network["num_classes"] = max(1, network["num_classes"] + len(tensors[tables[0]]) - len(own[tables[0]]))
+        own = on_meta(kind, network)
+    check(own, renamed, taker)
     return Fitted(recognized, kind, network, settings, renamed.tensors)
 
 
@@ -297,7 +288,7 @@ def read_captions(
     if not target.training.needs().captions:
         if tokenizer is not None:
             raise ValueError(f"{target.name} reads no captions itself: leave --tokenizer out")
-        return DatasetInfo(num_classes=1, condition=target.condition), None  # until tables of the file are counted
+        return DatasetInfo(num_classes=1, condition=target.condition), None  # counted later
     if family.text_tables is None:
         raise ValueError(f"{target.name} reads captions, and no {family.title} does: name another stage")
     if tokenizer is None:
@@ -309,16 +300,6 @@ def read_captions(
         fault = f"no word {family.pad}" if pad is None else f"a word {largest} where the model has {words}"
         raise ValueError(f"{tokenizer.uri} has {fault}: it is not the tokenizer of this {family.title}")
     return DatasetInfo(num_classes=1, vocab_size=words, text_length=places), TextIds(None, None, pad)
-
-
-def counted_classes(kind: str, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """The argument `num_classes` by the rows of the file's table; none for a network without classes."""
-    known = arguments.get("num_classes")
-    if known is None:
-        return {}
-    own = on_meta(kind, arguments)
-    more = [len(tensors[name]) - len(own[name]) for name in CLASS_TABLES if name in own and name in tensors]
-    return {"num_classes": max(1, known + more[0])} if more else {}
 
 
 def on_meta(kind: str, arguments: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -33,35 +33,11 @@ NAMES: Rules = [
 ]
 PROJECTIONS = ("visual_projection.weight", "text_projection.weight")  # from rows there
 FIELDS = {  # that are read, by part of the configuration
-    "model_cfg": {
-        "embed_dim",
-        "quick_gelu",
-        "vision_cfg",
-        "text_cfg",
-    },
-    "vision_cfg": {
-        "image_size",
-        "layers",
-        "width",
-        "patch_size",
-        "head_width",
-        "mlp_ratio",
-        "patch_dropout",
-    },
-    "text_cfg": {
-        "context_length",
-        "vocab_size",
-        "width",
-        "heads",
-        "layers",
-        "mlp_ratio",
-    },
+    "model_cfg": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"},
+    "vision_cfg": {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "patch_dropout"},
+    "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
 }
-USUAL = {  # of images, as CLIP's own
-    "interpolation": "bicubic",
-    "resize_mode": "shortest",
-    "mode": "RGB",
-}
+USUAL = {"interpolation": "bicubic", "resize_mode": "shortest", "mode": "RGB"}  # of images, as CLIP's own
 
 
 def clip_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -98,10 +74,7 @@ def clip_config(stated: Mapping[str, Any]) -> dict[str, Any]:
         refuse(not isinstance(vision["layers"], int), f"{STATED} has a ResNet: read are models of a plain ViT")
         act = "quick_gelu" if model.get("quick_gelu") else "gelu"
         vision_heads = vision["width"] // (vision.get("head_width") or 64)
-        sizes = {
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
-        }
+        sizes = {name: vision[name] for name in ("image_size", "patch_size")}
         # A text is read where its token has the highest number, as transformers does for an end of 2.
         words = {
             "vocab_size": text["vocab_size"],
@@ -119,10 +92,6 @@ def clip_config(stated: Mapping[str, Any]) -> dict[str, Any]:
                 "num_attention_heads": heads,
                 **more,
             }
-        return {
-            "model_type": "clip",
-            "projection_dim": model["embed_dim"],
-            **towers,
-        }
+        return {"model_type": "clip", "projection_dim": model["embed_dim"], **towers}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{STATED} is not whole: {error!r}") from None

@@ -97,7 +97,7 @@ def _vgg16_lpips(uri: str | None) -> PerceptualLoss:
 def _check_header(uri: str) -> None:
     """Raise PerceptualWeightsError for an unreadable file, no safetensors file, or another network's."""
     try:
-        length = int.from_bytes(read_range(uri, 0, 8), "little")  # safetensors begins with the length of its header
+        length = int.from_bytes(read_range(uri, 0, 8), "little")  # of safetensors' header
         names = {*json.loads(read_range(uri, 8, 8 + length))} if length < LARGEST_HEADER else set[str]()
         convolutions = [name for name in names if name.startswith("features.") and name.endswith(".weight")]
         if len(convolutions) != sum(VGG16_CONVS) or not names >= {*LINEAR}:

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 Arguments = Mapping[str, Any]  # of the constructor of our network
-Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]  # pattern and replacement, applied in order
+Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]  # in order
 PART = re.compile(r"#\d")  # in a new name: which of several tensors that are one in our network
 
 
@@ -21,21 +21,21 @@ class WeightFamily(NamedTuple):
     kind: str  # of our network, a key of `components.models.bundle.NETWORKS`
     marks: tuple[str, ...]  # names that every file of the family holds, after a prefix
     names: Rules
-    places: Callable[[Arguments], Rules] | None = None  # rules by the sizes of our network, which are applied first
+    places: Callable[[Arguments], Rules] | None = None  # by sizes of our network; applied first
     prefixes: tuple[str, ...] = ("",)  # of the part of a file with several models
     training_only: str = r"(?!)"  # pattern of names that only training needs
     adapted: Callable[[dict[str, Tensor], Arguments], dict[str, Tensor]] | None = None  # after renaming
     class_name: str = ""  # in the config.json of diffusers
-    sizes: Callable[[Arguments], dict[str, Any]] | None = None  # arguments of our network by that config.json
-    seen: Callable[[Mapping[str, Tensor], Arguments], dict[str, Any]] | None = None  # arguments that its names tell
-    settings: Callable[[Arguments], dict[str, Any]] | None = None  # for sampling, where config.json says them all
-    config: Callable[[Arguments, nn.Module], dict[str, Any]] | None = None  # that config.json, of a network of ours
-    latent_scale: Callable[[Arguments], float] | None = None  # of the latents that its models were trained on
-    sampling: Mapping[str, Any] = MappingProxyType({})  # settings that its code samples by, whatever the stage
-    text_tables: tuple[str, str] | None = None  # of words and of their places, where the model reads captions itself
+    sizes: Callable[[Arguments], dict[str, Any]] | None = None  # our arguments by it
+    seen: Callable[[Mapping[str, Tensor], Arguments], dict[str, Any]] | None = None  # arguments by names
+    settings: Callable[[Arguments], dict[str, Any]] | None = None  # for sampling, by config.json
+    config: Callable[[Arguments, nn.Module], dict[str, Any]] | None = None  # config.json of a network of ours
+    latent_scale: Callable[[Arguments], float] | None = None  # of its models' latents
+    sampling: Mapping[str, Any] = MappingProxyType({})  # that its code samples by
+    text_tables: tuple[str, str] | None = None  # of words and places, where it reads captions
     pad: str = ""  # the word that its texts are padded with
-    average: Callable[[str], str] | None = None  # name of a tensor -> name in the whole file of its moving average
-    outside: Mapping[str, str] = MappingProxyType({})  # names in the whole file, without prefix -> names in the model
+    average: Callable[[str], str] | None = None  # name -> name of the moving average in the file
+    outside: Mapping[str, str] = MappingProxyType({})  # names in the file -> names in the model
 
     def rules(self, network: Arguments) -> Rules:
         """All rules for a network of these arguments, in order."""

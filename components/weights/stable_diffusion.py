@@ -34,11 +34,7 @@ DEFAULTS = {  # of diffusers' schedulers
     "steps_offset": 0,
     "rescale_betas_zero_snr": False,
 }
-SCHEDULES = {  # their name -> ours
-    "linear": "linear",
-    "scaled_linear": "scaled_linear",
-    "squaredcos_cap_v2": "cosine",
-}
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}  # theirs -> ours
 GUIDANCE, CLIP_LENGTH = 7.5, 77  # of the pipeline and its tokenizer, where nothing else is said
 INDEX = {
     "_class_name": NAME,

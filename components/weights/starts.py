@@ -105,11 +105,6 @@ def config_identity(config: Config) -> dict[str, Any]:
     return values | {"start": {"weights": start.digest.sha256} | ({} if scale is None else {SCALE: scale})}
 
 
-def start_scale(config: Training) -> float | None:
-    """Scale of the latents that a training's start has learned, if it says one. Raises as `open_start`."""
-    return None if config.init_from is None else open_start(config.init_from).model.settings.get(SCALE)
-
-
 def start_loader(
     config: Training, dataset_info: DatasetInfo, grid: TokenGrid | None, *, bpe: str | None
 ) -> Callable[[nn.Module], None] | None:
@@ -119,7 +114,7 @@ def start_loader(
     if config.init_from is None:
         return None
     start, ignore = open_start(config.init_from), config.init_from.ignore
-    own = shapes_of(config, dataset_info, grid)
+    own = on_meta(config.network.kind, config.network_arguments(dataset_info, grid))
     compare(own, start.model.module.state_dict(), ignore=ignore, taker="the network")
     texts = [name.rpartition(".")[0] for name in own if TEXT.search(name) and not is_below(name, ignore)]
     if texts and bpe is not None and start.tokenizer not in (None, bpe):
@@ -130,18 +125,13 @@ def start_loader(
     return partial(load_start, start=start, ignore=ignore)
 
 
-def shapes_of(config: Training, dataset_info: DatasetInfo, grid: TokenGrid | None) -> dict[str, Tensor]:
-    """Tensors of a training's network on the meta device. Errors as in `Training.network_arguments`."""
-    return on_meta(config.network.kind, config.network_arguments(dataset_info, grid))
-
-
 def planned_counts(config: Training, infos: Sequence[DatasetInfo], grid: TokenGrid | None) -> Counts:
     """Counts as of `compare`, before the set is known.
     `infos` are facts of possible sets: tensors whose shapes they decide are compared by the training itself. Raises
     ValueError as `compare` and `open_start`."""
     assert config.init_from is not None
     given = open_start(config.init_from).model.module.state_dict()
-    own, *others = (shapes_of(config, info, grid) for info in infos)
+    own, *others = (on_meta(config.network.kind, config.network_arguments(info, grid)) for info in infos)
     open_ = [name for name in own if any(name in other and other[name].shape != own[name].shape for other in others)]
     own |= {name: given[name] for name in open_ if name in given}
     return compare(own, given, ignore=config.init_from.ignore, taker="the network")

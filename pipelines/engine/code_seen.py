@@ -28,7 +28,7 @@ LEFT_OUT = {  # what draws and reports, in rooms that decide
 DIGITS = 12  # hexadecimal, of a digest
 MOST_FILES = 8  # in a line
 INSTALLED = re.compile(rf"\bimage_cascade(?:_[0-9a-f]+)?\.(?=(?:{'|'.join(PACKAGES)})\b)")  # before a module's name
-SAME_NAME = re.compile(r"^(\s*import (\w+)) as \2$", re.MULTILINE)  # of a wheel: import image_cascade.components as …
+SAME_NAME = re.compile(r"^(\s*import (\w+)) as \2$", re.MULTILINE)  # of a wheel
 
 
 class ModuleFile:
@@ -141,7 +141,6 @@ def _kinds(stage: Stage) -> set[str]:
 
 
 def _names_of_others(table: Mapping[str, Callable[..., Any]], own: set[str]) -> set[str]:
-    """Names of the values of a table, without the values of the keys in `own`."""
     return {made.__name__ for made in table.values()} - {table[key].__name__ for key in own & table.keys()}
 
 

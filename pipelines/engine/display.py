@@ -70,7 +70,12 @@ def say(console: Console, line: str, style: str = "") -> None:
 def run_tables(statuses: list[StageStatus]) -> Group:
     """The stages' progress and, below, the trainings' use of the machine; 100 columns hold both."""
     measured = [status for status in statuses if status.measures]
-    return Group(stage_table(statuses), *(["", measures_table(measured)] if measured else []))
+    shown = {name: measure for name, measure in MEASURES.items() if any(name in s.measures for s in measured)}
+    table = table_of("training", [measure.title for measure in shown.values()])
+    for status in measured:
+        texts = (m.text(status.measures[name]) if name in status.measures else "" for name, m in shown.items())
+        table.add_row(status.name, *texts)
+    return Group(stage_table(statuses), *(["", table] if measured else []))
 
 
 def stage_table(statuses: list[StageStatus]) -> Table:
@@ -94,16 +99,6 @@ def stage_table(statuses: list[StageStatus]) -> Table:
             f"{status.loss:.4f}" if status.loss is not None else "",
             Text(status.note, style="dim"),
         )
-    return table
-
-
-def measures_table(statuses: list[StageStatus]) -> Table:
-    """A table of trainings; columns that no training fills are left out."""
-    shown = {name: measure for name, measure in MEASURES.items() if any(name in s.measures for s in statuses)}
-    table = table_of("training", [measure.title for measure in shown.values()])
-    for status in statuses:
-        texts = (m.text(status.measures[name]) if name in status.measures else "" for name, m in shown.items())
-        table.add_row(status.name, *texts)
     return table
 
 

@@ -12,7 +12,8 @@ import ray
 from rich.console import Console
 
 from components.configuration.usage import UsageError
-from components.data.source_look import SourceLook
+from components.data.source_check import detect_source
+from components.data.source_look import SourceLook, look_at
 from components.evaluation.grids import labelled_grid
 from components.runtime import events
 from components.runtime.execution import Profiling, Resources
@@ -21,22 +22,14 @@ from components.runtime.storage.connection import shown
 from components.runtime.storage.store import Store, StoreError, absolute
 from components.runtime.tracking.event_log import journal_name
 from components.runtime.tracking.names import environment, registered_name
+from components.stages.images import ImagesConfig
+from pipelines.engine import run_report
 from pipelines.engine.code_seen import changes_of_code
 from pipelines.engine.display import Display, duration, run_tables, say
 from pipelines.engine.execute import Outcome, execute
 from pipelines.engine.naming import cascade_name, data_identity, model_card, resolve_starts
 from pipelines.engine.provenance import code_line, commit
 from pipelines.engine.recorder import ActorRecorder, Closing, RunRecorder, StageStatus
-from pipelines.engine.run_report import (
-    REPORT,
-    SOURCE_IMAGES,
-    TRACES,
-    announced,
-    link_pages,
-    render_run,
-    save_run,
-    traces_of,
-)
 from pipelines.engine.session import JOB_VARIABLE, on_cluster, set_environment, start_ray, this_node
 from pipelines.planning import preflight
 from pipelines.planning.profiles import Profile, load_profile, parse_cluster, storage_uri, tracking_uri
@@ -116,11 +109,13 @@ def prepare(options: RunOptions) -> Prepared:
     planned = workflow.plan(root, options)
     needs = preflight.needs_of(workflow, planned)
     preflight.check_needs(needs)
-    starts, look = [*named, *preflight.check_starts(planned)], preflight.look_of(planned)
+    starts, configs = [*named, *preflight.check_starts(planned)], [e.stage.config for e in planned if e.wanted]
+    looks = (look_at(*detect_source(own.source), own) for own in configs if isinstance(own, ImagesConfig))
+    look = next(looks, None)
     run = options.run or f"{name}-{planned[-1].key[:6]}"
     profiling = None
     if options.profile_steps is not None:
-        folder = root.join("runs", run, TRACES).uri
+        folder = root.join("runs", run, run_report.TRACES).uri
         profiling = parse_steps(options.profile_steps, workflow=workflow, folder=folder)
     facts = (root, tracking, name, run, planned, needs, commit(), starts, look, profiling)
     return Prepared(options, recipe, workflow, profile, *facts)
@@ -137,7 +132,7 @@ def run(options: RunOptions, console: Console) -> int:
     outages.patience()  # a wrong setting is refused before anything starts
     prepared, started = prepare(options), time.time()
     set_environment(patience)
-    with announced(prepared.root, prepared.run, prepared.planned):
+    with run_report.announced(prepared.root, prepared.run, prepared.planned):
         for line in prepared.seen:
             say(console, line)
         if options.name is None:
@@ -149,7 +144,7 @@ def run(options: RunOptions, console: Console) -> int:
         say(console, RECIPES[options.recipe].summary)
     if prepared.look is not None and prepared.look.images:
         grid = labelled_grid(prepared.look.images, prepared.look.captions)
-        prepared.root.write(f"runs/{prepared.run}/{SOURCE_IMAGES}", grid)
+        prepared.root.write(f"runs/{prepared.run}/{run_report.SOURCE_IMAGES}", grid)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` is Ctrl-C in the background too
     recorder = _start_recorder(prepared)
     waiting = [StageStatus(entry.stage.name) for entry in prepared.planned]
@@ -167,7 +162,7 @@ def run(options: RunOptions, console: Console) -> int:
         closing = recorder.close("FAILED" if outcome.failures else "FINISHED", options.promote)
         if closing.pages and report != "none":
             with suppress(StoreError):  # a report without links is there
-                link_pages(prepared.root, prepared.run, closing.pages)
+                run_report.link_pages(prepared.root, prepared.run, closing.pages)
     except KeyboardInterrupt:
         recorder.close("KILLED")
         again = f"Run the same command again to go on ({prepared.run})"
@@ -248,7 +243,7 @@ def _start_recorder(prepared: Prepared) -> ActorRecorder:
         "recipe": prepared.recipe.name,
         "git_commit": prepared.commit,
         "storage": prepared.root.uri,
-        "report": prepared.url(REPORT),
+        "report": prepared.url(run_report.REPORT),
         "data": data_identity(prepared.recipe.images.source),
     }
     tags |= {} if prepared.options.name is None else {"chosen_name": "true"}
@@ -275,7 +270,7 @@ def _report(
     try:
         with outages.hurried() if in_vain else nullcontext():
             _save(prepared, outcome, statuses, seconds=seconds)
-            url, html = render_run(prepared.root, prepared.run)
+            url, html = run_report.render_run(prepared.root, prepared.run)
     except StoreError as error:
         outcome.failures["report"] = str(error)
         return "none"
@@ -288,7 +283,7 @@ def _describe_models(prepared: Prepared, outcome: Outcome) -> events.ModelsDescr
     command = ["cascade", "run", "--recipe", options.recipe]
     command += [part for assignment in options.set for part in ("--set", assignment)]
     command += ["--name", options.name] if options.name else []
-    facts = {"recipe": prepared.recipe.name, "run": prepared.run, "report": prepared.url(REPORT)}
+    facts = {"recipe": prepared.recipe.name, "run": prepared.run, "report": prepared.url(run_report.REPORT)}
     return events.ModelsDescribed(*model_card(outcome.artifacts, **facts, command=command, commit=prepared.commit))
 
 
@@ -301,10 +296,10 @@ def _save(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], *, 
         "code": code_line(prepared.commit),
         "machine": f"{os.cpu_count()} cores; Ray counts {counted}",
         "storage": prepared.root.uri,
-        "tracking": re.sub(r"//[^/@]+@", "//", prepared.tracking or "none"),  # an address may carry a password
+        "tracking": re.sub(r"//[^/@]+@", "//", prepared.tracking or "none"),  # without a password
     }
     folder, yaml = prepared.root.join("runs", prepared.run), resolved_yaml(prepared.recipe)
-    save_run(folder, yaml, prepared.planned, statuses, outcome, facts=facts, seconds=seconds)
+    run_report.save_run(folder, yaml, prepared.planned, statuses, outcome, facts=facts, seconds=seconds)
 
 
 def _conclude(prepared: Prepared, outcome: Outcome, closing: Closing, report: str, console: Console) -> int:
@@ -314,7 +309,8 @@ def _conclude(prepared: Prepared, outcome: Outcome, closing: Closing, report: st
     if outcome.failures:
         say(console, f"details: {prepared.url('errors.txt')}; the same command goes on from here")
     if prepared.profiling is not None:
-        for line in traces_of(prepared.root, prepared.run) or ["none, no training that ran took these steps"]:
+        traces = run_report.traces_of(prepared.root, prepared.run)
+        for line in traces or ["none, no training that ran took these steps"]:
             say(console, f"trace: {line}")
     say(console, f"code: {code_line(prepared.commit)}")
     say(console, f"report: {report}")

@@ -156,7 +156,7 @@ def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> 
         recorder.emit(events.StageEnded(job.name, "FAILED", error=one_line(error)), wait=True)
         raise
     finally:
-        with suppress(StoreError):  # storage is away: the lease runs out, and the first cause is what is shown
+        with suppress(StoreError):  # storage is away: the lease runs out
             lease.release()
 
 

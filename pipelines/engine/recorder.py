@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "image-cascade"
 STORE_SECONDS = 20.0  # between two writes to storage while a stage trains
-ANSWER_SECONDS, CLOSE_SECONDS = 60.0, 240.0  # for which an answer is waited; the second: while the rest is sent
+ANSWER_SECONDS, CLOSE_SECONDS = 60.0, 240.0  # for an answer; while the rest is sent
 FORGOTTEN_SECONDS = 120.0  # after which a process that waited for a store is believed to be gone
 STARTING = "starting"  # the note of a stage that has said nothing yet
 HELD = "checkpoint_hold_seconds"
@@ -70,8 +70,8 @@ class Closing(NamedTuple):
     """The answer of a recorder to the end of a run."""
 
     warnings: Sequence[str]  # for the user, such as MLflow away
-    promotion: list[str] | None = None  # lines about champions; None until MLflow has received the run's end
-    pages: Mapping[str, str] = MappingProxyType({})  # of MLflow, of run and model: addresses, once it has them
+    promotion: list[str] | None = None  # lines about champions; None until MLflow has the run's end
+    pages: Mapping[str, str] = MappingProxyType({})  # addresses of run and model in MLflow
     undelivered: str = ""  # why MLflow lacks a part of the run that decides on its models
     unregistered: Sequence[str] = ()  # names of models in that part
     lost: int = 0  # records that found no room on disk
@@ -95,7 +95,7 @@ class RunRecorder(events.Recorder):
         self.log = EventLog()
         self.stages: dict[str, StageStatus] = {}
         self.warnings: list[str] = []
-        self.away: dict[str, tuple[float, str]] = {}  # store that is waited for -> when that was said, and the words
+        self.away: dict[str, tuple[float, str]] = {}  # store -> when its absence was said, and the words
         self.gauges = {name: Gauge(f"cascade_train_{name}", title, ("run", "stage")) for name, title in GAUGES.items()}
         try:
             if tracking is not None:

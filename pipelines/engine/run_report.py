@@ -10,17 +10,8 @@ from typing import Any, NamedTuple
 
 from components.configuration.usage import UsageError
 from components.data.shards import INDEX
+from components.evaluation import report
 from components.evaluation.metrics import DistanceRow
-from components.evaluation.report import (
-    BEFORE,
-    DataFacts,
-    ReportData,
-    StageRow,
-    Study,
-    Table,
-    described_image,
-    render_report,
-)
 from components.runtime.storage.artifact import MANIFEST, Artifact, load_artifact, parse_stored
 from components.runtime.storage.garbage import ANNOUNCED, PLAN, RunPlan
 from components.runtime.storage.store import Store
@@ -110,13 +101,13 @@ def render_run(root: Store, run: str) -> tuple[str, str]:
         names = ("source", "license", "samples", "train_samples", "resolution", "classes")
         lines = tuple(f"{entry['key']} in {entry['shard']}: {entry['reason']}" for entry in corrupt)
         unseen = tuple(images.get("held_out_pairs", ()))
-        shown = DataFacts(quarantined=lines, held_out_pairs=unseen, **{name: images[name] for name in names})
+        shown = report.DataFacts(quarantined=lines, held_out_pairs=unseen, **{name: images[name] for name in names})
     source_images = {"images_of_the_source": folder.read(SOURCE_IMAGES)} if folder.exists(SOURCE_IMAGES) else {}
     if tokens:
         codebook = {"codebook_size": tokens["codebook_size"], **tokens["summary"]}
     before = run_before(root, run, plan, evaluation)
     studies = (study_of(artifact) for artifact in artifacts.values() if "plots" in artifact.metadata)
-    data = ReportData(
+    data = report.ReportData(
         run=run,
         recipe=plan["facts"]["recipe"],
         recipe_yaml=folder.read("recipe.yaml").decode(),
@@ -137,7 +128,7 @@ def render_run(root: Store, run: str) -> tuple[str, str]:
         warnings=(*left_out, *plan["code_changes"]),
         traces=tuple(traces_of(root, run)),
     )
-    html = render_report(data)
+    html = report.render_report(data)
     folder.write(REPORT, html.encode())
     return folder.url(REPORT), html
 
@@ -146,7 +137,7 @@ class RunBefore(NamedTuple):
     """The finished run of the same recipe and models before a run."""
 
     run: str
-    changes: Study
+    changes: report.Study
     images: dict[str, bytes]  # of its samples
 
 
@@ -171,16 +162,17 @@ def run_before(root: Store, run: str, plan: Mapping[str, Any], evaluation: Mappi
     old, new = (root.read(f"runs/{each}/recipe.yaml").decode().splitlines() for each in (name, run))
     changed = [(line[2:].strip(), line[0].replace("-", "before").replace("+", "now")) for line in ndiff(old, new)]
     tables = {
-        "Fréchet distances": Table(
+        "Fréchet distances": report.Table(
             columns=("images", "before", "now"), rows=tuple((row, then[row], now[row]) for row in comparable)
         ),
-        "Lines of the recipe that differ": Table(
+        "Lines of the recipe that differ": report.Table(
             columns=("line", "run"), rows=tuple(line for line in changed if line[1] in ("before", "now"))
         ),
     }
-    images = {f"{BEFORE}{n}": png for n, png in run_images(artifacts).items() if described_image(n)[0] == "samples"}
+    images = run_images(artifacts).items()
+    samples = {f"{report.BEFORE}{n}": png for n, png in images if report.described_image(n)[0] == "samples"}
     shown = {title: table for title, table in tables.items() if table.rows}
-    return RunBefore(name, Study(stage="the run before", tables=shown), images)
+    return RunBefore(name, report.Study(stage="the run before", tables=shown), samples)
 
 
 def _distances(evaluation: Mapping[str, Any]) -> dict[str, float]:
@@ -195,12 +187,12 @@ def link_pages(root: Store, run: str, pages: Mapping[str, str]) -> None:
     render_run(root, run)
 
 
-def _stage_row(stage: dict[str, Any], artifact: Artifact | None) -> StageRow:
+def _stage_row(stage: dict[str, Any], artifact: Artifact | None) -> report.StageRow:
     started, finished = stage["started"], stage["finished"]
     ran, provenance = started is not None and finished is not None, {} if artifact is None else artifact.provenance
     once = provenance.get("seconds") if stage["state"] == "cached" else None
     known = artifact is not None and stage["name"] != "evaluation"
-    return StageRow(
+    return report.StageRow(
         name=stage["name"],
         key=stage["key"],
         state=stage["state"],
@@ -233,11 +225,11 @@ def run_words(artifacts: dict[str, Artifact]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(words) for table in tables for name, words in table.items()}
 
 
-def study_of(artifact: Artifact) -> Study:
+def study_of(artifact: Artifact) -> report.Study:
     """Plots (title -> file) and tables from a stage's metadata."""
     plots = {title: artifact.read(file).decode() for title, file in artifact.metadata["plots"].items()}
     tables = artifact.metadata.get("tables", {})
-    return Study.model_validate({"stage": artifact.stage, "plots": plots, "tables": tables})
+    return report.Study.model_validate({"stage": artifact.stage, "plots": plots, "tables": tables})
 
 
 def _runs(root: Store) -> list[str]:

@@ -22,7 +22,7 @@ from pipelines.planning.profiles import Cluster, found_cluster, local_cpus, usab
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the warning's own remedy: leave CUDA_VISIBLE_DEVICES as it is
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leave CUDA_VISIBLE_DEVICES as it is
 }
 LOCAL = {  # a laptop is not preempted, and every process that is not started saves seconds
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -37,7 +37,7 @@ LOCAL = {  # a laptop is not preempted, and every process that is not started sa
         f"glibc.malloc.trim_threshold={2**30}:glibc.malloc.mmap_threshold={2**25}:glibc.malloc.hugetlb=1"
     ),
 }
-UNREAD = {  # else all logs are looked for ten times a second, and read, for nobody: 7 % of the CPU of short trainings
+UNREAD = {  # else all logs are read ten times a second: 7 % of the CPU of short trainings
     "RAY_LOG_MONITOR_MAX_OPEN_FILES": "0",
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     "LOG_NAME_UPDATE_INTERVAL_S": "1e9",
@@ -95,7 +95,7 @@ def memory_line(page: str) -> str:
 
 def print_shortened() -> None:
     """Has Ray print a line in place of each page of its memory killer to this terminal."""
-    from components.runtime.ray_internals import ray_worker  # beside Ray Train and Data, which take seconds to import
+    from components.runtime.ray_internals import ray_worker  # Ray Train takes seconds to import
 
     print_page = ray_worker.print_to_stdstream
     if print_page.__module__ == __name__:  # by an earlier run of this process

@@ -14,22 +14,12 @@ from components.runtime.execution import Resources
 from components.stages.precompute import PrecomputeConfig
 from components.stages.tokens import TokensConfig
 from components.training.step_model import StepModel
-from pipelines.planning.memory import (
-    StepMemory,
-    assumed_dataset_info,
-    checkpoint_bytes,
-    images_of,
-    model_bytes,
-    model_of,
-    scheduled,
-    step_memory,
-    tokens_of,
-)
+from pipelines.planning import memory
 from pipelines.planning.profiles import Aim, Cluster, Profile
 from pipelines.planning.step_time import StepTime, encoding_work, step_time
 from pipelines.workflow import Stage, Workflow
 
-TOKEN_BYTES, ARRAY_BYTES, PIXEL_BYTES = 4, 2, 3  # of a token or word, of a number that was made before, of a pixel
+TOKEN_BYTES, ARRAY_BYTES, PIXEL_BYTES = 4, 2, 3  # of a token, of a number made before, of a pixel
 
 
 class StageCost(NamedTuple):
@@ -43,7 +33,7 @@ class StageCost(NamedTuple):
     flops: int  # of all steps
     read: int  # bytes of samples before compression
     written: int  # bytes of checkpoints and of what is left in the end
-    step: StepMemory | None  # on each GPU; None: nothing is trained
+    step: memory.StepMemory | None  # on each GPU; None: nothing is trained
     time: StepTime | None  # of a step
     gpu_hours: float
     hours: float
@@ -67,10 +57,10 @@ def choices(
 ) -> list[Choice]:
     """Choices of a training among numbers of workers, on a cluster whose GPU is known."""
     gpus = float(profile.given(stage.name, "gpus_per_worker") or 1)
-    model, made = model_of(stage, stages), []
+    model, made = memory.model_of(stage, stages), []
     for count in counts:
         resources = profile.resources(stage.name, num_workers=count, gpus_per_worker=gpus)
-        fits = step_memory(model, resources).fitting(cluster.known_gpu.memory) > 0
+        fits = memory.step_memory(model, resources).fitting(cluster.known_gpu.memory) > 0
         time = training_time(stage, stages, resources, cluster)
         made.append(Choice(count, fits, time, time.seconds * model.training.optimization.total_steps / 3600))
     return made
@@ -90,16 +80,16 @@ def chosen(made: Sequence[Choice], aim: Aim) -> Choice:
 
 def training_time(stage: Stage, stages: Sequence[Stage], resources: Resources, cluster: Cluster) -> StepTime:
     """Seconds of a step of a training, in the mean over all steps what products need."""
-    model = model_of(stage, stages)
-    frozen = [encoding_work(model_of(maker, stages), name) for name, maker in columns_of(stage).items()]
+    model = memory.model_of(stage, stages)
+    frozen = [encoding_work(memory.model_of(maker, stages), name) for name, maker in columns_of(stage).items()]
     flops = counted_flops(model).total / model.training.optimization.total_steps + frozen_flops(stage, stages)
     return step_time(model, resources, cluster, frozen=frozen, flops=flops)
 
 
 def frozen_flops(stage: Stage, stages: Sequence[Stage]) -> int:
     """Operations of the frozen networks that make columns of a training's batch."""
-    image = sum(encoding_flops(model_of(maker, stages), name) for name, maker in columns_of(stage).items())
-    return image * model_of(stage, stages).training.optimization.global_batch_size
+    image = sum(encoding_flops(memory.model_of(maker, stages), name) for name, maker in columns_of(stage).items())
+    return image * memory.model_of(stage, stages).training.optimization.global_batch_size
 
 
 def stage_costs(
@@ -120,12 +110,12 @@ def checkpoints_of(optimization: OptimizationConfig, *, hours: float) -> int:
     """Count the checkpoints of a training of so many hours, by the clock or by steps, and the last."""
     if optimization.checkpoint_minutes is not None:
         return 1 + int(60 * hours / optimization.checkpoint_minutes)
-    return scheduled(optimization)
+    return -(-optimization.total_steps // optimization.checkpoint_every)
 
 
 def training_cost(stage: Stage, stages: Sequence[Stage], resources: Resources, cluster: Cluster) -> StageCost:
     """The cost of a training on its workers."""
-    model = model_of(stage, stages)
+    model = memory.model_of(stage, stages)
     optimization, own = model.training.optimization, counted_flops(model)
     frozen = frozen_flops(stage, stages)
     time = training_time(stage, stages, resources, cluster)
@@ -139,8 +129,8 @@ def training_cost(stage: Stage, stages: Sequence[Stage], resources: Resources, c
         samples=optimization.global_batch_size,
         flops=own.total + frozen * optimization.total_steps,
         read=training_reads(stage, stages),
-        written=checkpoints_of(optimization, hours=hours) * checkpoint_bytes(model) + model_bytes(model),
-        step=step_memory(model, resources),
+        written=checkpoints_of(optimization, hours=hours) * memory.checkpoint_bytes(model) + memory.model_bytes(model),
+        step=memory.step_memory(model, resources),
         time=time,
         gpu_hours=gpus * hours,
         hours=hours,
@@ -157,14 +147,17 @@ def encoding_cost(
         width = sum(column_bytes(stage, name, stages) for name in names)
     else:
         makers = {"tokens": source_of(stage, "tokenizer")}
-        grid = model_of(makers["tokens"], stages).training.token_grid
+        grid = memory.model_of(makers["tokens"], stages).training.token_grid
         assert grid is not None  # the stage makes tokens
         width = grid.height * grid.width * TOKEN_BYTES
-    models, gpu = {name: model_of(maker, stages) for name, maker in makers.items()}, cluster.known_gpu
+    models, gpu = {name: memory.model_of(maker, stages) for name, maker in makers.items()}, cluster.known_gpu
     flops = sum(encoding_flops(model, name) for name, model in models.items()) * images
     moved = sum(encoding_work(model, name).moved.sample for name, model in models.items()) * images
     gpu_hours = (flops / (gpu.peak * gpu.products) + moved / gpu.bandwidth) / 3600
-    gpus, read = resources.gpus_per_worker * resources.num_actors, PIXEL_BYTES * images_of(stages).resolution ** 2
+    gpus, read = (
+        resources.gpus_per_worker * resources.num_actors,
+        PIXEL_BYTES * memory.images_of(stages).resolution ** 2,
+    )
     costs = (flops, images * read, images * width, None, None, gpu_hours, gpu_hours / gpus)
     return StageCost(stage.name, gpus, None, 0, images, *costs)
 
@@ -205,7 +198,7 @@ def source_of(stage: Stage, name: str) -> Stage:
 
 def column_bytes(stage: Stage, name: str, stages: Sequence[Stage]) -> int:
     """Bytes of a column of a sample, as `precompute` stores the column."""
-    info = assumed_dataset_info(stage, stages)
+    info = memory.assumed_dataset_info(stage, stages)
     if name == "text_states":
         return info.text_states_length * info.text_states_dim * ARRAY_BYTES
     if name != "latents":
@@ -220,9 +213,9 @@ def training_reads(stage: Stage, stages: Sequence[Stage]) -> int:
     """Bytes of the samples of all steps, before compression.
     Tokens, or 8-bit pixels of the side that the set keeps."""
     assert isinstance(stage.config, Training)
-    image_set, optimization = images_of(stages), stage.config.optimization
+    image_set, optimization = memory.images_of(stages), stage.config.optimization
     samples = optimization.total_steps * optimization.global_batch_size
-    grids = [grid for name in ("tokens", "condition") if (grid := tokens_of(stage, name)) is not None]
+    grids = [grid for name in ("tokens", "condition") if (grid := memory.tokens_of(stage, name)) is not None]
     if grids:
         return samples * TOKEN_BYTES * (sum(g.height * g.width for g in grids) + image_set.text_length)
     source, arrays, side = stage.inputs.get("images"), 0, image_set.resolution

@@ -12,7 +12,7 @@ from torch import nn
 
 from components.configuration.conditions import IMAGES, DatasetInfo, TokenGrid
 from components.configuration.families import family_of
-from components.configuration.optimization import OptimizationConfig, Training
+from components.configuration.optimization import Training
 from components.configuration.usage import usage_errors
 from components.models.layers import blocks_of
 from components.runtime.execution import Resources
@@ -126,12 +126,8 @@ def model_bytes(model: StepModel) -> int:
     """Bytes of the finished model, with the snapshots of a power EMA."""
     config = model.training.optimization
     has_snapshots = config.ema_decay > 0 and config.ema == "power"
-    return network_bytes(model.network) * (1 + 2 * has_snapshots * scheduled(config))
-
-
-def scheduled(config: OptimizationConfig) -> int:
-    """Number of steps of a training after which a checkpoint is scheduled."""
-    return -(-config.total_steps // config.checkpoint_every)  # see `is_scheduled`
+    scheduled = -(-config.total_steps // config.checkpoint_every)  # see `is_scheduled`
+    return network_bytes(model.network) * (1 + 2 * has_snapshots * scheduled)
 
 
 counted_activations = cache(activations)  # of a step, counted once

@@ -20,7 +20,6 @@ from components.configuration.usage import UsageError, usage_errors
 from components.data.ingest import PACKAGED
 from components.data.listing import FileVersion, SourceError
 from components.data.source_check import check_file, check_source, detect_source, file_to_try, shard_in_place
-from components.data.source_look import SourceLook, look_at
 from components.evaluation.features import MeasureConfig, check_feature_network
 from components.evaluation.reconstructions import PairsConfig
 from components.runtime.execution import Resources
@@ -30,10 +29,11 @@ from components.runtime.storage.connection import shown
 from components.runtime.storage.store import Store, StoreError
 from components.sampling.frozen_text import check_transformers
 from components.stages.images import ImagesConfig
-from components.stages.precompute import TextEncoderConfig, check_text_encoder
+from components.stages.precompute import TextEncoderConfig
 from components.training.adapters import check_adapters
 from components.training.launch import CHECKPOINTS_KEPT
 from components.training.subject import SubjectConfig
+from components.weights.files import encoder_places
 from components.weights.perceptual import check_perceptual_network
 from components.weights.starts import open_start, planned_counts
 from pipelines.planning import memory
@@ -44,7 +44,7 @@ from pipelines.workflow import PlannedStage, Workflow
 
 logger = logging.getLogger("cascade")
 ANSWER_SECONDS = 300.0  # beyond those that storage may be away
-UNKNOWN = ("num_classes", "vocab_size", "image_embedding_dim", "text_states_dim")  # of a set, before it is read
+UNKNOWN = ("num_classes", "vocab_size", "image_embedding_dim", "text_states_dim")  # of an unread set
 IN_FLIGHT = 1  # checkpoints written while those that are kept are still there
 
 
@@ -88,13 +88,6 @@ def needs_of_source(source: str, path: str | None) -> Needs:
     return Needs(packaged=source) if source in PACKAGED else Needs(source=file_to_try(source, path))
 
 
-def look_of(planned: Sequence[PlannedStage]) -> SourceLook | None:
-    """A look at the user's source, where its images will be ingested. Raises SourceError or ShardError."""
-    configs = [entry.stage.config for entry in planned if entry.wanted]
-    looks = (look_at(*detect_source(own.source), own) for own in configs if isinstance(own, ImagesConfig))
-    return next(looks, None)
-
-
 def check_needs(needs: Needs) -> None:
     """Raise UsageError or SourceError, in one line, for a missing package, weight, encoder or source."""
     if needs.packaged is not None:
@@ -121,7 +114,8 @@ def check_needs(needs: Needs) -> None:
             if isinstance(config, PairsConfig) and "lpips" in config.pairs:
                 check_perceptual_network("vgg16_lpips", weights_uri=config.lpips_weights)
             if isinstance(config, TextEncoderConfig):
-                check_text_encoder(config)
+                check_transformers()
+                encoder_places(config.uri)
 
 
 def check_shares(workflow: Workflow, shares: Mapping[str, Resources]) -> None:

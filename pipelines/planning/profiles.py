@@ -20,7 +20,7 @@ from components.runtime.execution import Resources, Sharding
 from components.runtime.storage.store import absolute
 
 CPUS_PER_CORE = 4  # logical CPUs of a Ray that is started here
-CPUS_PER_GPU = 8  # of a cluster of which GPUs alone are told: those of a pod in infra/kuberay
+CPUS_PER_GPU = 8  # where GPUs alone are told: of a pod in infra/kuberay
 NODE_GPUS = 8  # of a node of such a cluster
 # Share of its peak that a GPU reaches in matrix products and convolutions: the published days of ADM's five trainings
 # leave for them, beside the memory's part, 0.38 to 0.54 of a V100's 125 TFLOP/s (`cost_table.COMPUTE`).
@@ -39,7 +39,7 @@ class GPU(NamedTuple):
     memory: float  # bytes
     bandwidth: float  # bytes/s of its memory
     link: float  # bytes/s each way to the other GPUs of its node: NVLink, else PCIe 4.0 x16
-    fabric: float  # bytes/s each way of its node by EFA or InfiniBand: the slower of Amazon's and Azure's nodes
+    fabric: float  # bytes/s each way by EFA or InfiniBand: the slower of Amazon's and Azure's
     products: float = PRODUCTS  # share of the peak
     measured: float | None = None  # seconds of a step over those of `step_time`; None: uncalibrated
 
@@ -91,7 +91,7 @@ class Profile(Config):
     reader_threads: int = Field(2, ge=1)
     max_failures: int = 3
     max_batch_per_device: int | None = None
-    sharding: Sharding = "none"  # full: all workers of a training hold a part each of its weights; 8: every 8 workers
+    sharding: Sharding = "none"  # full: each worker holds a part of the weights; 8: of every 8
     aim: Aim = "knee"  # of the number of workers, where the GPU is known
     worker_start_timeout: int | None = Field(None, gt=0)  # seconds
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)

@@ -156,7 +156,7 @@ def stage_resources(
     """Resources of a stage with `count` workers or actors, of `crowd` that may work at once.
     Together they claim at most half of the logical CPUs, so that short tasks, which trainings wait for, find some."""
     is_training = isinstance(stage.config, Training)
-    sharing = min(2, concurrent_trainings(workflow, stage.name))  # stages that work on the cores of one node
+    sharing = min(2, concurrent_trainings(workflow, stage.name))  # on the cores of a node
     cores = max(1, int(cluster.cpus / cluster.nodes) // cluster.cpus_per_core)  # of a node
     on_cpus = cluster.nodes * max(1, cores // (profile.threads or max(1, cores // sharing)))  # as large as a training
     cpus = min(profile.cpus_per_worker, cluster.cpus / 2 / crowd)

@@ -26,7 +26,7 @@ from components.training.step_model import KnownLayouts, StepModel, take_gradien
 from pipelines.planning.memory import device_bytes, part_bytes, step_memory
 from pipelines.planning.profiles import Cluster
 
-LAUNCH = 5e-6  # seconds of the host for an operation: a launch alone takes 4 to 6 µs, so that this is a floor
+LAUNCH = 5e-6  # seconds of the host for an operation: a launch takes 4 to 6 µs
 TCP = 12.5e9  # bytes/s of a node each way: 100 Gbit/s
 COLLECTIVE = 30e-6  # seconds of a collective without bytes, assumed
 BUCKET = 25 * 2**20  # bytes of gradients that DDP sends at once, its default

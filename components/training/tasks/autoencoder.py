@@ -209,7 +209,7 @@ class AutoencoderTask(AdversarialTask):
             generator=step_generator(self.seed, step, stream="codebook"),
             taken=taken,
         )
-        perplexity = codebook_perplexity(quantizer.ema_count)  # over 1 / (1 - codebook_decay) batches of all ranks
+        perplexity = codebook_perplexity(quantizer.ema_count)  # of all ranks
         return {"dead_codes": dead.float(), "codebook_perplexity": perplexity.float()}
 
     @torch.no_grad()

@@ -181,7 +181,7 @@ class DiffusionTask(LearnerTask):
     def guided(self, batch: Batch, cond: dict[str, Tensor], scale: float) -> Denoise:
         """The averaged network under the batch's conditions, at a guidance scale."""
         conditioning, condition, null = self.config.conditioning, self.conditions(batch) | cond, {}
-        if conditioning.cond_drop_prob > 0:  # conditions that were never dropped have no null to guide away from
+        if conditioning.cond_drop_prob > 0:  # else there is no null to guide from
             null = null_conditions(batch, conditioning.conditions, num_classes=self.dataset_info.num_classes)
         return guide(self.objective, self.learner.snapshot(), condition, null, scale)
 

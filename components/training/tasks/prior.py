@@ -146,7 +146,7 @@ class MaskedPriorTask(TokenTask):
         self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor], *, masked: Tensor, smoothing: float = 0.0
     ) -> Tensor:
         """Mean cross-entropy in nats a masked token, ()."""
-        inputs = batch["tokens"].masked_fill(masked, self.grid.codebook_size)  # the mask token follows the last code
+        inputs = batch["tokens"].masked_fill(masked, self.grid.codebook_size)  # the mask token
         logits = network(inputs, **conditions)
         return masked_token_loss(logits, tokens=batch["tokens"], masked=masked, label_smoothing=smoothing)
 

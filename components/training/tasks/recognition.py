@@ -80,7 +80,11 @@ class ContrastiveTask(LearnerTask):
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """Take a step along the gradients of the loss over all pairs, part by part."""
-        gradients, done = self.gradients_in_parts(batch), 0
+        parts, gradients, done = list(split(batch, self.max_batch)), None, 0
+        if len(parts) > 1:  # those of the whole batch, by a pass more
+            with torch.no_grad():
+                images, texts, scales = zip(*(self.embed(self.learner.network, part) for part in parts), strict=True)
+            gradients = self.gradients(Embeddings(torch.cat(images), torch.cat(texts), scales[0]))
         for part, share in self.accumulated(batch, self.learner, step=step):
             embeddings = self.embed(self.learner.forward, part)
             gradients = self.gradients(embeddings) if gradients is None else gradients
@@ -104,15 +108,6 @@ class ContrastiveTask(LearnerTask):
 
     def augmented(self, part: Batch) -> Tensor:
         return shifted(part["image"], part["position"], seed=self.seed, max_shift=self.config.data.max_shift)
-
-    def gradients_in_parts(self, batch: Batch) -> ContrastiveGradients | None:
-        """Loss and gradients of a batch taken in parts; None for a batch taken whole, without an extra pass."""
-        parts = list(split(batch, self.max_batch))
-        if len(parts) == 1:
-            return None
-        with torch.no_grad():
-            images, texts, scales = zip(*(self.embed(self.learner.network, part) for part in parts), strict=True)
-        return self.gradients(Embeddings(torch.cat(images), torch.cat(texts), scales[0]))
 
     def gradients(self, embeddings: Embeddings) -> ContrastiveGradients:
         """Loss over the N pairs of all ranks, and gradients at the B pairs of the calling rank."""

@@ -28,7 +28,7 @@ from components.weights.renaming import (
 FIXED = {"act_fn": "silu", "mid_block_add_attention": True}
 UNSHIFTED = {"latents_mean": None, "latents_std": None}
 COLORS = 3
-CONDITION = "cond_stage_model."  # the first stage of the images that a transformer of taming is conditioned on
+CONDITION = "cond_stage_model."  # the first stage of taming's condition images
 PLACE = (
     r"^(encoder|decoder)\.(?:down|up|conv)(_blocks)?\.(\d+)\."
     r"(block|resnets|res|attn|attentions|downsample|upsample)(?:rs)?\.(?:(\d+)\.)?"

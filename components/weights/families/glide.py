@@ -30,11 +30,8 @@ def in_our_order(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Te
     adapted = dict(tensors)
     for name, tensor in tensors.items():
         if ".qkv." in name:
-            own = (
-                network["text"]["num_heads"]
-                if name.startswith("text_encoder.")
-                else heads(network, channels=len(tensor) // 3)
-            )
+            of_text = name.startswith("text_encoder.")
+            own = network["text"]["num_heads"] if of_text else heads(network, channels=len(tensor) // 3)
             adapted[name] = queries_outermost(tensor, num_heads=own)
         elif ".context_kv." in name:
             own = heads(network, channels=len(tensor) // 2)

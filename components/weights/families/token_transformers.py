@@ -58,12 +58,6 @@ def of_igpt(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Tensor]
     return tensors | {"position": moved, "class_embedding.weight": with_null(rows, network)}
 
 
-def of_mindalle(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Tensor]:
-    """Positions without that of the last token, which predicts nothing."""
-    del network
-    return tensors | {"position": tensors["position"][:-1]}
-
-
 def with_null(rows: Tensor, network: Arguments) -> Tensor:
     """The table of classes (K, D) with a null label at the end; a start token (1, D) is the null label."""
     return rows if network["num_classes"] is None else and_mean(rows)
@@ -94,7 +88,7 @@ IGPT = WeightFamily(
 MINDALLE = IGPT._replace(
     title="transformer by text of minDALL-E",
     marks=("tok_emb_img.weight", "tok_emb_txt.weight", "blocks.0.attn.query.weight", "head_img.weight"),
-    adapted=of_mindalle,
+    adapted=lambda tensors, network: tensors | {"position": tensors["position"][:-1]},  # the last predicts nothing
     text_tables=("tok_emb_txt.weight", "pos_emb_txt.weight"),
     pad="[PAD]",
 )

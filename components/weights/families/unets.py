@@ -92,11 +92,6 @@ def latent_scale(network: Arguments) -> float:
     return KL_F8 if "patch_size" in network or network["text_states_dim"] else 1.0
 
 
-def name_of_average(name: str) -> str:
-    """Name of a tensor's moving average in a checkpoint of latent diffusion, without dots."""
-    return f"model_ema.{f'diffusion_model.{name}'.replace('.', '')}"
-
-
 def in_our_order(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Tensor]:
     """Rows of attention's projections in our order; positions of the pool as rows (places, channels)."""
     at_64 = network["resolution"] == NEW_ORDER and "low_res" in network  # a classifier has no such argument
@@ -191,15 +186,9 @@ def diffusers_config(network: Arguments, module: nn.Module) -> dict[str, Any]:
     alone = all(part.num_heads == 1 for part in attentions)
     refuse_trait(len(sizes) > 1 and not alone, "its heads of attention have several sizes")
     resampled = dict.fromkeys(("downsample_type", "upsample_type"), "resnet" if inside else "conv")
-    return (
-        own
-        | resampled
-        | {
-            "attention_head_dim": None if alone else sizes.pop(),
-            "add_attention": network.get("middle_attention", True),
-            "attn_norm_num_groups": own["norm_num_groups"],
-        }
-    )
+    own |= resampled | {"attention_head_dim": None if alone else sizes.pop()}
+    own |= {"add_attention": network.get("middle_attention", True), "attn_norm_num_groups": own["norm_num_groups"]}
+    return own
 
 
 def shared_config(
@@ -215,23 +204,20 @@ def shared_config(
     levels, attends = range(len(network["channel_mult"])), network["attention_resolutions"]
     blocks = [kinds[network["resolution"] >> level not in attends] for level in levels]
     table: Any = getattr(module, "class_embedding", None)
-    numbers = {theirs: network.get(ours, DEFAULTS.get(theirs)) for theirs, ours in NUMBERS.items()}
-    return (
-        FIXED
-        | numbers
-        | {
-            "in_channels": network.get("in_channels", 3),
-            "out_channels": getattr(module, "output_channels", 3),
-            "block_out_channels": [int(network["model_channels"] * mult) for mult in network["channel_mult"]],
-            "down_block_types": blocks,
-            "up_block_types": upwards(blocks),
-            "resnet_time_scale_shift": "scale_shift" if network.get("scale_shift_norm", True) else "default",
-            "norm_num_groups": norm_groups_of(module),
-            "num_class_embeds": None if table is None else table.num_embeddings,
-            "flip_sin_to_cos": not network.get("sines_first", False),
-            "downsample_padding": 0 if network.get("pads_end", False) else 1,
-        }
-    )
+    return {
+        **FIXED,
+        **{theirs: network.get(ours, DEFAULTS.get(theirs)) for theirs, ours in NUMBERS.items()},
+        "in_channels": network.get("in_channels", 3),
+        "out_channels": getattr(module, "output_channels", 3),
+        "block_out_channels": [int(network["model_channels"] * mult) for mult in network["channel_mult"]],
+        "down_block_types": blocks,
+        "up_block_types": upwards(blocks),
+        "resnet_time_scale_shift": "scale_shift" if network.get("scale_shift_norm", True) else "default",
+        "norm_num_groups": norm_groups_of(module),
+        "num_class_embeds": None if table is None else table.num_embeddings,
+        "flip_sin_to_cos": not network.get("sines_first", False),
+        "downsample_padding": 0 if network.get("pads_end", False) else 1,
+    }
 
 
 OPENAI = WeightFamily(
@@ -254,7 +240,7 @@ LATENT = OPENAI._replace(
     ),
     prefixes=("model.diffusion_model.",),
     latent_scale=latent_scale,
-    average=name_of_average,
+    average=lambda name: f"model_ema.{f'diffusion_model.{name}'.replace('.', '')}",  # in a checkpoint, without dots
     outside={"cond_stage_model.embedding.weight": "label_emb.weight"},  # the table of class tokens
 )
 DIFFUSERS = WeightFamily(
