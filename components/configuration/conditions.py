@@ -31,7 +31,7 @@ IMAGES = DatasetInfo(num_classes=1)  # a set of which nothing but the images mat
 
 
 Condition = Literal["label", "text", "text_states", "condition_image", "image_embedding"]
-TokenCondition = Literal["label", "text", "condition"]  # condition: tokens of another image, by their own tokenizer
+TokenCondition = Literal["label", "text", "condition"]  # condition: tokens of another image
 Member = Literal["image", "depth", "mask"]  # members of a sample that are images
 
 

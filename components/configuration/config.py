@@ -201,7 +201,7 @@ class Config(BaseModel):
     def _check(self) -> None:
         """Raises ValueError for values that do not fit together; calls the base's own where that has one."""
 
-    def model_post_init(self, context: Any) -> None:  # a validator would put its own name into the place of an error
+    def model_post_init(self, context: Any) -> None:  # a validator would name itself in errors
         self._check()
 
     @classmethod

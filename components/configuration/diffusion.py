@@ -27,7 +27,7 @@ class LowResConfig(Config):
     """The smaller input image of an upsampler, noised in training (Ho et al., 2022, section 4.2)."""
 
     low_res_resolution: int = Field(ge=4)  # pixels
-    max_noise_level: int = Field(500, ge=0)  # in noising steps of 0 to augmentation_steps; each sample draws its own
+    max_noise_level: int = Field(500, ge=0)  # noising steps, below augmentation_steps; drawn by sample
     augmentation_schedule: ScheduleName = "cosine"
     augmentation_steps: int = Field(1000, ge=1)
 
@@ -39,9 +39,9 @@ class LowResConfig(Config):
 class DegradationConfig(Config):
     """Degradations that an image-to-image model learns to undo (Palette; Saharia et al., 2022)."""
 
-    tasks: tuple[DegradationTask, ...] = TASKS  # each sample draws one, each alike; the network is not told which
+    tasks: tuple[DegradationTask, ...] = TASKS  # each sample draws one; the network is not told which
     jpeg_qualities: tuple[int, int] = (5, 30)  # lowest and highest, drawn alike
-    mask_area: tuple[float, float] = (0.1, 0.5)  # least and greatest share that rectangles and borders hide
+    mask_area: tuple[float, float] = (0.1, 0.5)  # least and greatest hidden share
     super_resolution_factors: tuple[int, ...] = (2, 4)  # one is drawn
 
     def _check(self) -> None:

@@ -18,7 +18,7 @@ class Family(NamedTuple):
     title: str
     training: type[Training]
     networks: tuple[str, ...]  # kinds, keys of `components.models.bundle.NETWORKS`
-    sampling: type[ModelSampling] | None = None  # settings of the sampler; None: a sampler without settings
+    sampling: type[ModelSampling] | None = None  # settings of the sampler, if any
     stored: str = ""  # of a task with several networks, the prefix of the one that is stored
     whole: str | None = None  # reason why the network can't be cut into shards; None: shards work
     likelihood: Literal["exact", "bound"] | None = None  # of whole images

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 MOST_BYTES, MOST_BYTES_OF_PART = 1024, 255
-HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control and format characters, halves of characters, ends of lines
+HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, formats, halves of characters, line ends
 FAULTS = {
     "is absolute": re.compile(r"/"),
     "names a drive": re.compile(r"(.*/)?[A-Za-z]:", re.DOTALL),

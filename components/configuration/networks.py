@@ -27,7 +27,7 @@ class UNetSizes(NetworkConfig):
     dropout: float = Field(0.0, ge=0, lt=1)
     text_conditioning: Literal["pooled", "cross_attention", "spatial_transformer"] = "pooled"
     transformer_depth: int = Field(1, ge=1)  # of spatial transformers
-    class_token_dim: int | None = Field(None, ge=1)  # the label is a token for them instead of part of the embedding
+    class_token_dim: int | None = Field(None, ge=1)  # the label is a token, not part of the embedding
     scale_shift_norm: bool = True  # adaptive group norm, or time by addition
     resample_in_blocks: bool = True  # or by convolutions
     norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
@@ -115,7 +115,7 @@ class ScalarCodesConfig(Config):
     """Finite scalar quantization (Mentzer et al., 2023)."""
 
     kind: Literal["fsq"] = "fsq"
-    levels: tuple[Annotated[int, Field(ge=3)], ...] = Field(min_length=1)  # one a channel; of two none is learned
+    levels: tuple[Annotated[int, Field(ge=3)], ...] = Field(min_length=1)  # one a channel
 
     @property
     def codebook_size(self) -> int:
@@ -148,7 +148,7 @@ class AutoencoderNetworkConfig(NetworkConfig):
     decoder_attention_resolutions: Annotated[tuple[int, ...] | None, Since(None)] = None  # None: as the encoder's
     projections: Annotated[bool, Since(True)] = True  # 1 x 1, around the bottleneck; none in SD 3 and FLUX
     image_channels: Annotated[Literal[1, 3], Since(3)] = 3  # of what it reads; 1: gray images, as depth maps
-    latent_shift: Annotated[float, Since(0.0)] = 0.0  # off the latents of latent diffusion, before their scale
+    latent_shift: Annotated[float, Since(0.0)] = 0.0  # off latents, before their scale
     patch_shortcut: bool = False  # a linear map around encoder and decoder: colors in minutes
     norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
     reconstruction: Literal["l1", "mse", "logit_laplace", "discretized_logistic"] = "l1"
@@ -275,9 +275,9 @@ class ContrastiveNetworkConfig(NetworkConfig):
 
     kind: Literal["contrastive"] = "contrastive"
     channels: int = Field(ge=4)
-    channel_mult: tuple[int, ...] = Field(min_length=1)  # one level each; every further level halves the sides
+    channel_mult: tuple[int, ...] = Field(min_length=1)  # one a level, each half the sides
     num_res_blocks: int = Field(ge=1)
-    patch_size: int = Field(4, ge=1)  # pixels; the first level has resolution / patch_size positions on a side
+    patch_size: int = Field(4, ge=1)  # pixels; the first level has a position for each patch
     embedding_dim: int = Field(ge=2)
     norm_groups: int | None = Field(None, ge=1)  # None: 32, or fewer so that each keeps four channels
 

@@ -27,9 +27,9 @@ class OptimizationConfig(Config):
     can_recompute: ClassVar[bool] = True  # whether gradient_checkpointing may be set
 
     total_steps: int = Field(ge=1)
-    global_batch_size: int = Field(ge=1)  # samples a step over all workers; the number of workers is not identity
+    global_batch_size: int = Field(ge=1)  # samples a step over all workers, however many
     seed: int = Field(0, ge=0)
-    streams: int = Field(12, ge=12, multiple_of=12)  # of the order: numbers of workers that divide it read shards once
+    streams: int = Field(12, ge=12, multiple_of=12)  # of the order: workers that divide it read shards once
     learning_rate: float = Field(gt=0)  # peak, reached after the warm-up
     lr_decay: Literal["linear", "cosine"] = "linear"
     final_lr_fraction: float = Field(0.02, ge=0, le=1)  # of learning_rate, at the last step
@@ -42,9 +42,9 @@ class OptimizationConfig(Config):
     ema_decay: float = Field(0.999, ge=0, lt=1)  # decay of the average of weights; 0: no average
     ema: Literal["exponential", "power"] = "exponential"  # power: its length can be chosen after training
     ema_sigma_rel: float = Field(0.1, gt=0, lt=0.28)  # of a power EMA: its length as a share of training
-    precision: Precision = "fp32"  # bf16: autocast, where the device has it; weights and optimizer stay fp32
-    compile_network: bool = False  # torch.compile: a minute more at the start, faster steps on GPUs; other rounding
-    gradient_checkpointing: Annotated[bool, Unkeyed()] = False  # less memory for a third more time; the same numbers
+    precision: Precision = "fp32"  # bf16: autocast where the device has it; weights stay fp32
+    compile_network: bool = False  # torch.compile: a minute more, faster steps on GPUs; other rounding
+    gradient_checkpointing: Annotated[bool, Unkeyed()] = False  # less memory, a third more time
     log_every: int = Field(20, ge=1)
     # Training stops where the logged loss is above so many times its running median, so many logs in a row.
     max_loss_factor: Annotated[float | None, Unkeyed()] = Field(20.0, gt=1)  # None: a finite loss never stops it
@@ -95,7 +95,7 @@ class TrainingNeeds(NamedTuple):
     degradations: tuple[str, ...] = ()  # tasks that make the `condition_image` of the `image`
     jpeg_qualities: tuple[int, int] = (5, 30)  # lowest and highest, of the task jpeg
     channels: int = 3  # of what the network learns in place of colors: 1 gray, or those of latents
-    columns: tuple[str, ...] = ()  # arrays of each sample that frozen networks make, unless the set holds them
+    columns: tuple[str, ...] = ()  # arrays of frozen networks, unless the set holds them
     captions: bool = False  # the text tokenizer is stored with the model
     perceptual_network: PerceptualNetwork = "none"  # of the loss
     perceptual_weights_uri: str | None = None
@@ -107,7 +107,7 @@ class Training(Config):
     optimization: OptimizationConfig
     network: NetworkConfig
     init_from: Annotated[StartConfig | None, Since(None)] = None  # None: from random weights
-    adapter: Annotated[AdapterConfig | None, Since(None)] = None  # None: the weights themselves are trained
+    adapter: Annotated[AdapterConfig | None, Since(None)] = None  # None: the weights are trained
 
     can_adapt: ClassVar[bool] = True  # whether adapter may be set
 
@@ -182,7 +182,7 @@ class GANOptimization(OptimizationConfig):
     ema: Literal["exponential"] = "exponential"  # statistics of batch norms can't be combined afterwards
     ema_decay: float = Field(0.999, gt=0, lt=1)  # of the generator; what samples is always the average
     can_recompute = False
-    gradient_checkpointing: Literal[False] = False  # each pass moves singular vectors: a second one has other weights
+    gradient_checkpointing: Literal[False] = False  # a second pass has other weights
     max_loss_factor: Annotated[float | None, Unkeyed()] = Field(None, gt=1)  # the loss is that of a contest
     discriminator_learning_rate: float = Field(gt=0)  # learning_rate is the generator's
     discriminator_steps: int = Field(1, ge=1)  # in each step, on equal parts of the batch

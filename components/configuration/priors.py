@@ -45,7 +45,7 @@ class PriorTraining(TokenTraining):
     stage_version = 2  # dropout on residual branches alone
 
     network: networks.TransformerConfig
-    token_corruption: float = Field(0.0, ge=0, lt=1)  # share of input tokens replaced by random ones in training
+    token_corruption: float = Field(0.0, ge=0, lt=1)  # share of inputs replaced by random ones
     text_loss_weight: float = Field(0.0, ge=0, lt=1)  # w text + (1 - w) image, DALL-E 1/8; 0: a condition only
 
     def _check(self) -> None:

@@ -21,16 +21,16 @@ class DiffusionSampling(ModelSampling):
     sampler: SamplerName = "ddim"
     num_inference_steps: int = Field(50, ge=1)
     eta: float = Field(0.0, ge=0, le=1)  # ddim
-    spacing: Spaced | None = None  # a name, counts of sections as "10,10,3,2,2", or steps; None: the sampler's own
+    spacing: Spaced | None = None  # a name, counts as "10,10,3,2,2", or steps; None: the sampler's
     threshold: Literal["static", "dynamic", "none"] = "static"  # of each predicted image; none is for latents
     threshold_percentile: float = Field(0.995, gt=0, le=1)  # dynamic
     # Of an upsampler: share of the steps it takes, from the low-res image.
     strength: Annotated[float, Since(1.0)] = Field(1.0, gt=0, le=1)
-    noise_level: int | None = Field(None, ge=0)  # of an upsampler's low-res image; None: 100, or the highest it learned
+    noise_level: int | None = Field(None, ge=0)  # of the low-res image; None: 100, or the highest learned
     guidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # 1 is no guidance
-    autoguidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # away from the cascade's weaker model; 1 is off
+    autoguidance_scale: float = Field(1.0, ge=0, allow_inf_nan=False)  # away from the weaker model; 1: off
     guidance_interval: tuple[float, float] | None = None  # guide at these noise levels only, sigma / signal
-    guidance_rescale: float = Field(0.0, ge=0, le=1)  # deviation of what is guided, back to that of what is not
+    guidance_rescale: float = Field(0.0, ge=0, le=1)  # of the deviation, back to that without guidance
     guided_channels: Annotated[int | None, Since(None)] = Field(None, ge=1)  # the first, that guidance moves; None: all
 
     def _check(self) -> None:
@@ -62,7 +62,7 @@ class TokenSampling(ModelSampling):
 class TransformerSampling(TokenSampling):
     """Settings of a causal transformer."""
 
-    compile_decoding: bool = False  # on a GPU: a minute more for the first batch of each size, then faster steps
+    compile_decoding: bool = False  # on a GPU: a minute more at first, then faster steps
 
 
 class MaskedTokenSampling(TokenSampling):

@@ -39,14 +39,14 @@ class AutoencoderLosses(Config):
     """Loss weights that tell apart VAE, VAE-GAN, VQ-VAE, dVAE and VQ-GAN."""
 
     commitment_cost: float = Field(0.25, ge=0)
-    kl_weight: float = Field(1.0, ge=0)  # of gaussian and gumbel; 1 is the bound, where reconstruction is a likelihood
+    kl_weight: float = Field(1.0, ge=0)  # of gaussian and gumbel; 1 is the bound of a likelihood
     kl_warmup_steps: int = Field(0, ge=0)  # from 0 to kl_weight along a cosine
     temperature_steps: int = Field(0, ge=0)  # of gumbel: from 1 to final_temperature along a cosine
     final_temperature: float = Field(1 / 16, gt=0, le=1)
     perceptual_network: PerceptualNetwork
     perceptual_weights_uri: str | None = None  # where the weights are, for networks that no package ships
     perceptual_weight: float = Field(1.0, ge=0)  # 0: the perceptual network is not loaded
-    adversarial_weight: float = Field(0.8, ge=0)  # on top of the adaptive weight; 0: there is no discriminator
+    adversarial_weight: float = Field(0.8, ge=0)  # on the adaptive weight; 0: no discriminator
     discriminator_start: int = Field(0, ge=0)  # the generator hears it from then on; it learns from step 1
     discriminator_channels: int = Field(64, ge=4)
     discriminator_layers: int = Field(3, ge=1)

@@ -69,7 +69,6 @@ def _has_tag(model: type[BaseModel], tag: int | str) -> bool:
 
 
 def _models_in(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
-    """Possible models of a field, alone or in a list."""
     annotation = model.model_fields[name].annotation if name in model.model_fields else None
     items = [item for item in get_args(annotation) if isinstance(item, type) and issubclass(item, BaseModel)]
     return parts_of(model, name) or items

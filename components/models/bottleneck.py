@@ -26,7 +26,7 @@ class Encoded(NamedTuple):
     z: Tensor  # (B, C, h, w)  what the decoder takes
     losses: dict[str, Tensor]  # name -> () fp32; the task knows their weights
     indices: Tensor | None = None  # (B, h, w)  int64 in [0, K); None for a Gaussian
-    latents: Tensor | None = None  # (B*h*w, C)  fp32, without gradient: what `EMAQuantizer.update_codebook` averages
+    latents: Tensor | None = None  # (B*h*w, C) fp32, without gradient, for `EMAQuantizer`
 
 
 class GaussianBottleneck(nn.Module):
@@ -50,7 +50,7 @@ class GumbelQuantizer(nn.Module):
     """A relaxed categorical over K codes for each position: logits (B, K, h, w) -> z (B, C, h, w).
     `kl_loss` is KL(q(code|x) || uniform) in nats an image: sum over positions of sum_k q_k (log q_k + log K)."""
 
-    sharpness = 20.0  # of logits that start as distances: the mean squared distance between two codes, in nats
+    sharpness = 20.0  # of logits: the mean squared distance between two codes, in nats
 
     def __init__(self, *, codebook_size: int, codebook_dim: int, codebook_init: str = "data") -> None:
         """Codes start at random; with `codebook_init` "data" training first calls `start_at`."""

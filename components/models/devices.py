@@ -47,7 +47,7 @@ class ToldLater:
     """Numbers of a device for a later look: the copy starts now, and has arrived by then."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.copy = tensor.detach().to("cpu", non_blocking=True)  # from a GPU torch makes it in pinned memory
+        self.copy = tensor.detach().to("cpu", non_blocking=True)  # pinned, from a GPU
         self.arrival: torch.cuda.Event | None = None
         if tensor.device.type == "cuda":
             self.arrival = torch.cuda.Event()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 LIST = "SHA256SUMS"
-CACHE, META = "__pycache__", "registered_model_meta"  # made by Python and by MLflow where a model is loaded
+CACHE, META = "__pycache__", "registered_model_meta"  # made by Python and MLflow
 SHOWN = 3  # files that an error names
 
 

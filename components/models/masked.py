@@ -232,7 +232,6 @@ class GridCache:
 
 
 def _places(groups: Groups, color: int) -> list[int]:
-    """The channels of a color."""
     return [channel for channel, group in enumerate(groups) if group == color]
 
 

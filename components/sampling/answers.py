@@ -117,7 +117,6 @@ def reconstructed(model: SamplingModel, image: torch.Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def _embed(model: SamplingModel, row: RequestRow) -> str:
-    """Embeds the row's text or image on the common unit sphere."""
     network, text = model.module, model.text
     assert text is not None
     if (row.prompt is None) == (row.image is None):

@@ -36,11 +36,6 @@ class TextCondition(NamedTuple):
         """Tokens of the longest prompt that is read whole."""
         return self.text_length - self.special.around
 
-    @property
-    def knows_words(self) -> bool:
-        """Tells whether the tokenizer learned from captions: of none it has bytes and special tokens alone."""
-        return self.bpe.get_vocab_size() > 256 + len(SPECIAL_TOKENS)
-
     def num_tokens(self, prompt: str) -> int:
         return len(self.bpe.encode(prompt, add_special_tokens=False).ids)
 
@@ -89,8 +84,10 @@ class SamplingModel(NamedTuple):
 
     @property
     def reads_words(self) -> bool:
-        """Tells whether the model reads prompts and was trained with captions."""
-        return self.reads_by_frozen_encoder or (self.text is not None and self.text.knows_words)
+        """Tells whether the model reads prompts and was trained with captions.
+        The tokenizer of a set without captions has bytes and special tokens alone."""
+        words = 0 if self.text is None else self.text.bpe.get_vocab_size()
+        return self.reads_by_frozen_encoder or words > 256 + len(SPECIAL_TOKENS)
 
     @property
     def works_alone(self) -> bool:
@@ -136,7 +133,7 @@ def checked(kind: type[Sampling], values: Mapping[str, Any], stage: str) -> Samp
         if first["type"] == "extra_forbidden":
             known = ", ".join(kind.model_fields) or "nothing"
             raise ValueError(f"{name}: this model takes no such setting; it takes {known}") from None
-        got = f" (got {first['input']!r})" if first["loc"] else ""  # else of several fields, which the message names
+        got = f" (got {first['input']!r})" if first["loc"] else ""  # else of several fields
         raise ValueError(f"{name}: {first['msg'].removeprefix('Value error, ')}{got}") from None
 
 

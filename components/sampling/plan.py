@@ -40,9 +40,9 @@ class Plan:
     prompt: str | None = None
     condition: Image.Image | None = None  # that the model is conditioned on, RGB of any size
     given: Given | None = None
-    sampling: Mapping[str, ModelSampling] = field(default_factory=dict)  # by stage; of the others the model's own
+    sampling: Mapping[str, ModelSampling] = field(default_factory=dict)  # by stage
     candidates: int = 1  # images of which the best is kept
-    grid: tuple[int, int] | None = None  # of tokens, height and width, where it is larger than the trained one
+    grid: tuple[int, int] | None = None  # of tokens, height and width, where larger
     size: tuple[int, int] | None = None  # height and width, pixels, where they are not the generator's own
 
     @property
@@ -59,7 +59,7 @@ class Conditions(NamedTuple):
     """Conditions of a batch of plans on the model's device, and the null conditions for guidance.
     Both hold tensors with the batch as first dimension, by the argument names of the network."""
 
-    condition: dict[str, Tensor]  # label (B,), text (B, L), condition_image (B, 3, S, S): what the network takes
+    condition: dict[str, Tensor]  # label (B,), text (B, L), condition_image (B, 3, S, S)
     null: dict[str, Tensor]  # the same keys: what stands for "no condition"
 
     def guided(self, scale: float) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ class Option:
     help: str  # of the command, and of the API where it has no description
     generators: tuple[str, ...]  # those that take it, by name
     _: KW_ONLY
-    setting: str = ""  # of a stage's sampling, which it is short for; "": the generator reads the field itself
+    setting: str = ""  # of a stage's sampling; "": a field of the generator
     stage: str = ""  # whose setting; "": that of the generator's first model
     ge: float | None = None
     gt: float | None = None
@@ -325,7 +325,7 @@ def with_settings(png: bytes, settings: Mapping[str, Any]) -> bytes:
     Raises ValueError if it is no PNG."""
     if not png.startswith(SIGNATURE) or png[12:16] != b"IHDR":
         raise ValueError("settings are kept in a PNG, and this is none")
-    text = b"tEXt" + KEYWORD.encode() + b"\0" + json.dumps(settings).encode()  # escaped: ASCII, whatever the prompt
+    text = b"tEXt" + KEYWORD.encode() + b"\0" + json.dumps(settings).encode()  # ASCII
     chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
     return png[:HEADER] + chunk + png[HEADER:]
 

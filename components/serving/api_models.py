@@ -132,7 +132,6 @@ class EditForm(Generation):
     @field_validator("sampling", mode="before")
     @classmethod
     def _of_text(cls, value: object) -> object:
-        """Parses JSON, or the values of separate form fields."""
         if not isinstance(value, str):
             return value
         check_json(value.encode())

@@ -38,7 +38,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "503": {"model": ErrorAnswer, "description": "Not now: Retry-After says in how many seconds"},
 }
 EVENT = ImageEvent.model_json_schema(ref_template="#/components/schemas/{model}")
-EVENT = {name: value for name, value in EVENT.items() if name != "$defs"}  # the answer that is no stream has them too
+EVENT = {name: value for name, value in EVENT.items() if name != "$defs"}  # which the other answer has
 STREAM = {"content": {"text/event-stream": {"schema": EVENT}}}
 BEARER = Security(HTTPBearer(auto_error=False, description="Where the service has keys"))
 
@@ -52,7 +52,7 @@ class Service:
     shares: Shares | None  # None: of any size
     decoders: Decoders
     heard: dict[str, tuple[float, Card]] = field(default_factory=dict)  # model -> when, by time.monotonic()
-    asking: dict[str, asyncio.Task[Card]] = field(default_factory=dict)  # of a model one at a time, whoever waits
+    asking: dict[str, asyncio.Task[Card]] = field(default_factory=dict)  # one at a time
 
     def name(self, name: str | None) -> str:
         """Returns the name of the answering model.
@@ -257,7 +257,7 @@ async def answer(
     check_limits(asked, limits)
     card = await service.card(name, most_age=service.settings.poll_seconds)
     generator = generator_of(asked, card, on_images=kind == "image_edit")
-    await service.take_share(notes.key, asked.n or 1)  # before uploads are decoded, which costs something too
+    await service.take_share(notes.key, asked.n or 1)  # before uploads are decoded
     if isinstance(asked.condition, str):
         files = {**files, "condition": decoded("condition", asked.condition)}
     task = asked.task if isinstance(asked, EditForm) else None

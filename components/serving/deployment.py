@@ -30,10 +30,10 @@ TAKE_SECONDS = 30.0  # for a replica to take a job: it is there and says so at o
 LOST = (RayActorError, ReplicaUnavailableError)  # the replica's process is gone, or no replica any more
 TRIES = 2
 COUNT_SECONDS = 2.0
-LOOKS = 10_000  # requests more than are answered with images: none for health or the page ever waits for a place
+LOOKS = 10_000  # requests for health and the page, which never wait for a place
 STARTS = 5  # of Ray's proxy, which gets a minute each
 SLOW = "Ray's proxy is slow to start beside other work"
-CHECK_SECONDS, SILENT_SECONDS = 5, 60  # a busy node answers late; that a process is gone Ray sees by itself
+CHECK_SECONDS, SILENT_SECONDS = 5, 60  # a busy node answers late
 
 
 class Api:
@@ -136,7 +136,7 @@ def model_application(model: ServedModel, settings: ServiceSettings) -> Applicat
         scaling = AutoscalingConfig(
             min_replicas=settings.min_replicas,
             max_replicas=settings.max_replicas,
-            target_ongoing_requests=settings.batch_images,  # another replica would start at once on more than a batch
+            target_ongoing_requests=settings.batch_images,  # more start another replica
         )
     deployment = serve.deployment(
         name=model.name.replace("/", "-").replace("#", "-"),  # Serve parts names by these

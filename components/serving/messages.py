@@ -17,7 +17,7 @@ from components.sampling.requests import Request
 
 INVALID = {400: "invalid_value", 401: "invalid_api_key", 403: "forbidden", 404: "not_found", 405: "method_not_allowed"}
 INVALID |= {408: "request_timeout", 413: "too_large", 415: "unsupported_media_type"}
-CODES = {status: ("invalid_request_error", code) for status, code in INVALID.items()}  # type and code of an error
+CODES = {status: ("invalid_request_error", code) for status, code in INVALID.items()}  # of an error
 CODES |= {429: ("rate_limit_error", "rate_limit_exceeded"), 503: ("server_error", "unavailable")}
 BOUNDS = {"greater_than_equal": "at least", "greater_than": "more than", "less_than_equal": "at most"}
 BOUNDS |= {"less_than": "less than"}
@@ -32,7 +32,7 @@ NO_KEY = "-"  # the name of a client of this machine, which has none
 LONGEST = 80  # characters of a field's name
 COSTLY = {"compile_decoding"}  # settings of stages that cost a compilation
 JSON_SIGNS, JSON_FIELDS = 2**16, 500
-UNCOUNTED = f"{string.ascii_letters}{string.digits}+/=\0{string.whitespace}".encode()  # base64, space, UTF-16's zeros
+UNCOUNTED = f"{string.ascii_letters}{string.digits}+/=\0{string.whitespace}".encode()  # base64, UTF-16's zeros
 FIELDS = tuple(name for name in Request.model_fields if name not in ("generator", "sampling"))
 
 
@@ -91,7 +91,7 @@ class GeneratorCard(NamedTuple):
     height: int
     steps: int | None  # denoising steps where a request names none; None: it has none to choose
     most_steps: int | None
-    sampling: dict[str, dict[str, Any]]  # stage -> its sampling settings where a request names none, plain values
+    sampling: dict[str, dict[str, Any]]  # stage -> default sampling settings, plain values
     tasks: tuple[str, ...]  # of images to work on
     condition_side: int | None  # pixels of the image that it is conditioned on; None: on none
 

@@ -89,7 +89,7 @@ def noted(app: ASGIApp) -> ASGIApp:
                 await ServiceError(500, "the service failed; its log says where").response()(scope, receive, send_noted)
             notes.status = 500
         finally:
-            path = getattr(scope.get("route"), "path", "-")  # no address is repeated that is none of the service's own
+            path = getattr(scope.get("route"), "path", "-")  # no foreign address is repeated
             words = (scope["method"], path, notes.status or 499, time.monotonic() - notes.started)
             LOG.info("%s %s %d %.3f s model=%s images=%d key=%s", *words, notes.model, notes.images, notes.key)
 
@@ -206,7 +206,7 @@ class Bodies:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._sizes: dict[asyncio.Timeout, int] = {}  # bytes, by the patience with a body; last who was heard of last
+        self._sizes: dict[asyncio.Timeout, int] = {}  # bytes by patience; the last heard of is last
 
     async def read(self, receive: Receive, *, declared: int) -> bytes | None:
         """Returns a whole body, of `declared` bytes; None if the client went away before the body's end.

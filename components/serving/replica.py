@@ -35,7 +35,7 @@ LOG = logging.getLogger("cascade.serving")
 SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250]
 IMAGES = [1, 2, 4, 8, 16, 32, 64]
 OK, WENT_AWAY, FAILED = 200, 499, 500
-Tell = Callable[[Partial | FinishedImage | Exception], object]  # takes the events of a job; an exception is the last
+Tell = Callable[[Partial | FinishedImage | Exception], object]  # takes events; an exception is the last
 Shown = dict[tuple[str, int], int]  # (stage, step from 1) -> number of the preview from 0
 
 

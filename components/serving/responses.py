@@ -21,22 +21,12 @@ from starlette.types import Receive, Scope, Send
 from components.sampling.image_files import open_header, open_image
 from components.sampling.requests import Request
 from components.serving import messages
-from components.serving.messages import (
-    Card,
-    Event,
-    FinishedImage,
-    ImageJob,
-    Partial,
-    Refused,
-    ServiceError,
-    Unavailable,
-)
 
 BYTES, PATCH = 4, 16  # of a token: UTF-8, pixels
 STOPPED = "the model stopped before its images were made; try again"
 RUNNING: set[asyncio.Task[None]] = set()  # asyncio itself holds tasks weakly
 Format = Literal["png", "jpeg", "webp"]
-Shown = Partial | FinishedImage
+Shown = messages.Partial | messages.FinishedImage
 Kind = Literal["image_generation", "image_edit"]  # prefix of the types of events
 
 
@@ -125,7 +115,7 @@ class Call(NamedTuple):
 
     kind: Kind
     model: str
-    job: ImageJob
+    job: messages.ImageJob
     output_format: Format
     quality: int  # of jpeg and webp, 0 to 100
 
@@ -144,7 +134,7 @@ class EventStream(StreamingResponse):
             await self.source.aclose()
 
 
-def entry(card: Card) -> ModelEntry:
+def entry(card: messages.Card) -> ModelEntry:
     """Returns a model's entry for lists of models."""
     generators = [generator._asdict() for generator in card.generators]
     return ModelEntry(id=card.name, created=card.created, card=card._asdict() | {"generators": generators})
@@ -152,14 +142,14 @@ def entry(card: Card) -> ModelEntry:
 
 async def images_answer(call: Call, events: AsyncGenerator[Shown]) -> ImagesAnswer:
     """Returns all images of a call. Raises ServiceError for a refusal, and if some never came."""
-    images: dict[int, FinishedImage] = {}
+    images: dict[int, messages.FinishedImage] = {}
     async with aclosing(events):
         async for event in events:
-            if isinstance(event, FinishedImage):
+            if isinstance(event, messages.FinishedImage):
                 images[event.image] = event
     requests = call.job.requests
     if len(images) < len(requests):
-        raise Unavailable(STOPPED)
+        raise messages.Unavailable(STOPPED)
     pngs = [images[number].png for number in range(len(requests))]
     texts = await asyncio.gather(*(as_text(png, call) for png in pngs))
     data = [MadeImage(b64_json=text, seed=request.seed) for text, request in zip(texts, requests, strict=True)]
@@ -175,33 +165,33 @@ async def images_answer(call: Call, events: AsyncGenerator[Shown]) -> ImagesAnsw
 
 
 async def stream_answer(call: Call, events: AsyncGenerator[Shown]) -> EventStream:
-    """Returns a call's events as a stream, once the first has come: until then an error has a status."""
+    """Returns a call's events as a stream, once the first has come: until then an error has a status.
+    An error on the way is the last event."""
     if (first := await anext(events, None)) is None:
-        raise Unavailable(STOPPED)
-    return EventStream(event_lines(call, first, events), events)
+        raise messages.Unavailable(STOPPED)
 
+    async def lines() -> AsyncGenerator[str]:
+        missing, event = len(call.job.requests), first
+        try:
+            while event is not None:
+                yield await event_line(call, event)
+                missing -= isinstance(event, messages.FinishedImage)
+                event = await anext(events, None)
+            if missing:
+                raise messages.Unavailable(STOPPED)
+        except messages.ServiceError as error:
+            yield line("error", {"type": "error", **error.body()})
+        except ClientDisconnect:
+            return
 
-async def event_lines(call: Call, first: Shown, events: AsyncGenerator[Shown]) -> AsyncGenerator[str]:
-    """Yields a call's events as the lines of a stream; an error on the way is the last event."""
-    missing, event = len(call.job.requests), first
-    try:
-        while event is not None:
-            yield await event_line(call, event)
-            missing -= isinstance(event, FinishedImage)
-            event = await anext(events, None)
-        if missing:
-            raise Unavailable(STOPPED)
-    except ServiceError as error:
-        yield line("error", {"type": "error", **error.body()})
-    except ClientDisconnect:
-        return
+    return EventStream(lines(), events)
 
 
 async def event_line(call: Call, event: Shown) -> str:
     """Returns a preview or an image as an event of the stream."""
     request = call.job.requests[event.image]
     message: dict[str, Any] = {
-        "type": f"{call.kind}.{'completed' if isinstance(event, FinishedImage) else 'partial_image'}",
+        "type": f"{call.kind}.{'completed' if isinstance(event, messages.FinishedImage) else 'partial_image'}",
         "b64_json": await as_text(event.png, call),
         "created_at": int(time.time()),
         "size": "{}x{}".format(*open_header(event.png).size),
@@ -210,7 +200,7 @@ async def event_line(call: Call, event: Shown) -> str:
         "seed": request.seed,
         "model": call.model,
     }
-    if isinstance(event, FinishedImage):
+    if isinstance(event, messages.FinishedImage):
         message |= {"version": event.version, "usage": usage_of(request, event.png, count=1)}
     else:
         message |= {"partial_image_index": event.number, "stage": event.stage, "step": event.step}
@@ -254,13 +244,13 @@ def patches(image: bytes) -> int:
 
 
 async def watched(
-    events: AsyncIterator[Event], job: ImageJob, *, receive: Receive, started: float, seconds: float
+    events: AsyncIterator[messages.Event], job: messages.ImageJob, *, receive: Receive, started: float, seconds: float
 ) -> AsyncGenerator[Shown]:
     """Yields the events of a job, and cancels the job when this generator ends.
     `receive`: of a request whose body was read; tells that the client went away. `started`: when the request came, by
     time.monotonic(); the job may take `seconds` from then on. Raises ServiceError for a job that is refused or late,
     ClientDisconnect when the client went away, and what reading the events raises."""
-    items: asyncio.Queue[Event | Exception | None] = asyncio.Queue()  # None: the events are over
+    items: asyncio.Queue[messages.Event | Exception | None] = asyncio.Queue()  # None: the events are over
 
     async def wait_for_leaving() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -276,16 +266,16 @@ async def watched(
                     item = await items.get()
             except TimeoutError:
                 message = f"the image was not ready within {seconds:g} s: ask for fewer images or steps"
-                raise ServiceError(503, message, code="timeout", retry_after=1) from None
+                raise messages.ServiceError(503, message, code="timeout", retry_after=1) from None
             if item is None:
                 return
             if isinstance(item, Exception):
                 raise item
-            if isinstance(item, Refused):
+            if isinstance(item, messages.Refused):
                 raise messages.of_refused(item, job.requests[0])
             yield item
     finally:
-        for task in tasks:  # the first closes the events in its own time: whoever cancels this can't interrupt it
+        for task in tasks:  # the first closes the events in its own time
             task.cancel()
 
 
@@ -297,7 +287,9 @@ def lasting(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     return task
 
 
-async def read_into(events: AsyncIterator[Event], items: asyncio.Queue[Event | Exception | None]) -> None:
+async def read_into(
+    events: AsyncIterator[messages.Event], items: asyncio.Queue[messages.Event | Exception | None]
+) -> None:
     """Puts events and the end marker into a queue, and closes the source."""
     try:
         async for event in events:

@@ -20,7 +20,7 @@ class ServedModel(Settings):
     """A model by the name that clients choose it by."""
 
     name: str = Field(min_length=1)
-    source: str = Field(min_length=1)  # models:/NAME@ALIAS, models:/NAME/VERSION, or a folder of a composed cascade
+    source: str = Field(min_length=1)  # models:/NAME@ALIAS, models:/NAME/VERSION, or a folder
 
 
 class Limits(Settings):
@@ -29,7 +29,7 @@ class Limits(Settings):
     body_bytes: int = Field(16 * 2**20, ge=1024)
     body_seconds: float = Field(60, gt=0)  # for a body to come whole
     body_pause_seconds: float = Field(10, gt=0)  # between two pieces of a body
-    bodies: int = Field(256, ge=1)  # that are read at a time; of more, the one that was silent longest gives way
+    bodies: int = Field(256, ge=1)  # read at a time; the longest silent one gives way
     bodies_bytes: int = Field(2**29, ge=1024)  # of those together
     image_pixels: int = Field(2**24, ge=1)  # of an uploaded image
     decoding_bytes: int = Field(2**30, ge=2**28)  # memory of a process that decodes uploads
@@ -42,7 +42,7 @@ class Limits(Settings):
     partial_images: int = Field(16, ge=0)  # OpenAI's own limit is 3
     waiting_images: int = Field(64, ge=1)  # of a replica, without those that are being made
     key_waiting_images: int = Field(32, ge=1)  # of one API key, of those
-    key_images_minute: float | None = Field(None, gt=0)  # that one API key may ask the whole service for; None: any
+    key_images_minute: float | None = Field(None, gt=0)  # that one API key may ask for; None: any
     seconds: float = Field(300, gt=0)  # from arrival to the last image
 
     @model_validator(mode="after")

@@ -27,7 +27,7 @@ from components.serving.settings import Limits
 REMEDY = "give a PNG, JPEG or WebP file"
 MOST = 4  # processes of a service's process for HTTP
 START_SECONDS = 60.0
-SHRINKABLE = (None, "inpainting", "uncropping", "colorization")  # tasks that a smaller image is the same for
+SHRINKABLE = (None, "inpainting", "uncropping", "colorization")  # the same for smaller images
 
 
 class Decoders:
@@ -71,7 +71,7 @@ class UploadProcess:
 
     def __init__(self, limits: Limits) -> None:
         """Starts the process. Raises Unavailable if it does not come up."""
-        own = {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}  # no key of anything is in it
+        own = {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}  # without keys
         command = [sys.executable, "-W", "ignore", "-m", __name__, str(limits.decoding_bytes)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=own)
         try:

@@ -17,6 +17,7 @@ from components.serving.messages import COSTLY, Card, GeneratorCard
 from components.serving.settings import ServedModel
 
 LOG = logging.getLogger("cascade.serving")
+MAKES_NONE = "makes no image: serve a composed cascade, or a model that makes images by itself"
 WARM_SECONDS = 5.0  # of one generator: a generator of one value after another would take minutes
 DIGITS = 12  # of the key of a model that is in no registry
 
@@ -91,7 +92,7 @@ class Versions:
         with local_model(source, tracking_uri=self._tracking) as folder:
             cascade = cascade_in(folder, device=best_device())
         if cascade is None:
-            raise makes_none(self.model.source)
+            raise ValueError(f"{shown_source(self.model.source)} {MAKES_NONE}")
         warm(cascade)
         return Version(self.model, named, cascade)
 
@@ -103,17 +104,10 @@ def find_version(source: str, tracking: str | None) -> Named:
         return find_named(source, tracking_uri=tracking)
     if is_model_folder(source):
         if cascade_in(Path(source), weights=False) is None:
-            raise makes_none(source)
+            raise ValueError(f"{shown_source(source)} {MAKES_NONE}")
         newest = int(max(path.stat().st_mtime for path in Path(source).iterdir()))
         return Named(shown_source(source), f"{newest}", newest)
     return Named(shown_source(source), model_artifact(source).key[:DIGITS], int(time.time()))
-
-
-def makes_none(source: str) -> ValueError:
-    """Returns the error for a model that makes no image."""
-    return ValueError(
-        f"{shown_source(source)} makes no image: serve a composed cascade, or a model that makes images by itself"
-    )
 
 
 class EndedError(Exception):

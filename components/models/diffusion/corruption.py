@@ -155,7 +155,7 @@ def between(limits: tuple[float, float], number: float) -> float:
     return limits[0] + number * (limits[1] - limits[0])
 
 
-MASKS = {"inpainting": inpainting_mask, "uncropping": border_mask}  # of tasks that leave some pixels unchanged
+MASKS = {"inpainting": inpainting_mask, "uncropping": border_mask}  # some pixels stay
 MASK_TASKS = tuple(MASKS)
 TASKS = ("inpainting", "uncropping", "colorization", "jpeg", "super_resolution")
 

@@ -256,7 +256,7 @@ def record(history: LossHistory, *, timesteps: Tensor, losses: Tensor) -> LossHi
     finite = losses.isfinite()
     new = torch.zeros_like(counts).index_add_(0, timesteps, finite.long())  # (T,)
     left_out = (counts + new - KEPT).clamp(min=0)  # (T,) of the oldest
-    place = torch.arange(KEPT, device=counts.device) + left_out[:, None]  # (T, K), the former place of each loss
+    place = torch.arange(KEPT, device=counts.device) + left_out[:, None]  # (T, K), former places
     kept = torch.where(place < counts[:, None], history.losses.gather(1, place.clamp(max=KEPT - 1)), 0.0)
     same = (timesteps[:, None] == timesteps) & finite  # (B, B)
     earlier = same.tril(-1).sum(dim=1)  # (B,), finite losses of the same step before each loss

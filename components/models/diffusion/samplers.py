@@ -13,7 +13,7 @@ from components.models.diffusion.steps import SAMPLERS, Prediction, SamplerName,
 
 Threshold = Literal["static", "dynamic", "none"]
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t, time (B,)) -> output
-Score = Callable[[Tensor, Tensor], Tensor]  # (x_t, time (B,)) -> gradient of a log probability at x_t, like x_t
+Score = Callable[[Tensor, Tensor], Tensor]  # (x_t, time (B,)) -> gradient of a log probability
 OnStep = Callable[[int, float, Tensor, Tensor], None]  # (step from 0, time, x_t, x_0)
 
 

@@ -45,7 +45,7 @@ class Schedule:
         with torch.inference_mode(mode=False):  # training may use tables made while sampling
             betas = self.betas
             alphas_cumprod = (1 - betas).cumprod(0)
-            before = torch.cat([betas.new_ones(1), alphas_cumprod[:-1]])  # nothing is added before the first step
+            before = torch.cat([betas.new_ones(1), alphas_cumprod[:-1]])  # no noise at first
             noise = 1 - alphas_cumprod
             posterior_variance = betas * (1 - before) / noise
             clipped = torch.cat([posterior_variance[1:2] if len(self) > 1 else betas, posterior_variance[1:]]).log()
@@ -57,7 +57,7 @@ class Schedule:
                 "signal_before": before.sqrt(),
                 "sigma_before": (1 - before).sqrt(),
                 "signal_to_noise": alphas_cumprod / noise,
-                "noise_levels": (noise / alphas_cumprod).sqrt(),  # sigma / signal, infinite where there is no signal
+                "noise_levels": (noise / alphas_cumprod).sqrt(),  # sigma / signal
                 "log_noise_levels": (noise / alphas_cumprod).sqrt().log(),
                 "log_sigma_squared": noise.log(),
                 "posterior_of_x_0": betas * before.sqrt() / noise,  # weight in the mean
@@ -151,8 +151,8 @@ def without_terminal_signal(betas: Tensor) -> Tensor:
 class Trajectory(NamedTuple):
     """Levels from noise to image, and the time of each run of the network."""
 
-    times: Tensor  # (N,) of the objective, or (N + 1,) where the last level has one; int64 where it is a training step
-    signal: Tensor  # (N + 1,) float64, from noise to image; ends with 1, or with that of training's first step
+    times: Tensor  # (N,), or (N + 1,) where the last level has one; int64: training steps
+    signal: Tensor  # (N + 1,) float64, from noise to image; ends with 1, or training's first
     sigma: Tensor  # (N + 1,) float64; ends with 0, or likewise
 
     def __len__(self) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SamplerName = Literal["ddpm", "ddim", "dpm_solver_pp", "sde_dpm_solver_pp", "heun", "euler"]
 Spacing = Literal["linspace", "leading", "leading_from_1", "trailing", "karras"]
-Spaced = str | tuple[int, ...]  # a `Spacing`, counts of equal sections as "10,10,3,2,2", or the training steps
+Spaced = str | tuple[int, ...]  # a `Spacing`, counts as "10,10,3,2,2", or training steps
 
 
 class Step(NamedTuple):
@@ -61,7 +61,7 @@ class Euler:
     title = "Euler"
     spacing: Spacing = "karras"  # default for a discrete objective's steps: accurate enough at few steps
     own_eta: float | None = 0.0  # share of DDPM's noise that a step adds; None: the request's eta
-    shifts_x_0 = True  # a score moves the predicted image (Dhariwal and Nichol, 2021, algorithm 2), not the mean
+    shifts_x_0 = True  # a score moves the image (Dhariwal and Nichol, 2021, algorithm 2)
 
     def __init__(self, log_variance: Callable[..., Tensor], *, eta: float, scaled: bool) -> None:
         """Prepare a trajectory with the objective's `log_variance` and the request's eta in [0, 1].

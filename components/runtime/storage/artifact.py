@@ -52,6 +52,7 @@ NOT_LISTED = ("train", "work")  # folders whose files no manifest lists
 ArtifactKind = Literal["shards", "tokens", "model", "samples", "report"]
 REMEDY = "it is damaged or of another version: delete it and run again"
 T = TypeVar("T")
+DIFFERS = "as in its manifest; delete the stage's folder and run again"
 
 
 class ArtifactError(Exception):
@@ -119,7 +120,7 @@ class Artifact(Config):
         try:
             return self.store.read(entry.path, expected=entry.digest)
         except DamagedFileError as error:
-            raise ArtifactError(_differs(error)) from error
+            raise ArtifactError(f"{error} {DIFFERS}") from error
 
     @contextmanager
     def local_copy(self) -> Iterator[Path]:
@@ -136,7 +137,7 @@ class Artifact(Config):
         try:
             in_parallel(fetch, self.files)
         except DamagedFileError as error:
-            raise ArtifactError(_differs(error)) from error
+            raise ArtifactError(f"{error} {DIFFERS}") from error
         return folder
 
 
@@ -317,7 +318,3 @@ def record_path(part: str) -> str:
 def _public_name(path: str) -> str:
     head, _, tail = path.partition("/")
     return tail if tail and head.partition("-")[0] in ("attempt", "files") else path
-
-
-def _differs(error: DamagedFileError) -> str:
-    return f"{error} as in its manifest; delete the stage's folder and run again"

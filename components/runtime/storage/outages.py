@@ -98,7 +98,6 @@ def minutes(seconds: float) -> str:
 
 
 def _say(store: str, line: str, *, ended: bool) -> None:
-    """Logs the line, and shows it in the run's table where the process works for a run."""
     logger.warning("%s", line)
     ray = sys.modules.get("ray")  # no laptop needs it to read a file
     if ray is not None and ray.is_initialized():

@@ -210,7 +210,6 @@ class Delivery:
             self._measure(parent.run_id, artifact.metadata["summary"], model_id=model_id, time=record.time)
 
     def _measure(self, run_id: str, values: dict[str, float], *, model_id: str | None, time: int) -> None:
-        """Log the metrics that a run lacks, for the run and for its model."""
         present = self.client.get_run(run_id).data.metrics
         new = [Metric(name, value, time, 0, model_id=model_id) for name, value in values.items() if name not in present]
         if new:

@@ -265,7 +265,6 @@ class EventLog:
             yield record
 
     def _follow(self, event: events.Event) -> None:
-        """Track the run, the keys of its stages, and the running stages."""
         match event:
             case events.RunStarted(run, _, _, tags):
                 if "'" in run or "`" in run:

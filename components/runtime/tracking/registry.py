@@ -26,17 +26,7 @@ from components.models.file_list import LIST, check_files, digest_of_list, write
 from components.runtime.storage.artifact import Artifact, describe, load_artifact
 from components.runtime.storage.connection import shown
 from components.runtime.storage.store import Store, absolute
-from components.runtime.tracking.names import (
-    CANDIDATE,
-    FILES,
-    FILES_DIGEST,
-    GIT_COMMIT,
-    KEY,
-    MANIFEST,
-    PLACE,
-    REGISTRY,
-    STAGE,
-)
+from components.runtime.tracking import names
 from components.runtime.tracking.packed_code import MODEL_CODE, model_code, pack_code
 from components.sampling.answers import REGISTERED, example_of
 from components.sampling.cascade import DESCRIPTION
@@ -58,7 +48,7 @@ class Named(NamedTuple):
 
     @property
     def uri(self) -> str:
-        return f"{REGISTRY}{self.name}/{self.version}"
+        return f"{names.REGISTRY}{self.name}/{self.version}"
 
 
 class Packed(NamedTuple):
@@ -74,7 +64,7 @@ class Packed(NamedTuple):
 def local_model(source: str, *, tracking_uri: str | None) -> Iterator[Path]:
     """The verified folder of a trained model or a cascade; a downloaded copy is removed afterwards.
     Raises ValueError, in one line, if there is none or it differs; StoreError and ArtifactError as storage does."""
-    if source.startswith(REGISTRY):
+    if source.startswith(names.REGISTRY):
         with tempfile.TemporaryDirectory(prefix="cascade-model-") as folder:
             yield download_model(source, Path(folder), tracking_uri=tracking_uri)
     elif is_model_folder(source):
@@ -125,9 +115,9 @@ def stored_model(model_uri: str, *, tracking_uri: str | None) -> tuple[str, Arti
     """The address by number of a named version, and the artifact in storage that it was registered from.
     Raises ValueError, in one line, as `named_version`, and for a version whose artifact is no longer there."""
     version = named_version(model_uri, tracking_uri=tracking_uri)
-    place, uri = version.tags.get(PLACE), f"{REGISTRY}{version.name}/{version.version}"
+    place, uri = version.tags.get(names.PLACE), f"{names.REGISTRY}{version.name}/{version.version}"
     artifact = load_artifact(Store(place)) if place else None
-    if artifact is None or artifact.digest != version.tags.get(MANIFEST):
+    if artifact is None or artifact.digest != version.tags.get(names.MANIFEST):
         where = shown(place) if place else "a folder that nobody wrote down"
         raise ValueError(
             f"{uri} was registered from {where}, where it is no longer: give the folder of a trained model"
@@ -157,13 +147,13 @@ def download_packed(model_uri: str, folder: Path, *, tracking_uri: str | None) -
         logged, tags = model_uri, {}
         if NAMED.fullmatch(model_uri):
             version = named_version(model_uri, tracking_uri=tracking_uri)
-            model_uri, logged, tags = f"{REGISTRY}{version.name}/{version.version}", version.source, version.tags
-        if FILES_DIGEST not in tags and logged.startswith(REGISTRY):  # a logged model, or one registered by hand
-            tags = client.get_logged_model(logged.removeprefix(REGISTRY)).tags
-        if FILES_DIGEST not in tags:
+            model_uri, logged, tags = f"{names.REGISTRY}{version.name}/{version.version}", version.source, version.tags
+        if names.FILES_DIGEST not in tags and logged.startswith(names.REGISTRY):  # logged, or registered by hand
+            tags = client.get_logged_model(logged.removeprefix(names.REGISTRY)).tags
+        if names.FILES_DIGEST not in tags:
             raise ValueError(f"{model_uri} lists no files to compare it with: register it by `cascade run`")
         local = Path(download_artifacts(model_uri, dst_path=str(folder)))
-    return Packed(model_uri, local, tags[FILES_DIGEST], tags.get(FILES))
+    return Packed(model_uri, local, tags[names.FILES_DIGEST], tags.get(names.FILES))
 
 
 def trained_model(packed: Path) -> Path:
@@ -191,11 +181,11 @@ def register_average(model_uri: str, folder: Path, *, sigma_rel: float, tracking
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     artifact = Artifact(
         kind="model",
-        stage=source.tags[STAGE],
-        key=f"{source.tags[KEY]}-ema-{sigma_rel:g}",
+        stage=source.tags[names.STAGE],
+        key=f"{source.tags[names.KEY]}-ema-{sigma_rel:g}",
         files=tuple(describe(path, path.relative_to(folder).as_posix()) for path in files),
         metadata={"ema_sigma_rel": sigma_rel},
-        provenance={"git_commit": source.tags[GIT_COMMIT]},
+        provenance={"git_commit": source.tags[names.GIT_COMMIT]},
         root=str(folder.resolve()),
     )
     try:
@@ -217,26 +207,27 @@ def register_version(
         if model is None or not _is_sound(model, str(client.tracking_uri)):
             model = _log_model(client, name, artifact, experiment_id=experiment_id, run_id=run_id)
         create_name(client, name)
-        tags = _tags(artifact) | {tag: model.tags[tag] for tag in (FILES, FILES_DIGEST) if tag in model.tags}
-        source = f"{REGISTRY}{model.model_id}"
+        own = {tag: model.tags[tag] for tag in (names.FILES, names.FILES_DIGEST) if tag in model.tags}
+        tags = _tags(artifact) | own
+        source = f"{names.REGISTRY}{model.model_id}"
         version = client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=model.model_id)
         first = _find_version(client, name, key=artifact.key)
         if first is not None and int(first.version) < int(version.version):  # another driver was faster
             client.delete_model_version(name, version.version)
             version = first
-    client.set_registered_model_alias(name, CANDIDATE, version.version)
+    client.set_registered_model_alias(name, names.CANDIDATE, version.version)
     return version
 
 
 def _find_version(client: MlflowClient, name: str, *, key: str) -> ModelVersion | None:
-    versions = client.search_model_versions(f"name = '{name}' and tags.`{KEY}` = '{key}'")
-    listed = [version for version in versions if FILES_DIGEST in version.tags]
+    versions = client.search_model_versions(f"name = '{name}' and tags.`{names.KEY}` = '{key}'")
+    listed = [version for version in versions if names.FILES_DIGEST in version.tags]
     return min(listed, key=lambda version: int(version.version), default=None)
 
 
 def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> LoggedModel | None:
     """The finished logged model of a stage key, or None."""
-    models = client.search_logged_models([experiment_id], f"tags.`{KEY}` = '{key}'")
+    models = client.search_logged_models([experiment_id], f"tags.`{names.KEY}` = '{key}'")
     ready = [model for model in models if model.status == LoggedModelStatus.READY]
     return min(ready, key=lambda model: model.creation_timestamp, default=None)
 
@@ -244,7 +235,7 @@ def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> 
 def _is_sound(model: LoggedModel, tracking_uri: str) -> bool:
     """True if a logged model may be registered: all files are unchanged."""
     with tempfile.TemporaryDirectory() as scratch, suppress(ValueError):
-        return bool(download_model(f"{REGISTRY}{model.model_id}", Path(scratch), tracking_uri=tracking_uri))
+        return bool(download_model(f"{names.REGISTRY}{model.model_id}", Path(scratch), tracking_uri=tracking_uri))
     return False
 
 
@@ -279,18 +270,18 @@ def _log_model(client: MlflowClient, name: str, artifact: Artifact, *, experimen
         digests = {name: entry.sha256 for name, entry in zip(artifact.names(), artifact.files, strict=True)}
         text = save_model(Path(scratch) / "packed", folder, mlflow_model=mlflow_model, digests=digests)
         client.log_model_artifacts(model.model_id, str(Path(scratch) / "packed"))
-    listed = {FILES: text} if len(text) <= LONGEST_LIST else {}
-    client.set_logged_model_tags(model.model_id, listed | {FILES_DIGEST: digest_of_list(text)})
+    listed = {names.FILES: text} if len(text) <= LONGEST_LIST else {}
+    client.set_logged_model_tags(model.model_id, listed | {names.FILES_DIGEST: digest_of_list(text)})
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
 
 
 def _tags(artifact: Artifact) -> dict[str, str]:
     return {
-        STAGE: artifact.stage,
-        KEY: artifact.key,
-        PLACE: artifact.root,
-        MANIFEST: artifact.digest,
-        GIT_COMMIT: str(artifact.provenance.get("git_commit", "unknown")),
+        names.STAGE: artifact.stage,
+        names.KEY: artifact.key,
+        names.PLACE: artifact.root,
+        names.MANIFEST: artifact.digest,
+        names.GIT_COMMIT: str(artifact.provenance.get("git_commit", "unknown")),
     }
 
 

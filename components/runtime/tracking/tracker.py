@@ -120,7 +120,11 @@ class Tracker:
         seconds = min(1.0, self._flush_seconds)  # the run is to be seen soon
         while not self._ending.wait(seconds):
             if self.log.run:
-                values = machine_load(self._monitors)
+                values: dict[str, float] = {}  # in percent, since the look before
+                for monitor in self._monitors:
+                    monitor.collect_metrics()
+                    values |= {SYSTEM + name: float(value) for name, value in monitor.aggregate_metrics().items()}
+                    monitor.clear_metrics()
                 for stage in ("", *sorted(self.log.running)):
                     self.emit(events.Metrics(stage, 0, values))
             self._send()
@@ -133,9 +137,15 @@ class Tracker:
         """Send everything until MLflow is away; warn once when MLflow goes and once on MLflow's return."""
         try:
             while self._journals:
-                if not self._send_some(self._journals[0]):
-                    if len(self._journals) == 1 and not self._ending.is_set():
-                        break  # the own journal stays open until the end
+                journal = self._journals[0]
+                records, position = journal.unshipped(limit=RECORDS_AT_ONCE)
+                for batch in batches(records):
+                    self._send_batch(batch, journal)
+                if records:
+                    journal.mark(position)
+                elif len(self._journals) == 1 and not self._ending.is_set():
+                    break  # the own journal stays open until the end
+                else:
                     self._journals.pop(0).close()
         except MlflowAwayError as error:
             if self._away is None:
@@ -148,15 +158,6 @@ class Tracker:
         if self._away is not None:
             logger.warning("MLflow is back, what was kept has been sent")
         self._away = None
-
-    def _send_some(self, journal: Journal) -> bool:
-        """Send the next records of a journal. Returns False if there were none. Raises MlflowAwayError."""
-        records, position = journal.unshipped(limit=RECORDS_AT_ONCE)
-        for batch in batches(records):
-            self._send_batch(batch, journal)
-        if records:
-            journal.mark(position)
-        return bool(records)
 
     def _send_batch(self, batch: list[LogEntry], journal: Journal) -> None:
         """Deliver records together; set aside those refused for good. Raises MlflowAwayError for other errors."""
@@ -196,13 +197,3 @@ def _is_refusal(error: Exception) -> bool:
     if isinstance(error, OSError):
         return isinstance(error, FileNotFoundError | UnidentifiedImageError)
     return isinstance(error, ArtifactError | ArithmeticError | AttributeError | LookupError | TypeError | ValueError)
-
-
-def machine_load(monitors: list[BaseMetricsMonitor]) -> dict[str, float]:
-    """Values now, such as system/cpu_utilization_percentage (since the last call) in percent."""
-    values: dict[str, float] = {}
-    for monitor in monitors:
-        monitor.collect_metrics()
-        values |= {SYSTEM + name: float(value) for name, value in monitor.aggregate_metrics().items()}
-        monitor.clear_metrics()
-    return values
