@@ -12,22 +12,7 @@ from rich.logging import RichHandler
 
 from components.configuration.usage import UsageError, usage_errors
 from components.runtime.tracking.names import environment
-from pipelines.command import evaluate, model, sample, translate
-from pipelines.command.options import (
-    Fastest,
-    Force,
-    From,
-    Name,
-    Only,
-    ProfileName,
-    Promote,
-    Recipe,
-    RunName,
-    Set,
-    Storage,
-    Tracking,
-    Until,
-)
+from pipelines.command import evaluate, model, options, sample, translate
 from pipelines.engine.provenance import code_line, commit
 
 app = typer.Typer(
@@ -59,19 +44,19 @@ def options_of_all(
 
 @app.command()
 def run(
-    recipe: Recipe = "scenes",
-    set_: Set = [],  # noqa: B006  (typer copies it)
-    storage: Storage = None,
-    tracking: Tracking = None,
-    profile: ProfileName = "auto",
-    name: Name = None,
-    run_name: RunName = None,
-    promote: Promote = "better",
+    recipe: options.Recipe = "scenes",
+    set_: options.Set = [],  # noqa: B006  (typer copies it)
+    storage: options.Storage = None,
+    tracking: options.Tracking = None,
+    profile: options.ProfileName = "auto",
+    name: options.Name = None,
+    run_name: options.RunName = None,
+    promote: options.Promote = "better",
     plan: Annotated[bool, typer.Option("--plan", help="Show what would run, and run nothing.")] = False,
-    only: Only = [],  # noqa: B006
-    from_: From = None,
-    until: Until = None,
-    force: Force = False,
+    only: options.Only = [],  # noqa: B006
+    from_: options.From = None,
+    until: options.Until = None,
+    force: options.Force = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the log lines of all workers.")] = False,
     profile_steps: Annotated[
         str | None,
@@ -84,7 +69,7 @@ def run(
     cluster: Annotated[
         str | None, typer.Option(help="What its autoscaler will make of the cluster that is joined: gpus=8,cpus=64.")
     ] = None,
-    fastest: Fastest = None,
+    fastest: options.Fastest = None,
 ) -> None:
     """Train the whole cascade, sample it, register it and write a report.
 
@@ -105,23 +90,23 @@ def run(
     from pipelines.engine import driver
 
     # fmt: off
-    options = driver.RunOptions(
+    chosen = driver.RunOptions(
         recipe=recipe, set=set_, storage=storage, tracking=tracking, profile=profile, name=name, run=run_name,
         only=only, from_=from_, until=until, force=force, verbose=verbose, profile_steps=profile_steps,
         cluster=cluster, promote=promote, fastest=fastest)
     # fmt: on
     if plan:
-        show_keys(options, Console())
+        show_keys(chosen, Console())
         return
-    raise typer.Exit(driver.run(options, Console()))
+    raise typer.Exit(driver.run(chosen, Console()))
 
 
 @app.command("plan")
 def plan_command(
-    recipe: Recipe = "scenes",
-    set_: Set = [],  # noqa: B006
-    storage: Storage = None,
-    profile: ProfileName = "auto",
+    recipe: options.Recipe = "scenes",
+    set_: options.Set = [],  # noqa: B006
+    storage: options.Storage = None,
+    profile: options.ProfileName = "auto",
     cluster: Annotated[
         list[str],
         typer.Option(help="How a cluster that is not here would be shared: gpus=64,cpus=512,network=efa. Repeatable."),
@@ -132,11 +117,11 @@ def plan_command(
     images: Annotated[
         int | None, typer.Option(help="How many the set has, for stages that go through it once.", min=1)
     ] = None,
-    only: Only = [],  # noqa: B006
-    from_: From = None,
-    until: Until = None,
-    force: Force = False,
-    fastest: Fastest = None,
+    only: options.Only = [],  # noqa: B006
+    from_: options.From = None,
+    until: options.Until = None,
+    force: options.Force = False,
+    fastest: options.Fastest = None,
 ) -> None:
     """Show each stage, its key, and whether it is cached; run nothing.
 
@@ -159,15 +144,18 @@ def plan_command(
     from pipelines.engine import driver
 
     # fmt: off
-    options = driver.RunOptions(
+    chosen = driver.RunOptions(
         recipe=recipe, set=set_, storage=storage, profile=profile, only=only, from_=from_, until=until, force=force,
         fastest=fastest)
     # fmt: on
-    show_costs(options, cluster, Console(), gpu=gpu, price=price, mfu=mfu, images=images)
+    show_costs(chosen, cluster, Console(), gpu=gpu, price=price, mfu=mfu, images=images)
 
 
 @app.command()
-def show(recipe: Annotated[str, typer.Argument(help="A recipe by name or a YAML file.")], set_: Set = []) -> None:  # noqa: B006
+def show(
+    recipe: Annotated[str, typer.Argument(help="A recipe by name or a YAML file.")],
+    set_: options.Set = [],  # noqa: B006
+) -> None:
     """Print a recipe with every number, as YAML that runs when edited: `cascade show scenes > my.yaml`"""
     from pipelines.recipes.catalog import load_recipe, resolved_yaml
 
@@ -253,9 +241,9 @@ def data(
 @app.command()
 def lecture(
     names: Annotated[list[str] | None, typer.Argument(help="Rows (T3) or recipes (vqgan); all if left out.")] = None,
-    storage: Storage = None,
-    tracking: Tracking = None,
-    profile: ProfileName = "auto",
+    storage: options.Storage = None,
+    tracking: options.Tracking = None,
+    profile: options.ProfileName = "auto",
     figures: Figures = None,
 ) -> None:
     """Run the lecture, each system by its own recipe; after each, write the page `lecture.html`.
@@ -278,9 +266,9 @@ def compare(
     systems: Annotated[list[str] | None, typer.Argument(help="Systems, such as gan or ddpm; all if left out.")] = None,
     seed: Annotated[int, typer.Option(help="Of trainings and samples; rows of other seeds stay.", min=0)] = 0,
     minutes: Annotated[list[int] | None, typer.Option(help="Budget of one core: 2, 8 or 32; all if left out.")] = None,
-    storage: Storage = None,
-    tracking: Tracking = None,
-    profile: ProfileName = "auto",
+    storage: options.Storage = None,
+    tracking: options.Tracking = None,
+    profile: options.ProfileName = "auto",
     figures: Figures = None,
 ) -> None:
     """Measure the lecture's taxonomy, VAE to GAN to cascade, on the same images of 32².
@@ -309,7 +297,7 @@ for body in (model.export, model.reconstruct, model.ema, model.promote, model.re
 @app.command()
 def report(
     run_name: Annotated[str | None, typer.Option("--run", help="Name of the run; the newest one if left out.")] = None,
-    storage: Storage = None,
+    storage: options.Storage = None,
 ) -> None:
     """Render a run's report again from what is in storage. Example: `cascade report --run scenes-1a2b3c`"""
     from components.runtime.storage.store import Store
@@ -323,12 +311,12 @@ def report(
 @app.command()
 def verify(
     name: Annotated[str | None, typer.Argument(metavar="RUN", help="Name of the run; the newest if left out.")] = None,
-    run_name: RunName = None,
+    run_name: options.RunName = None,
     model: Annotated[
         str | None, typer.Option(help="This model in place of a run: models:/NAME@champion, a folder or URL.")
     ] = None,
-    storage: Storage = None,
-    tracking: Tracking = None,
+    storage: options.Storage = None,
+    tracking: options.Tracking = None,
 ) -> None:
     """Read every artifact of a run, or every file of a model, and compare sizes and sha256.
 
@@ -351,7 +339,7 @@ def verify(
 
 @app.command()
 def gc(
-    storage: Storage = None,
+    storage: options.Storage = None,
     unused: Annotated[bool, typer.Option(help="Also stages that no run in storage uses.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only the plan is shown.")] = False,
 ) -> None:

@@ -33,7 +33,7 @@ class Reconstruction(NamedTuple):
     """An autoencoder's input, codes as colors and reconstruction of an image; uint8."""
 
     seen: np.ndarray  # (S, S, 3)  the image at the size of the model
-    codes: np.ndarray | None  # (h, w, 3)  the index grid in colors; None where a Gaussian stands in place of codes
+    codes: np.ndarray | None  # (h, w, 3) the index grid in colors; None for a Gaussian
     made: np.ndarray  # (S, S, 3)
 
 

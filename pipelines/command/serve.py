@@ -31,7 +31,7 @@ SERVING = {  # of the Ray that is started for a service
     "RAY_SERVE_ENABLE_HA_PROXY": "0",  # the proxy that has such callbacks
 }
 ON_THIS_MACHINE = SHARED_CORES | {
-    "RAY_prestart_worker_first_driver": "0",  # four processes serve; it would start one for each logical CPU first
+    "RAY_prestart_worker_first_driver": "0",  # else one starts for each logical CPU
 }
 START_SECONDS = 60
 
@@ -40,7 +40,7 @@ def build(args: dict[str, Any]) -> "Application":
     """Returns the service; the import_path of `serve deploy` and RayService is `….command.serve:build`.
     `args`: the fields of `ServiceSettings`; `tracking` may be left to MLFLOW_TRACKING_URI. Raises UsageError, in one
     line, for a field that does not fit."""
-    from components.serving.deployment import service  # here and below, for wrong use is said before torch is there
+    from components.serving.deployment import service  # wrong use is said before torch is there
 
     set_environment(environment())
     return service(read_settings({"tracking": os.environ.get("MLFLOW_TRACKING_URI")} | args), read_keys_here)

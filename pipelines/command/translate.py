@@ -12,7 +12,7 @@ from components.sampling.image_files import encode_png, open_given_image
 from components.sampling.requests import in_words, request_options, typed_options
 from pipelines.command.options import LIKE, Model, Sampling, Seed, Tracking, share_cores, takes_options
 
-WORK_ON_IMAGES = ("translate", "diffusion")  # generators; the latter fills masks, whatever it was trained for
+WORK_ON_IMAGES = ("translate", "diffusion")  # the latter fills masks
 OPTIONS = {name: option for name, option in typed_options().items() if "translate" in option.generators}
 HIDDEN = 127  # gray level of what the mask hides, in the image that shows before and after
 

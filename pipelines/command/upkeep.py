@@ -73,7 +73,7 @@ def register_run(run: str | None, *, storage: str | None, tracking: str | None, 
     for name in place.folders():
         with tempfile.TemporaryDirectory(prefix=SCRATCH) as spool:
             tracker = Tracker(uri, experiment=EXPERIMENT, spool=Path(spool), copy=place.join(name))
-            for line in tracker.close("KILLED", timeout_seconds=REGISTER_SECONDS):  # a run that ended stays as it ended
+            for line in tracker.close("KILLED", timeout_seconds=REGISTER_SECONDS):  # an ended run stays so
                 say(console, f"warning: {line}", "yellow")
             decided = tracker.delivery.promotions.get(run, []) if tracker.delivery else []
             for line in (line for each in decided for line in each.lines()):
@@ -142,17 +142,6 @@ def is_own(uri: str) -> bool:
     from components.runtime.tracking.registry import is_model_folder
 
     return uri.startswith(REGISTRY) or is_model_folder(uri) or load_artifact(Store(absolute(uri))) is not None
-
-
-def copy_model(uri: str, out: str) -> Artifact:
-    """Commits a copy of a model of this project to `out`.
-    Raises ValueError for a damaged one, for an artifact that is no model, and for an `out` that holds another."""
-    from components.weights.importing import import_own
-    from pipelines.command.loading import local_model
-
-    before = None if uri.startswith(REGISTRY) else load_artifact(Store(absolute(uri)))
-    with local_model(uri, None) as folder:
-        return import_own(folder, uri, before, out=Store(absolute(out)))
 
 
 def write_average(model: str, *, length: float, tracking: str | None, out: Path) -> str | None:

@@ -34,7 +34,7 @@ from pipelines.recipes.rows import DESCRIBED, EMOJI, EVALUATION, SCENES
 from pipelines.recipes.shapes import RecipeRow, SharedParts
 from pipelines.recipes.systems import ANCESTRAL, ANCESTRAL_250, SKETCH, diffusion, sketching
 
-ENLARGED = SKETCH.replace(num_inference_steps=11, strength=0.55, noise_level=50)  # the last six, from the low-res image
+ENLARGED = SKETCH.replace(num_inference_steps=11, strength=0.55, noise_level=50)  # the last six
 RESTORED = DiffusionSampling(sampler="ddpm", num_inference_steps=10)
 DYNAMIC = SKETCH.replace(threshold="dynamic", threshold_percentile=0.95)
 EULER = DiffusionSampling(sampler="euler", num_inference_steps=25)
@@ -48,7 +48,7 @@ FASHION_MNIST = SharedParts(
         vocab_size=300, text_length=8),
     SamplesConfig(measured_samples=256, images_per_class=8, num_prompts=0),
     EvaluationConfig(reference_samples=REFERENCE))
-FASHION_BOUND = LikelihoodConfig(samples=256, timesteps_per_image=125)  # all 1,000: eight times the minutes
+FASHION_BOUND = LikelihoodConfig(samples=256, timesteps_per_image=125)  # all 1,000: 8 times as long
 
 DIFFUSION_ROWS = (
     RecipeRow("ddpm",

@@ -4,6 +4,7 @@ A check raises ValueError and names the field."""
 from collections.abc import Sequence
 from typing import Literal
 
+from components.configuration import trainings
 from components.configuration.config import Config, refuse
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.processes import DiscreteProcess
@@ -12,13 +13,6 @@ from components.configuration.sampling import (
     DiffusionBranchSampling,
     DiffusionSampling,
     RestorationSampling,
-)
-from components.configuration.trainings import (
-    AutoencoderTraining,
-    ClassifierTraining,
-    ContrastiveTraining,
-    DiffusionPriorTraining,
-    check_guide,
 )
 from components.evaluation.likelihood_study import LikelihoodConfig
 from components.evaluation.noising_study import NoisingStudyConfig
@@ -69,13 +63,13 @@ class DiffusionBranchRecipe(RecipeOfImages):
     of a text (Imagen), with `diffusion_prior` an embedding of an image (DALL-E 2)."""
 
     workflow: Literal["diffusion_branch"] = "diffusion_branch"
-    subject: SubjectConfig | None = None  # a few images, learned beside samples of the base's start (DreamBooth)
-    autoencoder: AutoencoderTraining | None = None
-    contrastive: ContrastiveTraining | None = None
+    subject: SubjectConfig | None = None  # a few images beside samples of the start (DreamBooth)
+    autoencoder: trainings.AutoencoderTraining | None = None
+    contrastive: trainings.ContrastiveTraining | None = None
     text_encoder: TextEncoderConfig | None = None
-    diffusion_prior: DiffusionPriorTraining | None = None
-    precompute: PrecomputeConfig | None = None  # what the frozen networks make, once, for base and diffusion_prior
-    classifier: ClassifierTraining | None = None  # of noisy images; guides the base
+    diffusion_prior: trainings.DiffusionPriorTraining | None = None
+    precompute: PrecomputeConfig | None = None  # columns of frozen networks, made once
+    classifier: trainings.ClassifierTraining | None = None  # of noisy images; guides the base
     weaker: DiffusionTraining | None = None  # guides the base
     base: DiffusionTraining
     upsamplers: tuple[DiffusionTraining, ...] = ()
@@ -96,7 +90,7 @@ class DiffusionBranchRecipe(RecipeOfImages):
         self.check_images(side, "the largest that a model makes")
         self.check_obedience(self.obedience, self.base.conditioning.conditions, side)
         if self.classifier is not None and self.autoencoder is None:
-            check_guide(self.classifier, self.base)
+            trainings.check_guide(self.classifier, self.base)
         if self.weaker is not None:
             check_weaker(self.weaker, self.base)
         unguided = self.weaker is None and sampling.autoguidance_scale != 1
@@ -188,8 +182,8 @@ class DiffusionStudiesRecipe(RecipeOfImages):
     workflow: Literal["diffusion_studies"] = "diffusion_studies"
     base: DiffusionTraining
     weaker: DiffusionTraining | None = None  # guides the base
-    classifier: ClassifierTraining | None = None  # of noisy images, guides the base
-    judge: ClassifierTraining | None = None  # of clean images, guides nothing
+    classifier: trainings.ClassifierTraining | None = None  # of noisy images, guides the base
+    judge: trainings.ClassifierTraining | None = None  # of clean images, guides nothing
     sampling: DiffusionBranchSampling = DiffusionBranchSampling()
     samples: SamplesConfig
     noising_study: NoisingStudyConfig | None = None
@@ -207,7 +201,7 @@ class DiffusionStudiesRecipe(RecipeOfImages):
         if self.weaker is not None:
             check_weaker(self.weaker, self.base)
         if self.classifier is not None:
-            check_guide(self.classifier, self.base)
+            trainings.check_guide(self.classifier, self.base)
         noised = 0 if self.noising_study is None else self.noising_study.resolution or side
         refuse(own < noised, f"noising_study.resolution must be at most images.resolution {own}")
         refuse(self.judge is not None and self.judge.noisy, "judge.noisy must be false: it judges finished images")

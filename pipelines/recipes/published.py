@@ -3,6 +3,7 @@
 cascade run --recipe imagenet_class_prior --set images.source='s3://bucket/imagenet/*.tar' --profile kuberay
 """
 
+from components.configuration import trainings
 from components.configuration.optimization import Training
 from components.configuration.sampling import (
     ClassifierSampling,
@@ -13,14 +14,6 @@ from components.configuration.sampling import (
     RestorationSampling,
     TokenSampling,
     TransformerSampling,
-)
-from components.configuration.trainings import (
-    ContrastiveTraining,
-    DiffusionPriorTraining,
-    GANTraining,
-    MaskedPriorTraining,
-    PixelTraining,
-    PriorTraining,
 )
 from components.evaluation.likelihood_study import LikelihoodConfig
 from components.evaluation.restoration import RestorationConfig
@@ -113,10 +106,10 @@ def dalle_2(name: str) -> DiffusionBranchRecipe:
     Source: Ramesh et al. (2022), appendix C. Published, CLIP sees 256² images by a vision transformer (ViT-H/16) and
     learns with sharpness-aware minimization; ours is a convolutional encoder of the 64² that the decoder learns from.
     Its sizes and rate are ours. Batch and steps are those of the paper: 32,768 pairs, 32 passes over 400 million."""
-    matcher = ContrastiveTraining.of(
+    matcher = trainings.ContrastiveTraining.of(
         resolution=64, channels=256, channel_mult=(1, 2, 4), num_res_blocks=8, patch_size=4, embedding_dim=1024,
         text_dim=1024, text_layers=24, text_heads=16, **published(390_625, 32_768, 4e-4, warmup_steps=2000))
-    prior = DiffusionPriorTraining.of(
+    prior = trainings.DiffusionPriorTraining.of(
         resolution=64, model_dim=2048, num_layers=24, num_heads=32, cond_drop_prob=0.1,
         **published(600_000, 4096, 1.1e-4, betas=(0.9, 0.96), weight_decay=0.06, ema_decay=0.9999))
     of_prior = DiffusionPriorSampling(num_inference_steps=64, candidates=2)
@@ -137,7 +130,7 @@ PAPER_RECIPES = {row.name: row for row in (
     RecipeRow("imagenet_class_prior",
         "Class-conditional ImageNet of taming-transformers: 16² tokens of 16,384 codes, a transformer of 1.4 billion.",
         lambda name: token_branch(
-            name, "vqgan_imagenet_f16_16384", PriorTraining.of(
+            name, "vqgan_imagenet_f16_16384", trainings.PriorTraining.of(
                 model_dim=1536, num_heads=24, num_layers=48, conditions=("label",), total_steps=1_000_000,
                 global_batch_size=64, learning_rate=64 * 4.5e-6, betas=(0.9, 0.95), weight_decay=0.01,
                 max_grad_norm=None),
@@ -149,7 +142,7 @@ PAPER_RECIPES = {row.name: row for row in (
     RecipeRow("imagenet_depth_prior",
         "ImageNet after depth of taming-transformers: 16² tokens after 16² of a map, a transformer of 305 million.",
         lambda name: token_branch(
-            name, "vqgan_imagenet_f16_1024", PriorTraining.of(
+            name, "vqgan_imagenet_f16_1024", trainings.PriorTraining.of(
                 model_dim=1024, num_heads=16, num_layers=24,
                 conditions=("condition",), class_token=False, cond_drop_prob=0.0,
                 total_steps=500_000, global_batch_size=64, learning_rate=64 * 4.5e-6,
@@ -160,7 +153,7 @@ PAPER_RECIPES = {row.name: row for row in (
     RecipeRow("mindalle_text_prior",
         "minDALL-E: 64 text and 16² image tokens in one transformer of 1.3 billion, over a VQ-GAN of 16,384 codes.",
         lambda name: token_branch(
-            name, "vqgan_imagenet_f16_16384", PriorTraining.of(
+            name, "vqgan_imagenet_f16_16384", trainings.PriorTraining.of(
                 model_dim=1536, num_heads=24, num_layers=42, conditions=("text",), text_loss_weight=1 / 8,
                 class_token=False, attend_padding=True,
                 total_steps=500_000, global_batch_size=512, learning_rate=4.5e-4, betas=(0.9, 0.96),
@@ -176,7 +169,7 @@ PAPER_RECIPES = {row.name: row for row in (
         "DALL-E: 256 text and 32² image tokens in one transformer of 12 billion, over its dVAE of 8,192 codes; no GPU "
         "holds its 246 GB, so a profile needs `stages: {prior: {sharding: full}}`.",
         lambda name: token_branch(
-            name, "dalle_dvae_f8_8192", PriorTraining.of(
+            name, "dalle_dvae_f8_8192", trainings.PriorTraining.of(
                 model_dim=3968, num_heads=62, num_layers=64, conditions=("text",), text_loss_weight=1 / 8,
                 total_steps=430_000, global_batch_size=1024, learning_rate=4.5e-4, betas=(0.9, 0.96),
                 weight_decay=0.045, positions="learned_2d", dropout=0.1, warmup_steps=5000, max_grad_norm=4.0,
@@ -188,7 +181,7 @@ PAPER_RECIPES = {row.name: row for row in (
     RecipeRow("maskgit_imagenet_256",
         "MaskGIT by class: 16² tokens of 1,024 codes in 8 steps, a transformer of 173 million.",
         lambda name: token_branch(
-            name, "vqgan_imagenet_f16_1024", MaskedPriorTraining.of(
+            name, "vqgan_imagenet_f16_1024", trainings.MaskedPriorTraining.of(
                 model_dim=768, num_layers=24, num_heads=8, dropout=0.1, label_smoothing=0.1, cond_drop_prob=0.0,
                 **published(1_501_200, 256, 1e-4, betas=(0.9, 0.96), warmup_steps=5000)),
             MaskedTokenSampling(num_inference_steps=8))),
@@ -197,19 +190,19 @@ PAPER_RECIPES = {row.name: row for row in (
     RecipeRow("vqvae_imagenet_128_pixelcnn",
         "VQ-VAE's prior: a gated PixelCNN by class over 32² tokens of 512 codes of 128² images.",
         lambda name: token_branch(
-            name, "vqvae_imagenet_128", PixelTraining.of(
+            name, "vqvae_imagenet_128", trainings.PixelTraining.of(
                 network="pixelcnn", **PIXELCNN, **published(200_000, 128, 1e-4)), TokenSampling())),
     # Van den Oord et al. (2016), section 3: 20 layers of 384 features, kernels of 5, 200,000 updates of 128 images. The
     # rate is ours, and Adam in place of RMSProp.
     RecipeRow("pixelcnn_imagenet_32", "Gated PixelCNN by class on ImageNet, 32², with bits/dim of held-out images.",
-        lambda name: own_images(32).one_model(name, PixelTraining.of(
+        lambda name: own_images(32).one_model(name, trainings.PixelTraining.of(
             network="pixelcnn", resolution=32, **PIXELCNN, **published(200_000, 128, 1e-4)),
             likelihood=LikelihoodConfig())),
     # Brock et al. (2019), appendix B and table 1, with the flags of ajbrock/BigGAN-PyTorch: a step of the discriminator
     # for one of the generator at twice the paper's rates, as there. Ours has no orthogonal regularization, as there; no
     # biases before norms, and queries and values as wide as features in attention.
     RecipeRow("biggan_imagenet_128", "BigGAN by class, 128²: a class vector that all norms share, noise in each block.",
-        lambda name: own_images(128).one_model(name, GANTraining.of(
+        lambda name: own_images(128).one_model(name, trainings.GANTraining.of(
             resolution=128, channels=96, channel_mult=(1, 2, 4, 8, 16), attention_resolutions=(64,), noise_dim=120,
             shared_dim=128, discriminator_channels=96, discriminator_channel_mult=(1, 2, 4, 8, 16),
             discriminator_learning_rate=4e-4,

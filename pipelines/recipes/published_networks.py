@@ -31,7 +31,7 @@ from components.configuration.processes import DiscreteNoise, DiscreteProcess, E
 from components.configuration.trainings import AutoencoderTraining, ClassifierTraining
 
 ADM_64, ADM_128, ADM_256, ADM_512 = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
-NORM_GROUPS = 32  # everywhere: `normalization` of OpenAI's and LDM's code, the default of DDPM's group norm
+NORM_GROUPS = 32  # in all code of OpenAI, LDM and DDPM
 # The best time between checkpoints is √(2 · seconds that one holds training · seconds between faults) (Young, 1974): 20
 # minutes for 2 seconds, in which a GPU copies 22 GB to its host, and a fault in four days.
 CHECKPOINT_MINUTES = 20.0

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
+from components.configuration import trainings
 from components.configuration.config import Config, refuse
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.families import family_of
@@ -18,14 +19,6 @@ from components.configuration.sampling import (
     TokenBranchSampling,
     TokenSampling,
     TransformerSampling,
-)
-from components.configuration.trainings import (
-    AnyLoneModel,
-    AnyPrior,
-    AutoencoderTraining,
-    ClassifierTraining,
-    ContrastiveTraining,
-    PriorTraining,
 )
 from components.evaluation.agreement import AgreementConfig
 from components.evaluation.codes_study import CodesStudyConfig
@@ -48,8 +41,8 @@ from pipelines.recipes.diffusion_shapes import (
 class AgreementRecipe(Config):
     """Judges of finished images: a classifier for labels, a contrastive encoder for prompts."""
 
-    judge: ClassifierTraining | None = None  # of clean images
-    matcher: ContrastiveTraining | None = None
+    judge: trainings.ClassifierTraining | None = None  # of clean images
+    matcher: trainings.ContrastiveTraining | None = None
     measure: AgreementConfig = AgreementConfig()
 
     def _check(self) -> None:
@@ -61,9 +54,9 @@ class CascadeRecipe(RecipeOfImages):
     """The whole cascade; `cascade show NAME` prints a recipe, `--recipe my.yaml` runs an edited copy."""
 
     workflow: Literal["full_cascade"] = "full_cascade"
-    tokenizer: AutoencoderTraining
+    tokenizer: trainings.AutoencoderTraining
     tokens: TokensConfig = TokensConfig()
-    prior: PriorTraining
+    prior: trainings.PriorTraining
     base: DiffusionTraining
     upsamplers: tuple[DiffusionTraining, ...]
     sampling: CascadeSampling = CascadeSampling()
@@ -87,7 +80,7 @@ class CascadeRecipe(RecipeOfImages):
 class ConditionRecipe(Config):
     """Another image of a sample, such as a depth map, as tokens in front of the prior's sequence."""
 
-    tokenizer: AutoencoderTraining
+    tokenizer: trainings.AutoencoderTraining
     tokens: TokensConfig = TokensConfig()
 
     def _check(self) -> None:
@@ -99,11 +92,11 @@ class TokenBranchRecipe(RecipeOfImages):
     """A tokenizer, and a prior of any kind over the tokens."""
 
     workflow: Literal["token_branch"] = "token_branch"
-    tokenizer: AutoencoderTraining
+    tokenizer: trainings.AutoencoderTraining
     tokens: TokensConfig = TokensConfig()
     condition: ConditionRecipe | None = None
-    prior: AnyPrior
-    reranker: ContrastiveTraining | None = None  # chooses among the images of a prompt
+    prior: trainings.AnyPrior
+    reranker: trainings.ContrastiveTraining | None = None  # chooses among the images of a prompt
     sampling: TokenBranchSampling = TokenBranchSampling()
     samples: SamplesConfig
     evaluation: EvaluationConfig
@@ -141,7 +134,7 @@ class OneModelRecipe(RecipeOfImages):
     """An autoencoder, a PixelCNN, a PixelRNN or a GAN."""
 
     workflow: Literal["one_model"] = "one_model"
-    model: AnyLoneModel
+    model: trainings.AnyLoneModel
     sampling: OneModelSampling = OneModelSampling()
     samples: SamplesConfig | None = None  # None: an autoencoder of which nothing is drawn
     likelihood: LikelihoodConfig | None = None  # exact of a PixelCNN or PixelRNN, a bound of a VAE
@@ -210,7 +203,7 @@ class SharedParts(NamedTuple):
     def token_branch(
         self,
         name: str,
-        tokenizer: AutoencoderTraining,
+        tokenizer: trainings.AutoencoderTraining,
         prior: Training,
         sampling: TokenSampling | TokenBranchSampling,
         **parts: Any,

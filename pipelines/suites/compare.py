@@ -24,7 +24,7 @@ from pipelines.suites.runner import Key, Result, Stages, Suite, shown_table
 
 SEEDS = "compare.json"
 SYSTEMS = {system.name: system for system in TAXONOMY}
-LIKELIHOODS = {  # names in the study's summary -> what they are; an exact one is only that of a tractable density
+LIKELIHOODS = {  # names in the study's summary -> what they are
     "held_out_bits_per_dim": "bound",
     "estimated_held_out_bits_per_dim": "estimated bound",
 }
@@ -44,7 +44,7 @@ BITS, SECONDS = "bits/dim", "seconds for an image"
 class SystemResult(Result):
     """State and figures of one system of the comparison, trained for one budget with one seed."""
 
-    minutes: int = 0  # budget of all trainings together, of one core; 0: measured before there were budgets
+    minutes: int = 0  # budget of all trainings, of one core; 0: without one
     source: str = ""  # set of images; empty: the recipe's
     title: str = ""
     branch: str = ""  # of the taxonomy
@@ -57,7 +57,7 @@ class SystemResult(Result):
     parameters: int | None = None  # of all networks that sample
     feature_network: str = ""  # of its distances
     scale: DistanceRow | None = None  # held-out images, measured as its samples are
-    lossless: dict[str, float] = Field(default_factory=dict)  # bits/dim of the same held-out images without a model
+    lossless: dict[str, float] = Field(default_factory=dict)  # bits/dim without a model
     command: str = ""  # that makes what is missing
 
     def measured(self, figure: str) -> tuple[float | None, float | None]:

@@ -40,7 +40,7 @@ from pipelines.suites.runner import Key, Result, Stages, Suite, shown_table
 from pipelines.suites.slides import LECTURE, Slide, read_code, read_slides
 
 HELD_OUT = "held_out_"
-WIDEST, SMALL = 2400, 560  # pixels of an image on the page, and of one beside others; reports have them whole
+WIDEST, SMALL = 2400, 560  # pixels of an image, and of one beside others
 KEPT = (ORIGINALS, INDEX_GRIDS)  # of images of others: left out where a prior over codes makes images
 SLIDES = read_slides(LECTURE.read_text())
 Item = TypeVar("Item")
@@ -53,7 +53,7 @@ class RecipeResult(Result):
     summary: str = ""  # the recipe in one line
     figures: dict[str, float] = Field(default_factory=dict)  # likelihoods and distances by name
     images: dict[str, bytes] = Field(default_factory=dict)  # name -> PNG
-    words: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # name of an image -> what it was asked for by
+    words: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # name of an image -> conditions
     plots: dict[str, str] = Field(default_factory=dict)  # title -> SVG
     tables: dict[str, Table] = Field(default_factory=dict)  # title -> figures
     curves: dict[str, str] = Field(default_factory=dict)  # title -> SVG

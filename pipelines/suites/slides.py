@@ -41,8 +41,8 @@ class Slide(Config):
     sources: tuple[tuple[str, str], ...] = ()  # title and address
     code: tuple[CodeReference, ...] = ()
     recipes: tuple[str, ...] = ()  # whose results stand here
-    shows: tuple[str, ...] = ()  # names of their images, titles of plots and tables; empty: all that others leave
-    rows: tuple[str, ...] = ()  # row | what it takes | recipe or command | tests that hold it, for docs/ROWS.md
+    shows: tuple[str, ...] = ()  # images, plots and tables; empty: all that others leave
+    rows: tuple[str, ...] = ()  # row | what it takes | recipe or command | tests, for docs/ROWS.md
 
 
 class CodeLine(NamedTuple):
