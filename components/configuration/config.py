@@ -161,7 +161,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for item in get_args(annotation) for model in _models(item)]
 
 
-IDENTITY = "identity"  # context of the dump that enters a stage's key: without what changes no result
+IDENTITY = "identity"  # context of the dump that enters a stage's key
 
 
 @dataclass(frozen=True)

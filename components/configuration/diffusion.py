@@ -19,7 +19,7 @@ class DiffusionData(Config):
     """Size and channels of the images or latents of a diffusion training."""
 
     resolution: int = Field(ge=4)  # pixels, or sides of latents
-    in_channels: int = Field(3, ge=1)  # and out; 1: gray images; else other than 3 where the image is a latent
+    in_channels: int = Field(3, ge=1)  # and out; 1: gray images; others: latents
     crop_size: int | None = Field(None, ge=4)  # pixels of the window that a step sees; None: whole images
 
 

@@ -19,7 +19,7 @@ class Family(NamedTuple):
     training: type[Training]
     networks: tuple[str, ...]  # kinds, keys of `components.models.bundle.NETWORKS`
     sampling: type[ModelSampling] | None = None  # settings of the sampler, if any
-    stored: str = ""  # of a task with several networks, the prefix of the one that is stored
+    stored: str = ""  # prefix of the stored network, of a task with several
     whole: str | None = None  # reason why the network can't be cut into shards; None: shards work
     likelihood: Literal["exact", "bound"] | None = None  # of whole images
     alone: bool = False  # makes images without another model

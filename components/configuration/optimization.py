@@ -79,7 +79,7 @@ class AdapterConfig(Config):
 
     kind: Literal["lora"] = "lora"
     rank: int = Field(16, ge=1)
-    alpha: int = Field(16, ge=1)  # the adapter's share of the weights is alpha / rank times its product
+    alpha: int = Field(16, ge=1)  # the adapter's product counts alpha / rank times
     targets: tuple[str, ...] = Field(("qkv", "q", "kv", "context_kv", "proj"), min_length=1)  # modules, by last names
 
 
@@ -94,7 +94,7 @@ class TrainingNeeds(NamedTuple):
     condition_member: Member | None = None  # member of each sample to use as `condition_image`
     degradations: tuple[str, ...] = ()  # tasks that make the `condition_image` of the `image`
     jpeg_qualities: tuple[int, int] = (5, 30)  # lowest and highest, of the task jpeg
-    channels: int = 3  # of what the network learns in place of colors: 1 gray, or those of latents
+    channels: int = 3  # in place of colors: 1 gray, or those of latents
     columns: tuple[str, ...] = ()  # arrays of frozen networks, unless the set holds them
     captions: bool = False  # the text tokenizer is stored with the model
     perceptual_network: PerceptualNetwork = "none"  # of the loss

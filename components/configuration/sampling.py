@@ -8,7 +8,7 @@ from components.configuration.config import Config, Since, refuse
 from components.configuration.optimization import Precision
 from components.models.diffusion.steps import SAMPLERS, SamplerName, Spaced, check_spacing
 
-NOISE_LEVEL = 100  # of the low-res image of an upsampler, where nothing is said
+NOISE_LEVEL = 100  # of an upsampler's low-res image, by default
 
 
 class ModelSampling(Config):

@@ -123,7 +123,7 @@ class AdversaryConfig(Config):
 
     discriminator_channels: int = Field(ge=4)
     discriminator_channel_mult: tuple[int, ...] = Field(min_length=1)
-    augment: bool = False  # differentiable augmentation of all that the discriminator sees, for small sets
+    augment: bool = False  # differentiable, of all that the discriminator sees, for small sets
 
 
 class GANTraining(Training):

@@ -107,7 +107,6 @@ class DecodedShard:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by the shard."""
         arrays = sum(len(file) for sample in self.samples for file in sample.arrays)
         return arrays + self.image.nbytes + (0 if self.condition is None else self.condition.nbytes)
 
@@ -154,11 +153,9 @@ class ImageSamples:
 
     @property
     def counts(self) -> np.ndarray:  # int64 (S,)
-        """Training samples of each shard."""
         return column_of(self.index.shards, "train_samples")
 
     def empty(self, rows: int) -> dict[str, np.ndarray]:
-        """Columns for so many rows."""
         view, shape = self.view, (rows, self.view.resolution, self.view.resolution, 3)
         columns: dict[str, np.ndarray] = {
             "image": np.empty(shape, np.uint8),

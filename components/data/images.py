@@ -14,8 +14,8 @@ from components.sampling.image_files import open_header, open_image
 
 WHITE = (255, 255, 255, 255)
 JPEG = "jpeg"
-SMALLEST = 2  # pixels of a side of an image to learn; of 1 are marks that pages load to count visits
-STREAM = 0x6465  # separates draws of degradations from draws of the order with the same seed
+SMALLEST = 2  # pixels of a side of an image to learn; of 1 are marks that count visits
+STREAM = 0x6465  # separates draws of degradations from those of the order
 
 
 def decode_image(data: bytes) -> Image.Image:

@@ -40,7 +40,7 @@ PACKAGED: dict[str, Callable[[], object]] = {  # sources without a path -> versi
 # Sources in Debian's packages -> finds their folder, or raises SourceError.
 INSTALLED = {"fashion_mnist": packaged.installed_folder, "photographs": photographs.installed_folder}
 BPE_CAPTIONS = 1_000_000  # that the BPE is trained on, evenly from all shards
-EXAMPLES = 12  # captions that the index names, first by hash: the same in whatever order they come
+EXAMPLES = 12  # captions that the index names, first by hash: in any order the same
 Facts = TypeVar("Facts", Part, TarFacts)
 Progress = Callable[[int, int], None]  # done, in all: images, or tars of a webdataset
 ClassCounts = Callable[[dict[str, int]], None]  # usable images by class

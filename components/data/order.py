@@ -26,7 +26,7 @@ class Epoch(NamedTuple):
     """The line of an epoch, and its pieces."""
 
     shards: np.ndarray  # int64 (S,)  in their order
-    begins: np.ndarray  # int64 (S + 1,)  places in the line where shards begin; last: the line's length
+    begins: np.ndarray  # int64 (S + 1,)  places where shards begin; last: the line's length
     positions: np.ndarray  # int64 (C,)  first position of each stream in the epoch
     starts: np.ndarray  # int64 (C,)  places in the line of the first samples of the streams
     lengths: np.ndarray  # int64 (C,)  samples of the streams in the epoch

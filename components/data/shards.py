@@ -107,7 +107,7 @@ class ShardIndex(Config):
     version: Literal[1] = 1
     source: str
     license: str
-    resolution: int | None  # side of the stored images; None: of any size, resized when they are read
+    resolution: int | None  # side of the stored images; None: any, resized when read
     classes: tuple[str, ...]
     labels: Literal["index", "name"] = "index"  # content of `cls`: the label, or a name in `classes`
     holdout_fraction: float = Field(ge=0, lt=1)

@@ -35,7 +35,7 @@ MOST_TASKS = 1000  # Ray makes all of a dataset before the first one runs
 SOON_ROWS = 2048  # rows after a block whose shards are fetched ahead
 SPARE_BYTES = 192 * 2**20  # shards that are kept although no sample of them is due soon
 SHORTEST_REST = 0.005  # seconds; while a rank waits for a block
-LONGEST_REST = 0.1  # seconds; once no rank has waited for a while: a block holds several steps
+LONGEST_REST = 0.1  # seconds; once no rank has waited for a while
 
 
 class Shard(Protocol):
@@ -216,7 +216,7 @@ def _ray_batches(samples: Samples, share: Share, *, layout: Layout, threads: int
         fn_constructor_kwargs={"layout": layout, "threads": threads},
         batch_size=1,
         compute=ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=1),  # in order, after a death too
-        num_cpus=0,  # it works on the logical CPUs of its rank: a rank never waits for room for its reader
+        num_cpus=0,  # on those of its rank, which never waits for room for its reader
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
     )
     context = dataset.context

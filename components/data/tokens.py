@@ -117,7 +117,6 @@ class TokenShard:
         self.nbytes = sum(column.nbytes for column in columns.values())
 
     def fill(self, rows: dict[str, np.ndarray], where: np.ndarray, ordinals: np.ndarray) -> None:
-        """Set rows[column][where] to the samples `ordinals`, (n,)."""
         for name, column in self.columns.items():
             rows[name][where] = column[ordinals]
 
@@ -134,12 +133,10 @@ class TokenSamples:
 
     @property
     def counts(self) -> np.ndarray:  # int64 (S,)
-        """Training samples of each file."""
         files = self.tokens.metadata["shards"]
         return np.array([file["train_samples"] for file in files], dtype=np.int64)
 
     def empty(self, rows: int) -> dict[str, np.ndarray]:
-        """Columns for so many rows."""
         widths = {"tokens": math.prod(self.tokens.metadata["grid"])}
         widths["text"] = self.tokens.metadata["text"]["text_length"]
         if self.condition is not None:
@@ -152,7 +149,6 @@ class TokenSamples:
         return read_split(self.tokens, self.condition, number=shard, split="train")
 
     def complete(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The rows as they are."""
         return rows
 
 

@@ -31,7 +31,7 @@ from components.sampling.images import from_uint8
 from components.sampling.model import describe_model
 from components.sampling.requests import Request
 
-EQUAL = 6  # decimals: smaller differences of cosines depend on the order of computation and count as none
+EQUAL = 6  # decimals: smaller differences of cosines depend on the order of computation
 READ_RESOLUTION = 8  # pixels: only captions and labels are wanted
 AskedBy = Literal["label", "prompt"]
 JUDGES: dict[str, AskedBy] = {"judge": "label", "matcher": "prompt"}  # name of the input -> what it judges

@@ -66,7 +66,6 @@ class CodesStudy(ModelStudy["CodesStudyConfig"]):
         return ArrayWorker(lambda: open_autoencoder(self.models["model"]).to(best_device()), coded, self.files)
 
     def images_of(self, job: CodesJob) -> int:
-        """Number of images of a job."""
         return job.part.num_images
 
     def findings(self, plan: StudyPlan, measured: Any) -> Findings:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from components.evaluation.plots import Panel, Series, plot_svg
 
-SURE = 2.0  # standard errors of a difference from which on one of two figures is the smaller
+SURE = 2.0  # standard errors from which on a figure is the smaller
 WORDS = {1: "ahead", 0: "level within errors", -1: "behind"}
 
 

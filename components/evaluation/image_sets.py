@@ -45,7 +45,6 @@ class ImageSet(NamedTuple):
 
     @property
     def num_images(self) -> int:
-        """Number of images over all parts."""
         return sum(part.num_images for part in self.parts)
 
 
@@ -64,12 +63,10 @@ class ShardImages(NamedTuple):
 
     @property
     def num_images(self) -> int:
-        """Number of chosen samples."""
         return len(self.rows)
 
     @property
     def place(self) -> Store:
-        """The folder of the index."""
         return Store(self.index.root)
 
     def batches(self) -> Iterator[np.ndarray]:
@@ -106,12 +103,10 @@ class SmallerImages(NamedTuple):
 
     @property
     def num_images(self) -> int:
-        """Number of images of the part."""
         return self.images.num_images
 
     @property
     def place(self) -> Store:
-        """The folder of the images themselves."""
         return self.images.place
 
     def batches(self) -> Iterator[np.ndarray]:
@@ -153,7 +148,6 @@ class FileImages(NamedTuple):
 
     @property
     def place(self) -> Store:
-        """The folder of the file."""
         return self.store.join(*self.path.split("/")[:-1])
 
     def batches(self) -> Iterator[np.ndarray]:

@@ -50,7 +50,7 @@ CURVE_POINTS = 200  # of the plot
 
 Term = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_0, noise, timesteps), B rows each -> bits/dim (B,)
 TABLE = "Bits/dim of held-out images"
-PNG_CONTAINER = 57  # bytes of signature, header and chunks, which say nothing of the pixels
+PNG_CONTAINER = 57  # bytes of signature, header and chunks
 MOST_ROWS = 16383  # of a WebP
 LOSSLESS = {  # row of the table: metric
     "each as a PNG, its data alone": "png_bits_per_dim",
@@ -81,7 +81,7 @@ class BoundTerms(NamedTuple):
     prior: np.ndarray  # (N,)
     terms: np.ndarray  # (N, K): index 0 of each row is the reconstruction
     timesteps: np.ndarray  # (N, K) int64, ascending
-    weights: np.ndarray  # (K,): how many timesteps each time stands for; all 1 if the sum is exact
+    weights: np.ndarray  # (K,): timesteps that each stands for; all 1 if exact
 
     @property
     def is_exact(self) -> bool:
@@ -122,7 +122,6 @@ class LikelihoodStudy(ModelStudy["LikelihoodConfig"]):
         return {"bits": measure_bits(model, job, seed=seed)}
 
     def images_of(self, job: BoundJob) -> int:
-        """Number of images of a job."""
         return len(job.image)
 
     def findings(self, plan: StudyPlan, measured: Any) -> Findings:

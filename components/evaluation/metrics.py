@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 GROUPS = 16  # groups of images, each left out once for a standard error
 NEIGHBORS = 3  # k of the paper
 BLOCK = 256  # rows of distances at a time
-SUBSETS, SUBSET = 100, 1000  # random parts of a kernel distance, and images of a part at most
+SUBSETS, SUBSET = 100, 1000  # parts of a kernel distance, and most images of a part
 SPLITS = 10  # parts of an Inception score
 ROUNDING = 1e-12  # of a squared distance in float64, relative to the squared features
 
@@ -118,7 +118,7 @@ class Metric(NamedTuple):
     digits: int = 2  # behind the point
     headline: bool = False  # also among the few figures of a row of the lecture
     prefix: str = ""  # of names in MLflow; empty: the name of the metric
-    reads: Reads = "features"  # of both sets; "gaussian": of the reference; "logits": of the set alone
+    reads: Reads = "features"  # "gaussian": of the reference; "logits": of the set alone
     usual: bool = True  # False: only where a recipe or a command names it
 
 

@@ -15,7 +15,7 @@ from components.evaluation.image_sets import BATCH, ImagePart, MadeStage, ShardI
 from components.evaluation.metrics import nearest_images
 
 COLUMNS = 8  # images shown
-QUANTILE = 0.05  # of held-out images, as near to training images as images are by chance
+QUANTILE = 0.05  # of held-out images, near by chance
 
 
 def draw_nearest(

@@ -22,7 +22,7 @@ COLORS = {  # drawn -> on the page, or in a file of its own
 INK, SERIES, RULE = COLORS
 
 MAX_POINTS = 300  # of one curve: more can't be seen
-SMOOTHED_FROM = 40  # points: from here on a running mean is drawn over the raw curve
+SMOOTHED_FROM = 40  # points: from here on with a running mean
 CURVE = (4.2, 2.3)  # inches
 # left, bottom, width, height as shares: a layout engine would take most of the time
 AXES = (0.13, 0.19, 0.82, 0.77)

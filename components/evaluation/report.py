@@ -80,7 +80,7 @@ class StageRow(Config):
     name: str
     key: str
     state: State
-    seconds: float | None = None  # duration, now or in the run that made the result; None: not known
+    seconds: float | None = None  # now, or in the run that made the result; None: unknown
     started: float | None = None  # seconds since 1970
     inputs: tuple[str, ...] = ()  # names of stages
     uri: str = ""  # of its artifact's folder
@@ -136,7 +136,7 @@ class ReportData(Config):
     # codebook_size, codebook_usage, codebook_perplexity, dead_codes, images
     codebook: dict[str, float] = Field({})
     nearest: dict[str, dict[str, float]] = Field({})  # images made -> median, held_out_median, share_nearer
-    earlier_run: str = ""  # the finished run of the same recipe before this one, if there is one
+    earlier_run: str = ""  # the run of the same recipe before this one, if any
     studies: tuple[Study, ...] = ()
     data: DataFacts | None = None
     warnings: tuple[str, ...] = ()

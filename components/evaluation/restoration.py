@@ -59,7 +59,6 @@ class RestorationStudy(ModelStudy["RestorationConfig"]):
         return model, held_out.image, damage(held_out.image, asked=asked, **ways)
 
     def plan(self) -> StudyPlan:
-        """The jobs of every degradation."""
         model, _, damaged = self.degraded()
         groups = {each.name: jobs_of(each.name.replace(" ", "_"), each.requests) for each in damaged}
         side = model.settings["resolution"]

@@ -147,12 +147,10 @@ class StageSetting(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Stage and steps as a name for jobs and metrics."""
         return f"{self.stage}_{self.steps}"
 
     @property
     def title(self) -> str:
-        """Stage and steps in words."""
         return f"{readable(self.stage)}, {self.steps} steps"
 
 
@@ -275,7 +273,6 @@ class GuidanceStudy(VariantStudy["GuidanceStudyConfig"]):
         return models
 
     def held_out_accuracy(self, models: Models, resolution: int) -> float:
-        """Accuracy of the judge on held-out images."""
         held_out = held_out_arrays(self.index, View(resolution), limit=self.config.samples)
         return float(np.mean(judge(models.judge, held_out["image"]) == held_out["label"]))
 

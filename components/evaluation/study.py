@@ -142,7 +142,7 @@ def load_trained(model: Artifact, name: str | None = None) -> SamplingModel:
 class VariantsConfig(MeasureConfig):
     """Number of sampled images for each way to sample, with the settings of distances."""
 
-    samples: int = Field(1000, ge=2)  # of each way; and at most so many held-out images to compare with
+    samples: int = Field(1000, ge=2)  # of each way; of held-out images at most
 
     @field_validator("feature_network")
     @classmethod

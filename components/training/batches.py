@@ -18,7 +18,7 @@ IMAGES = ("image", "condition_image")
 ARRAYS = ("latents", "image_embedding", "text_states", "text_embedding")  # of an encoded set
 TENSORS = (*IMAGES, *ARRAYS, "label", "text", "tokens", "condition", "task", "position")
 ON_HOST = ("position", "task")
-SMALLEST = 64  # pixels: smaller images are enlarged without smoothing, for browsers that would smooth them
+SMALLEST = 64  # pixels: smaller images are enlarged, for browsers would smooth them
 
 Item = TypeVar("Item")
 

@@ -32,7 +32,7 @@ from components.training.worker import TrainingJob, train_worker
 
 logger = logging.getLogger(__name__)
 CHECKPOINTS_KEPT = 2
-GANG_SECONDS = 1800  # for which a rank waits for the others, beyond those that storage may be away
+GANG_SECONDS = 1800  # for the other ranks, beyond those for storage
 # Prefix of this package's own errors in a traceback, in front of a message for the user.
 OWN_ERROR = re.compile(rf"^{re.escape(components.__name__)}\.[\w.]+: ")
 

@@ -32,7 +32,7 @@ from components.training.parallel import Worker, average
 
 logger = logging.getLogger(__name__)
 PROGRESS_INTERVAL = 1.0  # seconds
-VOTE_SECONDS = 5.0  # of all ranks at least as often: a notice may come 30 s before a node goes
+VOTE_SECONDS = 5.0  # a notice may come 30 s before a node goes
 GIGABYTE = 1e9
 MEGABYTE = 1_000_000
 # Dense bf16 of tensor cores as NVIDIA's data sheets state it, TFLOP/s: words of a device's name -> peak. The first that

@@ -29,9 +29,9 @@ from components.training.parallel import ALONE, Worker, any_rank
 from components.training.rows import fetch_rows, rows_file, send_rows, shapes_in, write_rows, write_tensors
 
 METRICS = "metrics.json"
-FINISHED = "finished.json"  # in the run folder of a finished training: the list of its model's files
+FINISHED = "finished.json"  # of a finished training: the list of its model's files
 SNAPSHOTS = "snapshots"
-ROWS = "rows"  # folder in the run folder: of a finished model in shards, until it is joined
+ROWS = "rows"  # folder of a finished model in shards, until it is joined
 
 
 class ModelDescription(NamedTuple):

@@ -22,7 +22,7 @@ from components.models.bundle import ModelBundle
 
 Form = Literal["pt2", "onnx"]
 LIST = "programs.json"
-TRACED, COMPARED = 2, 3  # images of the batch that is traced, and of that which is compared
+TRACED, COMPARED = 2, 3  # images of the traced batch, and of the compared
 TOLERANCE = 1e-5  # of the greatest difference, in units of the greatest output
 TIMES = 1000  # of the times that are tried
 WORDS = 7  # of texts of any length

@@ -25,7 +25,7 @@ from components.weights.renaming import PART, WeightFamily, new_name, refuse_tra
 SCHEDULER = "scheduler/scheduler_config.json"
 SCALE = "scaling_factor"  # diffusers' name of our latent_scale
 EVERY_TENTH = 10  # of the training steps, for the scale of the time
-STEPS = 50  # of a pipeline of its own, as of our sampling where nothing is said
+STEPS = 50  # of a pipeline of its own, as of our sampling
 
 
 def write_twin(bundle: ModelBundle, folder: Path, form: str) -> list[str]:

@@ -32,7 +32,7 @@ class OpenModel(NamedTuple):
     """A loaded model with its origin, and the request of the image that is made again."""
 
     cascade: Cascade
-    address: str  # models:/NAME/VERSION where it is registered, else as the user gave it
+    address: str  # models:/NAME/VERSION if registered, else as given
     name: str  # registered, or of its folder: no path of this machine
     version: str | None  # registered
     like: Request  # of no image, the defaults of a request

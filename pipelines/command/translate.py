@@ -14,7 +14,7 @@ from pipelines.command.options import LIKE, Model, Sampling, Seed, Tracking, sha
 
 WORK_ON_IMAGES = ("translate", "diffusion")  # the latter fills masks
 OPTIONS = {name: option for name, option in typed_options().items() if "translate" in option.generators}
-HIDDEN = 127  # gray level of what the mask hides, in the image that shows before and after
+HIDDEN = 127  # gray level of what the mask hides
 
 
 @takes_options({"task": request_options()["task"]}, before="prompt")

@@ -42,7 +42,7 @@ from pipelines.workflows import build_workflow
 logger = logging.getLogger("cascade")
 DONE, FAILED, UNREGISTERED, INTERRUPTED = 0, 1, 3, 130
 NICENESS = "RAY_worker_niceness"  # Ray's own setting, 15 where it is not set
-MOST_STEPS = 100  # under the profiler: a step leaves some MB in memory and in the file
+MOST_STEPS = 100  # under the profiler: each leaves some MB
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class RunOptions(Selection):
     run: str | None = None
     verbose: bool = False
     profile_steps: str | None = None  # of each training, recorded by torch.profiler, as 20:25
-    cluster: str | None = None  # what a cluster will have that has less now, as gpus=8,cpus=64
+    cluster: str | None = None  # what a cluster will have, as gpus=8,cpus=64
     fastest: bool | None = None  # or the cheapest; None: the profile's aim
     promote: events.Promote = "better"
 

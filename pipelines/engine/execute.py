@@ -49,7 +49,7 @@ class StageJob:
     store: Store
     resources: Resources
     provenance: dict[str, Any]
-    forced: str  # id of the run that computes a committed stage again; "": not forced
+    forced: str  # id of the run that forces it; "": none
 
 
 @dataclass

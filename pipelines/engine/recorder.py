@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "image-cascade"
 STORE_SECONDS = 20.0  # between two writes to storage while a stage trains
 ANSWER_SECONDS, CLOSE_SECONDS = 60.0, 240.0  # for an answer; while the rest is sent
-FORGOTTEN_SECONDS = 120.0  # after which a process that waited for a store is believed to be gone
+FORGOTTEN_SECONDS = 120.0  # after which a waiting process is believed to be gone
 STARTING = "starting"  # the note of a stage that has said nothing yet
 HELD = "checkpoint_hold_seconds"
 GAUGES = {name: measure.title for name, measure in MEASURES.items()} | {  # of a training -> title

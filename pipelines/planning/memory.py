@@ -26,7 +26,7 @@ from pipelines.workflow import Stage
 MOMENTS = 2  # numbers that AdamW keeps for each that it trains, in fp32
 MANY_CLASSES = 1000  # of a set that nobody has counted yet; each is a row of an embedding
 FROZEN_DIM, FROZEN_LENGTH = 1024, 77  # of a pretrained encoder that nobody has loaded yet
-ROOM = 1 - RESERVE  # of a GPU's memory: what a training that finds its own batch leaves free, too
+ROOM = 1 - RESERVE  # of a GPU's memory, for a training that finds its own batch too
 PARTS_MATTER = ", but parts of a batch train another model (dropout and batch norm see one at a time)"
 
 

@@ -38,7 +38,7 @@ class GPU(NamedTuple):
     peak: float  # FLOP/s of dense matrix products in bf16
     memory: float  # bytes
     bandwidth: float  # bytes/s of its memory
-    link: float  # bytes/s each way to the other GPUs of its node: NVLink, else PCIe 4.0 x16
+    link: float  # bytes/s each way in its node: NVLink, else PCIe 4.0 x16
     fabric: float  # bytes/s each way by EFA or InfiniBand: the slower of Amazon's and Azure's
     products: float = PRODUCTS  # share of the peak
     measured: float | None = None  # seconds of a step over those of `step_time`; None: uncalibrated

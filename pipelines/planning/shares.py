@@ -205,7 +205,7 @@ class ResourceRow(NamedTuple):
     stage: str
     workers: int
     gpus: float  # that it takes
-    idle: float  # GPUs that nobody works on while it runs with all that may run at the same time
+    idle: float  # GPUs that stay idle beside all that may run
     share: int | None  # samples of a step for each worker; None: nothing is trained
     parts: int | None  # in which it computes them; None: a GPU finds its own
     cpus: float  # of each worker

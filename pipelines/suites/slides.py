@@ -13,7 +13,7 @@ from components.configuration.config import Config
 
 LECTURE = Path(__file__).with_name("lecture.md")
 ROOT = Path(components.__file__).parents[1]
-WHOLE = 14  # lines of a definition that are shown all; of a longer one those near the formula
+WHOLE = 14  # lines of a definition; of a longer one those near the formula
 NEAR = 5  # lines before and after it
 KEYS = ("slip", "code", "branch", "draws", "side_by_side", "recipes", "shows", "source", "row")  # of a slide's lists
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

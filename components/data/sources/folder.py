@@ -123,7 +123,7 @@ class Names(NamedTuple):
 
     all: list[str]
     used: list[str]  # images to train on
-    root: str = ""  # the folder of the split to read, such as `train/`; "" for the whole folder
+    root: str = ""  # the folder of the split, such as `train/`; "": the whole folder
     note: str | None = None  # a line about the splits read and left out
 
 

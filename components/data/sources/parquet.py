@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 LICENSE = "unspecified"
 SUFFIX = ".parquet"
 ROWS = 32  # in memory at a time
-BUFFER = 4 * 2**20  # bytes of a column to fetch at a time, so that a large row group needs no more
+BUFFER = 4 * 2**20  # bytes of a column to fetch at a time
 NO_LABEL = -1  # of rows without a class: quarantined
 
 
@@ -117,7 +117,7 @@ class FileRows(NamedTuple):
     """The R rows of a file without images."""
 
     groups: tuple[int, ...]  # rows of each row group
-    names: tuple[str, ...]  # class names for the numbers in `labels`; empty: `labels` holds names
+    names: tuple[str, ...]  # class names for numbers in `labels`; empty: it holds names
     labels: list[object] | None  # (R,)  None: the set has no classes
     captions: list[object] | None  # (R,)  each a caption, a list of them, or None
 

@@ -20,7 +20,7 @@ from components.data.sources.source import Drawing, Item, Source
 from components.sampling.image_files import encode_png
 
 GENERATOR_VERSION = 2
-OWN_NUMBERS = 10_000_000  # scenes of sets have smaller numbers; what judges models learns from larger ones
+OWN_NUMBERS = 10_000_000  # sets have smaller numbers; judges learn from larger ones
 SHAPES = ("sphere", "cube", "cylinder")
 COLORS = {
     **{"red": (214, 40, 40), "green": (46, 160, 67), "blue": (45, 90, 220), "yellow": (240, 196, 25)},

@@ -70,7 +70,7 @@ class Source:
     runs: tuple[int, ...] = ()  # lengths of runs that one task reads in order
     notes: tuple[str, ...] = ()  # lines for the user about unread parts of the source
     held_out_pairs: tuple[str, ...] = ()  # colors with shapes that no training image shows
-    reading: tuple[str, ...] = ()  # the way of reading, for files that were once read in another way
+    reading: tuple[str, ...] = ()  # the way of reading, where there was another once
 
 
 def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:

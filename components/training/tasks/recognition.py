@@ -24,7 +24,7 @@ from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import gather
 from components.training.randomness import mirrored, sample_uniform, shifted
 
-LEVELS = (0, 25, 50, 75)  # percent of the way from the image to noise, where accuracy is measured
+LEVELS = (0, 25, 50, 75)  # percent of the way to noise, where accuracy is measured
 
 
 class ClassifierTask(LearnerTask):
@@ -69,7 +69,7 @@ def accuracy(logits: Tensor, part: Batch) -> Tensor:
     return (logits.argmax(dim=1) == part["label"]).float().mean()
 
 
-ROUNDING = 1e-6  # of a cosine in float32: rows whose cosines differ by less are as near
+ROUNDING = 1e-6  # of a cosine in float32: nearer ones count as equal
 
 
 class ContrastiveTask(LearnerTask):

@@ -33,11 +33,9 @@ PLACE = (
     r"^(encoder|decoder)\.(?:down|up|conv)(_blocks)?\.(\d+)\."
     r"(block|resnets|res|attn|attentions|downsample|upsample)(?:rs)?\.(?:(\d+)\.)?"
 )
-AROUND_CODES = segments("""
-    quant_conv=project_in
-    post_quant_conv=project_out
-    quantize.embedding.weight=bottleneck.codebook
-""")
+AROUND_CODES = segments(
+    "quant_conv=project_in post_quant_conv=project_out quantize.embedding.weight=bottleneck.codebook"
+)
 OF_TAMING = segments("""
     mid.block_1=middle.0 mid.attn_1=middle.1
     mid.block_2=middle.2 nin_shortcut=skip

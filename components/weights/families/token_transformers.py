@@ -13,7 +13,7 @@ from torch import Tensor
 
 from components.weights.renaming import Arguments, WeightFamily, segments
 
-CLASSES = 1000  # of ImageNet, the only data of taming's class-conditional model; its shapes don't say
+CLASSES = 1000  # of ImageNet, taming's only data; its shapes don't say
 
 
 # minGPT's, with tables of their own
