@@ -40,7 +40,7 @@ from components.runtime.pool import Later, Pool, file_name, write_job
 from components.runtime.storage.artifact import record_path
 from components.runtime.storage.connection import StoreError
 from components.runtime.storage.store import Store, in_parallel
-from components.sampling.device import best_device, computes_bf16
+from components.sampling.device import best_device, native_bf16
 from components.weights.features import (
     DINOV2_WEIGHTS,
     INCEPTION_WEIGHTS,
@@ -141,7 +141,7 @@ class FeatureExtractor:
             raise ValueError("feature_network none has no features; measure no distance then")
         check_packages(network, weights)
         device = best_device()
-        dtype = torch.bfloat16 if computes_bf16(precision, device) else torch.float32
+        dtype = torch.bfloat16 if precision == "bf16" and native_bf16(device) else torch.float32
         loaded: tuple[Any, str] = _load(network, weights)
         module, self.sha256 = loaded  # of the weights, "" for those of a package
         self.module = module.to(device, dtype, memory_format=torch.channels_last)

@@ -154,7 +154,7 @@ def differences(job: TrainingJob, worker: Worker) -> Iterator[str]:
         yield f"room for {worker.world_size} of {job.resources.num_workers} workers"
     if job.resources.sharding != "none" and worker.world_size == 1:
         yield f"sharding {job.resources.sharding} needs several workers: the only one holds all"
-    if job.config.precision == "bf16" and not computes_bf16("bf16", worker.device):
+    if job.config.precision == "bf16" and worker.device.type != "cpu" and not computes_bf16("bf16", worker.device):
         yield f"{worker.device} has no bf16 of its own: training in fp32"
 
 

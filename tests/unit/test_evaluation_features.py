@@ -12,7 +12,6 @@ from components.evaluation import features
 from components.evaluation.features import FEATURES, FeatureExtractor, FeatureNetworkError, check_feature_network
 from components.evaluation.image_sets import NoiseImages, shrink
 from components.evaluation.metrics import frechet_distance, gaussian_of
-from components.sampling import device as devices
 from components.weights.features import INPUT_SIZE, enlarge_small, resize
 from tests.refusals import one_line
 
@@ -85,9 +84,9 @@ def test_farther_from_the_images_measures_more(extractor: Features, emoji: np.nd
 def test_bf16_measures_about_what_fp32_does_and_is_fp32_on_a_device_without_it(
     extractor: Features, emoji: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "native_bf16", lambda device: False)
+    monkeypatch.setattr(features, "native_bf16", lambda device: False)
     np.testing.assert_array_equal(of_network(FeatureExtractor(precision="bf16"))(emoji[:1]), extractor(emoji[:1]))
-    monkeypatch.setattr(devices, "native_bf16", lambda device: True)
+    monkeypatch.setattr(features, "native_bf16", lambda device: True)
     fast = of_network(FeatureExtractor(precision="bf16"))
     reference, changed = emoji[:4], shrink(emoji[4:8], 16)
     exact, rounded = (

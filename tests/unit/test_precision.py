@@ -17,7 +17,7 @@ from components.runtime.execution import Resources
 from components.runtime.pool import PoolWorker
 from components.sampling import device as devices
 from components.sampling.cascade import DESCRIPTION, Cascade
-from components.sampling.device import computes_bf16, samples_bf16, sampling_in
+from components.sampling.device import computes_bf16, sampling_in
 from components.sampling.requests import Request
 from components.training.batches import to_batch
 from components.training.learner import Learner
@@ -48,20 +48,18 @@ def stated() -> tuple[bool, bool]:
 
 
 def bf16_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This CPU multiplies bf16, and samples as a GPU does."""
-    monkeypatch.setattr(devices, "native_bf16", lambda device: True)
-    monkeypatch.setattr(devices, "samples_bf16", computes_bf16)
+    """This CPU multiplies bf16, and trains and samples as a GPU does."""
+    with_bf16(monkeypatch, CPU, GPU)
 
 
 @pytest.mark.parametrize("word", get_args(Precision))
 @pytest.mark.parametrize("there", [True, False])
-def test_bf16_is_computed_where_the_device_has_it_and_a_cpu_never_samples_in_it(
+def test_bf16_is_computed_where_the_device_has_it_and_never_on_a_cpu(
     word: Precision, there: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "native_bf16", lambda device: there)
     asked = word == "bf16"
-    assert [computes_bf16(word, device) for device in (CPU, GPU)] == [asked and there] * 2
-    assert [samples_bf16(word, device) for device in (CPU, GPU)] == [False, asked and there]
+    assert [computes_bf16(word, device) for device in (CPU, GPU)] == [False, asked and there]
 
 
 @pytest.mark.parametrize("word", get_args(Precision))
@@ -159,8 +157,9 @@ def trainings(value: object) -> Iterator[Training]:
 
 
 def with_bf16(monkeypatch: pytest.MonkeyPatch, *those: torch.device) -> None:
-    """Only these devices have bf16 of their own."""
+    """Only these devices have bf16 of their own, and all that have it compute in it."""
     monkeypatch.setattr(devices, "native_bf16", lambda device: device in those)
+    monkeypatch.setattr(devices, "IN_FP32", ())
 
 
 def losses(kind: str, precision: str) -> list[float]:
@@ -210,17 +209,17 @@ def test_the_device_that_trains_is_the_one_that_is_asked(there: bool, monkeypatc
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if there else torch.float32)
 
 
-def lines(precision: str, **share: Any) -> list[str]:
+def lines(precision: str, device: torch.device = GPU, **share: Any) -> list[str]:
     config = config_of("base", precision=precision).optimization
     job: dict[str, Any] = dict.fromkeys(TrainingJob._fields) | {"config": config, "resources": Resources(**share)}
-    return list(differences(cast(TrainingJob, TrainingJob(**job)), Worker()))
+    return list(differences(cast(TrainingJob, TrainingJob(**job)), Worker(device=device)))
 
 
 def test_one_line_says_that_fp32_takes_the_place_of_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     with_bf16(monkeypatch)
-    assert lines("bf16") == ["cpu has no bf16 of its own: training in fp32"]
-    assert lines("fp32") == []
-    with_bf16(monkeypatch, CPU)
+    assert lines("bf16") == [f"{GPU} has no bf16 of its own: training in fp32"]
+    assert lines("fp32") == lines("bf16", CPU) == []
+    with_bf16(monkeypatch, GPU)
     assert lines("bf16") == []
 
 

@@ -138,8 +138,9 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[Any], Task]]] = {  # what m
 
 @pytest.fixture(autouse=True)
 def bf16_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also processors without it resume in bf16 here, where they would take fp32."""
+    """Processors resume in bf16 too here, where they take fp32."""
     monkeypatch.setattr(devices, "native_bf16", lambda device: True)
+    monkeypatch.setattr(devices, "IN_FP32", ())
 
 
 @pytest.mark.parametrize("name", CASES)
