@@ -28,8 +28,9 @@ check: .venv/.stamp-test  ## lint, formatting, types, import contracts, and the 
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m tests.house
 
-documents: .venv/.stamp-test  ## write docs/ROWS.md and docs/RESULTS.md from slides, tests and docs/results.json
+documents: .venv/.stamp-test  ## write docs/ROWS.md and docs/RESULTS.md from slides, tests and docs/results.json; STORE=runs: images of its rows too
 	$(BIN)/python -m tests.row_documents
+	$(if $(STORE),$(BIN)/python -m tests.row_figures $(STORE))
 
 roofline: .venv/.stamp-test  ## bound of four published trainings' utilization of an H100, by counted bytes and operations
 	$(BIN)/python -m tests.benchmarks.roofline

@@ -37,7 +37,8 @@ from pipelines.recipes.systems import ANCESTRAL, ANCESTRAL_250, SKETCH, diffusio
 ENLARGED = SKETCH.replace(num_inference_steps=11, strength=0.55, noise_level=50)  # the last six
 RESTORED = DiffusionSampling(sampler="ddpm", num_inference_steps=10)
 DYNAMIC = SKETCH.replace(threshold="dynamic", threshold_percentile=0.95)
-EULER = DiffusionSampling(sampler="euler", num_inference_steps=25)
+EULER = DiffusionSampling(sampler="euler", num_inference_steps=25, guidance_scale=1.5)
+GUIDED = ANCESTRAL.replace(guidance_scale=1.5)
 BY_TEXT = {"conditions": ("text",), "text_conditioning": "cross_attention", "cond_drop_prob": 0.2}
 BY_DEPTH = {"conditions": ("condition_image",), "condition_member": "depth"}
 REFERENCE = 5000  # training images of Fashion-MNIST that distances are measured to
@@ -56,17 +57,20 @@ DIFFUSION_ROWS = (
         lambda name: EMOJI.studies(
             name, systems.as_ddpm(diffusion()), ANCESTRAL.replace(num_inference_steps=100),
             noising_study=NoisingStudyConfig(resolution=64))),
-    RecipeRow("dit", "D5: a diffusion transformer (DiT) at 16² by class, patches of 2².",
-        lambda name: EMOJI.branch(
-            name, sketching().replace(network=DiTConfig(patch_size=2, model_dim=160, num_layers=6, num_heads=5)),
-            SKETCH.replace(guidance_scale=1.5))),
+    RecipeRow("dit", "D5: a diffusion transformer (DiT) by class, 64² in 16² x 4 latents, patches of 2².",
+        lambda name: in_latents(
+            name, diffusion().replace(network=DiTConfig(patch_size=2, model_dim=160, num_layers=6, num_heads=5)))),
     RecipeRow("classifier_guided",
-        "D6: a conditional model at 16², guided by the gradient of a classifier of noisy images.",
+        "D6: a conditional model at 16², guided by the gradient of a classifier of noisy images; then 64².",
         lambda name: EMOJI.branch(
-            name, sketching().replace(total_steps=1000), SKETCH,
+            name, sketching().replace(total_steps=1000), DiffusionBranchSampling(
+                base=SKETCH, upsamplers=systems.openmoji().sampling.upsamplers),
+            upsamplers=systems.openmoji().upsamplers,
             classifier=systems.classifier(16, 32, (1, 2), 8, noisy=True, steps=300))),
-    RecipeRow("class_guided", "D7: classifier-free guidance by class at 16², inside an interval of noise levels only.",
-        lambda name: EMOJI.branch(name, sketching(), SKETCH.replace(guidance_scale=2.0, guidance_interval=(0.2, 5.0)))),
+    RecipeRow("class_guided",
+        "D7: classifier-free guidance by class in the same latents, inside an interval of noise levels only.",
+        lambda name: in_latents(
+            name, diffusion(), ANCESTRAL.replace(guidance_scale=2.0, guidance_interval=(0.2, 5.0)))),
     RecipeRow("glide",
         "D8: GLIDE's cascade, scenes by caption, 16² with attention to a text transformer's states, guided; then 32².",
         lambda name: in_two_stages(
@@ -101,7 +105,7 @@ DIFFUSION_ROWS = (
         lambda name: restored(name, restoring(), RESTORED)),
     RecipeRow("latent_diffusion",
         "D13: latent diffusion by class in the 16² x 4 latents of the VAE-GAN of 64² images.",
-        lambda name: in_latents(name, diffusion(), guidance_scale=1.5)),
+        lambda name: in_latents(name, diffusion())),
     RecipeRow("stable_diffusion",
         "D13: Stable Diffusion's way, scenes of 32² by caption in 8² x 8 latents, cross-attention to the text.",
         lambda name: in_latents(
@@ -110,7 +114,7 @@ DIFFUSION_ROWS = (
             name, systems.unet(8, 48, (1, 2), (8, 4), steps=2800, batch=32, saves=8).replace(
                 head_dim=16, schedule="linear", min_snr_gamma=None,
                 **BY_TEXT | {"text_conditioning": "spatial_transformer", "cond_drop_prob": 0.1}),
-            guidance_scale=3.0, shared=DESCRIBED, obedience=ObedienceRecipe(),
+            ANCESTRAL.replace(guidance_scale=3.0), shared=DESCRIBED, obedience=ObedienceRecipe(),
             autoencoder=systems.autoencoder_32().replace(
                 # Two solids' colors, exchanged, then change 36 % of the latents' variance; at 1e-6 they change 22 %.
                 channels=16, channel_mult=(1, 2, 4), latent_channels=8, bottleneck="gaussian", kl_weight=5e-3,
@@ -132,25 +136,25 @@ DIFFUSION_ROWS = (
                 sampler="dpm_solver_pp", num_inference_steps=16, guidance_scale=1.5)),
             contrastive=systems.contrastive(), diffusion_prior=systems.diffusion_prior(),
             precompute=PrecomputeConfig(columns=("image_embedding", "text_states", "text_embedding"), resolution=16))),
-    RecipeRow("edm", "D15: EDM at 16² by class, preconditioning, Heun's sampler, power averages of the weights.",
-        lambda name: EMOJI.branch(
-            name, diffusion().replace(process="edm", ema="power", ema_sigma_rel=0.1),
-            DiffusionSampling(sampler="heun", num_inference_steps=12))),
-    RecipeRow("flow", "D15: rectified flow at 16² by class, Euler's steps.",
-        lambda name: EMOJI.branch(name, diffusion().replace(process="flow"), EULER)),
+    RecipeRow("edm", "D15: EDM by class in the same latents, preconditioning, Heun's sampler, power averages.",
+        lambda name: in_latents(
+            name, diffusion().replace(process={"kind": "edm", "sigma_data": 1.0}, ema="power", ema_sigma_rel=0.1),
+            DiffusionSampling(sampler="heun", num_inference_steps=12, guidance_scale=1.5))),
+    RecipeRow("flow", "D15: rectified flow by class in the same latents, Euler's steps.",
+        lambda name: in_latents(name, diffusion().replace(process="flow"), EULER)),
     RecipeRow("flow_logit_normal",
         "D15: the same flow, trained in the middle of its paths more often than at their ends.",
-        lambda name: EMOJI.branch(name, diffusion().replace(process="flow", time_density="logit_normal"), EULER)),
+        lambda name: in_latents(name, diffusion().replace(process="flow", time_density="logit_normal"), EULER)),
     RecipeRow("zero_terminal_snr",
         "D15: v-prediction, zero terminal SNR, sampled from the very last step, guidance rescaled.",
-        lambda name: EMOJI.branch(
+        lambda name: in_latents(
             name, diffusion().replace(zero_terminal_snr=True, min_snr_gamma=None),
             ANCESTRAL.replace(sampler="ddim", spacing="trailing", guidance_scale=2.0, guidance_rescale=0.7))),
     RecipeRow("autoguidance",
-        "D15: autoguidance by class at 16², away from a model of half the width and a quarter of the steps.",
-        lambda name: EMOJI.branch(
-            name, sketching(), SKETCH.replace(autoguidance_scale=2.0),
-            weaker=sketching().replace(model_channels=16, total_steps=330, sample_every=330))),
+        "D15: autoguidance by class in the same latents, away from half the width and a quarter of the steps.",
+        lambda name: in_latents(
+            name, diffusion(), ANCESTRAL.replace(autoguidance_scale=2.0),
+            weaker=diffusion().replace(model_channels=16, in_channels=4, total_steps=330, sample_every=330))),
 )
 FASHION = (
     RecipeRow("fashion_pixelcnn", "P1: gated PixelCNN over gray pixels at 28², exact bits/dim.",
@@ -194,18 +198,17 @@ FASHION = (
 def in_latents(
     name: str,
     base: DiffusionTraining,
+    sampling: DiffusionSampling = GUIDED,
     *,
-    guidance_scale: float,
     autoencoder: AutoencoderTraining | None = None,
     shared: SharedParts = EMOJI,
     **parts: Any,
 ) -> DiffusionBranchRecipe:
     """A recipe in the latents of an autoencoder, made once; None: of row T1's VAE-GAN."""
-    first = autoencoder or systems.vae_gan()
-    sampling, side = ANCESTRAL.replace(threshold="none", guidance_scale=guidance_scale), base.data.resolution
+    first, side = autoencoder or systems.vae_gan(), base.data.resolution
     once = PrecomputeConfig(columns=("latents",), resolution=first.data.resolution, kept_resolution=side)
     base = base.replace(in_channels=first.network.latent_channels)
-    return shared.branch(name, base, sampling, autoencoder=first, precompute=once, **parts)
+    return shared.branch(name, base, sampling.replace(threshold="none"), autoencoder=first, precompute=once, **parts)
 
 
 def solids(**given: Any) -> DiffusionTraining:

@@ -94,8 +94,9 @@ def vae_gan() -> AutoencoderTraining:
     """First stage of latent diffusion: 64² pixels to Gaussian latents of 16² x 4.
     A divergence that only keeps the latents near the origin (Rombach et al., 2022, appendix G), so that the
     reconstruction decides what they hold."""
-    return adversarial(autoencoder(), start=300).replace(
-        channel_mult=(1, 2, 4), latent_channels=4, bottleneck="gaussian", kl_weight=1e-6)
+    return adversarial(autoencoder(), start=700).replace(
+        channel_mult=(1, 2, 4), latent_channels=4, bottleneck="gaussian", kl_weight=1e-6,
+        total_steps=1500, checkpoint_every=300, sample_every=750)
 
 
 def dvae() -> AutoencoderTraining:

@@ -1,13 +1,17 @@
 """docs/ROWS.md and docs/RESULTS.md are what slides, tests and figures say, and leave none of the recipes out."""
 
+import io
 import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import typer.main
+from PIL import Image
 
+from components.evaluation.gallery import draw_columns
 from pipelines.command.cli import app
 from pipelines.recipes.catalog import RECIPES, ROWS
 from pipelines.recipes.rows import TAXONOMY
@@ -16,6 +20,7 @@ from pipelines.suites.runner import read_figures
 from pipelines.suites.slides import LECTURE, read_slides
 from tests.row_documents import COMMAND, FIGURES, OLDER, RESULTS, UNKNOWN, code_now, results_text, rows_text, unmarked
 from tests.row_documents import ROWS as ROWS_PAGE
+from tests.row_figures import DOCS, IMAGES, LINES, SUMMARIES, cells, together
 
 MISSING = "–"
 
@@ -55,6 +60,19 @@ def test_a_row_is_marked_where_the_code_behind_it_changed_or_is_not_known_whatev
         text = results_text(suites | {"lecture": [gan, *others]})
         assert f"2030-01-02{said} |" in text
         assert "2030-01-02 |" in unmarked(text)
+
+
+def test_images_of_the_rows_are_their_lines_together_and_every_line_is_of_a_row() -> None:
+    assert {path.stem for path in LINES.iterdir()} <= {*SUMMARIES}
+    for name, rows in IMAGES.items():
+        drawn, kept = (Image.open(place) for place in (io.BytesIO(together(row.name for row in rows)), DOCS / name))
+        assert np.array_equal(np.asarray(drawn), np.asarray(kept.convert("RGB"))), f"docs/{name} is old: {COMMAND}"
+
+
+def test_a_line_of_reconstructions_has_each_original_before_its_reconstruction() -> None:
+    numbers = np.arange(1, 17, dtype=np.uint8)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8)
+    pairs = cells(draw_columns({"originals": numbers, "reconstructions": numbers + 100}))
+    assert [int(image[64, 64, 0]) for image in pairs] == [1, 101, 2, 102, 3, 103, 4, 104]
 
 
 def test_a_test_that_a_row_names_and_that_is_nowhere_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""Draw docs/rows.png and docs/diffusion_rows.png: a line of images of each row, with the words it was asked by.
+
+python -m tests.row_figures STORAGE: lines in docs/lines of all recipes that `cascade lecture` has finished there are
+drawn anew; then both images are put together from docs/lines. A line has its recipe's own summary.
+"""
+
+import io
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from components.evaluation.gallery import GRIDS, ORIGINALS
+from components.evaluation.grids import (
+    CELL,
+    GAP,
+    INK,
+    LINE_GAP,
+    PAPER,
+    TEXT_SIZE,
+    GridBlock,
+    fit_text,
+    render_blocks,
+    text_font,
+)
+from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.store import Store
+from components.sampling.image_files import encode_png
+from pipelines.engine import driver
+from pipelines.recipes.diffusion_rows import DIFFUSION_ROWS, FASHION
+from pipelines.recipes.rows import DISCRETE_ROWS
+from pipelines.suites.runner import finished_stages
+
+DOCS = Path(__file__).parents[1] / "docs"
+LINES, ACROSS = DOCS / "lines", 8  # images of a line
+WIDTH = GAP + ACROSS * (CELL + GAP)  # pixels
+IMAGES = {"rows.png": DISCRETE_ROWS, "diffusion_rows.png": (*DIFFUSION_ROWS, *FASHION)}
+SUMMARIES = {row.name: row.summary for rows in IMAGES.values() for row in rows}
+CAPTION_SIZE, CAPTION_LETTERS = 14, 17  # pixels, and letters that fit below an image
+KINDS = ("by_prompt", "by_class", "unconditional", "by_condition")
+
+
+def line_of(recipe: str, artifacts: Mapping[str, Artifact]) -> bytes | None:
+    """The line (PNG) of a finished recipe: samples, each by other words, or reconstructions; None without any."""
+    heading, samples = fit_text(SUMMARIES[recipe], WIDTH - 2 * GAP, text_font()), artifacts.get("samples")
+    for kind in KINDS if samples is not None else ():
+        parts = sorted(name for name in samples.names() if f"_{kind}-" in name and name.endswith(".npz"))
+        if parts:
+            images = np.concatenate([finished(samples.read(name)) for name in parts])
+            tables = samples.metadata["words"].items()
+            words = next((own for name, own in tables if name.endswith(kind)), ())[:ACROSS]
+            step = len(images) // len(words) if words else 1
+            chosen = [images[number * step] for number in range(min(ACROSS, len(images) // step))]
+            return captioned(render_blocks([GridBlock(heading, [*map(small, chosen)])], columns=ACROSS), words)
+    for artifact in artifacts.values():
+        if f"{ORIGINALS}.png" in artifact.names():
+            pairs = cells(artifact.read(f"{ORIGINALS}.png"))
+            return render_blocks([GridBlock(heading, pairs)], columns=ACROSS)
+    return None
+
+
+def captioned(line: bytes, words: Sequence[str]) -> bytes:
+    """A line with words below its images, in as many rows of small text as the longest needs."""
+    font, image = text_font(CAPTION_SIZE), Image.open(io.BytesIO(line))
+    wrapped = [textwrap.wrap(each, CAPTION_LETTERS) for each in words]
+    below = max(map(len, wrapped), default=0) * (CAPTION_SIZE + 2)
+    canvas = Image.new("RGB", (WIDTH, image.height + below), PAPER)
+    canvas.paste(image, (0, 0))
+    for number, rows in enumerate(wrapped):
+        place = (GAP + number * (CELL + GAP), image.height - GAP)
+        ImageDraw.Draw(canvas).multiline_text(place, "\n".join(rows), fill=INK, font=font, spacing=2)
+    return encode_png(canvas, optimize=True)
+
+
+def finished(archive: bytes) -> np.ndarray:
+    """Images (N, H, W, 3) of the last stage in a job's file."""
+    with np.load(io.BytesIO(archive)) as arrays:
+        return arrays[[name for name in arrays.files if name.startswith("image.")][-1]]
+
+
+def small(image: np.ndarray) -> np.ndarray:
+    """An image of at most CELL pixels a side, in three channels."""
+    if len(image) > CELL:
+        image = np.asarray(Image.fromarray(image).resize((CELL, CELL), Image.Resampling.LANCZOS))
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+
+
+def cells(grid: bytes) -> list[np.ndarray]:
+    """Originals of a grid of `draw_columns`, each before its reconstruction, as many as a line has."""
+    image = Image.open(io.BytesIO(grid)).convert("RGB")
+    side = (image.width - GAP) // GRIDS - GAP
+    line = max(TEXT_SIZE, side // 10) + LINE_GAP
+    tops = [GAP + line, GAP + 2 * line + side + 2 * GAP]
+    places = [(GAP + number * (side + GAP), top) for number in range(ACROSS // 2) for top in tops]
+    return [small(np.asarray(image.crop((left, top, left + side, top + side)))) for left, top in places]
+
+
+def together(recipes: Iterable[str]) -> bytes:
+    """The lines of recipes below each other (PNG); those without a line are left out."""
+    lines = [Image.open(path) for name in recipes if (path := LINES / f"{name}.png").exists()]
+    canvas = Image.new("RGB", (WIDTH, sum(line.height for line in lines)), PAPER)
+    top = 0
+    for line in lines:
+        canvas.paste(line, (0, top))
+        top += line.height
+    return encode_png(canvas, optimize=True)
+
+
+def main(storage: str) -> None:
+    """Draw the lines of the recipes that are finished in a storage, and both images."""
+    root = Store(storage)
+    for recipe in SUMMARIES:
+        stages = finished_stages(driver.prepare(driver.RunOptions(recipe=recipe, storage=root.uri, tracking="none")))
+        if not stages.missing and (png := line_of(recipe, stages.artifacts)) is not None:
+            (LINES / f"{recipe}.png").write_bytes(png)
+            print(recipe)
+    for name, rows in IMAGES.items():
+        (DOCS / name).write_bytes(together(row.name for row in rows))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
