@@ -57,18 +57,17 @@ DIFFUSION_ROWS = (
         lambda name: EMOJI.studies(
             name, systems.as_ddpm(diffusion()), ANCESTRAL.replace(num_inference_steps=100),
             noising_study=NoisingStudyConfig(resolution=64))),
-    RecipeRow("dit", "D5: a diffusion transformer (DiT) by class, 64² in 16² x 4 latents, patches of 2².",
-        lambda name: in_latents(
-            name, diffusion().replace(network=DiTConfig(patch_size=2, model_dim=160, num_layers=6, num_heads=5)))),
-    RecipeRow("classifier_guided",
-        "D6: a conditional model at 16², guided by the gradient of a classifier of noisy images; then 64².",
+    RecipeRow("dit", "D5: a diffusion transformer (DiT) at 16² by class, patches of 2².",
         lambda name: EMOJI.branch(
-            name, sketching().replace(total_steps=1000), DiffusionBranchSampling(
-                base=SKETCH, upsamplers=systems.openmoji().sampling.upsamplers),
-            upsamplers=systems.openmoji().upsamplers,
+            name, sketching().replace(network=DiTConfig(patch_size=2, model_dim=160, num_layers=6, num_heads=5)),
+            SKETCH.replace(guidance_scale=1.5))),
+    RecipeRow("classifier_guided",
+        "D6: a conditional model at 16², guided by the gradient of a classifier of noisy images.",
+        lambda name: EMOJI.branch(
+            name, sketching().replace(total_steps=1000), SKETCH,
             classifier=systems.classifier(16, 32, (1, 2), 8, noisy=True, steps=300))),
     RecipeRow("class_guided",
-        "D7: classifier-free guidance by class in the same latents, inside an interval of noise levels only.",
+        "D7: classifier-free guidance by class, 64² in the latents of D13, inside an interval of noise levels only.",
         lambda name: in_latents(
             name, diffusion(), ANCESTRAL.replace(guidance_scale=2.0, guidance_interval=(0.2, 5.0)))),
     RecipeRow("glide",
@@ -136,7 +135,7 @@ DIFFUSION_ROWS = (
                 sampler="dpm_solver_pp", num_inference_steps=16, guidance_scale=1.5)),
             contrastive=systems.contrastive(), diffusion_prior=systems.diffusion_prior(),
             precompute=PrecomputeConfig(columns=("image_embedding", "text_states", "text_embedding"), resolution=16))),
-    RecipeRow("edm", "D15: EDM by class in the same latents, preconditioning, Heun's sampler, power averages.",
+    RecipeRow("edm", "D15: EDM by class in the latents of D13, preconditioning, Heun's sampler, power averages.",
         lambda name: in_latents(
             name, diffusion().replace(process={"kind": "edm", "sigma_data": 1.0}, ema="power", ema_sigma_rel=0.1),
             DiffusionSampling(sampler="heun", num_inference_steps=12, guidance_scale=1.5))),
