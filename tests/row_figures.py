@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from components.data.listing import SourceError
 from components.evaluation.gallery import GRIDS, ORIGINALS
 from components.evaluation.grids import (
     CELL,
@@ -28,6 +29,7 @@ from components.evaluation.grids import (
 )
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
+from components.sampling.frozen_text import FrozenTextError
 from components.sampling.image_files import encode_png
 from pipelines.engine import driver
 from pipelines.recipes.diffusion_rows import DIFFUSION_ROWS, FASHION
@@ -113,7 +115,11 @@ def main(storage: str) -> None:
     """Draw the lines of the recipes that are finished in a storage, and both images."""
     root = Store(storage)
     for recipe in SUMMARIES:
-        stages = finished_stages(driver.prepare(driver.RunOptions(recipe=recipe, storage=root.uri, tracking="none")))
+        try:
+            prepared = driver.prepare(driver.RunOptions(recipe=recipe, storage=root.uri, tracking="none"))
+        except (SourceError, FrozenTextError):  # it can't have run here
+            continue
+        stages = finished_stages(prepared)
         if not stages.missing and (png := line_of(recipe, stages.artifacts)) is not None:
             (LINES / f"{recipe}.png").write_bytes(png)
             print(recipe)

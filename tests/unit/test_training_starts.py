@@ -357,11 +357,11 @@ def subject_of(folder: Path, *changes: str) -> Prepared:
     """A subject of three images, learned beside samples of a start, before anything starts."""
     given = [f"base.init_from.uri={folder}/start", f"images.source={folder}/dogs", "images.holdout_fraction=0"]
     given += ["subject.label=Objects", "subject.class_label=4", *changes]
-    return prepare(RunOptions("class_guided", given, storage=str(folder / "runs"), tracking="none"))
+    return prepare(RunOptions("dit", given, storage=str(folder / "runs"), tracking="none"))
 
 
 def test_a_subject_is_planned_in_the_classes_of_the_start(tmp_path: Path):
-    config, info = load_recipe("class_guided", []).base, SMOKE.model_copy(update={"num_classes": 9})
+    config, info = load_recipe("dit", []).base, SMOKE.model_copy(update={"num_classes": 9})
     classes = [*(f"class {number}" for number in range(8)), "Objects"]
     written(tmp_path / "start", config, info, classes=classes)
     (tmp_path / "dogs/dog").mkdir(parents=True)
