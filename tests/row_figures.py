@@ -41,7 +41,7 @@ LINES, ACROSS = DOCS / "lines", 8  # images of a line
 WIDTH = GAP + ACROSS * (CELL + GAP)  # pixels
 IMAGES = {"rows.png": DISCRETE_ROWS, "diffusion_rows.png": (*DIFFUSION_ROWS, *FASHION)}
 SUMMARIES = {row.name: row.summary for rows in IMAGES.values() for row in rows}
-CAPTION_SIZE, CAPTION_LETTERS = 14, 17  # pixels, and letters that fit below an image
+CAPTION_SIZE, CAPTION_LETTERS = 14, 16  # pixels, and letters that fit below an image
 KINDS = ("by_prompt", "by_class", "unconditional", "by_condition")
 
 
