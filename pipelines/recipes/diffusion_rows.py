@@ -145,8 +145,8 @@ DIFFUSION_ROWS = (
         "D15: the same flow, trained in the middle of its paths more often than at their ends.",
         lambda name: in_latents(name, diffusion().replace(process="flow", time_density="logit_normal"), EULER)),
     RecipeRow("zero_terminal_snr",
-        "D15: v-prediction, zero terminal SNR, sampled from the very last step, guidance rescaled.",
-        lambda name: in_latents(
+        "D15: v-prediction at 16², zero terminal SNR, sampled from the very last step, guidance rescaled.",
+        lambda name: EMOJI.branch(
             name, diffusion().replace(zero_terminal_snr=True, min_snr_gamma=None),
             ANCESTRAL.replace(sampler="ddim", spacing="trailing", guidance_scale=2.0, guidance_rescale=0.7))),
     RecipeRow("autoguidance",
