@@ -48,6 +48,25 @@ def network(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
         yield between
 
 
+def test_a_store_that_hangs_is_away_since_it_was_asked_and_one_that_breaks_off_since_then(
+    s3_bucket: str, network: Gate
+):
+    """The client's own tries take a minute and a half before anybody hears of a store that hangs."""
+    store = Store(f"{s3_bucket}/store")
+    store.write("there", b"data")
+    for how, least in (("hangs", QUICK["read_timeout"]), ("refuses", 0.0)):
+        network.close_for(SECONDS, how)
+        with ThreadPoolExecutor() as pool:
+            answer, asked = pool.submit(store.read, "there"), time.monotonic()
+            while not outages._outages:
+                time.sleep(0.01)
+            (outage,) = outages._outages.values()
+            heard = time.monotonic()
+            assert answer.result() == b"data"
+        assert heard - outage.since >= least
+        assert (outage.since - asked < least) == (how == "hangs")
+
+
 @pytest.mark.parametrize("how", get_args(How))
 def test_whatever_is_asked_of_a_store_that_is_away_arrives_when_it_is_back(
     how: How, s3_bucket: str, network: Gate, tmp_path: Path

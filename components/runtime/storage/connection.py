@@ -203,9 +203,12 @@ def retried(action: Callable[[], T], url: str) -> T:
     any other error as it is."""
     cloud, store, tries = _cloud(url)[1], "/".join(shown(url).split("/", 3)[:3]), 0
     began: float | None = None  # of the outage, as this call sees it: others may have an answer now and then
+    asked = time.monotonic()  # when the last try began: a store that hangs is away since then, and says so late
 
     def plainly() -> T:
         """Raises a cloud's errors in Python's own terms."""
+        nonlocal asked
+        asked = time.monotonic()
         try:
             result = action()
         except Exception as error:
@@ -222,8 +225,8 @@ def retried(action: Callable[[], T], url: str) -> T:
         nonlocal began, tries
         error, tries = state.outcome.exception() if state.outcome else None, state.attempt_number
         if error is not None and _is_away(error) and (most := outages.patience()):
-            began = began or time.monotonic()
-            outage = outages.unanswered(store, shown(reason(error)))
+            began = began or (asked if _timed_out(error) else time.monotonic())
+            outage = outages.unanswered(store, shown(reason(error)), since=began)
             given_up = max(outage.seconds, time.monotonic() - began) >= most
         else:
             given_up = tries >= (DAMAGED_ATTEMPTS if isinstance(error, StoreError) else ATTEMPTS)
@@ -282,6 +285,10 @@ def _status(error: BaseException) -> int | None:
             if str(status := getattr(owner, name, None)).isdecimal():
                 return int(str(status))
     return None
+
+
+def _timed_out(error: BaseException) -> bool:
+    return any("timeout" in type(each).__name__.lower() for each in (error, error.__cause__))
 
 
 def _is_final(error: BaseException) -> bool:

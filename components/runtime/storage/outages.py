@@ -69,10 +69,11 @@ def hurried() -> Iterator[None]:
         given_up.reset(token)
 
 
-def unanswered(store: str, cause: str) -> Outage:
-    """The outage of a store, which begins unless it is known; says now and then that it is waited for."""
+def unanswered(store: str, cause: str, *, since: float | None = None) -> Outage:
+    """The outage of a store, which begins unless it is known; says now and then that it is waited for.
+    `since`: when the request was sent, by `time.monotonic`; None: now."""
     with _lock:
-        outage = _outages.setdefault(store, Outage(cause))
+        outage = _outages.setdefault(store, Outage(cause, since=since or time.monotonic()))
         due = outage.seconds >= FIRST_WORD and time.monotonic() - outage.said >= NEXT_WORD
         if due:
             outage.said = time.monotonic()
