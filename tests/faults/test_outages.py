@@ -1,5 +1,6 @@
 """A store, MLflow, a network or a recorder is away for minutes: a run leaves the same bytes, and all is delivered."""
 
+import re
 import time
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def test_a_run_shorter_than_an_outage_of_mlflow_is_registered_later_and_a_networ
     record(f"{kind} refuses for 12 minutes", 1, proof)
 
 
-def test_a_recorder_that_stands_still_for_twelve_minutes_is_said_and_the_same_command_sends_all(
+def test_a_recorder_that_stands_still_for_twelve_minutes_costs_points_that_are_named_and_no_model(
     tmp_path: Path, undisturbed: Undisturbed, record: Record
 ):
     run = Run(tmp_path / "run", steps=STEPS, max_failures=0)
@@ -86,5 +87,12 @@ def test_a_recorder_that_stands_still_for_twelve_minutes_is_said_and_the_same_co
         assert "the run's recorder does not answer" in " ".join(run.said().split())
         same = run.same_as(undisturbed(STEPS))
         run.finish(run.start(tracking=server))
-        proof = f"ended after {took:.0f} s with exit code 3, {same}; the same command: {in_mlflow(server, run)}"
+        said = " ".join(run.said().split())
+        (lacking,) = re.findall(
+            r"base: MLflow lacks (points of .*?):", said
+        )  # what it had not taken when it was killed
+        assert "model: models:/image-cascade-smoke-base@champion" in said
+        proof = (
+            f"ended after {took:.0f} s with exit code 3, {same}; said, and lacking after the same command: {lacking}"
+        )
     record("recorder stopped for 12 minutes at a checkpoint", 1, proof)
