@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from components.models.bundle import WEIGHTS
 from components.models.file_list import LIST, differences, write_list
-from components.runtime.tracking.registry import FILES, FILES_DIGEST, download_model, download_packed, register_version
+from components.runtime.tracking.names import FILES, FILES_DIGEST
+from components.runtime.tracking.registry import download_model, download_packed, register_version
 from components.sampling.requests import Request
 from components.serving.settings import ServedModel
 from components.serving.versions import Versions
