@@ -42,7 +42,7 @@ class OptimizationConfig(Config):
     ema_decay: float = Field(0.999, ge=0, lt=1)  # decay of the average of weights; 0: no average
     ema: Literal["exponential", "power"] = "exponential"  # power: its length can be chosen after training
     ema_sigma_rel: float = Field(0.1, gt=0, lt=0.28)  # of a power EMA: its length as a share of training
-    precision: Precision = "fp32"  # bf16: autocast where the device has it; weights stay fp32
+    precision: Precision = "fp32"  # bf16: autocast on GPUs that have it; weights stay fp32
     compile_network: bool = False  # torch.compile: a minute more, faster steps on GPUs; other rounding
     gradient_checkpointing: Annotated[bool, Unkeyed()] = False  # less memory, a third more time
     log_every: int = Field(20, ge=1)
