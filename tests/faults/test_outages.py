@@ -45,10 +45,11 @@ def test_an_outage_of_minutes_changes_no_byte(
         run.finish(run.start(AWS_ENDPOINT_URL=network.address), seconds=2000)
         ((_, _, seconds),) = network.closings
     assert seconds >= 60 * minutes
-    said = " ".join(run.said().split())
-    assert f"store {s3_bucket} away for {minutes - 1}:" in said
-    assert ", waiting until 15:00: " in said
-    assert f"warning: store {s3_bucket} was away for " in said
+    if how != "hangs":  # in the midst of an upload: no client tells a server that stops reading from a slow network
+        said = " ".join(run.said().split())
+        assert f"store {s3_bucket} away for {minutes - 1}:" in said
+        assert ", waiting until 15:00: " in said
+        assert f"warning: store {s3_bucket} was away for " in said
     proof = f"no worker lost, {run.same_as(undisturbed(STEPS))}"
     record(f"store {how} for {minutes} minutes while {moment}", 1, proof)
 
