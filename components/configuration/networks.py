@@ -115,7 +115,7 @@ class ScalarCodesConfig(Config):
     """Finite scalar quantization (Mentzer et al., 2023)."""
 
     kind: Literal["fsq"] = "fsq"
-    levels: tuple[Annotated[int, Field(ge=3)], ...] = Field(min_length=1)  # one a channel
+    levels: tuple[Annotated[int, Field(ge=3)], ...] = Field(min_length=1)  # one a channel; of two none is learned
 
     @property
     def codebook_size(self) -> int:

@@ -1,8 +1,8 @@
 """Optimization of a network: steps, batch, rate, average, precision, and reports.
 
-`precision: bf16` is a permission. A device without bf16 of its own (GPUs before Ampere, processors without AVX512-BF16,
-AMX or Arm's BF16) would emulate it in about three times the time of fp32: it trains in fp32, and one line says so. The
-key is the same either way, the bits are not. The policy for all devices is `components.sampling.device`."""
+`precision: bf16` is a permission for GPUs. One without bf16 of its own (before Ampere) would emulate it in about three
+times the time of fp32: it trains in fp32, and one line says so; a CPU always does. The key is the same either way, the
+bits are not. The policy for all devices is `components.sampling.device`."""
 
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 

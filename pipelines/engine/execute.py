@@ -156,7 +156,7 @@ def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> 
         recorder.emit(events.StageEnded(job.name, "FAILED", error=one_line(error)), wait=True)
         raise
     finally:
-        with suppress(StoreError):  # storage is away: the lease runs out
+        with suppress(StoreError):  # storage is away: the lease runs out; the first cause is shown
             lease.release()
 
 
