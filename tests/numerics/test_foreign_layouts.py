@@ -297,15 +297,11 @@ def test_dit_fits_a_stage_of_its_sizes():
         fitted_to("ldm_imagenet_f8/base", tensors | {"pos_embed": torch.zeros(1, 256, 1152)}, *changes)
 
 
-OF_EDM = "resolution=64 model_channels=192 channel_mult=[1,2,3,4] num_res_blocks=3 attention_resolutions=[32,16,8]"
-
-
 def test_adm_of_edm_fits_the_sizes_of_adm_at_64():
     """`edm-imagenet-64x64-cond-adm`: a state of EDMPrecond; its buffers of resampling and augmentation are left out."""
     tensors = tensors_of(edm_layers(64, 192, ADM_64, 3, (32, 16, 8), 1000))
     more = {f"model.{name}": torch.empty(1) for name in ("enc.32x32_down.conv0.resample_filter", "map_augment.weight")}
-    sizes = [f"base.{each}" for each in f"{OF_EDM} head_dim=64 resample_in_blocks=true scale_shift_norm=true".split()]
-    found = fitted_to("edm/base", tensors | more, *sizes)
+    found = fitted_to("edm_imagenet_64/base", tensors | more)
     assert (count(tensors), found.recognized.left_out) == (295_899_267, 2)
     assert (found.network["num_classes"], found.network["null_label"]) == (1000, False)
     assert found.settings["objective"]["kind"] == "edm"

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import psutil
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from components.runtime.storage.artifact import Artifact, ArtifactError, commit_artifact, describe, load_artifact
 from components.runtime.storage.connection import FencedError
@@ -107,6 +109,24 @@ def test_a_lease_has_one_holder_and_passes_on_when_released(any_store: str):
     waiter.join(20)
     second.release()
     assert order == ["first", "second"]
+
+
+def test_the_next_holder_may_come_while_a_release_is_being_written(monkeypatch: pytest.MonkeyPatch):
+    """It deletes the file of the generation before, whose size the first holder is about to compare."""
+    store = Store(f"memory://{uuid.uuid4().hex}")
+    first, second = _lease(store), _lease(store)
+    assert first.acquire(is_done=lambda: False, on_wait=lambda reason: None)
+    size = MemoryFileSystem.size
+
+    def taken_meanwhile(filesystem: MemoryFileSystem, path: str) -> int:
+        monkeypatch.setattr(MemoryFileSystem, "size", size)
+        assert second.acquire(is_done=lambda: False, on_wait=lambda reason: None)
+        return size(filesystem, path)
+
+    monkeypatch.setattr(MemoryFileSystem, "size", taken_meanwhile)
+    first.release()
+    assert [info.path for info in store.list()] == ["00000002.json"]
+    second.release()
 
 
 def test_a_lease_without_heartbeat_is_taken_over_and_the_old_holder_is_told(tmp_path: Path):

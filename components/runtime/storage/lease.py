@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import psutil
@@ -97,7 +98,8 @@ class Lease:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-            self._write(beat=-1, released=True)
+            with suppress(FileNotFoundError):  # the next holder deleted the file before its size was compared
+                self._write(beat=-1, released=True)
 
     def withdraw(self) -> None:
         """Delete the last trace of a released lease, where no work is left."""
