@@ -87,10 +87,8 @@ class Lease:
         """True if another holder took over; False while storage can't be asked."""
         try:
             self.fence.check()
-        except FencedError:
-            return True
-        except (OSError, StoreError):
-            return False
+        except (OSError, StoreError) as error:
+            return isinstance(error, FencedError)
         return False
 
     def release(self) -> None:
