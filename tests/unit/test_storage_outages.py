@@ -17,7 +17,7 @@ import s3fs
 from components.configuration.usage import UsageError
 from components.data.given import RemoteFile
 from components.data.listing import list_versions
-from components.runtime.storage import outages
+from components.runtime.storage import connection, outages
 from components.runtime.storage.connection import AwayError, StoreError
 from components.runtime.storage.lease import Lease
 from components.runtime.storage.store import Store, digest_of, in_parallel, read_url
@@ -48,23 +48,25 @@ def network(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
         yield between
 
 
-def test_a_store_that_hangs_is_away_since_it_was_asked_and_one_that_breaks_off_since_then(
-    s3_bucket: str, network: Gate
-):
+@pytest.mark.parametrize("how", ["hangs", "refuses"])
+def test_a_store_is_away_since_it_was_asked(how: How, s3_bucket: str, network: Gate, monkeypatch: pytest.MonkeyPatch):
     """The client's own tries take a minute and a half before anybody hears of a store that hangs."""
     store = Store(f"{s3_bucket}/store")
     store.write("there", b"data")
-    for how, least in (("hangs", QUICK["read_timeout"]), ("refuses", 0.0)):
-        network.close_for(SECONDS, how)
+    for most in (connection.SILENT_SECONDS, 0.1):  # the second: as of a long transfer that broke off just now
+        monkeypatch.setattr(connection, "SILENT_SECONDS", most)
+        network.close_at(rb"^GET \S+/there", 3 * SECONDS, how)  # it tries twice
         with ThreadPoolExecutor() as pool:
-            answer, asked = pool.submit(store.read, "there"), time.monotonic()
-            while not outages._outages:
+            asked = time.monotonic()
+            answer = pool.submit(store.read, "there")
+            while not outages._outages and not answer.done():
                 time.sleep(0.01)
             (outage,) = outages._outages.values()
             heard = time.monotonic()
             assert answer.result() == b"data"
-        assert heard - outage.since >= least
-        assert (outage.since - asked < least) == (how == "hangs")
+        assert asked <= outage.since
+        assert heard - outage.since >= (0.0 if how == "refuses" else min(most, QUICK["read_timeout"]))
+        assert (outage.since - asked < QUICK["read_timeout"]) or most < QUICK["read_timeout"]
 
 
 @pytest.mark.parametrize("how", get_args(How))
@@ -112,6 +114,22 @@ def test_what_is_waited_for_is_said_and_how_long_it_took(
     assert ", waiting until 0:20: Could not connect to the endpoint URL" in said[0]
     assert said[-1].startswith(f"store {s3_bucket} was away for 0:0")
     assert len(said) == 2
+
+
+def test_a_store_that_stops_reading_in_the_midst_of_an_upload_is_away(
+    s3_bucket: str, network: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """The connection is there and takes no byte: more than buffers hold never leaves the client."""
+    monkeypatch.setattr(outages, "FIRST_WORD", 0.1)
+    monkeypatch.setattr(connection, "READ_SECONDS", 0.3)
+    s3fs.S3FileSystem.clear_instance_cache()
+    data = bytes(16 * 2**20)
+    network.close_at(rb"^PUT \S+/a\b", 8 * SECONDS, "hangs")
+    with caplog.at_level(logging.WARNING, "cascade"):
+        Store(s3_bucket).write("a", data)
+    assert f"store {s3_bucket} away for 0:0" in caplog.text
+    assert f"store {s3_bucket} was away for 0:" in caplog.text
+    assert Store(s3_bucket).read("a") == data
 
 
 def test_after_that_the_first_cause_is_named_and_nothing_waits_again(

@@ -9,6 +9,7 @@ write: `If-None-Match: *` by S3 and Azure, `ifGenerationMatch=0` by Google.
 import errno
 import logging
 import re
+import socket
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -27,6 +28,7 @@ ATTEMPTS = 6
 DAMAGED_ATTEMPTS = 3  # a file that is wrong at rest does not get better
 REQUESTS = 3  # times that gcsfs sends one request before `retried` repeats the transfer
 CONNECT_SECONDS, READ_SECONDS = 10, 30  # the second: without a byte
+SILENT_SECONDS = 180.0  # for which a client may try on by itself before it says that there is no answer
 FINAL_ERRORS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
 # Libraries whose errors are the network's.
 TRANSPORTS = {"aiobotocore", "aiohttp", "asyncio", "azure", "botocore", "fsspec", "gcsfs", "google"}
@@ -65,7 +67,23 @@ class Cloud(NamedTuple):
 
 
 def _prepare_amazon(filesystem: fsspec.AbstractFileSystem) -> None:
+    from aiobotocore.session import AioSession
+    from botocore.handlers import add_expect_header
+
     filesystem.retries = 1  # s3fs's own loop has no jitter; botocore's, below it, has
+    filesystem.config_kwargs = {"connector_args": {"socket_factory": _impatient_socket}, **filesystem.config_kwargs}
+    if filesystem.session is None:
+        filesystem.session = AioSession(**filesystem.kwargs)
+        handler: Any = add_expect_header  # with it a write waits without end for a "100 Continue"
+        filesystem.session.unregister("before-call.s3", handler)
+
+
+def _impatient_socket(address: tuple[Any, ...]) -> socket.socket:
+    """Makes a socket that breaks off where nothing is taken: no time-out of the client covers that."""
+    made = socket.socket(*address[:3])
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * READ_SECONDS))
+    return made
 
 
 def _prepare_google(filesystem: fsspec.AbstractFileSystem) -> None:
@@ -203,7 +221,7 @@ def retried(action: Callable[[], T], url: str) -> T:
     any other error as it is."""
     cloud, store, tries = _cloud(url)[1], "/".join(shown(url).split("/", 3)[:3]), 0
     began: float | None = None  # of the outage, as this call sees it: others may have an answer now and then
-    asked = time.monotonic()  # when the last try began: a store that hangs is away since then, and says so late
+    asked = time.monotonic()  # when the last try began
 
     def plainly() -> T:
         """Raises a cloud's errors in Python's own terms."""
@@ -225,7 +243,7 @@ def retried(action: Callable[[], T], url: str) -> T:
         nonlocal began, tries
         error, tries = state.outcome.exception() if state.outcome else None, state.attempt_number
         if error is not None and _is_away(error) and (most := outages.patience()):
-            began = began or (asked if _timed_out(error) else time.monotonic())
+            began = began or max(asked, time.monotonic() - SILENT_SECONDS)
             outage = outages.unanswered(store, shown(reason(error)), since=began)
             given_up = max(outage.seconds, time.monotonic() - began) >= most
         else:
@@ -285,10 +303,6 @@ def _status(error: BaseException) -> int | None:
             if str(status := getattr(owner, name, None)).isdecimal():
                 return int(str(status))
     return None
-
-
-def _timed_out(error: BaseException) -> bool:
-    return any("timeout" in type(each).__name__.lower() for each in (error, error.__cause__))
 
 
 def _is_final(error: BaseException) -> bool:
