@@ -73,9 +73,10 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
     if recipe.text_encoder is not None:
         text, name = recipe.text_encoder, "text_encoder"
         frozen[name] = Stage(name, import_text_encoder, text, identity=encoder_identity)
-    first = {**frozen}  # of the base alone
+    latents = {}
     if recipe.autoencoder is not None:
-        first["autoencoder"] = Stage(recipe.autoencoder.stage_name, train_model, recipe.autoencoder, images=images)
+        latents["autoencoder"] = Stage(recipe.autoencoder.stage_name, train_model, recipe.autoencoder, images=images)
+    first = frozen | latents  # of the base, and of what guides it
 
     encoded = images  # frozen networks work on the images at each step, or once before all of them
     if recipe.precompute is not None:
@@ -88,7 +89,7 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
 
     rows: list[tuple[str, Config | None, dict[str, Any]]] = [
         ("diffusion_prior", recipe.diffusion_prior, {"images": encoded, "contrastive": frozen.get("contrastive")}),
-        ("classifier", recipe.classifier, {"images": images}),
+        ("classifier", recipe.classifier, {"images": encoded, **latents} if latents else {"images": images}),
         ("weaker", recipe.weaker, {"images": encoded, **first}),
     ]
     helpers = {name: Stage(name, train_model, config, **inputs) for name, config, inputs in rows if config}

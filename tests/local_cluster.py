@@ -30,4 +30,4 @@ def local_cluster(folder: Path, **variables: str) -> Iterator[dict[str, str]]:
         yield {**known, **dict("".join(shlex.split(line)).split("=", 1) for line in settings), "PATH": path}
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(240)

@@ -31,20 +31,26 @@ def contrastive(folder: Path) -> Path:
     return write_model(folder / "contrastive", "contrastive", CONTRASTIVE, {"role": "contrastive", "resolution": 8})
 
 
-def classifier(folder: Path, **settings: Any) -> Path:
+def classifier(folder: Path, network: dict[str, Any] | None = None, **settings: Any) -> Path:
     about = {"role": "classifier", "resolution": 8, "noisy": True, "classes": CLASSES}
     about |= {"objective": DIFFUSION["objective"]} | settings
-    return write_model(folder / "classifier", "classifier", CLASSIFIER, about)
+    return write_model(folder / "classifier", "classifier", CLASSIFIER | (network or {}), about)
 
 
-def latent(folder: Path) -> Path:
+def latent(folder: Path, **parts: Path) -> Path:
     """Latents of 4² of a VAE of 16² images, by class."""
     sizes = {"resolution": 4, "in_channels": 8, "out_channels": 8, "num_classes": len(CLASSES)}
     settings = {"resolution": 4, "latent_scale": LATENT_SCALE}
     made, sampling = base(folder, settings=settings, **sizes), {"base": FEW | {"threshold": "none"}}
     return compose(
-        folder / "cascade", autoencoder=write_model(folder / "vae", *LONE["vae"]), base=made, sampling=sampling
+        folder / "cascade", autoencoder=write_model(folder / "vae", *LONE["vae"]), base=made, sampling=sampling, **parts
     )
+
+
+def guided_in_latents(folder: Path, scale: float = LATENT_SCALE) -> Path:
+    """The same, pulled towards the class by a classifier of noisy latents."""
+    network = {"resolution": 4, "in_channels": 8, "attention_resolutions": [2]}
+    return latent(folder, classifier=classifier(folder, network, resolution=4, latent_scale=scale))
 
 
 def imagen(folder: Path) -> Path:
@@ -86,6 +92,7 @@ def autoguided(folder: Path) -> Path:
 
 GENERATORS = {
     "latent": latent,
+    "guided_in_latents": guided_in_latents,
     "imagen": imagen,
     "dalle2": dalle2,
     "classifier_guided": classifier_guided,

@@ -14,7 +14,7 @@ from components.configuration.conditions import (
     TextConfig,
     TokenGrid,
 )
-from components.configuration.config import Config, refuse
+from components.configuration.config import Config, Since, refuse
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.optimization import (
     AdversarialOptimization,
@@ -176,9 +176,10 @@ class ShiftedData(ImageData):
 
 
 class AugmentedData(ShiftedData):
-    """Images, moved and mirrored at random in training."""
+    """Images or latents, moved and mirrored at random in training."""
 
     mirror: bool = False  # half of the images are mirrored
+    in_channels: Annotated[int, Since(3)] = Field(3, ge=1)  # 3: colors; others: latents
 
 
 class ClassifierTraining(Training):
@@ -193,13 +194,17 @@ class ClassifierTraining(Training):
     def _check(self) -> None:
         side, levels = self.data.resolution, len(self.network.channel_mult)
         refuse(side % 2 ** (levels - 1), f"resolution {side} can't be halved between the levels of channel_mult")
+        strange = self.data.in_channels == 1 or (self.data.in_channels != 3 and not self.noisy)
+        refuse(strange, "in_channels must be 3, or those of the latents that a noisy classifier guides")
 
     def needs(self) -> TrainingNeeds:
-        return TrainingNeeds(self.data.resolution)
+        return TrainingNeeds(self.data.resolution, channels=self.data.in_channels)
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
-        own = super().network_arguments(dataset_info, grid)
-        return own | {"resolution": self.data.resolution, "num_classes": dataset_info.num_classes}
+        own = super().network_arguments(dataset_info, grid) | self.data.model_dump(
+            include={"resolution", "in_channels"}
+        )
+        return own | {"num_classes": dataset_info.num_classes}
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
         return {
@@ -293,9 +298,9 @@ AnyLoneModel = Annotated[
 def check_guide(classifier: ClassifierTraining, base: DiffusionTraining) -> None:
     """Raises ValueError, naming the field, if images or noise of a guide and the base differ."""
     refuse(not classifier.noisy, "classifier.noisy must be true: it guides noisy images")
-    side, channels = base.data.resolution, base.data.in_channels
-    refuse(classifier.data.resolution != side, f"classifier.data.resolution must be base.data.resolution {side}")
-    refuse(channels != 3, f"base.data.in_channels must be 3, not {channels}: classifier sees colors")
+    for name in ("resolution", "in_channels"):
+        value = getattr(base.data, name)
+        refuse(getattr(classifier.data, name) != value, f"classifier.data.{name} must be base.data.{name} {value}")
     own, wanted = classifier.process.model_dump(), base.process.noise.model_dump()
     for name, value in wanted.items():
         refuse(own.get(name) != value, f"classifier.process.{name} must be base.process.{name} {value!r}")

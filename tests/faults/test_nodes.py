@@ -170,10 +170,10 @@ RECIPES = {
     "maskgit": Brief(("tokenizer", "prior"), (*MEASURED, *EVALUATED)),
     "depth_transformer": Brief(("tokenizer", "condition.tokenizer", "prior"), (*MEASURED, *EVALUATED)),
     "latent_diffusion": Brief(("autoencoder", "base"), (*MEASURED, *EVALUATED)),
-    "dalle2": Brief(("contrastive", "diffusion_prior", "base"), (*MEASURED, *EVALUATED)),
+    "dalle2": Brief(("contrastive", "diffusion_prior", "base", "upsamplers.0"), (*MEASURED, *EVALUATED)),
     "imagen": Brief(("base", "upsamplers.0"), (*MEASURED, *EVALUATED)),
     "palette": Brief(("model",), (*settings("restoration", reference_samples=256, samples=16),)),
-    "classifier_guided": Brief(("classifier", "base"), (*MEASURED, *EVALUATED)),
+    "classifier_guided": Brief(("autoencoder", "classifier", "base"), (*MEASURED, *EVALUATED)),
     "fashion_guidance": Brief(  # four trainings at once
         ("base", "weaker", "classifier", "judge"),
         (

@@ -95,7 +95,7 @@ def test_what_only_sampling_uses_trains_nothing_again(recipe: str, assignment: s
     root = Store("memory://rows")
     before, after = (build_workflow(load_recipe(recipe, asked)).plan(root) for asked in ([], [assignment]))
     moved = {a.stage.name for a, b in zip(before, after, strict=True) if a.key != b.key}
-    assert moved <= {"cascade", "samples", "evaluation", "agreement", "restoration"}
+    assert moved <= {"cascade", "samples", "evaluation", "agreement", "restoration", "obedience"}
     assert "cascade" in moved
 
 
@@ -185,6 +185,7 @@ FAULTS = [  # recipe and assignments, words of the line that refuses them
     ("classifier_guided classifier.process=edm", "classifier.process.kind|'discrete'"),
     ("classifier_guided classifier.noisy=false", "classifier.noisy"),
     ("classifier_guided classifier.resolution=8 classifier.attention_resolutions=[4]", "classifier.data.resolution|16"),
+    ("classifier_guided classifier.in_channels=3", "classifier.data.in_channels must be base.data.in_channels 4"),
     ("autoguidance weaker=null", "sampling.base.autoguidance_scale"),
     ("autoguidance weaker.process=edm", "weaker.process|base.process"),
     ("autoguidance weaker.conditions=[]", "weaker.conditions|label"),

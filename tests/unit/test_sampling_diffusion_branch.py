@@ -22,7 +22,15 @@ from components.sampling.plan import sampling_of
 from components.sampling.requests import Request
 from tests.refusals import one_line
 from tests.tiny_cascade import CLASSES, DIFFUSION, FEW
-from tests.tiny_diffusion_branches import GENERATORS, LATENT_SCALE, base, classifier, contrastive, latent
+from tests.tiny_diffusion_branches import (
+    GENERATORS,
+    LATENT_SCALE,
+    base,
+    classifier,
+    contrastive,
+    guided_in_latents,
+    latent,
+)
 from tests.unit.test_frozen_text import pretrained_folder
 
 PROMPTS = ("red apple", "grey cat")
@@ -31,6 +39,7 @@ REQUESTS = {
     "imagen": [Request(prompt=PROMPTS[seed % 2], seed=seed, guidance_scale=2.0) for seed in range(4)],
     "dalle2": [Request(prompt=PROMPTS[seed % 2], seed=seed) for seed in range(4)],
     "classifier_guided": [Request(label=seed % 3, seed=seed, classifier_scale=3.0) for seed in range(4)],
+    "guided_in_latents": [Request(label=seed % 3, seed=seed, classifier_scale=3.0) for seed in range(4)],
     "autoguided": [Request(label=seed % 3, seed=seed) for seed in range(4)],
     "guided_by_the_classifier_alone": [Request(label=seed % 3, seed=seed) for seed in range(4)],
 }
@@ -173,9 +182,12 @@ def test_a_base_that_reads_without_its_encoder_is_refused(tmp_path: Path) -> Non
         Cascade(base=lone.base, contrastive=text).sample([Request(prompt="red apple")])
 
 
-def test_a_classifier_pulls_as_hard_as_it_is_asked_to(cascade_of: Callable) -> None:
-    cascade, asked = cascade_of("classifier_guided"), REQUESTS["classifier_guided"]
-    without = Cascade(base=cascade.base).sample([request.replace(classifier_scale=None) for request in asked])
+@pytest.mark.parametrize("generator", ["classifier_guided", "guided_in_latents"])
+def test_a_classifier_pulls_as_hard_as_it_is_asked_to(cascade_of: Callable, generator: str) -> None:
+    cascade, asked = cascade_of(generator), REQUESTS[generator]
+    without = Cascade(base=cascade.base, autoencoder=cascade.autoencoder).sample(
+        [request.replace(classifier_scale=None) for request in asked]
+    )
     off = cascade.sample([request.replace(classifier_scale=0.0) for request in asked])
     assert farthest(off, without) == 0
     weak, strong = (cascade.sample([r.replace(classifier_scale=scale) for r in asked]) for scale in (1.0, 20.0))
@@ -184,6 +196,11 @@ def test_a_classifier_pulls_as_hard_as_it_is_asked_to(cascade_of: Callable) -> N
     for k in range(len(asked)):
         assert (weak[k] != off[k]).any()
         assert np.abs(strong[k].astype(int) - off[k]).mean() > np.abs(weak[k].astype(int) - off[k]).mean()
+
+
+def test_a_classifier_of_latents_of_another_scale_is_refused(tmp_path: Path) -> None:
+    with one_line(ValueError, match="they differ in latent_scale"):
+        Cascade.load(guided_in_latents(tmp_path, scale=2 * LATENT_SCALE))
 
 
 def test_a_weaker_model_pushes_as_hard_as_it_is_asked_to(cascade_of: Callable) -> None:

@@ -16,6 +16,7 @@ from tests.tiny_diffusion_branches import (
     contrastive,
     dalle2,
     guided_by_the_classifier_alone,
+    guided_in_latents,
     imagen,
     latent,
 )
@@ -50,6 +51,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Request, int]] = {  # folder, req
     "classifier alone": (guided_by_the_classifier_alone, Request(label=1), 4),
     "a weaker model": (autoguided, Request(label=1), 4),
     "latents": (latent, Request(label=1, guidance_scale=2.0), 4),
+    "a classifier of latents": (guided_in_latents, Request(label=1, classifier_scale=3.0), 4),
     "text states and upsampler": (imagen, Request(prompt="red", guidance_scale=2.0), 4 + 4),
     "diffusion prior of two candidates": (dalle2, Request(prompt="red"), 2 * 4 + 4),
     "image to image": (write_palette, FILLED, 4),

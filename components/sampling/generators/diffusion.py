@@ -167,10 +167,10 @@ def class_log_probabilities(model: SamplingModel, images: Tensor) -> Tensor:
 
 
 def check_guides(classifier: SamplingModel, model: SamplingModel) -> None:
-    """Raise ValueError, in one line, unless noise, images and classes of the classifier are the model's."""
+    """Raise ValueError, in one line, unless noise, images or latents, and classes of the classifier are the model's."""
     if not classifier.settings["noisy"]:
         raise ValueError(f"the classifier of stage {classifier.name} knows clean images only and can't guide")
-    _check_same("classifier", classifier, model, PROCESS, ("resolution", "classes"))
+    _check_same("classifier", classifier, model, PROCESS, ("resolution", "classes", "latent_scale"))
 
 
 def check_weaker(weaker: SamplingModel, model: SamplingModel) -> None:
@@ -183,7 +183,7 @@ def _check_same(
 ) -> None:
     own, other = (
         {name: each.settings["objective"].get(name) for name in objective}
-        | {name: each.settings[name] for name in settings}
+        | {name: each.settings.get(name) for name in settings}
         | {name: each.network.get(name) for name in network}
         for each in (guide, model)
     )
