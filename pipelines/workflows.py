@@ -73,9 +73,8 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
     if recipe.text_encoder is not None:
         text, name = recipe.text_encoder, "text_encoder"
         frozen[name] = Stage(name, import_text_encoder, text, identity=encoder_identity)
-    latents = {}
-    if recipe.autoencoder is not None:
-        latents["autoencoder"] = Stage(recipe.autoencoder.stage_name, train_model, recipe.autoencoder, images=images)
+    vae = recipe.autoencoder
+    latents = {} if vae is None else {"autoencoder": Stage(vae.stage_name, train_model, vae, images=images)}
     first = frozen | latents  # of the base, and of what guides it
 
     encoded = images  # frozen networks work on the images at each step, or once before all of them

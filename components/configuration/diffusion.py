@@ -152,9 +152,9 @@ class DiffusionTraining(Training):
         if size is not None:
             if not isinstance(network, UNetSizes) or network.attention_resolutions:
                 raise ValueError("crop_size needs a unet with attention_resolutions (): attention sees the whole image")
-            least = network.patch_size * 2 ** (len(network.channel_mult) - 1)
-            fits = size < data.resolution and size % least == 0
-            refuse(not fits, f"crop_size {size} must be below resolution {data.resolution} and a multiple of {least}")
+            halvings = len(network.channel_mult) - 1
+            fits = size < data.resolution and size % 2**halvings == 0
+            refuse(not fits, f"crop_size {size} must be below resolution {data.resolution} and halve {halvings} times")
         if low_res is not None:
             side = low_res.low_res_resolution
             refuse(side >= data.resolution, f"low_res_resolution {side} must be below {data.resolution}")

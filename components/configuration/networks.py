@@ -21,8 +21,7 @@ class UNetSizes(NetworkConfig):
     model_channels: int = Field(ge=4)
     channel_mult: tuple[int | float, ...] = Field(min_length=1)  # one level each, halves too
     num_res_blocks: int = Field(1, ge=1)
-    attention_resolutions: tuple[int, ...] = ()  # sides of maps
-    patch_size: Annotated[int, Since(1)] = Field(1, ge=1)  # pixels of a side that become channels: smaller maps
+    attention_resolutions: tuple[int, ...] = ()  # in pixels
     head_dim: int | None = Field(32, ge=1)  # channels of a head; None: by num_heads
     num_heads: int | None = Field(None, ge=1)  # instead of head_dim, which is None then
     dropout: float = Field(0.0, ge=0, lt=1)

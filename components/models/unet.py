@@ -28,12 +28,10 @@ class UNet(ConditionedNetwork):
     """Predict noise, x_0 or v from x_t, given the time and any of the conditions of `ConditionedNetwork`.
 
     Args:
-        resolution: H = W of x_t; divisible by patch_size * 2 ** (len(channel_mult) - 1).
+        resolution: H = W of x_t, to which attention_resolutions refer; divisible by 2 ** (len(channel_mult) - 1).
         model_channels: even; channel_mult multiplies it for each level, by 0.5 too.
         num_res_blocks: residual blocks of each level on the way down; one more on the way up.
-        attention_resolutions: sides of maps; the middle has attention too.
-        patch_size: pixels of a side that become channels before the first convolution, and pixels after the last
-            (Luhman and Luhman, 2022): maps of all levels are smaller by that factor.
+        attention_resolutions: in pixels; the middle has attention too.
         head_dim: channels of one attention head; give either this or num_heads.
         dropout: in residual blocks.
         text_conditioning: "pooled": the text is part of the embedding alone; "cross_attention": so it is, and its
@@ -66,7 +64,6 @@ class UNet(ConditionedNetwork):
         attention_resolutions: Sequence[int],
         head_dim: int | None = None,
         num_heads: int | None = None,
-        patch_size: int = 1,
         dropout: float = 0.0,
         text_conditioning: TextConditioning = "pooled",
         transformer_depth: int = 1,
@@ -83,9 +80,7 @@ class UNet(ConditionedNetwork):
         others_nowhere: bool = False,
         **conditions: Any,
     ) -> None:
-        if resolution % patch_size:
-            raise ValueError(f"resolution {resolution} is no multiple of patch_size {patch_size}")
-        levels = levels_of(resolution // patch_size, model_channels, channel_mult, attention_resolutions)
+        levels = levels_of(resolution, model_channels, channel_mult, attention_resolutions)
         patches: dict[str, Any] = {
             "resolution": resolution,
             "patch_size": image_patch_size,
@@ -101,7 +96,7 @@ class UNet(ConditionedNetwork):
             image_tokens=None if image_token_dim is None else patches,
             **conditions,
         )
-        self.resolution, self.model_channels, self.patch_size = resolution, model_channels, patch_size
+        self.resolution, self.model_channels = resolution, model_channels
         norms: dict[str, Any] = {"norm_groups": norm_groups, "eps": norm_eps}
         residual = partial(
             TimedResBlock,
@@ -121,12 +116,12 @@ class UNet(ConditionedNetwork):
         )
         paths = Paths(levels, num_res_blocks, residual, attention, resample_in_blocks, pads_end, plus_plus)
         first = model_channels if plus_plus else levels[0].channels
-        self.conv_in = nn.Conv2d(self.input_channels * patch_size**2, first, 3, padding=1)
+        self.conv_in = nn.Conv2d(self.input_channels, first, 3, padding=1)
         self.down, skips = paths.down(first)
         self.middle = paths.middle(attention=middle_attention)
         self.up = paths.up(skips)
         self.norm_out = GroupNorm(levels[0].channels, norm_groups=norm_groups, eps=norm_eps)
-        self.conv_out = zeroed(nn.Conv2d(levels[0].channels, self.output_channels * patch_size**2, 3, padding=1))
+        self.conv_out = zeroed(nn.Conv2d(levels[0].channels, self.output_channels, 3, padding=1))
         # Convolutions then keep their maps so, which is up to twice as fast.
         self.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
 
@@ -140,8 +135,7 @@ class UNet(ConditionedNetwork):
         present = self.checked(x_t, conditions)
         embedding, context = self.embed(time, present)
         embedding = F.silu(embedding)  # (B, D)
-        x = self.concatenated(x_t, present)
-        h = self.conv_in(x if self.patch_size == 1 else F.pixel_unshuffle(x, self.patch_size))
+        h = self.conv_in(self.concatenated(x_t, present))
         skips = [h]
         for layers in self.down:
             h = layers(h, embedding, context)
@@ -150,8 +144,7 @@ class UNet(ConditionedNetwork):
         for layers in self.up:
             h = layers(torch.cat([h, skips.pop()], dim=1), embedding, context)
         with autocast(x_t.device, enabled=False):  # a bf16 rounding here would be noise in the prediction
-            h = self.conv_out(F.silu(self.norm_out(h.to(self.norm_out.weight.dtype))))
-        return h if self.patch_size == 1 else F.pixel_shuffle(h, self.patch_size)
+            return self.conv_out(F.silu(self.norm_out(h.to(self.norm_out.weight.dtype))))
 
 
 def context_dim_of(

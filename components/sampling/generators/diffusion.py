@@ -167,7 +167,7 @@ def class_log_probabilities(model: SamplingModel, images: Tensor) -> Tensor:
 
 
 def check_guides(classifier: SamplingModel, model: SamplingModel) -> None:
-    """Raise ValueError, in one line, unless noise, images or latents, and classes of the classifier are the model's."""
+    """Raise ValueError, in one line, unless noise, images or latents, and classes are the model's."""
     if not classifier.settings["noisy"]:
         raise ValueError(f"the classifier of stage {classifier.name} knows clean images only and can't guide")
     _check_same("classifier", classifier, model, PROCESS, ("resolution", "classes", "latent_scale"))

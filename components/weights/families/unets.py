@@ -200,7 +200,6 @@ def shared_config(
     others = [name for name in getattr(module, "conditions", ()) if name not in conditions]
     refuse_trait(others, f"it is conditioned on {' and '.join(others)}")
     refuse_trait(network.get("class_token_dim"), "its label is a token")
-    refuse_trait(network.get("patch_size", 1) != 1, "its maps are of patches")
     refuse_trait(network.get("plus_plus"), "it is DDPM++")
     refuse_trait(network["channel_mult"][0] != 1, f"its first level has {network['channel_mult'][0]} model_channels")
     levels, attends = range(len(network["channel_mult"])), network["attention_resolutions"]
