@@ -201,10 +201,8 @@ class ClassifierTraining(Training):
         return TrainingNeeds(self.data.resolution, channels=self.data.in_channels)
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
-        own = super().network_arguments(dataset_info, grid) | self.data.model_dump(
-            include={"resolution", "in_channels"}
-        )
-        return own | {"num_classes": dataset_info.num_classes}
+        own = super().network_arguments(dataset_info, grid) | {"num_classes": dataset_info.num_classes}
+        return own | self.data.model_dump(include={"resolution", "in_channels"})
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
         return {

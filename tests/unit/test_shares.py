@@ -86,8 +86,10 @@ def test_trainings_in_turn_have_all_gpus_each():
     shares = shares_of(RECIPES["depth_transformer"], gpus=8)
     assert shares["tokenizer"].num_workers + shares["condition_tokenizer"].num_workers == 8
     assert shares["prior"].num_workers == 8
-    # Base and prior wait for the contrastive encoder, and then run at once.
-    shares = shares_of(RECIPES["dalle2"], gpus=8)
+    # Base and prior wait for the contrastive encoder, and then run at once; what waits for nothing is left out.
+    recipe = RECIPES["dalle2"]()
+    sampling = recipe.sampling.replace(upsamplers=())
+    shares = shares_of(lambda: recipe.replace(upsamplers=(), sampling=sampling, obedience=None), gpus=8)
     assert shares["contrastive"].num_workers == 8
     assert shares["base"].num_workers + shares["diffusion_prior"].num_workers == 8
 
