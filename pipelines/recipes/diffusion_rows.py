@@ -57,12 +57,10 @@ DIFFUSION_ROWS = (
         lambda name: EMOJI.studies(
             name, systems.as_ddpm(diffusion()), ANCESTRAL.replace(num_inference_steps=100),
             noising_study=NoisingStudyConfig(resolution=64))),
-    RecipeRow("dit",
-        "D5: a diffusion transformer (DiT), scenes of 32² by class, a token for each of 8² x 8 latents.",
-        lambda name: in_latents(
-            name, diffusion().replace(
-                resolution=8, network=DiTConfig(patch_size=1, model_dim=160, num_layers=6, num_heads=5)),
-            shared=DESCRIBED, autoencoder=systems.smooth_autoencoder())),
+    RecipeRow("dit", "D5: a diffusion transformer (DiT) at 16² by class, patches of 2².",
+        lambda name: EMOJI.branch(
+            name, sketching().replace(network=DiTConfig(patch_size=2, model_dim=160, num_layers=6, num_heads=5)),
+            SKETCH.replace(guidance_scale=1.5))),
     RecipeRow("classifier_guided",
         "D6: a conditional model of the latents of D13, guided by the gradient of a classifier of noisy latents.",
         lambda name: in_latents(

@@ -95,7 +95,7 @@ def test_a_cascade_of_several_networks_takes_its_row(generator: str, tmp_path: P
     folder = GENERATORS[generator](tmp_path)
     (row,) = input_example(folder) or []
     assert (row.get("classifier_scale") is not None) == (folder / "classifier").is_dir()
-    side = 16 if generator in ("latent", "imagen") else 8
+    side = 16 if generator in ("latent", "guided_in_latents", "imagen") else 8
     assert pixels(predict(folder)).shape == (side, side, 3)
     for part in (path for path in folder.iterdir() if path.is_dir()):
         if input_example(part) is not None:
