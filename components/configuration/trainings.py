@@ -195,7 +195,7 @@ class ClassifierTraining(Training):
         side, levels = self.data.resolution, len(self.network.channel_mult)
         refuse(side % 2 ** (levels - 1), f"resolution {side} can't be halved between the levels of channel_mult")
         strange = self.data.in_channels == 1 or (self.data.in_channels != 3 and not self.noisy)
-        refuse(strange, "in_channels must be 3, or those of the latents that a noisy classifier guides")
+        refuse(strange, "in_channels must be 3, or those of the latents that a classifier with noisy=true guides")
 
     def needs(self) -> TrainingNeeds:
         return TrainingNeeds(self.data.resolution, channels=self.data.in_channels)

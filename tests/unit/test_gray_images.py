@@ -196,7 +196,7 @@ def test_loss_aware_timesteps_begin_before_half_of_the_training() -> None:
         ("palette", "model.in_channels=1", "in_channels must be 3 for a model that enlarges or restores"),
         ("fashion_guidance", "base.in_channels=1", r"weaker\.in_channels must be base\.in_channels 1"),
         ("fashion_guidance", "base.in_channels=1 weaker.in_channels=1", r"classifier\.data\.in_channels must be"),
-        ("fashion_guidance", "judge.in_channels=4", "in_channels must be 3, or those of the latents"),
+        ("fashion_guidance", "judge.in_channels=4", "in_channels must be 3, or those of the latents .* noisy=true"),
     ],
 )
 def test_channels_that_no_image_has_are_refused(recipe: str, assignments: str, words: str) -> None:

@@ -183,7 +183,7 @@ FAULTS = [  # recipe and assignments, words of the line that refuses them
     ("classifier_guided classifier.schedule=linear", "classifier.process.schedule|'cosine'"),
     ("classifier_guided classifier.num_train_timesteps=500", "classifier.process.num_train_timesteps|1000"),
     ("classifier_guided classifier.process=edm", "classifier.process.kind|'discrete'"),
-    ("classifier_guided classifier.noisy=false", "classifier|in_channels must be 3|a noisy classifier"),
+    ("classifier_guided classifier.noisy=false", "classifier|in_channels must be 3|noisy=true"),
     ("classifier_guided classifier.resolution=8 classifier.attention_resolutions=[4]", "classifier.data.resolution|16"),
     ("classifier_guided classifier.in_channels=3", "classifier.data.in_channels must be base.data.in_channels 4"),
     ("autoguidance weaker=null", "sampling.base.autoguidance_scale"),
