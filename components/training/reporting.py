@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -99,6 +100,16 @@ class CheckpointClock:
         return self.agreed or step == self.config.total_steps
 
 
+class Elapsed(NamedTuple):
+    """Seconds of training in all tries."""
+
+    wall: float = 0.0  # by the clock
+    cpu: float = 0.0  # of rank 0's process, all its threads
+
+
+NOTHING = Elapsed()
+
+
 class Reporter:
     """Rank 0 reports; the other ranks take part where numbers are averaged."""
 
@@ -110,13 +121,15 @@ class Reporter:
         worker: Worker,
         recorder: events.Recorder,
         start_step: int,
+        before: Elapsed = NOTHING,
         step_flops: float | None = None,
         is_taken_away: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config, self.stage, self.worker, self.recorder = config, stage, worker, recorder
-        self.start_step = start_step
+        self.start_step, self.before = start_step, before
         self.step_flops = step_flops  # FLOPs of a step of all ranks, forward and backward; None: unknown
         self.started = self.logged_at = self.progress_at = time.monotonic()
+        self.cpu_started = time.process_time()
         self.logged_step = self.progress_step = start_step
         self.coming: ToldLater | None = None  # a loss in transfer from the device
         self.loss = math.nan  # the last one that arrived
@@ -195,16 +208,21 @@ class Reporter:
             self.recorder.emit(events.Image(self.stage, step, name, png))
         return images
 
-    def summary(self, seconds_before: float, step: int) -> dict[str, float]:
+    def elapsed(self) -> Elapsed:
+        """Seconds of training so far, those of earlier tries with them."""
+        wall, cpu = time.monotonic() - self.started, time.process_time() - self.cpu_started
+        return Elapsed(round(self.before.wall + wall, 2), round(self.before.cpu + cpu, 2))
+
+    def summary(self, step: int) -> dict[str, float]:
         """Steps, seconds in all tries, samples/s, and seconds that checkpoints held training in this try.
         Samples/s are of this try, or of all tries if it took no step."""
-        seconds, steps = time.monotonic() - self.started, step - self.start_step
-        if not steps:
-            seconds, steps = 0.0, step
-        rate = steps * self.config.global_batch_size / max(seconds or seconds_before, 1e-9)
+        elapsed, steps = self.elapsed(), step - self.start_step
+        seconds = elapsed.wall - self.before.wall if steps else self.before.wall
+        rate = (steps or step) * self.config.global_batch_size / max(seconds, 1e-9)
         return {
             "steps": float(step),
-            "train_seconds": round(seconds_before + seconds, 2),
+            "train_seconds": elapsed.wall,
+            "cpu_seconds": elapsed.cpu,
             "samples_per_second": round(rate, 2),
             "checkpoint_hold_seconds": round(self.held_before + self.held_seconds, 2),
         }

@@ -31,6 +31,7 @@ from components.runtime.storage.store import (
 from components.training.checkpoint import digests_file, read_checkpoint
 from components.training.loop import Task
 from components.training.parallel import Worker, any_rank, lowest
+from components.training.reporting import NOTHING, Elapsed
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of finished checkpoints
 NAME = re.compile(r"step-([0-9]{9,})(\.[0-9]+)?")  # of a checkpoint; then the lease's generation
@@ -83,13 +84,13 @@ def forget_checkpoint(run: Store, name: str) -> Checkpointed | None:
     return last_checkpoint(run)
 
 
-def restore_on_node(run: Store, name: str, task: Task, worker: Worker) -> tuple[int, float]:
+def restore_on_node(run: Store, name: str, task: Task, worker: Worker) -> tuple[int, Elapsed]:
     """Restores a task's state from a checkpoint, called by every rank; no copy stays on the node.
     Returns steps and seconds taken. Raises DamagedFileError on all ranks where any rank finds damage."""
-    place, step, seconds, why = place_on_node(worker), 0, 0.0, ""
+    place, step, elapsed, why = place_on_node(worker), 0, NOTHING, ""
     try:
         step, state = read_checkpoint(partial(fetch_once, run, name, place=place))
-        seconds = state.pop("seconds")
+        elapsed = Elapsed(*state.pop("elapsed", NOTHING))
         task.load_state_dict(state)
     except DamagedFileError as error:
         why = str(error) or "it is damaged"
@@ -97,7 +98,7 @@ def restore_on_node(run: Store, name: str, task: Task, worker: Worker) -> tuple[
     shutil.rmtree(place, ignore_errors=True)
     if damaged:
         raise DamagedFileError(why or "another worker can't read it")
-    return step, seconds
+    return step, elapsed
 
 
 def place_on_node(worker: Worker) -> Path:

@@ -34,7 +34,7 @@ from components.training.loop import Arrays, Task, fit, is_scheduled
 from components.training.memory import NoRoomError, out_of_memory, with_room
 from components.training.optim import DivergedError, NonFiniteError
 from components.training.parallel import Worker, any_rank
-from components.training.reporting import Reporter, counted_flops, traced
+from components.training.reporting import NOTHING, Reporter, counted_flops, traced
 from components.training.results import SNAPSHOTS, ModelDescription, finish, write_snapshots
 from components.training.rows import send_rows
 from components.training.run_folder import checkpoint_name, restore_on_node, upload_folder
@@ -87,14 +87,14 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     if worker.rank == 0:
         for line in differences(job, worker):
             job.recorder.emit(events.Warning(job.stage, line))
-    checkpoint, start_step, seconds = ray.train.get_checkpoint(), 0, 0.0
+    checkpoint, start_step, before = ray.train.get_checkpoint(), 0, NOTHING
     options = {"load_start": job.load_start} if job.load_start is not None and checkpoint is None else {}
     task = job.make_task(worker=worker, **options)
     task.max_batch = job.resources.max_batch_per_device
     if checkpoint is not None:
         name = PurePosixPath(checkpoint.path).name
         try:
-            start_step, seconds = restore_on_node(job.run, name, task, worker)
+            start_step, before = restore_on_node(job.run, name, task, worker)
         except DamagedFileError as error:  # on all ranks
             return {"damaged": name, "why": str(error)}
     place: dict[str, Any] = {"stage": job.stage, "worker": worker, "recorder": job.recorder, "start_step": start_step}
@@ -103,11 +103,12 @@ def train_worker(arguments: dict[str, Any]) -> dict[str, str]:
     reporter = Reporter(
         job.config,
         **place,
+        before=before,
         step_flops=counted_flops(job.step_flops, worker),
         is_taken_away=lambda: preemption.preemption_info is not None,
     )
     try:
-        saver = Saver(job, reporter, read_held_out(job, worker), seconds_before=seconds)
+        saver = Saver(job, reporter, read_held_out(job, worker))
         batches = reporter.timed(batches_ahead(job_rows(job, worker, start_step=start_step), worker.device))
         tries = job.resources.gpus_per_worker > 0 if job.tries_memory is None else job.tries_memory
         if tries and job.resources.max_batch_per_device is None:
@@ -201,8 +202,8 @@ class Saver:
     Every rank reports a checkpoint; rank 0 writes it, with shards each rank its part. It is written and sent behind
     training, one at a time, so memory and disk hold a single one (Ray's queue has no bound)."""
 
-    def __init__(self, job: TrainingJob, reporter: Reporter, held_out: Arrays, *, seconds_before: float) -> None:
-        self.job, self.reporter, self.held_out, self.seconds_before = job, reporter, held_out, seconds_before
+    def __init__(self, job: TrainingJob, reporter: Reporter, held_out: Arrays) -> None:
+        self.job, self.reporter, self.held_out = job, reporter, held_out
         self.worker, self.shards = reporter.worker, reporter.worker.shards  # shards: on all ranks
         self.has_snapshots = job.config.ema == "power" and job.config.ema_decay > 0
         self.idle = threading.Event()  # set while no checkpoint of the process is in transfer to the store
@@ -228,7 +229,7 @@ class Saver:
             return
         ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
         config = self.job.config
-        summary = self.reporter.summary(self.seconds_before, config.total_steps)
+        summary = self.reporter.summary(config.total_steps)
         summary |= {"ema_sigma_rel": config.ema_sigma_rel} if self.has_snapshots else {}
         summary |= task.evaluate(self.held_out)
         previews = self.show(config.total_steps, task)
@@ -244,8 +245,9 @@ class Saver:
         if self.worker.rank < (self.worker.parts if self.shards else 1):
             self.idle.wait()
             self.idle.clear()
-            copying, seconds = time.monotonic(), self.reporter.summary(self.seconds_before, step)["train_seconds"]
-            copy = copy_to_host(task.state_dict() | {"seconds": seconds}, step=step, worker=self.worker)
+            copying = time.monotonic()
+            state = task.state_dict() | {"elapsed": list(self.reporter.elapsed())}
+            copy = copy_to_host(state, step=step, worker=self.worker)
             keeps = self.has_snapshots and is_scheduled(step, self.job.config)
             self.reporter.copy_seconds += time.monotonic() - copying
             options["checkpoint"] = Checkpoint.from_directory(tempfile.mkdtemp(prefix=f"{SCRATCH}checkpoint-"))

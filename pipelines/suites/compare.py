@@ -48,6 +48,7 @@ class SystemResult(Result):
     source: str = ""  # set of images; empty: the recipe's
     title: str = ""
     branch: str = ""  # of the taxonomy
+    cpu_seconds: float | None = None  # of the processor, of all its trainings
     bits: float | None = None  # bits/dim of held-out images
     bits_error: float | None = None  # standard error over images
     likelihood: str = ""  # what the bits are: exact, a bound, an estimated bound
@@ -166,7 +167,8 @@ class Comparison(Suite[SystemResult]):
             likelihood="exact" if name and exact else LIKELIHOODS.get(name, ""),
             made=made[-1] if made else None,  # the last is the finished image
             samples=next((png for name, png in images.items() if name.endswith("_unconditional")), b""),
-            train_seconds=stages.train_seconds,
+            train_seconds=stages.summed("train_seconds"),
+            cpu_seconds=stages.summed("cpu_seconds"),
             seconds_per_image=next(iter(samples.values()), None),
             parameters=sum(int(each.metadata["summary"]["parameters"]) for each in stages.trained.values()) or None,
             feature_network=evaluation.get("feature_network", ""),
@@ -202,7 +204,7 @@ def system_cells(system: SystemResult) -> tuple[str, ...]:
     bits += f", {system.likelihood}" if system.bits is not None else ""
     made = distance_cells(system.made) if system.made is not None else (UNKNOWN,) * (2 + len(FIGURES))
     parameters = UNKNOWN if system.parameters is None else f"{system.parameters / 1e6:.2f} M"
-    took = (duration(system.train_seconds), number(system.seconds_per_image))
+    took = (duration(system.cpu_seconds or system.train_seconds), number(system.seconds_per_image))
     named = (system.title, str(system.minutes or UNKNOWN), system.branch, bits)
     return (*named, *made, *took, parameters, str(system.seed))
 

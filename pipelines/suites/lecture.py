@@ -126,7 +126,7 @@ class Lecture(Suite[RecipeResult]):
         return RecipeResult(
             recipe=key.recipe,
             **catalog_entry(key.recipe),
-            train_seconds=stages.train_seconds,
+            train_seconds=stages.summed("train_seconds"),
             figures=figures_of(artifacts, trained),
             images={name: shrunk(png, width=WIDEST) for name, png in run_images(artifacts).items()},
             words=run_words(artifacts),

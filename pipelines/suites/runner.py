@@ -48,11 +48,9 @@ class Stages(NamedTuple):
     trained: dict[str, Artifact]  # those that a training left
     missing: tuple[str, ...]  # stages that are not finished
 
-    @property
-    def train_seconds(self) -> float | None:
-        """Seconds of all trainings together; None without any."""
-        seconds = (artifact.metadata["summary"].get("train_seconds", 0.0) for artifact in self.trained.values())
-        return sum(seconds) or None
+    def summed(self, name: str) -> float | None:
+        """Sum of a figure over all trainings; None without any."""
+        return sum(artifact.metadata["summary"].get(name, 0.0) for artifact in self.trained.values()) or None
 
 
 class Result(Config):

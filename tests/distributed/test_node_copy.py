@@ -24,7 +24,7 @@ NAME, TENSORS = "step-000000007", part_file(0, 1)
 def saved(folder: Path) -> Store:
     """A run folder with one checkpoint."""
     run = Store(str(folder / "run"))
-    write_checkpoint(folder / "written", {"weights": {"a": torch.arange(4.0)}, "seconds": 1.5}, step=7)
+    write_checkpoint(folder / "written", {"weights": {"a": torch.arange(4.0)}, "elapsed": [1.5, 1.25]}, step=7)
     upload_folder(folder / "written", run, NAME)
     (folder / "node").mkdir()
     return run
@@ -49,7 +49,7 @@ def read_rank(worker: Worker, folder: Path) -> None:
 
     Store.download = fetch
     for _ in range(2):
-        assert restore_on_node(run, NAME, cast(Any, task), worker) == (7, 1.5)
+        assert restore_on_node(run, NAME, cast(Any, task), worker) == (7, (1.5, 1.25))
         assert task.state["weights"]["a"].tolist() == [0, 1, 2, 3]
     torch.distributed.barrier()
     if worker.rank == 0:

@@ -153,7 +153,7 @@ def test_a_row_says_what_its_stages_state() -> None:
     stages = finished_stages(type("Prepared", (), {"planned": prepared})())  # pyrefly: ignore[bad-argument-type]
     cascade = result("cascade_32", 0, stages)
     assert (cascade.made, cascade.scale) == (DistanceRow(**MADE), DistanceRow(**HELD_OUT))
-    assert (cascade.train_seconds, cascade.parameters) == (120.0, 2000)
+    assert (cascade.train_seconds, cascade.cpu_seconds, cascade.parameters) == (120.0, None, 2000)
     assert (cascade.seconds_per_image, cascade.bits, cascade.minutes, cascade.missing) == (0.125, None, 8, ())
 
 
@@ -169,7 +169,7 @@ def cells(table: Table, row: int) -> dict[str, Any]:
 def test_the_table_has_a_row_for_each_finished_training_with_errors_and_then_the_scale() -> None:
     systems = (
         system("A <b>", bits=3.0, bits_error=0.05, likelihood="bound"),
-        system("B", seed=1, lossless={"all as one PNG": 4.5}),
+        system("B", seed=1, cpu_seconds=45.0, lossless={"all as one PNG": 4.5}),
         system("C", missing=("samples",), scale=DistanceRow(**HELD_OUT), lossless={"all as one PNG": 4.5}),
     )
     table = comparison_table(systems)
@@ -181,6 +181,7 @@ def test_the_table_has_a_row_for_each_finished_training_with_errors_and_then_the
     assert first["precision"] == f"0.50 ± {(0.5 * 0.5 / 256) ** 0.5:.2f}"
     assert (first["parameters"], first["s/image"], first["trained"]) == ("0.01 M", "0.125", "1 min 00 s")
     assert (second["bits/dim"], second["seed"]) == ("–", "1")
+    assert second["trained"] == "45.0 s"  # of the processor, where that is known: other work does not move it
     assert cells(table, 2)["distance"] == "26.0 ± 1.0"
     assert cells(table, 3)["bits/dim"] == "4.50"
 

@@ -80,7 +80,7 @@ class Training:
         job = TrainingJob(make_task, CONFIG.optimization, "base", "run", Store(str(folder)), *parts)
         options = {"stage": "base", "worker": ALONE, "recorder": self.recorder, "start_step": 0}
         self.reporter = Reporter(CONFIG.optimization, **options)
-        self.saver = Saver(job, self.reporter, {}, seconds_before=0.0)
+        self.saver = Saver(job, self.reporter, {})
         self.waits, wait = 0, self.saver.idle.wait
 
         def count() -> bool:

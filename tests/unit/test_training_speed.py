@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from components.evaluation.measures import MEASURES, measures_of
+from components.runtime import events
 from components.training.batches import to_batch
 from components.training.loop import Batch, Task, fit
 from components.training.parallel import ALONE, Worker
 from components.training.reporting import (
+    Elapsed,
     Reporter,
     counted_flops,
     flops_measures,
@@ -60,6 +62,18 @@ def test_what_a_training_tells_agrees_with_a_clock(told: list[dict[str, Any]]) -
         assert 0.4 <= line["data_wait_fraction"] * taken < taken
         assert line["achieved_gflops"] == pytest.approx(4 * STEP_FLOPS / taken / 1e9)
     assert [line.get("checkpoint_hold_seconds") for line in told] == [0.5, None]
+
+
+def test_seconds_of_all_tries_are_summed_by_the_clock_and_of_the_processor() -> None:
+    config = config_of("pixelcnn", total_steps=8).optimization
+    options: dict[str, Any] = {"stage": "base", "worker": ALONE, "recorder": events.Recorder(), "start_step": 4}
+    reporter = Reporter(config, **options, before=Elapsed(100.0, 50.0))
+    while time.process_time() - reporter.cpu_started < 0.3:
+        pass
+    time.sleep(1.0)
+    summary = reporter.summary(8)
+    assert 101.3 <= summary["train_seconds"] < 150 > 51 > summary["cpu_seconds"] >= 50.3
+    assert reporter.elapsed().cpu >= summary["cpu_seconds"]
 
 
 def test_memory_is_that_of_this_process_where_there_is_no_gpu(told: list[dict[str, Any]]) -> None:
