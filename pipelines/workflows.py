@@ -63,19 +63,19 @@ def one_model(recipe: OneModelRecipe) -> Workflow:
 def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
     """DDPM, cascades, latent diffusion, Imagen and DALL-E 2, with the stages of the recipe."""
     given = images = Stage("images", ingest_images, recipe.images, identity=images_identity)
-    if recipe.subject is not None:
-        start = recipe.subject.init_from or recipe.base.init_from
-        subject = recipe.subject.model_copy(update={"init_from": start})
-        images = Stage("subject", preserve_prior, subject, images=given)
     frozen: dict[str, Any] = {}
     if recipe.contrastive is not None:
-        frozen["contrastive"] = Stage("contrastive", train_model, recipe.contrastive, images=images)
+        frozen["contrastive"] = Stage("contrastive", train_model, recipe.contrastive, images=given)
     if recipe.text_encoder is not None:
         text, name = recipe.text_encoder, "text_encoder"
         frozen[name] = Stage(name, import_text_encoder, text, identity=encoder_identity)
     vae = recipe.autoencoder
-    latents = {} if vae is None else {"autoencoder": Stage(vae.stage_name, train_model, vae, images=images)}
+    latents = {} if vae is None else {"autoencoder": Stage(vae.stage_name, train_model, vae, images=given)}
     first = frozen | latents  # of the base, and of what guides it
+    if recipe.subject is not None:
+        start, sampling = recipe.subject.init_from or recipe.base.init_from, recipe.subject.sampling
+        subject = recipe.subject.model_copy(update={"init_from": start, "sampling": sampling or recipe.sampling.base})
+        images = Stage("subject", preserve_prior, subject, images=given, **first)
 
     encoded = images  # frozen networks work on the images at each step, or once before all of them
     if recipe.precompute is not None:
@@ -97,7 +97,7 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
     cascade = Stage("cascade", compose_cascade, recipe.sampling, **parts)
     samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, samples=samples)
-    before = dict.fromkeys((given, images, *first.values(), encoded, *helpers.values()))
+    before = dict.fromkeys((given, *first.values(), images, encoded, *helpers.values()))
     judged = obedience_stages(recipe.obedience, images=images, cascade=cascade)
     if recipe.stages_study is not None:
         judged.append(Stage("stages_study", run_study, recipe.stages_study, images=images, cascade=cascade))

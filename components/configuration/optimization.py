@@ -72,6 +72,7 @@ class StartConfig(Config):
     # A model of ours: the folder of its artifact or of its bundle. Its content enters the key, not its address.
     uri: Annotated[str, Unkeyed()] = Field(min_length=1)
     ignore: tuple[str, ...] = ()  # modules whose weights are new, by name, as class_embedding
+    frozen: Annotated[bool, Since(False)] = False  # nothing is trained: the model is taken as it is
 
 
 class AdapterConfig(Config):
@@ -110,15 +111,26 @@ class Training(Config):
     adapter: Annotated[AdapterConfig | None, Since(None)] = None  # None: the weights are trained
 
     can_adapt: ClassVar[bool] = True  # whether adapter may be set
+    can_freeze: ClassVar[bool] = False  # whether init_from.frozen may be set: of models that serve other trainings
 
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
+        if not self.trains:
+            start, kind = self.init_from, self.network.kind
+            refuse(not self.can_freeze, f"a network {kind} is trained: leave init_from.frozen out")
+            refuse(start and start.ignore, "init_from.ignore must be empty beside init_from.frozen: nothing is new")
+            refuse(self.adapter, "adapter must be empty beside init_from.frozen: nothing is trained")
         if self.adapter is not None:
             own, kind = self.optimization, self.network.kind
             refuse(not self.can_adapt, f"a network {kind} takes no adapter: freeze parts of it by optimization.parts")
             refuse(self.init_from is None, "adapter needs weights to adapt: set init_from.uri")
             refuse(own.parts, "optimization.parts must be empty beside an adapter, which alone is trained")
             refuse(own.ema == "power", "optimization.ema must be exponential beside an adapter")
+
+    @property
+    def trains(self) -> bool:
+        """False where the model is its start, as it is."""
+        return self.init_from is None or not self.init_from.frozen
 
     @property
     def stage_name(self) -> str:

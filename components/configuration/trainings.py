@@ -61,6 +61,7 @@ class AutoencoderTraining(Training):
 
     stage_version = 3  # the bottleneck is a part of its network
     can_adapt = False  # the adaptive weight is a ratio of gradients of the last layer
+    can_freeze = True
 
     network: networks.AutoencoderNetworkConfig
     losses: AutoencoderLosses

@@ -96,17 +96,19 @@ def sample_generators(config: SamplesConfig, context: StageContext, *, images: A
     return context.commit("samples", folder=folder, parts=parts, metadata=metadata)
 
 
-def preserve_prior(config: SubjectConfig, context: StageContext, *, images: Artifact) -> Artifact:
+def preserve_prior(config: SubjectConfig, context: StageContext, *, images: Artifact, **parts: Artifact) -> Artifact:
     """Samples the model that a training begins with, and puts the images beside the samples.
+    `parts`: models that it samples with, by what they are in a `Cascade`: its autoencoder, its text encoder.
     Returns an artifact of kind `shards`, with classes and tokenizer of the model; a killed try's samples are kept.
     Raises ValueError, in one line, for a start or for words that do not fit."""
     assert config.init_from is not None
+    assert config.sampling is not None
     start, index, files = open_start(config.init_from), load_index(images.url("index.json")), context.files_store
     words = config.requests(start.model)
     requests = [words[1].replace(seed=number) for number in range(config.samples)]
     jobs, done = generated.jobs_of("prior", requests), 0
     with context.pool() as pool:
-        entries = pool.call(partial(compose_start, start, config.sampling, context.work_store))
+        entries = pool.call(partial(compose_start, start, config.sampling, context.work_store, parts))
         place = {"stage": context.stage, "key": context.key, "root": context.work_store.uri}
         cascade = Artifact(kind="model", files=tuple(entries), **place)
         for job in pool.finish(partial(generated.CascadeSampler, cascade, files), jobs, files=files):

@@ -19,7 +19,7 @@ from components.stages.context import StageContext
 from components.training.frozen import FrozenNetworks, image_inputs
 from components.training.launch import train
 from components.training.loop import Arrays
-from components.training.results import ModelDescription
+from components.training.results import ModelDescription, copy_start
 from components.training.step_model import step_flops, task_maker
 from components.training.worker import TrainingJob
 from components.weights.perceptual import check_perceptual_network
@@ -40,7 +40,8 @@ def train_model(
     tokenizer: Artifact | None = None,
     condition: Artifact | None = None,
 ) -> Artifact:
-    """Trains on `images` or on `tokens`. Returns a model artifact: bundle, metrics and maybe a preview.
+    """Trains on `images` or on `tokens`, or takes a model as it is (`init_from.frozen`).
+    Returns a model artifact: bundle, metrics and maybe a preview.
 
     Args:
         autoencoder: the model learns its latents in place of images.
@@ -64,7 +65,8 @@ def train_on_images(config: Training, context: StageContext, images: Artifact, n
     needs = config.needs()
     if needs.resolution is None:
         raise ValueError("a model of pixels needs a resolution; only one of tokens goes without")
-    check_perceptual_network(needs.perceptual_network, weights_uri=needs.perceptual_weights_uri)
+    if config.trains:
+        check_perceptual_network(needs.perceptual_network, weights_uri=needs.perceptual_weights_uri)
     index = load_index(images.url("index.json"))
     for member in (needs.member, needs.condition_member):
         if member is not None:
@@ -131,6 +133,20 @@ def run_training(
     **loaders: Any,
 ) -> Artifact:
     """Trains and commits a model; arguments as of `task_maker`, `TrainingJob` and `ModelDescription`."""
+    model = ModelDescription(
+        config.network.kind,
+        config.network_arguments(dataset_info, grid),
+        settings | ({"prompts": [*prompts]} if texts and prompts else {}),
+        learner=family_of(config.network.kind).stored,
+        adapter=config.adapter,
+        new_modules=() if config.init_from is None else config.init_from.ignore,
+        texts=texts,
+    )
+    load_start = start_loader(config, dataset_info, grid, bpe=texts.get(BPE))
+    if config.init_from is not None and not config.trains:
+        with context.pool() as pool:
+            kept = pool.call(partial(copy_start, open_start(config.init_from), model, context.store))
+        return context.commit("model", entries=kept.entries, metadata={"summary": kept.summary})
     optimization = config.optimization
     stream = partial(
         rank_batches,
@@ -152,16 +168,8 @@ def run_training(
         recorder=context.recorder,
         resources=context.resources,
         store=context.store,
-        model=ModelDescription(
-            config.network.kind,
-            config.network_arguments(dataset_info, grid),
-            settings | ({"prompts": [*prompts]} if texts and prompts else {}),
-            learner=family_of(config.network.kind).stored,
-            adapter=config.adapter,
-            new_modules=() if config.init_from is None else config.init_from.ignore,
-            texts=texts,
-        ),
-        load_start=start_loader(config, dataset_info, grid, bpe=texts.get(BPE)),
+        model=model,
+        load_start=load_start,
         step_flops=partial(step_flops, config, dataset_info, grid=grid),
     )
     trained = train(job)

@@ -27,6 +27,7 @@ from components.training.learner import below, without_memory
 from components.training.optim import EMAProfile, combine, nearest_first, posthoc_factors
 from components.training.parallel import ALONE, Worker, any_rank
 from components.training.rows import fetch_rows, rows_file, send_rows, shapes_in, write_rows, write_tensors
+from components.weights.starts import StartModel
 
 METRICS = "metrics.json"
 FINISHED = "finished.json"  # of a finished training: the list of its model's files
@@ -47,7 +48,7 @@ class ModelDescription(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """A finished training."""
+    """A finished training, or a model that is taken as it is."""
 
     entries: tuple[FileEntry, ...]  # the model's files, in the stage's folder
     summary: dict[str, float]  # steps, seconds, samples/s, parameters, metrics on held-out data
@@ -73,6 +74,18 @@ def write_model(
     for png in previews.values():
         (folder / "preview.png").write_bytes(png)
     return written
+
+
+def copy_start(start: StartModel, description: ModelDescription, store: Store) -> Trained:
+    """Copies a model, verified, to a stage's store. Runs in a worker.
+    Its settings are joined by those of the description. Raises DamagedFileError."""
+    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}start-") as place:
+        folder, model = Path(place), start.model
+        start.store.download(start.weights, folder, WEIGHTS, expected=start.digest)
+        settings = model.settings | description.settings
+        own = description._replace(kind=model.kind, network=model.network, settings=settings)
+        summary = write_model(folder, own, summary={}, previews={})
+        return Trained(tuple(upload_attempt(store, folder)), summary)
 
 
 def write_averaged(

@@ -1,7 +1,7 @@
 """A subject: a few images, learned beside samples of the model that learns them."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from components.data.held_out import read_split
 from components.data.shards import BPE, ShardEntry, ShardIndex, TextInfo, View, read_bpe, save_index
 from components.data.tars import write_shard
 from components.models.bundle import DESCRIPTION, WEIGHTS, ModelBundle
-from components.runtime.storage.artifact import FileEntry, upload_attempt
+from components.runtime.storage.artifact import Artifact, FileEntry, upload_attempt
 from components.runtime.storage.store import SCRATCH, Store, digest_of
 from components.sampling.cascade import compose
 from components.sampling.image_files import encode_png
@@ -41,14 +41,14 @@ class SubjectConfig(Config):
     samples: int = Field(100, ge=1)
     # Of the samples' loss, as near as whole numbers of repetitions allow.
     weight: float = Field(1.0, gt=0)
-    sampling: DiffusionSampling = DiffusionSampling()
+    sampling: DiffusionSampling | None = None  # None: the recipe's
 
     def requests(self, model: ModelBundle) -> tuple[Request, Request]:
         """The words of the images and of the samples, labels by number.
         Raises ValueError, in one line, for words that the model does not take, and for none where it takes some."""
-        for name, size in {"label": "num_classes", "prompt": "text"}.items():
+        for name, sizes in {"label": ["num_classes"], "prompt": ["text", "text_states_dim"]}.items():
             for place in (name, f"class_{name}"):
-                known, given = model.network.get(size), getattr(self, place)
+                known, given = any(map(model.network.get, sizes)), getattr(self, place)
                 if known and given is None:
                     raise ValueError(f"{place} is missing: the model takes one")
                 if not known and given is not None:
@@ -58,8 +58,10 @@ class SubjectConfig(Config):
         return (Request(label=own, prompt=self.prompt), Request(label=prior, prompt=self.class_prompt))
 
 
-def compose_start(start: StartModel, sampling: DiffusionSampling, store: Store) -> list[FileEntry]:
-    """Composes a start as the base of a cascade, and uploads it. Raises DamagedFileError."""
+def compose_start(
+    start: StartModel, sampling: DiffusionSampling, store: Store, parts: Mapping[str, Artifact]
+) -> list[FileEntry]:
+    """Composes a start and its other parts as a cascade, and uploads it. Raises DamagedFileError."""
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}start-") as place:
         model = Path(place) / "base"
         start.store.download(start.weights, model, WEIGHTS, expected=start.digest)
@@ -67,7 +69,8 @@ def compose_start(start: StartModel, sampling: DiffusionSampling, store: Store) 
         if start.tokenizer is not None:
             (model / BPE).write_text(start.tokenizer)
         settings = {"base": sampling.model_dump(mode="json")}
-        composed = compose(Path(place) / "composed", base=model, sampling=settings)
+        folders: dict[str, Any] = {name: part.download(Path(place) / name) for name, part in parts.items()}
+        composed = compose(Path(place) / "composed", base=model, sampling=settings, **folders)
         return upload_attempt(store, composed)
 
 
@@ -77,13 +80,13 @@ def write_subject(
     """Writes the images of `index` and samples of a start, uint8 (N, H, W, 3), as a shard with index.
     `words`: of the images and of the samples. Returns facts, for the metadata."""
     model, bpe, text = start.model, read_bpe(index), index.text
-    settings = model.settings
     if (known := model.network.get("text")) is not None:
         bpe = start.tokenizer or bpe
         text = TextInfo(
             sha256=digest_of(bpe.encode()).sha256, vocab_size=known["vocab_size"], text_length=known["context_length"]
         )
-    given = read_split(index, "train", View(settings["resolution"])).image
+    side = samples.shape[1]
+    given = read_split(index, "train", View(side)).image
     repeats = max(1, round(len(samples) / (weight * len(given))))
     rows = list[dict[str, bytes | str]]()
     for images, own, times in zip((given, samples), words, (repeats, 1), strict=True):
@@ -93,7 +96,7 @@ def write_subject(
     files.write(SUBJECT, data)
     files.write(BPE, bpe.encode())
     counts = {"samples": len(rows), "train_samples": len(rows)}
-    facts = {**counts, "resolution": settings["resolution"], "classes": tuple(settings["classes"])}
+    facts = {**counts, "resolution": side, "classes": tuple(model.settings["classes"]) or index.classes}
     others = {
         "source": "subject",
         "labels": "index",

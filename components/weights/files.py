@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from components.runtime.storage.artifact import load_artifact
 from components.runtime.storage.connection import StoreError, shown
 from components.runtime.storage.store import LOCAL, SCRATCH, Store, absolute, digest_of, list_url
 from components.sampling.frozen_text import TOKENIZER, WORDS, FrozenTextError, encoder_files, files_of_index
@@ -178,9 +179,9 @@ def fetch_encoder(uri: str, folder: Path) -> Path:
 def encoder_places(uri: str) -> dict[str, str]:
     """The files of a pretrained encoder, each with its folder: `uri`, or the tokenizer's beside it.
     Pipelines of diffusers keep text_encoder and tokenizer apart. Raises FrozenTextError if one is missing."""
-    uri = encoder_folder(uri)
-    sibling = f"{uri.rstrip('/').rpartition('/')[0]}/tokenizer"
     try:
+        uri = encoder_folder(uri)
+        sibling = f"{uri.rstrip('/').rpartition('/')[0]}/tokenizer"
         found = {info.path: uri for info in list_url(uri)}
         if not {TOKENIZER, *WORDS} & set(found):
             found = {info.path: sibling for info in list_url(sibling)} | found
@@ -192,9 +193,12 @@ def encoder_places(uri: str) -> dict[str, str]:
 
 def encoder_folder(uri: str) -> str:
     """URL of a text encoder's folder; `package://NAME/FOLDER` lies in the installed Python package NAME.
-    Raises FrozenTextError without the package."""
+    One inside a cascade (`models/sd/text_encoder`) lies where the manifest says. Raises FrozenTextError without the
+    package."""
     if not uri.startswith(PACKAGE):
-        return uri
+        around, _, name = absolute(uri).rpartition("/")
+        whole, config = load_artifact(Store(around)), f"{name}/{CONFIG}"
+        return whole.url(config).removesuffix(f"/{CONFIG}") if whole and config in whole.names() else uri
     name, _, folder = uri.removeprefix(PACKAGE).partition("/")
     found = find_spec(name)
     if found is None or found.origin is None:

@@ -99,7 +99,7 @@ def stage_costs(
     `images`: of the set; None: unknown, and then the stages that go through it once are left out."""
     costs, stages = [], workflow.stages
     for stage in (stage for stage in stages if stage.name in shares):
-        if isinstance(stage.config, Training):
+        if isinstance(stage.config, Training) and stage.config.trains:
             costs.append(training_cost(stage, stages, shares[stage.name], cluster))
         elif isinstance(stage.config, TokensConfig | PrecomputeConfig) and images:
             costs.append(encoding_cost(stage, stages, shares[stage.name], cluster, images=images))

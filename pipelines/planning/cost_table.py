@@ -13,7 +13,6 @@ from typing import NamedTuple
 from rich.table import Table
 
 from components.configuration.conditions import DatasetInfo
-from components.configuration.optimization import Training
 from components.runtime.execution import Resources
 from pipelines.planning.cost import StageCost, choices, counted_flops, encoding_flops, longest_path, stage_costs
 from pipelines.planning.memory import memory_warning, step_model
@@ -130,7 +129,7 @@ def cost_notes(
 
 def memory_notes(workflow: Workflow, shares: Mapping[str, Resources], gpu: GPU) -> list[str]:
     """Trainings too large for a GPU, each with settings that help."""
-    trained = [stage for stage in workflow.stages if stage.name in shares and isinstance(stage.config, Training)]
+    trained = [stage for stage in workflow.stages if stage.name in shares.keys() & trainings(workflow)]
     lines = (memory_warning(stage, workflow.stages, shares[stage.name], memory=gpu.memory) for stage in trained)
     return [line for line in lines if line is not None]
 

@@ -100,7 +100,8 @@ def check_needs(needs: Needs) -> None:
         for config in needs.configs:
             if isinstance(config, Training):
                 own = config.needs()
-                check_perceptual_network(own.perceptual_network, weights_uri=own.perceptual_weights_uri)
+                if config.trains:
+                    check_perceptual_network(own.perceptual_network, weights_uri=own.perceptual_weights_uri)
                 if config.adapter is not None:
                     check_adapters()
                 if config.init_from is not None:
@@ -160,7 +161,8 @@ def check_starts(planned: Sequence[PlannedStage]) -> list[str]:
             other.pop("num_classes", None)
         with usage_errors(f"{stage.name}.init_from: "):
             counts = planned_counts(config, [info, info.model_copy(update=other)], memory.tokens_of(stage, "tokens"))
-        lines.append(f"{stage.name} starts from {shown(config.init_from.uri)}: {counts}")
+        does = "starts from" if config.trains else "is taken as it is from"
+        lines.append(f"{stage.name} {does} {shown(config.init_from.uri)}: {counts}")
     return lines
 
 
@@ -193,7 +195,7 @@ def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
     known = known_classes(planned)
     classes = MANY_CLASSES if known is None else known
     for entry in planned:
-        if entry.wanted and isinstance(entry.stage.config, Training):
+        if entry.wanted and isinstance(entry.stage.config, Training) and entry.stage.config.trains:
             model, store = model_of(entry.stage, stages, classes=classes), entry.store
             checkpoint, finished = memory.checkpoint_bytes(model), memory.model_bytes(model)
             folders = store.folders() if is_local(store.uri) else []

@@ -56,7 +56,7 @@ def reads_of(planned: Sequence[PlannedStage], profile: Profile, sizes: Sequence[
     rows, counts = [], [max(1, size // UNIT) for size in sizes]
     for entry in planned:
         stage, config = entry.stage, entry.stage.config
-        if not entry.wanted or not isinstance(config, Training) or "images" not in stage.inputs:
+        if not entry.wanted or not isinstance(config, Training) or not config.trains or "images" not in stage.inputs:
             continue
         optimization, streams = config.optimization, config.optimization.streams
         order = Order(counts, seed=optimization.seed, streams=streams)

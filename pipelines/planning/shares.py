@@ -65,7 +65,7 @@ def stage_demand(stage: Stage, workflow: Workflow, profile: Profile, cluster: Cl
     """Demand of a stage, of a training up to the number of workers that pays, where the GPU is known.
     Raises UsageError if the profile gives more GPUs than the cluster has."""
     config = stage.config
-    if isinstance(config, WITHOUT_NETWORK):
+    if isinstance(config, WITHOUT_NETWORK) or (isinstance(config, Training) and not config.trains):
         return Demand((1,), 0)
     names = ("num_workers", "gpus_per_worker", "min_workers")
     number, given, least = (profile.given(stage.name, name) for name in names)
@@ -196,7 +196,8 @@ def stands_alone(workflow: Workflow, stage: str) -> bool:
 
 
 def trainings(workflow: Workflow) -> dict[str, Training]:
-    return {stage.name: stage.config for stage in workflow.stages if isinstance(stage.config, Training)}
+    configs = {stage.name: stage.config for stage in workflow.stages}
+    return {name: config for name, config in configs.items() if isinstance(config, Training) and config.trains}
 
 
 class ResourceRow(NamedTuple):

@@ -106,8 +106,10 @@ class DiffusionBranchRecipe(RecipeOfImages):
             refuse(sampling.threshold != "none", fault)
         if self.subject is not None:
             refuse(self.base.init_from is None, "base.init_from.uri is missing: subject is learned beside its samples")
-            others = (self.autoencoder, self.contrastive, self.text_encoder, self.upsamplers, self.weaker)
-            refuse(any(others), "subject is for a base of images alone: leave other models out")
+            others = (self.contrastive, self.upsamplers, self.weaker, self.classifier)
+            refuse(any(others), "subject is for a base alone: leave other models out")
+            trained = self.autoencoder is not None and self.autoencoder.trains
+            refuse(trained, "autoencoder must be that of the base that is sampled: set autoencoder.init_from.frozen")
         if self.stages_study is not None:
             refuse(not self.upsamplers, "stages_study must be empty: there is no upsampler, so no stages to compare")
             for model in (self.base, *self.upsamplers):

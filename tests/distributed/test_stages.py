@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,32 +102,53 @@ def test_a_stage_begins_with_the_model_of_another_and_trains_its_adapter(ray_clu
         run_stage(tmp_path / "wider", "base", workers=1, model_channels=16, **given)
 
 
-def test_a_subject_is_learned_beside_samples_of_the_start(ray_cluster: None, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def kept(ray_cluster: None, folder: Path) -> Artifact:
+    """An autoencoder of 4² latents that another run has trained, taken as it is."""
+    smooth = {"bottleneck": "gaussian", "latent_channels": 4, "channel_mult": (1, 2, 2)}
+    made = run_stage(folder / "smooth", "tokenizer", workers=1, **smooth)
+    context = context_of(folder, "kept", workers=1)
+    config = config_of("tokenizer", init_from={"uri": made.root, "frozen": True}, **smooth)
+    kept = train_model(config, context, images=images_artifact(folder))
+    assert kept.entry("model.safetensors").sha256 == made.entry("model.safetensors").sha256
+    assert kept.read("model.json") == made.read("model.json")
+    assert not context.recorder.lines("metrics")
+    assert not context.train_store.exists("finished.json")
+    return kept
+
+
+@pytest.mark.parametrize("in_latents", [False, True])
+def test_a_subject_is_learned_beside_samples_of_the_start(
+    kept: Artifact, folder: Path, tmp_path: Path, in_latents: bool
+) -> None:
     """DreamBooth: three images at half of the samples' weight, in the start's own classes; the same bits again."""
-    start = run_stage(tmp_path / "start", "base", workers=1, total_steps=10)
+    parts, side = ({"autoencoder": kept}, 16) if in_latents else ({}, 8)
+    network = {"resolution": 4, "in_channels": 4, "attention_resolutions": (2,)} if in_latents else {}
+    own, images = partial(config_of, "base", **network), images_artifact(folder)
+    start = train_model(own(total_steps=10), context_of(tmp_path, "start", workers=1), images=images, **parts)
     store = Store(str(tmp_path / "few"))
     given = read_split(
-        write_set(store.join("files"), sizes=(3,), resolution=16, holdout_fraction=0.0), "train", View(8)
+        write_set(store.join("files"), sizes=(3,), resolution=16, holdout_fraction=0.0), "train", View(side)
     )
     entries = tuple(describe(store.read(file.path), file.path) for file in store.list())
     few = Artifact(kind="shards", stage="images", key="images", files=entries, root=store.uri)
+    sampling = DiffusionSampling(**FEW, threshold="none" if in_latents else "static")
     words = {"label": 0, "prompt": "sks red", "class_label": "green", "class_prompt": "red"}
-    config = SubjectConfig(
-        **words, init_from=StartConfig(uri=start.root), samples=6, weight=0.5, sampling=DiffusionSampling(**FEW)
-    )
+    config = SubjectConfig(**words, init_from=StartConfig(uri=start.root), samples=6, weight=0.5, sampling=sampling)
     made, again = (
-        preserve_prior(config, context_of(tmp_path / name, "subject", workers=1), images=few) for name in "ab"
+        preserve_prior(config, context_of(tmp_path / name, "subject", workers=1), images=few, **parts) for name in "ab"
     )
     assert made.entry(SUBJECT).sha256 == again.entry(SUBJECT).sha256
     index = load_index(made.url("index.json"))
-    rows = read_split(index, "train", View(8))
+    rows = read_split(index, "train", View(side))
     assert made.metadata["weight"] == 0.5
     assert rows.label.tolist() == 12 * [0] + 6 * [1]
     assert [*dict.fromkeys(rows.caption)] == ["sks red", "red"]
     np.testing.assert_array_equal(rows.image[:12], np.concatenate(4 * [given.image]))
-    model = compose(tmp_path / "composed", base=start.download(tmp_path / "model"), sampling={"base": FEW})
+    models: dict[str, Any] = {name: part.download(tmp_path / name) for name, part in {"base": start, **parts}.items()}
+    model = compose(tmp_path / "composed", sampling={"base": sampling.model_dump()}, **models)
     requests = [Request(label=1, prompt="red", seed=seed) for seed in range(6)]
     assert np.abs(np.stack(Cascade.load(model).sample(requests)).astype(int) - rows.image[12:]).max() <= 1
-    own = config_of("base", init_from={"uri": start.root}, total_steps=5)
-    trained = train_model(own, context_of(tmp_path, "tuned", workers=1), images=made)
+    tuned = own(init_from={"uri": start.root}, total_steps=5)
+    trained = train_model(tuned, context_of(tmp_path, "tuned", workers=1), images=made, **parts)
     assert load_bundle(trained.download(tmp_path / "tuned")).settings["classes"] == list(index.classes)

@@ -1,5 +1,6 @@
 """Trainings that begin with given weights: what the plan says, what is refused, what the key holds; parts and rates."""
 
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -28,8 +29,12 @@ from components.training.loop import fit
 from components.training.optim import factor_of
 from components.weights.starts import load_start, open_start, start_loader
 from pipelines.engine.driver import Prepared, RunOptions, prepare
+from pipelines.planning.cost import stage_costs
 from pipelines.planning.memory import step_model
+from pipelines.planning.profiles import GPUS, Cluster, Profile
+from pipelines.planning.shares import share_cluster, trainings
 from pipelines.recipes.catalog import load_recipe
+from pipelines.workflow import Workflow
 from tests.checkpoints import read_folder, write_checkpoint
 from tests.in_process import Done, in_process
 from tests.refusals import assert_refused, one_line
@@ -384,3 +389,45 @@ def test_a_subject_is_planned_in_the_classes_of_the_start(tmp_path: Path):
     }.items():
         with one_line(UsageError, match=words):
             subject_of(tmp_path, change)
+
+
+def latents_of(folder: Path, *changes: str) -> Prepared:
+    """The recipe `latent_diffusion` with an autoencoder that is there, before anything starts."""
+    given = [f"autoencoder.init_from={{uri: {folder}/vae, frozen: true}}", *changes]
+    return prepare(RunOptions("latent_diffusion", given, storage=str(folder / "runs"), tracking="none"))
+
+
+def test_an_autoencoder_is_taken_as_it_is_and_costs_no_training(tmp_path: Path):
+    vae = load_recipe("latent_diffusion", []).autoencoder
+    written(tmp_path / "vae", vae, DatasetInfo(num_classes=1))
+    prepared = latents_of(tmp_path)
+    assert "vae" in prepared.running
+    said = rf"vae is taken as it is from {tmp_path}/vae: \d+ tensors from it, 0 new, 0 unused"
+    assert re.fullmatch(said, *prepared.starts)
+    workflow = Workflow("latent_diffusion", [entry.stage for entry in prepared.planned])
+    assert [*trainings(workflow)] == ["base"]
+    cluster = Cluster(gpus=8, cpus=64, gpu=GPUS["h100"])
+    costs = stage_costs(workflow, share_cluster(workflow, Profile(), cluster), cluster, images=1000)
+    assert [cost.stage for cost in costs] == ["precompute", "base"]
+    written(tmp_path / "vae", vae, DatasetInfo(num_classes=1), seed=4)
+    keys = [{entry.stage.name: entry.key for entry in own.planned} for own in (prepared, latents_of(tmp_path))]
+    assert {name for name in keys[0] if keys[0][name] == keys[1][name]} == {"images"}
+    for change, words in {
+        "autoencoder.init_from.ignore=[decoder]": "init_from.ignore must be empty beside init_from.frozen",
+        f"base.init_from={{uri: {tmp_path}, frozen: true}}": "a network unet is trained: leave init_from.frozen out",
+    }.items():
+        with one_line(UsageError, match=re.escape(words)):
+            latents_of(tmp_path, change)
+
+
+def test_a_subject_in_latents_needs_the_autoencoder_of_its_start(tmp_path: Path):
+    recipe = load_recipe("latent_diffusion", [])
+    written(tmp_path / "vae", recipe.autoencoder, DatasetInfo(num_classes=1))
+    written(tmp_path / "start", recipe.base, DatasetInfo(num_classes=8), classes=["a", "b"])
+    subject = (f"base.init_from.uri={tmp_path}/start", "subject.label=a", "subject.class_label=b")
+    stages = [entry.stage for entry in latents_of(tmp_path, *subject).planned]
+    (made,) = (stage for stage in stages if stage.name == "subject")
+    assert [*made.inputs] == ["images", "autoencoder"]
+    assert made.config.sampling == recipe.sampling.base
+    with one_line(UsageError, match=r"set autoencoder\.init_from\.frozen"):
+        latents_of(tmp_path, *subject, "autoencoder.init_from.frozen=false")
