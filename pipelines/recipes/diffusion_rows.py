@@ -57,10 +57,12 @@ DIFFUSION_ROWS = (
         lambda name: EMOJI.studies(
             name, systems.as_ddpm(diffusion()), ANCESTRAL.replace(num_inference_steps=100),
             noising_study=NoisingStudyConfig(resolution=64))),
-    RecipeRow("dit", "D5: a diffusion transformer (DiT) at 16² by class, patches of 2².",
-        lambda name: EMOJI.branch(
-            name, sketching().replace(network=DiTConfig(patch_size=2, model_dim=160, num_layers=6, num_heads=5)),
-            SKETCH.replace(guidance_scale=1.5))),
+    RecipeRow("dit",
+        "D5: a diffusion transformer (DiT), scenes of 32² by class, a token for each of 8² x 8 latents.",
+        lambda name: in_latents(
+            name, diffusion().replace(
+                resolution=8, network=DiTConfig(patch_size=1, model_dim=160, num_layers=6, num_heads=5)),
+            shared=DESCRIBED, autoencoder=systems.smooth_autoencoder())),
     RecipeRow("classifier_guided",
         "D6: a conditional model of the latents of D13, guided by the gradient of a classifier of noisy latents.",
         lambda name: in_latents(
@@ -114,10 +116,7 @@ DIFFUSION_ROWS = (
                 head_dim=16, schedule="linear", min_snr_gamma=None,
                 **BY_TEXT | {"text_conditioning": "spatial_transformer", "cond_drop_prob": 0.1}),
             ANCESTRAL.replace(guidance_scale=3.0), shared=DESCRIBED, obedience=ObedienceRecipe(),
-            autoencoder=systems.autoencoder_32().replace(
-                # Two solids' colors, exchanged, then change 36 % of the latents' variance; at 1e-6 they change 22 %.
-                channels=16, channel_mult=(1, 2, 4), latent_channels=8, bottleneck="gaussian", kl_weight=5e-3,
-                **systems.optimized(500, 16, 2e-3, saves=2)))),
+            autoencoder=systems.smooth_autoencoder())),
     RecipeRow("imagen",
         "D14: Imagen, scenes by caption, 16² to 32², states of a frozen pretrained encoder, dynamic thresholding.",
         lambda name: in_two_stages(

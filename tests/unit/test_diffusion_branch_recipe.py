@@ -99,5 +99,5 @@ def test_what_is_made_beforehand_is_what_base_and_prior_read() -> None:
     workflow = build_workflow(load_recipe("dalle2", []))
     assert {"precompute", "contrastive"} <= workflow.before("base") & workflow.before("diffusion_prior")
     assert workflow.before("precompute") == {"images", "contrastive"}
-    small = build_workflow(load_recipe("dit", ["precompute.resolution=16"]))
+    small = build_workflow(load_recipe("depth_diffusion", ["precompute.resolution=32"]))
     assert small.before("base") == {"images", "precompute"}

@@ -361,12 +361,15 @@ def test_the_command_refuses_parts_before_anything_starts(tmp_path: Path):
 def subject_of(folder: Path, *changes: str) -> Prepared:
     """A subject of three images, learned beside samples of a start, before anything starts."""
     given = [f"base.init_from.uri={folder}/start", f"images.source={folder}/dogs", "images.holdout_fraction=0"]
+    given += [f"autoencoder.init_from={{uri: {folder}/vae, frozen: true}}"]
     given += ["subject.label=Objects", "subject.class_label=4", *changes]
     return prepare(RunOptions("dit", given, storage=str(folder / "runs"), tracking="none"))
 
 
 def test_a_subject_is_planned_in_the_classes_of_the_start(tmp_path: Path):
-    config, info = load_recipe("dit", []).base, SMOKE.model_copy(update={"num_classes": 9})
+    recipe, info = load_recipe("dit", []), SMOKE.model_copy(update={"num_classes": 9})
+    config = recipe.base
+    written(tmp_path / "vae", recipe.autoencoder, info)
     classes = [*(f"class {number}" for number in range(8)), "Objects"]
     written(tmp_path / "start", config, info, classes=classes)
     (tmp_path / "dogs/dog").mkdir(parents=True)
@@ -375,8 +378,8 @@ def test_a_subject_is_planned_in_the_classes_of_the_start(tmp_path: Path):
     plain, longer, other = (
         subject_of(tmp_path, *change) for change in ((), ("base.total_steps=60",), ("subject.weight=2",))
     )
-    assert plain.running[:3] == ["images", "subject", "base"]
-    assert "tensors from it, 0 new, 0 unused" in plain.starts[0]
+    assert plain.running[:5] == ["images", "vae", "subject", "precompute", "base"]
+    assert all("tensors from it, 0 new, 0 unused" in line for line in plain.starts)
     written(tmp_path / "start", config, info, classes=classes, seed=4)
     keys = [next(each.key for each in own.planned if each.stage.name == "subject") for own in (plain, longer, other)]
     assert keys[0] == keys[1] != keys[2]
