@@ -85,8 +85,6 @@ def ingest(
         warn: receives a line for each damaged shard of an earlier try, before the shard is made again.
     Raises SourceError (nothing has been written), ShardError for a tar that can't be read, DataError for too many
     corrupt images (no index has been written)."""
-    if config.held_out_pairs and source != "scenes":
-        raise SourceError(f"held_out_pairs are colors with shapes of scenes, not of {source}; leave the field out")
     path = None if path is None else absolute(path)
     report = progress or (lambda done, total: None)
     whole = partial(whole_parts, files=out, num_cpus=num_cpus, warn=warn)

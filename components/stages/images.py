@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from components.configuration.config import IDENTITY, Unkeyed
+from components.configuration.config import IDENTITY, Unkeyed, refuse
 from components.data.ingest import IngestConfig, ingest
 from components.data.shards import BPE, INDEX
 from components.data.source_check import detect_source, source_digest
@@ -18,6 +18,11 @@ class ImagesConfig(IngestConfig):
 
     # openmoji, scenes, fashion_mnist, photographs, or the URL of tars, Parquet, images, …
     source: Annotated[str, Unkeyed()] = Field(min_length=1)
+
+    def _check(self) -> None:
+        super()._check()
+        fault = f"held_out_pairs are colors with shapes of scenes, not of {self.source}: set images.held_out_pairs=0"
+        refuse(self.held_out_pairs and self.source != "scenes", fault)
 
 
 def images_identity(config: ImagesConfig) -> dict[str, Any]:

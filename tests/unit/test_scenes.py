@@ -37,6 +37,7 @@ from components.evaluation.scene_judge import (
 from components.evaluation.study import StudyPlan
 from components.runtime.storage.store import Store
 from pipelines.recipes.catalog import load_recipe
+from tests.refusals import one_line
 
 HELD_OUT = 0.2  # share of scenes
 
@@ -77,11 +78,11 @@ def test_pairs_are_drawn_once_for_all_and_leave_every_word_to_training(count: in
     assert max(Counter(pair.split()[1] for pair in pairs).values(), default=0) < len(COLORS) // 2
 
 
-def test_held_out_pairs_of_another_source_are_refused(tmp_path: Path) -> None:
-    numbers = {"resolution": 8, "samples_per_shard": 20, "holdout_fraction": 0, "vocab_size": 300, "text_length": 8}
-    config = ingest.IngestConfig(**numbers, held_out_pairs=2)
-    with pytest.raises(SourceError, match="held_out_pairs are colors with shapes of scenes, not of openmoji"):
-        ingest.ingest("openmoji", out=Store(str(tmp_path)), config=config)
+def test_held_out_pairs_of_another_source_are_refused_before_anything_starts() -> None:
+    words = "held_out_pairs are colors with shapes of scenes, not of my_dog: set images.held_out_pairs=0"
+    with one_line(UsageError, match=words):
+        load_recipe("dit", ["images.source=my_dog"])
+    assert load_recipe("dit", ["images.source=my_dog", "images.held_out_pairs=0"]).images.source == "my_dog"
 
 
 def test_a_caption_says_what_its_scene_shows_and_is_read_back() -> None:
@@ -174,7 +175,7 @@ def test_answers_of_what_is_not_there_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        (["images.source=openmoji"], "obedience is to captions of scenes, not of openmoji"),
+        (["images.source=openmoji", "images.held_out_pairs=0"], "obedience is to captions of scenes, not of openmoji"),
         (["base.conditions=[label]"], "obedience needs text among the conditions"),
     ],
 )

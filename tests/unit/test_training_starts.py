@@ -360,7 +360,12 @@ def test_the_command_refuses_parts_before_anything_starts(tmp_path: Path):
 
 def subject_of(folder: Path, *changes: str) -> Prepared:
     """A subject of three images, learned beside samples of a start, before anything starts."""
-    given = [f"base.init_from.uri={folder}/start", f"images.source={folder}/dogs", "images.holdout_fraction=0"]
+    given = [
+        f"base.init_from.uri={folder}/start",
+        f"images.source={folder}/dogs",
+        "images.holdout_fraction=0",
+        "images.held_out_pairs=0",
+    ]
     given += [f"autoencoder.init_from={{uri: {folder}/vae, frozen: true}}"]
     given += ["subject.label=Objects", "subject.class_label=4", *changes]
     return prepare(RunOptions("dit", given, storage=str(folder / "runs"), tracking="none"))
