@@ -30,6 +30,8 @@ SCALING = {  # CLIP's own
     "mean": (0.48145466, 0.4578275, 0.40821073),
     "std": (0.26862954, 0.26130258, 0.27577711),
 }
+SIZES = {768: "b", 1024: "l", 1280: "h", 1408: "g", 1664: "bigg"}  # of a vision transformer, by its width
+USUAL_SIDE = 224  # pixels
 
 
 class ClipScore:
@@ -54,7 +56,11 @@ class ClipScore:
             self.tokens = read_tokenizer(f"{folder}/tokenizer.json").bpe
         except (ValueError, OSError, RuntimeError, StoreError) as error:
             raise FeatureNetworkError(f"clip_weights {uri}: {str(error).splitlines()[0]}; give {KNOWN}") from error
-        self.side, self.sha256 = model.config.vision_config.image_size, file.sha256
+        vision = model.config.vision_config
+        self.side, self.sha256 = vision.image_size, file.sha256
+        # Scores of two networks can't be compared: `clip_score_vit_l_14`, `clip_score_vit_l_14_336`.
+        self.name = f"clip_score_vit_{SIZES.get(vision.hidden_size, vision.hidden_size)}_{vision.patch_size}"
+        self.name += "" if self.side == USUAL_SIDE else f"_{self.side}"
         self.mean, self.deviation = (np.array(scaling[name], np.float32) for name in ("mean", "std"))
         self.tokens.enable_truncation(model.config.text_config.max_position_embeddings)
         self.tokens.enable_padding()  # behind the end of a text, where no token sees it

@@ -162,7 +162,7 @@ def evaluate_given(
     if clip is not None:
         for batch in (batch for part in made for batch in part.batches()):
             scores.append(clip(batch, [next(own) for _ in batch]))
-    clip_score = {f"clip_score_{counted(count)}": float(np.concatenate(scores).mean())} if scores else {}
+    clip_score = {f"{clip.name}_{counted(count)}": float(np.concatenate(scores).mean())} if clip is not None else {}
     return {
         "images": images,
         "samples": row.samples,

@@ -82,9 +82,8 @@ def copy_start(start: StartModel, description: ModelDescription, store: Store) -
     with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}start-") as place:
         folder, model = Path(place), start.model
         start.store.download(start.weights, folder, WEIGHTS, expected=start.digest)
-        settings = model.settings | description.settings
-        own = description._replace(kind=model.kind, network=model.network, settings=settings)
-        summary = write_model(folder, own, summary={}, previews={})
+        own = {"kind": model.kind, "network": model.network, "settings": model.settings | description.settings}
+        summary = write_model(folder, description._replace(**own), summary={}, previews={})
         return Trained(tuple(upload_attempt(store, folder)), summary)
 
 

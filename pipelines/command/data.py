@@ -9,7 +9,7 @@ from components.data.shards import INDEX
 from components.data.source_check import check_file, check_outside, check_source, file_to_try
 from components.runtime.storage.store import Store, absolute
 from pipelines.engine.session import on_cluster, start_ray
-from pipelines.planning.room import check_room
+from pipelines.planning.room import Space, check_room
 
 MOST_CLASSES = 10  # that the summary names
 
@@ -35,7 +35,7 @@ def write_shards(source: str, path: str | None, *, out: str, config: IngestConfi
         check_file(file)
     cluster = start_ray(worker_start_timeout=600, verbose=False, num_gpus=0)
     if on_cluster():  # with torch, which `cascade data` does without on one machine
-        from pipelines.planning.preflight import Space, check_nodes, needs_of_source
+        from pipelines.planning.preflight import check_nodes, needs_of_source
 
         check_nodes(needs_of_source(source, path), store, Space())
     classes: dict[str, int] = {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich import filesize
 from rich.console import Console
 
 from components.configuration.usage import UsageError
@@ -16,7 +17,6 @@ from pipelines.planning.cost_table import choices_table, cost_notes, cost_overvi
 from pipelines.planning.preflight import check_shares
 from pipelines.planning.profiles import Cluster, Profile, gpu_named, load_profile, parse_cluster, this_machine
 from pipelines.planning.reads import reads_of, reads_table, reads_warning, tars_in_place
-from pipelines.planning.room import readable_bytes
 from pipelines.planning.shares import gpu_count, resource_rows, resource_table, share_cluster, trainings
 from pipelines.recipes.catalog import load_recipe
 from pipelines.recipes.published import PAPER_RECIPES
@@ -93,7 +93,7 @@ def show_keys(options: driver.RunOptions, console: Console) -> None:
         console.print(resource_table(prepared.workflow, prepared.profile, machine, shares))
     sizes = tars_in_place(prepared.planned)
     if sizes and (rows := reads_of(prepared.planned, prepared.profile, sizes)):
-        tars = f"{len(sizes)} tars of {readable_bytes(sorted(sizes)[len(sizes) // 2])}, read where they are"
+        tars = f"{len(sizes)} tars of {filesize.decimal(sorted(sizes)[len(sizes) // 2])}, read where they are"
         say(console, f"\n{tars}; bytes read for each byte of the set, an epoch, and what the reader of a worker holds:")
         console.print(reads_table(rows))
         config = next(stage.config for stage in prepared.workflow.stages if isinstance(stage.config, ImagesConfig))

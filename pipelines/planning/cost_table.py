@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
+from rich import filesize
 from rich.table import Table
 
 from components.configuration.conditions import DatasetInfo
@@ -17,7 +18,6 @@ from components.runtime.execution import Resources
 from pipelines.planning.cost import StageCost, choices, counted_flops, encoding_flops, longest_path, stage_costs
 from pipelines.planning.memory import memory_warning, step_model
 from pipelines.planning.profiles import GPU, GPUS, Cluster, Profile
-from pipelines.planning.room import readable_bytes
 from pipelines.planning.shares import gpu_count, share_cluster, table_of, trainings, worker_counts
 from pipelines.planning.step_time import StepTime, encoding_work, step_time
 from pipelines.recipes.published_networks import AUTOENCODERS, PAPER_DIFFUSION
@@ -65,9 +65,9 @@ def cost_table(costs: Sequence[StageCost], cluster: Cluster, price: float | None
             "" if cost.step_flops is None else f"{cost.step_flops:.3g}",
             readable(cost.gpu_hours),
             span(cost.hours),
-            readable_bytes(cost.read),
-            readable_bytes(cost.written),
-            *(("", "", "") if step is None else map(readable_bytes, (step.held, step.activations, step.total))),
+            filesize.decimal(cost.read),
+            filesize.decimal(cost.written),
+            *(("", "", "") if step is None else map(filesize.decimal, (step.held, step.activations, step.total))),
             money(cost.gpu_hours, price),
         )
     total = sum(cost.gpu_hours for cost in costs)
@@ -157,10 +157,10 @@ def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Clus
                 readable(cost.gpu_hours),
                 readable(cost.hours),
                 money(cost.gpu_hours, price),
-                readable_bytes(step.held),
-                readable_bytes(step.needed.sample),
+                filesize.decimal(step.held),
+                filesize.decimal(step.needed.sample),
                 str(step.samples),
-                *map(readable_bytes, (step.activations, step.total)),
+                *map(filesize.decimal, (step.activations, step.total)),
             ]
             lines.append(markdown(cells))
         notes += [f"- `{workflow.name}`: {line}" for line in memory_notes(workflow, shares, cluster.known_gpu)]

@@ -8,6 +8,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+from rich import filesize
 from torch import nn
 
 from components.configuration.conditions import IMAGES, DatasetInfo, TokenGrid
@@ -20,7 +21,6 @@ from components.stages.images import ImagesConfig
 from components.training.activations import Linear, activations
 from components.training.memory import RESERVE
 from components.training.step_model import StepModel
-from pipelines.planning.room import readable_bytes
 from pipelines.workflow import Stage
 
 MOMENTS = 2  # numbers that AdamW keeps for each that it trains, in fp32
@@ -174,10 +174,10 @@ def step_memory(model: StepModel, resources: Resources, *, setting: Setting | No
 def memory_warning(stage: Stage, stages: Sequence[Stage], resources: Resources, *, memory: float) -> str | None:
     """A warning where a step needs more than `memory` bytes of a GPU, with settings; None otherwise."""
     step = step_memory(model_of(stage, stages), resources)
-    limit = f"{100 * ROOM:g} % of its {readable_bytes(memory)}"
+    limit = f"{100 * ROOM:g} % of its {filesize.decimal(int(memory))}"
     if step.total <= ROOM * memory:
         return None
-    total, held, kept = map(readable_bytes, (step.total, step.held, step.activations))
+    total, held, kept = map(filesize.decimal, (step.total, step.held, step.activations))
     samples = "1 sample" if step.samples == 1 else f"{step.samples} samples at a time"
     needs = f"{total} of each GPU ({held} and {kept} for activations of {samples})"
     return f"{stage.name} needs {needs}, more than {limit}: {remedy(stage, stages, resources, memory=memory)}."

@@ -4,7 +4,6 @@ Nodes share the network, and maybe a mounted folder; their packages, variables a
 """
 
 import logging
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -38,7 +37,7 @@ from components.weights.perceptual import check_perceptual_network
 from components.weights.starts import open_start, planned_counts
 from pipelines.planning import memory
 from pipelines.planning.memory import MANY_CLASSES, model_of
-from pipelines.planning.room import check_room, is_local
+from pipelines.planning.room import Space, is_local
 from pipelines.planning.shares import branches, trainings
 from pipelines.workflow import PlannedStage, Workflow
 
@@ -170,21 +169,6 @@ def known_classes(planned: Sequence[PlannedStage]) -> int | None:
     """Number of classes of the set that is learned; None as long as nobody has counted them."""
     *_, images = (entry.cached for entry in planned if isinstance(entry.stage.config, ImagesConfig | SubjectConfig))
     return None if images is None else len(images.metadata["classes"])
-
-
-class Space(NamedTuple):
-    """Room for checkpoints, in bytes."""
-
-    storage: int = 0  # what checkpoints add to storage, and models in the end
-    temporary: int = 0  # the same in one node's temporary folder, at most
-    trainings: tuple[str, ...] = ()
-
-    def check(self, *, root: Store | None, works: bool) -> None:
-        """Raise StoreError, in one line, for too little room on this machine; an object store has room.
-        `root`: storage; None: it is not asked. `works`: whether trainings may write checkpoints on this node."""
-        places = {} if root is None else {root.uri: self.storage}
-        places |= {tempfile.gettempdir(): self.temporary} if works else {}
-        check_room(places, purpose=f"the checkpoints of {', '.join(self.trainings)}")
 
 
 def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rich import filesize
 from rich.table import Table
 
 from components.configuration.optimization import Training
@@ -15,7 +16,6 @@ from components.data.sources.webdataset import list_tars
 from components.runtime.storage.model_table import column_of
 from components.stages.images import ImagesConfig
 from pipelines.planning.profiles import Profile
-from pipelines.planning.room import readable_bytes
 from pipelines.planning.shares import table_of
 from pipelines.workflow import PlannedStage
 
@@ -74,7 +74,7 @@ def reads_table(rows: Sequence[Reads]) -> Table:
     counts = sorted({count for row in rows for count in row.often})
     table = table_of("training", ("streams", *(f"{count} worker{'s' * (count > 1)}" for count in counts)))
     for row in rows:
-        cells = [f"{row.often[n]:.2f}, {readable_bytes(row.held[n])}" if n in row.often else "" for n in counts]
+        cells = [f"{row.often[n]:.2f}, {filesize.decimal(row.held[n])}" if n in row.often else "" for n in counts]
         table.add_row(row.stage, str(row.streams), *cells)
     return table
 
@@ -88,7 +88,7 @@ def reads_warning(rows: Sequence[Reads], config: ImagesConfig) -> list[str]:
         lines.append(f"warning: {count} workers of {stage} fetch these tars {often:.1f} times an epoch")
     held, count, stage = max((held, n, row.stage) for row in rows for n, held in row.held.items())
     if held >= TOO_MUCH:
-        lines.append(f"warning: each reader of {count} workers of {stage} holds {readable_bytes(held)} of these tars")
+        lines.append(f"warning: each reader of {count} workers of {stage} holds {filesize.decimal(held)} of these tars")
     if not lines:
         return []
     source, path = detect_source(config.source)

@@ -6,12 +6,31 @@ need not exist yet: its disk is that of the nearest folder above it.
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
+from rich import filesize
 
 from components.runtime.storage.connection import StoreError, connect
+from components.runtime.storage.store import Store
+
+
+class Space(NamedTuple):
+    """Room for checkpoints, in bytes."""
+
+    storage: int = 0  # what checkpoints add to storage, and models in the end
+    temporary: int = 0  # the same in one node's temporary folder, at most
+    trainings: tuple[str, ...] = ()
+
+    def check(self, *, root: Store | None, works: bool) -> None:
+        """Raise StoreError, in one line, for too little room on this machine; an object store has room.
+        `root`: storage; None: it is not asked. `works`: whether trainings may write checkpoints on this node."""
+        places = {} if root is None else {root.uri: self.storage}
+        places |= {tempfile.gettempdir(): self.temporary} if works else {}
+        check_room(places, purpose=f"the checkpoints of {', '.join(self.trainings)}")
 
 
 def check_room(needed: Mapping[str, int], *, purpose: str) -> None:
@@ -27,24 +46,15 @@ def check_room(needed: Mapping[str, int], *, purpose: str) -> None:
     for places in disks.values():
         total, free = sum(count for _, _, count in places), shutil.disk_usage(places[0][0]).free
         if total > free:
-            needed_bytes, urls = readable_bytes(total), " and ".join(url for _, url, _ in places)
+            needed_bytes, urls = filesize.decimal(total), " and ".join(url for _, url, _ in places)
             remedy = (
                 "make room (`cascade gc`), or name another place (--storage or --out; TMPDIR for a temporary folder)"
             )
             raise StoreError(
-                f"{purpose} need {needed_bytes} in {urls}, where {readable_bytes(free)} are free; {remedy}"
+                f"{purpose} need {needed_bytes} in {urls}, where {filesize.decimal(free)} are free; {remedy}"
             )
 
 
 def is_local(url: str) -> bool:
     """True for a folder on a disk of the calling machine, mounted folders included."""
     return isinstance(connect(url)[0], LocalFileSystem)
-
-
-def readable_bytes(count: float) -> str:
-    """1234567 -> "1.2 MB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.{0 if unit == 'B' else 1}f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -15,7 +15,7 @@ from pipelines.engine import driver
 from pipelines.engine.driver import RunOptions, prepare
 from pipelines.planning.memory import MANY_CLASSES, checkpoint_bytes, model_bytes, step_model
 from pipelines.planning.preflight import space_of
-from pipelines.planning.room import check_room, readable_bytes
+from pipelines.planning.room import check_room
 
 
 def disks(monkeypatch: pytest.MonkeyPatch, *, free: int) -> None:
@@ -35,13 +35,8 @@ def test_a_disk_with_room_is_passed_and_one_without_is_said_with_what_is_needed_
     disks(monkeypatch, free=0)
     check_room({"memory://there": 10**15, "s3://bucket/there": 10**15, str(tmp_path): 0}, purpose="checkpoints")
     disks(monkeypatch, free=100)
-    with pytest.raises(StoreError, match=f"need 120 B in {tmp_path}/a and {tmp_path}/b, where 100 B are free"):
+    with pytest.raises(StoreError, match=f"need 120 bytes in {tmp_path}/a and {tmp_path}/b, where 100 bytes are free"):
         check_room({str(tmp_path / "a"): 60, str(tmp_path / "b"): 60}, purpose="checkpoints")
-
-
-@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1234567, "1.2 MB"), (45.2e9, "45.2 GB")])
-def test_bytes_are_readable(count: float, text: str):
-    assert readable_bytes(count) == text
 
 
 def test_what_an_earlier_try_left_counts_as_room(tmp_path: Path):

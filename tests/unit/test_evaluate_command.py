@@ -289,7 +289,7 @@ def test_a_model_is_sampled_into_a_new_folder_and_measured(root: Path, tmp_path:
         assert_refused(evaluated(root, "sampled", "real", *scored, "clip", weights=()), fault)
     (root / "words.txt").write_text("red heart\n" * 5)
     scores = figures(root, "sampled", "real", *scored, "clip", weights=())
-    assert 0 <= scores["figures"]["clip_score_5"] <= 100
+    assert 0 <= scores["figures"]["clip_score_vit_32_8_16_5"] <= 100
     assert len(scores["sha256_of_clip_weights"]) == 64
 
 
@@ -359,11 +359,11 @@ def test_own_words_are_asked_for_in_the_proportions_of_the_held_out_images(tmp_p
     (tmp_path / "words.txt").write_text("\n".join(drawn))
     same = ("--captions", str(tmp_path / "words.txt"), *scored[2:], *LITE0)
     theirs = figures(trained, "scored", "scored", *same, weights=())
-    assert found["figures"]["clip_score_7"] == theirs["figures"]["clip_score_7"]
+    assert found["figures"]["clip_score_vit_32_8_16_7"] == theirs["figures"]["clip_score_vit_32_8_16_7"]
     (tmp_path / "words.txt").write_text("red flag")
     asked_for = own_figures(trained, *scored, *same[:2])
     assert (asked_for["samples"], asked_for["reference"]) == (7, found["reference"])
-    assert asked_for["figures"]["clip_score_7"] != found["figures"]["clip_score_7"]
+    assert asked_for["figures"]["clip_score_vit_32_8_16_7"] != found["figures"]["clip_score_vit_32_8_16_7"]
 
 
 def test_a_registered_model_is_measured_by_the_images_of_the_artifact_that_it_was_registered_from(

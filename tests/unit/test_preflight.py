@@ -17,7 +17,8 @@ from components.runtime.storage.store import SCRATCH, Store
 from components.stages.context import StageContext
 from components.stages.precompute import TextEncoderConfig
 from pipelines.engine.driver import RunOptions, prepare
-from pipelines.planning.preflight import Needs, Space, check_needs, needs_of, path_remedy, try_node
+from pipelines.planning.preflight import Needs, check_needs, needs_of, path_remedy, try_node
+from pipelines.planning.room import Space
 from pipelines.recipes.catalog import RECIPES
 from pipelines.workflow import PlannedStage
 from pipelines.workflows import build_workflow
@@ -137,7 +138,7 @@ def test_a_node_without_a_package_names_it(root: Store, monkeypatch: pytest.Monk
 
 def test_a_node_without_room_for_checkpoints_says_how_much_is_needed(root: Store):
     said = try_node(Needs(), root, ".probe-1", NO_ROOM)
-    assert said.startswith("the checkpoints of base need 1000000.0 TB in ")
+    assert said.startswith("the checkpoints of base need 1.0 EB in ")
 
 
 def test_a_path_is_said_to_be_one_and_a_url_is_not():
