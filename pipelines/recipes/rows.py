@@ -2,7 +2,7 @@
 
 The systems of the taxonomy, TAXONOMY, learn the same images of 32², conditioned on nothing, for MINUTES of one core.
 `cascade compare` trains them anew for each budget, so that learning rates have fallen where a model is measured, and
-sets them side by side. Steps a minute are by CPU seconds of one thread in fp32 on a Xeon with AVX-512.
+sets them side by side. Steps a minute are by `cpu_seconds` of one thread in fp32 on a Xeon with AVX-512.
 """
 
 from dataclasses import dataclass
@@ -139,28 +139,28 @@ class System(RecipeRow):
 TRACTABLE, APPROXIMATE, IMPLICIT = "explicit, tractable", "explicit, approximate", "implicit"
 TAXONOMY = (
     System("pixelcnn_32", "Gated PixelCNN over the sub-pixels of 32² images, exact bits/dim.",
-        lambda name: SMALL.one_model(name, timed(systems.pixelcnn().replace(**PIXELS), 158), likelihood=LIKELIHOOD),
+        lambda name: SMALL.one_model(name, timed(systems.pixelcnn().replace(**PIXELS), 160), likelihood=LIKELIHOOD),
         "PixelCNN", TRACTABLE),
     System("row_lstm_32", "Row LSTM over the sub-pixels of 32² images, exact bits/dim.",
         lambda name: SMALL.one_model(name, timed(
-            systems.as_row_lstm(systems.pixelcnn()).replace(**PIXELS), 390), likelihood=LIKELIHOOD),
+            systems.as_row_lstm(systems.pixelcnn()).replace(**PIXELS), 350), likelihood=LIKELIHOOD),
         "Row LSTM", TRACTABLE),
     System("vae_32", "VAE, Gaussian latents of 4² x 16, its bound in bits/dim.",
         lambda name: SMALL.one_model(name, timed_vae(), likelihood=LIKELIHOOD),
         "VAE", APPROXIMATE),
     System("vqvae_pixelcnn_32", "VQ-VAE by squared error, 8² tokens of 128 codes, and a PixelCNN over them.",
         lambda name: SMALL.token_branch(
-            name, timed(systems.autoencoder_32(), 328, share=0.5),
-            timed(systems.pixelcnn().replace(resolution=None, conditions=()), 820, share=0.5), TokenSampling()),
+            name, timed(systems.autoencoder_32(), 299, share=0.5),
+            timed(systems.pixelcnn().replace(resolution=None, conditions=()), 774, share=0.5), TokenSampling()),
         "VQ-VAE + PixelCNN", APPROXIMATE),
     System("vqgan_transformer_32", "VQ-GAN, 8² tokens of 128 codes, and a transformer over them.",
         lambda name: SMALL.token_branch(
-            name, half_vqgan(), timed(systems.transformer().replace(conditions=(), **ROTARY), 229, share=0.5),
+            name, half_vqgan(), timed(systems.transformer().replace(conditions=(), **ROTARY), 222, share=0.5),
             TokenSampling()),
         "VQ-GAN + transformer", APPROXIMATE, principal=True),
     System("maskgit_32", "MaskGIT over the tokens of the same VQ-GAN, 12 steps in place of 64.",
         lambda name: SMALL.token_branch(
-            name, half_vqgan(), timed(systems.masked_transformer().replace(conditions=()), 252, share=0.5),
+            name, half_vqgan(), timed(systems.masked_transformer().replace(conditions=()), 238, share=0.5),
             MaskedTokenSampling(num_inference_steps=12)),
         "MaskGIT", APPROXIMATE),
     System("ddpm_32", "DDPM, linear schedule, noise prediction, L_simple; 250 ancestral steps; its bound in bits/dim.",
@@ -172,31 +172,31 @@ TAXONOMY = (
     System("today_32",
         "What the field does now: x_0 predicted, min-SNR weights, cosine schedule; 15 steps of SDE-DPM-Solver++(2M).",
         lambda name: SMALL.studies(
-            name, timed(systems.sketching(32).replace(conditions=()), 197), systems.SKETCH, likelihood=BOUND),
+            name, timed(systems.sketching(32).replace(conditions=()), 177), systems.SKETCH, likelihood=BOUND),
         "diffusion of today, 15 steps", APPROXIMATE, principal=True),
     System("hybrid_32",
         "Improved DDPM, cosine schedule, learned variance, hybrid loss; 250 steps; its bound in bits/dim.",
         lambda name: SMALL.studies(
-            name, timed(systems.as_improved_ddpm(systems.diffusion(32)), 190), systems.ANCESTRAL_250, likelihood=BOUND),
+            name, timed(systems.as_improved_ddpm(systems.diffusion(32)), 174), systems.ANCESTRAL_250, likelihood=BOUND),
         "DDPM, hybrid loss", APPROXIMATE),
     System("latent_diffusion_32", "Latent diffusion in the 8² x 4 latents of a VAE-GAN, 15 ancestral steps.",
         lambda name: SMALL.branch(
             name, timed(systems.diffusion().replace(
-                resolution=8, in_channels=4, channel_mult=(1, 2), conditions=()), 1100, share=0.5),
+                resolution=8, in_channels=4, channel_mult=(1, 2), conditions=()), 900, share=0.5),
             systems.ANCESTRAL.replace(threshold="none"),
             autoencoder=half_vqgan().replace(bottleneck="gaussian", latent_channels=4, kl_weight=1e-6),
             precompute=PrecomputeConfig(columns=("latents",), resolution=SIDE, kept_resolution=8)),
         "latent diffusion", APPROXIMATE, principal=True),
     System("cascade_32", "A base at 16² and an upsampler to 32², 15 and 8 steps of SDE-DPM-Solver++(2M).",
         lambda name: SMALL.branch(
-            name, timed(systems.sketching().replace(conditions=()), 312, share=0.6),
+            name, timed(systems.sketching().replace(conditions=()), 285, share=0.6),
             DiffusionBranchSampling(base=systems.SKETCH, upsamplers=(
                 systems.SKETCH.replace(num_inference_steps=14, strength=0.57, noise_level=50),)),
             upsamplers=(timed(systems.sketching(32).replace(
-                low_res_resolution=16, max_noise_level=300, conditions=()), 192, share=0.4),)),
+                low_res_resolution=16, max_noise_level=300, conditions=()), 176, share=0.4),)),
         "cascade", APPROXIMATE),
     System("gan_32", "Residual GAN, spectral norm, hinge loss.",
-        lambda name: SMALL.one_model(name, timed(systems.gan().replace(conditions=()), 257)),
+        lambda name: SMALL.one_model(name, timed(systems.gan().replace(conditions=()), 221)),
         "GAN", IMPLICIT, principal=True),
 )
 # fmt: on
@@ -211,17 +211,17 @@ def timed(training: systems.Trained, steps_per_minute: int, *, share: float = 1.
 
 def timed_vae() -> AutoencoderTraining:
     """VAE of 32² pixels in all of the minutes, a quarter of them with a divergence that gains weight."""
-    training = timed(systems.vae(), 345)
+    training = timed(systems.vae(), 297)
     return training.replace(kl_warmup_steps=training.optimization.total_steps // 4)
 
 
 def timed_ddpm() -> DiffusionTraining:
     """DDPM of 32² pixels, in all of the minutes."""
-    return timed(systems.as_ddpm(systems.diffusion(32)), 197)
+    return timed(systems.as_ddpm(systems.diffusion(32)), 177)
 
 
 def half_vqgan() -> AutoencoderTraining:
     """VQ-GAN of 32² pixels and 8² tokens of 128 codes, in half of the minutes."""
-    training = timed(systems.autoencoder_32(), 390, share=0.5)
+    training = timed(systems.autoencoder_32(), 353, share=0.5)
     start = training.optimization.total_steps // 2
     return systems.adversarial(training, start=start).replace(global_batch_size=8)
