@@ -178,11 +178,15 @@ def fetch_encoder(uri: str, folder: Path) -> Path:
 
 def encoder_places(uri: str) -> dict[str, str]:
     """The files of a pretrained encoder, each with its folder: `uri`, or the tokenizer's beside it.
-    Pipelines of diffusers keep text_encoder and tokenizer apart. Raises FrozenTextError if one is missing."""
+    Pipelines of diffusers keep text_encoder and tokenizer apart; one inside a cascade (`models/sd/text_encoder`) lies
+    where the manifest says. Raises FrozenTextError if one is missing."""
+    uri = encoder_folder(uri)
+    around, _, name = uri.rstrip("/").rpartition("/")
+    sibling, config = f"{around}/tokenizer", f"{name}/{CONFIG}"
     try:
-        uri = encoder_folder(uri)
-        sibling = f"{uri.rstrip('/').rpartition('/')[0]}/tokenizer"
         found = {info.path: uri for info in list_url(uri)}
+        if not found and (whole := load_artifact(Store(absolute(around)))) and config in whole.names():
+            return encoder_places(whole.url(config).removesuffix(f"/{CONFIG}"))
         if not {TOKENIZER, *WORDS} & set(found):
             found = {info.path: sibling for info in list_url(sibling)} | found
         names = encoder_files(uri, found, Store(uri).read)
@@ -193,12 +197,9 @@ def encoder_places(uri: str) -> dict[str, str]:
 
 def encoder_folder(uri: str) -> str:
     """URL of a text encoder's folder; `package://NAME/FOLDER` lies in the installed Python package NAME.
-    One inside a cascade (`models/sd/text_encoder`) lies where the manifest says. Raises FrozenTextError without the
-    package."""
+    Raises FrozenTextError without the package."""
     if not uri.startswith(PACKAGE):
-        around, _, name = absolute(uri).rpartition("/")
-        whole, config = load_artifact(Store(around)), f"{name}/{CONFIG}"
-        return whole.url(config).removesuffix(f"/{CONFIG}") if whole and config in whole.names() else uri
+        return uri
     name, _, folder = uri.removeprefix(PACKAGE).partition("/")
     found = find_spec(name)
     if found is None or found.origin is None:

@@ -21,13 +21,14 @@ from components.models.diffusion.corruption import upsample
 from components.runtime.storage.artifact import load_artifact
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade, compose
-from components.sampling.frozen_text import load_frozen_text
+from components.sampling.frozen_text import FrozenTextError, load_frozen_text
 from components.sampling.generators.diffusion import image_noise
 from components.sampling.requests import Request
 from components.training.batches import to_batch
 from components.training.frozen import Latents, caption_encoder
 from components.training.loop import fit
 from components.weights.families import autoencoders, text_unets
+from components.weights.files import fetch_encoder
 from components.weights.importing import on_meta
 from components.weights.single_file import gives_noise_back, unet_config, vae_config
 from components.weights.starts import start_loader
@@ -121,6 +122,18 @@ def assert_same_image(cascade: Cascade, pipeline: Any, steps: int = STEPS) -> No
     (ours,) = cascade.sample([request])
     assert ours.std() > 20
     assert np.abs(ours.astype(int) - np.round(theirs * 255)).max() <= 1
+
+
+def test_a_training_reads_the_text_encoder_of_what_was_imported(folder: Path, tmp_path: Path):
+    """The cascade's own folder says where its parts lie."""
+    artifact = load_artifact(Store(str(folder / "ours")))
+    assert artifact is not None
+    fetched = fetch_encoder(str(folder / "ours/text_encoder"), tmp_path / "fetched")
+    files = {path.name: path.read_bytes() for path in fetched.iterdir()}
+    assert files.keys() >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert files == {name: artifact.read(f"text_encoder/{name}") for name in files}
+    with pytest.raises(FrozenTextError, match=r"ours/vae holds no text encoder, it lacks config\.json"):
+        fetch_encoder(str(folder / "ours/vae"), tmp_path / "none")
 
 
 @pytest.mark.parametrize("tower", TOWERS)

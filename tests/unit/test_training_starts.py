@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from components.configuration.conditions import DatasetInfo
 from components.configuration.optimization import StartConfig
 from components.configuration.usage import UsageError
+from components.data.held_out import read_split
+from components.data.shards import View, load_index
 from components.models.bundle import WEIGHTS, ModelBundle, save_bundle
 from components.runtime.storage.artifact import Artifact, commit_artifact, upload_attempt
 from components.runtime.storage.connection import StoreError
@@ -23,10 +26,12 @@ from components.runtime.storage.store import Store
 from components.runtime.tracking.names import CANDIDATE, MANIFEST, PLACE
 from components.runtime.tracking.registry import create_name
 from components.sampling.model import BPE
+from components.sampling.requests import Request
 from components.training.batches import to_batch
 from components.training.learner import make_network
 from components.training.loop import fit
 from components.training.optim import factor_of
+from components.training.subject import write_subject
 from components.weights.starts import load_start, open_start, start_loader
 from pipelines.engine.driver import Prepared, RunOptions, prepare
 from pipelines.planning.cost import stage_costs
@@ -36,6 +41,7 @@ from pipelines.planning.shares import share_cluster, trainings
 from pipelines.recipes.catalog import load_recipe
 from pipelines.workflow import Workflow
 from tests.checkpoints import read_folder, write_checkpoint
+from tests.image_sets import write_set
 from tests.in_process import Done, in_process
 from tests.refusals import assert_refused, one_line
 from tests.served_models import Registry
@@ -439,3 +445,16 @@ def test_a_subject_in_latents_needs_the_autoencoder_of_its_start(tmp_path: Path)
     assert made.config.sampling == recipe.sampling.base
     with one_line(UsageError, match=r"set autoencoder\.init_from\.frozen"):
         latents_of(tmp_path, *subject, "autoencoder.init_from.frozen=false")
+
+
+def test_samples_of_a_start_without_classes_stand_in_those_of_the_images(tmp_path: Path):
+    """As of an imported Stable Diffusion; a label that no class has could not be read."""
+    config = smoke_base().replace(conditions=("text",))
+    start = open_start(StartConfig(uri=str(written(tmp_path / "start", config, classes=[]))))
+    index = write_set(Store(str(tmp_path / "few")), sizes=(3,), holdout_fraction=0.0)
+    words, files = (Request(prompt="sks red"), Request(prompt="red")), Store(str(tmp_path / "made"))
+    write_subject(start, 1.0, index, words, np.zeros((2, 8, 8, 3), np.uint8), files)
+    made = load_index(files.url("index.json"))
+    rows = read_split(made, "train", View(8))
+    assert (made.classes, rows.label.tolist()) == (index.classes, [0] * 5)
+    assert [*rows.caption] == ["sks red"] * 3 + ["red"] * 2
