@@ -59,8 +59,8 @@ class ClipScore:
         vision = model.config.vision_config
         self.side, self.sha256 = vision.image_size, file.sha256
         # Scores of two networks can't be compared: `clip_score_vit_l_14`, `clip_score_vit_l_14_336`.
-        self.name = f"clip_score_vit_{SIZES.get(vision.hidden_size, vision.hidden_size)}_{vision.patch_size}"
-        self.name += "" if self.side == USUAL_SIDE else f"_{self.side}"
+        name = f"clip_score_vit_{SIZES.get(vision.hidden_size, vision.hidden_size)}_{vision.patch_size}"
+        self.name = name + f"_{self.side}" * (self.side != USUAL_SIDE)
         self.mean, self.deviation = (np.array(scaling[name], np.float32) for name in ("mean", "std"))
         self.tokens.enable_truncation(model.config.text_config.max_position_embeddings)
         self.tokens.enable_padding()  # behind the end of a text, where no token sees it
