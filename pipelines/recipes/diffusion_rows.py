@@ -30,7 +30,7 @@ from components.stages.precompute import PrecomputeConfig, TextEncoderConfig
 from components.stages.samples import SamplesConfig
 from pipelines.recipes import systems
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, ImageToImageRecipe, ObedienceRecipe
-from pipelines.recipes.rows import DESCRIBED, EMOJI, EVALUATION, SCENES
+from pipelines.recipes.rows import DEMO_IMAGES, DESCRIBED, EMOJI, EVALUATION, SCENES
 from pipelines.recipes.shapes import RecipeRow, SharedParts
 from pipelines.recipes.systems import ANCESTRAL, ANCESTRAL_250, SKETCH, diffusion, sketching
 
@@ -53,8 +53,8 @@ FASHION_BOUND = LikelihoodConfig(samples=256, timesteps_per_image=125)  # all 1,
 
 DIFFUSION_ROWS = (
     RecipeRow("ddpm",
-        "D1: DDPM at 16², linear schedule, noise prediction, L_simple; 100 steps; forward process at 64².",
-        lambda name: EMOJI.studies(
+        "D1: DDPM, scenes of 16², linear schedule, noise prediction, L_simple; 100 steps; forward process at 64².",
+        lambda name: DEMO_IMAGES.studies(
             name, systems.as_ddpm(diffusion()), ANCESTRAL.replace(num_inference_steps=100),
             noising_study=NoisingStudyConfig(resolution=64))),
     RecipeRow("dit",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.networks import EMACodesConfig, GradientCodesConfig, ScalarCodesConfig
+from components.configuration.optimization import Training
 from components.configuration.sampling import (
     DiffusionBranchSampling,
     GANSampling,
@@ -18,7 +19,7 @@ from components.configuration.sampling import (
     TokenBranchSampling,
     TokenSampling,
 )
-from components.configuration.trainings import AutoencoderTraining
+from components.configuration.trainings import AutoencoderTraining, PriorTraining
 from components.evaluation.codes_study import CodesStudyConfig
 from components.evaluation.likelihood_study import LikelihoodConfig
 from components.stages.evaluate import EvaluationConfig
@@ -32,10 +33,12 @@ SAMPLES = SamplesConfig(measured_samples=256, images_per_class=4, num_prompts=6,
 EVALUATION = EvaluationConfig(reference_samples=1024)
 EMOJI = SharedParts(systems.emoji(), SAMPLES, EVALUATION)
 EMOJI_128, SCENES = EMOJI._replace(images=systems.emoji(128)), EMOJI._replace(images=systems.scenes())
-# Rows by caption: each word thousands of times, four colors never with a certain shape.
+# Learned in minutes well enough to be recognized. Each word thousands of times, four colors never with a certain shape.
 DESCRIBED = EMOJI._replace(
     images=systems.scenes().replace(limit=8000, samples_per_shard=500, vocab_size=512, text_length=12, held_out_pairs=4)
 )
+DEMO = systems.described()
+DEMO_IMAGES = EMOJI._replace(images=DEMO.images)  # the same scenes at 64²
 GUIDED, UNGUIDED = TokenSampling(guidance_scale=1.5, top_k=100), TokenSampling(top_k=100)
 ROTARY = {"positions": "rotary_2d", "token_corruption": 0.1}  # of transformers over the tokens of a VQ-GAN
 
@@ -51,6 +54,11 @@ PIXELS = {"resolution": SIDE, "conditions": (), "channels": 36, "global_batch_si
 BOUND = LIKELIHOOD.replace(timesteps_per_image=25)  # all 1,000: hours
 
 
+def by_class(name: str, prior: Training, sampling: TokenSampling) -> TokenBranchRecipe:
+    """A recipe of a prior over the demo's tokens of scenes of 64², which are made once."""
+    return DEMO_IMAGES.token_branch(name, DEMO.tokenizer, prior, sampling)
+
+
 def lecture_vqvae(bottleneck: EMACodesConfig | GradientCodesConfig) -> AutoencoderTraining:
     """128² pixels to 32² latents, K = 512 (van den Oord et al., 2017, section 4.2), by squared error."""
     return systems.autoencoder().replace(
@@ -64,6 +72,16 @@ def slide_vqvae() -> AutoencoderTraining:
     return lecture_vqvae(codes).replace(patch_shortcut=False)
 
 
+def slide_vqvae_32() -> AutoencoderTraining:
+    """The same loss from 32² pixels to 8² latents."""
+    return slide_vqvae().replace(resolution=32, channels=32, total_steps=600, global_batch_size=16, sample_every=300)
+
+
+def token_transformer() -> PriorTraining:
+    """Transformer by class over the tokens of a VQ-GAN."""
+    return systems.transformer().replace(total_steps=1200, checkpoint_every=400, sample_every=600, **ROTARY)
+
+
 def conditioned(name: str, tokenizer: AutoencoderTraining) -> TokenBranchRecipe:
     """A recipe of a prior over scenes after the tokens of another image of the same scene."""
     other = tokenizer.replace(total_steps=200)
@@ -74,8 +92,8 @@ def conditioned(name: str, tokenizer: AutoencoderTraining) -> TokenBranchRecipe:
 
 # fmt: off
 DISCRETE_ROWS = (
-    RecipeRow("vae", "T1: VAE at 32², Gaussian latents of 4² x 16, its bound in bits/dim.",
-        lambda name: EMOJI.one_model(name, systems.vae())),
+    RecipeRow("vae", "T1: VAE of scenes of 32², Gaussian latents of 4² x 16, its bound in bits/dim.",
+        lambda name: DESCRIBED.one_model(name, systems.vae())),
     # Its latents are far from normal: D13 learns their distribution, and what is drawn from the normal is noise.
     RecipeRow("vae_gan", "T1: VAE-GAN, 64² pixels to Gaussian latents of 16² x 4, perceptual and adversarial loss.",
         lambda name: EMOJI.one_model(name, systems.vae_gan(), samples=None)),
@@ -94,20 +112,20 @@ DISCRETE_ROWS = (
     RecipeRow("fsq", "T5: finite scalar quantization, 8 x 8 x 8 levels, 64² pixels to 8² tokens.",
         lambda name: EMOJI.one_model(
             name, systems.autoencoder().replace(bottleneck=ScalarCodesConfig(levels=(8, 8, 8))))),
-    RecipeRow("pixelcnn", "P1: gated PixelCNN over the sub-pixels of 16² images by class, exact bits/dim.",
-        lambda name: EMOJI.one_model(name, systems.pixelcnn())),
-    RecipeRow("pixelrnn", "P1: Row LSTM over the sub-pixels of 16² images by class, exact bits/dim.",
-        lambda name: EMOJI.one_model(name, systems.as_row_lstm(systems.pixelcnn()).replace(total_steps=800))),
-    RecipeRow("vqvae_pixelcnn", "P2: PixelCNN by class over the index grid of the slide's VQ-VAE, 32² codes.",
-        lambda name: EMOJI_128.token_branch(name, slide_vqvae(), systems.pixelcnn().replace(
-            resolution=None, global_batch_size=8, total_steps=200, sample_every=100), TokenSampling())),
+    RecipeRow("pixelcnn", "P1: gated PixelCNN over the sub-pixels of scenes of 16² by class, exact bits/dim.",
+        lambda name: DESCRIBED.one_model(name, systems.pixelcnn().replace(total_steps=900))),
+    RecipeRow("pixelrnn", "P1: Row LSTM over the sub-pixels of scenes of 16² by class, exact bits/dim.",
+        lambda name: DESCRIBED.one_model(name, systems.as_row_lstm(systems.pixelcnn()).replace(total_steps=1600))),
+    RecipeRow("vqvae_pixelcnn",
+        "P2: PixelCNN by class over the index grid of the slide's VQ-VAE, scenes of 32², 8² codes.",
+        lambda name: DESCRIBED.token_branch(name, slide_vqvae_32(), systems.pixelcnn().replace(
+            resolution=None, total_steps=1500, sample_every=750), TokenSampling())),
     RecipeRow("vqgan_transformer",
-        "P3: transformer by class over the tokens of the VQ-GAN; guidance, top-k; windows for larger images.",
-        lambda name: EMOJI.token_branch(name, systems.vqgan(), systems.transformer().replace(**ROTARY), GUIDED)),
+        "P3: transformer by class over the demo's VQ-GAN tokens; guidance, top-k; windows for larger images.",
+        lambda name: by_class(name, token_transformer(), GUIDED)),
     RecipeRow("vqgan_transformer_unconditional",
         "P3: the same transformer without any condition, over the same tokens.",
-        lambda name: EMOJI.token_branch(name, systems.vqgan(), systems.transformer().replace(
-            conditions=(), cond_drop_prob=0.0, **ROTARY), UNGUIDED)),
+        lambda name: by_class(name, token_transformer().replace(conditions=(), cond_drop_prob=0.0), UNGUIDED)),
     RecipeRow("dalle",
         "P4: DALL-E, a transformer of captions and the dVAE's tokens; an encoder keeps the best of four.",
         lambda name: EMOJI.token_branch(
@@ -118,12 +136,13 @@ DISCRETE_ROWS = (
         lambda name: conditioned(name, systems.autoencoder_32().replace(member="depth", codebook_size=64))),
     RecipeRow("image_transformer", "P5: from an image of 16² to one of 32²; the small one has a tokenizer of its own.",
         lambda name: conditioned(name, systems.autoencoder_32().replace(resolution=16))),
-    RecipeRow("maskgit", "P6: MaskGIT over the tokens of the VQ-GAN by class, 12 steps in place of 64.",
-        lambda name: EMOJI.token_branch(
-            name, systems.vqgan(), systems.masked_transformer(),
+    RecipeRow("maskgit", "P6: MaskGIT over the same tokens by class, 12 steps in place of 64.",
+        lambda name: by_class(
+            name, systems.masked_transformer().replace(total_steps=1200, checkpoint_every=400, sample_every=600),
             MaskedTokenSampling(guidance_scale=1.5, top_k=100, num_inference_steps=12))),
-    RecipeRow("gan", "G1: residual GAN by class at 32², projection discriminator, spectral norm, hinge loss.",
-        lambda name: EMOJI.one_model(name, systems.gan(), sampling=OneModelSampling(model=GANSampling()))),
+    RecipeRow("gan",
+        "G1: residual GAN of scenes of 32² by class, projection discriminator, spectral norm, hinge loss.",
+        lambda name: DESCRIBED.one_model(name, systems.gan(), sampling=OneModelSampling(model=GANSampling()))),
 )
 
 

@@ -9,7 +9,7 @@ from components.runtime.storage import outages
 from components.runtime.storage.artifact import load_artifact
 from tests.conftest import mlflow_process
 from tests.faults.conftest import Record, Undisturbed
-from tests.faults.runs import INTERVAL, Run, in_mlflow, registered, stopped, wait_until
+from tests.faults.runs import INTERVAL, Run, in_mlflow, kill_group, registered, stopped, wait_until
 from tests.outages import Gate, gate
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
@@ -45,6 +45,27 @@ def test_a_run_waits_for_its_store_says_so_and_leaves_the_same_bytes(
     assert f"warning: store {s3_bucket} was away for 0:" in " ".join(run.said().split())
     proof = run.same_as(undisturbed(STEPS, workers=1))
     record(f"store away for {SECONDS} s at data, checkpoint and commit, {LONGER} s in the midst of training", 4, proof)
+
+
+def test_a_head_lost_while_its_store_is_away_costs_no_byte(
+    s3_server: str, s3_bucket: str, tmp_path: Path, undisturbed: Undisturbed, record: Record
+):
+    """The same command comes again before the store is back, so its first look waits."""
+    run = Run(tmp_path, steps=STEPS, workers=1, storage=f"{s3_bucket}/runs", max_failures=0)
+    with gate(s3_server) as network:
+        submitted = PATIENCE | {"AWS_ENDPOINT_URL": network.address}
+        driver = run.start(**submitted)
+        close_while_it_trains(network, run, LONGER)
+        wait_until(lambda: f"store {s3_bucket} away for" in " ".join(run.said().split()), run)
+        kill_group(driver)
+        run.log.unlink()
+        driver = run.start(**submitted)
+        wait_until(lambda: f"store {s3_bucket} away for" in " ".join(run.said().split()), run)
+        assert not network.closings, "the store was back before the second job looked"
+        run.finish(driver)
+        ((_, _, seconds),) = network.closings
+    proof = run.same_as(undisturbed(STEPS, workers=1))
+    record(f"head killed while its store is away for {seconds:.0f} s, started again meanwhile", 2, proof)
 
 
 def test_a_run_goes_on_without_mlflow_which_has_everything_once_in_the_end(
