@@ -105,7 +105,7 @@ def open_archive(url: str) -> Iterator[zipfile.ZipFile]:
     try:
         with io.BufferedReader(RemoteFile(url), BLOCK) as file, zipfile.ZipFile(file) as archive:
             yield archive
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:  # the last: encrypted
         raise ValueError(f"{url} can't be read as an archive ({error}); fetch or write it again") from None
 
 

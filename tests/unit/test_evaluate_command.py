@@ -132,6 +132,15 @@ def test_images_are_the_same_in_whatever_holds_them(tmp_path: Path, name: str) -
     np.testing.assert_array_equal(np.concatenate([images for part in parts for images in part.batches()]), pixels(0))
 
 
+@pytest.mark.parametrize("change", [("flag_bits", 1), ("compress_type", 9)])  # encrypted; Deflate64, as Windows has it
+def test_an_archive_that_can_not_be_opened_is_one_line(tmp_path: Path, change: tuple[str, int]) -> None:
+    with zipfile.ZipFile(tmp_path / "made.zip", "w") as archive:
+        archive.writestr("0.png", encode_png(pixels(0, 1)[0]))
+        setattr(archive.filelist[0], *change)
+    with pytest.raises(ValueError, match=r"made\.zip can't be read as an archive"):
+        given.given_images(str(tmp_path / "made.zip"))
+
+
 def test_images_of_several_sizes_are_measured_each_at_its_own(tmp_path: Path) -> None:
     for number, side in enumerate((8, 8, 9, 8)):
         (tmp_path / f"{number}.png").write_bytes(encode_png(np.full((side, 8, 3), number, np.uint8)))
