@@ -128,6 +128,13 @@ def test_empty_cells_are_no_word_none_under_any_name_of_files(folder: Path, file
     assert read(list_folder(str(folder))) == {"a.png": ("image", "")}
 
 
+def test_json_lines_end_at_line_feeds_alone(folder: Path) -> None:
+    words = "one\u2028two\x85three"  # line breaks of Unicode, which JSON leaves within its strings
+    line = json.dumps({"file": "a.png", "caption": words}, ensure_ascii=False)
+    (folder / "captions.jsonl").write_text(f"{line}\r\n\r\n", encoding="utf-8")
+    assert read(list_folder(str(folder))) == {"a.png": ("image", words)}
+
+
 def write_metadata(folder: Path, kind: str, rows: list[dict[str, object]]) -> None:
     if kind == "csv":
         lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]

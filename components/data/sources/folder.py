@@ -91,7 +91,7 @@ def _raw_rows(url: str) -> list[dict[str, Any]]:
         return rows
     content = data.decode("utf-8-sig")
     if not url.endswith(".csv"):
-        rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+        rows = [json.loads(line) for line in content.split("\n") if line.strip()]
         if any(not isinstance(row, dict) for row in rows):
             raise ValueError("a line is no object")
         return rows
