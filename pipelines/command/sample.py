@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,10 +69,12 @@ def sample(
     conditions = list(dict.fromkeys(request.condition for request in requests))
     bare = [f"condition {conditions.index(r.condition)}" if r.condition else "unconditional" for r in requests]
     names = [str(request.label or request.prompt or name) for request, name in zip(requests, bare, strict=True)]
-    for image, name, request in zip(images, names, requests, strict=True):
-        slug = re.sub(r"[^a-z0-9]+", "-", name.lower())[:40]
-        file = out / f"{slug}-{request.generator}-{request.seed:04d}.png"
-        file.write_bytes(opened.signed(encode_png(image), request))
+    slugs = [re.sub(r"[^a-z0-9]+", "-", name.lower())[:40] for name in names]
+    files = [f"{slug}-{each.generator}-{each.seed:04d}" for slug, each in zip(slugs, requests, strict=True)]
+    taken = Counter(files)  # equal names get a number
+    for number, (image, file, request) in enumerate(zip(images, files, requests, strict=True)):
+        name = f"{file}-{number}" if taken[file] > 1 else file
+        (out / f"{name}.png").write_bytes(opened.signed(encode_png(image), request))
     (out / "grid.png").write_bytes(labelled_grid(images, names))
     console.print(f"{len(images)} images in {time.monotonic() - started:.1f} s, in {out}", highlight=False)
     typer.echo(f"grid: {out / 'grid.png'}")

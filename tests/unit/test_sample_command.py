@@ -49,6 +49,10 @@ def test_a_lone_base_makes_the_images_that_it_makes_in_a_cascade_of_its_own(fold
     np.testing.assert_array_equal(made, wanted)
 
 
+def test_every_image_has_a_file_also_where_words_are_alike_at_their_beginning(folder: Path, tmp_path: Path) -> None:
+    assert len(sampled(folder, tmp_path, label=["1", "1"], count=2, steps=1, sampler="ddpm")) == 4
+
+
 FILTERS = ({"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.3}, {"size": (16, 32)}, {"size": (16, 32), "top_k": 2})
 
 
