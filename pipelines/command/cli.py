@@ -185,8 +185,7 @@ def data(
     samples_per_shard: Annotated[
         int | None,
         typer.Option(
-            help="Images in one tar: 512; of tars that are written again 64, which suits trainings up to 256² "
-            "(`cascade plan` says what a recipe's need).",
+            help="Images in one tar: 512; of tars that are written again 256 (`cascade plan` says what recipes need).",
             min=1,
         ),
     ] = None,

@@ -1,5 +1,6 @@
 """Laws of tars that are written again: each sample as it was and once, mixed, and no tar that is done read again."""
 
+import inspect
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +14,8 @@ from components.data.sources.webdataset import TarFacts, TarResharder
 from components.data.tars import Group, iterate_shard
 from components.runtime.storage.artifact import look_at, recorded_parts
 from components.runtime.storage.store import Store
+from pipelines.command import cli
+from pipelines.command.data import default_samples
 from tests.image_sets import CLASSES, image, png, tar_of, write_tar
 from tests.stored_files import flip
 
@@ -135,3 +138,8 @@ def test_parts_are_even_and_none_is_larger_than_asked(count: int) -> None:
 def test_what_is_written_never_becomes_a_part_of_the_source(path: str, out: str, inside: bool) -> None:
     with pytest.raises(SourceError, match="lies in the source") if inside else nullcontext():
         check_outside(out, path)
+
+
+def test_the_command_says_how_many_samples_a_shard_has_where_the_user_says_nothing() -> None:
+    about = inspect.signature(cli.data).parameters["samples_per_shard"].annotation.__metadata__[0].help
+    assert f"{default_samples('folder')}; of tars that are written again {default_samples('webdataset')}" in about
