@@ -1,13 +1,25 @@
 """Laws of the diffusion task that belong to no other: every objective trains, resumes and samples."""
 
+import inspect
+import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from components.configuration.conditions import DatasetInfo
+from components.configuration.optimization import OptimizationConfig
+from components.data.decoded import ImageSamples
+from components.data.held_out import held_out_arrays
+from components.data.shards import View
+from components.data.stream import rank_batches
 from components.models.bundle import ModelBundle, save_bundle
 from components.models.diffusion.discrete import KEPT, record
 from components.models.diffusion.steps import SAMPLERS
+from components.runtime.events import Recorder
+from components.runtime.execution import Resources
+from components.runtime.storage.store import Store
 from components.sampling.generators.diffusion import denoise, sample_upsampler
 from components.sampling.model import load_model
 from components.sampling.plan import plan_of
@@ -15,6 +27,11 @@ from components.sampling.requests import Request
 from components.training.batches import to_batch
 from components.training.frozen import Latents
 from components.training.loop import fit
+from components.training.parallel import ALONE
+from components.training.results import ModelDescription
+from components.training.tasks.diffusion import DiffusionTask
+from components.training.worker import TrainingJob
+from tests.house import ROOT
 from tests.tiny_cascade import CLASSES
 from tests.tiny_training import DATASET_INFO, DIFFUSIONS, batches, config_of, make_task, rows_at
 
@@ -84,3 +101,19 @@ def test_losses_of_the_steps_drawn_become_the_history_and_then_the_draw() -> Non
     _, weight = task.sample_timesteps(torch.arange(64))
     assert weight is not None
     assert not torch.equal(weight, torch.ones(64))
+
+
+def test_the_examples_of_the_room_train_and_describe_a_job() -> None:
+    """`train` needs a cluster, so the job is looked at."""
+    here, cluster = re.findall(r"```python\n(.*?)```", (ROOT / "components/training/README.md").read_text(), re.DOTALL)
+    config = config_of("base", conditions=("label",), total_steps=2, warmup_steps=0)
+    names = {each.__name__: each for each in (DatasetInfo, DiffusionTask, fit, ImageSamples, View, Store, TrainingJob)}
+    names |= {each.__name__: each for each in (ModelDescription, Recorder, Resources, held_out_arrays, rank_batches)}
+    names |= {"config": config, "batches": batches(config, to_batch), "dataset_info": DATASET_INFO, "partial": partial}
+    exec(here, names)
+    exec(cluster, names | {"index": None, "train": lambda job: job}, made := {})
+    job = made["trained"]
+    assert isinstance(job.config, OptimizationConfig)
+    inspect.signature(job.held_out.func).bind(*job.held_out.args, **job.held_out.keywords)
+    inspect.signature(job.stream).bind(rank=0, world_size=1, start_step=0)
+    assert isinstance(job.make_task(worker=ALONE), DiffusionTask)
