@@ -269,18 +269,15 @@ def correlations(rows: Sequence[EMAProfile], columns: Sequence[EMAProfile]) -> n
     return (gamma_a + 1) * (gamma_b + 1) * ratio / ((gamma_a + gamma_b + 1) * np.maximum(t_a, t_b))
 
 
-def coefficients(snapshots: Sequence[EMAProfile], target: EMAProfile) -> np.ndarray:
-    """Factors of snapshots, (N,) float64 with sum 1, for a target profile by least squares (algorithm 3).
-    Snapshots later than the target get 0: they hold updates that it must not. Raises ValueError where none is left."""
-    usable = [index for index, profile in enumerate(snapshots) if profile.updates <= target.updates]
-    if not usable:
-        raise ValueError(f"there is no snapshot up to update {target.updates}")
-    profiles = [snapshots[index] for index in usable]
+def posthoc_factors(profiles: Sequence[EMAProfile], sigma_rel: float) -> np.ndarray:
+    """Factors of snapshots, (N,) float64 with sum 1, for the average of width `sigma_rel` at the last moment.
+    By least squares (algorithm 3). Raises ValueError for a width without a profile, or where there is no snapshot."""
+    if not profiles:
+        raise ValueError("there is no snapshot")
+    target = EMAProfile(max(profile.updates for profile in profiles), sigma_rel)
     products = correlations(profiles, [target])[:, 0]
     solution, *_ = np.linalg.lstsq(correlations(profiles, profiles), products, rcond=CUTOFF)
-    weights = np.zeros(len(snapshots))
-    weights[usable] = solution / solution.sum()
-    return weights
+    return solution / solution.sum()
 
 
 def combine(snapshots: Iterable[Mapping[str, Tensor]], weights: np.ndarray) -> dict[str, Tensor]:
@@ -291,10 +288,3 @@ def combine(snapshots: Iterable[Mapping[str, Tensor]], weights: np.ndarray) -> d
             added = weight * tensor.double() if tensor.is_floating_point() else tensor
             total[name] = total[name] + added if name in total and tensor.is_floating_point() else added
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in total.items()}
-
-
-def posthoc_factors(profiles: Sequence[EMAProfile], sigma_rel: float) -> np.ndarray:
-    """Factors of snapshots, (N,) float64, for the average of width `sigma_rel` at the last moment.
-    Raises ValueError for a width without a profile, or where there is no snapshot."""
-    last = max((profile.updates for profile in profiles), default=0)
-    return coefficients(profiles, EMAProfile(last, sigma_rel))

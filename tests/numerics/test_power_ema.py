@@ -9,7 +9,6 @@ from components.training.optim import (
     EMA,
     WIDTHS,
     EMAProfile,
-    coefficients,
     combine,
     correlations,
     gamma_of,
@@ -97,7 +96,7 @@ def test_correlations_are_inner_products_of_the_profiles() -> None:
 def test_reconstructing_a_stored_profile_returns_it() -> None:
     _, snapshots = tracked(walk())
     for width in WIDTHS:
-        weights = coefficients([*snapshots], EMAProfile(UPDATES, width))
+        weights = posthoc_factors([*snapshots], width)
         stored = [profile == EMAProfile(UPDATES, width) for profile in snapshots]
         np.testing.assert_allclose(weights, np.array(stored, float), atol=1e-6)
         found = combine(snapshots.values(), posthoc_factors([*snapshots], width))["weight"]
@@ -114,13 +113,11 @@ def test_a_reconstructed_average_is_the_one_that_was_not_tracked(sigma_rel: floa
     assert (found - wanted).abs().max() < 0.05 * min((each - wanted).abs().max() for each in stored)
 
 
-def test_snapshots_of_later_moments_have_no_part() -> None:
+def test_factors_add_up_to_one_and_are_of_a_snapshot_at_least() -> None:
     kept = [EMAProfile(update, width) for update in (100, 200, 300) for width in WIDTHS]
-    weights = coefficients(kept, EMAProfile(200, 0.07))
-    assert weights[4:].tolist() == [0, 0]
-    assert weights.sum() == pytest.approx(1)
-    with pytest.raises(ValueError, match="no snapshot up to update 50"):
-        coefficients(kept, EMAProfile(50, 0.07))
+    assert posthoc_factors(kept, 0.07).sum() == pytest.approx(1)
+    with pytest.raises(ValueError, match="there is no snapshot"):
+        posthoc_factors([], 0.07)
 
 
 def test_buffers_are_those_of_the_last_snapshot() -> None:
