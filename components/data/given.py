@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,13 +38,9 @@ class GivenImages(NamedTuple):
     def batches(self) -> Iterator[np.ndarray]:
         """Yields uint8 (n, H, W, 3) in order, at most BATCH of one size.
         Raises ValueError for an unreadable image."""
-        held: list[np.ndarray] = []
-        for image in self.images():
-            if held and (len(held) == BATCH or image.shape != held[0].shape):
+        for _, alike in groupby(self.images(), key=lambda image: image.shape):
+            while held := list(islice(alike, BATCH)):
                 yield np.stack(held)
-                held = []
-            held.append(image)
-        yield from [np.stack(held)] if held else []
 
     def images(self) -> Iterator[np.ndarray]:
         """Yields uint8 (H, W, 3). Raises ValueError, in one line, for an image that can't be read."""
