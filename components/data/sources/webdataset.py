@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -48,11 +48,6 @@ class Surveyed(NamedTuple):
     key: str
     words: SampleWords
 
-    @classmethod
-    def of(cls, group: Group) -> Self:
-        """Key and words of a group."""
-        return cls(group.key, group.words)
-
 
 @dataclass(frozen=True)
 class TarSurvey:
@@ -71,7 +66,7 @@ class TarSurvey:
         data, samples, quarantined = read_url(url), [], []
         for group, reason in checked_groups(data, url):
             if reason is None:
-                samples.append(Surveyed.of(group))
+                samples.append(Surveyed(group.key, group.words))
             else:
                 quarantined.append(Quarantined(key=group.key, shard=url, reason=reason))
         return self.record(content, samples, [self.entry(url, data, samples, quarantined)], [])
@@ -119,16 +114,17 @@ class TarResharder(TarSurvey):
         checked = list(checked_groups(read_url(url), url))
         groups = sorted((group for group, reason in checked if reason is None), key=lambda group: order_of(group.key))
         refused = [Quarantined(key=group.key, shard=url, reason=said) for group, said in checked if said is not None]
-        entries: list[ShardEntry] = []
+        entries, usable = list[ShardEntry](), list[Surveyed]()
         for place, shard in enumerate(even_parts(groups, self.samples_per_shard)):
-            name, samples = f"shard-{part[:12]}-{place:05d}.tar", [Surveyed.of(group) for group in shard]
+            name, samples = f"shard-{part[:12]}-{place:05d}.tar", [Surveyed(each.key, each.words) for each in shard]
             data = write_shard({"__key__": group.key, **group.members} for group in shard)
             if list(iterate_shard(data, name)) != shard:
                 raise ShardError(f"shard {name} does not read as it was written: its members have unusual names")
             self.out.write(name, data)
             entries.append(self.entry(name, data, samples, [] if entries else refused))
+            usable += samples
         files = [FileEntry(path=entry.url, bytes=entry.bytes, sha256=entry.sha256) for entry in entries]
-        return self.record(content, [Surveyed.of(group) for group in groups], entries, files)
+        return self.record(content, usable, entries, files)
 
 
 def list_tars(path: str) -> list[FileVersion]:
