@@ -133,8 +133,7 @@ class TokenSamples:
 
     @property
     def counts(self) -> np.ndarray:  # int64 (S,)
-        files = self.tokens.metadata["shards"]
-        return np.array([file["train_samples"] for file in files], dtype=np.int64)
+        return np.array([file.train_samples for file in token_files(self.tokens)], dtype=np.int64)
 
     def empty(self, rows: int) -> dict[str, np.ndarray]:
         widths = {"tokens": math.prod(self.tokens.metadata["grid"])}
