@@ -28,15 +28,9 @@ def derive_seed(seed: int, *parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def generator_on(device: torch.device | str) -> torch.Generator:
-    """An unseeded generator for tensors on the device; on the meta device, without numbers, any generator."""
-    device = torch.device(device)
-    return torch.Generator("cpu" if device.type == "meta" else device)
-
-
-def step_generator(seed: int, step: int, *, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for a step as a whole, equal on all ranks."""
-    return generator_on(device).manual_seed(derive_seed(seed, stream, step))
+def step_generator(seed: int, step: int, *, stream: str) -> torch.Generator:
+    """A generator on the CPU for a step as a whole, equal on all ranks."""
+    return torch.Generator().manual_seed(derive_seed(seed, stream, step))
 
 
 def sample_uniform(seed: int, position: Tensor, *, stream: str, device: torch.device | str = "cpu") -> Tensor:
@@ -77,8 +71,8 @@ def sample_uniforms(
 
 
 def filled(fill: Callable[..., Tensor], numbers: Tensor, seed: int, stream: str, position: Tensor) -> Tensor:
-    """The same tensor (B, ...), each row filled by a generator of its position."""
-    generator = generator_on(numbers.device)
+    """The same tensor (B, ...), each row filled by a generator of its position; on meta there are no numbers."""
+    generator = torch.Generator("cpu" if numbers.is_meta else numbers.device)
     for row, place in zip(numbers, position.tolist(), strict=True):
         fill(row, generator=generator.manual_seed(derive_seed(seed, stream, place)))
     return numbers
