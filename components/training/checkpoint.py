@@ -120,10 +120,6 @@ class StoredTensor(NamedTuple):
                 pieces.append(rows[max(first, begin) - begin : min(stop, end) - begin])
         return torch.cat(pieces) if pieces else self.open(0).get_slice(self.name)[:0]
 
-    def whole(self) -> Tensor:
-        """All rows. Raises DamagedFileError."""
-        return self.rows(0, self.length)
-
 
 def read_checkpoint(fetch: Callable[[str], Path]) -> tuple[int, dict[str, Any]]:
     """Reads (step, state), and restores the global generators; tensors in shards are `StoredTensor`s.
