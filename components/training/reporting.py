@@ -27,7 +27,7 @@ from components.models.devices import ToldLater
 from components.runtime import events
 from components.runtime.execution import Profiling
 from components.runtime.storage.store import SCRATCH, Store, StoreError
-from components.training.loop import Arrays, Batch, Metrics, Task, is_scheduled
+from components.training.loop import Batch, Metrics, is_scheduled
 from components.training.optim import LossWatch, learning_rate
 from components.training.parallel import Worker, average
 
@@ -200,13 +200,6 @@ class Reporter:
         self.held_before += self.held_seconds
         self.held_seconds = self.copy_seconds = 0.0
         return values
-
-    def show(self, task: Task, held_out: Arrays, step: int) -> dict[str, bytes]:
-        """Make and report previews, PNG by name: by rank 0, or by all ranks where weights are in shards."""
-        images = task.preview(held_out, step)
-        for name, png in images.items() if self.worker.rank == 0 else ():
-            self.recorder.emit(events.Image(self.stage, step, name, png))
-        return images
 
     def elapsed(self) -> Elapsed:
         """Seconds of training so far, those of earlier tries with them."""

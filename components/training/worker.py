@@ -210,17 +210,20 @@ class Saver:
         self.idle.set()
 
     def show(self, step: int, task: Task) -> dict[str, bytes]:
-        """Make previews, in rank 0 or, with shards, in all; where one rank alone has no room, warn and go on."""
+        """Make and report previews, in rank 0 or, with shards, in all; where one rank alone has no room, warn."""
         if self.worker.rank > 0 and not self.shards:
             return {}
         try:
-            return self.reporter.show(task, self.held_out, step)
+            images = task.preview(self.held_out, step)
         except RuntimeError as error:
             if self.shards:
                 raise
             line = out_of_memory(error, task, self.job.config, self.worker)
             self.job.recorder.emit(events.Warning(self.job.stage, f"no preview at step {step}: {line}"))
             return {}
+        for name, png in images.items() if self.worker.rank == 0 else ():
+            self.job.recorder.emit(events.Image(self.job.stage, step, name, png))
+        return images
 
     def finish(self, task: Task) -> None:
         """Evaluate the finished model and write its files.
