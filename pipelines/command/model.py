@@ -159,7 +159,7 @@ def export(
 
 
 def reconstruct(
-    model: Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a model's artifact.")],
+    model: Artifact,
     image: Annotated[list[Path], typer.Option(help="An image, of any size. Repeatable.")],
     tracking: Tracking = None,
     out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("reconstructed"),
