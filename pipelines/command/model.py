@@ -54,24 +54,24 @@ def import_(
     from components.runtime.storage.artifact import load_artifact
     from components.runtime.storage.store import Store, absolute
     from components.runtime.tracking.names import REGISTRY
+    from components.runtime.tracking.registry import is_model_folder
     from components.weights.files import read_tokenizer, read_weights
     from components.weights.importing import import_own, import_parts, import_weights
     from components.weights.single_file import import_single_file, version_of
     from components.weights.stable_diffusion import import_pipeline, is_pipeline
     from pipelines.command.loading import local_model
-    from pipelines.command.upkeep import is_own, targets_of
+    from pipelines.command.upkeep import targets_of
 
     targets, sampling = ({}, None) if as_ is None else targets_of(as_, set_)
     target = next(iter(targets.values()), None)
     with usage_errors():
-        if is_own(uri):
+        before = None if uri.startswith(REGISTRY) else load_artifact(Store(absolute(uri)))
+        if uri.startswith(REGISTRY) or before is not None or is_model_folder(uri):
             if target is not None or tokenizer is not None:
                 raise UsageError(f"{uri} is a model of ours, which says what it is: leave --as and --tokenizer out")
-            before = None if uri.startswith(REGISTRY) else load_artifact(Store(absolute(uri)))
             with local_model(uri, None) as folder:
                 copied = import_own(folder, uri, before, out=Store(absolute(out)))
-            typer.echo(f"model: {copied.identity} in {out}")
-            return typer.echo(f"next: cascade verify --model {out}")
+            return typer.echo(f"model: {copied.identity} in {out}\nnext: cascade verify --model {out}")
         if target is None and tokenizer is None and is_pipeline(uri):
             return echo_cascade(import_pipeline(uri, out=Store(absolute(out))).identity, out)
         words, weights = None if tokenizer is None else read_tokenizer(tokenizer), read_weights(uri)

@@ -13,7 +13,7 @@ from components.configuration.usage import UsageError, usage_errors
 from components.models.bundle import DESCRIPTION
 from components.models.file_list import LIST, differences
 from components.runtime.storage.artifact import Artifact, ArtifactError, load_artifact, verify_files
-from components.runtime.storage.store import SCRATCH, Store, absolute
+from components.runtime.storage.store import SCRATCH, Store
 from components.runtime.tracking.event_log import place_of
 from components.runtime.tracking.names import REGISTRY
 from components.weights.importing import Target
@@ -135,13 +135,6 @@ def targets_of(name: str, assignments: list[str]) -> tuple[dict[str, Target], Sa
         return Target(f"{recipe}/{stage}", trained[stage], *about, condition)
 
     return {part: target(each) for part, each in parts.items()}, own.sampling if stage == WHOLE else None
-
-
-def is_own(uri: str) -> bool:
-    """True for a model of this project: in a registry, storage or a folder."""
-    from components.runtime.tracking.registry import is_model_folder
-
-    return uri.startswith(REGISTRY) or is_model_folder(uri) or load_artifact(Store(absolute(uri))) is not None
 
 
 def write_average(model: str, *, length: float, tracking: str | None, out: Path) -> str | None:
