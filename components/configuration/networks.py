@@ -141,7 +141,7 @@ class AutoencoderNetworkConfig(NetworkConfig):
 
     kind: Literal["autoencoder"] = "autoencoder"
     channels: int = Field(ge=4)
-    channel_mult: tuple[int, ...]  # one level each; every further level halves the grid
+    channel_mult: tuple[int, ...] = Field(min_length=1)  # one level each; every further level halves the grid
     num_res_blocks: int = Field(ge=1)
     attention_resolutions: tuple[int, ...] = ()  # in pixels
     latent_channels: int = Field(ge=1)

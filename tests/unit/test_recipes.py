@@ -142,6 +142,7 @@ FAULTS = [  # recipe and assignments, words of the line that refuses them
     ("maskgit prior.num_layer=2", "prior.num_layer|num_layers"),
     ("maskgit prior.num_layers=0", "prior.network.num_layers|got 0"),
     ("vae model.kl_weigth=1", "model.kl_weigth|kl_weight"),
+    ("vae model.channel_mult=[]", "model.network.channel_mult|at least 1 item"),
     ("gan model.resolution=30", "resolution 30"),
     ("gan sampling.model.truncation=0", "sampling.model.truncation: Input should be greater than 0|got 0"),
     ('gan sampling.model={"top_k":4}', "sampling.model: a gan takes truncation"),
