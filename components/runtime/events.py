@@ -1,4 +1,4 @@
-"""Events of a run, their form as lines of a log, and a training's measures of its use of the machine.
+"""Events of a run, and their form as lines of a log.
 
 Workers, stages and the workflow emit them; the live table, the report and MLflow read them in the log.
 """
