@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import ray
 from rich.console import Console
 
-from components.configuration.usage import UsageError
+from components.configuration.file_names import folder_name
+from components.configuration.usage import UsageError, usage_errors
 from components.data.source_check import detect_source
 from components.data.source_look import SourceLook, look_at
 from components.evaluation.grids import labelled_grid
@@ -112,7 +113,8 @@ def prepare(options: RunOptions) -> Prepared:
     starts, configs = [*named, *preflight.check_starts(planned)], [e.stage.config for e in planned if e.wanted]
     looks = (look_at(*detect_source(own.source), own) for own in configs if isinstance(own, ImagesConfig))
     look = next(looks, None)
-    run = options.run or f"{name}-{planned[-1].key[:6]}"
+    with usage_errors("--run: "):
+        run = folder_name(options.run or f"{name}-{planned[-1].key[:6]}")
     profiling = None
     if options.profile_steps is not None:
         folder = root.join("runs", run, run_report.TRACES).uri

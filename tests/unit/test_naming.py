@@ -115,6 +115,13 @@ def test_the_name_is_that_of_the_run_and_in_no_key(tmp_path: Path):
     assert [entry.key for entry in first.planned] == [entry.key for entry in second.planned]
 
 
+@pytest.mark.parametrize("name", ["exp/1", "..", "a*"])
+def test_a_run_by_a_name_that_is_no_folders_is_refused_before_anything_starts(name: str, tmp_path: Path):
+    """Nobody would find its plan, and the report that is drawn after all trainings would say so."""
+    with pytest.raises(UsageError, match=r"^--run: .* is no name of a f"):
+        prepare(RunOptions("smoke", storage=str(tmp_path), tracking="none", run=name))
+
+
 @pytest.fixture
 def sets(tmp_path: Path) -> tuple[Path, Path]:
     """Two sets of images that are called the same."""
