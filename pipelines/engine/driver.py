@@ -19,6 +19,7 @@ from components.evaluation.grids import labelled_grid
 from components.runtime import events
 from components.runtime.execution import Profiling, Resources
 from components.runtime.storage import outages
+from components.runtime.storage.artifact import ArtifactError
 from components.runtime.storage.connection import shown
 from components.runtime.storage.store import Store, StoreError, absolute
 from components.runtime.tracking.event_log import journal_name
@@ -266,14 +267,14 @@ def _start_recorder(prepared: Prepared) -> ActorRecorder:
 def _report(
     prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], recorder: ActorRecorder, *, seconds: float
 ) -> str:
-    """Save the run and draw the report; returns the URL. A full storage is a failure of the run.
+    """Save the run and draw the report; returns the URL. Full storage and damage fail the run.
     Storage that a stage has waited for in vain is asked once."""
     in_vain = any(outages.GONE in line for line in outcome.failures.values())
     try:
         with outages.hurried() if in_vain else nullcontext():
             _save(prepared, outcome, statuses, seconds=seconds)
             url, html = run_report.render_run(prepared.root, prepared.run)
-    except StoreError as error:
+    except (ArtifactError, StoreError) as error:
         outcome.failures["report"] = str(error)
         return "none"
     recorder.emit(events.Text("", "report.html", html), wait=True)

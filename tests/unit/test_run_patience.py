@@ -1,4 +1,6 @@
-"""How long a run waits for its store: a submitted job from its first look on, a person's once storage was seen."""
+"""How long a run waits for its store: a submitted job from its first look on, a person's once storage was seen; and
+a run whose report can't be drawn.
+"""
 
 import os
 from unittest import mock
@@ -8,7 +10,10 @@ from rich.console import Console
 
 from components.configuration.usage import UsageError
 from components.runtime.storage import outages
+from components.runtime.storage.artifact import ArtifactError
+from components.runtime.storage.store import StoreError
 from pipelines.engine import driver
+from pipelines.engine.execute import Outcome
 from pipelines.engine.session import JOB_VARIABLE
 from tests.waiting import eventually
 
@@ -42,6 +47,16 @@ def test_a_setting_that_is_no_time_is_refused_before_anything_starts(monkeypatch
     monkeypatch.setenv(outages.SETTING, "15m")
     with pytest.raises(UsageError, match="15m: write how many seconds"):
         driver.run(driver.RunOptions(), Console())
+
+
+@pytest.mark.parametrize("kind", [StoreError, ArtifactError])
+def test_a_report_that_can_not_be_drawn_is_a_failure_in_a_line(kind: type[Exception], monkeypatch: pytest.MonkeyPatch):
+    """Such as for a damaged image of the run before: the run ends as any other, and MLflow hears of its end."""
+    monkeypatch.setattr(driver, "_save", mock.Mock())
+    monkeypatch.setattr(driver.run_report, "render_run", mock.Mock(side_effect=kind("samples/k differs")))
+    outcome = Outcome()
+    assert driver._report(mock.Mock(), outcome, [], mock.Mock(), seconds=1.0) == "none"
+    assert outcome.failures == {"report": "samples/k differs"}
 
 
 def test_a_worker_of_a_run_gives_its_words_to_the_runs_recorder(ray_cluster: None):
