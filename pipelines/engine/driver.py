@@ -299,7 +299,7 @@ def _save(prepared: Prepared, outcome: Outcome, statuses: list[StageStatus], *, 
         "code": code_line(prepared.commit),
         "machine": f"{os.cpu_count()} cores; Ray counts {counted}",
         "storage": prepared.root.uri,
-        "tracking": re.sub(r"//[^/@]+@", "//", prepared.tracking or "none"),  # without a password
+        "tracking": shown(prepared.tracking or "none"),
     }
     folder, yaml = prepared.root.join("runs", prepared.run), resolved_yaml(prepared.recipe)
     run_report.save_run(folder, yaml, prepared.planned, statuses, outcome, facts=facts, seconds=seconds)

@@ -3,21 +3,27 @@
 import io
 import shutil
 from pathlib import Path
+from unittest import mock
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from rich.console import Console
 from typer.testing import CliRunner
 
 from components.configuration.usage import UsageError
 from components.runtime import events
+from components.runtime.tracking import promotion, registry
 from components.runtime.tracking.names import DATA, registered_name
 from components.runtime.tracking.promotion import take
 from components.runtime.tracking.tracker import Tracker
 from pipelines.command.cli import app
 from pipelines.engine import driver
 from pipelines.engine.driver import RunOptions, check_name, prepare
+from pipelines.engine.execute import Outcome
 from pipelines.engine.naming import cascade_name, data_identity, source_name
+from pipelines.engine.run_report import load_plan
 from pipelines.recipes.catalog import RECIPES, load_recipe
 from pipelines.recipes.shapes import Recipe
 from tests.conftest import free_port
@@ -120,6 +126,26 @@ def test_a_run_by_a_name_that_is_no_folders_is_refused_before_anything_starts(na
     """Nobody would find its plan, and the report that is drawn after all trainings would say so."""
     with pytest.raises(UsageError, match=r"^--run: .* is no name of a f"):
         prepare(RunOptions("smoke", storage=str(tmp_path), tracking="none", run=name))
+
+
+def test_no_password_of_mlflow_is_kept_with_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(driver.ray, "cluster_resources", dict)
+    for address, kept in (
+        ("http://me:secret@mlflow:5000", "http://mlflow:5000"),
+        ("postgresql://host/mlflow?user=me&password=secret", "postgresql://host/mlflow?…"),
+    ):
+        prepared = prepare(RunOptions("smoke", storage=str(tmp_path), tracking=address))
+        driver._save(prepared, Outcome(), [], seconds=0.0)
+        assert load_plan(prepared.root, prepared.run)["facts"]["tracking"] == kept
+
+
+def test_no_error_of_a_registry_shows_its_password(monkeypatch: pytest.MonkeyPatch):
+    client = mock.Mock(**{"get_model_version.side_effect": MlflowException("no answer")})
+    monkeypatch.setattr(mlflow, "set_tracking_uri", mock.Mock())
+    for room, ask in ((registry, registry.named_version), (promotion, promotion.promote_by_hand)):
+        monkeypatch.setattr(room, "MlflowClient", lambda tracking_uri: client)
+        with pytest.raises(ValueError, match=r"models:/tiny/1 .*at http://mlflow: no answer$"):
+            ask("models:/tiny/1", tracking_uri="http://me:secret@mlflow")
 
 
 @pytest.fixture

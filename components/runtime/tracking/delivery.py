@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_LOGGED_IMAGES, ML
 from components.runtime import events
 from components.runtime.events import LogEntry
 from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.connection import shown
 from components.runtime.storage.store import Store
 from components.runtime.tracking import names, registry
 from components.runtime.tracking.event_log import stage_records
@@ -55,7 +55,7 @@ class Delivery:
 
     def pages(self, run: str) -> dict[str, str]:
         """Addresses of the pages of a run and its model's version; empty where MLflow is no server."""
-        server = re.sub(r"//[^/@]+@", "//", str(self.client.tracking_uri)).rstrip("/")  # it may carry a password
+        server = shown(str(self.client.tracking_uri)).rstrip("/")
         if not server.startswith("http") or (run, "") not in self.runs.tracked:
             return {}
         runs = f"{server}/#/experiments/{self.runs.experiment_id}/runs"

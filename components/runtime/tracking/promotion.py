@@ -17,6 +17,7 @@ from mlflow.tracking import MlflowClient
 from components.configuration.config import Config
 from components.runtime.events import Promote
 from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.connection import shown
 from components.runtime.tracking import names
 from components.runtime.tracking.registry import create_name
 from components.runtime.tracking.runs import is_new
@@ -215,7 +216,8 @@ def promote_by_hand(model: str, *, tracking_uri: str, back: bool = False) -> tup
         before = champion_of(client, name)
         make_champion(client, name, version, reason=f"by hand: back from {before}" if back else "by hand", back=back)
     except MlflowException as error:
-        raise ValueError(f"can't promote {model} at {tracking_uri}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"can't promote {model} at {shown(tracking_uri)}: {reason}") from error
     return name, version, before
 
 

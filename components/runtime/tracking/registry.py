@@ -171,7 +171,7 @@ def _registry(model_uri: str, tracking_uri: str | None) -> Iterator[MlflowClient
         yield MlflowClient(tracking_uri)
     except (MlflowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"can't get {model_uri} from the registry at {tracking_uri}: {reason}") from error
+        raise ValueError(f"can't get {model_uri} from the registry at {shown(tracking_uri)}: {reason}") from error
 
 
 def register_average(model_uri: str, folder: Path, *, sigma_rel: float, tracking_uri: str) -> ModelVersion:
