@@ -1,6 +1,6 @@
 """Training of a diffusion model: base, upsampler (`low_res`), or image-to-image (`degradation`)."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
@@ -12,7 +12,7 @@ from components.configuration.processes import DiscreteProcess, Process
 from components.models.diffusion.betas import ScheduleName
 
 DegradationTask = Literal["inpainting", "uncropping", "colorization", "jpeg", "super_resolution"]
-TASKS: tuple[DegradationTask, ...] = ("inpainting", "uncropping", "colorization", "jpeg", "super_resolution")
+TASKS: tuple[DegradationTask, ...] = get_args(DegradationTask)
 
 
 class DiffusionData(Config):
@@ -106,24 +106,21 @@ class DiffusionTraining(Training):
         encoded = {name: size for name, size in sizes.items() if name in conditioning.conditions}
         windows = {"middle_attention": data.crop_size is None} if isinstance(self.network, UNetSizes) else {}
         windows |= {"others_nowhere": True} if self.places_tokens else {}
-        return (
-            super().network_arguments(dataset_info, grid)
-            | windows
-            | {
-                "resolution": data.resolution,
-                "in_channels": data.in_channels,
-                "out_channels": data.in_channels,
-                "learned_variance": getattr(self.process, "variance", None) == "learned_range",
-                "num_classes": conditioning.num_classes(dataset_info),
-                "null_label": conditioning.cond_drop_prob > 0,
-                "text": text,
-                "text_states_dim": conditioning.text_states_dim or encoded.get("text_states"),
-                "image_embedding_dim": conditioning.image_embedding_dim or encoded.get("image_embedding"),
-                "condition_image_channels": self.image_channels,
-                "low_res": low_res is not None,
-                "embed_noise_level": low_res is None or low_res.max_noise_level > 0,
-            }
-        )
+        return super().network_arguments(dataset_info, grid) | {
+            **windows,
+            "resolution": data.resolution,
+            "in_channels": data.in_channels,
+            "out_channels": data.in_channels,
+            "learned_variance": getattr(self.process, "variance", None) == "learned_range",
+            "num_classes": conditioning.num_classes(dataset_info),
+            "null_label": conditioning.cond_drop_prob > 0,
+            "text": text,
+            "text_states_dim": conditioning.text_states_dim or encoded.get("text_states"),
+            "image_embedding_dim": conditioning.image_embedding_dim or encoded.get("image_embedding"),
+            "condition_image_channels": self.image_channels,
+            "low_res": low_res is not None,
+            "embed_noise_level": low_res is None or low_res.max_noise_level > 0,
+        }
 
     def settings(self, classes: tuple[str, ...], grid: TokenGrid | None = None) -> dict[str, Any]:
         """Role, resolution, objective and classes, with the settings of `low_res` or `degradation`."""

@@ -156,14 +156,11 @@ class AutoencoderNetworkConfig(NetworkConfig):
 
     def _check(self) -> None:
         check_norm_groups(self.norm_groups, self.channels, self.channel_mult)
-        codes = self.bottleneck
-        if not isinstance(codes, GumbelCodesConfig) or codes.codebook_init == "random":
-            return
-        if codes.codebook_dim not in (None, self.latent_channels):
-            raise ValueError(
-                f"codebook_init data of gumbel needs codebook_dim {self.latent_channels}, that of latent_channels, not "
-                f"{codes.codebook_dim}; or take codebook_init random"
-            )
+        codes, width = self.bottleneck, self.latent_channels
+        if isinstance(codes, GumbelCodesConfig) and codes.codebook_init == "data":
+            needs = f"codebook_init data of gumbel needs codebook_dim {width}, that of latent_channels"
+            other = codes.codebook_dim not in (None, width)
+            refuse(other, f"{needs}, not {codes.codebook_dim}; or take codebook_init random")
 
     @property
     def factor(self) -> int:

@@ -20,14 +20,10 @@ class DiscreteNoise(Config):
 
     def _check(self) -> None:
         check_ends(self.schedule, self.beta_start, self.beta_end)
-        steps = SCHEDULES[self.schedule].too_few_steps
-        if self.beta_end is None and steps >= self.num_train_timesteps:
-            raise ValueError(
-                f"schedule {self.schedule} needs num_train_timesteps above {steps:.0f}, not {self.num_train_timesteps}:"
-                " its last beta must be below 1"
-            )
-        few = self.zero_terminal_snr and self.num_train_timesteps < 2
-        refuse(few, "zero_terminal_snr needs num_train_timesteps of at least 2")
+        few, steps = SCHEDULES[self.schedule].too_few_steps, self.num_train_timesteps
+        needs = f"schedule {self.schedule} needs num_train_timesteps above {few:.0f}, not {steps}"
+        refuse(self.beta_end is None and few >= steps, f"{needs}: its last beta must be below 1")
+        refuse(self.zero_terminal_snr and steps < 2, "zero_terminal_snr needs num_train_timesteps of at least 2")
 
     @property
     def noise(self) -> "DiscreteNoise":

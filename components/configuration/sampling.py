@@ -106,7 +106,7 @@ class SamplingConfig(Config):
 
     def by_model(self, upsamplers: tuple[str, ...] = ()) -> dict[str, dict[str, object]]:
         """Fields of each model by name, plain values; `upsamplers` names the larger models, smallest first."""
-        found = self.model_dump(mode="json", exclude_none=False, exclude={"precision"})
+        found = self.model_dump(mode="json", exclude={"precision"})
         larger = zip(upsamplers, found.pop("upsamplers", ()), strict=True)
         return {name: fields for name, fields in [*found.items(), *larger] if fields is not None}
 

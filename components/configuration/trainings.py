@@ -139,14 +139,9 @@ class GANTraining(Training):
     optimization: GANOptimization
 
     def _check(self) -> None:
-        resolution = self.data.resolution
-        levels = {
-            "channel_mult": self.network.channel_mult,
-            "discriminator_channel_mult": self.adversary.discriminator_channel_mult,
-        }
-        for name, level in levels.items():
-            halves = resolution % 2 ** len(level) == 0
-            refuse(not halves, f"resolution {resolution} can't be halved once for each level of {name}")
+        side, own, other = self.data.resolution, self.network.channel_mult, self.adversary.discriminator_channel_mult
+        for name, levels in {"channel_mult": own, "discriminator_channel_mult": other}.items():
+            refuse(side % 2 ** len(levels), f"resolution {side} can't be halved once for each level of {name}")
 
     def needs(self) -> TrainingNeeds:
         return TrainingNeeds(self.data.resolution)
@@ -257,9 +252,8 @@ class DiffusionPriorTraining(Training):
     data: ImageData  # of the contrastive encoder, or larger
 
     def needs(self) -> TrainingNeeds:
-        return TrainingNeeds(
-            self.data.resolution, columns=("image_embedding", *self.conditioning.conditions), captions=True
-        )
+        columns = ("image_embedding", *self.conditioning.conditions)
+        return TrainingNeeds(self.data.resolution, columns=columns, captions=True)
 
     def network_arguments(self, dataset_info: DatasetInfo = IMAGES, grid: TokenGrid | None = None) -> dict[str, Any]:
         return super().network_arguments(dataset_info, grid) | {
