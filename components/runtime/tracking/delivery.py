@@ -24,7 +24,6 @@ from components.runtime.tracking import names, registry
 from components.runtime.tracking.event_log import stage_records
 from components.runtime.tracking.promotion import Promotion, figures_of, promote_run, take
 from components.runtime.tracking.runs import Runs, TrackedRun, record_inputs, search, what_is_missing
-from components.sampling.cascade import DESCRIPTION
 from components.sampling.image_files import encode_png
 
 MAX_METRICS, MAX_PARAMS, MAX_PARAM_LENGTH, MAX_TAG_LENGTH = 1000, 100, 6000, 5000  # MLflow's limits of one call
@@ -77,14 +76,11 @@ class Delivery:
         self._log_params(tracked, event.config)
         if event.root:
             self._send(tracked, stage_records(Store(event.root)))
+        data = [artifact for artifact in event.inputs.values() if artifact.kind != "model"]
         keys = [artifact.key for artifact in event.inputs.values() if artifact.kind == "model"]
         models = [registry.find_logged_model(self.client, self.runs.experiment_id, key=key) for key in keys]
-        record_inputs(
-            self.client,
-            tracked.run_id,
-            data=[artifact for artifact in event.inputs.values() if artifact.kind != "model"],
-            model_ids=[model.model_id for model in models if model],
-        )
+        model_ids = [model.model_id for model in models if model]
+        record_inputs(self.client, tracked.run_id, data=data, model_ids=model_ids)
 
     def _stage_cached(self, record: LogEntry, event: events.StageCached) -> None:
         run, artifact = record.run, event.artifact
@@ -184,8 +180,7 @@ class Delivery:
         An evaluation is noted there too, and gives the run and its model their metrics."""
         parent = self.runs.get(record.run)
         if artifact.kind == "model":
-            stage = None if DESCRIPTION in artifact.names() else artifact.stage
-            name = names.registered_name(record.models, stage=stage)
+            name = registry.name_of(record.models, artifact)
             if clash := take(self.client, name, self.client.get_run(parent.run_id).data.tags):
                 line = f"not registered: {clash}; the same command with it trains nothing again"
                 self.warnings += [line] if line not in self.warnings else []

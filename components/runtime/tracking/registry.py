@@ -118,10 +118,8 @@ def stored_model(model_uri: str, *, tracking_uri: str | None) -> tuple[str, Arti
     place, uri = version.tags.get(names.PLACE), f"{names.REGISTRY}{version.name}/{version.version}"
     artifact = load_artifact(Store(place)) if place else None
     if artifact is None or artifact.digest != version.tags.get(names.MANIFEST):
-        where = shown(place) if place else "a folder that nobody wrote down"
-        raise ValueError(
-            f"{uri} was registered from {where}, where it is no longer: give the folder of a trained model"
-        )
+        gone = f"{shown(place) if place else 'a folder that nobody wrote down'}, where it is no longer"
+        raise ValueError(f"{uri} was registered from {gone}: give the folder of a trained model")
     return uri, artifact
 
 
@@ -223,6 +221,11 @@ def _find_version(client: MlflowClient, name: str, *, key: str) -> ModelVersion 
     versions = client.search_model_versions(f"name = '{name}' and tags.`{names.KEY}` = '{key}'")
     listed = [version for version in versions if names.FILES_DIGEST in version.tags]
     return min(listed, key=lambda version: int(version.version), default=None)
+
+
+def name_of(models: str, artifact: Artifact) -> str:
+    """Registered name of a model artifact of a run with the name `models`."""
+    return names.registered_name(models, stage=None if DESCRIPTION in artifact.names() else artifact.stage)
 
 
 def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> LoggedModel | None:

@@ -29,8 +29,8 @@ from components.runtime.storage.artifact import ArtifactError
 from components.runtime.storage.store import Store, StoreError
 from components.runtime.tracking.delivery import Delivery, batches
 from components.runtime.tracking.event_log import EventLog, Journal, left_journals, open_journal, restored_journal
-from components.runtime.tracking.names import SYSTEM, registered_name
-from components.sampling.cascade import DESCRIPTION
+from components.runtime.tracking.names import SYSTEM
+from components.runtime.tracking.registry import name_of
 
 logger = logging.getLogger(__name__)
 RECORDS_AT_ONCE = 5000
@@ -64,8 +64,8 @@ class Tracker:
         self._spool, self._flush_seconds = spool, flush_seconds
         restored = None if copy is None else restored_journal(copy, spool, destination=destination)
         own = restored or open_journal(spool, destination=destination, name=journal)
-        self._left = left_journals(spool, destination=destination)
-        self._journals, self._own, self._copied = [*self._left, own], own, float("-inf")
+        self._journals, self._own = [*left_journals(spool, destination=destination), own], own
+        self._copied = float("-inf")
         self.log = EventLog(own)
         if restored is not None:
             list(self.log.resume())
@@ -115,7 +115,7 @@ class Tracker:
         return "" if self._own.place is None else self._own.place.uri
 
     def _run(self) -> None:
-        for journal in self._left:
+        for journal in self._journals[:-1]:
             EventLog(journal).end_killed()
         seconds = min(1.0, self._flush_seconds)  # the run is to be seen soon
         while not self._ending.wait(seconds):
@@ -178,11 +178,8 @@ class Tracker:
 
 def unregistered(records: Iterable[LogEntry]) -> list[str]:
     """Registered names of the models that these records hold, sorted."""
-    models = [(record, getattr(record.event, "artifact", None)) for record in records]
-    made = [(record.models, artifact) for record, artifact in models if artifact and artifact.kind == "model"]
-    return sorted(
-        {registered_name(name, stage=None if DESCRIPTION in own.names() else own.stage) for name, own in made}
-    )
+    artifacts = [(record.models, getattr(record.event, "artifact", None)) for record in records]
+    return sorted({name_of(models, own) for models, own in artifacts if own is not None and own.kind == "model"})
 
 
 def _is_conflict(error: BaseException) -> bool:
