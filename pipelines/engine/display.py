@@ -23,10 +23,10 @@ COLORS = dict(done="green", cached="cyan", failed="red", running="yellow", skipp
 
 
 class Display:
-    """Shows running stages: `with Display() as show: show(statuses)`."""
+    """Shows running stages: `with Display(console) as show: show(statuses)`."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self.live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
         self.states: dict[str, str] = {}
         self.warned: dict[str, int] = {}  # warnings that were shown

@@ -42,10 +42,10 @@ def code_line(commit: str) -> str:
     return f"{PROJECT} {version()}, {short(commit)}"
 
 
-def version(root: Path = ROOT) -> str:
+def version() -> str:
     """The version of this package; `unknown` for files outside an installation or a checkout.
     A checkout has a pyproject.toml beside the package."""
-    project = root / "pyproject.toml"
+    project = ROOT / "pyproject.toml"
     if project.is_file():
         return str(tomllib.loads(project.read_text())["project"]["version"])
     try:

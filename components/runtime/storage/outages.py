@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from components.configuration.usage import UsageError
 
@@ -33,7 +33,7 @@ class Outage:
     """A store without an answer."""
 
     cause: str  # the first
-    since: float = field(default_factory=time.monotonic)
+    since: float  # by time.monotonic
     said: float = 0.0  # when the last word about it was said; 0: never
 
     @property
