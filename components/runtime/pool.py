@@ -37,9 +37,9 @@ class HandoverError(TypeError):
 
 def one_line(error: BaseException) -> str:
     """The first line of an error below Ray's layers, with the type's name unless the type is ours."""
-    while True:
+    while isinstance(error, RayTaskError) or type(error).__module__.split(".")[0] == "ray":
         cause = getattr(error, "cause", None) or error.__cause__
-        if (not isinstance(error, RayTaskError) and type(error).__module__.split(".")[0] != "ray") or cause is None:
+        if cause is None:
             break
         error = cause
     text = next((line for line in str(error).splitlines() if line.strip()), "")

@@ -93,9 +93,8 @@ class StageContext:
 
     def report_images(self, done: int, total: int) -> None:
         """Reports progress of a stage over single images."""
-        self.recorder.emit(
-            events.Progress(self.stage, done, total, "image", rate=self.pace.rate(done, time.monotonic()))
-        )
+        rate = self.pace.rate(done, time.monotonic())
+        self.recorder.emit(events.Progress(self.stage, done, total, "image", rate))
 
     def write_images(self, folder: Path, images: Mapping[str, bytes]) -> None:
         """Writes and records images (PNG) by name."""

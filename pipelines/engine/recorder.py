@@ -206,19 +206,18 @@ class RunRecorder(events.Recorder):
         If it is FINISHED, MLflow's aliases move to this run's models where these are better."""
         for stage in self.stages:
             self._store(stage)
-        if self.tracker is None:
+        if (tracker := self.tracker) is None:
             self.log.end(status, promote)
             if self.log.journal is not None:
                 self.log.journal.discard()
             return Closing(self.warnings, undelivered=self.log.problem)
-        warnings = list(dict.fromkeys(self.warnings + self.tracker.close(status, promote=promote)))
+        warnings = list(dict.fromkeys(self.warnings + tracker.close(status, promote=promote)))
         if self.log.lost:
             why = f"for which its journal had no room ({self.log.problem})"
             again = "make room and run the same command again: it trains nothing again, and sends what storage has"
             warnings.append(f"MLflow lacks {self.log.lost} records of this run, {why}; {again}")
-        tracker = self.tracker
         left = {"undelivered": tracker.undelivered, "unregistered": tracker.unregistered, "lost": self.log.lost}
-        if (delivery := self.tracker.delivery) is None:
+        if (delivery := tracker.delivery) is None:
             return Closing(warnings, **left)
         promotions = delivery.promotions.get(self.log.run)
         lines = None if promotions is None else [line for each in promotions for line in each.lines()]

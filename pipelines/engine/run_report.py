@@ -89,9 +89,8 @@ def _plan_of(root: Store, run: str) -> RunPlan:
 def render_run(root: Store, run: str) -> tuple[str, str]:
     """Draw the report of a saved run again; returns URL and text."""
     folder, plan = root.join("runs", run), load_plan(root, run)
-    stored = {
-        stage["name"]: load_artifact(root.join("stages", stage["name"], stage["key"])) for stage in plan["stages"]
-    }
+    keys = {stage["name"]: stage["key"] for stage in plan["stages"]}
+    stored = {name: load_artifact(root.join("stages", name, key)) for name, key in keys.items()}
     artifacts = {name: artifact for name, artifact in stored.items() if artifact is not None}
     metadata = {name: artifact.metadata for name, artifact in artifacts.items()}
     evaluation, tokens, images = (metadata.get(name, {}) for name in ("evaluation", "tokens", "images"))
@@ -115,7 +114,7 @@ def render_run(root: Store, run: str) -> tuple[str, str]:
         finished=plan["saved"],
         seconds=plan["seconds"],
         facts={name: value for name, value in plan["facts"].items() if name != "recipe"},
-        curves={stage["name"]: stage_curve(root, stage["name"], stage["key"]) for stage in plan["stages"]},
+        curves={name: stage_curve(root, name, key) for name, key in keys.items()},
         images=run_images(artifacts) | source_images | (before.images if before else {}),
         words=run_words(artifacts),
         nearest=evaluation.get("nearest", {}),

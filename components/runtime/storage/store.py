@@ -249,9 +249,8 @@ class Store:
                 defect = "a second write took the place of the first"
             self.delete(probe)
         except (OSError, ValueError) as error:
-            raise StoreError(
-                f"storage {shown(self.uri)} can't be written: {reason(error)}; check the path, bucket and rights"
-            ) from error
+            fault = f"storage {shown(self.uri)} can't be written: {reason(error)}"
+            raise StoreError(f"{fault}; check the path, bucket and rights") from error
         except StoreError as error:
             if not isinstance(error.__cause__, NotImplementedError):
                 raise

@@ -43,8 +43,7 @@ class Journal:
     """A journal of a single process; any thread may append, one thread sends."""
 
     def __init__(self, folder: Path, *, destination: dict[str, str], lock: FileLock) -> None:
-        self.folder = folder
-        self.destination = destination
+        self.folder, self.destination = folder, destination
         self.place: Store | None = None  # of a copy that outlives this machine; None until a run has begun
         self._lock = lock
         self._kept = 0  # position up to which this process has copied it
