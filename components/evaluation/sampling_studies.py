@@ -314,7 +314,8 @@ class GuidanceStudy(VariantStudy["GuidanceStudyConfig"]):
                 for scale, p in line.items()
             ]
             without = line.pop(off(method))
-            best |= {p.setting.title: p for p in (without, min(line.values(), key=lambda point: point.distance))}
+            guided = line.values() or [without]  # no other scale
+            best |= {p.setting.title: p for p in (without, min(guided, key=lambda point: point.distance))}
         against_scale = [
             Panel("guidance scale", accuracy, accuracies, levels={HELD_OUT: measured.held_out_accuracy}),
             Panel("guidance scale", distance, distances, levels={HELD_OUT: measured.held_out_distance}),

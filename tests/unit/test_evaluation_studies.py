@@ -254,6 +254,13 @@ def test_the_guidance_study_draws_every_method_against_scale_and_accuracy() -> N
     assert described.summary["accuracy_held_out"] == 0.9
 
 
+def test_scales_of_no_guidance_alone_are_a_study_of_the_unguided_model() -> None:
+    alone = study(GUIDANCE.replace(methods=("classifier_free",), scales=(1.0,)))
+    described = alone.described(measured(alone.settings()))
+    assert described.headline["distance, no guidance (N 6)"] == 11.0
+    assert len(described.headline) == 2
+
+
 def test_what_jobs_left_is_what_was_made_in_their_order(tmp_path: Path) -> None:
     files = Store(str(tmp_path))
     requests = [Request(label=0, seed=n) for n in range(70)]
