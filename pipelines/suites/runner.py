@@ -80,7 +80,9 @@ class Suite(ABC, Generic[R]):
     unsaved: ClassVar[frozenset[str]]  # fields of results that a JSON file does not keep
 
     def __init__(self, storage: str | None, *, tracking: str | None, profile: str, figures: Path | None = None) -> None:
-        """The file `figures` gets the figures of finished recipes."""
+        """The file `figures` gets the figures of finished recipes. Raises UsageError if its folder is missing."""
+        if figures is not None and not figures.absolute().parent.is_dir():
+            raise UsageError(f"--json {figures}: there is no such folder; make it first")
         self.root, self.tracking, self.profile = Store(storage_uri(storage)), tracking, profile
         self.figures = figures
         self.results: dict[Key, R] = {}
