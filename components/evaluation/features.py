@@ -299,10 +299,11 @@ def distance_rows(
     sets: Sequence[FeatureSet], *, pool: Pool, seed: int, metrics: Sequence[str] = (), reference: str = REFERENCE
 ) -> list[DistanceRow]:
     """Rows of figures from the files of features, first the distance between two halves of the reference.
-    `metrics`: figures beside the distance; the distance's standard error if they name it. `reference`: name of the set
-    that the others are measured to."""
+    A reference of fewer than four images has no halves to measure. `metrics`: figures beside the distance; the
+    distance's standard error if they name it. `reference`: name of the set that the others are measured to."""
     (to,) = (images for images in sets if images.name == reference)
-    ordered = [to, *(images for images in sets if images is not to)]
+    halves = [to] if sum(job.part.num_images for job in to.files) >= 4 else []
+    ordered = [*halves, *(images for images in sets if images is not to)]
     return list(pool.map(partial(RowMeasurer, to, seed=seed, metrics=tuple(metrics)), ordered))
 
 

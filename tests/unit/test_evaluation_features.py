@@ -2,6 +2,9 @@
 
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +13,10 @@ import torch
 from components.data.sources.packaged import list_openmoji
 from components.evaluation import features
 from components.evaluation.features import FEATURES, FeatureExtractor, FeatureNetworkError, check_feature_network
-from components.evaluation.image_sets import NoiseImages, shrink
+from components.evaluation.image_sets import REFERENCE, NoiseImages, shrink
 from components.evaluation.metrics import frechet_distance, gaussian_of
+from components.runtime.pool import file_name
+from components.runtime.storage.store import Store
 from components.weights.features import INPUT_SIZE, enlarge_small, resize
 from tests.refusals import one_line
 
@@ -39,6 +44,19 @@ def emoji() -> np.ndarray:
     items = source.items[::150][:24]
     drawn = [source.reader.draw(item, source.reader.read(item), resolution=64).image for item in items]
     return np.stack([np.asarray(image) for image in drawn])
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_reference_of_few_images_has_no_halves_but_measures_other_sets(count: int, tmp_path: Path) -> None:
+    numbers, files = np.random.default_rng(0), Store(str(tmp_path))
+    sets = []
+    for name, images in ((REFERENCE, count), ("made", 5)):
+        part = features.FeatureJob(name, NoiseImages(images, 8, (0, 0)), files)
+        files.write(file_name(name), features.pack(features=numbers.normal(size=(images, 6)).astype(np.float32)))
+        sets.append(features.FeatureSet(name, "scale", (part,)))
+    pool: Any = SimpleNamespace(map=lambda make_worker, parts: map(make_worker(), parts))
+    rows = features.distance_rows(sets, pool=pool, seed=0)
+    assert [row.name for row in rows] == [*[f"two halves of the {REFERENCE}"] * (count >= 4), "made"]
 
 
 def test_folding_the_norms_changes_no_feature(extractor: Features, emoji: np.ndarray) -> None:
