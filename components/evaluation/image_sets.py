@@ -55,11 +55,7 @@ class ShardImages(NamedTuple):
     split: Split
     resolution: int  # pixels of a side after resizing
     rows: tuple[int, ...]  # numbers among the split's samples of this shard
-
-    @property
-    def member(self) -> Member:
-        """The image of each sample; another member has another class, lest names of features move."""
-        return next(member for member, kind in OF_MEMBER.items() if type(self) is kind)
+    member: Member  # holds the images
 
     @property
     def num_images(self) -> int:
@@ -78,17 +74,6 @@ class ShardImages(NamedTuple):
             out = np.empty((len(rows), self.resolution, self.resolution, 3), np.uint8)
             shard.image.fill(out, np.arange(len(rows)), rows)
             yield out
-
-
-class DepthImages(ShardImages):
-    """Depth maps of samples."""
-
-
-class MaskImages(ShardImages):
-    """Masks of samples."""
-
-
-OF_MEMBER: dict[Member, type[ShardImages]] = {"image": ShardImages, "depth": DepthImages, "mask": MaskImages}
 
 
 class SmallerImages(NamedTuple):
@@ -198,7 +183,7 @@ def split_parts(
         samples = entry.train_samples if split == "train" else entry.samples - entry.train_samples
         if count := min(left, samples):
             alone = index.model_copy(update={"shards": (entry,)})
-            parts.append(OF_MEMBER[member](alone, split, resolution, tuple(range(count))))
+            parts.append(ShardImages(alone, split, resolution, tuple(range(count)), member))
         left -= count
     return parts
 
