@@ -53,13 +53,6 @@ class SceneJudgeConfig(Config):
     seed: int = Field(0, ge=0)
 
 
-class TrainedJudge(NamedTuple):
-    """Weights of a judge, and its accuracy on held-out renderings by attribute."""
-
-    weights: bytes  # safetensors
-    accuracy: dict[str, float]
-
-
 def judge_network() -> nn.Sequential:
     """Three convolutions and two layers: images in [-1, 1] to logits (N, sum of the choices)."""
     layers: list[nn.Module] = []
@@ -71,8 +64,9 @@ def judge_network() -> nn.Sequential:
     )
 
 
-def train_judge(config: SceneJudgeConfig) -> TrainedJudge:
-    """Trains a judge on renderings and measures it on others. Runs in a worker."""
+def train_judge(config: SceneJudgeConfig) -> tuple[bytes, dict[str, float]]:
+    """Trains a judge on renderings and measures it on others. Runs in a worker.
+    Returns the weights, as safetensors, and the accuracy of each attribute on held-out renderings, in [0, 1]."""
     images, answers = renderings(OWN_NUMBERS, config.renderings)
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):
@@ -95,7 +89,7 @@ def train_judge(config: SceneJudgeConfig) -> TrainedJudge:
     images, answers = renderings(OWN_NUMBERS + config.renderings, config.held_out)
     seen, known = read_attributes(network.eval(), images), answers != NO_ANSWER
     right = {name: float((seen == answers)[known[:, n], n].mean()) for n, name in enumerate(CHOICES)}
-    return TrainedJudge(save(network.state_dict()), right)
+    return save(network.state_dict()), right
 
 
 def renderings(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:

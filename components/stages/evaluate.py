@@ -175,15 +175,15 @@ def train_scene_judge(config: SceneJudgeConfig, context: StageContext) -> Artifa
     Returns an artifact of kind `report` with the judge's weights. Raises ValueError of one line for an accuracy below
     the configuration's bar."""
     with context.pool() as pool:
-        trained = pool.call(partial(train_judge, config))
-    accuracy, least = trained.accuracy, config.least_accuracy
+        weights, accuracy = pool.call(partial(train_judge, config))
+    least = config.least_accuracy
     worst = min(accuracy, key=lambda name: accuracy[name])
     fault = f"the judge of scenes reads {worst} in {accuracy[worst]:.1%} of renderings, not in {least:.1%}"
     refuse(accuracy[worst] < least, f"{fault}: raise judge.steps or lower judge.least_accuracy")
     columns, rows = ["attribute", "right on held-out renderings"], [[name, share] for name, share in accuracy.items()]
     summary = {f"accuracy_{name.replace(' ', '_')}": share for name, share in accuracy.items()}
     findings = Findings({}, {"The judge of scenes": {"columns": columns, "rows": rows}}, summary, {}, {})
-    return commit_findings(context, findings, {WEIGHTS: trained.weights})
+    return commit_findings(context, findings, {WEIGHTS: weights})
 
 
 def commit_findings(
