@@ -30,15 +30,7 @@ SHOWN, WIDEST = 12, 5  # captions, and images in a row: as wide as the longest c
 ATTRIBUTES = ("color", "shape", "color and shape", "number", "size", "side")
 TITLE = "Obedience to captions: % of what was named that a judge sees, ± its standard error (by chance)"
 GROUPS = ("seen", "unseen")  # pairs of a color and a shape
-Key = tuple[str, str]  # attribute and group
-
-
-class Verdict(NamedTuple):
-    """An attribute that a caption names, seen in the image or not."""
-
-    attribute: str
-    unseen: bool  # a pair that training never showed is meant
-    right: bool
+Key = tuple[str, str]  # attribute and group: of a pair that training showed, or never
 
 
 class Obedience(NamedTuple):
@@ -143,16 +135,17 @@ def count_points(asked: Sequence[Told], seen: Sequence[Told], unseen: Sequence[s
     """Right points and all points by attribute and group."""
     counts: dict[Key, tuple[int, int]] = {}
     for told, shown in zip(asked, seen, strict=True):
-        for point in compare(told, shown, unseen):
-            right, count = counts.get(key := (point.attribute, GROUPS[point.unseen]), (0, 0))
-            counts[key] = right + point.right, count + 1
+        for key, correct in compare(told, shown, unseen):
+            right, count = counts.get(key, (0, 0))
+            counts[key] = right + correct, count + 1
     return counts
 
 
-def compare(told: Told, seen: Told, unseen: Sequence[str]) -> Iterator[Verdict]:
-    """The points of an image. `seen` has the solids from left to right.
-    Each named solid counts by itself, in the order of sides that agrees best, so that a wrong side is no wrong color.
-    A side counts where the two named solids differ: they must agree better so than with sides exchanged."""
+def compare(told: Told, seen: Told, unseen: Sequence[str]) -> Iterator[tuple[Key, bool]]:
+    """The points of an image: attributes that the caption names, and whether the image shows them.
+    `seen` has the solids from left to right. Each named solid counts by itself, in the order of sides that agrees
+    best, so that a wrong side is no wrong color. A side counts where the two named solids differ: they must agree
+    better so than with sides exchanged."""
     named = told.pairs[::-1] if told.side == "right" else told.pairs
     forward, exchanged = agreement(named, seen.pairs), agreement(named, seen.pairs[::-1])
     shown = seen.pairs if forward >= exchanged else seen.pairs[::-1]
@@ -160,13 +153,13 @@ def compare(told: Told, seen: Told, unseen: Sequence[str]) -> Iterator[Verdict]:
         other = shown[number] if number < len(shown) else " "
         right = [one == two for one, two in zip(pair.split(), other.split(" "), strict=True)]
         for attribute, correct in zip(ATTRIBUTES, (*right, all(right)), strict=False):
-            yield Verdict(attribute, pair in unseen, correct)
-    strange = any(pair in unseen for pair in named)
-    yield Verdict("number", strange, len(named) == len(seen.pairs))
+            yield (attribute, GROUPS[pair in unseen]), correct
+    group = GROUPS[any(pair in unseen for pair in named)]
+    yield ("number", group), len(named) == len(seen.pairs)
     if told.size is not None:
-        yield Verdict("size", strange, told.size == seen.size)
+        yield ("size", group), told.size == seen.size
     if len(set(named)) > 1:
-        yield Verdict("side", strange, len(seen.pairs) > 1 and forward > exchanged)
+        yield ("side", group), len(seen.pairs) > 1 and forward > exchanged
 
 
 def agreement(named: Sequence[str], shown: Sequence[str]) -> int:

@@ -117,11 +117,11 @@ LEFT, ALONE = Told((RED, BLUE), side="left"), Told((RED,), size="small")
 )
 def test_an_image_obeys_each_attribute_by_itself(told: Told, seen: Told, wrong: list[str]) -> None:
     points = list(compare(told, seen, [BLUE]))
-    assert [point.attribute for point in points if not point.right] == wrong
-    counted = Counter(point.attribute for point in points)
+    assert [attribute for (attribute, _), right in points if not right] == wrong
+    counted = Counter(attribute for (attribute, _), _ in points)
     assert counted["color"] == counted["shape"] == counted["color and shape"] == len(told.pairs)
     assert counted["side"] == (len(set(told.pairs)) > 1)
-    unseen = {point.attribute for point in points if point.unseen}
+    unseen = {attribute for (attribute, group), _ in points if group == "unseen"}
     assert bool(unseen) == (BLUE in told.pairs)
 
 
