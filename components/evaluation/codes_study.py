@@ -19,7 +19,7 @@ from components.configuration.config import Config, refuse
 from components.data.encoding import describe_autoencoder, open_autoencoder
 from components.data.held_out import read_split
 from components.data.shards import View
-from components.evaluation.features import read_arrays
+from components.evaluation.features import joined, read_arrays
 from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.image_sets import ShardImages, held_out_parts, trained_parts
 from components.evaluation.metrics import share_error
@@ -72,9 +72,7 @@ class CodesStudy(ModelStudy["CodesStudyConfig"]):
         """A table of shares read rightly, with chance, and patches by code."""
         network = describe_autoencoder(self.models["model"])
         parts = [[read_arrays(self.files, job.name) for job in plan.groups[name]] for name in (KNOWN, ASKED)]
-        first, second = (
-            CodedImages(**{name: np.concatenate([each[name] for each in part]) for name in part[0]}) for part in parts
-        )
+        first, second = (CodedImages(**joined(part)) for part in parts)
         count, patch = len(second.label), network.resolution // second.codes.shape[1]
         color = explained_color(first, second, codes=network.codebook_size)
         what = f"color of a patch of {patch}² pixels: variance explained"

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from components.configuration.config import Config
 from components.configuration.families import family_of
-from components.evaluation.features import read_arrays
+from components.evaluation.features import joined, read_arrays
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.study import ArrayWorker, Findings, ModelStudy, StudyPlan, load_trained
 from components.models.autoencoder import Autoencoder
@@ -129,13 +129,14 @@ class LikelihoodStudy(ModelStudy["LikelihoodConfig"]):
         # of whole images, or None: terms of a diffusion model's bound; bits/dim of lossless files
         likelihood, lossless = plan.facts
         files, plots = [read_arrays(self.files, job.name) for job in plan.jobs], {}
+        arrays = joined(files)
         if likelihood is None:
-            bound = joined_terms([BoundTerms(**arrays) for arrays in files])
+            bound = BoundTerms(**arrays)._replace(weights=files[0]["weights"])
             parts, exact, whole = bound.parts(), bound.is_exact, "bound"
             terms = "all t" if exact else f"{bound.terms.shape[1]} strata of t"
             plots = {"Terms of the bound over t": draw_terms(bound, salt=self.stage)}
         else:
-            parts, exact, terms = {"": np.concatenate([arrays["bits"] for arrays in files])}, True, ""
+            parts, exact, terms = {"": arrays["bits"]}, True, ""
             whole = "exact" if likelihood == "exact" else "bound, one draw of the latent"
         named = {name or whole: values for name, values in parts.items()}
         table = bits_table(named, lossless=lossless, sum_over=terms)
@@ -205,12 +206,6 @@ def measure_bound(model: SamplingModel, job: BoundJob, *, timesteps_per_image: i
     timesteps, terms = (np.stack(column) for column in zip(*rows, strict=True))
     prior = prior_bits(objective.schedule, x_0.double()).cpu().numpy()
     return BoundTerms(prior, terms, timesteps, np.diff(edges))
-
-
-def joined_terms(parts: Sequence[BoundTerms]) -> BoundTerms:
-    """Terms of the images of all parts in order; the weights are equal in all parts."""
-    prior, terms, timesteps, weights = zip(*parts, strict=True)
-    return BoundTerms(np.concatenate(prior), np.concatenate(terms), np.concatenate(timesteps), weights[0])
 
 
 def pixels_of(model: SamplingModel, image: np.ndarray) -> Tensor:

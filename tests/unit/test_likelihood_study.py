@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from components.configuration.conditions import DatasetInfo
 from components.configuration.sampling import DiffusionSampling
 from components.configuration.trainings import PixelTraining
+from components.evaluation.features import joined
 from components.evaluation.likelihood_study import (
     STREAM,
     BoundJob,
@@ -21,7 +22,6 @@ from components.evaluation.likelihood_study import (
     check_likelihood,
     draw_terms,
     image_terms,
-    joined_terms,
     measure_bits,
     measure_bound,
     standard_error,
@@ -86,7 +86,8 @@ def normal_images(count: int, channels: int = 3) -> np.ndarray:
 def measured(image: np.ndarray, channels: int = 3, *, timesteps_per_image: int | None = None) -> BoundTerms:
     jobs = bound_jobs(image, np.zeros(len(image), np.int64), [""] * len(image))
     how = {"timesteps_per_image": timesteps_per_image, "seed": 0}
-    return joined_terms([measure_bound(exact_model(channels), job, **how) for job in jobs])
+    parts = [measure_bound(exact_model(channels), job, **how) for job in jobs]
+    return BoundTerms(**joined([part._asdict() for part in parts]))._replace(weights=parts[0].weights)
 
 
 def true_bits(image: np.ndarray) -> np.ndarray:
