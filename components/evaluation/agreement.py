@@ -19,7 +19,7 @@ from components.data.held_out import read_split
 from components.data.shards import ShardIndex, Split, View
 from components.evaluation.features import Measuring
 from components.evaluation.generated import SampleJob, accepts, jobs_of
-from components.evaluation.image_sets import FileImages, ImagePart, branch_name, shrink, some_of, split_parts
+from components.evaluation.image_sets import FileImages, ImagePart, branch_name, held_out_parts, shrink, some_of
 from components.evaluation.metrics import share_error
 from components.evaluation.sampling_studies import judge
 from components.evaluation.study import Findings, ModelStudy, StudyPlan, load_trained
@@ -99,9 +99,8 @@ class AgreementStudy(ModelStudy["AgreementConfig"]):
                 groups[f"{generator} {by}"], parts = jobs, []
                 for job in jobs:
                     images = FileImages(self.files, file_name(job.name), "image.", len(job.requests))
-                    asked = [(request.prompt, int(request.label or 0)) for request in job.requests]
-                    ids = [captions.index(prompt) if prompt else label for prompt, label in asked]
-                    parts.append(AskedPart(images, tuple(ids)))
+                    asked = (captions.index(r.prompt) if r.prompt else int(r.label or 0) for r in job.requests)
+                    parts.append(AskedPart(images, tuple(asked)))
                 sets[by] |= {branch_name(generator): parts} if parts else {}
             with model.local_copy() as folder:
                 side = describe_model(by, folder).settings["resolution"]
@@ -175,8 +174,8 @@ def asked_jobs(models: Cascade, generator: str, by: AskedBy, wanted: Sequence[Wa
 def known_parts(index: ShardIndex, wanted: Sequence[Wanted], *, resolution: int) -> list[AskedPart]:
     """Images of the set in parts, each image with the true label or caption."""
     rows, asked = np.array([each.row for each in wanted], dtype=np.int64), iter([each.asked for each in wanted])
-    limit = int(rows.max(initial=-1)) + 1
-    parts = some_of(split_parts(index, known_split(index), resolution=resolution, limit=limit), rows)
+    known = held_out_parts(index, resolution=resolution, limit=int(rows.max(initial=-1)) + 1)
+    parts = some_of(known, rows)
     return [AskedPart(part, tuple(next(asked) for _ in range(part.num_images))) for part in parts]
 
 
