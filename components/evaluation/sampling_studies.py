@@ -195,8 +195,7 @@ class StagesStudy(CascadeStudy["StagesStudyConfig"]):
             shown += [own[0], own[-1]]
         axes = "network evaluations of the stage, an image", label
         panel = Panel(*axes, lines, levels={HELD_OUT: measured.held_out_distance}, log_x=True, log_y=True)
-        settings = ((point.setting.stage, point.setting.steps, point) for point in points.values())
-        rows = [[readable(name), steps, point.evaluations, point.distance, count] for name, steps, point in settings]
+        rows = [[readable(p.setting.stage), p.setting.steps, p.evaluations, p.distance, count] for p in points.values()]
         return Findings(
             {f"Distance against steps of each stage, {number}": plot_svg([panel], salt=self.stage)},
             {STAGES: {"columns": ["stage", "steps", "evaluations", label, "N"], "rows": rows}},
