@@ -187,9 +187,8 @@ class Comparison(Suite[SystemResult]):
         return render_comparison(self.ordered())
 
 
-def comparison_table(systems: Iterable[SystemResult]) -> Table:
+def comparison_table(systems: Sequence[SystemResult]) -> Table:
     """A row for each finished system and seed, held-out images, their lossless files; ± is standard error."""
-    systems = list(systems)
     rows = [system_cells(system) for system in systems if not system.missing]
     for row in [system.scale for system in systems if system.scale is not None][:1]:
         rows.append((row.name, UNKNOWN, UNKNOWN, UNKNOWN, *distance_cells(row), *[UNKNOWN] * 4))
@@ -253,7 +252,6 @@ def sample_figures(systems: Iterable[SystemResult]) -> list[Figure]:
             "-".join(map(str, key)), shrunk(own.samples, width=WIDEST), described(own), f"Samples of {described(own)}"
         )
         for key, own in longest.items()
-        if not own.missing
     ]
 
 
@@ -270,7 +268,7 @@ def measured(systems: Sequence[SystemResult]) -> dict[str, Any]:
         "tables": {
             name: table
             for source, name in SETS.items()
-            if (table := comparison_table(own for own in systems if own.source == source)).rows
+            if (table := comparison_table([own for own in systems if own.source == source])).rows
         },
         "crossings": crossings(systems),
         "plot": Markup(draw_comparison(systems)),
