@@ -48,10 +48,11 @@ class Decoders:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, files, asked)
 
     def _read(self, files: Mapping[str, bytes], asked: Mapping[str, Any]) -> dict[str, bytes]:
-        name, limits, decoder = next(iter(files)), self._limits, None
-        while self._idle and (decoder is None or not decoder.lives):
-            decoder = self._idle.pop()
-        if decoder is None or not decoder.lives:
+        name, limits = next(iter(files)), self._limits
+        try:
+            while not (decoder := self._idle.pop()).lives:
+                pass
+        except IndexError:  # none is left, or another thread was quicker
             decoder = UploadProcess(limits)
         try:
             said, images = decoder.answer(asked, files, seconds=limits.decoding_seconds)

@@ -117,6 +117,18 @@ def test_a_decoder_that_died_while_it_was_idle_costs_nobody_anything(decoders: D
     assert statuses(asyncio.run(read(decoders, SMALL))) == [200]
 
 
+class Emptied(list[uploads.UploadProcess]):
+    """Idle decoders, the last of which another thread takes after this one has looked."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def test_the_last_idle_decoder_may_be_taken_by_another_thread(decoders: Decoders) -> None:
+    decoders._idle = Emptied()
+    assert statuses(asyncio.run(read(decoders, SMALL))) == [200]
+
+
 def test_no_more_than_a_few_decode_at_a_time_and_all_are_answered(decoders: Decoders) -> None:
     assert statuses(asyncio.run(read(decoders, *[SMALL] * 12))) == [200] * 12
     assert 1 <= len(processes()) <= uploads.MOST
