@@ -10,7 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from simplejpeg import decode_jpeg
 
-from components.sampling.image_files import open_header, open_image
+from components.sampling.image_files import eight_bits, open_header, open_image
 
 WHITE = (255, 255, 255, 255)
 JPEG = "jpeg"
@@ -38,9 +38,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises ValueError for floating-point images, whose range is not defined."""
     if image.mode == "F":
         raise ValueError("floating-point images have no defined range")
-    if image.mode.startswith("I"):  # Pillow's own conversion clips 16-bit gray at 255 instead of scaling it
-        scaled = np.asarray(image, np.float64).clip(0, 65535) / 257
-        return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):
+        return eight_bits(image).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, WHITE), rgba).convert("RGB")

@@ -43,9 +43,16 @@ def open_header(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
 def open_given_image(data: bytes, *, mode: str = "RGB") -> Image.Image:
     """Decodes the image file of a request to a mode of Pillow's. Raises ValueError for data that is none."""
     try:
-        return open_image(data).convert(mode)
+        return eight_bits(open_image(data)).convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"the given image can't be read ({error}); give a PNG") from error
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Scales gray of 16 bits to 8, which Pillow's own conversion clips at 255; other images pass."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray(np.rint(np.asarray(image, np.float64).clip(0, 65535) / 257).astype(np.uint8))
 
 
 def encode_png(image: Image.Image | np.ndarray, *, optimize: bool = False) -> bytes:

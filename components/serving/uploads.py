@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from components.sampling.image_files import UPLOADED, WHITE, encode_png, open_header
+from components.sampling.image_files import UPLOADED, WHITE, eight_bits, encode_png, open_header
 from components.serving.messages import ServiceError, Unavailable, invalid
 from components.serving.settings import Limits
 
@@ -163,6 +163,7 @@ def read_given(files: Mapping[str, bytes], *, task: str | None, side: int, pixel
     `pixels`: of a file at most. Raises ServiceError for what is no image, or a mask of another size than its image."""
     images = {name: read_upload(name, data, pixels) for name, data in files.items()}
     image, mask, condition = images.get("image"), images.get("mask"), images.get("condition")
+    image, mask = image and eight_bits(image), mask and eight_bits(mask)
     if image is not None and mask is None and is_transparent(image) and task in (None, "inpainting", "uncropping"):
         mask = image  # OpenAI's meaning
     if image is not None and mask is not None and image.size != mask.size:

@@ -8,9 +8,11 @@ import torch
 from einops import repeat
 from PIL import Image
 
+from components.data.images import decode_image
 from components.models.diffusion.corruption import from_levels, to_levels
 from components.sampling.image_files import MAX_PIXELS, base64_png, encode_png, enlarged, open_given_image, open_image
 from components.sampling.images import from_uint8, levels_to_uint8, read_image, to_uint8
+from components.serving.uploads import read_given
 from components.training.batches import png_grid
 from tests.unit.test_data_hostile import png_of
 
@@ -69,6 +71,17 @@ def test_an_image_of_another_size_is_averaged_over_areas() -> None:
     halves = np.zeros((4, 4, 3), np.uint8)
     halves[:, 1::2] = 100
     assert torch.equal(read_image(encode_png(halves), resolution=2), from_uint8(np.full((2, 2, 3), 50, np.uint8)))
+
+
+def test_gray_of_16_bits_is_scaled_as_in_training() -> None:
+    """In requests and in uploads, where it may also be a mask."""
+    data = encode_png(np.array([[0, 100 * 257], [200 * 257, 65535]], np.uint16))
+    wanted = [[0, 100], [200, 255]]
+    uploaded = read_given({"image": data, "mask": data}, task=None, side=2, pixels=4)
+    for image in (open_given_image(data, mode="L"), open_image(uploaded["mask"])):
+        assert np.asarray(image).tolist() == wanted
+    for image in (open_given_image(data), open_image(uploaded["image"]), decode_image(data)):
+        assert np.asarray(image)[..., 0].tolist() == wanted
 
 
 def test_the_image_of_a_request_is_opened_under_the_limits_of_files_of_strangers() -> None:
