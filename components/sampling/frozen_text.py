@@ -173,7 +173,12 @@ def pretrained_text(
     if not 0 <= skipped_layers < (depth := config.num_hidden_layers):
         raise FrozenTextError(f"skipped_layers must be in [0, {depth - 1}] for the model in {folder}: {skipped_layers}")
     lists = (module for module in network.modules() if isinstance(module, nn.ModuleList) and len(module) == depth)
-    del next(lists)[depth - skipped_layers :]
+    if (layers := next(lists, None)) is not None:
+        del layers[depth - skipped_layers :]
+    elif skipped_layers:  # of ALBERT, whose layers are one
+        raise FrozenTextError(
+            f"skipped_layers must be 0 for the model in {folder}, which has no list of {depth} layers"
+        )
     tokenizer, pad_id = pretrained_tokenizer(folder, config)
     sizes = {"length": length, "width": int(config.hidden_size), "pad_id": pad_id}
     return PretrainedText(network.to(device), tokenizer, attend_padding=pads == "attended", **sizes)

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
+    AlbertConfig,
+    AlbertModel,
     BertConfig,
     BertModel,
     CLIPConfig,
@@ -46,7 +48,10 @@ def pretrained_folder(folder: Path, kind: str, *, length: int | None = 5) -> Pat
     """A small model as transformers saves it."""
     torch.manual_seed(0)
     sizes = {"vocab_size": len(WORDS), "num_hidden_layers": 1, "num_layers": 1}
-    if kind == "bert":
+    if kind == "albert":
+        albert = {"embedding_size": 4, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+        AlbertModel(AlbertConfig(**(sizes | albert | {"num_hidden_layers": 2}))).save_pretrained(folder)
+    elif kind == "bert":
         bert = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "max_position_embeddings": 16}
         BertModel(BertConfig(**(sizes | bert))).save_pretrained(folder)
     else:
@@ -57,7 +62,7 @@ def pretrained_folder(folder: Path, kind: str, *, length: int | None = 5) -> Pat
     return folder
 
 
-@pytest.mark.parametrize("kind", ["bert", "t5"])
+@pytest.mark.parametrize("kind", ["albert", "bert", "t5"])
 def test_a_pretrained_encoder_gives_states_with_zeros_at_padding(kind: str, tmp_path: Path) -> None:
     text = load_frozen_text(pretrained_folder(tmp_path, kind))
     assert isinstance(text, PretrainedText)
@@ -212,6 +217,13 @@ def test_the_text_tower_of_a_whole_clip_is_taken(tmp_path: Path) -> None:
         (folder / LENGTH).write_text('{"length": 7}')
         found.append(load_frozen_text(folder).encode(["a b c"]))
     assert torch.equal(*found)
+
+
+def test_layers_of_a_model_that_repeats_one_are_not_skipped(tmp_path: Path) -> None:
+    folder = pretrained_folder(tmp_path, "albert")
+    (folder / LENGTH).write_text('{"length": 5, "skipped_layers": 1}')
+    with pytest.raises(FrozenTextError, match=r"skipped_layers must be 0 for the model in .* no list of 2 layers"):
+        load_frozen_text(folder)
 
 
 def test_missing_weights_and_layers_are_one_line(tmp_path: Path) -> None:
