@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
-from components.sampling.requests import Request
+from components.sampling.requests import Request, typed_options
 
 INVALID = {400: "invalid_value", 401: "invalid_api_key", 403: "forbidden", 404: "not_found", 405: "method_not_allowed"}
 INVALID |= {408: "request_timeout", 413: "too_large", 415: "unsupported_media_type"}
@@ -193,11 +193,15 @@ def of_refused(refused: Refused, request: Request) -> ServiceError:
 
 def param_of(message: str, request: Request) -> str | None:
     """Returns the first request field in a model's sentence; None without a field in the sentence."""
-    words = [word.removeprefix("num_inference_") for word in re.findall(r"\w+", message)]
-    if re.match(r"\w+\.\w+: ", message):  # a setting of a stage, which some fields are short for
-        return words[1] if getattr(request, words[1], None) is not None else "sampling"
+    if of_stage := re.match(r"(\w+)\.(\w+)[.\w]*: ", message):  # a setting, which some fields are short for
+        stage, setting = of_stage.groups()
+        for name, option in reversed(typed_options().items()):  # first those of this stage alone
+            if option.setting == setting and option.stage in ("", stage) and getattr(request, name) is not None:
+                return name
+        return "sampling"
     if message.startswith("no stage"):
         return "sampling"
+    words = (word.removeprefix("num_inference_") for word in re.findall(r"\w+", message))
     return next((word for word in words if word in FIELDS), None)
 
 

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from components.sampling.requests import Request
 from components.serving.api_models import EditForm, Generation
-from components.serving.messages import CODES
+from components.serving.messages import CODES, param_of
 from tests.serving_backend import HTTP, SmallBackend, serving
 from tests.serving_bad_input import CASES, EDITS, GENERATIONS, KEY, LIMITS, Bad, asked, form, png
 from tests.serving_documents import COMMAND, SERVING, serving_text
@@ -29,6 +30,24 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS | st.just("base"), inner, max_size=3),
     max_leaves=8,
 )
+
+
+@pytest.mark.parametrize(
+    ("setting", "fields", "wanted"),
+    [
+        ("base.copy", {}, "sampling"),  # a method of every request
+        ("base.seed", {"seed": 3}, "sampling"),
+        ("base.guidance_interval.0", {}, "sampling"),
+        ("base.num_inference_steps", {"steps": 3}, "steps"),
+        ("base.guidance_scale", {"guidance_scale": 2.0, "classifier_scale": 3.0}, "guidance_scale"),
+        ("classifier.guidance_scale", {"guidance_scale": 2.0, "classifier_scale": 3.0}, "classifier_scale"),
+        ("reranker.candidates", {"best_of": 3}, "best_of"),
+    ],
+)
+def test_the_field_of_a_refused_setting_is_the_one_that_the_client_sent(
+    setting: str, fields: dict[str, Any], wanted: str
+) -> None:
+    assert param_of(f"{setting}: Input should be less", Request(**fields)) == wanted
 
 
 @pytest.fixture(scope="module")
