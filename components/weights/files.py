@@ -65,7 +65,11 @@ def read_weights(uri: str) -> WeightsFile:
     store, place = Store(folder), shown(f"{folder}/{name}")
     config = read_config(store) if CONFIG in names else {}
     tensors, metadata, digests = dict[str, Tensor](), dict[str, str](), list[str]()
-    for each in files_of_index(store.read(name)) if name.endswith(INDEX) else [name]:
+    parts = [name]
+    if name.endswith(INDEX):
+        with local_file(store, name) as path:
+            parts = files_of_index(path.read_bytes())
+    for each in parts:
         with local_file(store, each) as path:
             own = shown(f"{folder}/{each}")
             found = read_safetensors(path, own) if each.endswith(SAFE) else (read_pickle(path, own), {})

@@ -153,6 +153,8 @@ def test_a_model_in_several_files_is_that_of_one(tmp_path: Path):
     last = sorted((tmp_path / "theirs").glob("*.safetensors"))[-1]
     last.rename(tmp_path / "elsewhere")
     assert_refused(in_process("import", "theirs", "--out", "none", cwd=tmp_path), f"{last.name}: no such file")
+    gone = "theirs/none.safetensors.index.json"
+    assert_refused(in_process("import", gone, "--out", "none", cwd=tmp_path), f"{gone}: no such file")
     index.write_text("{}")
     assert_refused(
         in_process("import", "theirs", "--out", "none", cwd=tmp_path), "no weight_map that names their files"
