@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from components.models.bundle import DESCRIPTION, load_bundle
+from components.runtime.storage.connection import reason
 from components.runtime.storage.store import Store, in_parallel
 from components.sampling.cascade import DESCRIPTION as CASCADE
 from components.sampling.cascade import read_description
@@ -81,11 +82,10 @@ def push_to(repository: str, made: Path) -> str:
     """Uploads the folder to a repository of the hub that HF_ENDPOINT names; returns its address.
     The repository is made where there is none. Raises ValueError, in one line, if the hub takes no files."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         address = str(HfApi().create_repo(repository, exist_ok=True))
         HfApi().upload_folder(repo_id=repository, folder_path=made, commit_message="Files of cascade export")
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ValueError(f"--push {repository}: the hub takes no files ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # where no hub answers, of whatever library sends its requests
+        raise ValueError(f"--push {repository}: the hub takes no files ({reason(error)})") from error
     return address

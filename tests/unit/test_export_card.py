@@ -72,6 +72,11 @@ def test_a_hub_that_takes_no_files_is_one_line_and_the_folder_stays(
     assert (tmp_path / "made/network.pt2").is_file()
 
 
+def test_a_hub_that_does_not_answer_is_one_line(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert_refused(export(tmp_path, model, "--push", "me/gan"), "--push me/gan: the hub takes no files", "refused")
+
+
 def test_the_card_of_a_registered_model_has_what_its_run_wrote(tmp_path: Path, empty_database: Path):
     uri = f"sqlite:///{shutil.copy(empty_database, tmp_path)}"
     client = MlflowClient(uri)
