@@ -32,7 +32,7 @@ INDEX = ".index.json"  # after a file's name: the names of several files in its 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.bin")  # by preference
 WEIGHTS += (*(f"{name}{INDEX}" for name in WEIGHTS), "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 NESTS = ("ema", "state_dict", "model", "module")  # of a checkpoint; the average first
-LICENSE = re.compile(r"^license:\s*(\S+)", re.MULTILINE)
+LICENSE = re.compile(r"^license:\s*(?:- *)?(\S+)", re.MULTILINE)  # the first of a list
 README = "components/weights/README.md"
 PACKAGE = "package://"  # NAME/FOLDER: a folder in an installed Python package
 

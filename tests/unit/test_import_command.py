@@ -19,6 +19,7 @@ from components.models.bundle import load_bundle
 from components.runtime.storage.artifact import load_artifact
 from components.runtime.storage.store import Store, digest_of
 from components.sampling.model import load_model
+from components.weights.files import read_weights
 from pipelines.recipes.catalog import load_recipe
 from tests.foreign_weights import adm_layers, glide_layers, tensors_of, words_of
 from tests.in_process import Done, in_process
@@ -160,6 +161,13 @@ def test_a_model_in_several_files_is_that_of_one(tmp_path: Path):
         in_process("import", "theirs", "--out", "none", cwd=tmp_path), "no weight_map that names their files"
     )
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("stated", ["license: mit", "license:\n- mit\n- apache-2.0"])
+def test_the_license_of_a_card_is_the_first_that_it_names(stated: str, tmp_path: Path):
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "README.md").write_text(f"---\n{stated}\ntags: [art]\n---\n")
+    assert read_weights(str(tmp_path)).license == "mit"
 
 
 def test_a_folder_of_diffusers_says_itself_what_it_is_and_stages_take_it(tmp_path: Path):
