@@ -336,8 +336,7 @@ def read_settings(png: bytes) -> dict[str, Any] | None:
     if not png.startswith(SIGNATURE):
         raise ValueError("this is not a PNG")
     try:
-        image = open_header(png)
-        text = image.info.get(KEYWORD)
+        text = open_header(png).info.get(KEYWORD)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError("this PNG can't be read: it is damaged") from error
     if text is None:
@@ -350,8 +349,6 @@ def read_settings(png: bytes) -> dict[str, Any] | None:
         raise ValueError("the settings in the PNG are not JSON: another program wrote them") from error
     if not isinstance(settings, dict):
         raise ValueError("the settings in the PNG are not a JSON object: another program wrote them")
-    if settings.get("size") == f"{image.height}x{image.width}":  # of before sizes were written width first
-        settings["size"] = f"{image.width}x{image.height}"
     return settings
 
 

@@ -167,14 +167,6 @@ def test_settings_that_are_no_request_are_one_line(wrong: dict, words: str) -> N
         request_of(wrong)
 
 
-def test_a_size_that_was_written_height_first_is_that_of_the_image() -> None:
-    png = encode_png(np.zeros((16, 32, 3), np.uint8))
-    for written in ("16x32", "32x16"):
-        settings = read_settings(with_settings(png, {"size": written}))
-        assert settings == {"size": "32x16"}
-        assert request_of(settings).size == (16, 32)
-
-
 def test_a_row_with_a_field_that_no_request_has_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"promt\n  Extra inputs are not permitted"):
         RequestRow(promt="a red heart")

@@ -11,15 +11,9 @@ export async function readSettings(file) {
   for (const { type, data } of chunksOf(bytes)) {
     const text = await textOf(type, data).catch(() => null);
     const settings = text === null ? null : parsed(text);
-    if (settings) return widthFirst(settings, new DataView(bytes.buffer));
+    if (settings) return settings;
   }
   return null;
-}
-
-/** The same settings; earlier ones wrote a size height first, as the image itself tells. */
-function widthFirst(settings, view) {
-  const [width, height] = [view.getUint32(16), view.getUint32(20)];
-  return settings.size === `${height}x${width}` ? { ...settings, size: `${width}x${height}` } : settings;
 }
 
 function* chunksOf(bytes) {
