@@ -241,14 +241,20 @@ def given_for_task(model: SamplingModel, request: Request, tasks: Sequence[str],
     """Returns the image of a request for a task of the model's.
     `size`: height and width of the image; None: the model's own.
     Raises ValueError, in one line, for a task, image or mask that the model can't work on."""
-    size = size or model.settings["resolution"]
-    check_given_image(request.image, request.mask, request.task or (None if len(tasks) > 1 else tasks[0]))
-    if request.task is None and len(tasks) > 1:
+    size, task = size or model.settings["resolution"], request.task or (None if len(tasks) > 1 else tasks[0])
+    if request.image is None:
+        raise ValueError("an image to work on is missing")
+    if task not in (None, *TASKS):
+        raise ValueError(f"unknown task {task!r}: choose {' or '.join(TASKS)}")
+    if task in MASK_TASKS and request.mask is None:
+        raise ValueError(f"{task} needs a mask of the image's size, white where pixels are to be made")
+    if task not in (None, *MASK_TASKS) and request.mask is not None:
+        raise ValueError(f"{task} takes no mask: it changes every pixel")
+    if task is None:
         raise ValueError(f"name a task: this model was trained for {', '.join(tasks)}")
-    if request.task not in (None, *tasks):
-        raise ValueError(f"the model of stage {model.name} was not trained for {request.task}: {', '.join(tasks)}")
-    task = request.task or tasks[0]
-    image = open_given_image(request.image or b"")
+    if task not in tasks:
+        raise ValueError(f"the model of stage {model.name} was not trained for {task}: {', '.join(tasks)}")
+    image = open_given_image(request.image)
     factors = model.settings["super_resolution_factors"] if task == "super_resolution" else [1]
     sides = [size // factor for factor in factors]
     if image.size not in [(side, side) for side in sides]:
@@ -262,15 +268,3 @@ def given_for_task(model: SamplingModel, request: Request, tasks: Sequence[str],
     if task == "super_resolution":
         known = upsample(known[None], size)[0]
     return Given(known, torch.ones(1, size, size), False)
-
-
-def check_given_image(image: bytes | None, mask: bytes | None, task: str | None) -> None:
-    """Raise ValueError, in one line, for an image, mask or task that no model accepts."""
-    if image is None:
-        raise ValueError("an image to work on is missing")
-    if task not in (None, *TASKS):
-        raise ValueError(f"unknown task {task!r}: choose {' or '.join(TASKS)}")
-    if task in MASK_TASKS and mask is None:
-        raise ValueError(f"{task} needs a mask of the image's size, white where pixels are to be made")
-    if task not in (None, *MASK_TASKS) and mask is not None:
-        raise ValueError(f"{task} takes no mask: it changes every pixel")
