@@ -40,12 +40,12 @@ def check_prior(model: SamplingModel, request: Request, *, reranked: bool = Fals
     check_conditions(model, request)
     if (request.best_of or 1) > 1 and not isinstance(model.module, Transformer) and not reranked:
         raise ValueError(f"best of {request.best_of} needs a causal transformer, which knows how likely its tokens are")
-    if request.steps is not None and not isinstance(model.module, MaskedTransformer):
-        raise ValueError("this prior takes no steps: it samples each token once")
     if isinstance(model.module, MaskedTransformer):
         sampling, most = sampling_of(model, request, first=True), model.module.num_tokens
         if sampling.num_inference_steps > most:
             raise ValueError(f"steps must be in [1, {most}], not {sampling.num_inference_steps}")
+    elif request.steps is not None:
+        raise ValueError("this prior takes no steps: it samples each token once")
 
 
 def sample_prior(
@@ -77,12 +77,10 @@ def sample_prior(
         return generate_grid(network, conditions, height=height, width=width, **settings, on_token=on_step)[:, 0]
     if isinstance(network, MaskedTransformer):
         tokens = maskgit(network, conditions, **settings, on_step=on_step)
-    elif isinstance(network, Transformer):
+    else:
         settings["compiled"] = sampling.compile_decoding and model.device.type != "cpu"
         settings["grid"] = None if grid == own else grid
         tokens = generate(network, conditions, **settings, on_token=on_step)
-    else:
-        raise TypeError(f"no sampler for a {type(network).__name__}")
     return rearrange(tokens, "b (h w) -> b h w", h=height, w=width)
 
 
