@@ -66,10 +66,10 @@ def places(network: Arguments) -> Rules:
 def seen_in_taming(tensors: Mapping[str, Tensor], network: Arguments) -> dict[str, Any]:
     """Arguments told by names and shapes: other channels than colors, attention of the decoder alone."""
     channels = tensors["encoder.conv_in.weight"].shape[1]
-    places = (re.match(r"(encoder)\.down\.(\d+)\.attn\.|(decoder)\.up\.(\d+)\.attn\.", name) for name in tensors)
     levels: dict[str, set[int]] = {"encoder": set(), "decoder": set()}
-    for place in filter(None, places):
-        levels[place[1] or place[3]].add(int(place[2] or place[4]))
+    for name in tensors:
+        if place := re.match(r"(encoder|decoder)\.(?:down|up)\.(\d+)\.attn\.", name):
+            levels[place[1]].add(int(place[2]))
     found: dict[str, Any] = {}
     if channels != network.get("image_channels", COLORS):
         found["image_channels"] = channels
@@ -81,17 +81,14 @@ def seen_in_taming(tensors: Mapping[str, Tensor], network: Arguments) -> dict[st
 
 def seen_in_llamagen(tensors: Mapping[str, Tensor], network: Arguments) -> dict[str, Any]:
     """Sizes told by names and shapes, all but the resolution."""
-    numbers = {"conv_blocks": set[int](), "res": set[int]()}
-    for name in tensors:
-        if found := re.match(r"encoder\.conv_blocks\.(\d+)\.res\.(\d+)\.", name):
-            numbers["conv_blocks"].add(int(found[1]))
-            numbers["res"].add(int(found[2]))
-    width, levels = len(tensors["encoder.conv_in.weight"]), sorted(numbers["conv_blocks"])
+    places = filter(None, (re.match(r"encoder\.conv_blocks\.(\d+)\.res\.(\d+)\.", name) for name in tensors))
+    numbers = {(int(place[1]), int(place[2])) for place in places}  # of the level, of the block in it
+    width, levels = len(tensors["encoder.conv_in.weight"]), sorted({level for level, _ in numbers})
     codes = dict(zip(("codebook_size", "codebook_dim"), tensors["quantize.embedding.weight"].shape, strict=True))
     return {
         "channels": width,
         "channel_mult": [len(tensors[f"encoder.conv_blocks.{level}.res.0.conv1.weight"]) // width for level in levels],
-        "num_res_blocks": len(numbers["res"]),
+        "num_res_blocks": len({block for _, block in numbers}),
         "attention_resolutions": [network["resolution"] >> levels[-1]],
         "latent_channels": len(tensors["encoder.conv_out.weight"]),
         "bottleneck": {"kind": "vq", "l2_normalize": True, **codes},

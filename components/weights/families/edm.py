@@ -29,11 +29,8 @@ OF_PLUS_PLUS = r"^dec\.\d+x\d+_aux_(norm|conv)\."  # the end of DDPM++
 
 def places(network: Arguments) -> Rules:
     """Rules of (side of the maps, part of the level) to our place, by the sizes of `network`."""
-    blocks, last, attends = (
-        network["num_res_blocks"],
-        len(network["channel_mult"]) - 1,
-        network["attention_resolutions"],
-    )
+    blocks, last = network["num_res_blocks"], len(network["channel_mult"]) - 1
+    attends = network["attention_resolutions"]
 
     def place(found: re.Match[str]) -> str:
         side, part, rest = int(found[2]), found[3], found[4]
