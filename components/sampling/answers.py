@@ -7,7 +7,6 @@ answers only as a part of its cascade.
 import base64
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,9 +61,10 @@ def predictor_of(folder: Path, *, name: str | None = None) -> Predict:
 
 
 def _signed_images(cascade: Cascade, requests: Sequence[Request], name: str) -> list[str]:
-    made = zip(cascade.sample(requests), requests, strict=True)
-    settings = partial(settings_of, model=name, version=None)
-    signed = (with_settings(encode_png(image), settings(request)) for image, request in made)
+    signed = (
+        with_settings(encode_png(image), settings_of(request, model=name, version=None))
+        for image, request in zip(cascade.sample(requests), requests, strict=True)
+    )
     return [base64.b64encode(png).decode() for png in signed]
 
 
