@@ -25,15 +25,13 @@ export function announce(text) {
 }
 
 /** A sentence that went wrong, shown until the next one; "" takes it away. */
-export function showTrouble(message) {
-  const box = byId("trouble");
-  box.textContent = message && sentence(message);
-  box.hidden = !message;
-}
+export const showTrouble = (message) => say("trouble", message);
 
 /** A sentence that is good to know; "" takes it away. */
-export function showNotice(message) {
-  const box = byId("notice");
+export const showNotice = (message) => say("notice", message);
+
+function say(id, message) {
+  const box = byId(id);
   box.textContent = message && sentence(message);
   box.hidden = !message;
 }

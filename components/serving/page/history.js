@@ -29,10 +29,9 @@ export async function readHistory() {
 }
 
 export async function addToHistory(entry) {
-  const id = await inStore("readwrite", (store) => store.add({ at: Date.now(), ...entry }));
+  await inStore("readwrite", (store) => store.add({ at: Date.now(), ...entry }));
   const ids = await inStore("readonly", (store) => store.getAllKeys());
   for (const old of ids.slice(0, -MOST)) await deleteEntry(old);
-  return id;
 }
 
 export const deleteEntry = (id) => inStore("readwrite", (store) => store.delete(id));

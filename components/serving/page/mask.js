@@ -1,5 +1,7 @@
 // The pixels of a mask: 1 where the image is to be made. What was painted can be taken back.
 
+import { pngOf } from "./images.js";
+
 const UNDO = 50;
 
 export class Mask {
@@ -61,7 +63,6 @@ export class Mask {
 
   /** A PNG: white is to be made. */
   file() {
-    const canvas = this.layer([255, 255, 255, 255], [0, 0, 0, 255]);
-    return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+    return pngOf(this.layer([255, 255, 255, 255], [0, 0, 0, 255]));
   }
 }

@@ -11,11 +11,9 @@ export function fillOptions(generator, settings) {
   byId("options").replaceChildren(
     ...optionsOf(generator).map((name) => {
       const option = OPTIONS[name];
-      const own = defaultOf(generator, name);
       const most = name === "steps" ? generator.most_steps : option.max;
-      const kind = { ...option, max: most ?? undefined };
-      const value = settings[name] ?? own;
-      return field(`option-${name}`, kind, value);
+      const value = settings[name] ?? defaultOf(generator, name);
+      return field(`option-${name}`, { ...option, max: most ?? undefined }, value);
     }),
   );
 }
