@@ -266,7 +266,6 @@ async def answer(
     notes.images = len(job.requests)
     quality = 100 if asked.output_compression is None else asked.output_compression
     call = Call(kind, name, job, asked.output_format or "png", quality)
-    images_of_job = service.backends[name].make(job)
     times = {"started": notes.started, "seconds": limits.seconds}
-    events = responses.watched(images_of_job, job, receive=request.receive, **times)
+    events = responses.watched(service.backends[name].make(job), job, receive=request.receive, **times)
     return await (responses.stream_answer if asked.stream else responses.images_answer)(call, events)
