@@ -78,7 +78,7 @@ def evaluate(
     if captions is not None and not captions.is_file():
         raise UsageError(f"--captions {captions}: no such file")
     with usage_errors(f"--captions {captions}: "):
-        words = [] if captions is None else captions.read_text("utf-8").splitlines()
+        words = [] if captions is None else captions.read_text("utf-8-sig").splitlines()
         refuse(captions is not None and not words, "the file is empty: give a caption in each line")
     try:
         fields = {"feature_network": network, "feature_weights": feature_weights, "seed": seed}

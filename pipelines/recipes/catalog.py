@@ -103,6 +103,8 @@ def apply_overrides(tree: dict[str, Any], assignments: list[str], shape: type[Ba
             raise UsageError(f"--set {assignment!r}: write it as field.name=value")
         try:
             set_value(result, shape, path.strip(), yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {path}: {text!r} is no YAML: {str(error).splitlines()[0]}") from None
         except PlaceError as error:
             raise UsageError(f"--set {path}: {error}{hint(error, path, result, shape)}") from None
     return result

@@ -155,6 +155,7 @@ FAULTS = [  # recipe and assignments, words of the line that refuses them
     ("vae images.resolution=16", "images.resolution|32"),
     ("maskgit sampling.prior.num_inference_steps=65", "sampling.prior.num_inference_steps|64"),
     ("depth_transformer condition=null", "condition is missing"),
+    ("gan channel_mult=[1,2", "--set channel_mult: '[1,2' is no YAML"),
     ("depth_transformer prior.conditions=[label]", "condition is given|label"),
     ("vqvae_pixelcnn prior.resolution=8 prior.channels=66", "prior.resolution"),
     ("vqvae_pixelcnn sampling.prior.compile_decoding=true", "sampling.prior|compile_decoding"),
