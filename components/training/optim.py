@@ -270,7 +270,7 @@ def correlations(rows: Sequence[EMAProfile], columns: Sequence[EMAProfile]) -> n
 
 
 def posthoc_factors(profiles: Sequence[EMAProfile], sigma_rel: float) -> np.ndarray:
-    """Factors of snapshots, (N,) float64 with sum 1, for the average of width `sigma_rel` at the last moment.
+    """Factors of snapshots, (N,) float64 with sum 1, for the average of width `sigma_rel` at the end.
     By least squares (algorithm 3). Raises ValueError for a width without a profile, or where there is no snapshot."""
     if not profiles:
         raise ValueError("there is no snapshot")

@@ -71,7 +71,7 @@ def sample_uniforms(
 
 
 def filled(fill: Callable[..., Tensor], numbers: Tensor, seed: int, stream: str, position: Tensor) -> Tensor:
-    """The same tensor (B, ...), each row filled by a generator of its position; on meta there are no numbers."""
+    """The same tensor (B, ...), each row filled by a generator of its position; on meta nothing is."""
     generator = torch.Generator("cpu" if numbers.is_meta else numbers.device)
     for row, place in zip(numbers, position.tolist(), strict=True):
         fill(row, generator=generator.manual_seed(derive_seed(seed, stream, place)))

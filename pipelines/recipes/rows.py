@@ -27,6 +27,7 @@ from components.stages.precompute import PrecomputeConfig
 from components.stages.samples import SamplesConfig
 from components.stages.tokens import TokensConfig
 from pipelines.recipes import systems
+from pipelines.recipes.diffusion_shapes import ObedienceRecipe
 from pipelines.recipes.shapes import ConditionRecipe, RecipeRow, SharedParts, TokenBranchRecipe
 
 SAMPLES = SamplesConfig(measured_samples=256, images_per_class=4, num_prompts=6, images_per_prompt=4)
@@ -92,8 +93,11 @@ def conditioned(name: str, tokenizer: AutoencoderTraining) -> TokenBranchRecipe:
 
 # fmt: off
 DISCRETE_ROWS = (
-    RecipeRow("vae", "T1: VAE of scenes of 32², Gaussian latents of 4² x 16, its bound in bits/dim.",
-        lambda name: DESCRIBED.one_model(name, systems.vae())),
+    # Of a grid of latents a sample has blobs without a scene: what lies beside what is not in its prior.
+    RecipeRow("vae", "T1: VAE of scenes of 32², one Gaussian latent vector of 32, its bound in bits/dim.",
+        lambda name: DESCRIBED.one_model(name, systems.vae().replace(
+            channels=16, channel_mult=(1, 2, 4, 4, 4, 4), latent_channels=32, learning_rate=2e-3,
+            total_steps=2400, kl_warmup_steps=600, sample_every=1200))),
     # Its latents are far from normal: D13 learns their distribution, and what is drawn from the normal is noise.
     RecipeRow("vae_gan", "T1: VAE-GAN, 64² pixels to Gaussian latents of 16² x 4, perceptual and adversarial loss.",
         lambda name: EMOJI.one_model(name, systems.vae_gan(), samples=None)),
@@ -126,12 +130,14 @@ DISCRETE_ROWS = (
     RecipeRow("vqgan_transformer_unconditional",
         "P3: the same transformer without any condition, over the same tokens.",
         lambda name: by_class(name, token_transformer().replace(conditions=(), cond_drop_prob=0.0), UNGUIDED)),
+    # Over the tokens of a VQ-GAN, as minDALL-E's: in minutes a dVAE learns brightness and no color.
     RecipeRow("dalle",
-        "P4: DALL-E, a transformer of captions and the dVAE's tokens; an encoder keeps the best of four.",
-        lambda name: EMOJI.token_branch(
-            name, systems.dvae(), systems.transformer().replace(conditions=("text",), text_loss_weight=1 / 8),
+        "P4: DALL-E's transformer of captions and tokens, over the demo's VQ-GAN; an encoder keeps the best of four.",
+        lambda name: DEMO_IMAGES.token_branch(
+            name, DEMO.tokenizer, DEMO.prior.replace(
+                text_loss_weight=1 / 8, total_steps=2000, checkpoint_every=500, sample_every=1000),
             TokenBranchSampling(prior=GUIDED, reranker=RerankerSampling(candidates=4)),
-            reranker=systems.contrastive())),
+            reranker=systems.contrastive(), obedience=ObedienceRecipe())),
     RecipeRow("depth_transformer", "P5: from a depth map to an image; the map has a tokenizer of its own.",
         lambda name: conditioned(name, systems.autoencoder_32().replace(member="depth", codebook_size=64))),
     RecipeRow("image_transformer", "P5: from an image of 16² to one of 32²; the small one has a tokenizer of its own.",
