@@ -53,9 +53,11 @@ def line_of(recipe: str, artifacts: Mapping[str, Artifact]) -> bytes | None:
         if parts:
             images = np.concatenate([finished(samples.read(name)) for name in parts])
             tables = samples.metadata["words"].items()
-            words = next((own for name, own in tables if name.endswith(kind)), ())[:ACROSS]
-            step = len(images) // len(words) if words else 1
-            chosen = [images[number * step] for number in range(min(ACROSS, len(images) // step))]
+            words = next((own for name, own in tables if name.endswith(kind)), ("",) * len(images))[:ACROSS]
+            step = len(images) // len(words)
+            each = min(step, max(1, ACROSS // len(words)))  # images of the same words
+            chosen = [images[number * step + k] for number in range(len(words)) for k in range(each)]
+            words = [own for own in words for _ in range(each)] if any(words) else []
             return captioned(render_blocks([GridBlock(heading, [*map(small, chosen)])], columns=ACROSS), words)
     for artifact in artifacts.values():
         if f"{ORIGINALS}.png" in artifact.names():
