@@ -96,7 +96,7 @@ def test_figures_of_a_new_measurement_stand_on_the_page_with_their_commit_date_a
     gan = {"recipe": "gan", "figures": {"distance, some (N 9)": 1.25}, "train_seconds": 61.0, **measured}
     text = results_text(suites | {"lecture": [gan, *lecture]})
     assert re.search(
-        r"\| G1 \| `gan` \| .* \| distance, some \(OpenMoji at 32², N 9\): 1\.25 \| 1:01 \| abc, 2030-01-02, 2 cores‡ ",
+        r"\| G1 \| `gan` \| .* \| distance, some \(scenes at 32², N 9\): 1\.25 \| 1:01 \| abc, 2030-01-02, 2 cores‡ ",
         text,
     )
     assert text.count("\n") == RESULTS.read_text().count("\n")

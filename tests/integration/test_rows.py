@@ -77,7 +77,7 @@ def test_every_model_of_the_generator_is_registered(depth: tuple[dict[str, Artif
 def test_a_gan_by_itself_trains_and_answers_from_the_registry(gan_run: Run):
     assert any(name.endswith("gan_by_class.png") for name in gan_run.files)
     assert "report: s3://secrets/runs/" in gan_run.printed
-    name = "gan_on_scenes"  # not the recipe's own images
+    name = "gan_on_openmoji"  # not the recipe's own images
     rows = [{"label": "0", "seed": seed} for seed in (1, 1, 2)]
     first, second, other = champion(name, gan_run.tracking).predict(rows)
     assert first == second != other
@@ -85,12 +85,12 @@ def test_a_gan_by_itself_trains_and_answers_from_the_registry(gan_run: Run):
 
 
 def test_run_models_report_and_what_is_printed_agree_on_a_name_that_is_the_images(gan_run: Run):
-    name = "image-cascade-gan_on_scenes"
+    name = "image-cascade-gan_on_openmoji"
     names = {model.name for model in MlflowClient(gan_run.tracking).search_registered_models()}
     (report,) = [(path, data.decode()) for path, data in gan_run.files.items() if path.endswith("/report.html")]
     assert {name, f"{name}-gan"} <= names
     assert not {"image-cascade-gan", "image-cascade-gan-gan"} & names
-    assert report[0].split("/")[-2].startswith("gan_on_scenes-")
+    assert report[0].split("/")[-2].startswith("gan_on_openmoji-")
     assert f"</i> {name}<" in report[1]
     assert f"model: models:/{name}@champion" in gan_run.printed
 
