@@ -65,12 +65,18 @@ def crossing(title: str, curve: Curve, rival_title: str, rival: Curve) -> str:
     return f"{title}: {verdict}; {', '.join(told)}."
 
 
+def is_wide(curves: Mapping[str, Curve]) -> bool:
+    """Tell whether values differ by more than a factor of ten: a linear axis would flatten all but the largest."""
+    values = [point.value for curve in curves.values() for point in curve]
+    return 10 * min(values) < max(values) and min(values) > 0
+
+
 def draw_curves(
     figures: Mapping[str, Mapping[str, Curve]], *, levels: Mapping[str, float], against: tuple[str, str]
 ) -> str:
     """Draws a panel for each figure over minutes, a line for each system, as SVG; empty without points.
-    `against`: two figures, the first of which is drawn over the second too, which has a logarithmic axis. `levels`:
-    name -> height of a dashed line beside the former."""
+    `against`: two figures, the first of which is drawn over the second too, which has a logarithmic axis; so has what
+    is wide. `levels`: name -> height of a dashed line beside the former."""
     quality, cost = against
     panels = [
         Panel(
@@ -78,7 +84,7 @@ def draw_curves(
             [Series(title, *zip(*curve, strict=True)) for title, curve in curves.items()],
             levels=levels if name == quality else {},
             log_x=True,
-            log_y=name == cost,
+            log_y=name == cost or is_wide(curves),
         )
         for name, curves in figures.items()
         if curves
