@@ -53,9 +53,9 @@ def test_a_head_lost_while_its_store_is_away_costs_no_byte(
     """The same command comes again before the store is back, so its first look waits."""
     run = Run(tmp_path, steps=STEPS, workers=1, storage=f"{s3_bucket}/runs", max_failures=0)
     with gate(s3_server) as network:
-        submitted = PATIENCE | {"AWS_ENDPOINT_URL": network.address}
+        submitted = PATIENCE | {"AWS_ENDPOINT_URL": network.address, outages.SETTING: "600"}
         driver = run.start(**submitted)
-        close_while_it_trains(network, run, LONGER)
+        close_while_it_trains(network, run, 4 * LONGER)  # a driver has to start within it
         wait_until(lambda: f"store {s3_bucket} away for" in " ".join(run.said().split()), run)
         kill_group(driver)
         run.log.unlink()

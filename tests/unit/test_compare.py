@@ -235,10 +235,11 @@ GAN = [CurvePoint(2, 150.0, 3.0), CurvePoint(8, 120.0, 3.0), CurvePoint(32, 100.
         ((250, 90, 80), "the curves cross between 2 and 8 minutes"),
         ((130, 100, 80), "it is ahead of GAN from 2 minutes on"),
         ((149, 100, 80), "it is ahead of GAN from 8 minutes on"),
-        ((250, 150, 93), "at 32 minutes, the largest budget, it is not ahead of GAN"),  # 7 of an error of 4.2
-        ((250, 150, 140), "at 32 minutes, the largest budget, it is not ahead of GAN"),
-        ((250, 80, 99), "at 32 minutes, the largest budget, it is not ahead of GAN"),
-        ((250, 150), "at 8 minutes, the largest budget, it is not ahead of GAN"),
+        ((250, 150, 93), "at 32 minutes, the largest common budget, it is not ahead of GAN"),  # 7 of an error of 4.2
+        ((250, 150, 140), "at 32 minutes, the largest common budget, it is not ahead of GAN"),
+        ((250, 80, 99), "at 32 minutes, the largest common budget, it is not ahead of GAN"),
+        ((250, 150), "at 8 minutes, the largest common budget, it is not ahead of GAN"),
+        ((130,), "it is ahead of GAN from 2 minutes on, and both are measured to 2"),
     ],
 )
 def test_a_crossing_is_told_where_errors_leave_no_doubt_and_nowhere_else(values: tuple[int, ...], said: str) -> None:
