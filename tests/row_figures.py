@@ -53,7 +53,7 @@ def line_of(recipe: str, artifacts: Mapping[str, Artifact]) -> bytes | None:
         if parts:
             images = np.concatenate([finished(samples.read(name)) for name in parts])
             tables = samples.metadata["words"].items()
-            words = next((own for name, own in tables if name.endswith(kind)), ("",) * len(images))[:ACROSS]
+            words = (next((own for name, own in tables if name.endswith(kind)), ()) or [""] * len(images))[:ACROSS]
             step = len(images) // len(words)
             each = min(step, max(1, ACROSS // len(words)))  # images of the same words
             chosen = [images[number * step + k] for number in range(len(words)) for k in range(each)]

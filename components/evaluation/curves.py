@@ -68,7 +68,7 @@ def crossing(title: str, curve: Curve, rival_title: str, rival: Curve) -> str:
 
 
 def is_wide(curves: Mapping[str, Curve]) -> bool:
-    """Tell whether values differ by more than a factor of ten: a linear axis would flatten all but the largest."""
+    """Tell whether values differ by more than a factor of ten, which a linear axis would flatten."""
     values = [point.value for curve in curves.values() for point in curve]
     return 10 * min(values) < max(values) and min(values) > 0
 

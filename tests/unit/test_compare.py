@@ -203,7 +203,6 @@ def test_the_plot_has_a_line_a_system_over_minutes_and_seeds_are_averaged() -> N
 
 @pytest.mark.parametrize(("bits", "ticks"), [(4.0, "2.00 2.25 2.50"), (180.0, "5 10 20 50 100")])
 def test_a_figure_that_is_far_from_the_others_does_not_flatten_them(bits: float, ticks: str) -> None:
-    """The axis is logarithmic then."""
     svg = draw_comparison([system("A", bits=2.0), system("B", bits=3.0), system("C", bits=bits)])
     labels = re.findall(r">\s*([^<>]+?)\s*</(?:text|tspan)>", svg)
     assert ticks in (shown := " ".join(labels)), shown
