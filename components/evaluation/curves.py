@@ -55,15 +55,15 @@ def crossing(title: str, curve: Curve, rival_title: str, rival: Curve) -> str:
     ]
     since = max((place for place, state in enumerate(states, start=1) if state < 1), default=0)
     above = max((point.minutes for state, (point, _) in zip(states, pairs, strict=True) if state < 0), default=0)
+    last = pairs[-1][0].minutes
     verdict = (
-        f"at {pairs[-1][0].minutes} minutes, the largest common budget, it is not ahead of {rival_title}"
+        f"at {last} minutes, the largest common budget, it is not ahead of {rival_title}"
         if since == len(states)
         else f"the curves cross between {above} and {pairs[since][0].minutes} minutes"
         if above
         else f"it is ahead of {rival_title} from {pairs[since][0].minutes} minutes on"
     )
-    missing = since < len(states) and max(curve[-1].minutes, rival[-1].minutes) > pairs[-1][0].minutes
-    known = f", and both are measured to {pairs[-1][0].minutes}" if missing else ""
+    known = f", and both are measured to {last}" * (since < len(states) and last < max(curve[-1], rival[-1]).minutes)
     return f"{title}: {verdict}{known}; {', '.join(told)}."
 
 

@@ -38,12 +38,12 @@ def sample(
     - `cascade sample --model models:/image-cascade-openmoji@champion --label Flags --label "Animals & Nature"`
     - `cascade sample --model models:/image-cascade-scenes@champion --prompt "a large red cube" --count 8 --seed 7`
     - `cascade sample --model models:/image-cascade-dalle@champion --prompt car --best-of 8`
-    - `cascade sample --model models:/image-cascade-vqgan_transformer@champion --label Flags --size 128x64 --top-k 50`
+    - `cascade sample --model models:/image-cascade-vqgan_transformer@champion --label cube --size 128x64 --top-k 50`
     - `cascade sample --model models:/image-cascade-depth@champion --condition depth.png`
     - `cascade sample --model models:/image-cascade-ddpm@champion --sampler ddim --steps 25`
     - `cascade sample --model models:/image-cascade-openmoji@champion --label Flags --set upsampler_64.noise_level=20`
     - `cascade sample --model models:/image-cascade-classifier_guided@champion --label Flags --classifier-scale 2`
-    - `cascade sample --model models:/image-cascade-gan@champion --label Flags --truncation 0.5`
+    - `cascade sample --model models:/image-cascade-gan@champion --label cube --truncation 0.5`
     - `cascade sample --like samples/a-large-red-cube-diffusion-0007.png` — the same image again
     - `cascade sample --like samples/a-large-red-cube-diffusion-0007.png --guidance-scale 5 --count 4` — others like it
     """
