@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from components.data.images import decode_image
 from components.data.listing import FileVersion, list_versions
 from components.data.tars import MAX_MEMBER_BYTES, is_image, iterate_shard
 from components.runtime.storage.connection import at
 from components.runtime.storage.store import BLOCK, Store, absolute, read_range
+from components.sampling.image_files import decode_image
 
 NUMPY, ARCHIVES = ".npz", (".tar", ".tar.gz", ".tgz", ".zip")
 BATCH = 32  # images in memory at a time

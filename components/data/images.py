@@ -7,21 +7,14 @@ import io
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from simplejpeg import decode_jpeg
 
-from components.sampling.image_files import eight_bits, open_header, open_image
+from components.sampling.image_files import decode_image, open_header, open_image
 
-WHITE = (255, 255, 255, 255)
 JPEG = "jpeg"
 SMALLEST = 2  # pixels of a side of an image to learn; of 1 are marks that count visits
 STREAM = 0x6465  # separates draws of degradations from those of the order
-
-
-def decode_image(data: bytes) -> Image.Image:
-    """Decode a file of any mode to upright RGB, transparency flattened on white.
-    Raises any of Pillow's errors for a corrupt file (OSError, ValueError, SyntaxError, DecompressionBombError)."""
-    return to_rgb(ImageOps.exif_transpose(open_image(data)))
 
 
 def decode_sample(data: bytes) -> Image.Image:
@@ -31,19 +24,6 @@ def decode_sample(data: bytes) -> Image.Image:
     if min(image.size) < SMALLEST:
         raise ValueError(f"{image.width} x {image.height} pixels: nothing to learn")
     return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts gray, palette, CMYK, 16-bit and transparent images to RGB; transparent parts become white.
-    Raises ValueError for floating-point images, whose range is not defined."""
-    if image.mode == "F":
-        raise ValueError("floating-point images have no defined range")
-    if image.mode.startswith("I"):
-        return eight_bits(image).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, WHITE), rgba).convert("RGB")
-    return image.convert("RGB")
 
 
 def center_square(image: Image.Image) -> Image.Image:

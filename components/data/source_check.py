@@ -16,8 +16,8 @@ from components.data.shards import INDEX, load_index
 from components.data.sources import packaged, photographs
 from components.data.sources.folder import list_folder
 from components.data.sources.parquet import SUFFIX, find_parquet, is_parquet
-from components.data.sources.source import COMMON, Columns
-from components.data.sources.webdataset import GLOB, TARS, list_tars, split_glob
+from components.data.sources.source import COMMON, Columns, refuse_columns
+from components.data.sources.webdataset import TARS, list_tars, split_glob
 from components.data.tars import is_image
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.connection import StoreError, reason
@@ -44,7 +44,7 @@ def detect_source(uri: str) -> SourceName:
     path = absolute(uri)
     if path.endswith(SUFFIX):
         return SourceName("parquet", path)
-    if GLOB & set(path) or path.endswith(TARS):
+    if split_glob(path)[1] or path.endswith(TARS):
         return SourceName("webdataset", path)
     try:
         versions = list_versions(path)
@@ -79,6 +79,8 @@ def check_source(source: str, path: str | None, columns: Columns = COMMON) -> Li
         raise SourceError(f"no source {source!r}; there are {', '.join(SOURCES)}")
     if source in INSTALLED and path is None:
         path = INSTALLED[source]()
+    if source not in ("folder", "parquet"):
+        refuse_columns(columns, path or source)
     listed = _listed(source, None if source in PACKAGED else absolute(needed_path(source, path)), columns)
     for note in listed.notes:
         warn_once(note)

@@ -152,7 +152,7 @@ class LikelihoodConfig(Config):
 
     stage_version = 3  # PNGs without their container, and the set as one file beside
 
-    samples: int = Field(256, ge=1)  # held-out images
+    samples: int = Field(256, ge=2)  # held-out images; of one there is no error of the mean
     # None: all, the exact sum; fewer are a stratified estimate
     timesteps_per_image: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0)

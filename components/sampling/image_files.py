@@ -7,12 +7,12 @@ file alike, so that both see the same pixels and ids. Shapes: images are uint8 (
 import base64
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no other decoder runs: EPS starts Ghostscript
@@ -40,12 +40,43 @@ def open_header(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     return image
 
 
-def open_given_image(data: bytes, *, mode: str = "RGB") -> Image.Image:
-    """Decodes the image file of a request to a mode of Pillow's. Raises ValueError for data that is none."""
+def decode_image(data: bytes) -> Image.Image:
+    """Decode a file of any mode to upright RGB, transparency flattened on white.
+    Raises any of Pillow's errors for a corrupt file (OSError, ValueError, SyntaxError, DecompressionBombError)."""
+    return to_rgb(ImageOps.exif_transpose(open_image(data)))
+
+
+def open_given_image(data: bytes, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Decodes the image file of a request, upright and converted. Raises ValueError for no image."""
     try:
-        return eight_bits(open_image(data)).convert(mode)
+        return convert(ImageOps.exif_transpose(open_image(data)))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"the given image can't be read ({error}); give a PNG") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Converts gray, palette, CMYK, 16-bit and transparent images to RGB; transparent parts become white.
+    Raises ValueError for floating-point images, whose range is not defined."""
+    if image.mode == "F":
+        raise ValueError("floating-point images have no defined range")
+    if image.mode.startswith("I"):
+        return eight_bits(image).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def to_mask(image: Image.Image) -> Image.Image:
+    """Returns a mask in gray, white where an image is transparent; one that nowhere is stays as it is."""
+    if is_transparent(image):
+        return ImageOps.invert(image.convert("RGBA").getchannel("A"))
+    return eight_bits(image).convert("L")
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Returns whether any pixel is transparent to any degree."""
+    return image.has_transparency_data and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from components.models.autoencoder import Autoencoder
 from components.models.diffusion.corruption import from_levels, to_levels
-from components.sampling.image_files import WHITE, open_given_image
+from components.sampling.image_files import WHITE, open_given_image, to_mask, to_rgb
 
 
 def from_uint8(pixels: np.ndarray | Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def _levels_to_bytes(levels: Tensor) -> Tensor:
 
 def read_image(data: bytes, *, resolution: int) -> Tensor:
     """Decodes an image file to (3, S, S) in [-1, 1]. Raises ValueError for data that is no image."""
-    return fitted_image(open_given_image(data), height=resolution, width=resolution)
+    return fitted_image(open_given_image(data, to_rgb), height=resolution, width=resolution)
 
 
 def fitted_image(image: Image.Image, *, height: int, width: int, nearest: bool = False) -> Tensor:
@@ -54,9 +54,9 @@ def fitted_image(image: Image.Image, *, height: int, width: int, nearest: bool =
 
 
 def read_mask(data: bytes, size: tuple[int, int]) -> Tensor:
-    """Decodes a mask file to (1, height, width), 1 where the mask is white.
+    """Decodes a mask file to (1, height, width), 1 where the mask, as of `to_mask`, is white.
     Raises ValueError for another size, or for a mask with nothing white."""
-    mask = open_given_image(data, mode="L")
+    mask = open_given_image(data, to_mask)
     if mask.size != size:
         raise ValueError(f"the mask has {mask.width}x{mask.height} pixels, the image {size[0]}x{size[1]}")
     unknown = torch.from_numpy(np.array(mask) >= WHITE).float()[None]

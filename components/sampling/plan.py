@@ -16,7 +16,7 @@ from torch import Tensor
 from components.configuration.sampling import ModelSampling
 from components.models.diffusion.corruption import MASK_TASKS, TASKS, gray, upsample
 from components.models.diffusion.steps import Spacing
-from components.sampling.image_files import open_given_image
+from components.sampling.image_files import open_given_image, to_rgb
 from components.sampling.images import fitted_image, from_uint8, read_mask
 from components.sampling.model import SamplingModel, TextCondition, checked
 from components.sampling.requests import Request, request_options
@@ -142,7 +142,7 @@ def plan_of(
         seed=request.seed,
         label=only if request.label is None else class_id(request.label, classes),
         prompt=request.prompt,
-        condition=None if request.condition is None else open_given_image(request.condition),
+        condition=None if request.condition is None else open_given_image(request.condition, to_rgb),
         given=given,
         sampling={model.name: sampling_of(model, request, first=model is models[0]) for model in models},
     )
@@ -254,7 +254,7 @@ def given_for_task(model: SamplingModel, request: Request, tasks: Sequence[str],
         raise ValueError(f"name a task: this model was trained for {', '.join(tasks)}")
     if task not in tasks:
         raise ValueError(f"the model of stage {model.name} was not trained for {task}: {', '.join(tasks)}")
-    image = open_given_image(request.image)
+    image = open_given_image(request.image, to_rgb)
     factors = model.settings["super_resolution_factors"] if task == "super_resolution" else [1]
     sides = [size // factor for factor in factors]
     if image.size not in [(side, side) for side in sides]:

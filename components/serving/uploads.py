@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from components.sampling.image_files import UPLOADED, WHITE, eight_bits, encode_png, open_header
+from components.sampling.image_files import UPLOADED, WHITE, encode_png, is_transparent, open_header, to_mask, to_rgb
 from components.serving.messages import ServiceError, Unavailable, invalid
 from components.serving.settings import Limits
 
@@ -163,17 +163,15 @@ def read_given(files: Mapping[str, bytes], *, task: str | None, side: int, pixel
     `pixels`: of a file at most. Raises ServiceError for what is no image, or a mask of another size than its image."""
     images = {name: read_upload(name, data, pixels) for name, data in files.items()}
     image, mask, condition = images.get("image"), images.get("mask"), images.get("condition")
-    image, mask = image and eight_bits(image), mask and eight_bits(mask)
     if image is not None and mask is None and is_transparent(image) and task in (None, "inpainting", "uncropping"):
         mask = image  # OpenAI's meaning
     if image is not None and mask is not None and image.size != mask.size:
         sizes = f"{mask.width}x{mask.height} pixels, the image {image.width}x{image.height}"
         raise invalid("mask", f"the mask has {sizes}: they must be the same")
-    if mask is not None:  # transparent pixels are made, or else white ones
-        mask = ImageOps.invert(mask.convert("RGBA").getchannel("A")) if is_transparent(mask) else mask.convert("L")
+    mask = mask and to_mask(mask)
     if image is not None and image.width == image.height > side and task in SHRINKABLE:
         small = partial(Image.Image.resize, size=(side, side), resample=Image.Resampling.BOX)
-        image = small(image.convert("RGB"))
+        image = small(to_rgb(image))
         if mask is not None:  # white where any pixel was
             white = small(Image.fromarray((np.asarray(mask) >= WHITE).astype(np.float32)))
             mask = Image.fromarray(np.asarray(white) > 0).convert("L")
@@ -182,7 +180,7 @@ def read_given(files: Mapping[str, bytes], *, task: str | None, side: int, pixel
         raise invalid("condition", f"the condition has {size} pixels: give a square image")
     if condition is not None and condition.mode.startswith(("I", "F")):
         raise invalid("condition", "the condition has more than 8 bits a channel: give one of 8 bits")
-    given = {"image": image and image.convert("RGB"), "mask": mask, "condition": condition and condition.convert("RGB")}
+    given = {"image": image and to_rgb(image), "mask": mask, "condition": condition and to_rgb(condition)}
     return {name: encode_png(each) for name, each in given.items() if each is not None}
 
 
@@ -208,11 +206,6 @@ def read_upload(name: str, data: bytes, pixels: int) -> Image.Image:
         raise
     except Exception:  # decoders raise whatever they stumble over
         raise invalid(name, f"{name} is cut off or damaged: give a whole image file") from None
-
-
-def is_transparent(image: Image.Image) -> bool:
-    """Returns whether any pixel is transparent to any degree."""
-    return image.has_transparency_data and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from components.configuration.optimization import OptimizationConfig, Training
 from components.models.autoencoder import Autoencoder
 from components.models.bundle import NETWORKS
 from components.models.critics import PatchDiscriminator
-from components.models.devices import autocast, products
+from components.models.devices import autocast
 from components.models.diffusion.objective import Objective, make_objective
 from components.models.gan import ProjectionDiscriminator
 from components.models.layers import compile_blocks, recompute_blocks
@@ -251,13 +251,10 @@ class LearnerTask:
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
-        """Means of `measures` over held-out samples, by the averaged weights, with draws that never change.
-        Without TF32 and bf16: what compares models has no rounding of a recipe's own."""
+        """Means of `measures` over held-out samples, by the averaged weights, with draws that never change."""
         network, totals = self.learner.snapshot(), dict[str, float]()
         for part, share in self.held_out_parts(held_out):
-            with products("fp32"):
-                measured = self.measures(network, part)
-            add(totals, {name: float(value) for name, value in measured.items()}, share)
+            add(totals, {name: float(value) for name, value in self.measures(network, part).items()}, share)
         return totals
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from torch import nn
 import components
 from components.configuration.optimization import OptimizationConfig
 from components.data.listing import ShardError
-from components.models.devices import state_products
+from components.models.devices import products, state_products
 from components.runtime import events
 from components.runtime.execution import Resources, node_threads
 from components.runtime.ray_internals import get_train_context
@@ -234,7 +234,8 @@ class Saver:
         config = self.job.config
         summary = self.reporter.summary(config.total_steps)
         summary |= {"ema_sigma_rel": config.ema_sigma_rel} if self.has_snapshots else {}
-        summary |= task.evaluate(self.held_out)
+        with products("fp32"):  # what compares models has no rounding of a recipe's own
+            summary |= task.evaluate(self.held_out)
         previews = self.show(config.total_steps, task)
         model = {"weights": task.state_dict()["weights"], "summary": summary, "previews": previews}
         finish(self.job.run, self.job.store, self.job.model, worker=self.worker, **model)

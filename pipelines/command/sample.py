@@ -68,7 +68,8 @@ def sample(
     out.mkdir(parents=True, exist_ok=True)
     conditions = list(dict.fromkeys(request.condition for request in requests))
     bare = [f"condition {conditions.index(r.condition)}" if r.condition else "unconditional" for r in requests]
-    names = [str(request.label or request.prompt or name) for request, name in zip(requests, bare, strict=True)]
+    asked_for = [each.prompt if each.label is None else str(each.label) for each in requests]
+    names = [asked or other for asked, other in zip(asked_for, bare, strict=True)]
     slugs = [re.sub(r"[^a-z0-9]+", "-", name.lower())[:40] for name in names]
     files = [f"{slug}-{each.generator}-{each.seed:04d}" for slug, each in zip(slugs, requests, strict=True)]
     taken = Counter(files)  # equal names get a number

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from components.models.diffusion.steps import SAMPLERS
-from components.sampling.image_files import encode_png, open_given_image
+from components.sampling.image_files import encode_png, open_given_image, to_mask, to_rgb
 from components.sampling.requests import in_words, request_options, typed_options
 from pipelines.command.options import LIKE, Model, Sampling, Seed, Tracking, share_cores, takes_options
 
@@ -69,9 +69,9 @@ def translate(
     for made, request in zip(images, requests, strict=True):
         name = f"{image.stem}-{request.task or 'translated'}-{request.seed:04d}.png"
         (out / name).write_bytes(opened.signed(encode_png(made), request))
-    before = np.array(open_given_image(asked.image or b""))
+    before = np.array(open_given_image(asked.image or b"", to_rgb))
     if asked.mask is not None:
-        before[np.array(open_given_image(asked.mask, mode="L")) >= 128] = HIDDEN
+        before[np.array(open_given_image(asked.mask, to_mask)) >= 128] = HIDDEN
     blocks = [GridBlock("before", [before]), GridBlock("after", images)]
     (shown := out / "before_after.png").write_bytes(render_blocks(blocks, columns=min(4, len(images))))
     console.print(f"{count} images in {time.monotonic() - started:.1f} s, in {out}", highlight=False)
@@ -84,7 +84,7 @@ def image_bytes(option: str, path: Path) -> bytes:
         raise ValueError(f"{option} {path}: no such file")
     data = path.read_bytes()
     try:
-        open_given_image(data)
+        open_given_image(data, to_rgb)
     except ValueError as error:
         raise ValueError(f"{option} {path}: {error}") from error
     return data

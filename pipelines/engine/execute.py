@@ -122,8 +122,9 @@ def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> 
     def on_wait(reason: str) -> None:
         recorder.emit(events.StageHeld(job.name, "queued", f"waiting: {reason}"))
 
-    held = lease.acquire(is_done=is_done, on_wait=on_wait)
+    held = False
     try:
+        held = lease.acquire(is_done=is_done, on_wait=on_wait)
         if not held or is_done():
             artifact = load_artifact(job.store)
             assert artifact is not None
@@ -151,7 +152,7 @@ def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> 
         recorder.emit(events.StageEnded(job.name, "FINISHED", artifact), wait=True)
         return artifact
     except Exception as error:
-        if lease.is_lost():
+        if held and lease.is_lost():
             _die(job.name, recorder)
         recorder.emit(events.StageEnded(job.name, "FAILED", error=one_line(error)), wait=True)
         raise

@@ -13,7 +13,7 @@ from components.configuration.usage import UsageError, usage_errors
 from components.data.ingest import INSTALLED, PACKAGED
 from components.data.sources.folder import LICENSE as UNSPECIFIED
 from components.data.sources.parquet import SUFFIX
-from components.data.sources.webdataset import GLOB, TARS, split_glob
+from components.data.sources.webdataset import TARS, split_glob
 from components.evaluation.metrics import METRICS, PUBLISHED, DistanceRow, distance_name
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.connection import shown
@@ -58,7 +58,7 @@ def cascade_name(recipe: Recipe, given: str | None) -> str:
 def source_name(source: str) -> str:
     """The last telling part of a source's address, in letters, digits and underscores.
     s3://bucket/imagenet/train/*.tar -> imagenet; cats.tar -> cats; ~/Müller -> Muller; ~/写真 -> images_9c3250."""
-    parts = [part for part in absolute(source).rpartition("://")[2].split("/") if part and not GLOB & set(part)]
+    parts = split_glob(absolute(source))[0].rpartition("://")[2].split("/")
     suffixes = (*TARS, SUFFIX)
     bare = [next((part.removesuffix(end) for end in suffixes if part.endswith(end)), part) for part in parts]
     named = [name for part in bare if (name := _plain(part))]

@@ -111,6 +111,8 @@ def test_a_plain_folder_is_a_set_without_conditions_and_says_so(folder: Path) ->
     assert set(read(source).values()) == {("image", "")}
     assert {"a.png", "more.png"} <= read(source).keys()
     assert any("images without classes and captions" in note for note in source.notes)
+    with pytest.raises(SourceError, match="is no table, and column 'genus' for label"):
+        list_folder(str(folder), columns=Columns(label="genus"))
 
 
 def test_images_that_no_decoder_reads_are_counted_and_named(folder: Path) -> None:

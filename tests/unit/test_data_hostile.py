@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from components.data import tars
-from components.data.images import decode_image, load_depth
+from components.data.images import load_depth
 from components.data.listing import ShardError
 from components.data.sources.webdataset import TarFacts, TarSurvey
 from components.data.tars import MAX_MEMBER_BYTES, iterate_shard
 from components.runtime.storage.store import Store
-from components.sampling.image_files import MAX_PIXELS
+from components.sampling.image_files import MAX_PIXELS, decode_image
 from tests.image_sets import image, png, write_tar
 
 PNG = png(image(1))

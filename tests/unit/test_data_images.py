@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from simplejpeg import decode_jpeg
 
-from components.data.images import decode_image, fit_square, load_depth, load_image, load_mask
-from components.sampling.image_files import encode_png
+from components.data.images import fit_square, load_depth, load_image, load_mask
+from components.sampling.image_files import decode_image, encode_png
 
 
 def file_of(image: Image.Image, format: str = "PNG", **options: object) -> bytes:

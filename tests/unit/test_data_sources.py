@@ -18,10 +18,13 @@ from components.data.sources import packaged
 from components.data.sources.folder import list_folder
 from components.data.sources.packaged import OPENMOJI_CLASSES, list_fashion_mnist, list_openmoji
 from components.data.sources.scenes import DEPTH_UNIT, SHAPES, list_scenes, render, scene
-from components.data.sources.source import safe_keys
+from components.data.sources.source import Columns, safe_keys
 from components.data.sources.webdataset import list_tars, split_glob
 from components.runtime.storage.store import Store
+from pipelines.engine.naming import source_name
 from tests.image_sets import image, png, write_idx, write_set
+
+LABEL = Columns(label="kind")
 
 
 def write_files(folder: Path, files: dict[str, bytes | str]) -> Path:
@@ -173,6 +176,17 @@ def test_tars_come_from_a_folder_a_glob_or_alone_and_globs_are_cut_at_their_firs
     assert split_glob("s3://b/set/*/x-*.tar") == ("s3://b/set", "*/x-*.tar")
     assert split_glob("/data/set/*.tar") == ("/data/set", "*.tar")
     assert split_glob("memory://set/") == ("memory://set", None)
+    assert split_glob(f"{tmp_path}/shard-00000[01].tar") == (str(tmp_path), "shard-00000[01].tar")
+
+
+def test_brackets_in_the_name_of_a_folder_are_no_glob(tmp_path: Path, pets: Path) -> None:
+    images, tars = tmp_path / "photos [2024]", tmp_path / "tars [0-9]"
+    shutil.copytree(pets, images)
+    write_set(Store(str(tars)), sizes=(2, 2))
+    assert detect_source(str(images)) == ("folder", str(images))
+    assert [version.path for version in list_tars(f"{tars}/*1.tar")] == [f"{tars}/shard-000001.tar"]
+    assert [version.path for version in list_tars(f"{tars}/shard-000001.tar")] == [f"{tars}/shard-000001.tar"]
+    assert source_name(str(images)) == "photos_2024"
 
 
 def test_what_a_uri_stands_for_is_told_by_what_lies_there(tmp_path: Path, pets: Path) -> None:
@@ -209,6 +223,11 @@ def test_a_missing_or_empty_path_is_one_clear_line_before_anything_starts(tmp_pa
         (lambda folder: check_source("folder", None), "needs a path"),
         (lambda folder: detect_source("openmojy"), "did you mean openmoji"),
         (lambda folder: check_source("shards", folder), "not an index of shards"),
+        (
+            lambda folder: check_source("scenes", None, LABEL),
+            "^scenes is no table, and column 'kind' for label",
+        ),
+        (lambda folder: check_source("webdataset", folder, LABEL), "is no table"),
     ],
 )
 def test_a_source_that_can_t_be_used_says_what_it_needs(tmp_path: Path, check: Callable[[str], object], said: str):

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 
 from components.configuration.optimization import OptimizationConfig, Precision, Training
 from components.configuration.sampling import DiffusionBranchSampling
@@ -23,7 +25,7 @@ from components.training.batches import to_batch
 from components.training.learner import Learner
 from components.training.loop import fit
 from components.training.parallel import Worker
-from components.training.worker import TrainingJob, differences
+from components.training.worker import Saver, TrainingJob, differences
 from pipelines.recipes.published import PAPER_RECIPES
 from tests.pretend_gpu import GPU, pretend_gpu
 from tests.tiny_cascade import write_cascade
@@ -186,17 +188,23 @@ def test_with_bf16_of_its_own_a_device_uses_it(monkeypatch: pytest.MonkeyPatch) 
     assert rounded == pytest.approx(exact, rel=0.05)
 
 
-@pytest.mark.parametrize("kind", ["prior", "masked_prior", "pixelcnn"])
-def test_likelihoods_are_measured_in_fp32_and_without_tf32(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["tokenizer", "gan", "prior", "masked_prior", "pixelcnn"])
+def test_held_out_figures_are_measured_in_fp32_and_without_tf32(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every family: what compares models has no rounding of a recipe's own."""
     with_bf16(monkeypatch, CPU)
-    found, seen = [], []
+    monkeypatch.setattr("ray.train.get_all_reported_checkpoints", mock.Mock())
+    seen, written = [], mock.Mock()
+    monkeypatch.setattr("components.training.worker.finish", written)
     for precision in ("fp32", "bf16"):
         config = config_of(kind, precision=precision)
-        task = make_task(config)
-        task.learner.snapshot().head.register_forward_hook(lambda *_: seen.append(stated()))
+        task, saver = make_task(config), mock.Mock(has_snapshots=False, held_out=rows_at(config, range(4)))
+        saver.worker.rank, saver.reporter.summary.return_value = 0, {}
+        hook = register_module_forward_hook(lambda *_: seen.append(stated()))
         with products("tf32"):
-            found.append(task.evaluate(rows_at(config, range(4))))
-    assert found[0] == found[1]
+            Saver.finish(saver, task)
+        hook.remove()
+    fp32, bf16 = (call.kwargs["summary"] for call in written.call_args_list)
+    assert fp32 == bf16 != {}
     assert set(seen) == {TF32_OFF}
 
 

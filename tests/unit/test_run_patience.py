@@ -3,17 +3,21 @@ a run whose report can't be drawn.
 """
 
 import os
+from pathlib import Path
 from unittest import mock
 
 import pytest
 from rich.console import Console
 
 from components.configuration.usage import UsageError
+from components.runtime import events
+from components.runtime.execution import Resources
 from components.runtime.storage import outages
 from components.runtime.storage.artifact import ArtifactError
-from components.runtime.storage.store import StoreError
-from pipelines.engine import driver
+from components.runtime.storage.store import Store, StoreError
+from pipelines.engine import driver, execute
 from pipelines.engine.execute import Outcome
+from pipelines.engine.recorder import RunRecorder
 from pipelines.engine.session import JOB_VARIABLE
 from tests.waiting import eventually
 
@@ -57,6 +61,21 @@ def test_a_report_that_can_not_be_drawn_is_a_failure_in_a_line(kind: type[Except
     outcome = Outcome()
     assert driver._report(mock.Mock(), outcome, [], mock.Mock(), seconds=1.0) == "none"
     assert outcome.failures == {"report": "samples/k differs"}
+
+
+def test_a_stage_whose_lease_can_not_be_had_has_failed_and_waits_for_nothing(tmp_path: Path):
+    """Such as for a store that stays away: the table said "queued" to the end."""
+    store, recorder = Store(str(tmp_path)), RunRecorder()
+    job = execute.StageJob("prior", "k", mock.Mock(), {}, {}, store, Resources(), {}, forced="")
+    recorder.emit(events.StageHeld("prior", "queued", "waiting: the lease"))
+    emitter = mock.Mock(emit=lambda event, *, wait=False: recorder.emit(event))
+    with (
+        mock.patch.object(execute.Lease, "look", side_effect=StoreError("s3://bucket is away")),
+        pytest.raises(StoreError),
+    ):
+        execute.run_stage(job, emitter)
+    (status,) = recorder.snapshot()
+    assert (status.state, status.note) == ("failed", "s3://bucket is away")
 
 
 def test_a_worker_of_a_run_gives_its_words_to_the_runs_recorder(ray_cluster: None):

@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 import torch
 from einops import repeat
-from PIL import Image
+from PIL import ExifTags, Image
 
-from components.data.images import decode_image
 from components.models.diffusion.corruption import from_levels, to_levels
-from components.sampling.image_files import MAX_PIXELS, base64_png, encode_png, enlarged, open_given_image, open_image
+from components.sampling.image_files import (
+    MAX_PIXELS,
+    base64_png,
+    decode_image,
+    encode_png,
+    enlarged,
+    open_given_image,
+    open_image,
+    to_mask,
+    to_rgb,
+)
 from components.sampling.images import from_uint8, levels_to_uint8, read_image, to_uint8
 from components.serving.uploads import read_given
 from components.training.batches import png_grid
@@ -78,10 +87,26 @@ def test_gray_of_16_bits_is_scaled_as_in_training() -> None:
     data = encode_png(np.array([[0, 100 * 257], [200 * 257, 65535]], np.uint16))
     wanted = [[0, 100], [200, 255]]
     uploaded = read_given({"image": data, "mask": data}, task=None, side=2, pixels=4)
-    for image in (open_given_image(data, mode="L"), open_image(uploaded["mask"])):
+    for image in (open_given_image(data, to_mask), open_image(uploaded["mask"])):
         assert np.asarray(image).tolist() == wanted
-    for image in (open_given_image(data), open_image(uploaded["image"]), decode_image(data)):
+    for image in (open_given_image(data, to_rgb), open_image(uploaded["image"]), decode_image(data)):
         assert np.asarray(image)[..., 0].tolist() == wanted
+
+
+def test_a_given_image_is_upright_on_white_as_in_training_and_a_transparent_mask_is_white_where_it_is_clear() -> None:
+    """In requests and in uploads: black under a logo, or a photograph lying on its side, was never learned."""
+    drawing = np.zeros((2, 3, 4), np.uint8)
+    drawing[0, :, 3] = 255  # a black line above, clear below
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3  # upside down
+    buffer = io.BytesIO()
+    Image.fromarray(drawing).save(buffer, "PNG", exif=exif)
+    data = buffer.getvalue()
+    uploaded = read_given({"image": data, "mask": data}, task="inpainting", side=4, pixels=6)
+    for image in (open_given_image(data, to_rgb), open_image(uploaded["image"]), decode_image(data)):
+        assert np.asarray(image)[..., 0].tolist() == [[255] * 3, [0] * 3]
+    for mask in (open_given_image(data, to_mask), open_image(uploaded["mask"])):
+        assert np.asarray(mask).tolist() == [[255] * 3, [0] * 3]
 
 
 def test_the_image_of_a_request_is_opened_under_the_limits_of_files_of_strangers() -> None:
@@ -89,7 +114,7 @@ def test_the_image_of_a_request_is_opened_under_the_limits_of_files_of_strangers
     Image.new("RGB", (8, 8)).save(eps, "EPS")  # Pillow would start Ghostscript
     bombs = (png_of(2**16, 2**16, b""), png_of(2**14, MAX_PIXELS // 2**14 + 1, b""))
     with pytest.raises(ValueError, match="cannot identify"):
-        open_given_image(eps.getvalue())
+        open_given_image(eps.getvalue(), to_rgb)
     for data in (b"", b"no image", encode_png(RANDOM[0])[:60], *bombs):
         with pytest.raises(ValueError, match=r"^the given image can't be read \(.*\); give a PNG$"):
-            open_given_image(data)
+            open_given_image(data, to_rgb)

@@ -150,7 +150,10 @@ def list_folder(path: str, versions: Sequence[FileVersion] | None = None, column
     folders = sorted({name.rpartition("/")[0] for name in near if name.rpartition("/")[2] in METADATA})
     paths = [[f"{folder}/{name}" if folder else name for name in METADATA] for folder in folders]
     best = [next(path for path in candidates if path in near) for candidates in paths]  # of each folder
-    return _described(path, names, best, columns) if best else _sub_folders(path, names)
+    if best:
+        return _described(path, names, best, columns)
+    source.refuse_columns(columns, path)
+    return _sub_folders(path, names)
 
 
 def _training_images(images: list[str]) -> Names:

