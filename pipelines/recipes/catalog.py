@@ -14,7 +14,7 @@ from pipelines.recipes.diffusion_rows import DIFFUSION_ROWS, FASHION
 from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.recipes.rows import DISCRETE_ROWS, TAXONOMY
 from pipelines.recipes.shapes import SHAPES, Recipe, RecipeRow
-from pipelines.recipes.systems import described, openmoji, smoke
+from pipelines.recipes.systems import described, openmoji, openmoji_hour, smoke
 
 DEMO, DRAWINGS = "scenes", "openmoji"
 LECTURE_ROWS = (*DISCRETE_ROWS, *DIFFUSION_ROWS, *FASHION)
@@ -23,6 +23,7 @@ RECIPES: dict[str, RecipeRow] = {
     for row in (
         RecipeRow(DEMO, "Scenes by caption: tokenizer at 64², base at 16², upsampler 16² -> 64²; the demo.", described),
         RecipeRow(DRAWINGS, "The same cascade on the drawings of OpenMoji, by class and caption.", openmoji),
+        RecipeRow("openmoji_hour", "The same in about an hour on two cores: what more steps buy.", openmoji_hour),
         RecipeRow(
             "smoke", "Colored solids: the whole cascade in about four minutes on two cores, most of it start-up.", smoke
         ),

@@ -239,6 +239,18 @@ def openmoji(name: str = "openmoji") -> CascadeRecipe:
         sampling=sampling, samples=SamplesConfig(), evaluation=EvaluationConfig(precision="bf16"), agreement=agreement)
 
 
+def openmoji_hour(name: str = "openmoji_hour") -> CascadeRecipe:
+    """The same models in about an hour on two cores, by three to four times the steps."""
+    recipe = openmoji(name)
+    (upsampler,) = recipe.upsamplers
+    return recipe.replace(
+        tokenizer=recipe.tokenizer.replace(
+            total_steps=3600, checkpoint_every=600, sample_every=1800, discriminator_start=1800),
+        prior=recipe.prior.replace(total_steps=1800, checkpoint_every=450, sample_every=900),
+        base=recipe.base.replace(total_steps=5200, checkpoint_every=650, sample_every=2600),
+        upsamplers=(upsampler.replace(total_steps=4600, checkpoint_every=575, sample_every=2300),))
+
+
 def described(name: str = "scenes") -> CascadeRecipe:
     """The demo: scenes of 64² by caption, four pairs of a color and a shape in none that is trained on."""
     tokenizer = adversarial(autoencoder(), start=450)
