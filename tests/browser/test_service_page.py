@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from components.sampling.cascade import Cascade, compose
 from components.sampling.image_files import encode_png
-from components.sampling.requests import Request, read_settings
+from components.sampling.requests import Request, read_settings, with_settings
 from tests.browser.chromium import PHONE, chromium, find_chromium, opened
 from tests.browser.service_page import (
     SIDE,
@@ -257,6 +257,8 @@ def test_settings_in_every_kind_of_text_chunk_are_read(page: Page) -> None:
         drop(page, file.getvalue())
         expect(page.locator("#seed")).to_have_value(str(seed))
         assert page.locator("#label").input_value() == "food"
+    drop(page, with_settings(encode_png(PHOTO), {"model": "tiny", "seed": 2**60 + 1}))
+    page.locator("#notice").filter(has_text="more digits than a page keeps").wait_for()
 
 
 def test_what_the_service_refuses_is_shown_as_a_sentence(browser: Browser, address: str) -> None:
