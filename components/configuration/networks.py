@@ -147,20 +147,29 @@ class AutoencoderNetworkConfig(NetworkConfig):
     latent_channels: int = Field(ge=1)
     decoder_attention_resolutions: Annotated[tuple[int, ...] | None, Since(None)] = None  # None: as the encoder's
     projections: Annotated[bool, Since(True)] = True  # 1 x 1, around the bottleneck; none in SD 3 and FLUX
-    image_channels: Annotated[Literal[1, 3], Since(3)] = 3  # of what it reads; 1: gray images, as depth maps
+    image_channels: Annotated[int, Since(3)] = Field(3, ge=1)  # 1: gray images, as depth maps; or a map's classes
     latent_shift: Annotated[float, Since(0.0)] = 0.0  # off latents, before their scale
     patch_shortcut: bool = False  # a linear map around encoder and decoder: colors in minutes
     norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
-    reconstruction: Literal["l1", "mse", "logit_laplace", "discretized_logistic"] = "l1"
+    reconstruction: Literal["l1", "mse", "logit_laplace", "discretized_logistic", "classes"] = "l1"
     bottleneck: Bottleneck
 
     def _check(self) -> None:
+        channels, of_map = self.image_channels, self.reads_classes
+        refuse(of_map and channels == 1, "reconstruction classes needs image_channels, the number of classes")
+        colorless = channels not in (1, 3) and not of_map
+        refuse(colorless, f"image_channels {channels} is of a map of classes: set reconstruction=classes")
         check_norm_groups(self.norm_groups, self.channels, self.channel_mult)
         codes, width = self.bottleneck, self.latent_channels
         if isinstance(codes, GumbelCodesConfig) and codes.codebook_init == "data":
             needs = f"codebook_init data of gumbel needs codebook_dim {width}, that of latent_channels"
             other = codes.codebook_dim not in (None, width)
             refuse(other, f"{needs}, not {codes.codebook_dim}; or take codebook_init random")
+
+    @property
+    def reads_classes(self) -> bool:
+        """True for a network of maps of classes."""
+        return self.reconstruction == "classes"
 
     @property
     def factor(self) -> int:

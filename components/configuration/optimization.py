@@ -92,6 +92,7 @@ class TrainingNeeds(NamedTuple):
 
     resolution: int | None = None  # side of the images, pixels; None: the training reads tokens
     member: Member = "image"  # member of each sample to use as `image`
+    mask_values: int | None = None  # classes of the masks to read; None: any number
     condition_member: Member | None = None  # member of each sample to use as `condition_image`
     degradations: tuple[str, ...] = ()  # tasks that make the `condition_image` of the `image`
     jpeg_qualities: tuple[int, int] = (5, 30)  # lowest and highest, of the task jpeg

@@ -68,6 +68,12 @@ class AutoencoderTraining(Training):
     data: AutoencoderData
     optimization: AdversarialOptimization
 
+    def _check(self) -> None:
+        if self.network.reads_classes:
+            seen = self.needs().perceptual_network != "none" or self.losses.adversarial_weight > 0
+            refuse(self.data.member != "mask", "reconstruction classes is of maps of classes: set member=mask")
+            refuse(seen, "maps of classes have no losses of images: set perceptual_weight=0 and adversarial_weight=0")
+
     @property
     def stage_name(self) -> str:
         return "tokenizer" if self.has_codes else "vae"
@@ -96,6 +102,7 @@ class AutoencoderTraining(Training):
         return TrainingNeeds(
             self.data.resolution,
             member=self.data.member,
+            mask_values=self.network.image_channels if self.network.reads_classes else None,
             perceptual_network=losses.perceptual_network if losses.perceptual_weight > 0 else "none",
             perceptual_weights_uri=losses.perceptual_weights_uri,
         )

@@ -91,7 +91,7 @@ def load_mask(data: bytes, *, resolution: int, mask_values: int) -> np.ndarray:
     if mask.max() >= mask_values:
         held = f"the mask holds the value {int(mask.max())}, the set's masks 0 to {mask_values - 1}"
         raise ValueError(f"{held}; set mask_values in index.json to the number of values")
-    return _equal_channels(255 / (mask_values - 1) * mask)
+    return _equal_channels(255 * mask / (mask_values - 1))
 
 
 def _single_channel(data: bytes) -> Image.Image:

@@ -206,7 +206,7 @@ class Autoencoder(nn.Module):
         decoder_attention_resolutions: of the decoder; None: as the encoder's. Those of MAR's KL-16 differ.
         projections: the 1x1 projections; the first stages of Stable Diffusion 3 and FLUX have none.
         latent_shift: subtracted from the latents of latent diffusion (`shift_factor` of those first stages).
-        image_channels: 3; 1 for gray images, to which colors are turned; others for maps of so many classes: `planes`.
+        image_channels: 3; 1 for gray images, to which colors are turned; or, for `classes`, the number of a map's.
 
     Raises ValueError for sizes that don't fit each other, or an unknown bottleneck."""
 
@@ -275,7 +275,7 @@ class Autoencoder(nn.Module):
     def planes(self, image: Tensor) -> Tensor:
         """An image (B, 3, H, W) in [-1, 1] as the encoder takes it, (B, image_channels, H, W).
         The gray of class v among n is 2 v / (n - 1) - 1, as in masks of a set; its plane is one there, else zero."""
-        if image.shape[1] == self.image_channels:
+        if image.shape[1] == self.image_channels and self.reconstruction != "classes":
             return image
         if self.image_channels == 1:
             return gray(image)[:, :1]

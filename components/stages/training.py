@@ -71,6 +71,8 @@ def train_on_images(config: Training, context: StageContext, images: Artifact, n
     for member in (needs.member, needs.condition_member):
         if member is not None:
             check_member(index, member)
+    if needs.mask_values not in (None, index.mask_values):
+        raise ValueError(f"masks of {index.mask_values} values need image_channels={index.mask_values} in the recipe")
     scale = degradation = None
     if config.init_from is not None:
         scale = open_start(config.init_from).model.settings.get(SCALE)  # which the start has learned

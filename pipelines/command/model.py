@@ -92,8 +92,8 @@ def import_(
     typer.echo(f"{family.title}: {len(own)} tensors read, 0 missing, 0 unused{others}; {parameters}")
     alone = settings.get("role") == "base" and "latent_scale" not in settings and not network.get("text_states_dim")
     command = f"sample --model {out}" if alone else f"verify --model {out}"
-    if family_of(kind).reconstructs and network.get("image_channels", 3) in (1, 3):
-        command = f"reconstruct --model {out} --image photo.png"
+    if family_of(kind).reconstructs:
+        command = f"reconstruct --model {out} --image {'map' if network.get('image_channels', 3) > 3 else 'photo'}.png"
     typer.echo(f"model: {made.artifact.identity} in {out}\nnext: cascade {command}")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from components.configuration.usage import UsageError, usage_errors
+from components.data.images import load_mask
 from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.restoration import psnr
 from components.models.bottleneck import GaussianBottleneck
@@ -21,7 +22,7 @@ from components.sampling.cascade import DESCRIPTION as CASCADE
 from components.sampling.cascade import read_description
 from components.sampling.device import best_device
 from components.sampling.image_files import encode_png, enlarged
-from components.sampling.images import index_grids, read_image, to_uint8
+from components.sampling.images import from_uint8, index_grids, read_image, to_uint8
 from components.sampling.model import SamplingModel, load_model
 from pipelines.command.loading import local_model
 from pipelines.command.translate import image_bytes
@@ -46,7 +47,7 @@ def reconstruct_images(
         files = [image_bytes("--image", image) for image in images]
         with local_model(model, tracking) as folder:
             loaded = load_autoencoder(model, folder)
-        found = [reconstruct_file(loaded, data) for data in files]
+        found = [reconstruct_file(loaded, *each) for each in zip(images, files, strict=True)]
     taken = Counter(image.stem for image in images)  # equal stems get a number
     columns: dict[str, list[np.ndarray]] = {}
     out.mkdir(parents=True, exist_ok=True)
@@ -71,7 +72,7 @@ def load_autoencoder(model: str, folder: Path) -> SamplingModel:
         if (kind := kind_of(folder)) != "autoencoder":
             raise UsageError(f"{model} is no autoencoder but a {kind}; give a vae, vqvae, vqgan, dvae or fsq")
         found = load_model("autoencoder", folder, device=best_device())
-        if (channels := found.module.image_channels) not in (1, 3):
+        if not is_of_maps(found) and (channels := found.module.image_channels) not in (1, 3):
             raise UsageError(f"{model} reads maps of {channels} channels: an image has none")
         return found
     stages = read_description(folder)["stages"]
@@ -88,20 +89,32 @@ def kind_of(folder: Path) -> str:
     return json.loads(path.read_text())["kind"] if path.is_file() else "pretrained text encoder"
 
 
-def reconstruct_file(model: SamplingModel, data: bytes) -> Reconstruction:
-    """Reconstructs an image file with an autoencoder. Raises ValueError for a file that is no image."""
-    image = read_image(data, resolution=model.settings["resolution"])
-    seen, codes = to_uint8(image[None]), None
+def reconstruct_file(model: SamplingModel, path: Path, data: bytes) -> Reconstruction:
+    """Reconstructs an image file with an autoencoder; for one of maps, a gray image of class numbers.
+    Raises ValueError for a file that is no image, or for a class that the model does not know."""
+    side, classes, codes = model.settings["resolution"], model.module.image_channels, None
+    try:
+        maps = is_of_maps(model) and load_mask(data, resolution=side, mask_values=classes)
+    except ValueError as error:
+        raise ValueError(f"--image {path}: {str(error).partition(';')[0]}; the model knows {classes}") from error
+    image = read_image(data, resolution=side) if maps is False else from_uint8(maps)
+    seen = to_uint8(image[None])
     with products("fp32"):
         if not isinstance(model.module.bottleneck, GaussianBottleneck):
             codes = to_uint8(index_grids(model.module, seen))[0]
         return Reconstruction(seen[0], codes, reconstructed(model, image))
 
 
+def is_of_maps(model: SamplingModel) -> bool:
+    """True for an autoencoder of maps of classes."""
+    return model.module.reconstruction == "classes"
+
+
 def figures(model: SamplingModel, found: Reconstruction) -> str:
-    """Formats PSNR in dB and the number of bits: the grid's places times log2 of the codes."""
+    """Formats PSNR, or the share of right pixels, and bits: the grid's places times log2 of the codes."""
     everywhere = np.ones((1, *found.seen.shape[:2]), dtype=bool)
-    kept = f"{psnr(found.made[None], found.seen[None], everywhere):.1f} dB"
+    right, decibels = np.mean(found.made == found.seen), psnr(found.made[None], found.seen[None], everywhere)
+    kept = f"{right:.1%} of pixels keep their class" if is_of_maps(model) else f"{decibels:.1f} dB"
     if found.codes is None:
         return f"{kept}, no codes"
     (height, width), size = found.codes.shape[:2], model.module.codebook_size

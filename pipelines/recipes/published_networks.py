@@ -114,6 +114,10 @@ AUTOENCODERS: dict[str, PaperAutoencoder] = {
     "vqgan_imagenet_depth_f16_1024": first_stage(
         "VQ-GAN of depth, 256² to 16² tokens of 1,024 codes: taming-transformers, `configs/imagenetdepth_vqgan.yaml`.",
         1024, 256, F16, (16,), 3, 0.75, 50_000, 3, member="depth", image_channels=1),
+    "vqgan_coco_segmentation_f16_1024": first_stage(
+        "VQ-VAE of maps of 183 classes, 256² to 16² tokens: taming-transformers, `configs/coco_cond_stage.yaml`.",
+        1024, 256, F16, (16,), 12, 0.0, 0, 3, member="mask", image_channels=183, reconstruction="classes",
+        perceptual_weight=0.0),
     "ldm_kl_f4": first_stage(
         "LDM first stage, 256² to a Gaussian of 64² x 3: `models/first_stage_models/kl-f4/config.yaml`.",
         None, 3, F4, (), 10, 0.5, 50_000, 3),

@@ -1,11 +1,16 @@
 """Laws of the autoencoder's networks; the oracles are diffusers' VQModel and AutoencoderKL."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, VQModel
 from torch import Tensor
 
+from components.data.images import load_mask
 from components.models.autoencoder import Autoencoder
+from components.models.losses.reconstruction import image_of
+from components.sampling.image_files import encode_png
+from components.sampling.images import to_uint8
 from tests.benchmarks.bench_vqgan import peer_model
 from tests.peer_unets import copy_layers, randomized
 from tests.token_models import unmoved
@@ -150,6 +155,14 @@ def test_a_map_of_classes_is_read_as_a_plane_for_each_whatever_their_number(clas
     gray = (values * 255 / (classes - 1)).round() / 127.5 - 1  # of 8 bits, as masks of a set are stored
     planes = make_autoencoder(image_channels=classes).planes(gray.expand(1, 3, 1, -1))
     assert torch.equal(planes[0, :, 0], torch.eye(classes))
+
+
+def test_a_class_comes_back_as_the_gray_that_its_mask_has_in_a_set_whatever_their_number() -> None:
+    for classes in range(2, 257):
+        values = np.arange(classes, dtype=np.uint8)
+        stored = load_mask(encode_png(np.resize(values, (classes, classes))), resolution=classes, mask_values=classes)
+        planes = torch.eye(classes).view(1, classes, 1, classes)
+        np.testing.assert_array_equal(to_uint8(image_of(planes, kind="classes"))[0, 0], stored[0])
 
 
 def test_without_projections_the_bottleneck_has_the_channels_of_the_encoder() -> None:

@@ -70,6 +70,7 @@ LATENTS: dict[str, tuple[int, tuple[int, int, int]]] = {  # parameters and shape
     "vqgan_imagenet_f16_1024": (72_141_699, (256, 16, 16)),
     "vqgan_imagenet_f16_16384": (76_073_859, (256, 16, 16)),
     "vqgan_imagenet_depth_f16_1024": (72_137_089, (256, 16, 16)),
+    "vqgan_coco_segmentation_f16_1024": (72_556_599, (256, 16, 16)),
     "ldm_kl_f4": (55_312_063, (3, 64, 64)),
     "ldm_kl_f8": (83_653_863, (4, 32, 32)),
     "ldm_kl_f16": (69_610_963, (16, 16, 16)),

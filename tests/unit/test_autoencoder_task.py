@@ -1,5 +1,6 @@
 """Laws of training an autoencoder, for each bottleneck: VAE, VAE-GAN, VQ-VAE, dVAE, FSQ."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from pydantic import ValidationError
 
 from components.models.autoencoder import Autoencoder
 from components.models.bundle import ModelBundle, load_bundle, save_bundle
+from components.models.losses.reconstruction import reconstruction_loss
+from components.sampling.images import to_uint8
 from components.training.batches import to_batch
 from components.training.learner import DISCRIMINATORS
 from components.training.loop import fit
@@ -38,6 +41,50 @@ def test_training_moves_every_weight_and_lowers_the_reconstruction_loss(name: st
     still = [key for key in before if "network." in key and torch.equal(before[key], after[key])]
     assert still == []
     assert sum(losses[-5:]) < sum(losses[:5]) - 0.05 * abs(sum(losses[:5]))
+
+
+@pytest.mark.parametrize("classes", [3, 7])
+def test_maps_of_classes_are_learned_by_the_cross_entropy_of_planes_and_come_back_as_classes(
+    classes: int,
+) -> None:
+    """Of three classes too, whose planes are as many as colors. An untrained answer costs ln 2 a plane."""
+    config = config_of("vq_vae", reconstruction="classes", image_channels=classes, member="mask", total_steps=150)
+    values = np.random.default_rng(0).integers(classes, size=(4, 2, 2)).repeat(4, axis=1).repeat(4, axis=2)
+    gray = np.rint(255 * values / (classes - 1)).astype(np.uint8)
+    rows = rows_at(config, range(4)) | {"image": np.repeat(gray[..., None], 3, axis=3)}
+    task, batch = AutoencoderTask(config), to_batch(rows)
+    network = task.generator.network
+    planes = network.planes(batch["image"])
+    assert torch.equal(planes.argmax(dim=1), torch.from_numpy(values))
+    zero = reconstruction_loss(torch.zeros_like(planes), image=planes, kind="classes")
+    assert float(zero) == pytest.approx(math.log(2))
+    output = network(batch["image"])[0].detach()
+    oracle = -torch.where(planes == 1, output, -output).sigmoid().log().mean()
+    assert float(reconstruction_loss(output, image=planes, kind="classes")) == pytest.approx(float(oracle), rel=1e-5)
+    for step in range(1, 151):
+        task.train_step(batch, step)
+    made = to_uint8(task.generator.network.reconstruct(batch["image"]))
+    assert (made == rows["image"]).mean() > 0.8
+    assert set(np.unique(made)) <= set(np.unique(np.rint(255 * np.arange(classes) / (classes - 1))))
+    assert all(each.shape[1:] == (3, 8, 8) for rows in task.shown(iter([batch])) for each in rows)
+    assert task.evaluate(rows)["held_out_reconstruction_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image_channels": 7}, "image_channels 7 is of a map of classes: set reconstruction=classes"),
+        ({"reconstruction": "classes", "image_channels": 1, "member": "mask"}, "needs image_channels, the number"),
+        ({"reconstruction": "classes", "image_channels": 7}, "maps of classes: set member=mask"),
+        (
+            {"reconstruction": "classes", "image_channels": 7, "member": "mask", "adversarial_weight": 0.5},
+            "set perceptual_weight=0 and adversarial_weight=0",
+        ),
+    ],
+)
+def test_what_does_not_fit_a_map_of_classes_is_refused_with_the_remedy(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        config_of("vq_vae", **changes)
 
 
 @pytest.mark.parametrize("name", ["dvae", "vq_vae"])

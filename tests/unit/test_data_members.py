@@ -106,6 +106,14 @@ def test_a_stage_refuses_a_set_without_the_member_before_anything_trains(tmp_pat
     assert not list(context.store.list())
 
 
+def test_a_stage_refuses_masks_of_another_number_of_classes(tmp_path: Path) -> None:
+    classes = {"reconstruction": "classes", "image_channels": 7, "member": "mask", "adversarial_weight": 0.0}
+    write_scenes(Store(str(tmp_path / "images" / "files")), sizes=SIZES, resolution=RESOLUTION)
+    context = context_of(tmp_path, "autoencoder", workers=1)
+    with pytest.raises(ValueError, match=r"masks of 3 values need image_channels=3 in the recipe"):
+        train_model(autoencoder_config(**classes), context, images=images_artifact(tmp_path))
+
+
 @pytest.mark.parametrize("member", ["depth", "mask"])
 def test_the_tokens_of_a_member_are_those_of_its_images(scenes: ShardIndex, tmp_path: Path, member: Member) -> None:
     folder, files = write_models(tmp_path / "models")["tokenizer"], Store(str(tmp_path / "tokens"))

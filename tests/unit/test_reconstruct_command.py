@@ -116,7 +116,7 @@ def test_a_model_is_found_on_disk_in_storage_and_in_a_cascade(files: Path, tmp_p
     assert "4 x 4 codes of 32: 80 bits" in said  # of its tokenizer
 
 
-def test_gray_images_are_shown_and_maps_of_classes_are_refused(files: Path, tmp_path: Path) -> None:
+def test_gray_images_are_shown_and_maps_of_classes_are_read_as_class_numbers(files: Path, tmp_path: Path) -> None:
     gray = write_autoencoder(tmp_path / "gray", "vq_vae", image_channels=1)
     _, said = reconstructed(gray, files / "small.png", out=tmp_path / "out")
     assert "codes of 16" in said
@@ -124,6 +124,16 @@ def test_gray_images_are_shown_and_maps_of_classes_are_refused(files: Path, tmp_
     maps = write_autoencoder(tmp_path / "maps", "vq_vae", image_channels=182)
     with pytest.raises(UsageError, match="reads maps of 182 channels"):
         reconstructed(maps, files / "small.png", out=tmp_path / "none")
+    values = np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE) % 182
+    (tmp_path / "map.png").write_bytes(encode_png(values))
+    maps = write_autoencoder(tmp_path / "classes", "vq_vae", image_channels=182, reconstruction="classes")
+    _, said = reconstructed(maps, tmp_path / "map.png", out=tmp_path / "out")
+    assert "% of pixels keep their class, " in said
+    seen = pixels(tmp_path / "out" / "map-input.png")
+    assert (seen[..., 0] == np.rint(255 * values.astype(int) / 181)).all()
+    few = write_autoencoder(tmp_path / "few", "vq_vae", image_channels=7, reconstruction="classes")
+    with pytest.raises(UsageError, match=r"map\.png: the mask holds the value 63, .*; the model knows 7$"):
+        reconstructed(few, tmp_path / "map.png", out=tmp_path / "none")
 
 
 def test_images_that_are_called_alike_are_kept_apart(files: Path, tmp_path: Path) -> None:

@@ -5,11 +5,13 @@
     logit_laplace         -log density in nats (Ramesh et al. 2021, appendix A.3)
     discretized_logistic  -log probability of 8-bit values in nats (Salimans et al. 2017, "PixelCNN++", equation 2, with
                           one component): the only kind that gives bits per dimension
+    classes               binary cross-entropy in nats of the plane of each class, 1 where a pixel is of it, of maps of
+                          classes (Esser et al. 2021, published code)
 
 For figures there are PSNR and SSIM of levels, 0 to 255, in float64. A figure of a set is the mean of its images'
 figures, as first stages are compared in papers. Blurred images may have the larger values: LPIPS stands beside them.
 
-Shapes: B batch, H W pixels, O channels of the output: 3, or 6 where a location has a log-scale."""
+Shapes: B batch, H W pixels, O channels of the output: 3, 6 where a location has a log-scale, or the classes."""
 
 import math
 
@@ -54,11 +56,14 @@ def logit_laplace_nll(output: Tensor, *, image: Tensor) -> Tensor:
 
 
 LIKELIHOODS = {"logit_laplace": logit_laplace_nll, "discretized_logistic": discretized_logistic_nll}
-KINDS = ("l1", "mse", *LIKELIHOODS)
+KINDS = ("l1", "mse", "classes", *LIKELIHOODS)
 
 
 def reconstruction_loss(output: Tensor, *, image: Tensor, kind: str = "l1") -> Tensor:
-    """Mean loss of the decoder's output (B, O, H, W) for images (B, 3, H, W) in [-1, 1], () in fp32."""
+    """Mean loss of the decoder's output (B, O, H, W) for images (B, 3, H, W) in [-1, 1], () in fp32.
+    `classes`: for planes (B, O, H, W), each 1 where a pixel is of the class and 0 elsewhere."""
+    if kind == "classes":
+        return F.binary_cross_entropy_with_logits(output.float(), image.float())
     if kind in LIKELIHOODS:
         return LIKELIHOODS[kind](output, image=image).mean()
     difference = F.mse_loss if kind == "mse" else F.l1_loss
@@ -73,7 +78,10 @@ def output_channels(*, kind: str, channels: int = 3) -> int:
 
 
 def image_of(output: Tensor, *, kind: str = "l1") -> Tensor:
-    """Return the image (B, 3, H, W) in an output (B, O, H, W), near [-1, 1] and not clipped."""
+    """Return the image (B, 3, H, W) in an output (B, O, H, W), near [-1, 1] and not clipped.
+    `classes`: the gray (B, 1, H, W) of the likeliest of n classes, 255 v / (n - 1) in 8 bits for class v."""
+    if kind == "classes":
+        return (255 * output.argmax(dim=1, keepdim=True) / (output.shape[1] - 1)).round() / 127.5 - 1
     if kind not in LIKELIHOODS:
         return output
     mean = output.chunk(2, dim=1)[0]

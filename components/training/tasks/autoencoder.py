@@ -43,7 +43,7 @@ from components.weights.starts import is_below
 class Losses(NamedTuple):
     """Losses of the autoencoder over a part of a batch, each () and fp32."""
 
-    image: Tensor  # (B, 3, H, W), gray where the network has one channel
+    image: Tensor  # (B, 3, H, W), gray where the network has one channel or reads a map of classes
     output: Tensor  # (B, O, H, W)
     encoded: Encoded
     terms: dict[str, Tensor]  # every loss of the autoencoder by name
@@ -117,9 +117,9 @@ class AutoencoderTask(AdversarialTask):
     def losses(self, part: Batch, autoencoder: nn.Module, draws: dict[str, Tensor | float]) -> Losses:
         """The autoencoder's losses over a part, by a network and draws of the bottleneck."""
         planes = self.generator.network.planes(part["image"])
-        output, encoded = autoencoder(planes, **draws)
+        output, encoded = autoencoder(part["image"], **draws)
         nll_loss = reconstruction_loss(output, image=planes, kind=self.reconstruction)
-        image = colors(planes)
+        image = part["image"] if self.reconstruction == "classes" else colors(planes)
         terms = {"reconstruction_loss": nll_loss}
         if self.perceptual is not None:
             terms["perceptual_loss"] = self.perceptual(self.decoded(output), image).mean()

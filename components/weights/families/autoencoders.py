@@ -73,6 +73,8 @@ def seen_in_taming(tensors: Mapping[str, Tensor], network: Arguments) -> dict[st
     found: dict[str, Any] = {}
     if channels != network.get("image_channels", COLORS):
         found["image_channels"] = channels
+    if channels not in (1, COLORS):
+        found["reconstruction"] = "classes"
     if levels["encoder"] != levels["decoder"]:
         own = [network["resolution"] >> level for level in sorted(levels["decoder"])]
         found["decoder_attention_resolutions"] = own
