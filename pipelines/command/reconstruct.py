@@ -96,7 +96,7 @@ def reconstruct_file(model: SamplingModel, path: Path, data: bytes) -> Reconstru
     try:
         maps = is_of_maps(model) and load_mask(data, resolution=side, mask_values=classes)
     except ValueError as error:
-        raise ValueError(f"--image {path}: {str(error).partition(';')[0]}; the model knows {classes}") from error
+        raise ValueError(f"--image {path}: {str(error).partition(';')[0]}; it reads {classes} classes") from error
     image = read_image(data, resolution=side) if maps is False else from_uint8(maps)
     seen = to_uint8(image[None])
     with products("fp32"):
@@ -118,5 +118,6 @@ def figures(model: SamplingModel, found: Reconstruction) -> str:
     if found.codes is None:
         return f"{kept}, no codes"
     (height, width), size = found.codes.shape[:2], model.module.codebook_size
-    bits = height * width * math.log2(size)
-    return f"{kept}, {height} x {width} codes of {size}: {bits:,.0f} bits for {8 * found.seen.size:,}"
+    bits, values = height * width * math.log2(size), found.seen.size
+    whole = values / 3 * math.log2(model.module.image_channels) if is_of_maps(model) else 8 * values
+    return f"{kept}, {height} x {width} codes of {size}: {bits:,.0f} bits for {whole:,.0f}"
