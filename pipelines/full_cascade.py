@@ -22,14 +22,18 @@ def full_cascade(recipe: CascadeRecipe) -> Workflow:
     base = Stage("base", train_model, recipe.base, images=images)
     upsamplers = [Stage(f"upsampler_{u.data.resolution}", train_model, u, images=images) for u in recipe.upsamplers]
 
-    models = {"tokenizer": tokenizer, "prior": prior, "base": base, "upsamplers": upsamplers}
+    trained = [tokenizer, tokens, prior, base, *upsamplers]
+    models: dict[str, Any] = {"tokenizer": tokenizer, "prior": prior, "base": base, "upsamplers": upsamplers}
+    if recipe.reranker is not None:
+        models["reranker"] = Stage("contrastive", train_model, recipe.reranker, images=images)
+        trained.append(models["reranker"])
+
     cascade = Stage("cascade", compose_cascade, recipe.sampling, **models)
     samples = Stage("samples", sample_generators, recipe.samples, images=images, cascade=cascade)
     evaluation = Stage("evaluation", evaluate, recipe.evaluation, images=images, tokenizer=tokenizer, samples=samples)
     judged = agreement_stages(recipe.agreement, images=images, cascade=cascade)
     judged += obedience_stages(recipe.obedience, images=images, cascade=cascade)
 
-    trained = [tokenizer, tokens, prior, base, *upsamplers]
     return Workflow(recipe.name, [images, *trained, cascade, samples, evaluation, *judged])
 
 

@@ -131,6 +131,7 @@ class CascadeSampling(SamplingConfig):
     """Sampling of a token branch and a diffusion branch together."""
 
     prior: TransformerSampling = TransformerSampling()
+    reranker: Annotated[RerankerSampling | None, Since(None)] = None
     base: DiffusionSampling = DiffusionSampling()
     upsamplers: tuple[DiffusionSampling, ...] = ()
 

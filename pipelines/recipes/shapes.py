@@ -16,6 +16,7 @@ from components.configuration.sampling import (
     DiffusionSampling,
     MaskedTokenSampling,
     OneModelSampling,
+    RerankerSampling,
     TokenBranchSampling,
     TokenSampling,
     TransformerSampling,
@@ -57,6 +58,7 @@ class CascadeRecipe(RecipeOfImages):
     tokenizer: trainings.AutoencoderTraining
     tokens: TokensConfig = TokensConfig()
     prior: trainings.PriorTraining
+    reranker: trainings.ContrastiveTraining | None = None  # chooses among the token branch's images of a prompt
     base: DiffusionTraining
     upsamplers: tuple[DiffusionTraining, ...]
     sampling: CascadeSampling = CascadeSampling()
@@ -69,12 +71,23 @@ class CascadeRecipe(RecipeOfImages):
         check_channels(self.base, self.upsamplers)
         side, tokenized = check_cascade(self.base, self.upsamplers, self.sampling), self.tokenizer.data.resolution
         self.check_images(max(side, tokenized), "the largest that a model makes")
+        check_reranker(self.reranker, self.sampling.reranker, tokenized)
         made = min(side, tokenized)
         self.check_obedience(self.obedience, self.base.conditioning.conditions, made)
         for name in ("judge", "matcher"):  # of images no larger than finished ones
             model = getattr(self.agreement, name, None)
             too_large = model is not None and model.data.resolution > made
             refuse(too_large, f"agreement.{name}.data.resolution must be at most {made}, what is made")
+
+
+def check_reranker(
+    training: trainings.ContrastiveTraining | None, sampling: RerankerSampling | None, resolution: int
+) -> None:
+    """Raises ValueError for sampling without a model, or a model of larger images than the tokens are of."""
+    too_large = training is not None and training.data.resolution > resolution
+    refuse(too_large, f"reranker.resolution must be at most tokenizer.resolution {resolution}")
+    without = training is None and sampling is not None
+    refuse(without, "sampling.reranker is given, reranker is missing: there is nothing to choose by")
 
 
 class ConditionRecipe(Config):
@@ -106,10 +119,7 @@ class TokenBranchRecipe(RecipeOfImages):
         fault = "tokenizer.bottleneck gaussian makes no tokens; choose vq_ema, vq, gumbel or fsq"
         refuse(not self.tokenizer.has_codes, fault)
         resolution, conditions = self.tokenizer.data.resolution, self.prior.conditioning.conditions
-        too_large = self.reranker is not None and self.reranker.data.resolution > resolution
-        refuse(too_large, f"reranker.resolution must be at most tokenizer.resolution {resolution}")
-        without = self.reranker is None and self.sampling.reranker is not None
-        refuse(without, "sampling.reranker is given, reranker is missing: there is nothing to choose by")
+        check_reranker(self.reranker, self.sampling.reranker, resolution)
         self.check_images(resolution, "tokenizer.resolution")
         self.check_obedience(self.obedience, conditions, resolution)
         if (self.condition is None) == ("condition" in conditions):
