@@ -61,6 +61,7 @@ def test_one_candidate_is_the_image_without_a_reranker_and_so_is_that_without_a_
     np.testing.assert_array_equal(cascade.sample(one), plain.sample(ASKED))
     by_label = [Request(label=1, seed=3, generator="tokens")]
     np.testing.assert_array_equal(cascade.sample(by_label), plain.sample(by_label))
+    assert [cascade.makers["tokens"].resolve(each).candidates for each in (*by_label, ASKED[0])] == [1, 3]
 
 
 def test_what_can_not_be_ranked_is_one_line(folder: Path) -> None:
@@ -71,7 +72,9 @@ def test_what_can_not_be_ranked_is_one_line(folder: Path) -> None:
 def test_dalle_is_ranked_by_the_encoder_that_dalle_2_has() -> None:
     workflows = [build_workflow(load_recipe(name, [])) for name in ("dalle", "dalle2")]
     assert len({repr(workflow.by_name["contrastive"].config) for workflow in workflows}) == 1
-    assert build_workflow(load_recipe("dalle", [])).before("contrastive") == {"images"}
+    for name in ("dalle", "scenes"):
+        assert build_workflow(load_recipe(name, [])).before("contrastive") == {"images"}
+        assert "contrastive" in build_workflow(load_recipe(name, [])).before("cascade")
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,7 @@ def test_dalle_is_ranked_by_the_encoder_that_dalle_2_has() -> None:
         ("sampling.reranker.candidates=0", "sampling.reranker.candidates"),
     ],
 )
-def test_a_reranker_that_does_not_fit_is_refused(assignment: str, words: str) -> None:
+@pytest.mark.parametrize("recipe", ["dalle", "scenes"])
+def test_a_reranker_that_does_not_fit_is_refused(recipe: str, assignment: str, words: str) -> None:
     with one_line(UsageError, match=words):
-        load_recipe("dalle", [assignment])
+        load_recipe(recipe, [assignment])

@@ -189,7 +189,9 @@ class Tokens(Generator):
         if reranker is not None and reranker.text is not None and request.prompt is not None:
             check_prompt_length(reranker.text, request.prompt)
         plan = self.plan_of(request)
-        candidates = plan.of(reranker).candidates if reranker and request.size is None else request.best_of or 1
+        candidates = request.best_of or 1
+        if reranker is not None and request.size is None and request.prompt is not None:
+            candidates = plan.of(reranker).candidates
         return replace(plan, candidates=candidates, grid=self.grid(request.size), size=request.size)
 
     def make(self, plans: Sequence[Plan], hooks: Hooks) -> dict[str, Tensor]:
