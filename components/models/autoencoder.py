@@ -259,6 +259,11 @@ class Autoencoder(nn.Module):
         return self._codes().codebook_size
 
     @property
+    def map_classes(self) -> int:
+        """Number of classes of the maps that it reads; 0: it reads images."""
+        return self.image_channels if self.reconstruction == "classes" or self.image_channels > 3 else 0
+
+    @property
     def last_layer(self) -> Tensor:
         """Weight (O, C, 3, 3) of the decoder's last convolution, for the adversarial loss's weight."""
         return self.decoder.conv_out.weight

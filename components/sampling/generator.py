@@ -45,7 +45,7 @@ class ConditionImages(NamedTuple):
 
     resolution: int
     member: Member  # what of a sample it was in training
-    channels: int = 3  # of the network's input; above 3 a plane for each class of a map
+    classes: int = 0  # of a map; 0: an image
 
 
 @dataclass(frozen=True)

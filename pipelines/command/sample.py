@@ -93,8 +93,8 @@ def read_condition(path: Path, seen: Any) -> bytes:
         raise ValueError(f"--condition {path}: no such file")
     data = path.read_bytes()
     try:
-        if seen.channels > 3:
-            return encode_png(load_mask(data, resolution=seen.resolution, mask_values=seen.channels))
+        if seen.classes:
+            return encode_png(load_mask(data, resolution=seen.resolution, mask_values=seen.classes))
         raw_depth = seen.member == "depth" and open_header(data).mode.startswith(("I", "F"))
         return encode_png((load_depth if raw_depth else load_image)(data, resolution=seen.resolution))
     except (OSError, SyntaxError) as error:

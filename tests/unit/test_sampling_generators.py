@@ -13,7 +13,7 @@ from components.runtime.tracking.registry import input_example
 from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade, ConditionImages, compose
 from components.sampling.generators.tokens import sample_prior
-from components.sampling.image_files import encode_png
+from components.sampling.image_files import encode_png, open_image
 from components.sampling.images import from_uint8, to_bytes
 from components.sampling.requests import Request, RequestRow
 from pipelines.command.sample import read_condition
@@ -112,6 +112,9 @@ def test_a_depth_map_on_disk_becomes_the_image_of_training(cascade: Cascade, tmp
     Image.fromarray(raw).save(tmp_path / "depth.png")
     expected = load_depth((tmp_path / "depth.png").read_bytes(), resolution=SIZE)
     assert read_condition(tmp_path / "depth.png", cascade.condition_images) == encode_png(expected)
+    (tmp_path / "map.png").write_bytes(encode_png(np.array([[0, 1], [2, 0]], np.uint8)))
+    given = read_condition(tmp_path / "map.png", ConditionImages(2, "mask", classes=3))
+    assert np.asarray(open_image(given))[..., 0].tolist() == [[0, 128], [255, 0]]
 
 
 def test_the_gallery_shows_what_was_made_of_condition_images(cascade: Cascade) -> None:

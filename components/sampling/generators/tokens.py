@@ -171,7 +171,7 @@ class Tokens(Generator):
         seen = self.parts.condition
         if seen is None:
             return None
-        return ConditionImages(seen.settings["resolution"], seen.settings["member"], seen.module.image_channels)
+        return ConditionImages(seen.settings["resolution"], seen.settings["member"], seen.module.map_classes)
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
@@ -200,7 +200,7 @@ class Tokens(Generator):
         if seen is not None:
             own = self.first.settings["grid"]  # a larger image needs as much more of its condition
             sides = [seen.settings["resolution"] * n // of for n, of in zip(plans[0].grid or own, own, strict=True)]
-            shown = condition_images(plans, *sides, nearest=seen.module.image_channels > 3)  # classes have no mean
+            shown = condition_images(plans, *sides, nearest=seen.module.map_classes > 0)  # classes have no mean
             condition = seen.module.tokenize(shown.to(seen.device)).flatten(1)
         candidates, side, reranker = plans[0].candidates, max(plans[0].size or self.size), self.parts.reranker
 
