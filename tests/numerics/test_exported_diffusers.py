@@ -52,6 +52,7 @@ TWINS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gaussian of FLUX": ("autoencoder", {**CODES, **BARE, "bottleneck": {"kind": "gaussian"}}, LATENT),
     "codes": ("autoencoder", {**CODES, "bottleneck": {"kind": "vq", "codebook_size": 32, "codebook_dim": 4}}, LATENT),
     "codes of length 1": ("autoencoder", CODES, LATENT),
+    "codes of maps": ("autoencoder", {**CODES, "image_channels": 7, "reconstruction": "classes"}, LATENT),
 }
 TIME, LABEL = torch.tensor([3, 40]), torch.tensor([1, 5])  # 5 is the null label
 THEIRS = """
@@ -71,6 +72,8 @@ for place in sorted(folder.glob("made *")):
         states = given["text_states"]
         label = {"encoder_hidden_states": states, "encoder_attention_mask": (states != 0).any(-1)}
     arguments = (given["x 8"], given["time"]) if below != place else (given["x 16"],)
+    if model.config.in_channels == 7:
+        arguments = (given["planes"],)
     with torch.no_grad():
         found[name] = model(*arguments, **label).sample.contiguous()
 pipeline = diffusers.DiffusionPipeline.from_pretrained(folder / "dit made", trust_remote_code=True)
@@ -125,6 +128,9 @@ def test_classes_of_diffusers_compute_the_same_where_nothing_of_ours_can_be_impo
     inputs = {f"x {side}": torch.randn(2, 3, side, side, generator=generator) for side in (8, 16)}
     inputs["text_states"] = torch.randn(2, 7, 6, generator=generator)
     inputs["text_states"][0, 5:] = 0  # padding
+    classes = torch.randint(7, (2, 1, 16, 16), generator=generator)
+    inputs["map"] = (255 * classes / 6).round().expand(2, 3, 16, 16) / 127.5 - 1
+    inputs["planes"] = bundles["codes of maps"].module.planes(inputs["map"]).contiguous()
     labels = {"label": LABEL, "label of dit": torch.tensor([0, 3])}
     save_file({**inputs, "time": TIME, **labels}, folder / "inputs.safetensors")
     command = [sys.executable, "-W", "ignore", "-c", THEIRS, str(folder)]
@@ -139,7 +145,7 @@ def test_classes_of_diffusers_compute_the_same_where_nothing_of_ours_can_be_impo
     assert to_bytes(made_here).float().std() > 20
     for name, (kind, _, _, module) in [(name, bundles[name]) for name in TWINS]:
         if kind == "autoencoder":
-            wanted = module.reconstruct(inputs["x 16"])
+            wanted = module(inputs["map"])[0] if module.map_classes else module.reconstruct(inputs["x 16"])
         else:
             conditions = {"label": LABEL, "text_states": inputs["text_states"]}
             conditions = {name: value for name, value in conditions.items() if name in module.conditions}

@@ -137,7 +137,7 @@ def diffusers_config(network: Arguments, module: nn.Module) -> dict[str, Any]:
     kind, gaussian = codes["kind"], codes["kind"] == "gaussian"
     refuse_trait(kind not in ("gaussian", "vq", "vq_ema"), f"its bottleneck is {kind}")
     refuse_trait(network.get("patch_shortcut"), "it has a patch_shortcut")
-    refuse_trait(outputs not in ("l1", "mse"), f"its decoder gives the parameters of {outputs}")
+    refuse_trait(outputs not in ("l1", "mse", "classes"), f"its decoder gives the parameters of {outputs}")
     refuse_trait(mult[0] != 1, f"its first level has {mult[0]} times channels")
     bare = not gaussian and (shift or not projections)
     refuse_trait(bare, "its codes stand without projections, or are shifted")
