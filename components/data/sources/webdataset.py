@@ -144,7 +144,7 @@ def list_tars(path: str) -> list[FileVersion]:
 
 def split_glob(path: str) -> tuple[str, str | None]:
     """Splits `a/b/*.tar` into (`a/b`, `*.tar`); a path without a glob gives (path, None).
-    Brackets are no glob in the name of a file or folder that is there, such as `photos [2024]`."""
+    Brackets are no glob in a name that is there, as `photos [2024]`. Raises StoreError if storage can't tell."""
     scheme, separator, rest = path.rpartition("://")
     parts = PurePosixPath(rest).parts
     for place, part in enumerate(parts):

@@ -48,7 +48,7 @@ function setMode(mode) {
 
 /** Why an image may come out otherwise than before; "" where it will not. */
 function strangeness({ model, version, seed }, served) {
-  if (seed > Number.MAX_SAFE_INTEGER) return "this seed has more digits than a page keeps: take `cascade sample --like FILE`";
+  if (Math.abs(seed) > Number.MAX_SAFE_INTEGER) return "this seed has more digits than a page keeps: take `cascade sample --like FILE`";
   if (!served) return `these settings are of the model ${model}, which is not served here`;
   if (!version || version === card().version) return "";
   return `these settings are of version ${version}; version ${card().version} answers now, and its image may differ`;
