@@ -24,7 +24,8 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Ray
 import components
 from components.runtime.execution import Resources, node_threads
 from components.runtime.storage.artifact import look_at, recorded_parts, write_file, write_record
-from components.runtime.storage.store import SCRATCH, Store
+from components.runtime.storage.scratch import SCRATCH
+from components.runtime.storage.store import Store
 
 logger = logging.getLogger(__name__)
 LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError)  # errors of a part whose worker is gone

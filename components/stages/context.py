@@ -19,7 +19,8 @@ from components.runtime.storage.artifact import (
     describe,
     upload_attempt,
 )
-from components.runtime.storage.store import SCRATCH, Fence, Store, in_parallel
+from components.runtime.storage.scratch import SCRATCH
+from components.runtime.storage.store import Fence, Store, in_parallel
 
 REPORTS = 64  # number of reports in the measurement of a pace
 AT_ONCE = 0.02  # seconds
@@ -51,9 +52,9 @@ class StageContext:
     store: Store  # the stage's folder, {root}/stages/{stage}/{key}
     resources: Resources
     recorder: events.Recorder
+    scratch_folder: Path  # node-local, for the stage's run
     inputs: dict[str, str] = field(default_factory=dict)  # name -> key, for the manifest
     provenance: dict[str, Any] = field(default_factory=dict)
-    scratch_folder: Path | None = None  # node-local, for the stage's run; None: the temporary folder
     pace: Pace = field(default_factory=Pace, compare=False)
     forced: str = ""  # id of the forced try whose folders these are
     fence: Fence | None = None  # of the stage's lease

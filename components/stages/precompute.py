@@ -4,10 +4,8 @@ Latents, embeddings and states of captions stand next to each image, or smaller 
 trainings read what they would make anew at each step. A pretrained text encoder is copied into the store."""
 
 import json
-import tempfile
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -18,7 +16,8 @@ from components.data.encoding import commit_set, part_names, set_encoder, shard_
 from components.data.shards import BPE, INDEX, load_index, read_bpe
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact, FileEntry, read_records, upload_attempt
-from components.runtime.storage.store import SCRATCH, Store, absolute
+from components.runtime.storage.scratch import scratch_folder
+from components.runtime.storage.store import Store, absolute
 from components.sampling.frozen_text import LENGTH, load_frozen_text
 from components.stages.context import StageContext
 from components.training.frozen import ColumnEncoder, FrozenNetworks, frozen_encoders
@@ -113,8 +112,8 @@ def encoder_identity(config: TextEncoderConfig) -> dict[str, Any]:
 def copy_text_encoder(config: TextEncoderConfig, store: Store) -> tuple[list[FileEntry], tuple[int, int]]:
     """Copies the encoder's files to the stage's store and loads the encoder once. Runs in a worker.
     Returns the entries of the files and the shape of a text's states. Raises FrozenTextError."""
-    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}text-encoder-") as place:
-        folder = fetch_encoder(config.uri, Path(place))
+    with scratch_folder("text-encoder") as place:
+        folder = fetch_encoder(config.uri, place)
         unlike = config.model_dump(exclude={"uri", "length"}, exclude_defaults=True)
         (folder / LENGTH).write_text(json.dumps({"length": config.length} | unlike))
         return upload_attempt(store, folder), load_frozen_text(folder).states_shape

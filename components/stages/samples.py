@@ -1,9 +1,7 @@
 """The cascade, every trained network in one folder, and samples of its generators."""
 
-import tempfile
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -16,7 +14,8 @@ from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_j
 from components.runtime import events
 from components.runtime.pool import file_name
 from components.runtime.storage.artifact import Artifact, FileEntry, read_records, upload_attempt
-from components.runtime.storage.store import SCRATCH, Store
+from components.runtime.storage.scratch import scratch_folder
+from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade, compose
 from components.sampling.image_files import encode_png
 from components.sampling.requests import Request
@@ -45,8 +44,8 @@ def copy_parts(
     parts: dict[str, Artifact], upsamplers: dict[str, Artifact], sampling: SamplingConfig, store: Store
 ) -> list[FileEntry]:
     """Composes the models in a folder with sampling settings, and uploads it. Runs in a worker."""
-    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}cascade-") as place:
-        home, composed = Path(place) / "parts", Path(place) / "composed"
+    with scratch_folder("cascade") as place:
+        home, composed = place / "parts", place / "composed"
         folders, larger = (
             {name: artifact.download(home / name) for name, artifact in group.items()} for group in (parts, upsamplers)
         )

@@ -8,7 +8,6 @@ pays for the profiler's own start."""
 import logging
 import math
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,7 +25,8 @@ from components.configuration.optimization import OptimizationConfig
 from components.models.devices import ToldLater
 from components.runtime import events
 from components.runtime.execution import Profiling
-from components.runtime.storage.store import SCRATCH, Store, StoreError
+from components.runtime.storage.scratch import scratch_folder
+from components.runtime.storage.store import Store, StoreError
 from components.training.loop import Batch, Metrics, is_scheduled
 from components.training.optim import LossWatch, learning_rate
 from components.training.parallel import Worker, average
@@ -365,12 +365,12 @@ class Trace:
         profiler, self.profiler = self.profiler, None
         if profiler is None:
             return
-        with self.harmless(), tempfile.TemporaryDirectory(prefix=f"{SCRATCH}trace-") as scratch:
+        with self.harmless(), scratch_folder("trace") as scratch:
             profiler.stop()
             folder = Store(self.profiling.folder)
             name = f"{self.stage}-steps-{self.steps[0]}-{self.steps[-1]}.json.gz"
-            profiler.export_chrome_trace(str(Path(scratch) / name))
-            folder.upload(Path(scratch) / name, name)
+            profiler.export_chrome_trace(str(scratch / name))
+            folder.upload(scratch / name, name)
             self.recorder.emit(events.Text(self.stage, "trace.txt", folder.url(name)))
 
     @contextmanager

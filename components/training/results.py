@@ -6,7 +6,6 @@ are in shards each rank writes its rows (`rows.py`), which are joined on the fir
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,8 @@ from torch import Tensor
 from components.configuration.optimization import AdapterConfig
 from components.models.bundle import DESCRIPTION, NETWORKS, WEIGHTS, write_description
 from components.runtime.storage.artifact import FileEntry, parse_stored, upload_attempt
-from components.runtime.storage.store import SCRATCH, DamagedFileError, Store
+from components.runtime.storage.scratch import scratch_folder
+from components.runtime.storage.store import DamagedFileError, Store
 from components.sampling.model import BPE
 from components.training.adapters import add_adapter, merge_adapter
 from components.training.checkpoint import IN_WEIGHTS, HostCopy
@@ -79,8 +79,8 @@ def write_model(
 def copy_start(start: StartModel, description: ModelDescription, store: Store) -> Trained:
     """Copies a model, verified, to a stage's store. Runs in a worker.
     Its settings are joined by those of the description. Raises DamagedFileError."""
-    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}start-") as place:
-        folder, model = Path(place), start.model
+    with scratch_folder("start") as place:
+        folder, model = place, start.model
         start.store.download(start.weights, folder, WEIGHTS, expected=start.digest)
         own = {"kind": model.kind, "network": model.network, "settings": model.settings | description.settings}
         summary = write_model(folder, description._replace(**own), summary={}, previews={})
@@ -116,8 +116,8 @@ def finish(
 ) -> None:
     """Upload a model's files, and list them in the run folder; for `model` see `write_model`.
     Called by all ranks where networks are in shards; the first one joins what each has sent."""
-    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}model-") as place:
-        folder, rows = Path(place), run.join(ROWS)
+    with scratch_folder("model") as place:
+        folder, rows = place, run.join(ROWS)
         write_averaged(folder, description, weights, worker)
         if worker.shards:
             send_rows(folder, rows, parts=worker.parts)

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import secrets
-import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 from components.configuration.config import first_fault
 from components.configuration.file_names import FileName
 from components.runtime.storage.connection import connect, retried
+from components.runtime.storage.scratch import SCRATCH, held_folder
 from components.runtime.storage.store import (
-    SCRATCH,
     DamagedFileError,
     Digest,
     Fence,
@@ -87,15 +86,15 @@ def forget_checkpoint(run: Store, name: str) -> Checkpointed | None:
 def restore_on_node(run: Store, name: str, task: Task, worker: Worker) -> tuple[int, Elapsed]:
     """Restores a task's state from a checkpoint, called by every rank; no copy stays on the node.
     Returns steps and seconds taken. Raises DamagedFileError on all ranks where any rank finds damage."""
-    place, step, elapsed, why = place_on_node(worker), 0, NOTHING, ""
-    try:
-        step, state = read_checkpoint(partial(fetch_once, run, name, place=place))
-        elapsed = Elapsed(*state.pop("elapsed", NOTHING))
-        task.load_state_dict(state)
-    except DamagedFileError as error:
-        why = str(error) or "it is damaged"
-    damaged = any_rank(bool(why), worker)  # all ranks have read what they need now
-    shutil.rmtree(place, ignore_errors=True)
+    step, elapsed, why = 0, NOTHING, ""
+    with held_folder(place_on_node(worker)) as place:
+        try:
+            step, state = read_checkpoint(partial(fetch_once, run, name, place=place))
+            elapsed = Elapsed(*state.pop("elapsed", NOTHING))
+            task.load_state_dict(state)
+        except DamagedFileError as error:
+            why = str(error) or "it is damaged"
+        damaged = any_rank(bool(why), worker)  # all ranks have read what they need now
     if damaged:
         raise DamagedFileError(why or "another worker can't read it")
     return step, elapsed

@@ -1,8 +1,6 @@
 """A subject: a few images, learned beside samples of the model that learns them."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,8 @@ from components.data.shards import BPE, ShardEntry, ShardIndex, TextInfo, View, 
 from components.data.tars import write_shard
 from components.models.bundle import DESCRIPTION, WEIGHTS, ModelBundle
 from components.runtime.storage.artifact import Artifact, FileEntry, upload_attempt
-from components.runtime.storage.store import SCRATCH, Store, digest_of
+from components.runtime.storage.scratch import scratch_folder
+from components.runtime.storage.store import Store, digest_of
 from components.sampling.cascade import compose
 from components.sampling.image_files import encode_png
 from components.sampling.plan import class_id
@@ -62,15 +61,15 @@ def compose_start(
     start: StartModel, sampling: DiffusionSampling, store: Store, parts: Mapping[str, Artifact]
 ) -> list[FileEntry]:
     """Composes a start and its other parts as a cascade, and uploads it. Raises DamagedFileError."""
-    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}start-") as place:
-        model = Path(place) / "base"
+    with scratch_folder("start") as place:
+        model = place / "base"
         start.store.download(start.weights, model, WEIGHTS, expected=start.digest)
         (model / DESCRIPTION).write_bytes(start.store.read(start.description))
         if start.tokenizer is not None:
             (model / BPE).write_text(start.tokenizer)
         settings = {"base": sampling.model_dump(mode="json")}
-        folders: dict[str, Any] = {name: part.download(Path(place) / name) for name, part in parts.items()}
-        composed = compose(Path(place) / "composed", base=model, sampling=settings, **folders)
+        folders: dict[str, Any] = {name: part.download(place / name) for name, part in parts.items()}
+        composed = compose(place / "composed", base=model, sampling=settings, **folders)
         return upload_attempt(store, composed)
 
 

@@ -2,12 +2,11 @@
 
 import os
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +24,8 @@ from components.models.devices import products, state_products
 from components.runtime import events
 from components.runtime.execution import Resources, node_threads
 from components.runtime.ray_internals import get_train_context
-from components.runtime.storage.store import SCRATCH, DamagedFileError, Store
+from components.runtime.storage.scratch import scratch_folder
+from components.runtime.storage.store import DamagedFileError, Store
 from components.sampling.device import computes_bf16
 from components.sampling.images import ColorError
 from components.training.batches import batches_ahead
@@ -254,32 +254,33 @@ class Saver:
             copy = copy_to_host(state, step=step, worker=self.worker)
             keeps = self.has_snapshots and is_scheduled(step, self.job.config)
             self.reporter.copy_seconds += time.monotonic() - copying
-            options["checkpoint"] = Checkpoint.from_directory(tempfile.mkdtemp(prefix=f"{SCRATCH}checkpoint-"))
-            options["checkpoint_upload_fn"] = partial(self.upload, copy=copy, keeps=keeps, storage=storage)
+            place = storage.build_checkpoint_path_from_name(checkpoint_name(step, self.job.run))
+            options["checkpoint"] = Checkpoint(place, filesystem=storage.storage_filesystem)
+            options["checkpoint_upload_fn"] = partial(self.upload, copy=copy, keeps=keeps)
         last = step == self.job.config.total_steps
         ray.train.report(
             {"step": step},
             checkpoint_dir_name=checkpoint_name(step, self.job.run),
             checkpoint_upload_mode=CheckpointUploadMode.SYNC if last else CheckpointUploadMode.ASYNC,
-            delete_local_checkpoint_after_upload=False,  # `upload` does, before the next one may begin
+            delete_local_checkpoint_after_upload=False,  # it is where it will be, and `upload` brings it there
             **options,
         )
         self.reporter.held_seconds += time.monotonic() - begun
         self.reporter.clock.restart()
 
-    def upload(self, checkpoint: Checkpoint, name: str, *, copy: HostCopy, keeps: bool, storage: Any) -> Checkpoint:
+    def upload(self, checkpoint: Checkpoint, name: str, *, copy: HostCopy, keeps: bool) -> Checkpoint:
         """Write a part and send it, in a thread of Ray Train; then free memory and disk of the node.
         Snapshots, where the step `keeps` them, are sent first, so that a checkpoint in the store has all of its own."""
-        folder, config, run = Path(checkpoint.path), self.job.config, self.job.run
+        config, run = self.job.config, self.job.run
         try:
-            if keeps:
-                write_snapshots(folder / SNAPSHOTS, copy, sigma_rel=config.ema_sigma_rel)
-                send_rows(folder / SNAPSHOTS, run.join(SNAPSHOTS), parts=copy.parts)
-                shutil.rmtree(folder / SNAPSHOTS)
-            write_host_copy(folder / name, copy)
-            upload_folder(folder / name, run, name)
-            copy.tensors.clear()
+            with scratch_folder("checkpoint") as folder:
+                if keeps:
+                    write_snapshots(folder / SNAPSHOTS, copy, sigma_rel=config.ema_sigma_rel)
+                    send_rows(folder / SNAPSHOTS, run.join(SNAPSHOTS), parts=copy.parts)
+                    shutil.rmtree(folder / SNAPSHOTS)
+                write_host_copy(folder / name, copy)
+                upload_folder(folder / name, run, name)
+                copy.tensors.clear()
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
             self.idle.set()
-        return Checkpoint(storage.build_checkpoint_path_from_name(name), filesystem=storage.storage_filesystem)
+        return checkpoint

@@ -7,7 +7,6 @@ import hashlib
 import json
 import pickle
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +22,8 @@ from torch import Tensor
 
 from components.runtime.storage.artifact import load_artifact
 from components.runtime.storage.connection import StoreError, shown
-from components.runtime.storage.store import LOCAL, SCRATCH, Store, absolute, digest_of, list_url
+from components.runtime.storage.scratch import scratch_folder
+from components.runtime.storage.store import LOCAL, Store, absolute, digest_of, list_url
 from components.sampling.frozen_text import TOKENIZER, WORDS, FrozenTextError, encoder_files, files_of_index
 
 SAFE, PICKLED = (".safetensors",), (".pt", ".pth", ".ckpt", ".bin", ".pkl")
@@ -129,9 +129,9 @@ def local_file(store: Store, name: str) -> Iterator[Path]:
                 raise FileNotFoundError
             yield Path(path) / name
             return
-        with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}weights-") as folder:
-            store.download(name, Path(folder), name)
-            yield Path(folder) / name
+        with scratch_folder("weights") as folder:
+            store.download(name, folder, name)
+            yield folder / name
     except FileNotFoundError:
         raise ValueError(f"{shown(store.url(name))}: no such file") from None
 

@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,8 @@ from components.configuration.sampling import SamplingConfig
 from components.models.bundle import NETWORKS, ModelBundle, save_bundle
 from components.runtime.storage.artifact import Artifact, commit_artifact, load_artifact, upload_attempt
 from components.runtime.storage.connection import shown
-from components.runtime.storage.store import SCRATCH, Store, digest_of
+from components.runtime.storage.scratch import scratch_folder
+from components.runtime.storage.store import Store, digest_of
 from components.sampling.cascade import compose
 from components.sampling.image_files import TextIds
 from components.sampling.model import BPE
@@ -144,10 +144,10 @@ def import_parts(
     bundles = {name: bundle_of(weights, each) for name, each in fitting.items()}
 
     def fill(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}parts-") as home:
+        with scratch_folder("parts") as home:
             places: dict[str, Any] = {}
             for name, bundle in bundles.items():
-                places[name] = Path(home) / name
+                places[name] = home / name
                 save_bundle(places[name], bundle)
             compose(folder, sampling=sampling.by_model(), precision=sampling.precision, **places)
 
@@ -334,8 +334,8 @@ def commit(
         if before.key != key:
             raise ValueError(f"{shown(out.uri)} holds another model, {before.identity}: name a new folder")
         return before
-    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}weights-") as folder:
-        fill(Path(folder))
-        entries = upload_attempt(out, Path(folder))
+    with scratch_folder("weights") as folder:
+        fill(folder)
+        entries = upload_attempt(out, folder)
     made = Artifact(kind="model", stage=STAGE, key=key, files=tuple(entries), provenance=provenance)
     return commit_artifact(out, made)

@@ -5,7 +5,6 @@ of 512² (768² where version 2 predicts v), 8 heads or heads of 64, 32 groups o
 the text tower. That of version 2 is OpenCLIP's, without its last layer. The file has no tokenizer."""
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from components.models.bundle import ModelBundle
 from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.store import SCRATCH, Store
+from components.runtime.storage.scratch import scratch_folder
+from components.runtime.storage.store import Store
 from components.sampling.frozen_text import CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS
 from components.weights.families import autoencoders, text_unets
 from components.weights.families.unets import KL_F8, upwards
@@ -73,11 +73,11 @@ def import_single_file(
         raise ValueError(f"{weights.uri}: a tensor of {title} is missing, {error.args[0]}") from None
     except ValueError as error:
         raise ValueError(f"{weights.uri}: {error}") from None
-    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}single-") as place:
-        write_tower(Path(place) / "text_encoder", tower, tokenizer, version)
+    with scratch_folder("single") as place:
+        write_tower(place / "text_encoder", tower, tokenizer, version)
         origin = {"uri": weights.uri, "family": title, "sha256": weights.sha256}
         bundles = {"base": base, "autoencoder": autoencoder}
-        return commit_parts(Path(place), bundles, scheduler, {"file": weights.sha256}, origin, out=out)
+        return commit_parts(place, bundles, scheduler, {"file": weights.sha256}, origin, out=out)
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ places of the parts in a folder of `StableDiffusionPipeline` (Rombach et al., 20
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from components.configuration.processes import DiscreteProcess
 from components.configuration.sampling import DiffusionSampling
 from components.models.bundle import ModelBundle, save_bundle
 from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.store import SCRATCH, Store, absolute, digest_of, list_url
+from components.runtime.storage.scratch import scratch_folder
+from components.runtime.storage.store import Store, absolute, digest_of, list_url
 from components.sampling.cascade import DESCRIPTION as CASCADE
 from components.sampling.cascade import compose
 from components.sampling.frozen_text import LENGTH, TOKENIZER, TOKENIZER_CONFIG, WORDS, load_frozen_text
@@ -68,11 +68,11 @@ def import_pipeline(uri: str, *, out: Store) -> Artifact:
     settings |= {"objective": process_of(scheduler), "latent_scale": vae.config.get("scaling_factor", KL_F8)}
     files = {"base": unet._replace(settings=settings), "autoencoder": vae}
     bundles = {name: bundle_of(file, fit(file, None)) for name, file in files.items()}
-    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}pipeline-") as place:
-        fetch_encoder(f"{uri}/text_encoder", Path(place) / "text_encoder")
+    with scratch_folder("pipeline") as place:
+        fetch_encoder(f"{uri}/text_encoder", place / "text_encoder")
         identity = {"unet": unet.sha256, "vae": vae.sha256}
         origin = {"uri": uri, "family": f"{NAME} of diffusers", "sha256": unet.sha256}
-        return commit_parts(Path(place), bundles, scheduler, identity, origin, out=out)
+        return commit_parts(place, bundles, scheduler, identity, origin, out=out)
 
 
 def commit_parts(

@@ -5,10 +5,9 @@ says all of that, so planning reads no weights; the sha256 of the file with the 
 the stage."""
 
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -20,7 +19,8 @@ from components.configuration.usage import nearest, usage_errors
 from components.models.bundle import DESCRIPTION, WEIGHTS, ModelBundle, describe_bundle
 from components.runtime.storage.artifact import ArtifactError, load_artifact
 from components.runtime.storage.connection import shown
-from components.runtime.storage.store import SCRATCH, Digest, Store, absolute, digest_of
+from components.runtime.storage.scratch import scratch_folder
+from components.runtime.storage.store import Digest, Store, absolute, digest_of
 from components.sampling.model import BPE
 from components.weights.files import CONFIG, PICKLED, PIPELINE, SAFE, local_file, read_safetensors
 from components.weights.importing import check, on_meta
@@ -157,9 +157,9 @@ def compare(own: Mapping[str, Tensor], start: Mapping[str, Tensor], *, ignore: S
 def load_start(network: nn.Module, *, start: StartModel, ignore: Sequence[str]) -> None:
     """Gives a network the tensors of a start, verified; those of modules in `ignore` stay as they are.
     Raises DamagedFileError for weights that are not those of the key, ValueError as `compare`."""
-    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}start-") as folder:
-        start.store.download(start.weights, Path(folder), WEIGHTS, expected=start.digest)
-        tensors, _ = read_safetensors(Path(folder) / WEIGHTS, shown(start.store.url(start.weights)))
+    with scratch_folder("start") as folder:
+        start.store.download(start.weights, folder, WEIGHTS, expected=start.digest)
+        tensors, _ = read_safetensors(folder / WEIGHTS, shown(start.store.url(start.weights)))
         own = network.state_dict()
         compare(own, tensors, ignore=ignore, taker="the network")
         taken = {name: fitted(tensors[name], to.shape) for name, to in own.items() if not is_below(name, ignore)}

@@ -1,7 +1,6 @@
 """`cascade evaluate`: the field's figures of images, or of a model's samples, against a reference."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,7 +64,7 @@ def evaluate(
     from components.evaluation.features import MeasureConfig
     from components.evaluation.given import evaluate_given, requests_for, sample_into
     from components.evaluation.image_sets import split_parts
-    from components.runtime.storage.store import SCRATCH
+    from components.runtime.storage.scratch import scratch_folder
     from components.sampling.device import products
     from pipelines.command.loading import held_out_set, open_model
 
@@ -88,7 +87,7 @@ def evaluate(
     console, address, against, samples = Console(), None, reference or "", ()
     columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
     bar = Progress("images", *columns, console=console, transient=True)
-    with usage_errors(), products("fp32"), tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch, bar:
+    with usage_errors(), products("fp32"), scratch_folder("evaluate") as scratch, bar:
         task, place = bar.add_task("images", total=None), images or f"{scratch}/samples"
         clip = None if clip_weights is None else ClipScore(clip_weights)
         if model is not None:

@@ -1,6 +1,5 @@
 """Commands on models: `import`, `export`, `reconstruct`, `ema`, `promote`, `register`, `serve`."""
 
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from components.configuration.usage import UsageError, usage_errors
+from components.runtime.storage.scratch import scratch_folder
 from pipelines.command.options import Set, Storage, Tracking, share_cores
 
 Artifact = Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a model's artifact.")]
@@ -131,7 +131,7 @@ def export(
     share_cores()
     from components.evaluation.gallery import sample_grid
     from components.runtime.storage.connection import shown
-    from components.runtime.storage.store import SCRATCH, Store, absolute, list_url
+    from components.runtime.storage.store import Store, absolute, list_url
     from components.weights.exporting import SAMPLES, push_to, send, write_card, write_parts
     from components.weights.files import CARD
     from pipelines.command.loading import load_cascade, local_model
@@ -143,8 +143,7 @@ def export(
     if push is not None and find_spec("huggingface_hub") is None:
         raise UsageError("--push needs huggingface_hub: pip install 'image-cascade[hub]'")
     # All is made and compared in a scratch folder; the place that the user named is written last.
-    with usage_errors(), local_model(model, tracking) as folder, tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch:
-        made = Path(scratch)
+    with usage_errors(), local_model(model, tracking) as folder, scratch_folder("export") as made:
         with Progress(console=Console(), transient=True) as bar:
             bar.add_task("exporting and comparing", total=None)
             lines = list(write_parts(folder, made, as_))

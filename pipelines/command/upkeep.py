@@ -1,6 +1,5 @@
 """Runs and models in storage and registry: `cascade verify`, `import`, `export` and `ema`."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from components.configuration.usage import UsageError, usage_errors
 from components.models.bundle import DESCRIPTION
 from components.models.file_list import LIST, differences
 from components.runtime.storage.artifact import Artifact, ArtifactError, load_artifact, verify_files
-from components.runtime.storage.store import SCRATCH, Store
+from components.runtime.storage.scratch import scratch_folder
+from components.runtime.storage.store import Store
 from components.runtime.tracking.event_log import place_of
 from components.runtime.tracking.names import REGISTRY
 from components.weights.importing import Target
@@ -71,8 +71,8 @@ def register_run(run: str | None, *, storage: str | None, tracking: str | None, 
 
     place, lacking = place_of(root, run), ""
     for name in place.folders():
-        with tempfile.TemporaryDirectory(prefix=SCRATCH) as spool:
-            tracker = Tracker(uri, experiment=EXPERIMENT, spool=Path(spool), copy=place.join(name))
+        with scratch_folder("spool") as spool:
+            tracker = Tracker(uri, experiment=EXPERIMENT, spool=spool, copy=place.join(name))
             for line in tracker.close("KILLED", timeout_seconds=REGISTER_SECONDS):  # an ended run stays so
                 say(console, f"warning: {line}", "yellow")
             decided = tracker.delivery.promotions.get(run, []) if tracker.delivery else []
@@ -97,8 +97,8 @@ def model_differences(model: str, tracking: str | None) -> list[str]:
     from components.runtime.tracking import registry
 
     if model.startswith(REGISTRY):
-        with tempfile.TemporaryDirectory() as folder:
-            packed = registry.download_packed(model, Path(folder), tracking_uri=tracking)
+        with scratch_folder("model") as folder:
+            packed = registry.download_packed(model, folder, tracking_uri=tracking)
             return differences(packed.folder, digest=packed.digest, text=packed.files)
     if not registry.is_model_folder(model):
         artifact = registry.model_artifact(model)

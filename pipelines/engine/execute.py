@@ -1,7 +1,6 @@
 """Runs a planned workflow: a Ray task for each stage, artifacts as object references."""
 
 import os
-import tempfile
 import time
 import traceback
 import uuid
@@ -9,7 +8,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -26,7 +24,8 @@ from components.runtime.storage.artifact import (
     load_artifact,
 )
 from components.runtime.storage.lease import TTL, Lease
-from components.runtime.storage.store import SCRATCH, Store, StoreError
+from components.runtime.storage.scratch import scratch_folder
+from components.runtime.storage.store import Store, StoreError
 from components.stages.context import StageContext
 from pipelines.engine.code_seen import code_of
 from pipelines.engine.recorder import STARTING, ActorRecorder, StageStatus
@@ -135,7 +134,7 @@ def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> 
         started = events.StageStarted(job.name, job.key, job.provenance["config"], artifacts, job.store.uri)
         recorder.emit(started, wait=True)
         provenance = {**job.provenance, "started": time.time(), **({FORCED: job.forced} if job.forced else {})}
-        with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{job.name}-") as scratch:
+        with scratch_folder(job.name) as scratch:
             context = StageContext(
                 stage=job.name,
                 key=job.key,
@@ -144,7 +143,7 @@ def run_stage(job: StageJob, recorder: ActorRecorder, **artifacts: Artifact) -> 
                 recorder=recorder,
                 inputs=job.input_keys,
                 provenance=provenance,
-                scratch_folder=Path(scratch),
+                scratch_folder=scratch,
                 forced=current_try(job.store),
                 fence=lease.fence,
             )

@@ -43,7 +43,7 @@ def images_artifact(folder: Path) -> Artifact:
 def context_of(folder: Path, stage: str, *, workers: int, max_failures: int = 3) -> StageContext:
     resources = Resources(num_workers=workers, cpus_per_worker=0.5, max_failures=max_failures)
     recorder = FileRecorder(folder / f"{stage}.jsonl")
-    return StageContext(stage, f"key-{stage}", Store(str(folder / stage)), resources, recorder)
+    return StageContext(stage, f"key-{stage}", Store(str(folder / stage)), resources, recorder, folder)
 
 
 def inputs_of(folder: Path, kind: str, **changes: Any) -> dict[str, Artifact]:

@@ -62,7 +62,7 @@ class House:
     def context(self, stage: str, key: str, *, workers: int = 1, recorder: Any = None) -> StageContext:
         store = Store(str(self.root / "stages" / stage / key))
         resources = Resources(num_actors=workers, cpus_per_worker=0.1)
-        return StageContext(stage, key, store, resources, recorder or Recorder())
+        return StageContext(stage, key, store, resources, recorder or Recorder(), self.root)
 
     def sample(self, key: str, **options: Any) -> Artifact:
         context = self.context("samples", key, **options)

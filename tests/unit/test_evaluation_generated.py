@@ -156,7 +156,8 @@ class Fixture:
 
     def context(self, stage: str, *, key: str = "k") -> StageContext:
         store = Store(str(self.root / "stages" / stage / key))
-        return StageContext(stage, key, store, Resources(num_workers=2, cpus_per_worker=0.1), Recorder())
+        resources = Resources(num_workers=2, cpus_per_worker=0.1)
+        return StageContext(stage, key, store, resources, Recorder(), self.root)
 
     def samples(self, *, key: str = "k", measured: int = MEASURED) -> Artifact:
         config = SamplesConfig(**CONFIG.model_dump() | {"prompts": ("red apple",)}, measured_samples=measured)

@@ -285,7 +285,7 @@ def test_what_jobs_left_is_what_was_made_in_their_order(tmp_path: Path) -> None:
 
 
 def test_a_committed_study_is_shown_by_the_report_as_it_is(tmp_path: Path) -> None:
-    context = StageContext("steps_study", "k", Store(str(tmp_path)), Resources(), Recorder())
+    context = StageContext("steps_study", "k", Store(str(tmp_path)), Resources(), Recorder(), tmp_path)
     found = measured(study(STEPS).settings())
     artifact = commit_findings(context, study(STEPS).described(found))
     shown = study_of(artifact)

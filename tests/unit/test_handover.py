@@ -37,7 +37,8 @@ from components.runtime.events import Event, Recorder, Warning
 from components.runtime.execution import Resources
 from components.runtime.pool import HandoverError, Later, Pool, file_name, portable
 from components.runtime.storage.artifact import RECORDS, Artifact, begin_forced_try, load_artifact, verify_files
-from components.runtime.storage.store import SCRATCH, Store
+from components.runtime.storage.scratch import SCRATCH
+from components.runtime.storage.store import Store
 from components.stages.context import StageContext
 from components.stages.evaluate import EvaluationConfig, evaluate, run_study, train_scene_judge
 from components.stages.images import ImagesConfig, ingest_images
@@ -169,8 +170,8 @@ class House:
 
     def context(self, name: str, *, key: str = "key", forced: str = "") -> StageContext:
         store = Store(str(self.root / "stages" / name / key))
-        place = {"scratch_folder": self.root / "scratch", "forced": forced}
-        return StageContext(name, key, store, Resources(num_workers=1, num_actors=2), Warnings(), **place)
+        resources, scratch = Resources(num_workers=1, num_actors=2), self.root / "scratch"
+        return StageContext(name, key, store, resources, Warnings(), scratch, forced=forced)
 
     def __call__(self, name: str) -> Artifact:
         if name not in self.made:

@@ -13,7 +13,8 @@ from components.runtime.events import Recorder
 from components.runtime.execution import Resources
 from components.runtime.pool import HandoverError, portable
 from components.runtime.storage.artifact import Artifact
-from components.runtime.storage.store import SCRATCH, Store
+from components.runtime.storage.scratch import SCRATCH
+from components.runtime.storage.store import Store
 from components.stages.context import StageContext
 from components.stages.precompute import TextEncoderConfig
 from pipelines.engine.driver import RunOptions, prepare
@@ -42,7 +43,7 @@ def ingest(tmp_path: Path) -> None:
     index = write_set(Store(str(tmp_path / "again")), sizes=(4, 4))
     images = prepare(options(tmp_path)).planned[0]
     shards = tuple(entry.model_copy(update={"url": f"{tmp_path}/tars/{entry.url}"}) for entry in index.shards)
-    context = StageContext("images", images.key, images.store, Resources(), Recorder())
+    context = StageContext("images", images.key, images.store, Resources(), Recorder(), tmp_path)
     save_index(context.files_store, index.model_copy(update={"shards": shards}))
     context.files_store.write("bpe.json", read_bpe(index).encode())
     metadata = {"classes": list(index.classes), "quarantined": []}

@@ -231,7 +231,7 @@ def test_a_task_of_one_thread_that_writes_shards_claims_one_core(
     monkeypatch.setattr(images, "ingest", ingest)
     workflow = build_workflow(openmoji())
     resources = share_cluster(workflow, load_profile(profile), cluster)["images"]
-    context = StageContext("images", "key", Store(str(tmp_path)), resources, Recorder())
+    context = StageContext("images", "key", Store(str(tmp_path)), resources, Recorder(), tmp_path)
     with pytest.raises(InterruptedError):
         images.ingest_images(workflow.by_name["images"].config, context)
     assert claimed == [claim]

@@ -17,7 +17,8 @@ import torch
 from ray.train import CheckpointUploadMode
 
 from components.runtime.execution import Resources
-from components.runtime.storage.store import SCRATCH, Store
+from components.runtime.storage.scratch import SCRATCH
+from components.runtime.storage.store import Store
 from components.training import worker
 from components.training.batches import to_batch
 from components.training.checkpoint import copy_to_host, write_host_copy
@@ -99,7 +100,7 @@ class Training:
 
     def on_disk(self) -> int:
         """Checkpoints in the node's temporary folder."""
-        return len(list(self.scratch.glob(f"{SCRATCH}checkpoint-*")))
+        return sum(path.is_dir() for path in self.scratch.glob(f"{SCRATCH}checkpoint-*"))
 
 
 def soon(condition: Any) -> None:

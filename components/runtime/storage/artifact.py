@@ -19,7 +19,6 @@ makes any other anew. A manifest takes entries from the record, never from the f
 import hashlib
 import json
 import re
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,8 +32,8 @@ from components.configuration.config import Config, first_fault
 from components.configuration.file_names import FileName, FolderName
 from components.runtime.storage.connection import shown
 from components.runtime.storage.model_table import AsTable, column_of, ending
+from components.runtime.storage.scratch import scratch_folder
 from components.runtime.storage.store import (
-    SCRATCH,
     SMALL_TRANSFERS,
     DamagedFileError,
     Digest,
@@ -125,8 +124,8 @@ class Artifact(Config):
     @contextmanager
     def local_copy(self) -> Iterator[Path]:
         """A temporary folder with all listed files, verified. Raises ArtifactError."""
-        with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{self.stage}-") as folder:
-            yield self.download(Path(folder))
+        with scratch_folder(self.stage) as folder:
+            yield self.download(folder)
 
     def download(self, folder: Path) -> Path:
         """Copy all listed files into `folder`, verified, and return `folder`. Raises ArtifactError."""

@@ -45,7 +45,6 @@ ALONE = "CASCADE_ONE_DRIVER"  # 1: its user sees to it that no two drivers are o
 TRANSFERS = 8  # files of one artifact in transfer at a time
 SMALL_TRANSFERS = 32  # of a kilobyte each, which cost a round trip; as many as the clients' connections
 BLOCK = 8 * 2**20  # bytes in memory where a file is only hashed
-SCRATCH = "cascade-scratch-"  # prefix of folders on one node's disk, invisible to other nodes
 LOCAL = (None, "file", "local")  # protocols of this machine's disks
 TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}$")
 

@@ -2,10 +2,8 @@
 
 import io
 import json
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -19,6 +17,7 @@ from components.runtime import events
 from components.runtime.events import LogEntry
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.connection import shown
+from components.runtime.storage.scratch import scratch_folder
 from components.runtime.storage.store import Store
 from components.runtime.tracking import names, registry
 from components.runtime.tracking.event_log import stage_records
@@ -139,10 +138,10 @@ class Delivery:
             return
         token = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps([*place, record.time]))
         name = f"{event.name.replace('/', '~')}+step+{event.step}+timestamp+{record.time}+{token}"  # of MLflow's page
-        with tempfile.TemporaryDirectory() as folder, PIL.Image.open(io.BytesIO(event.png)) as image:
-            (Path(folder) / f"{name}.png").write_bytes(encode_png(image))
-            compress_image_size(image).save(Path(folder) / f"{name}+compressed.webp")
-            self.client.log_artifacts(tracked.run_id, folder, "images")
+        with scratch_folder("image") as folder, PIL.Image.open(io.BytesIO(event.png)) as image:
+            (folder / f"{name}.png").write_bytes(encode_png(image))
+            compress_image_size(image).save(folder / f"{name}+compressed.webp")
+            self.client.log_artifacts(tracked.run_id, str(folder), "images")
         self.client.set_tag(tracked.run_id, MLFLOW_LOGGED_IMAGES, True)
         tracked.images.add(place)
 

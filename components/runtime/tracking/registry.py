@@ -6,7 +6,6 @@ names the version made or used last, `champion` the best (`components.runtime.tr
 
 import importlib.metadata
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +24,7 @@ from components.models.bundle import DESCRIPTION as MODEL
 from components.models.file_list import LIST, check_files, digest_of_list, write_list
 from components.runtime.storage.artifact import Artifact, describe, load_artifact
 from components.runtime.storage.connection import shown
+from components.runtime.storage.scratch import scratch_folder
 from components.runtime.storage.store import Store, absolute
 from components.runtime.tracking import names
 from components.runtime.tracking.packed_code import MODEL_CODE, model_code, pack_code
@@ -65,8 +65,8 @@ def local_model(source: str, *, tracking_uri: str | None) -> Iterator[Path]:
     """The verified folder of a trained model or a cascade; a downloaded copy is removed afterwards.
     Raises ValueError, in one line, if there is none or it differs; StoreError and ArtifactError as storage does."""
     if source.startswith(names.REGISTRY):
-        with tempfile.TemporaryDirectory(prefix="cascade-model-") as folder:
-            yield download_model(source, Path(folder), tracking_uri=tracking_uri)
+        with scratch_folder("model") as folder:
+            yield download_model(source, folder, tracking_uri=tracking_uri)
     elif is_model_folder(source):
         if (packed := packed_around(Path(source))) is not None:
             check_files(packed, source)
@@ -237,8 +237,8 @@ def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> 
 
 def _is_sound(model: LoggedModel, tracking_uri: str) -> bool:
     """True if a logged model may be registered: all files are unchanged."""
-    with tempfile.TemporaryDirectory() as scratch, suppress(ValueError):
-        return bool(download_model(f"{names.REGISTRY}{model.model_id}", Path(scratch), tracking_uri=tracking_uri))
+    with scratch_folder("check") as scratch, suppress(ValueError):
+        return bool(download_model(f"{names.REGISTRY}{model.model_id}", scratch, tracking_uri=tracking_uri))
     return False
 
 
@@ -261,7 +261,7 @@ def _log_model(client: MlflowClient, name: str, artifact: Artifact, *, experimen
         params={name: str(value) for name, value in facts if isinstance(value, str | int | float)},
         model_type="image-cascade",
     )
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder("model") as scratch:
         mlflow_model = Model(
             artifact_path=model.artifact_location,
             model_uuid=model.model_id,
@@ -269,10 +269,10 @@ def _log_model(client: MlflowClient, name: str, artifact: Artifact, *, experimen
             model_id=model.model_id,
             metadata={REGISTERED: name} | {own: artifact.provenance[own] for own in CODE if own in artifact.provenance},
         )
-        folder = artifact.download(Path(scratch) / "files")
+        folder = artifact.download(scratch / "files")
         digests = {name: entry.sha256 for name, entry in zip(artifact.names(), artifact.files, strict=True)}
-        text = save_model(Path(scratch) / "packed", folder, mlflow_model=mlflow_model, digests=digests)
-        client.log_model_artifacts(model.model_id, str(Path(scratch) / "packed"))
+        text = save_model(scratch / "packed", folder, mlflow_model=mlflow_model, digests=digests)
+        client.log_model_artifacts(model.model_id, str(scratch / "packed"))
     listed = {names.FILES: text} if len(text) <= LONGEST_LIST else {}
     client.set_logged_model_tags(model.model_id, listed | {names.FILES_DIGEST: digest_of_list(text)})
     return client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
@@ -293,8 +293,8 @@ def save_model(
 ) -> str:
     """Write the folder `model` as an MLflow model at `path`, with code and requirements.
     `digests`: sha256 of files in `model` that are known, by path. Returns the list of all files."""
-    with tempfile.TemporaryDirectory() as scratch:
-        package = pack_code(Path(scratch))
+    with scratch_folder("package") as scratch:
+        package = pack_code(scratch)
         mlflow.pyfunc.save_model(
             str(path),
             python_model=str(MODEL_CODE),  # run here with the code that is here, which is the same
