@@ -112,16 +112,21 @@ def rows_of(url: str) -> Iterator[np.ndarray]:
     with open_archive(url) as archive:
         for name in (name for name in archive.namelist() if name.endswith(".npy")):
             with archive.open(name) as member:
-                first = np.lib.format.read_magic(member) == (1, 0)
-                read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-                shape, by_columns, dtype = read(member)
+                try:
+                    first = np.lib.format.read_magic(member) == (1, 0)
+                    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+                    shape, by_columns, dtype = read(member)
+                except ValueError as error:
+                    raise ValueError(f"{url}: {name} is no array ({error}); fetch or write it again") from None
                 if len(shape) != 4:
                     continue
                 if by_columns or dtype != np.uint8 or shape[3] != 3:
                     raise ValueError(f"{url}: {name} is {dtype} {shape}; images are uint8 (N, H, W, 3)")
                 size = int(np.prod(shape[1:]))
-                for _ in range(shape[0]):
-                    yield np.frombuffer(member.read(size), np.uint8).reshape(shape[1:])
+                for number in range(shape[0]):
+                    if len(row := member.read(size)) < size:
+                        raise ValueError(f"{url}: {name} ends at image {number} of {shape[0]}; fetch or write it again")
+                    yield np.frombuffer(row, np.uint8).reshape(shape[1:])
                 return
 
 

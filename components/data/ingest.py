@@ -51,13 +51,13 @@ Run = Callable[[Work, Sequence[str]], Iterator[tuple[int, str]]]  # `run_pieces`
 class IngestConfig(Config):
     """All numbers that decide the set."""
 
-    resolution: int  # side of the stored images, pixels
-    samples_per_shard: int  # a reading task holds three shards at a time
-    holdout_fraction: float  # share of the images, by hash of the key, that training never sees; [0, 1)
-    vocab_size: int  # ids of the caption tokenizer, at least 260
-    text_length: int  # ids of one caption
-    limit: int | None = None  # at most so many images, by hash of the key; for scenes their number
-    max_corrupt_fraction: float = 0.01  # share of the images that may be corrupt: quarantined and counted
+    resolution: int = Field(ge=1)  # side of the stored images, pixels
+    samples_per_shard: int = Field(ge=1)  # a reading task holds three shards at a time
+    holdout_fraction: float = Field(ge=0, lt=1)  # share of the images, by hash of the key, that training never sees
+    vocab_size: int = Field(ge=260)  # ids of the caption tokenizer: the bytes and the special tokens at least
+    text_length: int = Field(ge=3)  # ids of one caption, with its begin and end
+    limit: int | None = Field(None, ge=1)  # at most so many images, by hash of the key; for scenes their number
+    max_corrupt_fraction: float = Field(0.01, ge=0, le=1)  # of the images: quarantined and counted
     columns: Annotated[Columns, Since(COMMON)] = COMMON  # of Parquet or a captions file
     held_out_pairs: Annotated[int, Since(0)] = Field(0, ge=0, le=8)  # of scenes: never trained on
 
@@ -91,7 +91,7 @@ def ingest(
     run = partial(run_pieces, num_cpus=num_cpus)
     if source == "shards":
         index = load_index(needed_path(source, path))  # adopted in place
-        logger.info("%s keeps its own hold-out share, resolution and tokenizer", path)
+        check_adopted(index, config, str(path), warn)
         out.write(BPE, read_bpe(index).encode())
         shards = tuple(entry.model_copy(update={"url": index.url(entry.url)}) for entry in index.shards)
         save_index(out, index.model_copy(update={"shards": shards}))
@@ -258,6 +258,19 @@ def _commit(
     )
     save_index(out, index)
     return load_index(out.uri)
+
+
+def check_adopted(index: ShardIndex, config: IngestConfig, path: str, warn: Warn) -> None:
+    """Warn of settings that a set with an index has of its own. Raises SourceError for those that can't be met."""
+    if config.limit is not None:
+        raise SourceError(f"limit can't cut {path}, which has an index: leave it out, or write the set again with it")
+    if index.resolution is not None and index.resolution < config.resolution:
+        side = f"{path} holds images of {index.resolution}², fewer pixels than resolution {config.resolution}"
+        raise SourceError(f"{side}: lower it, or write the set again")
+    own = {"holdout_fraction": index.holdout_fraction, "text_length": index.text.text_length}
+    kept = [f"{name} {value} in place of {getattr(config, name)}" for name, value in own.items()]
+    if any(value != getattr(config, name) for name, value in own.items()):
+        warn(f"{path} keeps what it was written with: {', '.join(kept)}")
 
 
 def needed_path(source: str, path: str | None) -> str:

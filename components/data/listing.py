@@ -1,6 +1,7 @@
 """Listings of a URL's files, each with the mark of its version, and the errors of this room.
 Every error is a clear line: the value, its place, and the remedy."""
 
+import os
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -55,6 +56,12 @@ def list_versions(url: str) -> list[FileVersion]:
         ) from error
     if not infos:
         raise SourceError(f"nothing at {url}: the path is missing or empty; check it for typing errors")
+    for name, info in infos.items():
+        if info.get("islink"):  # of a local disk; its listing follows no link to a folder
+            if not os.path.isfile(name):
+                kind = "a folder, which is not followed" if os.path.isdir(name) else "nothing"
+                raise SourceError(f"{name} is a link to {kind}; put a copy in its place, or take it away")
+            info["mtime"] = os.stat(name).st_mtime
     skip = len(root.rstrip("/")) + 1
     return sorted(
         FileVersion(name[skip:] or name.rpartition("/")[2], int(info.get("size") or 0), _mark(info))

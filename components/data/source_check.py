@@ -77,6 +77,8 @@ def check_source(source: str, path: str | None, columns: Columns = COMMON) -> Li
     Warns of files and columns that won't be read, once in a process."""
     if source not in SOURCES:
         raise SourceError(f"no source {source!r}; there are {', '.join(SOURCES)}")
+    if source in PACKAGED and path is not None:
+        raise SourceError(f"{source} is drawn by this program and takes no path, not {path}")
     if source in INSTALLED and path is None:
         path = INSTALLED[source]()
     if source not in ("folder", "parquet"):
@@ -159,13 +161,13 @@ def check_file(file: FileVersion) -> None:
         )
 
 
-def check_outside(out: str, path: str) -> None:
-    """Raise SourceError if a new tar in `out` would be taken for one of the tars at `path`."""
+def check_outside(place: str, path: str, *, option: str = "--out") -> None:
+    """Raise SourceError if images or tars below `place`, which `option` names, would be read with those at `path`."""
     folder, pattern = split_glob(absolute(path))
-    below = PurePosixPath(out.removeprefix(folder).lstrip("/"), "shard-0.tar").as_posix()
-    if f"{out}/".startswith(f"{folder}/") and _is_like(pattern, lambda path: path.endswith(TARS))(below):
+    below = PurePosixPath(place.removeprefix(folder).lstrip("/"), "shard-0.tar").as_posix()
+    if f"{place}/".startswith(f"{folder}/") and fnmatch.fnmatchcase(below, pattern or "*"):
         raise SourceError(
-            f"--out {out} lies in the source {path}: what is written there would be read as a part of it; name a "
+            f"{option} {place} lies in the source {path}: what is written there would be read as a part of it; name a "
             "folder beside it"
         )
 

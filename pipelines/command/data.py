@@ -24,7 +24,7 @@ def write_shards(source: str, path: str | None, *, out: str, config: IngestConfi
     Raises ShardError for a broken tar at its turn, DataError for too many corrupt images; the next try goes on."""
     listed = check_source(source, path, config.columns)
     store = Store(absolute(out))
-    if source == "webdataset" and path is not None:
+    if path is not None:
         check_outside(store.uri, path)
     store.check_writable()
     if source == "webdataset":  # as many bytes as the tars have, less what an earlier try left on the disk

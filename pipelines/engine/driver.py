@@ -13,7 +13,7 @@ from rich.console import Console
 
 from components.configuration.file_names import folder_name
 from components.configuration.usage import UsageError, usage_errors
-from components.data.source_check import detect_source
+from components.data.source_check import check_outside, detect_source
 from components.data.source_look import SourceLook, look_at
 from components.evaluation.grids import labelled_grid
 from components.runtime import events
@@ -112,8 +112,7 @@ def prepare(options: RunOptions) -> Prepared:
     needs = preflight.needs_of(workflow, planned)
     preflight.check_needs(needs)
     starts, configs = [*named, *preflight.check_starts(planned)], [e.stage.config for e in planned if e.wanted]
-    looks = (look_at(*detect_source(own.source), own) for own in configs if isinstance(own, ImagesConfig))
-    look = next(looks, None)
+    look = next((_look(own, root) for own in configs if isinstance(own, ImagesConfig)), None)
     with usage_errors("--run: "):
         run = folder_name(options.run or f"{name}-{planned[-1].key[:6]}")
     profiling = None
@@ -122,6 +121,13 @@ def prepare(options: RunOptions) -> Prepared:
         profiling = parse_steps(options.profile_steps, workflow=workflow, folder=folder)
     facts = (root, tracking, name, run, planned, needs, commit(), starts, look, profiling)
     return Prepared(options, recipe, workflow, profile, *facts)
+
+
+def _look(images: ImagesConfig, root: Store) -> SourceLook | None:
+    source, path = detect_source(images.source)
+    if path is not None:
+        check_outside(root.uri, images.source, option="--storage")
+    return look_at(source, path, images)
 
 
 def run(options: RunOptions, console: Console) -> int:

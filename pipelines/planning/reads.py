@@ -91,11 +91,11 @@ def reads_warning(rows: Sequence[Reads], config: ImagesConfig) -> list[str]:
         lines.append(f"warning: each reader of {count} workers of {stage} holds {filesize.decimal(held)} of these tars")
     if not lines:
         return []
-    source, path = detect_source(config.source)
-    tars = config.source if source == "webdataset" else f"{path}/*.tar"
+    if detect_source(config.source).source == "shards":  # their class names and hold-out share are in the index
+        return [*lines, "Write the set once more from its source, with a smaller --samples-per-shard, and read that"]
     return [
         *lines,
         "Write smaller ones once, and read those:",
-        f"  cascade data webdataset {shlex.quote(tars)} --out FOLDER --holdout-fraction {config.holdout_fraction:g} "
-        f"--vocab-size {config.vocab_size} --text-length {config.text_length}",
+        f"  cascade data webdataset {shlex.quote(config.source)} --out FOLDER --holdout-fraction "
+        f"{config.holdout_fraction:g} --vocab-size {config.vocab_size} --text-length {config.text_length}",
     ]

@@ -144,7 +144,9 @@ def test_any_store_gives_the_same_rows(pets: Path, s3_bucket: str, pets_hub: Hub
     for address in (f"{s3_bucket}/pets", HUB_SET):
         assert detect_source(address) == ("parquet", address)
         there = open_source("parquet", address)
-        assert (there.items, there.runs, there.classes) == (local.items, local.runs, local.classes)
+        unmarked = [[item._replace(mark="") for item in listing.items] for listing in (there, local)]
+        assert unmarked[0] == unmarked[1]
+        assert (there.runs, there.classes) == (local.runs, local.classes)
         assert there.reader.read(there.items[7]) == local.reader.read(local.items[7])
         file = file_to_try("parquet", address)
         assert file is not None

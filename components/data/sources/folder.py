@@ -131,7 +131,12 @@ def list_folder(path: str, versions: Sequence[FileVersion] | None = None, column
     """Lists the images below `path` with classes and captions.
     `versions`: the result of `list_versions` at `path`, if called already. `columns`: of the file that describes the
     images. Raises SourceError if there is no file, no image, or a captions file that does not fit."""
-    files = [version.path for version in (list_versions(path) if versions is None else versions)]
+    marks = {v.path: f"{v.bytes} {v.mark}" for v in (list_versions(path) if versions is None else versions)}
+    listing = _listed(path, list(marks), columns)
+    return replace(listing, items=tuple(item._replace(mark=marks[item.location]) for item in listing.items))
+
+
+def _listed(path: str, files: list[str], columns: Columns) -> Source:
     images, unread = list(filter(is_image, files)), list(filter(is_unread, files))
     suffixes = {file.rpartition(".")[2].lower() for file in unread}
     kinds = " and ".join(f".{suffix}" for suffix in sorted(suffixes))

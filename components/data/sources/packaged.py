@@ -3,6 +3,7 @@ OpenMoji has images of any resolution with names and nine classes. Fashion-MNIST
 set in IDX files, plain or gzipped, is read as it is."""
 
 import gzip
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -133,7 +134,7 @@ def read_idx(url: str) -> np.ndarray:
     data = read_url(url)
     try:
         data = gzip.decompress(data) if url.endswith(".gz") else data
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{url} can't be unpacked ({error}); fetch it again") from error
     rank = data[3] if len(data) > 4 and data[:3] == b"\0\0\x08" else 0
     shape = tuple(np.frombuffer(data, ">u4", count=rank, offset=4).tolist()) if len(data) >= 4 + 4 * rank else ()

@@ -21,7 +21,7 @@ from components.data.listing import FileVersion, SourceError, list_versions
 from components.data.shards import order_of
 from components.data.sources import source
 from components.data.sources.webdataset import split_glob
-from components.runtime.storage.connection import connect, reason, retried
+from components.runtime.storage.connection import at, connect, reason, retried
 from components.runtime.storage.store import Store, in_parallel
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def find_parquet(path: str, columns: source.Columns = source.COMMON) -> ParquetS
     Of a folder with splits only the training files. Raises SourceError for no file, or columns that don't fit."""
     folder, pattern = split_glob(path)
     found = [version for version in list_versions(folder) if fnmatch.fnmatchcase(version.path, pattern or "*")]
-    if folder.endswith(SUFFIX):  # the file itself
+    if folder.endswith(SUFFIX) and at(folder, lambda system, name: system.isfile(name)):  # Spark's are folders
         folder = folder.rpartition("/")[0]
     tables = {version.path: version for version in found if is_parquet(version.path)}
     if not tables:
@@ -160,7 +160,7 @@ def list_parquet(path: str, columns: source.Columns = source.COMMON, *, most_fil
         )
     names = {str(label) for file in files if not file.names for label in file.labels or () if label is not None}
     classes = files[0].names or source.ordered_classes(names) or source.ONE_CLASS
-    runs = [run for v, file in zip(chosen.files, files, strict=True) for run in _runs(v.path, file, classes)]
+    runs = [run for v, file in zip(chosen.files, files, strict=True) for run in _runs(v, file, classes)]
     if not runs:
         raise SourceError(f"the Parquet files at {path} have no rows; give others")
     labels = [item.label for run in runs for item in run]
@@ -231,9 +231,9 @@ def _labels_and_captions(url: str, table: source.TableColumns) -> FileRows:
     )
 
 
-def _runs(path: str, file: FileRows, classes: tuple[str, ...]) -> Iterator[list[source.Item]]:
+def _runs(version: FileVersion, file: FileRows, classes: tuple[str, ...]) -> Iterator[list[source.Item]]:
     """Yields the rows of each row group as items, in order; keys are not safe yet."""
-    numbers = {name: place for place, name in enumerate(classes)}
+    numbers, path = {name: place for place, name in enumerate(classes)}, version.path
 
     def item(group: int, start: int, row: int) -> source.Item:
         cell = None if file.labels is None else file.labels[row]
@@ -243,7 +243,8 @@ def _runs(path: str, file: FileRows, classes: tuple[str, ...]) -> Iterator[list[
             label = 0 if file.labels is None else NO_LABEL if cell is None else numbers.get(str(cell), NO_LABEL)
         named = "" if label == NO_LABEL else classes[label].replace("_", " ")
         caption = named if file.captions is None else source.first_caption(file.captions[row])
-        return source.Item(f"{path.removesuffix(SUFFIX)}/{row:06d}", label, caption, f"{path}:{group}:{row - start}")
+        key, location = f"{path.removesuffix(SUFFIX)}/{row:06d}", f"{path}:{group}:{row - start}"
+        return source.Item(key, label, caption, location, f"{version.bytes} {version.mark}")
 
     for group, (start, stop) in enumerate(pairwise(accumulate(file.groups, initial=0))):
         if stop > start:

@@ -39,6 +39,7 @@ class Item(NamedTuple):
     label: int
     caption: str
     location: str
+    mark: str = ""  # of the file's version: a part of changed files is written again
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Source:
 def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Class names in order: by the alphabet, numbers by size."""
     classes = set(names)
-    numeric = all(name.isdigit() for name in classes)
+    numeric = all(name.isdecimal() for name in classes)
     return tuple(sorted(classes, key=lambda name: (int(name) if numeric else 0, name)))
 
 

@@ -21,7 +21,17 @@ from components.data.images import decode_sample
 from components.data.listing import FileVersion, ShardError, SourceError, list_versions, reason_of
 from components.data.parts import even_parts
 from components.data.shards import Quarantined, ShardEntry, order_of, split_of
-from components.data.tars import CONVERT, OTHER_IMAGES, Group, Member, SampleWords, has_end, iterate_shard, write_shard
+from components.data.tars import (
+    CONVERT,
+    Group,
+    Member,
+    SampleWords,
+    has_end,
+    is_image,
+    is_unread,
+    iterate_shard,
+    write_shard,
+)
 from components.runtime.storage.artifact import FileEntry, write_record
 from components.runtime.storage.connection import at
 from components.runtime.storage.store import Store, digest_of, read_url
@@ -170,12 +180,13 @@ def checked_groups(data: bytes, url: str) -> Iterator[tuple[Group, str | None]]:
 def judged_groups(groups: Iterable[Group]) -> Iterator[tuple[Group, str | None]]:
     """Yields the groups with an image, each with the reason why images can't be used, or None."""
     for group in groups:
-        reason, other = None, next((suffix for suffix in OTHER_IMAGES if suffix in group.members), None)
-        if group.image is None and other is None:
+        reason, others = None, [name for name in group.members if is_unread(f"x.{name}") or is_image(f"x.{name}")]
+        if group.image is None and not others:
             continue
         try:
             if group.image is None:
-                raise ValueError(f".{other} is not read: {CONVERT}")
+                dotted = f"names are cut at their first dot, which leaves .{others[0]}: write them without other dots"
+                raise ValueError(dotted if "." in others[0] else f".{others[0]} is not read: {CONVERT}")
             for member in MEMBERS:
                 if (image := group.member(member)) is not None:
                     decode_sample(image)
