@@ -146,12 +146,10 @@ def rows_at(config: Any, positions: range) -> Arrays:
 def batches(
     config: Any, to_batch: Callable[[Arrays], Batch], *, start_step: int = 0, worker: Worker = ALONE
 ) -> Iterator[Batch]:
-    """This rank's batches from `start_step` on, for ever."""
+    """This rank's batches from `start_step` on, for ever, of the positions that `worker.job_rows` gives it."""
     size, step = config.optimization.global_batch_size, start_step
-    share = worker.share(size)
     while True:
-        first = step * size + worker.rank * share
-        yield to_batch(rows_at(config, range(first, first + share)))
+        yield to_batch(rows_at(config, range(step * size + worker.rank, (step + 1) * size, worker.world_size)))
         step += 1
 
 

@@ -261,7 +261,7 @@ def _commit(
 
 
 def check_adopted(index: ShardIndex, config: IngestConfig, path: str, warn: Warn) -> None:
-    """Warn of settings that a set with an index has of its own. Raises SourceError for those that can't be met."""
+    """Warn of settings in which an indexed set differs. Raises SourceError for a limit or more pixels."""
     if config.limit is not None:
         raise SourceError(f"limit can't cut {path}, which has an index: leave it out, or write the set again with it")
     if index.resolution is not None and index.resolution < config.resolution:

@@ -162,7 +162,7 @@ def check_file(file: FileVersion) -> None:
 
 
 def check_outside(place: str, path: str, *, option: str = "--out") -> None:
-    """Raise SourceError if images or tars below `place`, which `option` names, would be read with those at `path`."""
+    """Raise SourceError if files below `place`, the value of `option`, would be read with the source."""
     folder, pattern = split_glob(absolute(path))
     below = PurePosixPath(place.removeprefix(folder).lstrip("/"), "shard-0.tar").as_posix()
     if f"{place}/".startswith(f"{folder}/") and fnmatch.fnmatchcase(below, pattern or "*"):

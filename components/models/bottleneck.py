@@ -229,8 +229,8 @@ class EMAQuantizer(nn.Module):
         """Move the codebook by an EMA step over the latents of all ranks; restart dead codes at latents.
         The first call takes every code for dead: that is the initialization from data. Sums are in fp64 and rounded
         once, so that neither the split over ranks nor the order of additions shows. `latents` (N, C) fp32 and N
-        `indices` in any shape are those of an `Encoded`, the same N on every rank; the CPU generator is in the same
-        state on every rank. Where `taken` () bool is false nothing moves. Returns the number of codes that were
+        `indices` (B, ...) are those of an `Encoded`, the same N on every rank; the CPU generator is in the same state
+        on every rank. Where `taken` () bool is false nothing moves. Returns the number of codes that were
         restarted, () int64."""
         taken = torch.ones_like(self.initialized) if taken is None else taken
         totals = _totals_by_code(latents, indices.flatten(), codebook_size=self.codebook_size)
@@ -243,7 +243,8 @@ class EMAQuantizer(nn.Module):
         smoothed = (ema_count + eps) / (total + self.codebook_size * eps) * total  # by Laplace
         codebook = self._normalize(ema_sum / smoothed[:, None])
         dead = ~self.initialized | (ema_count < self.dead_code_threshold * ema_count.mean())
-        chosen, count = self._restarts(dead, latents=latents, generator=generator), counts.mean()
+        cells, count = math.prod(indices.shape[1:]), counts.mean()
+        chosen = self._restarts(dead, latents=latents, cells=cells, generator=generator)
         # Without the last line the old average would overwrite the new vector in the next step (espnet #6284).
         self.codebook.copy_(torch.where(taken, torch.where(dead[:, None], chosen, codebook), self.codebook))
         self.ema_count.copy_(torch.where(taken, torch.where(dead, count, ema_count), self.ema_count))
@@ -254,20 +255,20 @@ class EMAQuantizer(nn.Module):
     def _normalize(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.l2_normalize else vectors
 
-    def _restarts(self, dead: Tensor, *, latents: Tensor, generator: torch.Generator) -> Tensor:
+    def _restarts(self, dead: Tensor, *, latents: Tensor, cells: int, generator: torch.Generator) -> Tensor:
         """New vectors (K, C) for the codes of `dead` (K,): latents in random order, or clusters of latents.
         Rows of other codes have no meaning. Of more dead codes than latents some restart as twins, of which argmin uses
         one and the other soon restarts again."""
         if self.codebook_init == "kmeans" and not self.has_started:
             self.has_started = bool(self.initialized)  # the device is asked until an update was taken
             if not self.has_started:
-                pool = gather_over_ranks(latents)  # (N * world_size, C), the same on every rank
+                pool = gather_over_ranks(latents, cells=cells)  # (N * world_size, C), the same on every rank
                 return self._cluster(pool, centers=draw_latents(pool, len(dead), generator=generator))
         total = len(latents) * (distributed.get_world_size() if distributed.is_initialized() else 1)
         if total == 0:
             return self.codebook
         order = to_device(torch.randperm(total, generator=generator), latents.device)
-        return rows_of_ranks(latents, order[(dead.cumsum(0) - 1) % total])
+        return rows_of_ranks(latents, order[(dead.cumsum(0) - 1) % total], cells=cells)
 
     def _cluster(self, points: Tensor, *, centers: Tensor) -> Tensor:
         """k-means of `points` (P, C) from `centers` (K, C): (K, C). A center without nearest points stays.
@@ -304,23 +305,24 @@ def _totals_by_code(latents: Tensor, indices: Tensor, *, codebook_size: int) -> 
     return totals.index_add_(0, indices, torch.cat([ones, latents.double()], dim=1))
 
 
-def gather_over_ranks(latents: Tensor) -> Tensor:
-    """Gather the latents (N, C) of all ranks, the same N on each, rank 0's first: (N * world_size, C)."""
+def gather_over_ranks(latents: Tensor, *, cells: int) -> Tensor:
+    """Gather the latents (N, C) of all ranks in the order of the stream: (N * world_size, C).
+    Each rank has every world_size-th sample, and N / `cells` of them, from its rank on."""
     if not distributed.is_initialized():
         return latents
     parts = [torch.empty_like(latents) for _ in range(distributed.get_world_size())]
     distributed.all_gather(parts, latents.contiguous())
-    return torch.cat(parts)
+    return rearrange(torch.stack(parts), "rank (sample cell) c -> (sample rank cell) c", cell=cells)
 
 
-def rows_of_ranks(latents: Tensor, places: Tensor) -> Tensor:
-    """Rows `places` (K,) of the latents (N, C) of all ranks, the same N on all, rank 0's first: (K, C).
+def rows_of_ranks(latents: Tensor, places: Tensor, *, cells: int) -> Tensor:
+    """Rows `places` (K,) of the latents of all ranks in the order of the stream, (K, C).
     Each rank gives its own and all are added, so that as much goes over the wire with many ranks as with two."""
     if not distributed.is_initialized():
         return latents[places]
-    own = places - distributed.get_rank() * len(latents)
-    is_own = (own >= 0) & (own < len(latents))
-    rows = torch.where(is_own[:, None], latents[own.clamp(0, len(latents) - 1)], 0.0)
+    samples, ranks = places // cells, distributed.get_world_size()
+    own = latents[samples // ranks * cells + places % cells]
+    rows = torch.where((samples % ranks == distributed.get_rank())[:, None], own, 0.0)
     distributed.all_reduce(rows)
     return rows
 

@@ -95,14 +95,15 @@ def average(tensor: Tensor, worker: Worker) -> Tensor:
 
 
 def gather(tensor: Tensor, worker: Worker) -> Tensor:
-    """Gathers (B, ...) of all ranks as (world_size * B, ...), without gradient; alone, copies of its own."""
+    """Gathers (B, ...) of all ranks in the order of the stream, without gradient: (B * world_size, ...).
+    Each rank has every world_size-th sample, from its rank on. Alone, copies of its own."""
     if worker.world_size == 1:
         return tensor
     if dist.get_world_size() == 1:
         return torch.cat([tensor] * worker.world_size)
     parts = [torch.empty_like(tensor) for _ in range(worker.world_size)]
     dist.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
+    return torch.stack(parts, dim=1).flatten(0, 1)
 
 
 def lowest(number: int, worker: Worker) -> int:

@@ -193,7 +193,7 @@ class AutoencoderTask(AdversarialTask):
             return
         for part in split(batch, self.max_batch or len(batch["position"])):
             own.append(rearrange(network.encoder(network.planes(part["image"])), "b c h w -> (b h w) c"))
-        features = gather_over_ranks(torch.cat(own))
+        features = gather_over_ranks(torch.cat(own), cells=math.prod(network.grid))
         generator = step_generator(self.seed, 1, stream="codebook")
         centers = draw_latents(features, network.codebook_size, generator=generator)
         quantizer.start_at(centers, project_in=network.project_in)

@@ -43,13 +43,13 @@ class GANTask(AdversarialTask):
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """Train the discriminator on `discriminator_steps` equal parts of the batch, then the generator once.
-        Position p is in part p mod `discriminator_steps`, on any rank. Singular vectors move with each forward: after a
-        refused update they are put back, for numbers that are not finite may have reached them."""
+        A part is a block of the global batch, of which each rank has an equal share. Singular vectors move with each
+        forward: after a refused update they are put back, for numbers that are not finite may have reached them."""
         before = [buffer.clone() for buffer in self.buffers()]
         turns = self.config.optimization.discriminator_steps
         taken, totals = [], Metrics()
         for turn in range(turns):
-            part = {name: value[turn::turns] for name, value in batch.items()}
+            part = {name: value.chunk(turns)[turn] for name, value in batch.items()}
             add(totals, self.train_discriminator(part, step), 1 / turns)
             taken.append(self.discriminator.update(step)[0])
         totals["generator_loss"] = self.train_generator(batch, step)

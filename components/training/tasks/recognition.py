@@ -113,7 +113,7 @@ class ContrastiveTask(LearnerTask):
         """Loss over the N pairs of all ranks, and gradients at the B pairs of the calling rank."""
         image, text = (gather(tensor.detach(), self.worker) for tensor in (embeddings.image, embeddings.text))
         gradients = contrastive_gradients(image, text, log_scale=embeddings.log_scale)
-        own = slice(self.worker.rank * len(embeddings.image), (self.worker.rank + 1) * len(embeddings.image))
+        own = slice(self.worker.rank, None, self.worker.world_size)
         return gradients._replace(image=gradients.image[own], text=gradients.text[own])
 
     @torch.no_grad()
