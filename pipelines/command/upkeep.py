@@ -12,16 +12,18 @@ from components.configuration.usage import UsageError, usage_errors
 from components.models.bundle import DESCRIPTION
 from components.models.file_list import LIST, differences
 from components.runtime.storage.artifact import Artifact, ArtifactError, load_artifact, verify_files
+from components.runtime.storage.connection import shown
 from components.runtime.storage.scratch import scratch_folder
 from components.runtime.storage.store import Store
 from components.runtime.tracking.event_log import place_of
-from components.runtime.tracking.names import REGISTRY
+from components.runtime.tracking.names import REGISTRY, environment
 from components.weights.importing import Target
 from pipelines.engine.code_seen import made_by
 from pipelines.engine.display import say
 from pipelines.engine.driver import UNREGISTERED
 from pipelines.engine.recorder import EXPERIMENT
 from pipelines.engine.run_report import load_plan, newest_run
+from pipelines.engine.session import set_environment
 from pipelines.planning.profiles import storage_uri, tracking_uri
 from pipelines.recipes.catalog import load_recipe
 from pipelines.workflows import build_workflow
@@ -67,10 +69,19 @@ def register_run(run: str | None, *, storage: str | None, tracking: str | None, 
     load_plan(root, run)
     if uri is None:
         raise UsageError(f"{run}: name the MLflow that is to have it with --tracking")
-    from components.runtime.tracking.tracker import Tracker  # MLflow takes seconds to import
+    from components.runtime.tracking import registry  # MLflow takes seconds to import
+    from components.runtime.tracking.runs import run_statuses
+    from components.runtime.tracking.tracker import Tracker
 
     place, lacking = place_of(root, run), ""
-    for name in place.folders():
+    if not (waiting := place.folders()):
+        set_environment(environment())
+        with usage_errors(), registry.in_one_line(f"{shown(uri)} can't be asked for {run}"):
+            known = run_statuses(uri, experiment=EXPERIMENT)
+        if run not in known:
+            lacks = f"nothing of {run} waits in storage, and {shown(uri)} has no run of that name"
+            raise UsageError(f"{lacks}: the run's own command sends it, and trains nothing again")
+    for name in waiting:
         with scratch_folder("spool") as spool:
             tracker = Tracker(uri, experiment=EXPERIMENT, spool=spool, copy=place.join(name))
             for line in tracker.close("KILLED", timeout_seconds=REGISTER_SECONDS):  # an ended run stays so

@@ -1,10 +1,13 @@
 """A run from the command line to the report: check, plan, execute, publish, render."""
 
+import hashlib
 import logging
 import os
 import re
+import shlex
 import signal
 import time
+import uuid
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
@@ -114,7 +117,9 @@ def prepare(options: RunOptions) -> Prepared:
     starts, configs = [*named, *preflight.check_starts(planned)], [e.stage.config for e in planned if e.wanted]
     look = next((_look(own, root) for own in configs if isinstance(own, ImagesConfig)), None)
     with usage_errors("--run: "):
-        run = folder_name(options.run or f"{name}-{planned[-1].key[:6]}")
+        keys = hashlib.sha256("".join(entry.key for entry in planned).encode()).hexdigest()
+        again = f"-{uuid.uuid4().hex[:6]}" if options.force else ""  # its curves are others
+        run = folder_name(options.run or f"{name}-{keys[:6]}{again}")
     profiling = None
     if options.profile_steps is not None:
         folder = root.join("runs", run, run_report.TRACES).uri
@@ -328,7 +333,8 @@ def _conclude(prepared: Prepared, outcome: Outcome, closing: Closing, report: st
     if closing.undelivered:
         what = ", ".join(closing.unregistered) or "a part of the run, after which its models may be champions"
         say(console, f"not registered: {what}", "red")
-        where = f"--storage {prepared.root.uri} --tracking {shown(str(prepared.tracking))}"
-        say(console, f"to register, once MLflow is back: cascade register {prepared.run} {where}")
+        place = {"--storage": prepared.root.uri, "--tracking": shown(str(prepared.tracking))}
+        where = shlex.join([prepared.run, *(word for pair in place.items() for word in pair)])
+        say(console, f"to register, once MLflow is back: cascade register {where}")
     lacking = closing.undelivered or closing.lost or (closing.silent and prepared.tracking is not None)
     return FAILED if outcome.failures else UNREGISTERED if lacking else DONE

@@ -110,8 +110,8 @@ class RunRecorder(events.Recorder):
                     left.discard()
         except OSError as error:  # without MLflow a journal serves only a recorder that dies
             if tracking is not None:
-                self._warn(f"MLflow gets nothing of this run: no room for its journal in {spool} ({error.strerror})")
                 self.log.problem = str(error.strerror)
+                self._warn(f"MLflow gets nothing of this run: no journal in {spool} ({self.log.problem})")
         if self.log.journal is not None:
             self._resume()
         if begun is not None and not self.log.run:
@@ -208,9 +208,10 @@ class RunRecorder(events.Recorder):
             self._store(stage)
         if (tracker := self.tracker) is None:
             self.log.end(status, promote)
-            if self.log.journal is not None:
-                self.log.journal.discard()
-            return Closing(self.warnings, undelivered=self.log.problem)
+            if self.log.journal is None:  # or it served a recorder that dies, and MLflow lacks nothing
+                return Closing(self.warnings, undelivered=self.log.problem)
+            self.log.journal.discard()
+            return Closing(self.warnings)
         warnings = list(dict.fromkeys(self.warnings + tracker.close(status, promote=promote)))
         if self.log.lost:
             why = f"for which its journal had no room ({self.log.problem})"

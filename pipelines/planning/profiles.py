@@ -139,6 +139,8 @@ def storage_uri(flag: str | None) -> str:
 def tracking_uri(flag: str | None) -> str | None:
     """MLflow's address: the flag, `MLFLOW_TRACKING_URI`, or a SQLite file in ./runs; None for `none`."""
     uri = flag or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{absolute('runs')}/mlflow.db"
+    if "://" not in uri and re.match(r"[\w.-]+:\d+(/|$)|https?\b", uri):  # it would be a folder of that name
+        raise UsageError(f"MLflow's address {uri} has no protocol: write http://HOST:PORT")
     return None if uri == "none" else uri
 
 

@@ -184,11 +184,12 @@ def unknown_runs(runs: Collection[str], *, tracking: str | None) -> set[str]:
     uri = tracking_uri(tracking)
     if uri is None or not runs:
         return set()
-    from components.runtime.tracking.runs import finished_runs  # MLflow takes seconds to import
+    from components.runtime.tracking.runs import run_statuses  # MLflow takes seconds to import
 
     set_environment(environment())
     try:
-        return {*runs} - finished_runs(uri, experiment=EXPERIMENT)
+        statuses = run_statuses(uri, experiment=EXPERIMENT)
+        return {run for run in runs if statuses.get(run) != "FINISHED"}
     except Exception:  # a database or a network may raise anything, and what is away can't be filled
         return set()
 

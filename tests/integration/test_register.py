@@ -116,7 +116,13 @@ def test_a_run_that_ended_without_mlflow_is_registered_from_storage_by_any_machi
 
 
 def test_no_mlflow_to_register_at_and_no_such_run_are_one_line(tmp_path: Path, start: Callable[[str], RunRecorder]):
-    for command, why in ((["nobody"], "no run 'nobody'"), ([RUN, "--tracking", "none"], f"{RUN}: name the MLflow")):
+    unsent = f"nothing of {RUN} waits in storage, and sqlite:///{tmp_path}/new.db has no run of that name"
+    for command, why in (
+        (["nobody"], "no run 'nobody'"),
+        ([RUN, "--tracking", "none"], f"{RUN}: name the MLflow"),
+        ([RUN, "--tracking", f"sqlite:///{tmp_path}/new.db"], unsent),
+        ([RUN, "--tracking", AWAY], f"{AWAY} can't be asked for {RUN}"),
+    ):
         done = in_process("register", *command, "--storage", str(tmp_path / "runs"), cwd=tmp_path)
         assert done.returncode == 2
         assert why in done.stderr

@@ -121,6 +121,23 @@ def test_the_name_is_that_of_the_run_and_in_no_key(tmp_path: Path):
     assert [entry.key for entry in first.planned] == [entry.key for entry in second.planned]
 
 
+def test_another_evaluation_is_another_run_and_a_forced_one_too(tmp_path: Path) -> None:
+    """The last stage of a recipe may depend on neither samples nor evaluation."""
+
+    def name(*settings: str, **options: bool) -> str:
+        chosen = {"storage": str(tmp_path), "tracking": "none", "set": list(settings)}
+        return prepare(RunOptions("scenes", **chosen, **options)).run
+
+    names = [
+        name(),
+        name("evaluation.reference_samples=500"),
+        name("samples.seed=9"),
+        *(name(force=True) for _ in "ab"),
+    ]
+    assert len({*names}) == len(names)
+    assert name() == names[0]
+
+
 @pytest.mark.parametrize("name", ["exp/1", "..", "a*"])
 def test_a_run_by_a_name_that_is_no_folders_is_refused_before_anything_starts(name: str, tmp_path: Path):
     """Nobody would find its plan, and the report that is drawn after all trainings would say so."""

@@ -216,6 +216,12 @@ def test_a_full_disk_under_the_journal_fails_no_event_and_is_said_once(tmp_path:
     assert "run the same command again" in line
 
 
+def test_a_full_disk_costs_a_run_without_mlflow_nothing(tmp_path: Path) -> None:
+    recorder = RunRecorder(tracking=None, spool=str(tmp_path / "spool"), journal="own")
+    recorder.log.problem = "No space left on device"
+    assert recorder.close("FINISHED").undelivered == ""
+
+
 def test_a_run_without_room_for_a_journal_goes_on_and_says_that_mlflow_gets_nothing(tmp_path: Path):
     (tmp_path / "spool").write_text("a file where a folder should be")
     recorder = RunRecorder(tracking="http://127.0.0.1:9", spool=str(tmp_path / "spool"), journal="own")

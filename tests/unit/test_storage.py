@@ -13,10 +13,12 @@ import psutil
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from components.configuration.usage import UsageError
 from components.runtime.storage.artifact import Artifact, ArtifactError, commit_artifact, describe, load_artifact
 from components.runtime.storage.connection import FencedError
 from components.runtime.storage.lease import Lease
-from components.runtime.storage.store import SMALL_TRANSFERS, TRANSFERS, Store, StoreError, in_parallel
+from components.runtime.storage.store import SMALL_TRANSFERS, TRANSFERS, Store, StoreError, absolute, in_parallel
+from pipelines.planning.profiles import tracking_uri
 from tests.racing_drivers import race
 from tests.refusals import one_line
 from tests.stored_files import assert_one_wins
@@ -223,6 +225,22 @@ def test_a_holder_that_died_on_this_machine_is_followed_at_once_and_one_elsewher
     assert taken()
     assert taken(pid=os.getpid())
     assert not taken(host="elsewhere")
+    assert not taken(space="pid:[another container's]"), "its number means nothing here, and nobody has it"
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("s3:/bucket/runs", "write s3://bucket/runs"), ("file:/data", "write file://data"), ("/data/exp::1", "rename")],
+)
+def test_addresses_that_would_be_other_places_are_refused(address: str, said: str) -> None:
+    with pytest.raises(StoreError, match=said):
+        Store(absolute(address)).check_writable()
+
+
+@pytest.mark.parametrize("address", ["localhost:5000", "10.0.0.7:5000/", "http//mlflow:5000", "http:/mlflow"])
+def test_an_address_of_mlflow_without_a_protocol_is_refused(address: str) -> None:
+    with pytest.raises(UsageError, match=r"has no protocol: write http://HOST:PORT"):
+        tracking_uri(address)
 
 
 def test_a_waiter_adopts_when_the_work_is_done(tmp_path: Path):

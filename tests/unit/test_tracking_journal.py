@@ -261,6 +261,27 @@ def test_nested_parameters_become_flat_names():
     }
 
 
+def test_patterns_of_parameters_are_no_names_of_mlflows() -> None:
+    parts = {"*.bias": {"learning_rate": 0.5}}
+    assert flatten({"optimization": {"parts": parts}}) == {"optimization.parts": '{"*.bias": {"learning_rate": 0.5}}'}
+
+
+def test_a_journal_of_another_user_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, ours = (open_journal(tmp_path, destination=HERE, name=name) for name in ("theirs", "ours"))
+    for journal in (theirs, ours):
+        journal.append(line(1))
+        journal.close()
+    read = Path.read_text
+
+    def refused(path: Path, *args: object) -> str:
+        if path.parent.name == "theirs":
+            raise PermissionError(13, "Permission denied")
+        return read(path, *args)
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    assert [journal.folder.name for journal in left_journals(tmp_path, destination=HERE)] == ["ours"]
+
+
 OPTIMIZATION = OptimizationConfig(
     total_steps=50, global_batch_size=8, learning_rate=1e-3, warmup_steps=0, log_every=20, sample_every=25
 )

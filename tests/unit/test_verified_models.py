@@ -191,6 +191,19 @@ def test_a_version_that_is_deleted_is_registered_anew_from_sound_files(registry:
     assert download_model("models:/image-cascade-again/2", tmp_path / "sound", tracking_uri=registry.uri).is_dir()
 
 
+def test_what_a_forced_try_made_under_the_same_key_is_another_version(registry: Registry, tmp_path: Path) -> None:
+    client, run = registry.client, registry.client.create_run(registry.experiment).info.run_id
+    tries = [
+        commit_model(tmp_path / name, "cascade", "k4", registry.home / name / "cascade") for name in ("first", "second")
+    ]
+    made = [
+        register_version(client, "image-cascade-forced", artifact, experiment_id=registry.experiment, run_id=run)
+        for artifact in (*tries, tries[0])
+    ]
+    assert [str(version.version) for version in made] == ["1", "2", "1"]
+    assert made[0].source != made[1].source
+
+
 def test_a_version_says_what_it_is_made_of(registry: Registry):
     tags = registry.client.get_model_version(NAME, "2").tags
     listed = dict(reversed(line.split("  ")) for line in tags[FILES].splitlines())

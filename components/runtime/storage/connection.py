@@ -185,6 +185,8 @@ def connect(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise StoreError(f"{url} names its account; write {short} and set {account}")
     if CREDENTIALS.search(url):
         raise StoreError(f"{shown(url)} holds credentials; give them by the environment or by the machine's role")
+    if "::" in url:
+        raise StoreError(f"{shown(url)} holds ::, which chains addresses: rename the folder")
     protocol, cloud = _cloud(url)
     for name in cloud.loggers:
         logging.getLogger(name).setLevel(logging.CRITICAL)

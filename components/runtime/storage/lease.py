@@ -46,6 +46,7 @@ class Lease:
         self.owner = {
             "id": uuid.uuid4().hex,
             "host": f"{socket.gethostname()}-{int(psutil.boot_time())}",
+            "space": _process_space(),
             "pid": os.getpid(),
             "born": _born(psutil.Process()),
         }
@@ -137,7 +138,7 @@ class Lease:
             return self._latest()
 
     def _died_here(self, state: dict[str, Any]) -> bool:
-        if state["host"] != self.owner["host"]:
+        if any(state.get(name) != self.owner[name] for name in ("host", "space")):  # its pid says nothing here
             return False
         try:
             return _born(psutil.Process(state["pid"])) != state["born"]
@@ -154,6 +155,13 @@ class Lease:
 def _born(process: psutil.Process) -> float:
     """Seconds between the machine's start and the process's: independent of changes of the clock."""
     return round(process.create_time() - psutil.boot_time(), 2)
+
+
+def _process_space() -> str:
+    """Identity of the namespace in which pids count; "" without one. Containers of a host have their own."""
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
 
 
 def _name(generation: int) -> str:

@@ -329,7 +329,10 @@ def digest_of(data: bytes | Path) -> Digest:
 
 
 def absolute(uri: str) -> str:
-    """Makes local paths in `uri` absolute, valid for a worker in another folder."""
+    """Makes local paths in `uri` absolute, valid for a worker in another folder.
+    Raises StoreError for an address that lacks a slash: it would be a local folder of that name."""
+    if re.match(r"(file|s3a?|gcs|gs|az|abfss?|hf):/(?!/)", uri):
+        raise StoreError(f"{uri} is no address: write {uri.replace(':/', '://', 1)}")
     return uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().resolve())
 
 

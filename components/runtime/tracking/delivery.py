@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,8 @@ from components.sampling.image_files import encode_png
 
 MAX_METRICS, MAX_PARAMS, MAX_PARAM_LENGTH, MAX_TAG_LENGTH = 1000, 100, 6000, 5000  # MLflow's limits of one call
 HELD_OUT = "held_out"  # how figures of a trained model begin that others of its kind have too
+
+PARAMETER = re.compile(r"[\w.\- :/]+")  # names that MLflow takes
 
 
 class Delivery:
@@ -76,8 +79,8 @@ class Delivery:
         if event.root:
             self._send(tracked, stage_records(Store(event.root)))
         data = [artifact for artifact in event.inputs.values() if artifact.kind != "model"]
-        keys = [artifact.key for artifact in event.inputs.values() if artifact.kind == "model"]
-        models = [registry.find_logged_model(self.client, self.runs.experiment_id, key=key) for key in keys]
+        used = [artifact for artifact in event.inputs.values() if artifact.kind == "model"]
+        models = [registry.find_logged_model(self.client, self.runs.experiment_id, artifact) for artifact in used]
         model_ids = [model.model_id for model in models if model]
         record_inputs(self.client, tracked.run_id, data=data, model_ids=model_ids)
 
@@ -222,10 +225,11 @@ class Delivery:
 
 
 def flatten(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested parameters as MLflow's flat ones: `base.betas` -> "[0.9, 0.99]"."""
+    """Nested parameters as MLflow's flat ones: `base.betas` -> "[0.9, 0.99]".
+    A dictionary with a key that MLflow takes in no name, such as the pattern `*.bias`, is one parameter."""
     flat: dict[str, str] = {}
     for name, value in parameters.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and value and all(map(PARAMETER.fullmatch, value)):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value)

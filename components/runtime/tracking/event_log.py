@@ -187,7 +187,11 @@ def left_journals(spool: Path, *, destination: dict[str, str]) -> list[Journal]:
         header = folder / HEADER
         try:
             is_ours = json.loads(header.read_text()) == destination
-        except (FileNotFoundError, json.JSONDecodeError):  # removed, or being written, just now
+        except (
+            FileNotFoundError,
+            PermissionError,
+            json.JSONDecodeError,
+        ):  # removed, being written, or not ours
             continue
         if not is_ours or (lock := _locked(folder)) is None:
             continue
@@ -204,7 +208,7 @@ def _locked(folder: Path) -> FileLock | None:
     lock = FileLock(folder / LOCK, thread_local=False)  # the thread that sends is not the one that began
     try:
         lock.acquire(blocking=False)
-    except (Timeout, FileNotFoundError):  # held, or its folder was removed just now
+    except (Timeout, FileNotFoundError, PermissionError):  # held, or its folder was removed, or is another user's
         return None
     return lock
 

@@ -11,7 +11,6 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from components.configuration.config import Config
@@ -19,7 +18,7 @@ from components.runtime.events import Promote
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.connection import shown
 from components.runtime.tracking import names
-from components.runtime.tracking.registry import create_name
+from components.runtime.tracking.registry import create_name, in_one_line
 from components.runtime.tracking.runs import is_new
 
 KEPT = 8  # measurements of a version, each in its own way
@@ -200,8 +199,8 @@ def make_champion(client: MlflowClient, name: str, version: str, *, reason: str,
 def promote_by_hand(model: str, *, tracking_uri: str, back: bool = False) -> tuple[str, str, str | None]:
     """Make NAME@VERSION or models:/NAME/VERSION the champion, or with `back` the champion before.
     Returns (name, version, the champion until now). Raises ValueError as `registry.named_version`."""
-    client = MlflowClient(tracking_uri)
-    try:
+    with in_one_line(f"can't promote {model} at {shown(tracking_uri)}"):
+        client = MlflowClient(tracking_uri)
         if back:
             name = model.removeprefix(names.REGISTRY).removesuffix(f"@{names.CHAMPION}")
             before = champion_of(client, name)
@@ -215,9 +214,6 @@ def promote_by_hand(model: str, *, tracking_uri: str, back: bool = False) -> tup
         client.get_model_version(name, version)
         before = champion_of(client, name)
         make_champion(client, name, version, reason=f"by hand: back from {before}" if back else "by hand", back=back)
-    except MlflowException as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"can't promote {model} at {shown(tracking_uri)}: {reason}") from error
     return name, version, before
 
 

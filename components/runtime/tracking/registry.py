@@ -19,6 +19,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from components.models.bundle import DESCRIPTION as MODEL
 from components.models.file_list import LIST, check_files, digest_of_list, write_list
@@ -165,11 +166,18 @@ def _registry(model_uri: str, tracking_uri: str | None) -> Iterator[MlflowClient
     if tracking_uri is None:
         raise ValueError(f"{model_uri} is in a registry: name it with --tracking")
     mlflow.set_tracking_uri(tracking_uri)  # the registry is found by it, whatever is passed on
-    try:
+    with in_one_line(f"can't get {model_uri} from the registry at {shown(tracking_uri)}"):
         yield MlflowClient(tracking_uri)
-    except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"can't get {model_uri} from the registry at {shown(tracking_uri)}: {reason}") from error
+
+
+@contextmanager
+def in_one_line(failure: str) -> Iterator[None]:
+    """Raises errors of MLflow, a database or a missing driver as ValueError: `failure` and the reason."""
+    try:
+        yield
+    except (MlflowException, OSError, ImportError, SQLAlchemyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{failure}: {reason}") from error
 
 
 def register_average(model_uri: str, folder: Path, *, sigma_rel: float, tracking_uri: str) -> ModelVersion:
@@ -186,22 +194,19 @@ def register_average(model_uri: str, folder: Path, *, sigma_rel: float, tracking
         provenance={"git_commit": source.tags[names.GIT_COMMIT]},
         root=str(folder.resolve()),
     )
-    try:
+    with in_one_line(f"{folder} is written, but not registered"):
         experiment_id = client.get_run(source.run_id).info.experiment_id
         return register_version(client, source.name, artifact, experiment_id=experiment_id, run_id=source.run_id)
-    except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder} is written, but not registered: {reason}") from error
 
 
 def register_version(
     client: MlflowClient, name: str, artifact: Artifact, *, experiment_id: str, run_id: str
 ) -> ModelVersion:
-    """Register a model artifact as candidate, unless the stage key is already registered.
+    """Register a model artifact as candidate, unless it is registered already.
     `run_id`: the run that shows as its source. Raises ArtifactError if the stored files differ from the manifest."""
-    version = _find_version(client, name, key=artifact.key)
+    version = _find_version(client, name, artifact)
     if version is None:
-        model = find_logged_model(client, experiment_id, key=artifact.key)
+        model = find_logged_model(client, experiment_id, artifact)
         if model is None or not _is_sound(model, str(client.tracking_uri)):
             model = _log_model(client, name, artifact, experiment_id=experiment_id, run_id=run_id)
         create_name(client, name)
@@ -209,7 +214,7 @@ def register_version(
         tags = _tags(artifact) | own
         source = f"{names.REGISTRY}{model.model_id}"
         version = client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=model.model_id)
-        first = _find_version(client, name, key=artifact.key)
+        first = _find_version(client, name, artifact)
         if first is not None and int(first.version) < int(version.version):  # another driver was faster
             client.delete_model_version(name, version.version)
             version = first
@@ -217,8 +222,8 @@ def register_version(
     return version
 
 
-def _find_version(client: MlflowClient, name: str, *, key: str) -> ModelVersion | None:
-    versions = client.search_model_versions(f"name = '{name}' and tags.`{names.KEY}` = '{key}'")
+def _find_version(client: MlflowClient, name: str, artifact: Artifact) -> ModelVersion | None:
+    versions = client.search_model_versions(f"name = '{name}' and {_made_as(artifact)}")
     listed = [version for version in versions if names.FILES_DIGEST in version.tags]
     return min(listed, key=lambda version: int(version.version), default=None)
 
@@ -228,11 +233,16 @@ def name_of(models: str, artifact: Artifact) -> str:
     return names.registered_name(models, stage=None if DESCRIPTION in artifact.names() else artifact.stage)
 
 
-def find_logged_model(client: MlflowClient, experiment_id: str, *, key: str) -> LoggedModel | None:
-    """The finished logged model of a stage key, or None."""
-    models = client.search_logged_models([experiment_id], f"tags.`{names.KEY}` = '{key}'")
+def find_logged_model(client: MlflowClient, experiment_id: str, artifact: Artifact) -> LoggedModel | None:
+    """The finished logged model of a model artifact, or None."""
+    models = client.search_logged_models([experiment_id], _made_as(artifact))
     ready = [model for model in models if model.status == LoggedModelStatus.READY]
     return min(ready, key=lambda model: model.creation_timestamp, default=None)
+
+
+def _made_as(artifact: Artifact) -> str:
+    """A filter by stage key and manifest: a forced try has the key of the try before."""
+    return f"tags.`{names.KEY}` = '{artifact.key}' and tags.`{names.MANIFEST}` = '{artifact.digest}'"
 
 
 def _is_sound(model: LoggedModel, tracking_uri: str) -> bool:

@@ -103,14 +103,14 @@ def search(client: MlflowClient, experiment_id: str, tags: dict[str, str]) -> li
     return list(client.search_runs([experiment_id], conditions, run_view_type=ViewType.ACTIVE_ONLY))
 
 
-def finished_runs(tracking_uri: str, *, experiment: str) -> set[str]:
-    """Names of the workflow runs that ended well. Raises MLflow's errors while MLflow is away."""
+def run_statuses(tracking_uri: str, *, experiment: str) -> dict[str, str]:
+    """Names of the workflow runs -> status, such as FINISHED. Raises MLflow's errors while MLflow is away."""
     if is_new(tracking_uri):
-        return set()
+        return {}
     client = MlflowClient(tracking_uri)
     existing = client.get_experiment_by_name(experiment)
     runs = search(client, existing.experiment_id, {KEY: WORKFLOW}) if existing else []
-    return {run.data.tags[RUN] for run in runs if run.info.status == "FINISHED"}
+    return {run.data.tags[RUN]: run.info.status for run in runs}
 
 
 def is_new(tracking_uri: str) -> bool:
