@@ -8,11 +8,17 @@ from components.configuration.config import Config, Since, refuse
 from components.configuration.optimization import Precision
 from components.models.diffusion.steps import SAMPLERS, SamplerName, Spaced, check_spacing
 
+SMALLEST, LARGEST = 1e-6, 1e9  # numbers but 0 that a model's float32 can multiply and divide by
 NOISE_LEVEL = 100  # of an upsampler's low-res image, by default
 
 
 class ModelSampling(Config):
     """Settings of a model without choices in sampling: a VAE, an encoder."""
+
+    def _check(self) -> None:
+        for name, value in self:
+            far = isinstance(value, float) and value and not SMALLEST <= abs(value) <= LARGEST
+            refuse(far, f"{name} must be of a size from {SMALLEST:g} to {LARGEST:g}, not {value}")
 
 
 class DiffusionSampling(ModelSampling):
@@ -34,6 +40,7 @@ class DiffusionSampling(ModelSampling):
     guided_channels: Annotated[int | None, Since(None)] = Field(None, ge=1)  # the first, that guidance moves; None: all
 
     def _check(self) -> None:
+        super()._check()
         if self.spacing is not None:
             check_spacing(self.spacing, self.num_inference_steps)
         if self.eta > 0 and SAMPLERS[self.sampler].own_eta is not None:

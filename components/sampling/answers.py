@@ -18,13 +18,13 @@ from components.models.devices import products
 from components.sampling.cascade import Cascade, opened
 from components.sampling.device import best_device
 from components.sampling.frozen_text import load_frozen_text
-from components.sampling.generators.diffusion import class_log_probabilities, sample_upsampler
+from components.sampling.generators.diffusion import check_sampling, class_log_probabilities, sample_upsampler
 from components.sampling.generators.tokens import check_prior, sample_prior
 from components.sampling.image_files import base64_png, encode_png, gray_png
 from components.sampling.images import read_image, to_uint8
 from components.sampling.model import SamplingModel
 from components.sampling.plan import check_conditions, check_prompt_length, check_request, plan_of
-from components.sampling.requests import Request, RequestRow, settings_of, with_settings
+from components.sampling.requests import Request, RequestRow, request_options, settings_of, with_settings
 
 REGISTERED = "image_cascade.registered_name"  # in the metadata of a packed model: the name that it was packed for
 Predict = Callable[[list[RequestRow]], list[str]]
@@ -54,6 +54,8 @@ def predictor_of(folder: Path, *, name: str | None = None) -> Predict:
         if answerer is None:
             needs = f"the model of stage {model.name} needs the networks that it was trained with"
             raise ValueError(f"{needs}: load the composed cascade instead")
+        for row in rows:
+            check_row(model, row)
         with products("fp32"):
             return [answerer.answer(model, row) for row in rows]
 
@@ -91,6 +93,19 @@ def example_of(folder: Path) -> RequestRow | None:
 def answerer_of(model: SamplingModel) -> Answerer | None:
     """The answerer of a model; None for a model that depends on other networks."""
     return ANSWERERS.get(family_name(model.kind)) if model.works_alone else None
+
+
+def check_row(model: SamplingModel, row: RequestRow) -> None:
+    """Raise ValueError, in one line, for a field that a model without its cascade can't have."""
+    request = row.model_copy(update={"image": None, "condition": None}).request()
+    own = type(model.sampling).model_fields
+    options = {name: option for name, option in request_options().items() if option.setting not in own}
+    for name in ("generator", *options):
+        if getattr(request, name) is not None:
+            raise ValueError(f"{name} is not for the model of stage {model.name} alone: its cascade may take it")
+    for stage, setting, _ in request.sampling:
+        if stage != model.name:
+            raise ValueError(f"sampling {stage}.{setting}: the only stage here is {model.name}")
 
 
 def _prompt(row: RequestRow) -> str:
@@ -148,8 +163,10 @@ def _enlarge(model: SamplingModel, row: RequestRow) -> str:
     request = row.model_copy(update={"image": None}).request()
     check_request(request)
     check_conditions(model, request)
+    plan = plan_of(request, [model], model.classes)
+    check_sampling(model, plan.of(model))
     low_res = _image(row, model.settings["low_res_resolution"])[None]
-    return base64_png(to_uint8(sample_upsampler(model, [plan_of(request, [model], model.classes)], low_res))[0])
+    return base64_png(to_uint8(sample_upsampler(model, [plan], low_res))[0])
 
 
 DRAWS = Answerer(_draw_tokens, draws=True)

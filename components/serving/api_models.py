@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from components.configuration.sampling import LARGEST, SMALLEST
 from components.sampling.requests import Request, plain_options, plain_type
 from components.serving.messages import COSTLY, Card, GeneratorCard, ImageJob, check_json, invalid
 from components.serving.settings import Limits
@@ -44,7 +45,6 @@ SETTING = re.compile(r"sampling\[(\w+)\]\[(\w+)\]")
 SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 OPTIONS = tuple(plain_options())  # of a request; clients write them as it has them
 LIMITED = {"num_inference_steps": "steps", "candidates": "candidates"}  # settings of stages -> their limit
-SMALLEST, LARGEST = 1e-6, 1e9  # numbers but 0 that a model's float32 can multiply and divide by
 
 
 class OpenAIFields(BaseModel):

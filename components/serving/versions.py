@@ -71,7 +71,9 @@ class Versions:
                     LOG.warning("%s: %s; version %s goes on", self.model.name, error, self.current.named.version)
                 is_away = True
                 continue
-            if named.version not in (self.current.named.version, self._refused):
+            if named.version == self.current.named.version:
+                self._refused = ""  # the alias has moved back
+            elif named.version != self._refused:
                 self._change(named)
 
     def _change(self, named: Named) -> None:

@@ -3,10 +3,12 @@
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from components.configuration.usage import UsageError
 from components.sampling.requests import Option, Request, plain_type
 
 Recipe = Annotated[str, typer.Option(help="A recipe by name (see `cascade recipes`) or a YAML file.")]
@@ -43,6 +45,22 @@ Fastest = Annotated[
 ]
 RunName = Annotated[str | None, typer.Option("--run", help="Name of the run; the same name goes on with the same run.")]
 Command = Callable[..., None]
+
+
+def check_out(out: Path) -> None:
+    """Raise UsageError for a folder that can't be made or written to."""
+    there = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UsageError(f"--out {out}: {there} is no folder that can be written to; name another")
+
+
+def write_new(out: Path, name: str, png: bytes) -> None:
+    """Write NAME.png, with a number where the folder has another image of the name."""
+    out.mkdir(parents=True, exist_ok=True)
+    path, number = out / f"{name}.png", 1
+    while path.exists() and path.read_bytes() != png:
+        path, number = out / f"{name}-{number}.png", number + 1
+    path.write_bytes(png)
 
 
 def takes_options(options: Mapping[str, Option], *, before: str, **help_texts: str) -> Callable[[Command], Command]:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from components.sampling.image_files import encode_png, enlarged
 from components.sampling.images import from_uint8, index_grids, read_image, to_uint8
 from components.sampling.model import SamplingModel, load_model
 from pipelines.command.loading import local_model
+from pipelines.command.options import check_out
 from pipelines.command.translate import image_bytes
 
 PARTS = ("tokenizer", "autoencoder", "model")  # of a cascade, that may be an autoencoder
@@ -43,17 +43,18 @@ def reconstruct_images(
 ) -> Path:
     """Reconstruct each image; returns the path of the image that shows all side by side.
     Raises UsageError for a model that is not there or is no autoencoder, and for files that are no images."""
+    check_out(out)
     with usage_errors():
         files = [image_bytes("--image", image) for image in images]
         with local_model(model, tracking) as folder:
             loaded = load_autoencoder(model, folder)
         found = [reconstruct_file(loaded, *each) for each in zip(images, files, strict=True)]
-    taken = Counter(image.stem for image in images)  # equal stems get a number
+    alike = len({image.stem for image in images}) < len(images)  # then all get numbers, which no name has twice
     columns: dict[str, list[np.ndarray]] = {}
     out.mkdir(parents=True, exist_ok=True)
     for number, (image, each) in enumerate(zip(images, found, strict=True)):
         console.print(f"{image}: {figures(loaded, each)}", highlight=False, soft_wrap=True)
-        name = f"{image.stem}-{number}" if taken[image.stem] > 1 else image.stem
+        name = f"{image.stem}-{number}" if alike else image.stem
         height, width = each.seen.shape[:2]
         codes = None if each.codes is None else enlarged(each.codes, height=height, width=width)
         for kind, pixels in (("input", each.seen), ("codes", codes), ("reconstruction", each.made)):

@@ -11,7 +11,17 @@ from rich.console import Console
 
 from components.sampling.image_files import encode_png, open_header
 from components.sampling.requests import typed_options
-from pipelines.command.options import LIKE, Model, Sampling, Seed, Tracking, share_cores, takes_options
+from pipelines.command.options import (
+    LIKE,
+    Model,
+    Sampling,
+    Seed,
+    Tracking,
+    check_out,
+    share_cores,
+    takes_options,
+    write_new,
+)
 
 COUNT = 4  # images for each label or prompt, where nothing else is said
 
@@ -51,6 +61,7 @@ def sample(
     from components.evaluation.grids import labelled_grid
     from pipelines.command.loading import at_work, open_model
 
+    check_out(out)
     started, console = time.monotonic(), Console()
     with at_work(console):
         opened = open_model(model, like=like, tracking=tracking, condition=condition)
@@ -65,7 +76,6 @@ def sample(
         count = count or (COUNT if like is None else 1)
         requests = [request.replace(seed=request.seed + i) for request in asked for i in range(count)]
         images = opened.cascade.sample(requests)
-    out.mkdir(parents=True, exist_ok=True)
     conditions = list(dict.fromkeys(request.condition for request in requests))
     bare = [f"condition {conditions.index(r.condition)}" if r.condition else "unconditional" for r in requests]
     asked_for = [each.prompt if each.label is None else str(each.label) for each in requests]
@@ -75,7 +85,7 @@ def sample(
     taken = Counter(files)  # equal names get a number
     for number, (image, file, request) in enumerate(zip(images, files, requests, strict=True)):
         name = f"{file}-{number}" if taken[file] > 1 else file
-        (out / f"{name}.png").write_bytes(opened.signed(encode_png(image), request))
+        write_new(out, name, opened.signed(encode_png(image), request))
     (out / "grid.png").write_bytes(labelled_grid(images, names))
     console.print(f"{len(images)} images in {time.monotonic() - started:.1f} s, in {out}", highlight=False)
     typer.echo(f"grid: {out / 'grid.png'}")
@@ -85,6 +95,8 @@ def read_condition(path: Path, seen: Any) -> bytes:
     """Reads a file as a condition image of the kind and size `seen`, see `Cascade.condition_images`.
     A depth map of 16 bits, or a map of classes, becomes an image as in training. Raises ValueError for a file that is
     no image, for a class that the model does not know, or for a model without condition images."""
+    from PIL import Image
+
     from components.data.images import load_depth, load_image, load_mask
 
     if seen is None:
@@ -97,5 +109,5 @@ def read_condition(path: Path, seen: Any) -> bytes:
             return encode_png(load_mask(data, resolution=seen.resolution, mask_values=seen.classes))
         raw_depth = seen.member == "depth" and open_header(data).mode.startswith(("I", "F"))
         return encode_png((load_depth if raw_depth else load_image)(data, resolution=seen.resolution))
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"--condition {path} can't be read as an image ({error})") from error

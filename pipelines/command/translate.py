@@ -10,7 +10,17 @@ from rich.console import Console
 from components.models.diffusion.steps import SAMPLERS
 from components.sampling.image_files import encode_png, open_given_image, to_mask, to_rgb
 from components.sampling.requests import in_words, request_options, typed_options
-from pipelines.command.options import LIKE, Model, Sampling, Seed, Tracking, share_cores, takes_options
+from pipelines.command.options import (
+    LIKE,
+    Model,
+    Sampling,
+    Seed,
+    Tracking,
+    check_out,
+    share_cores,
+    takes_options,
+    write_new,
+)
 
 WORK_ON_IMAGES = ("translate", "diffusion")  # the latter fills masks
 OPTIONS = {name: option for name, option in typed_options().items() if "translate" in option.generators}
@@ -52,6 +62,7 @@ def translate(
     from components.evaluation.grids import GridBlock, render_blocks
     from pipelines.command.loading import at_work, open_model
 
+    check_out(out)
     started, console = time.monotonic(), Console()
     with at_work(console):
         masked = None if mask is None else image_bytes("--mask", mask)
@@ -65,10 +76,9 @@ def translate(
         asked = opened.request(changes, settings)
         requests = [asked.replace(seed=asked.seed + number) for number in range(count)]
         images = opened.cascade.sample(requests)
-    out.mkdir(parents=True, exist_ok=True)
     for made, request in zip(images, requests, strict=True):
-        name = f"{image.stem}-{request.task or 'translated'}-{request.seed:04d}.png"
-        (out / name).write_bytes(opened.signed(encode_png(made), request))
+        name = f"{image.stem}-{request.task or 'translated'}-{request.seed:04d}"
+        write_new(out, name, opened.signed(encode_png(made), request))
     before = np.array(open_given_image(asked.image or b"", to_rgb))
     if asked.mask is not None:
         before[np.array(open_given_image(asked.mask, to_mask)) >= 128] = HIDDEN

@@ -247,6 +247,20 @@ def test_a_dropped_png_restores_the_settings_that_it_was_made_by(page: Page, bro
         np.testing.assert_array_equal(pixels(other), made)
 
 
+def test_settings_by_stage_of_what_has_a_short_control_are_restored(page: Page, backend: KeepingBackend) -> None:
+    """As `cascade sample --set` and the API's `sampling` write them."""
+    stages = {"base": {"num_inference_steps": 3, "guidance_scale": 4.0, "spacing": [1, 2, 3]}}
+    settings = {"model": "tiny", "generator": "diffusion", "seed": 5, "prompt": "cat", "sampling": stages}
+    drop(page, with_settings(encode_png(PHOTO), settings))
+    page.locator("#notice").filter(has_text="settings").wait_for()
+    assert page.locator("#option-guidance_scale").input_value() == "4"
+    assert page.locator("#stage-base-spacing").input_value() == "[1,2,3]"
+    make(page)
+    asked = backend.jobs[-1].requests[0]
+    assert (asked.steps, asked.guidance_scale) == (3, 4.0)
+    assert ("base", "spacing", (1, 2, 3)) in asked.sampling
+
+
 def test_settings_in_every_kind_of_text_chunk_are_read(page: Page) -> None:
     for seed, (kind, zipped) in enumerate([("text", False), ("text", True), ("itxt", False), ("itxt", True)], 41):
         info, file = PngInfo(), io.BytesIO()

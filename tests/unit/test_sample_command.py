@@ -53,6 +53,22 @@ def test_every_image_has_a_file_also_where_words_are_alike_at_their_beginning(fo
     assert len(sampled(folder, tmp_path, label=["1", "1"], count=2, steps=1, sampler="ddpm")) == 4
 
 
+def test_no_other_image_is_replaced_by_one_of_the_same_name(folder: Path, tmp_path: Path) -> None:
+    """Its name has the seed and the first letters of the words, not the settings."""
+    first = sampled(folder, tmp_path, steps=1, sampler="ddpm")[0]
+    both = sampled(folder, tmp_path, steps=2, sampler="ddpm")
+    assert len(both) == 2
+    assert any((image == first).all() for image in both)
+    assert len(sampled(folder, tmp_path, steps=2, sampler="ddpm")) == 2, "the same image again is the same file"
+
+
+def test_an_out_that_is_no_folder_is_refused_before_anything_is_made(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with one_line(UsageError, match="is no folder that can be written to"):
+            sampled(folder, out)
+
+
 FILTERS = ({"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.3}, {"size": (16, 32)}, {"size": (16, 32), "top_k": 2})
 
 
@@ -83,6 +99,7 @@ def test_the_noise_of_a_gan_is_truncated_as_asked(tmp_path: Path) -> None:
     ("how", "words"),
     [
         ({"sampler": "plms"}, UNKNOWN_SAMPLER),
+        ({"guidance_scale": 1e300}, "guidance_scale must be of a size from 1e-06 to 1e[+]09"),
         ({"classifier_scale": float("inf")}, "classifier.guidance_scale: Input should be a finite number"),
     ],
 )

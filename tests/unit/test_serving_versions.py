@@ -91,6 +91,9 @@ def test_a_version_that_cannot_be_loaded_leaves_the_one_before_and_is_tried_once
         time.sleep(0.6)
     assert caplog.text.count("can't be loaded") == 1
     assert watched.current.named.version == "1"
+    assert watched.card.refused == "3"
+    registry.promote("1")
+    assert eventually(lambda: not watched.card.refused), "the alias names what answers"
     registry.promote("2")
     assert eventually(lambda: watched.current.named.version == "2")
     watched.close()

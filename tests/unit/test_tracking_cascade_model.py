@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from components.runtime.tracking.registry import REQUIREMENTS, input_example, pip_requirements
-from components.sampling.answers import predictor_of
+from components.sampling.answers import example_of, predictor_of
 from components.sampling.cascade import Cascade
 from components.sampling.frozen_text import load_frozen_text
 from components.sampling.generators.diffusion import class_log_probabilities
@@ -174,6 +174,25 @@ def test_a_diffusion_transformer_and_a_base_with_a_condition_image_take_their_ro
     assert pixels(predict(dit)).shape == (8, 8, 3)
     seen = base(tmp_path / "seen", condition_image_channels=3, settings={"condition_member": "depth"})
     assert pixels(predict(seen)).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("part", "row", "said"),
+    [
+        ("prior", {"best_of": 8}, "best_of is not for the model of stage transformer alone"),
+        ("prior", {"task": "inpainting"}, "task is not"),
+        ("prior", {"generator": "diffusion"}, "generator is not"),
+        ("prior", {"sampling": '{"piror": {"top_k": 1}}'}, "sampling piror.top_k: the only stage here is transformer"),
+        ("prior", {"top_p": 1e-300}, "top_p must be of a size"),
+        ("tokenizer", {"steps": 3}, "steps is not"),
+    ],
+)
+def test_a_field_that_a_model_alone_can_not_have_is_refused(part: str, row: dict, said: str, tmp_path: Path) -> None:
+    folder = write_cascade(tmp_path) / part
+    example = example_of(folder)
+    assert example is not None
+    with pytest.raises(ValueError, match=said):
+        predictor_of(folder)([example.model_copy(update=row)])
 
 
 def test_a_row_names_a_sampler_and_how_much_a_classifier_pulls(tmp_path: Path):

@@ -87,7 +87,7 @@ function fillSubject(generator, settings) {
 }
 
 function classField(classes, chosen) {
-  const name = classes[chosen] ?? chosen; // an id in digits names one too
+  const name = classes.includes(chosen) ? chosen : (classes[chosen] ?? chosen); // a name goes before an id in digits
   if (classes.length < MANY) {
     const select = element("select", { id: "label" });
     fillSelect(select, [["", "any"], ...classes.map((each) => [each, each])], name);

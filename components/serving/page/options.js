@@ -2,7 +2,7 @@
 
 import { byId, element, fillSelect } from "./dom.js";
 import { CHOICES, OPTIONS } from "./fields.js";
-import { defaultOf, optionsOf, shortName } from "./settings.js";
+import { defaultOf, firstStage, optionsOf, shortName } from "./settings.js";
 
 const NAMES = { num_inference_steps: "Steps", threshold_percentile: "Percentile", autoguidance_scale: "Autoguidance" };
 const LISTS = ["guidance_interval"]; // two numbers
@@ -12,8 +12,10 @@ export function fillOptions(generator, settings) {
     ...optionsOf(generator).map((name) => {
       const option = OPTIONS[name];
       const most = name === "steps" ? generator.most_steps : option.max;
-      const value = settings[name] ?? defaultOf(generator, name);
-      return field(`option-${name}`, { ...option, max: most ?? undefined }, value);
+      const own = defaultOf(generator, name);
+      const inStage = settings.sampling?.[option.stage ?? firstStage(generator)]?.[option.setting];
+      const hint = own !== null && option.hint?.startsWith("empty: ") ? "" : option.hint; // it is the model's then
+      return field(`option-${name}`, { ...option, hint, max: most ?? undefined }, inStage ?? settings[name] ?? own);
     }),
   );
 }
@@ -34,7 +36,7 @@ export function fillStages(generator, settings) {
     const names = Object.keys(own).filter((name) => !shortName(generator, stage, name));
     const fields = names.map((name) => {
       const value = settings.sampling?.[stage]?.[name] ?? own[name];
-      return field(`stage-${stage}-${name}`, kindOf(name), Array.isArray(value) ? value.join(", ") : value);
+      return field(`stage-${stage}-${name}`, kindOf(name), Array.isArray(value) ? listed(name, value) : value);
     });
     const legend = element("legend", {}, words(stage));
     return fields.length ? [element("fieldset", {}, legend, element("div", { className: "grid" }, ...fields))] : [];
@@ -57,7 +59,7 @@ export function readStages(generator) {
 }
 
 const kindOf = (name) => {
-  const kind = CHOICES[name] ? "word" : LISTS.includes(name) ? "list" : "number";
+  const kind = CHOICES[name] ? "word" : LISTS.includes(name) ? "list" : name === "spacing" ? "spacing" : "number";
   return { text: NAMES[name] ?? words(name), kind, setting: name };
 };
 
@@ -86,6 +88,8 @@ function choicesOf(setting, value) {
   return shown ? choices : [...choices, [value, value]];
 }
 
+const listed = (name, value) => (name === "spacing" ? JSON.stringify(value) : value.join(", "));
+
 function note(id, input, hint) {
   input.setAttribute("aria-describedby", `${id}-hint`);
   return element("p", { className: "hint", id: `${id}-hint` }, hint);
@@ -96,6 +100,7 @@ function valueOf(text, kind) {
   if (text === "") return undefined;
   if (kind === "number") return Number(text);
   if (kind === "list") return text.split(/[\s,]+/).map(Number);
+  if (kind === "spacing" && /^\[\d+(, ?\d+)*\]$/.test(text)) return JSON.parse(text); // steps; else a name, or counts
   return text;
 }
 

@@ -25,7 +25,8 @@ export async function loadModels() {
 
 /** Choose a model by the name that clients or the registry know it by. Returns whether it is served. */
 export function chooseModel(name) {
-  const named = models.find(({ id, card: own }) => id === name || own.source.includes(`/${name}`));
+  const registered = ({ card: own }) => own.source.replace("models:/", "").split(/[@/]/)[0];
+  const named = models.find(({ id }) => id === name) ?? models.find((each) => registered(each) === name);
   if (named) byId("model").value = named.id;
   return named !== undefined;
 }

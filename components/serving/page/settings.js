@@ -63,7 +63,8 @@ export function stepsOf(generator, settings) {
   const stages = Object.entries(generator.sampling).filter(shown);
   return stages.map(([stage, own]) => {
     const short = stage === firstStage(generator) ? settings.steps : undefined;
-    return [stage, settings.sampling?.[stage]?.num_inference_steps ?? short ?? own.num_inference_steps];
+    const { num_inference_steps, strength = own.strength ?? 1 } = settings.sampling?.[stage] ?? {};
+    return [stage, Math.max(1, Math.round(strength * (num_inference_steps ?? short ?? own.num_inference_steps)))];
   });
 }
 
