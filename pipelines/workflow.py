@@ -109,6 +109,8 @@ class Workflow:
             names &= {selection.from_} | self.after(selection.from_)
         if selection.until:
             names &= {selection.until} | self.before(selection.until)
+        if not names:
+            raise UsageError("--only, --from and --until leave no stage: --until must be --from, or come after it")
         return names
 
     def before(self, name: str) -> set[str]:

@@ -99,7 +99,8 @@ def text_font(size: int = TEXT_SIZE) -> ImageFont.FreeTypeFont:
 
 
 def fit_text(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    """The text, cut with an ellipsis to at most `width` pixels."""
+    """The text in one line, cut with an ellipsis to at most `width` pixels."""
+    text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}…") > width:

@@ -288,7 +288,7 @@ def lossless_bits(model: SamplingModel, image: np.ndarray) -> dict[str, np.ndarr
     and one lossless WebP of them below each other, and the entropy of single values; all of the channels that the
     model knows. Raises as `pixels_of`."""
     values = image[..., 0] if pixels_of(model, image).shape[1] == 1 else image
-    columns = math.ceil(len(values) * values.shape[1] / MOST_ROWS)
+    columns = math.ceil(len(values) / (MOST_ROWS // values.shape[1]))  # of whole images
     filled = np.concatenate([values, np.repeat(values[-1:], -len(values) % columns, axis=0)])
     column, webp = rearrange(filled, "(r c) h w ... -> (r h) (c w) ...", c=columns), io.BytesIO()
     Image.fromarray(column).save(webp, format="WEBP", lossless=True, quality=100, method=6)

@@ -144,6 +144,7 @@ class DistanceRow(Config, extra="allow"):
     samples: int  # N
     purpose: Purpose
     standard_error: float | None = None  # of the distance, over images (`distance_error`)
+    compared: int | None = None  # images of either set, of the figures that read equal numbers; None: N
 
     def figure(self, metric: str) -> float | None:
         """Value of a metric; None if it was not measured."""
@@ -154,7 +155,7 @@ class DistanceRow(Config, extra="allow"):
         if metric == "distance":
             return self.standard_error
         share = self.figure(metric) if METRICS[metric].share else None
-        return None if share is None else share_error(share, self.samples)
+        return None if share is None else share_error(share, self.compared or self.samples)
 
     def metrics(self, network: str) -> dict[str, float]:
         """Measured figures by name in MLflow: letters, digits and underscores only."""
@@ -163,12 +164,18 @@ class DistanceRow(Config, extra="allow"):
 
     def published(self, network: str) -> dict[str, float]:
         """Measured figures by names with network and protocol: `fid_inception_50k`."""
-        values = {published_name(key, network, self.samples): self.figure(key) for key in METRICS}
+        equal = self.compared or self.samples
+        values = {
+            published_name(key, network, equal if metric.reads == "features" else self.samples): self.figure(key)
+            for key, metric in METRICS.items()
+        }
         return {name: value for name, value in values.items() if value is not None}
 
 
 def measured_row(name: str, purpose: Purpose, compared: Compared, metrics: Sequence[str] = ()) -> DistanceRow:
-    """The figures of a set; None for those that need more images."""
+    """The figures of a set; None where more images are needed. Raises ValueError for a single image."""
+    if len(compared.features) < 2:
+        raise ValueError(f"a distance needs at least two images, and {name} has {len(compared.features)}")
     chosen = {metric: METRICS[metric] for metric in ("distance", *metrics)}
     figures: dict[str, Any] = dict.fromkeys(chosen)
     for metric_name, metric in chosen.items():
@@ -176,7 +183,9 @@ def measured_row(name: str, purpose: Purpose, compared: Compared, metrics: Seque
             figures[metric_name] = metric.measure(compared)
     if "distance" in metrics:
         figures["standard_error"] = distance_error(compared.features, compared.reference, seed=compared.seed)
-    facts = {"name": name, "samples": len(compared.features), "purpose": purpose}
+    facts: dict[str, Any] = {"name": name, "samples": len(compared.features), "purpose": purpose}
+    if 0 < len(compared.references) < len(compared.features):
+        facts["compared"] = len(compared.references)
     return DistanceRow.model_validate(figures | facts)
 
 

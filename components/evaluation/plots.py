@@ -72,12 +72,13 @@ def curve_svg(points: Points, metric: str, *, salt: str) -> str:
     ordered = sorted(points, key=lambda point: point[0])
     told = [(step, values[metric]) for step, values in ordered if metric in values]
     line = [(step, value) for step, value in told if math.isfinite(value)]
+    lowest = min((value for _, value in line), default=0.0)
     stride = max(1, math.ceil(len(line) / MAX_POINTS))
     line = line[::stride] + ([line[-1]] if line and (len(line) - 1) % stride else [])
     steps, values = [step for step, _ in line], [value for _, value in line]
     text = f"{metric}: no finite value"
     if values:
-        ends = f"from {values[0]:.4g} to {values[-1]:.4g}, lowest {min(values):.4g}"
+        ends = f"from {values[0]:.4g} to {values[-1]:.4g}, lowest {lowest:.4g}"
         text = f"{metric.replace('_', ' ')} over {steps[-1]} steps: {ends}"
 
     def draw(figure: "Figure") -> None:  # many points faintly, below their running mean

@@ -366,7 +366,7 @@ def number(value: float | str | None) -> str:
         return value
     if value is None or not math.isfinite(value):
         return "–" if value is None else str(value)
-    if abs(value) >= 1000 or (value == int(value) and abs(value) >= 1):
+    if abs(value) >= 999.5 or (value == int(value) and abs(value) >= 1):
         return f"{value:,.0f}"
     return f"{value:.3g}"
 

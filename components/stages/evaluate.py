@@ -123,7 +123,8 @@ def measure(
         windows = image_sets.window_sets(sets, made, side=config.window, whole=whole, seed=seed)
     measured = features.measure_features(sets | windows, config, work)
     wholes = [images for images in measured if images.name in sets]
-    wholes += [features.FeatureSet(RECONSTRUCTED, "model", tuple(kept))] if kept else []
+    several = sum(job.part.num_images for job in kept) > 1  # a distance is of a covariance
+    wholes += [features.FeatureSet(RECONSTRUCTED, "model", tuple(kept))] if several else []
     rows = features.distance_rows(wholes, pool=pool, seed=seed, metrics=config.metrics)
     if windows:
         cut = [images for images in measured if images.name in windows]

@@ -54,7 +54,9 @@ def read_weights(uri: str) -> WeightsFile:
     StoreError."""
     uri, names = absolute(uri), tuple[str, ...]()
     folder, _, name = uri.rpartition("/")
-    if not uri.endswith((*SAFE, *PICKLED, INDEX)):
+    if uri.endswith((*SAFE, *PICKLED, INDEX)):
+        names = (CONFIG,) if Store(folder).exists(CONFIG) else ()
+    else:
         folder, names = uri, tuple(info.path for info in list_url(uri))
         if PIPELINE in names:
             parts = sorted({name.partition("/")[0] for name in names if name.endswith(SAFE + PICKLED)})
@@ -156,7 +158,7 @@ def read_pickle(path: Path, place: str) -> dict[str, Tensor]:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         more = f"asks for {asked.group(1)}" if asked else "holds more than tensors"
         raise ValueError(f"{place} {more} and may run code: it stays closed; {README} says how to convert it") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle raises a dozen kinds
         reason = (str(error).splitlines() or ["it ends too early"])[0]
         raise ValueError(f"{place} can't be read as a file of torch ({reason}): fetch it again") from None
     for nest in NESTS:

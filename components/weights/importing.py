@@ -194,6 +194,8 @@ def fit(weights: WeightsFile, target: Target | None, tokenizer: CaptionTokenizer
         return named(recognized, network, settings, taker)
     except ValueError as error:
         raise ValueError(f"{weights.uri}: {error}") from None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{weights.uri}: its config.json is not whole: {error!r}") from None
 
 
 def named(recognized: Recognized, network: dict[str, Any], settings: dict[str, Any], taker: str) -> Fitted:
@@ -252,7 +254,8 @@ def described(
     family = recognized.family
     sizes = family.sizes(weights.config) if family.sizes is not None and weights.config else {}
     if target is None:
-        settings = dict(weights.settings) if family.settings is None else family.settings(weights.config)
+        own = family.settings if sizes else None
+        settings = dict(weights.settings) if own is None else own(weights.config)
         if not settings or not sizes:
             raise ValueError(f"nothing says how the {family.title} was trained: name a stage, --as RECIPE/STAGE")
         return sizes, settings

@@ -109,7 +109,13 @@ def of_denoiser(inputs: Inputs) -> None:
 
 
 def of_image(inputs: Inputs) -> None:
-    inputs.floats("image", 3, inputs.sizes["resolution"], inputs.sizes["resolution"])
+    side, classes = inputs.sizes["resolution"], getattr(inputs.module, "map_classes", 0)
+    if not classes:
+        inputs.floats("image", 1 if getattr(inputs.module, "image_channels", 3) == 1 else 3, side, side)
+        return
+    inputs.ints("image", classes, 1, side, side)  # a map, as it is read: grays of classes
+    image = 2 * inputs.tensors["image"] / (classes - 1) - 1
+    inputs.tensors["image"] = image.expand(-1, 3, -1, -1).contiguous()
 
 
 def of_codes(inputs: Inputs) -> None:

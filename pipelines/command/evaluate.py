@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pipelines.command.options import Model, Tracking, share_cores
+from components.configuration.usage import UsageError
+from pipelines.command.options import Model, Tracking, check_figures, share_cores
 
 SEED = 2020  # torch-fidelity's own, so that both draw the same parts of a set
 
@@ -42,8 +43,8 @@ def evaluate(
 
     A model is sampled: by the captions, else by classes and captions of the images held out of its training set, in
     their proportions, or of classes in turn where there is another reference. Samples stay where --images names a
-    folder. Images are taken as they are. Features are kept beside them, so a command that was stopped goes on where it
-    was. The names of figures have protocol and N: `fid_inception_50k`, `fid_clean_50k`, `fd_dinov2_50k`.
+    folder. Images are taken as they are. Features are kept beside --images, so that measuring that was stopped goes on
+    where it was. The names of figures have protocol and N: `fid_inception_50k`, `fid_clean_50k`, `fd_dinov2_50k`.
 
     **Examples**
 
@@ -59,23 +60,18 @@ def evaluate(
     from pydantic import ValidationError
 
     from components.configuration.config import first_fault, refuse
-    from components.configuration.usage import UsageError, usage_errors
+    from components.configuration.usage import usage_errors
     from components.evaluation.clip_score import ClipScore
     from components.evaluation.features import MeasureConfig
     from components.evaluation.given import evaluate_given, requests_for, sample_into
     from components.evaluation.image_sets import split_parts
     from components.runtime.storage.scratch import scratch_folder
+    from components.runtime.storage.store import absolute
     from components.sampling.device import products
     from pipelines.command.loading import held_out_set, open_model
 
-    if model is None and (images is None or reference is None):
-        raise UsageError("give --images and --reference, or a --model to sample and measure by its held-out images")
-    if figures is not None and not figures.absolute().parent.is_dir():
-        raise UsageError(f"--json {figures}: there is no such folder; make it first")
-    if clip_weights is not None and captions is None and model is None:
-        raise UsageError("--clip-weights score images by captions: give --captions FILE")
-    if captions is not None and not captions.is_file():
-        raise UsageError(f"--captions {captions}: no such file")
+    check_given(images, reference, model, captions, clip_weights)
+    check_figures(figures)
     with usage_errors(f"--captions {captions}: "):
         words = [] if captions is None else captions.read_text("utf-8-sig").splitlines()
         refuse(captions is not None and not words, "the file is empty: give a caption in each line")
@@ -88,7 +84,7 @@ def evaluate(
     columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
     bar = Progress("images", *columns, console=console, transient=True)
     with usage_errors(), products("fp32"), scratch_folder("evaluate") as scratch, bar:
-        task, place = bar.add_task("images", total=None), images or f"{scratch}/samples"
+        task, place = bar.add_task("images", total=None), absolute(images or f"{scratch}/samples")
         clip = None if clip_weights is None else ClipScore(clip_weights)
         if model is not None:
             opened = open_model(model, like=None, tracking=tracking)
@@ -108,9 +104,25 @@ def evaluate(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     found |= {"model": address, "images": images}
+    show(found, console)
     if figures is not None:
         figures.write_text(json.dumps(found, indent=1) + "\n")
-    show(found, console)
+
+
+def check_given(
+    images: str | None, reference: str | None, model: str | None, captions: Path | None, clip_weights: str | None
+) -> None:
+    """Raise UsageError for options that do not go together."""
+    if model is None and (images is None or reference is None):
+        raise UsageError("give --images and --reference, or a --model to sample and measure by its held-out images")
+    if model is not None and images is not None and "://" in images:
+        raise UsageError(f"--images {images}: samples of --model go to a folder of this machine; name one")
+    if captions is not None and clip_weights is None and model is None:
+        raise UsageError("--captions are read for a CLIP score: give --clip-weights")
+    if clip_weights is not None and captions is None and model is None:
+        raise UsageError("--clip-weights score images by captions: give --captions FILE")
+    if captions is not None and not captions.is_file():
+        raise UsageError(f"--captions {captions}: no such file")
 
 
 def show(found: dict[str, Any], console: Console) -> None:

@@ -48,10 +48,16 @@ Command = Callable[..., None]
 
 
 def check_out(out: Path) -> None:
-    """Raise UsageError for a folder that can't be made or written to."""
+    """Raise UsageError for a folder out of reach for writing."""
     there = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise UsageError(f"--out {out}: {there} is no folder that can be written to; name another")
+
+
+def check_figures(path: Path | None) -> None:
+    """Raise UsageError for a --json file out of reach for writing."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise UsageError(f"--json {path} is no file in a folder that is there; make the folder first")
 
 
 def write_new(out: Path, name: str, png: bytes) -> None:

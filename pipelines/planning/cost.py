@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from components.configuration.optimization import OptimizationConfig, Training
 from components.configuration.trainings import AutoencoderTraining
+from components.configuration.usage import UsageError
 from components.runtime.execution import Resources
 from components.stages.precompute import PrecomputeConfig
 from components.stages.tokens import TokensConfig
@@ -59,7 +60,7 @@ def choices(
     gpus = float(profile.given(stage.name, "gpus_per_worker") or 1)
     model, made = memory.model_of(stage, stages), []
     for count in counts:
-        resources = profile.resources(stage.name, num_workers=count, gpus_per_worker=gpus)
+        resources = profile.resources(stage.name, gpus_per_worker=gpus).model_copy(update={"num_workers": count})
         fits = memory.step_memory(model, resources).fitting(cluster.known_gpu.memory) > 0
         time = training_time(stage, stages, resources, cluster)
         made.append(Choice(count, fits, time, time.seconds * model.training.optimization.total_steps / 3600))
@@ -99,9 +100,13 @@ def stage_costs(
     `images`: of the set; None: unknown, and then the stages that go through it once are left out."""
     costs, stages = [], workflow.stages
     for stage in (stage for stage in stages if stage.name in shares):
-        if isinstance(stage.config, Training) and stage.config.trains:
+        trains = isinstance(stage.config, Training) and stage.config.trains
+        encodes = isinstance(stage.config, TokensConfig | PrecomputeConfig) and images
+        if (trains or encodes) and not shares[stage.name].gpus_per_worker:
+            raise UsageError(f"the profile gives {stage.name} no GPU, and so no cost on one: take --profile auto")
+        if trains:
             costs.append(training_cost(stage, stages, shares[stage.name], cluster))
-        elif isinstance(stage.config, TokensConfig | PrecomputeConfig) and images:
+        elif encodes and images:
             costs.append(encoding_cost(stage, stages, shares[stage.name], cluster, images=images))
     return costs
 

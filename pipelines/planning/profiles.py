@@ -66,9 +66,12 @@ def gpu_named(name: str, *, option: str = "--gpu", products: float | None = None
     products = PRODUCTS if products is None else products
     if not 0 < products <= 1:
         raise UsageError(f"--mfu must be above 0 and at most 1, not {products:g}")
-    rows = json.loads(MEASURED.read_text()) if MEASURED.exists() else []
-    own = [row for row in rows if "modeled" in row and gpu_of(row["machine"]["card"]) == name]
-    factors = [row["ours"] / row["modeled"] for row in own]
+    try:
+        rows = json.loads(MEASURED.read_text()) if MEASURED.exists() else []
+        own = [row for row in rows if "modeled" in row and gpu_of(row["machine"]["card"]) == name]
+        factors = [row["ours"] / row["modeled"] for row in own]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{MEASURED} can't be read ({error}): measure again, or remove it") from error
     return GPUS[name]._replace(products=products, measured=median(factors) if factors else None)
 
 
@@ -123,10 +126,12 @@ def load_profile(name_or_file: str, *, fastest: bool | None = None) -> Profile:
     if not path.is_file():
         raise UsageError(f"no profile {name_or_file!r}{nearest(name_or_file, profiles)}, or a YAML file")
     try:
-        profile = Profile.model_validate({"name": path.stem, **(yaml.safe_load(path.read_text()) or {}), **changes})
-        for stage in profile.stages:
+        profile = Profile.model_validate(
+            {"name": path.stem, **(yaml.safe_load(path.read_text("utf-8")) or {}), **changes}
+        )
+        for stage in ("", *profile.stages):
             profile.resources(stage)
-    except (ValidationError, TypeError, yaml.YAMLError) as error:
+    except (ValidationError, TypeError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"profile {path}: {explain(error, Profile)}") from error
     return profile
 

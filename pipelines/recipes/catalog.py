@@ -7,7 +7,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from components.configuration.config import KIND, Config, PlaceError, find, kind_of, members, parts_of, put
+from components.configuration.config import KIND, Config, PlaceError, find, kind_of, members, parts_of, put, started
 from components.configuration.optimization import Training
 from components.configuration.usage import UsageError, explain, nearest
 from pipelines.recipes.diffusion_rows import DIFFUSION_ROWS, FASHION
@@ -61,8 +61,8 @@ def _tree(name_or_file: str) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"no recipe {name_or_file!r}{nearest(name_or_file, RECIPES)}, or a YAML file")
     try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        tree = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe {path} is no YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(tree, dict):
         raise UsageError(f"recipe {path} holds no fields; start from `cascade show {DEMO} > {path}`")
@@ -103,7 +103,9 @@ def apply_overrides(tree: dict[str, Any], assignments: list[str], shape: type[Ba
         if not equals:
             raise UsageError(f"--set {assignment!r}: write it as field.name=value")
         try:
-            set_value(result, shape, path.strip(), yaml.safe_load(text))
+            value = yaml.safe_load(text)
+            words = isinstance(value, str) and text.strip()[:1] not in ("'", '"')  # whose " #" begins no comment
+            set_value(result, shape, path.strip(), text.strip() if words else value)
         except yaml.YAMLError as error:
             raise UsageError(f"--set {path}: {text!r} is no YAML: {str(error).splitlines()[0]}") from None
         except PlaceError as error:
@@ -116,14 +118,16 @@ def set_value(tree: dict[str, Any], shape: type[BaseModel], path: str, value: An
     first, _, rest = path.partition(".")
     *parents, leaf = find(shape, tree, first)
     for parent in parents:  # of a part that is named short
-        shape, tree = members(shape, tree, parent)[0], tree.setdefault(parent, {})
+        part = members(shape, tree, parent)[0]
+        tree[parent] = tree.get(parent) or started(shape, parent, part)
+        shape, tree = part, tree[parent]
     if not rest or (rest == KIND and parts_of(shape, leaf)):
         put(tree, shape, (leaf,), value)
     elif isinstance(tree.get(leaf), list):
         set_item(tree, shape, leaf, rest, value)
     elif parts := members(shape, tree, leaf):
         chosen = rest.removesuffix(f".{KIND}")
-        owners = (p for p in parts_of(shape, leaf) if value in map(kind_of, parts_of(p, chosen)))
+        owners = (p for p in parts_of(shape, leaf) if value and value in map(kind_of, parts_of(p, chosen)))
         part = next(owners, parts[0])
         kind = {} if kind_of(part) is None else {KIND: kind_of(part)}
         tree[leaf] = kind | {name: own for name, own in (tree.get(leaf) or {}).items() if name in part.model_fields}
@@ -136,7 +140,7 @@ def set_item(tree: dict[str, Any], shape: type[BaseModel], name: str, path: str,
     """Set a value of an item of a list, or the item. Raises PlaceError."""
     number, _, rest = path.partition(".")
     items, model = list(tree[name]), get_args(shape.model_fields[name].annotation)[0]
-    if not number.isdigit() or int(number) >= len(items):
+    if not number.isdecimal() or int(number) >= len(items):
         raise PlaceError(f"item {number!r} of {len(items)}; they count from 0")
     if not rest:
         items[int(number)] = value

@@ -74,6 +74,11 @@ def test_text_is_cut_to_its_width_with_an_ellipsis_and_letters_of_many_alphabets
     assert len(set(shapes)) == len(shapes)
 
 
+def test_line_breaks_in_words_are_drawn_as_spaces() -> None:
+    font = text_font()
+    assert fit_text("a red thing,\nnumber 0\r\n", 10_000, font) == "a red thing, number 0"
+
+
 def test_a_heading_is_shown_whole_above_few_images() -> None:
     heading = "reconstructions of held-out images by their codes"
     grid = render_blocks([GridBlock(heading, [np.full((CELL, CELL, 3), 255, np.uint8)])], columns=1)

@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "dit": ("dit", {**SMALL_DIT, **EVERYTHING}),
     "classifier": ("classifier", {**SMALL_UNET, "num_classes": 5}),
     "codes": ("autoencoder", TWO_LEVELS),
+    "gray": ("autoencoder", {**TWO_LEVELS, "image_channels": 1}),
     "gaussian": ("autoencoder", {**TWO_LEVELS, "bottleneck": {"kind": "gaussian"}}),
     "transformer": ("transformer", {**PLAIN, **WORDS, "num_classes": 3, "positions": "rotary_2d"}),
     "conditioned": ("transformer", {**PLAIN, "condition_codebook_size": 8, "condition_grid": [4, 4]}),

@@ -28,6 +28,13 @@ def test_a_file_gives_one_stage_another_share_than_the_rest(tmp_path: Path):
     assert shares["base"].num_workers == 4
 
 
+@pytest.mark.parametrize("data", [b"name: x\nmax_failures: -5\n", "name: é\n".encode("latin-1")])
+def test_numbers_and_encodings_that_no_profile_has_are_one_line(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "p.yaml").write_bytes(data)
+    with pytest.raises(UsageError, match=r"^profile .*p\.yaml: [^\n]*$"):
+        load_profile(str(tmp_path / "p.yaml"))
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

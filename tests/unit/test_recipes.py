@@ -1,15 +1,17 @@
 """Recipes of every workflow: they build, they share what has equal numbers, and their errors name the field."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from components.configuration.usage import UsageError
 from components.runtime.storage.store import Store
 from pipelines.planning.shares import branches, concurrent_trainings, stands_alone, trainings
-from pipelines.recipes.catalog import RECIPES, ROWS, load_recipe, resolved_yaml
+from pipelines.recipes.catalog import RECIPES, ROWS, apply_overrides, load_recipe, resolved_yaml
 from pipelines.recipes.diffusion_rows import FASHION
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe
 from pipelines.recipes.published import PAPER_RECIPES
@@ -33,6 +35,30 @@ def test_a_recipe_builds_its_workflow_and_survives_its_own_yaml(name: str, tmp_p
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_says_first_which_row_it_is(name: str):
     assert re.fullmatch(r"[TPDG]\d+", ROWS[name]), RECIPES[name].summary
+
+
+@pytest.mark.parametrize("name", ["scenes", "pixelcnn_32", "maskgit", "vqvae_pixelcnn", "smoke"])
+def test_a_field_set_to_what_it_is_changes_nothing(name: str) -> None:
+    """A null too: it once took the first kind of a part for the chosen one."""
+    plain = RECIPES[name]().model_dump(mode="json")
+
+    def leaves(tree: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[str, object]]:
+        for field, value in tree.items():
+            if isinstance(value, dict) and value:
+                yield from leaves(value, (*path, field))
+            elif value is None or isinstance(value, bool | int | float):
+                yield ".".join((*path, field)), value
+
+    for path, value in leaves(plain):
+        text = "null" if value is None else yaml.safe_dump(value).split("\n")[0]
+        assert apply_overrides(plain, [f"{path}={text}"], type(RECIPES[name]())) == plain, path
+
+
+def test_a_short_name_begins_a_part_that_is_null_and_a_value_is_whole() -> None:
+    tree = RECIPES["smoke"]().model_dump(mode="json")
+    assert apply_overrides(tree, ["base.rank=8"], type(RECIPES["smoke"]()))["base"]["adapter"]["rank"] == 8
+    assert load_recipe("openmoji", ["images.source=/data/pics #2"]).images.source == "/data/pics #2"
+    assert load_recipe("openmoji", ["images.source='/data/a b'"]).images.source == "/data/a b"
 
 
 def test_every_row_before_diffusion_has_a_recipe():

@@ -92,6 +92,11 @@ def test_selections_cut_the_graph(root: Store):
         wanted(Selection(only=("end",)))
 
 
+def test_a_selection_of_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="leave no stage"):
+        diamond().selected(Selection(from_="end", until="source"))
+
+
 def test_an_unknown_stage_offers_the_nearest_name(root: Store):
     with pytest.raises(UsageError, match="did you mean 'right'"):
         diamond().plan(root, Selection(until="rihgt"))

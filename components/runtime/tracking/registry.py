@@ -202,7 +202,7 @@ def register_average(model_uri: str, folder: Path, *, sigma_rel: float, tracking
 def register_version(
     client: MlflowClient, name: str, artifact: Artifact, *, experiment_id: str, run_id: str
 ) -> ModelVersion:
-    """Register a model artifact as candidate, unless it is registered already.
+    """Register a model artifact as candidate, unless registered already.
     `run_id`: the run that shows as its source. Raises ArtifactError if the stored files differ from the manifest."""
     version = _find_version(client, name, artifact)
     if version is None:
