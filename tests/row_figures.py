@@ -1,7 +1,8 @@
 """Draw docs/rows.png and docs/diffusion_rows.png: a line of images of each row, with the words it was asked by.
 
 python -m tests.row_figures STORAGE: lines in docs/lines of all recipes that `cascade lecture` has finished there are
-drawn anew; then both images are put together from docs/lines. A line has its recipe's own summary.
+drawn anew; then both images are put together from docs/lines. A line has its recipe's own summary. docs/compare.png has
+a line of each system that `cascade compare` has finished there, at its largest budget.
 """
 
 import io
@@ -34,6 +35,7 @@ from components.sampling.image_files import encode_png
 from pipelines.engine import driver
 from pipelines.recipes.diffusion_rows import DIFFUSION_ROWS, FASHION
 from pipelines.recipes.rows import DISCRETE_ROWS
+from pipelines.suites.compare import Comparison, described
 from pipelines.suites.runner import finished_stages
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -113,9 +115,24 @@ def together(recipes: Iterable[str]) -> bytes:
     return encode_png(canvas, optimize=True)
 
 
+def systems(root: Store) -> bytes | None:
+    """Lines of the systems of the comparison on drawings, each at its largest finished budget (PNG); None without."""
+    comparison, blocks = Comparison(root.uri, tracking=None, profile="auto"), dict[str, GridBlock]()
+    keys = comparison.keys()
+    for key in (key for key in keys if not (key.seed or key.source)):  # smaller budgets first
+        stages = finished_stages(driver.prepare(comparison.options(key)))
+        if not stages.missing:
+            parts = sorted(name for name in stages.artifacts["samples"].names() if "_unconditional-" in name)
+            images = finished(stages.artifacts["samples"].read(next(name for name in parts if name.endswith(".npz"))))
+            blocks[key.recipe] = GridBlock(described(key), [*map(small, images[:ACROSS])])
+    return render_blocks([*blocks.values()], columns=ACROSS) if blocks else None
+
+
 def main(storage: str) -> None:
-    """Draw the lines of the recipes that are finished in a storage, and both images."""
+    """Draw the lines of the recipes that are finished in a storage, and all images."""
     root = Store(storage)
+    if (png := systems(root)) is not None:
+        (DOCS / "compare.png").write_bytes(png)
     for recipe in SUMMARIES:
         try:
             prepared = driver.prepare(driver.RunOptions(recipe=recipe, storage=root.uri, tracking="none"))
