@@ -261,15 +261,14 @@ def _commit(
 
 
 def check_adopted(index: ShardIndex, config: IngestConfig, path: str, warn: Warn) -> None:
-    """Warn of settings in which an indexed set differs. Raises SourceError for a limit or more pixels."""
-    if config.limit is not None:
-        raise SourceError(f"limit can't cut {path}, which has an index: leave it out, or write the set again with it")
+    """Warn of settings in which an indexed set differs. Raises SourceError for more pixels."""
     if index.resolution is not None and index.resolution < config.resolution:
         side = f"{path} holds images of {index.resolution}², fewer pixels than resolution {config.resolution}"
         raise SourceError(f"{side}: lower it, or write the set again")
-    own = {"holdout_fraction": index.holdout_fraction, "text_length": index.text.text_length}
-    kept = [f"{name} {value} in place of {getattr(config, name)}" for name, value in own.items()]
-    if any(value != getattr(config, name) for name, value in own.items()):
+    own: dict[str, Any] = {"holdout_fraction": index.holdout_fraction, "text_length": index.text.text_length}
+    own |= {"limit": index.samples} if config.limit is not None and config.limit < index.samples else {}
+    given = {name: getattr(config, name) for name in own}
+    if kept := [f"{name} {own[name]} in place of {given[name]}" for name in own if own[name] != given[name]]:
         warn(f"{path} keeps what it was written with: {', '.join(kept)}")
 
 

@@ -147,14 +147,14 @@ def test_more_codes_than_latents_still_gives_a_codebook_of_latents():
 
 
 def train_shard(worker: Worker, folder: str, init: str) -> None:
-    """Six updates on this rank's slice of each global batch; rank r saves its codebook."""
+    """Six updates on this rank's samples of each global batch; rank r saves its codebook."""
     torch.manual_seed(0)
     quantizer = make_quantizer(codebook_size=32, threshold=0.5)
     quantizer.initialized.fill_(False)
     quantizer.codebook_init = init
     for step in range(6):
         batch = torch.randn(4, 8, 4, 4, generator=torch.Generator().manual_seed(step))
-        update(quantizer, batch.chunk(worker.world_size)[worker.rank], seed=step)
+        update(quantizer, batch[worker.rank :: worker.world_size], seed=step)  # as ranks read the stream
     torch.save(quantizer.state_dict(), Path(folder) / f"{worker.world_size}-{worker.rank}.pt")
 
 

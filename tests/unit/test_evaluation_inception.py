@@ -126,7 +126,12 @@ def test_names_of_figures_have_network_protocol_and_number() -> None:
     features = np.random.default_rng(0).normal(size=(2000, 4))
     compared = Compared(features, features[:99], gaussian_of(features), seed=0, logits=features)
     row = measured_row("diffusion branch, 64²", "model", compared, ("kid", "inception_score", "recall"))
-    names = [f"{figure}_inception_2k" for figure in ("fid", "recall", "kid", "is")]
+    names = [
+        "fid_inception_2k",
+        "recall_inception_99",
+        "kid_inception_99",
+        "is_inception_2k",
+    ]  # of both sets: the fewer
     assert [*row.published("inception")] == names
     assert next(iter(row.metrics("inception_clean"))) == "fid_clean_2k_diffusion_branch_64"
     assert row.model_copy(update={"samples": 1234}).published("inception").keys() >= {"fid_inception_1234"}
