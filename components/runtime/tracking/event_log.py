@@ -187,11 +187,7 @@ def left_journals(spool: Path, *, destination: dict[str, str]) -> list[Journal]:
         header = folder / HEADER
         try:
             is_ours = json.loads(header.read_text()) == destination
-        except (
-            FileNotFoundError,
-            PermissionError,
-            json.JSONDecodeError,
-        ):  # removed, being written, or not ours
+        except (FileNotFoundError, PermissionError, json.JSONDecodeError):  # removed, half written, or not ours
             continue
         if not is_ours or (lock := _locked(folder)) is None:
             continue
