@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
@@ -72,3 +73,11 @@ def _models_in(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
     annotation = model.model_fields[name].annotation if name in model.model_fields else None
     items = [item for item in get_args(annotation) if isinstance(item, type) and issubclass(item, BaseModel)]
     return parts_of(model, name) or items
+
+
+def check_figures(path: Path | None) -> None:
+    """Raise UsageError for a --json file out of reach for writing."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UsageError(f"--json {path}: there is no such folder; make it first")
+    if path is not None and path.is_dir():
+        raise UsageError(f"--json {path} is a folder: name a file in it")

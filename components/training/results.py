@@ -79,8 +79,8 @@ def write_model(
 def copy_start(start: StartModel, description: ModelDescription, store: Store) -> Trained:
     """Copies a model, verified, to a stage's store. Runs in a worker.
     Its settings are joined by those of the description. Raises DamagedFileError."""
-    with scratch_folder("start") as place:
-        folder, model = place, start.model
+    with scratch_folder("start") as folder:
+        model = start.model
         start.store.download(start.weights, folder, WEIGHTS, expected=start.digest)
         own = {"kind": model.kind, "network": model.network, "settings": model.settings | description.settings}
         summary = write_model(folder, description._replace(**own), summary={}, previews={})
@@ -116,8 +116,8 @@ def finish(
 ) -> None:
     """Upload a model's files, and list them in the run folder; for `model` see `write_model`.
     Called by all ranks where networks are in shards; the first one joins what each has sent."""
-    with scratch_folder("model") as place:
-        folder, rows = place, run.join(ROWS)
+    with scratch_folder("model") as folder:
+        rows = run.join(ROWS)
         write_averaged(folder, description, weights, worker)
         if worker.shards:
             send_rows(folder, rows, parts=worker.parts)

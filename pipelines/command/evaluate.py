@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from components.configuration.usage import UsageError
-from pipelines.command.options import Model, Tracking, check_figures, share_cores
+from components.configuration.usage import UsageError, check_figures
+from pipelines.command.options import Model, Tracking, share_cores
 
 SEED = 2020  # torch-fidelity's own, so that both draw the same parts of a set
 

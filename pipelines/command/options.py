@@ -54,12 +54,6 @@ def check_out(out: Path) -> None:
         raise UsageError(f"--out {out}: {there} is no folder that can be written to; name another")
 
 
-def check_figures(path: Path | None) -> None:
-    """Raise UsageError for a --json file out of reach for writing."""
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise UsageError(f"--json {path} is no file in a folder that is there; make the folder first")
-
-
 def write_new(out: Path, name: str, png: bytes) -> None:
     """Write NAME.png, with a number where the folder has another image of the name."""
     out.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from components.configuration.config import Config
 from components.configuration.optimization import Training
-from components.configuration.usage import UsageError
+from components.configuration.usage import UsageError, check_figures
 from components.data.listing import SourceError
 from components.evaluation.report import Table
 from components.runtime.storage.artifact import Artifact
@@ -81,8 +81,7 @@ class Suite(ABC, Generic[R]):
 
     def __init__(self, storage: str | None, *, tracking: str | None, profile: str, figures: Path | None = None) -> None:
         """The file `figures` gets the figures of finished recipes. Raises UsageError if its folder is missing."""
-        if figures is not None and not figures.absolute().parent.is_dir():
-            raise UsageError(f"--json {figures}: there is no such folder; make it first")
+        check_figures(figures)
         self.root, self.tracking, self.profile = Store(storage_uri(storage)), tracking, profile
         self.figures = figures
         self.results: dict[Key, R] = {}

@@ -135,6 +135,8 @@ def test_a_file_of_something_else_is_refused_before_anything_runs(ran: list[str]
     options: dict[str, Any] = {"storage": str(tmp_path / "runs"), "tracking": "none", "profile": "auto"}
     with pytest.raises(UsageError, match=r"bench\.json holds no figures of a lecture or a comparison"):
         run_lecture(["gan"], console=Console(quiet=True), figures=file, **options)
+    with pytest.raises(UsageError, match=r"--json .* is a folder: name a file in it"):
+        run_lecture(["gan"], console=Console(quiet=True), figures=tmp_path, **options)
     with pytest.raises(UsageError, match=r"--json .*new/figures\.json: there is no such folder"):
         run_lecture(["gan"], console=Console(quiet=True), figures=tmp_path / "new" / "figures.json", **options)
     assert ran == []
