@@ -235,6 +235,8 @@ CASES = (  # what is sent, what is answered
         400, "markup", "unknown file 'markup': give image, and mask or condition", EDITS),
     Bad("a field given twice", form(prompt=["a", "b"]),
         400, "prompt", "field 'prompt' is given twice: give it once", EDITS),
+    Bad("a setting given twice, once as nothing", form(**{"sampling[base][eta]": ["", "0.5"]}),
+        400, "sampling[base][eta]", "field 'sampling[base][eta]' is given twice: give it once", EDITS),
     Bad("an unknown field of the form", form(strength="0.5"),
         400, "strength", "unknown field 'strength': leave it out", EDITS),
     Bad("a number of the form in words", form(n="two"), 400, "n", "n must be a whole number, not 'two'", EDITS),

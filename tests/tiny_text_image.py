@@ -12,7 +12,6 @@ from components.configuration.trainings import ClassifierTraining, ContrastiveTr
 from components.data.ingest import train_bpe
 from components.models.contrastive import ContrastiveEncoder
 from components.sampling.frozen_text import ContrastiveText
-from components.sampling.image_files import parse_bpe
 from components.sampling.model import TextCondition
 from components.training.frozen import Encoder, image_encoder, text_encoder
 from tests.tiny_training import SHARED, diffusion_config, make_task
@@ -27,7 +26,7 @@ def contrastive_config(**changes: Any) -> ContrastiveTraining:
 
 
 def tiny_bpe() -> Tokenizer:
-    return parse_bpe(train_bpe(CAPTIONS * 2, vocab_size=280))
+    return Tokenizer.from_str(train_bpe(CAPTIONS * 2, vocab_size=280))
 
 
 def frozen_contrastive() -> ContrastiveText:

@@ -64,7 +64,7 @@ def part_names(model: type[BaseModel]) -> list[str]:
 
 @cache
 def field_names(model: type[BaseModel]) -> frozenset[str]:
-    """Names of a model's fields and of those of all parts that it may have."""
+    """Names of a model's fields, and of the fields of all possible parts."""
     inner = (field_names(part) for name in model.model_fields for part in parts_of(model, name))
     return frozenset(model.model_fields).union(*inner)
 

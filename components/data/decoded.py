@@ -16,7 +16,7 @@ from components.data.images import Degradation, degrade, load_depth, load_into, 
 from components.data.listing import ShardError
 from components.data.shards import Member, ShardEntry, ShardIndex, Split, View
 from components.runtime.storage.model_table import column_of
-from components.sampling.image_files import encode_text, parse_bpe
+from components.sampling.image_files import encode_text
 
 CACHE_BYTES = 96 * 2**20  # of one reading process
 
@@ -183,4 +183,4 @@ class ImageSamples:
 @cache
 def tokenizer_of(header: ShardIndex) -> Tokenizer:
     """A set's caption tokenizer, verified; read once in a process. Raises ShardError if it was changed."""
-    return parse_bpe(shards.read_bpe(header))
+    return Tokenizer.from_str(shards.read_bpe(header))

@@ -18,6 +18,7 @@ from components.data.shards import ShardEntry, ShardIndex, Split, View, read_sha
 from components.runtime.storage.model_table import column_of
 
 logger = logging.getLogger(__name__)
+SMALL = 8  # pixels of a side, where only captions and labels are wanted
 
 
 class SplitArrays(NamedTuple):
@@ -28,7 +29,6 @@ class SplitArrays(NamedTuple):
     text: np.ndarray  # (N, L) int64
     caption: tuple[str, ...]
     key: tuple[str, ...]
-    split: tuple[Split, ...]
     condition_image: np.ndarray | None = None  # (N, H, W, 3) uint8, with a condition member
     arrays: Mapping[str, np.ndarray] = MappingProxyType({})  # name -> (N, ...) float16
 
@@ -44,14 +44,13 @@ def read_split(index: ShardIndex, split: Split, view: View, *, limit: int | None
         if count == limit:
             break
     conditions = [part.condition_image for part in parts if part.condition_image is not None]
-    image, label, text, caption, key, own, *_ = zip(*parts, strict=True)
+    image, label, text, caption, key, *_ = zip(*parts, strict=True)
     return SplitArrays(
         np.concatenate(image),
         np.concatenate(label),
         np.concatenate(text),
         tuple(chain.from_iterable(caption)),
         tuple(chain.from_iterable(key)),
-        tuple(chain.from_iterable(own)),
         np.concatenate(conditions) if conditions else None,
         {name: np.concatenate([part.arrays[name] for part in parts]) for name in view.arrays},
     )
@@ -92,7 +91,6 @@ def shard_arrays(shard: DecodedShard, limit: int | None = None) -> SplitArrays:
         shard.text[: len(samples)],
         tuple(sample.caption for sample in samples),
         tuple(sample.key for sample in samples),
-        tuple(shard.splits[: len(samples)]),
         None if shard.condition is None else shard.condition.first(len(samples)),
         shard.array_rows(np.arange(len(samples))),
     )

@@ -1,4 +1,4 @@
-"""Checks of a source before any work: its kind, whether it can be used, a digest of its contents."""
+"""Checks of a source before any work: kind, usability, a digest of the contents."""
 
 import fnmatch
 import hashlib

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 
 from components.configuration.config import Config
-from components.data.held_out import read_split
+from components.data.held_out import SMALL, read_split
 from components.data.shards import ShardIndex, Split, View
 from components.evaluation.features import Measuring
 from components.evaluation.generated import SampleJob, accepts, jobs_of
@@ -32,7 +32,6 @@ from components.sampling.model import describe_model
 from components.sampling.requests import Request
 
 EQUAL = 6  # decimals: smaller differences of cosines depend on the order of computation
-READ_RESOLUTION = 8  # pixels: only captions and labels are wanted
 AskedBy = Literal["label", "prompt"]
 JUDGES: dict[str, AskedBy] = {"judge": "label", "matcher": "prompt"}  # name of the input -> what it judges
 KNOWN: dict[Split, str] = {"holdout": "held-out images", "train": "training images"}
@@ -155,7 +154,7 @@ def known_split(index: ShardIndex) -> Split:
 
 def wanted_of(index: ShardIndex, samples: int) -> dict[AskedBy, list[Wanted]]:
     """Labels of the first images of the split, and captions of the first images, each caption once."""
-    known = read_split(index, known_split(index), View(READ_RESOLUTION), limit=4 * samples)
+    known = read_split(index, known_split(index), View(SMALL), limit=4 * samples)
     labels = [Wanted(row, label, Request(label=label)) for row, label in enumerate(known.label.tolist())]
     first = {caption: known.caption.index(caption) for caption in dict.fromkeys(known.caption) if caption}
     prompts = [Wanted(row, n, Request(prompt=caption)) for n, (caption, row) in enumerate(first.items())]

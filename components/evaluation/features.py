@@ -66,7 +66,7 @@ class FeatureNetworkError(ValueError):
 
 
 class Network(NamedTuple):
-    """A feature network: its constructor, its packages, and the weights that it is given."""
+    """A feature network: constructor, packages, and given weights."""
 
     make: Callable[..., nn.Module]  # of a file of weights, where it takes one
     packages: tuple[str, ...]

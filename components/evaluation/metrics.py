@@ -11,7 +11,6 @@ torch-fidelity does, so both programs find the same values from the same feature
 Shapes: N images of a set, R reference images, D features, C classes.
 """
 
-import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -276,14 +275,6 @@ def distance_of_halves(features: np.ndarray, *, seed: int) -> float:
 def share_error(share: float, count: int) -> float:
     """Standard error of a share of `count` independent images: a binomial sample."""
     return (share * (1 - share) / count) ** 0.5
-
-
-def pack_gaussian(gaussian: Gaussian) -> bytes:
-    """Packs a Gaussian as npz. float32 keeps a distance to about seven digits in half of the space."""
-    mean, covariance = (values.astype(np.float32) for values in (gaussian.mean, gaussian.root @ gaussian.root.T))
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, mean=mean, covariance=covariance, count=gaussian.count)
-    return buffer.getvalue()
 
 
 def precision_recall(real: np.ndarray, generated: np.ndarray, *, neighbors: int = NEIGHBORS) -> PrecisionRecall:

@@ -13,14 +13,14 @@ import numpy as np
 from pydantic import Field
 
 from components.configuration.config import Config
-from components.data.held_out import SplitArrays
+from components.data.held_out import SMALL, SplitArrays
 from components.evaluation.features import Measuring
 from components.evaluation.generated import SampleJob, accepts, jobs_of, read_jobs
 from components.evaluation.grids import GridBlock, render_blocks
 from components.evaluation.image_sets import HELD_OUT, FileImages, branch_name, some_of, split_parts
 from components.evaluation.metrics import share_error
 from components.evaluation.scene_judge import SIDE, SceneJudge, Told, parse_caption, told_by
-from components.evaluation.study import SMALL, Findings, ModelStudy, StudyPlan
+from components.evaluation.study import Findings, ModelStudy, StudyPlan
 from components.runtime.pool import file_name
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request

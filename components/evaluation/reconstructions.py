@@ -175,9 +175,10 @@ def mean_figures(kept: Sequence[FeatureJob], config: PairsConfig) -> dict[str, f
 def measure_pairs(
     config: PairsConfig, originals: ImageSet, kept: Sequence[FeatureJob], work: features.Measuring
 ) -> dict[str, float]:
-    """Figures of reconstructions (`kept`) beside originals, as `psnr_1024` and `rfid_inception_1024`."""
+    """Figures of reconstructions (`kept`) beside originals, as `psnr_1024` and `rfid_inception_1024`.
+    A single original has no rFID."""
     figures = work.pool.call(partial(mean_figures, kept, config))
-    if "rfid" in config.pairs:
+    if "rfid" in config.pairs and originals.num_images > 1:  # a distance is of a covariance
         (reference,) = features.measure_features({HELD_OUT: originals}, config, work)
         made = FeatureSet("reconstructions", "model", tuple(kept))
         measurer = partial(features.RowMeasurer, reference, seed=config.seed, metrics=())

@@ -106,7 +106,7 @@ class StepsStudy(CascadeStudy["StepsStudyConfig"]):
         for sampler in config.samplers:
             line = [points[SamplerSetting(sampler, steps).name] for steps in sorted(set(config.steps))]
             lines.append(Series(sampler, [point.evaluations for point in line], [point.distance for point in line]))
-        levels = {reference.setting.title: reference.distance, HELD_OUT: measured.held_out_distance}
+        levels = {reference.setting.title: reference.distance, **measured.held_out_distance}
         labels = "network evaluations an image", f"Fréchet distance, {network}"
         panel = Panel(*labels, lines, levels=levels, log_x=True, log_y=True)
         columns = ["sampler", "steps", "network evaluations", labels[1], "N"]
@@ -194,7 +194,7 @@ class StagesStudy(CascadeStudy["StagesStudyConfig"]):
             lines.append(Series(readable(stage), *line))
             shown += [own[0], own[-1]]
         axes = "network evaluations of the stage, an image", label
-        panel = Panel(*axes, lines, levels={HELD_OUT: measured.held_out_distance}, log_x=True, log_y=True)
+        panel = Panel(*axes, lines, levels=measured.held_out_distance, log_x=True, log_y=True)
         rows = [[readable(p.setting.stage), p.setting.steps, p.evaluations, p.distance, count] for p in points.values()]
         return Findings(
             {f"Distance against steps of each stage, {number}": plot_svg([panel], salt=self.stage)},
@@ -317,7 +317,7 @@ class GuidanceStudy(VariantStudy["GuidanceStudyConfig"]):
             best |= {p.setting.title: p for p in (without, min(guided, key=lambda point: point.distance))}
         against_scale = [
             Panel("guidance scale", accuracy, accuracies, levels={HELD_OUT: measured.held_out_accuracy}),
-            Panel("guidance scale", distance, distances, levels={HELD_OUT: measured.held_out_distance}),
+            Panel("guidance scale", distance, distances, levels=measured.held_out_distance),
         ]
         plots = {
             "Accuracy and distance against guidance scale": plot_svg(against_scale, salt=f"{self.stage}-scale"),

@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from components.configuration.config import Config, refuse
-from components.data.held_out import SplitArrays, random_part, read_split
+from components.data.held_out import SMALL, SplitArrays, random_part, read_split
 from components.data.shards import ShardIndex, View
 from components.evaluation.features import (
     FeatureNetwork,
@@ -41,7 +41,6 @@ from components.sampling.device import best_device
 from components.sampling.model import SamplingModel, load_model
 
 SHOWN = 8  # images of each way
-SMALL = 8  # pixels: only labels and captions are wanted
 C = TypeVar("C", bound=Config)
 
 
@@ -56,7 +55,7 @@ class Findings(NamedTuple):
 
 
 class StudyPlan(NamedTuple):
-    """The jobs of a study by name of what they make, and sets of images whose distances are measured."""
+    """The jobs of a study by the name of their set, and sets of images to measure distances of."""
 
     groups: Mapping[str, Sequence[Any]]
     sets: Mapping[str, ImageSet] = {}
@@ -170,7 +169,7 @@ class Measured(NamedTuple):
     """All points, with the distance and the accuracy of held-out images."""
 
     points: dict[str, Point]  # by the name of their setting
-    held_out_distance: float
+    held_out_distance: Mapping[str, float]  # by the set's name; {} for fewer than two images, which have none
     held_out_accuracy: float  # of an independent classifier; NaN without one
 
 
@@ -230,7 +229,8 @@ class VariantStudy(ModelStudy[V]):
     def findings(self, plan: StudyPlan, measured: dict[str, float]) -> Findings:
         """Findings of the points, read from the files of the jobs."""
         points = read_points(self.files, plan.groups, measured)
-        return self.described(Measured(points, measured[HELD_OUT], plan.facts))
+        held_out = {name: distance for name, distance in measured.items() if name == HELD_OUT}
+        return self.described(Measured(points, held_out, plan.facts))
 
 
 @contextmanager

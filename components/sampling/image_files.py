@@ -8,7 +8,6 @@ import base64
 import io
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -108,16 +107,6 @@ def gray_png(side: int) -> bytes:
 def enlarged(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
     """Enlarges to (height, width, 3) without smoothing, so that single pixels stay visible."""
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST))
-
-
-def load_bpe(path: Path | str) -> Tokenizer:
-    """The tokenizer in a `bpe.json` file."""
-    return Tokenizer.from_file(str(path))
-
-
-def parse_bpe(content: str) -> Tokenizer:
-    """The tokenizer in the text of a `bpe.json` file."""
-    return Tokenizer.from_str(content)
 
 
 class TextIds(NamedTuple):

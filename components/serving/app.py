@@ -107,7 +107,8 @@ def build_app(
     in one line, if the settings require keys and there is none, and as `read_keys` does."""
     keys = Keyring(read_keys)
     if settings.keys_required and not keys:
-        raise ValueError(f"on an address that others reach a service needs keys: set {KEYS}")
+        where = "in the environment of the process that answers (on a cluster, of its nodes)"
+        raise ValueError(f"this service needs keys: set {KEYS} {where}")
     limits = settings.limits
     app = FastAPI(
         title="image-cascade",
@@ -165,16 +166,17 @@ def needs(kind: str, remedy: str) -> Any:
 
 async def needs_image(request: HttpRequest) -> None:
     """Raises ServiceError for a missing image, and fields of the form that FastAPI ignores."""
-    fields = set[tuple[str, bool]]()  # name, whether it is a file
+    seen, fields = set[tuple[str, bool]](), set[tuple[str, bool]]()  # name, whether it is a file; of what is given
     for name, value in (await request.form()).multi_items():  # which FastAPI has read
         is_file = isinstance(value, FormFile)
         name = name.removesuffix("[]") if is_file else name
         if is_file and name not in FILES:
             raise invalid(name, f"unknown file {messages.shown(name)}: give image, and mask or condition")
-        if (name, is_file) in fields and is_file:
+        if (name, is_file) in seen and is_file:
             raise invalid(name, f"{name} is given twice: one image is worked on at a time")
-        if (name, is_file) in fields and value:
+        if (name, is_file) in seen:
             raise invalid(name, f"field {messages.shown(name)} is given twice: give it once")
+        seen.add((name, is_file))
         if is_file or value:
             fields.add((name, is_file))
     for name in ("image", "mask"):
@@ -261,6 +263,8 @@ async def answer(
     if isinstance(asked.condition, str):
         files = {**files, "condition": decoded("condition", asked.condition)}
     task = asked.task if isinstance(asked, EditForm) else None
+    if task is None and len(generator.tasks) == 1:
+        (task,) = generator.tasks
     images = await service.decoders.read(files, task=task, side=generator.width)
     job = job_of(asked, generator, images)._replace(key=notes.key)
     notes.images = len(job.requests)

@@ -58,7 +58,7 @@ class ServiceSettings(Settings):
     models: tuple[ServedModel, ...] = Field(min_length=1)
     tracking: str | None = None  # MLflow's address; None: no registry, sources are folders
     limits: Limits = Limits()
-    keys_required: bool = False  # on any address but loopback
+    keys_required: bool = False  # on any address but loopback, and where the command that starts it has some
     batch_images: int = Field(16, ge=1)
     poll_seconds: float = Field(5, gt=0)  # between looks at what an alias names
     api_replicas: int = Field(1, ge=1)  # processes for HTTP

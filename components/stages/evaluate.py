@@ -18,7 +18,7 @@ from components.evaluation import features, image_sets, reconstructions
 from components.evaluation.generated import measured_stages
 from components.evaluation.grids import labelled_grid, readable
 from components.evaluation.image_sets import HELD_OUT, REFERENCE, ImageSet, MadeStage, held_out_parts
-from components.evaluation.metrics import METRICS, USUAL, DistanceRow, gaussian_of, pack_gaussian
+from components.evaluation.metrics import METRICS, USUAL, DistanceRow
 from components.evaluation.nearest import draw_nearest
 from components.evaluation.reconstructions import PairsConfig
 from components.evaluation.scene_judge import WEIGHTS, SceneJudgeConfig, train_judge
@@ -60,7 +60,7 @@ def evaluate(
 ) -> Artifact:
     """Reconstruct held-out images and measure all images against the training images.
     Features stay beside the images that they are of, so an evaluation with other metrics measures none again.
-    Returns an artifact of kind `report`: images, statistics of the reference, and all figures as metadata.
+    Returns an artifact of kind `report`: images, and all figures as metadata.
     Raises, before any work, FeatureNetworkError or PerceptualWeightsError for networks or weights that are missing, and
     ValueError for figures of an autoencoder where there is none."""
     features.check_feature_network(config.feature_network, config.feature_weights)
@@ -88,8 +88,7 @@ def evaluate(
                 metadata["summary"] |= reconstructions.measure_pairs(config, originals, kept, work)
         if config.feature_network != "none":
             made = [] if samples is None else measured_stages(samples)
-            rows, reference, near = measure(config, index, made, kept, side, work, member)
-            (folder / "reference.npz").write_bytes(reference)
+            rows, near = measure(config, index, made, kept, side, work, member)
             figures = [row.metrics(config.feature_network) for row in rows]
             metadata["summary"] |= {name: value for row in figures for name, value in row.items()}
             metadata["distances"] = [row.model_dump() for row in rows]
@@ -110,8 +109,8 @@ def measure(
     side: int,
     work: features.Measuring,
     member: Member,
-) -> tuple[list[DistanceRow], bytes, list[tuple[MadeStage, bytes, dict[str, float]]]]:
-    """Figures of images made against training images, statistics of the latter, nearest images.
+) -> tuple[list[DistanceRow], list[tuple[MadeStage, bytes, dict[str, float]]]]:
+    """Figures of images made against training images, and nearest images.
     Training images are read at the largest size of all sets, reconstructions (`kept`) having `side` pixels."""
     seed, pool = config.seed, work.pool
     whole = max([side, *(stage.side for stage in made)])
@@ -129,14 +128,13 @@ def measure(
     if windows:
         cut = [images for images in measured if images.name in windows]
         rows += features.distance_rows(cut, pool=pool, seed=seed, metrics=config.metrics, reference=next(iter(windows)))
-    (reference,) = (images for images in wholes if images.name == REFERENCE)
     ordered = sorted(rows, key=lambda row: (row.purpose == "model", row.name != RECONSTRUCTED))
     near, found = [], {images.name: images for images in wholes}
     for stage in {stage.generator: stage for stage in made}.values():  # the finished images
         if stage.name in found and held_out[0].split == "holdout" and HELD_OUT in found:
-            theirs = found[stage.name], reference, found[HELD_OUT]
+            theirs = found[stage.name], found[REFERENCE], found[HELD_OUT]
             near.append((stage, *pool.call(partial(draw_nearest, stage, trained, *theirs))))
-    return ordered, pool.call(lambda: pack_gaussian(gaussian_of(reference.read()[features.FEATURES]))), near
+    return ordered, near
 
 
 def draw_real(index: ShardIndex, resolution: int) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from components.configuration.sampling import SamplingConfig
-from components.data.held_out import WordReader, Words, joined_words, random_part, read_split
+from components.data.held_out import SMALL, WordReader, Words, joined_words, random_part, read_split
 from components.data.shards import BPE, INDEX, ShardIndex, View, load_index
 from components.evaluation import generated
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests
@@ -22,8 +22,6 @@ from components.sampling.requests import Request
 from components.stages.context import StageContext
 from components.training.subject import SUBJECT, SubjectConfig, compose_start, write_subject
 from components.weights.starts import open_start
-
-READ_RESOLUTION = 8  # pixels: only captions and labels are wanted
 
 
 def compose_cascade(
@@ -125,7 +123,7 @@ def plan_samples(
     with cascade.local_copy() as place:
         models = Cascade.load(place)
     seed, condition, shown, given = config.seed, models.condition_images, list[bytes](), list[bytes]()
-    held_out = read_split(index, "holdout", View(READ_RESOLUTION), limit=4 * config.num_prompts)
+    held_out = read_split(index, "holdout", View(SMALL), limit=4 * config.num_prompts)
     if condition is not None:
         view = View(condition.resolution, condition.member)
         shown = [encode_png(image) for image in read_split(index, "holdout", view, limit=config.num_prompts).image]

@@ -29,7 +29,6 @@ from components.runtime.pool import Pool
 from components.runtime.storage.artifact import Artifact
 from components.sampling.device import best_device
 from components.sampling.frozen_text import BPE, ContrastiveText, FrozenText, contrastive_text, load_frozen_text
-from components.sampling.image_files import parse_bpe
 from components.sampling.images import from_uint8, one_channel
 from components.sampling.model import most_at_once
 from components.training.batches import to_batch, with_positions
@@ -216,7 +215,11 @@ def load_text_encoder(device: torch.device, *, encoder: Artifact, bpe: str) -> E
     with encoder.local_copy() as folder:
         text = load_frozen_text(folder, device=device)
         own = (folder / BPE).is_file() and (folder / BPE).read_text() == bpe
-    return text_encoder(text) if own and isinstance(text, ContrastiveText) else caption_encoder(text, parse_bpe(bpe))
+    return (
+        text_encoder(text)
+        if own and isinstance(text, ContrastiveText)
+        else caption_encoder(text, Tokenizer.from_str(bpe))
+    )
 
 
 def image_inputs(

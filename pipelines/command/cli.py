@@ -329,6 +329,8 @@ def verify(
     from pipelines.command.upkeep import model_differences, verdict, verify_run
     from pipelines.planning.profiles import tracking_uri
 
+    if [name, run_name, model].count(None) < 2:
+        raise UsageError("name one thing to verify: RUN, --run or --model")
     if model is None:
         raise typer.Exit(verify_run(name or run_name, storage=storage, console=Console()))
     with usage_errors():

@@ -62,6 +62,8 @@ def import_(
     from pipelines.command.loading import local_model
     from pipelines.command.upkeep import targets_of
 
+    if set_ and as_ is None:
+        raise UsageError(f"--set {set_[0]} changes the recipe of --as: name one, or leave --set out")
     targets, sampling = ({}, None) if as_ is None else targets_of(as_, set_)
     target = next(iter(targets.values()), None)
     with usage_errors():
@@ -132,6 +134,7 @@ def export(
     from components.evaluation.gallery import sample_grid
     from components.runtime.storage.connection import shown
     from components.runtime.storage.store import Store, absolute, list_url
+    from components.runtime.tracking import registry
     from components.weights.exporting import SAMPLES, push_to, send, write_card, write_parts
     from components.weights.files import CARD
     from pipelines.command.loading import load_cascade, local_model
@@ -150,7 +153,8 @@ def export(
             if samples:
                 (made / SAMPLES).write_bytes(sample_grid(load_cascade(model, tracking), count=samples))
         if find_spec("huggingface_hub") is not None:
-            title = model.removeprefix("models:/").rstrip("/").rpartition("/")[2].partition("@")[0]
+            named = registry.NAMED.fullmatch(model)
+            title = named[1] if named else model.rstrip("/").rpartition("/")[2]
             write_card(made / CARD, title, lines, form=as_, known=known_of(model, tracking))
         send(made, store)
         pushed = [] if push is None else [f"pushed: {push_to(push, made)}"]

@@ -1,6 +1,6 @@
 """`cascade plan`: the stages to run on this machine, or shares and costs on clusters elsewhere."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rich import filesize
 from rich.console import Console
@@ -49,8 +49,8 @@ def show_costs(
         return
     parsed = [parse_cluster(text) for text in clusters]
     profile = load_profile(options.profile, fastest=options.fastest)
-    whole = options.recipe == PUBLISHED
-    if whole and (options.set or options.only or options.from_ or options.until):
+    whole, chosen = options.recipe == PUBLISHED, options.only or options.from_ or options.until
+    if whole and (options.set or chosen):
         raise UsageError(f"--recipe {PUBLISHED} is all of them: --set, --only, --from and --until need one")
     recipes = [row() for row in PAPER_RECIPES.values()] if whole else [load_recipe(options.recipe, options.set)]
     workflows = [build_workflow(recipe) for recipe in recipes]
@@ -60,8 +60,9 @@ def show_costs(
             raise UsageError("--gpu needs a cluster with GPUs, as --cluster gpus=64")
         parsed = [parsed[0]._replace(gpu=known)]
     if whole or len(parsed) > 1:
-        rows = cost_overview(workflows, profile, parsed[0], price) if gpu else overview(workflows, profile, parsed)
-        say(console, "\n".join(rows))
+        running = workflows[0].selected(options) if chosen else None
+        rows = cost_overview(workflows, profile, parsed[0], price) if gpu else None
+        say(console, "\n".join(rows or overview(workflows, profile, parsed, running)))
         return
     workflow, cluster = workflows[0], parsed[0]
     shares = share_cluster(workflow, profile, cluster, running=workflow.selected(options))
@@ -84,7 +85,7 @@ def show_keys(options: driver.RunOptions, console: Console) -> None:
     console.print(plan_table(prepared.planned))
     for line in (*prepared.seen, *prepared.starts):
         say(console, line)
-    for line in changes_of_code(prepared.planned):
+    for line in (*prepared.profile.unused(prepared.workflow.by_name), *changes_of_code(prepared.planned)):
         say(console, line, "yellow")
     machine = this_machine()
     if machine.gpus and prepared.running and not on_cluster():
@@ -102,21 +103,27 @@ def show_keys(options: driver.RunOptions, console: Console) -> None:
     say(console, f"code: {code_line(prepared.commit)}")
 
 
-def overview(workflows: Sequence[Workflow], profile: Profile, clusters: Sequence[Cluster]) -> list[str]:
-    """All trainings of several recipes on several clusters, as lines of a Markdown table.
+def overview(
+    workflows: Sequence[Workflow],
+    profile: Profile,
+    clusters: Sequence[Cluster],
+    running: Collection[str] | None = None,
+) -> list[str]:
+    """Trainings of several recipes on several clusters, as lines of a Markdown table; None: all run.
     A cell is "workers x samples of a step for each", "in n parts" where the profile says so, and the GPUs that idle."""
     lines = heading(["recipe", "training", "batch", *(gpu_count(cluster.gpus) for cluster in clusters)])
     for workflow in workflows:
-        cells: dict[str, list[str]] = {name: [] for name in trainings(workflow)}
+        trained = {name: own for name, own in trainings(workflow).items() if running is None or name in running}
+        cells: dict[str, list[str]] = {name: [] for name in trained}
         for cluster in clusters:
-            shares = share_cluster(workflow, profile, cluster)
+            shares = share_cluster(workflow, profile, cluster, running=running)
             check_shares(workflow, shares)
             for row in resource_rows(workflow, profile, cluster, shares):
                 if row.stage in cells:
                     parts = f" in {row.parts} parts" if row.parts else ""
                     idle = f", {row.idle:g} idle" if row.idle else ""
                     cells[row.stage].append(f"{row.workers} × {row.share}{parts}{idle}")
-        for name, config in trainings(workflow).items():
+        for name, config in trained.items():
             batch = str(config.optimization.global_batch_size)
             lines.append(markdown([f"`{workflow.name}`", name, batch, *cells[name]]))
     return lines

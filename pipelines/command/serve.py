@@ -72,7 +72,7 @@ def serve_models(
         raise UsageError(f"--host {host} is reached by others: set {KEYS} (keys by commas) or {KEYS_FILE}")
     counts = {"min_replicas": int(least), "max_replicas": int(most or least), "batch_images": batch}
     asked = {"models": [served_model(text) for text in models], "tracking": tracking_uri(tracking)}
-    settings = read_settings(asked | counts | {"keys_required": others})
+    settings = read_settings(asked | counts | {"keys_required": others or bool(keys)})
 
     from components.serving.deployment import check_port, check_room, end_service, run_service
     from components.serving.versions import find_version

@@ -151,7 +151,7 @@ def run(options: RunOptions, console: Console) -> int:
             say(console, line)
         if options.name is None:
             check_name(prepared, console)
-        for line in changes_of_code(prepared.planned):
+        for line in (*prepared.profile.unused(prepared.workflow.by_name), *changes_of_code(prepared.planned)):
             say(console, line, "yellow")
         shares = _share(prepared, console)
     if prepared.look is None and options.recipe in RECIPES:

@@ -136,11 +136,14 @@ def on_cluster() -> bool:
 
 
 def _protect_token() -> None:
-    """Write Ray's access token (256 random bits) for this user alone; Ray's own is readable for all."""
+    """Write Ray's access token (256 random bits) for this user alone; Ray's own is readable for all.
+    Raises UsageError, in one line, for a home that can't be written."""
     token = Path.home() / ".ray" / "auth_token"
-    token.parent.mkdir(mode=0o700, exist_ok=True)
     try:
+        token.parent.mkdir(mode=0o700, exist_ok=True)
         with open(os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
     except FileExistsError:
         token.chmod(0o600)
+    except OSError as error:
+        raise UsageError(f"Ray's access token can't be kept: {error}; set HOME to a folder of yours") from error

@@ -30,7 +30,6 @@ HEADS = (
     *("recipe", "training", "TFLOP/image", "published", "EFLOP", "GPUs", *TERMS, "GPU-hours", "hours", "price"),
     *("held", "a sample", "samples", "activations", "a GPU"),
 )
-UNKNOWN = "–"
 V100 = 120e12  # FLOP/s that ADM takes for the peak of one, in table 7
 A100_IN_V100S = 2.2  # LDM's factor, below table 18
 IMAGENET = DatasetInfo(num_classes=1000)

@@ -6,6 +6,7 @@ Never part of a stage's identity.
 import json
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple, get_args
@@ -109,6 +110,11 @@ class Profile(Config):
     def given(self, stage: str, name: str) -> Any:
         """The profile's own value of a field, for this stage or all stages; None: the cluster decides."""
         return getattr(self.resources(stage) if name in self.stages.get(stage, {}) else self, name)
+
+    def unused(self, names: Collection[str]) -> list[str]:
+        """Warnings of `stages` outside a workflow's names; another recipe may have them."""
+        lacking = [name for name in self.stages if name not in names]
+        return [f"profile {self.name}: this recipe has no stage {name!r}{nearest(name, names)}" for name in lacking]
 
 
 def load_profile(name_or_file: str, *, fastest: bool | None = None) -> Profile:

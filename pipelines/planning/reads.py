@@ -56,7 +56,10 @@ def reads_of(planned: Sequence[PlannedStage], profile: Profile, sizes: Sequence[
     rows, counts = [], [max(1, size // UNIT) for size in sizes]
     for entry in planned:
         stage, config = entry.stage, entry.stage.config
-        if not entry.wanted or not isinstance(config, Training) or not config.trains or "images" not in stage.inputs:
+        given = stage.parents.get("images")  # other sets than the first stage's are its copies, encoded
+        if given is None or not isinstance(given.config, ImagesConfig):
+            continue
+        if not entry.wanted or not isinstance(config, Training) or not config.trains:
             continue
         optimization, streams = config.optimization, config.optimization.streams
         order = Order(counts, seed=optimization.seed, streams=streams)

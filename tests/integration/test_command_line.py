@@ -162,6 +162,15 @@ def test_a_plan_for_a_cluster_that_is_not_here_asks_neither_source_nor_storage(c
     chosen = cascade("plan", *arguments, "--only", "prior", "--profile", "laptop")
     assert "prior" in chosen.stdout
     assert "tokenizer" not in chosen.stdout
+    several = cascade("plan", *arguments, "--cluster", "gpus=8", "--only", "prior")
+    assert [line.split(" | ")[1] for line in several.stdout.splitlines()[2:]] == ["prior"]
+
+
+def test_a_stage_of_a_profile_that_the_recipe_lacks_is_said(cascade: Cascade, tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("stages: {bsae: {threads: 1}, upsampler_32: {threads: 1}}")
+    done = cascade("plan", "--recipe", "smoke", "--profile", "mine.yaml")
+    assert "profile mine: this recipe has no stage 'bsae'; did you mean 'base'?" in done.stdout
+    assert "'upsampler_32'" not in done.stdout
 
 
 def large_tars(folder: Path) -> str:

@@ -19,7 +19,10 @@ from unittest import mock
 import psutil
 import pytest
 
+from components.configuration.usage import UsageError
+from components.serving import deployment
 from pipelines.command import serve
+from pipelines.planning.profiles import Cluster
 from tests.conftest import free_port
 from tests.in_process import in_process
 from tests.refusals import assert_refused
@@ -173,6 +176,20 @@ def test_wrong_use_is_one_line_and_exit_code_2_before_anything_starts(
             assert_refused(done, words)
             assert done.stdout == ""
             assert list(tmp_path.iterdir()) == []
+
+
+def test_keys_of_the_shell_bind_the_process_that_answers_on_a_cluster_too(registry: Registry, tmp_path: Path):
+    """It reads its own environment, which is not the shell's: without keys there it refuses to answer."""
+    joined = {"start_ray": mock.Mock(return_value=Cluster(cpus=2)), "on_cluster": mock.Mock(return_value=True)}
+    with (
+        mock.patch.multiple(serve, end_by_signals=mock.DEFAULT, **joined),
+        mock.patch.dict(os.environ, {"CASCADE_API_KEYS": "k" * 32}),
+        mock.patch.multiple(deployment, check_room=mock.DEFAULT, end_service=mock.DEFAULT),
+        mock.patch.object(deployment, "run_service", side_effect=UsageError("the rest is other tests'")) as run_service,
+    ):
+        in_process("serve", "--model", CHAMPION, "--gpus", "0", "--tracking", registry.uri, cwd=tmp_path)
+    (settings,) = run_service.call_args.args
+    assert settings.keys_required
 
 
 def test_sigterm_ends_it_with_exit_code_0_and_leaves_no_process(served: Served):

@@ -11,14 +11,14 @@ from tokenizers import Tokenizer
 from components.data import ingest
 from components.data.ingest import train_bpe
 from components.runtime.storage.store import Store
-from components.sampling.image_files import BOS, EOS, PAD, encode_text, load_bpe, parse_bpe
+from components.sampling.image_files import BOS, EOS, PAD, encode_text
 
 CAPTIONS = ["a red square", "a green circle", "two blue squares", "ein grünes Dreieck"] * 3
 
 
 @pytest.fixture(scope="module")
 def bpe() -> Tokenizer:
-    return parse_bpe(train_bpe(CAPTIONS, vocab_size=300))
+    return Tokenizer.from_str(train_bpe(CAPTIONS, vocab_size=300))
 
 
 def test_a_caption_is_bos_ids_eos_and_pads_whatever_its_length_and_its_case(bpe: Tokenizer) -> None:
@@ -47,13 +47,13 @@ def test_neither_the_order_of_captions_nor_the_process_nor_a_file_changes_an_id(
     )
     assert elsewhere.stdout == train_bpe(CAPTIONS, vocab_size=300)
     (tmp_path / "bpe.json").write_text(elsewhere.stdout)
-    read = encode_text(load_bpe(tmp_path / "bpe.json"), CAPTIONS, text_length=9)
+    read = encode_text(Tokenizer.from_file(str(tmp_path / "bpe.json")), CAPTIONS, text_length=9)
     np.testing.assert_array_equal(read, encode_text(bpe, CAPTIONS, text_length=9))
 
 
 @pytest.mark.parametrize("vocab_size", [260, 280, 300])
 def test_no_id_reaches_the_size_of_the_vocabulary(vocab_size: int) -> None:
-    bpe = parse_bpe(train_bpe(CAPTIONS, vocab_size=vocab_size))
+    bpe = Tokenizer.from_str(train_bpe(CAPTIONS, vocab_size=vocab_size))
     assert bpe.get_vocab_size() <= vocab_size
     assert encode_text(bpe, [*CAPTIONS, "😀"], text_length=32).max() < vocab_size
 

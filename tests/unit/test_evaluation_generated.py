@@ -31,7 +31,7 @@ from components.evaluation.grids import readable
 from components.evaluation.image_sets import SmallerImages, held_out_parts, in_batches, shrink
 from components.evaluation.metrics import frechet_distance, gaussian_of
 from components.evaluation.reconstructions import PairMeasurer, reconstruct
-from components.evaluation.sampling_studies import judge
+from components.evaluation.sampling_studies import StepsStudyConfig, judge
 from components.runtime.events import Recorder
 from components.runtime.execution import Resources
 from components.runtime.pool import file_name, write_job
@@ -226,7 +226,7 @@ def test_the_evaluation_measures_every_stage_of_both_generators_and_the_scale(ru
     assert rows["two halves of the training images"]["precision"] is None
     assert rows["training images shrunk to 8²"]["distance"] < rows["noise"]["distance"]
     drawn = {"originals_and_reconstructions", "index_grids", "diffusion_nearest", "tokens_nearest", "real_images"}
-    assert set(report.names()) == {"reference.npz", *(f"{name}.png" for name in drawn)}
+    assert set(report.names()) == {f"{name}.png" for name in drawn}
     assert report.metadata["held_out_codebook"]["codebook_size"] == 32
 
 
@@ -276,6 +276,20 @@ def test_reconstructions_are_measured_beside_their_originals_where_a_recipe_asks
     assert {name: summary[f"{name}_5"] for name in ("psnr", "ssim")} == pytest.approx(expected, rel=1e-3)
     with one_line(ValueError, "there is no autoencoder to judge"):
         evaluate(config, run.context("evaluation", key="none to judge"), images=run.images)
+
+
+def test_a_single_held_out_image_is_measured_by_pairs_and_no_distance_is_said(run: Fixture) -> None:
+    alone = run.context("images", key="alone")
+    assert write_set(alone.files_store, sizes=(30, 30), holdout_fraction=0.01, resolution=16).train_samples == 59
+    images = alone.commit("shards", written=[info.path for info in alone.files_store.list()])
+    config = EvaluationConfig(pairs=("rfid", "psnr"), reference_samples=20)
+    context = run.context("evaluation", key="alone")
+    report = evaluate(config, context, images=images, tokenizer=run.tokenizer)
+    assert [name for name in report.metadata["summary"] if name.startswith(("rf", "psnr"))] == ["psnr_1"]
+    steps = StepsStudyConfig(samplers=("ddim",), steps=(1,), reference_steps=2, samples=4, reference_samples=4)
+    study = run_study(steps, run.context("steps", key="alone"), images=images, cascade=run.cascade)
+    (table,) = study.metadata["tables"].values()
+    assert [row[:2] for row in table["rows"]] == [["ddim", 1], ["ddpm", 2]]
 
 
 def test_without_a_feature_network_the_evaluation_still_reconstructs(run: Fixture, samples: Artifact) -> None:

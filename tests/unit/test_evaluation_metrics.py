@@ -1,7 +1,5 @@
 """Laws of the figures of a set: Fréchet distance and its error, precision and recall, and the table that lists them."""
 
-import io
-
 import numpy as np
 import pytest
 
@@ -17,7 +15,6 @@ from components.evaluation.metrics import (
     frechet_distance,
     gaussian_of,
     measured_row,
-    pack_gaussian,
     precision_recall,
 )
 
@@ -63,16 +60,6 @@ def test_fewer_images_than_features_have_the_distance_of_their_covariances(count
 def test_two_halves_of_a_set_come_closer_the_larger_it_is() -> None:
     small, large = (distance_of_halves(features(count), seed=0) for count in (100, 10_000))
     assert 0 < large < small / 20
-
-
-def test_statistics_survive_storage() -> None:
-    one, other = gaussian_of(features(200, seed=1)), gaussian_of(features(300, seed=2))
-    with np.load(io.BytesIO(pack_gaussian(one)), allow_pickle=False) as arrays:
-        stored = Gaussian(
-            arrays["mean"].astype(float), np.linalg.cholesky(arrays["covariance"].astype(float)), int(arrays["count"])
-        )
-    assert stored.count == 200
-    assert frechet_distance(stored, other) == pytest.approx(frechet_distance(one, other), rel=1e-5)
 
 
 def test_one_image_damaged_features_and_too_few_images_are_refused() -> None:

@@ -77,7 +77,7 @@ def test_an_exact_model_predicts_x_0_as_well_as_can_be() -> None:
     objective, images = discrete_objective(model), normal_images(64)
     noised, variance = with_noise(images, seed=0), (images / 127.5 - 1).var()
     words, empty = ("",) * 64, np.zeros(64, np.int64)
-    none = SplitArrays(images, empty, np.zeros((64, 0), np.int64), words, words, ("holdout",) * 64)
+    none = SplitArrays(images, empty, np.zeros((64, 0), np.int64), words, words)
     for time in (0, 10, 39):
         left = float(objective.schedule.alphas_cumprod[time])
         least = variance * (1 - left) / (left * variance + 1 - left)

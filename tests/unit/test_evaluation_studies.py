@@ -123,7 +123,7 @@ def measured(settings: Mapping[str, object]) -> Measured:
     images = list(np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8))
     correct = np.array([True, True, True, False, True, False])
     points = {n: Point(s, 11.0 + i, 4.0, correct, images) for i, (n, s) in enumerate(settings.items())}
-    return Measured(points, held_out_distance=10.0, held_out_accuracy=0.9)
+    return Measured(points, held_out_distance={HELD_OUT: 10.0}, held_out_accuracy=0.9)
 
 
 def test_the_steps_study_draws_and_lists_every_sampler() -> None:

@@ -16,7 +16,8 @@ from pipelines.command.upkeep import known_of
 from tests.hub_models import model_hub
 from tests.in_process import in_process
 from tests.refusals import assert_refused
-from tests.tiny_cascade import commit_model
+from tests.served_models import NAME, Registry
+from tests.tiny_cascade import commit_model, write_cascade
 from tests.tiny_generators import LONE, TOKENIZER, write
 
 
@@ -88,6 +89,16 @@ def test_the_card_of_a_registered_model_has_what_its_run_wrote(tmp_path: Path, e
     text = (tmp_path / "README.md").read_text()
     assert "their license: CC0-1.0." in text
     assert "| distance | 12.0 ± 0.3 |" in text
+
+
+def test_the_card_of_a_version_has_the_name_as_its_title(tmp_path: Path, empty_database: Path):
+    (tmp_path / "registry").mkdir()
+    registry = Registry(tmp_path / "registry", empty_database)
+    number = registry.register(write_cascade(tmp_path / "cascade"), key="k1")
+    arguments = [f"models:/{NAME}/{number}", "--as", "diffusers", "--out", "made", "--tracking", registry.uri]
+    done = in_process("export", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"# {NAME}\n" in (tmp_path / "made/README.md").read_text()
 
 
 def test_a_bare_folder_says_that_nothing_is_known(tmp_path: Path):

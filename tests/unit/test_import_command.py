@@ -54,6 +54,11 @@ def imported(folder: Path, *arguments: str, stage: str = STAGE) -> Done:
     return in_process("import", theirs.name, "--as", stage, "--out", "ours", *arguments, cwd=folder)
 
 
+def test_settings_of_no_recipe_are_refused(tmp_path: Path):
+    done = in_process("import", "theirs.pt", "--set", "base.num_res_blocks=3", "--out", "ours", cwd=tmp_path)
+    assert_refused(done, "--set base.num_res_blocks=3 changes the recipe of --as: name one, or leave --set out")
+
+
 def assert_nothing_written(folder: Path) -> None:
     assert [path.name for path in folder.iterdir() if not path.name.startswith("theirs")] == []
 

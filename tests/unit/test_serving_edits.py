@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import openai
 import pytest
 from PIL import Image
 
+from components.sampling.cascade import Cascade
 from components.sampling.images import read_mask
 from components.sampling.requests import Request
 from tests.serving_backend import HTTP, SmallBackend, official, pixels, serving
+from tests.tiny_palette import write_palette
 
 SIDE = 8
 PHOTO = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
@@ -115,6 +118,15 @@ def test_each_task_of_an_image_to_image_model_is_answered(client: openai.OpenAI,
         assert np.abs(made - expected).max() <= 1
     nameless = edited(client, file(WIDE), mask, model="palette")
     np.testing.assert_array_equal(nameless, edited(client, file(WIDE), mask, model="palette", task="inpainting"))
+
+
+def test_a_model_of_one_task_does_it_to_a_transparent_image_too(tmp_path: Path) -> None:
+    """Transparency stands for a mask, which coloring does not take, only where a mask is taken."""
+    backend = SmallBackend(Cascade.load(write_palette(tmp_path, tasks=["colorization"])), name="colors")
+    with serving(backend) as url:
+        client, image = official(url), file(transparent(WIDE, WIDE_HIDDEN))
+        made = edited(client, image, model="colors")
+        np.testing.assert_array_equal(made, edited(client, image, model="colors", task="colorization"))
 
 
 def test_settings_of_stages_come_in_json_or_in_fields(

@@ -44,6 +44,12 @@ def test_a_token_that_is_there_is_kept_and_made_private(tmp_path: Path):
     assert stat.S_IMODE(token.stat().st_mode) == 0o600
 
 
+def test_a_home_that_can_t_be_written_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    with one_line(UsageError, "Ray's access token can't be kept: .*/proc/nowhere.*; set HOME to a folder of yours"):
+        session.start_ray(worker_start_timeout=10, verbose=False)
+
+
 @pytest.mark.parametrize(("failures", "tries"), [(2, 3), (0, 1)])
 def test_a_ray_that_came_too_late_is_ended_and_started_again(
     monkeypatch: pytest.MonkeyPatch, failures: int, tries: int

@@ -16,11 +16,12 @@ from components.stages.context import StageContext
 from pipelines.command.plan import overview
 from pipelines.planning.preflight import check_shares
 from pipelines.planning.profiles import CPUS_PER_CORE, Cluster, Profile, load_profile, local_cpus, parse_cluster
+from pipelines.planning.reads import reads_of
 from pipelines.planning.shares import concurrent_stages, concurrent_trainings, resource_rows, share_cluster, trainings
-from pipelines.recipes.catalog import RECIPES
+from pipelines.recipes.catalog import RECIPES, load_recipe
 from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.recipes.systems import openmoji
-from pipelines.workflow import Workflow
+from pipelines.workflow import Selection, Workflow
 from pipelines.workflows import build_workflow
 from tests.refusals import one_line
 
@@ -286,6 +287,11 @@ def test_a_plan_says_how_many_gpus_idle_and_why(recipe: str, stage: str, profile
     rows = resource_rows(workflow, chosen, cluster, share_cluster(workflow, chosen, cluster))
     (found,) = [found for found in rows if found.stage == stage]
     assert (found.workers, found.idle, found.share, found.parts, found.why) == row
+
+
+def test_trainings_on_latents_of_the_first_set_read_none_of_its_tars(tmp_path: Path):
+    planned = build_workflow(load_recipe("dalle2", [])).plan(Store(str(tmp_path)), Selection())
+    assert [row.stage for row in reads_of(planned, Profile(), [10**9] * 10)] == ["contrastive", "upsampler_32"]
 
 
 def test_the_table_of_published_recipes_has_a_row_for_each_training():

@@ -11,6 +11,8 @@ from components.configuration.usage import UsageError
 from components.runtime.storage.artifact import Artifact, commit_artifact, describe
 from components.runtime.storage.store import Store
 from pipelines.command.upkeep import verify_run
+from tests.in_process import in_process
+from tests.refusals import assert_refused
 
 
 @pytest.fixture
@@ -59,6 +61,15 @@ def test_a_manifest_that_is_gone_or_broken_is_found(root: Store):
     code, lines = verify(root)
     assert code == 1
     assert len(lines) == 2
+
+
+def test_one_thing_at_a_time_is_verified_and_no_registry_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for two in (["tiny-1", "--run", "tiny-2"], ["tiny-1", "--model", "models:/tiny/1"]):
+        assert_refused(in_process("verify", *two, cwd=tmp_path), "name one thing to verify: RUN, --run or --model")
+    lacking = in_process("verify", "--model", "models:/tiny@champion", cwd=tmp_path)
+    assert_refused(lacking, "models:/tiny@champion is in a registry, and", "mlflow.db is not there", "--tracking")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_is_not_there_is_named_with_those_that_are(tmp_path: Path, root: Store):

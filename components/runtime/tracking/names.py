@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 REGISTRY = "models:/"  # the start of a registered model's address
 CANDIDATE, CHAMPION = "candidate", "champion"  # aliases: the version made or used last, and the best
+SQLITE = "sqlite:///"  # the start of the address of a database file
 SYSTEM = "system/"  # the start of metrics that MLflow's page shows as the machine's load
 
 # Tags of a run; STAGE and KEY are also those of a model's version.

@@ -165,6 +165,8 @@ def _registry(model_uri: str, tracking_uri: str | None) -> Iterator[MlflowClient
     """The registry's client. Raises ValueError where none is known, and for what it can't do."""
     if tracking_uri is None:
         raise ValueError(f"{model_uri} is in a registry: name it with --tracking")
+    if tracking_uri.startswith(names.SQLITE) and not Path(file := tracking_uri.removeprefix(names.SQLITE)).is_file():
+        raise ValueError(f"{model_uri} is in a registry, and {file} is not there: name it with --tracking")  # or made
     mlflow.set_tracking_uri(tracking_uri)  # the registry is found by it, whatever is passed on
     with in_one_line(f"can't get {model_uri} from the registry at {shown(tracking_uri)}"):
         yield MlflowClient(tracking_uri)

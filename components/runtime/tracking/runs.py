@@ -17,9 +17,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_I
 
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.model_table import column_of
-from components.runtime.tracking.names import KEY, RUN, SYSTEM, WORKFLOW
+from components.runtime.tracking.names import KEY, RUN, SQLITE, SYSTEM, WORKFLOW
 
-SQLITE = "sqlite:///"
 PREVIEW = "preview.png"
 SCHEDULED = {"points": "log_every", "images": "sample_every"}  # what a training sends, at multiples of which field
 IMAGE = re.compile(r"(.+?)\+step\+([0-9]+)\+")  # the start of an image's file name: its name and step
