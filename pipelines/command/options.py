@@ -39,7 +39,13 @@ Promote = Annotated[
 Only = Annotated[list[str], typer.Option(help="Run only this stage. Repeatable.")]
 From = Annotated[str | None, typer.Option("--from", help="Run this stage and what follows it.")]
 Until = Annotated[str | None, typer.Option(help="Run this stage and what it needs.")]
-Force = Annotated[bool, typer.Option("--force", help="Run the selected stages even where they are cached.")]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Run the selected stages even where they are cached; interrupted, the command without it goes on.",
+    ),
+]
 Fastest = Annotated[
     bool | None, typer.Option("--fastest/--cheapest", help="Train on the GPUs of the fewest hours, or lowest price.")
 ]

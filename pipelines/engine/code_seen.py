@@ -8,6 +8,7 @@ import ast
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,8 +82,13 @@ def code_of(stage: Stage, root: Path = ROOT) -> dict[str, Any]:
 def changes_of_code(planned: Sequence[PlannedStage], root: Path = ROOT) -> list[str]:
     """A line for each change of code since cached stages were made, with the stages and the remedy."""
     lines: dict[str, list[str]] = {}
+    cached = {entry.stage.name: entry.cached for entry in planned if entry.cached is not None and not entry.wanted}
+    begun = {name: artifact.provenance.get("started", math.nan) for name, artifact in cached.items()}
     for entry in planned:
         if entry.cached is not None and not entry.wanted:
+            parents = [parent.name for parent in entry.stage.parents.values()]
+            if anew := [name for name in parents if begun.get(name, math.nan) > begun[entry.stage.name]]:
+                lines.setdefault(f"{' and '.join(anew)} was made anew since", []).append(entry.stage.name)
             for change in _changes(entry.cached.provenance.get("code"), root):
                 lines.setdefault(change, []).append(entry.stage.name)
     again = {change: "it" if len(names) == 1 else "them" for change, names in lines.items()}

@@ -67,6 +67,11 @@ class RunOptions(Selection):
     fastest: bool | None = None  # or the cheapest; None: the profile's aim
     promote: events.Promote = "better"
 
+    @property
+    def again(self) -> str:
+        """The command that goes on with an unfinished run: with `--force` it would begin once more."""
+        return "the same command without --force" if self.force else "the same command"
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -120,6 +125,7 @@ def prepare(options: RunOptions) -> Prepared:
         keys = hashlib.sha256("".join(entry.key for entry in planned).encode()).hexdigest()
         again = f"-{uuid.uuid4().hex[:6]}" if options.force else ""  # its curves are others
         run = folder_name(options.run or f"{name}-{keys[:6]}{again}")
+    run_report.check_same_run(root, run, planned)
     profiling = None
     if options.profile_steps is not None:
         folder = root.join("runs", run, run_report.TRACES).uri
@@ -179,8 +185,7 @@ def run(options: RunOptions, console: Console) -> int:
                 run_report.link_pages(prepared.root, prepared.run, closing.pages)
     except KeyboardInterrupt:
         recorder.close("KILLED")
-        again = f"Run the same command again to go on ({prepared.run})"
-        say(console, f"interrupted; nothing that was finished is lost. {again}")
+        say(console, f"interrupted; nothing that was finished is lost: {options.again} goes on ({prepared.run})")
         return INTERRUPTED
     finally:
         ray.shutdown()
@@ -321,7 +326,7 @@ def _conclude(prepared: Prepared, outcome: Outcome, closing: Closing, report: st
     for stage, message in outcome.failures.items():
         say(console, f"failed: {stage}: {message}", "red")
     if outcome.failures:
-        say(console, f"details: {prepared.url('errors.txt')}; the same command goes on from here")
+        say(console, f"details: {prepared.url('errors.txt')}; {prepared.options.again} goes on from here")
     if prepared.profiling is not None:
         traces = run_report.traces_of(prepared.root, prepared.run)
         for line in traces or ["none, no training that ran took these steps"]:

@@ -187,6 +187,9 @@ def _wait(
                 else:
                     outcome.failures[stage.name] = memory_line(str(error)) or one_line(error)
                     outcome.tracebacks[stage.name] = "".join(traceback.format_exception(error))
+                    if not isinstance(error, ray.exceptions.RayTaskError):  # it was killed, and could not say so
+                        ended = events.StageEnded(stage.name, "FAILED", error=outcome.failures[stage.name])
+                        recorder.emit(ended, wait=True)
         statuses = recorder.snapshot(statuses)
         for status in statuses:
             status.note = _starved(status, shares.get(status.name, Resources())) or status.note

@@ -43,6 +43,15 @@ def announced(root: Store, run: str, planned: Sequence[PlannedStage]) -> Iterato
         raise
 
 
+def check_same_run(root: Store, run: str, planned: Sequence[PlannedStage]) -> None:
+    """Raise UsageError for a saved run with stages of other keys: its figures are of other models."""
+    if not root.exists(f"runs/{run}/{PLAN}"):
+        return
+    saved = parse_stored(RunPlan, root.read(f"runs/{run}/{PLAN}"), root.url(f"runs/{run}/{PLAN}"))
+    if {(each.name, each.key) for each in saved.stages} != {(entry.stage.name, entry.key) for entry in planned}:
+        raise UsageError(f"--run {run}: that run has other stages or settings; choose another name")
+
+
 def save_run(
     folder: Store,
     recipe_yaml: str,
@@ -144,8 +153,12 @@ def run_before(root: Store, run: str, plan: Mapping[str, Any], evaluation: Mappi
     """The newest finished run before `run`: distances of both, changed lines of the recipe, samples."""
     earlier = []
     alike = [name for name in root.folders("runs") if name.rpartition("-")[0] == run.rpartition("-")[0] and name != run]
-    for name in (name for name in alike if root.exists(f"runs/{name}/{PLAN}")):
-        other, same = json.loads(root.read(f"runs/{name}/{PLAN}")), ("recipe", "models")
+    for name in alike:
+        same, folder = ("recipe", "models"), root.join("runs", name)
+        try:  # a run that is damaged, or that is not there whole, is none to compare with
+            other, _ = json.loads(folder.read(PLAN)), folder.read("recipe.yaml").decode()
+        except (FileNotFoundError, ValueError):
+            continue
         done = all(stage["state"] in ("done", "cached") for stage in other["stages"])
         if done and other["saved"] < plan["saved"] and all(other["facts"].get(f) == plan["facts"].get(f) for f in same):
             earlier.append((other["saved"], name, other["stages"]))

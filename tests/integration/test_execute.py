@@ -1,6 +1,7 @@
 """The engine on a real Ray: parallel branches, failures that stop only what needs them, races, starvation."""
 
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -128,6 +129,17 @@ def test_a_forced_try_that_dies_is_gone_on_with_and_finds_nothing_of_the_ones_be
         outcome, _ = run(workflow, str(tmp_path / "root"), Selection(force=force))
         assert outcome.artifacts["one"].names() == ["part"]
     assert [log.read(info.path).decode() for info in log.list()] == ["", "part"] * 3
+
+
+def killed(config: Work, context: StageContext) -> Artifact:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def test_a_stage_whose_process_is_killed_for_good_has_failed_in_the_table_too(tmp_path: Path):
+    outcome, states = run(Workflow("w", [Stage("one", killed, Work())]), str(tmp_path))
+    assert "worker died" in outcome.failures["one"] or "died" in outcome.failures["one"]
+    assert states == {"one": "failed"}
 
 
 def test_two_drivers_on_one_storage_run_each_stage_once(tmp_path: Path):

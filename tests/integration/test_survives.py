@@ -125,6 +125,6 @@ def test_an_interrupt_stops_cleanly_and_says_how_to_go_on(
     process.send_signal(stopped_by)
     rest = process.communicate(timeout=90)[0]
     assert process.returncode == 130
-    assert "Run the same command again to go on" in rest
+    assert "nothing that was finished is lost: the same command goes on" in rest
     assert "Traceback" not in rest
     assert not os.path.exists(tmp_path / "runs" / "stages" / "images" / "manifest.json")

@@ -109,6 +109,17 @@ def test_other_versions_are_named(changes: Callable[..., list[str]]) -> None:
     ]
 
 
+def test_a_stage_that_is_older_than_what_it_is_made_of_is_named(workflow: Workflow) -> None:
+    """`--force --only base` makes the base anew, and leaves what follows it as it was."""
+    root = Store(f"memory://code-{uuid.uuid4().hex}")
+    for number, entry in enumerate(workflow.plan(root)):
+        provenance = {"code": code_of(entry.stage), "started": 1000.0 if entry.stage.name == "base" else number}
+        made = Artifact(kind="report", stage=entry.stage.name, key=entry.key, files=(), provenance=provenance)
+        commit_artifact(entry.store, made)
+    (line,) = changes_of_code(workflow.plan(root))
+    assert line == "cascade: cached, but base was made anew since; `--force` makes it anew"
+
+
 def test_of_another_python_equal_files_are_equal_and_others_may_have_changed(
     checkout: Path, changes: Callable[..., list[str]]
 ) -> None:

@@ -1,8 +1,10 @@
 """Laws of names: the packaged recipes keep theirs, one's own images have their own, and no name reaches a key."""
 
 import io
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import mlflow
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 
 from components.configuration.usage import UsageError
 from components.runtime import events
+from components.runtime.storage.store import Store
 from components.runtime.tracking import promotion, registry
 from components.runtime.tracking.names import DATA, registered_name
 from components.runtime.tracking.promotion import take
@@ -28,6 +31,7 @@ from pipelines.recipes.catalog import RECIPES, load_recipe
 from pipelines.recipes.shapes import Recipe
 from tests.conftest import free_port
 from tests.image_sets import image, png
+from tests.refusals import one_line
 from tests.tiny_cascade import commit_model
 from tests.tiny_generators import lone
 
@@ -220,6 +224,18 @@ def test_a_run_refuses_the_name_before_ray_starts_where_its_options_do_not_choos
     assert "choose a name with --name (--name smoke_on_photos takes it over)" in str(done.exception)
 
 
+def test_the_name_of_a_run_is_of_one_set_of_stages(tmp_path: Path):
+    """Its figures in MLflow are of them, and would be taken for another's."""
+    storage = Store(str(tmp_path / "runs"))
+    options: dict[str, Any] = {"recipe": "smoke", "tracking": "none", "run": "exp"}
+    first = prepare(RunOptions(storage=storage.uri, **options))
+    stages = [{"name": entry.stage.name, "key": entry.key} for entry in first.planned]
+    storage.write("runs/exp/plan.json", json.dumps({"stages": stages}).encode())
+    assert prepare(RunOptions(storage=storage.uri, until="base", force=True, **options)).run == "exp"
+    with one_line(UsageError, "--run exp: that run has other stages or settings; choose another name"):
+        prepare(RunOptions(storage=storage.uri, set=["base.total_steps=81"], **options))
+
+
 def test_a_name_that_another_set_took_while_mlflow_was_away_registers_nothing_and_says_so(
     empty_database: Path, tmp_path: Path
 ):
@@ -237,8 +253,11 @@ def test_a_name_that_another_set_took_while_mlflow_was_away_registers_nothing_an
 
     assert end("k1", data="/ada/photos") == ([], 1)
     (warning,), versions = end("k2", data="/bob/photos")
+    assert end("k2", data="/bob/photos", chosen_name="true") == ([], 2), "the same run with the remedy that it was told"
+    assert end("k1", data="/ada/photos", chosen_name="true") == ([], 2)
+    (warning,), versions = end("k2b", data="/bob/photos")
     assert warning.startswith("not registered: image-cascade-photos holds models of /ada/photos, not of /bob/photos")
-    assert versions == 1
-    assert end("k3", data="/bob/photos", chosen_name="true") == ([], 2)
+    assert versions == 2
+    assert end("k3", data="/bob/photos", chosen_name="true") == ([], 3)
     (warning,), _ = end("k4", data="/ada/photos")
     assert "holds models of /bob/photos" in warning, "who takes a name over has it"

@@ -103,6 +103,8 @@ def test_a_report_has_the_finished_run_of_the_same_recipe_before_it_and_what_dif
         plan = {"saved": number, "seconds": 2.0, "facts": {"recipe": recipe}, "code_changes": [], "stages": stages}
         root.write(f"runs/{run}/plan.json", json.dumps(plan).encode())
         root.write(f"runs/{run}/recipe.yaml", f"name: {recipe}\nsteps: {number}\n".encode())
+    root.write("runs/a-0/plan.json", b"")  # as a full disk leaves it
+    root.write("runs/a-5/plan.json", root.read("runs/a-2/plan.json"))  # without its recipe
     html = render_run(root, "a-4")[1]
     assert 'href="../a-2/report.html"' in html
     text = " ".join(Page(html).text.split())

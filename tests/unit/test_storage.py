@@ -230,11 +230,23 @@ def test_a_holder_that_died_on_this_machine_is_followed_at_once_and_one_elsewher
 
 @pytest.mark.parametrize(
     ("address", "said"),
-    [("s3:/bucket/runs", "write s3://bucket/runs"), ("file:/data", "write file://data"), ("/data/exp::1", "rename")],
+    [
+        ("s3:/bucket/runs", "write s3://bucket/runs"),
+        *((address, "write s3://PATH") for address in ("s3:", "s3://", "s3:///")),
+        ("file:/data", "write file:///data"),
+        ("~nobody-of-this-name/runs", "write the whole path"),
+        ("/data/exp::1", "rename"),
+    ],
 )
 def test_addresses_that_would_be_other_places_are_refused(address: str, said: str) -> None:
     with pytest.raises(StoreError, match=said):
         Store(absolute(address)).check_writable()
+
+
+def test_a_damaged_lease_is_named_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "00000001.json").write_bytes(b"")
+    with one_line(StoreError, r"00000001\.json can't be used: it is no lease; delete the file if no driver works"):
+        _lease(Store(str(tmp_path))).look()
 
 
 @pytest.mark.parametrize("address", ["localhost:5000", "10.0.0.7:5000/", "http//mlflow:5000", "http:/mlflow"])

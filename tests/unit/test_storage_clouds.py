@@ -96,6 +96,17 @@ def test_what_azure_lacks_is_named(anew: None, monkeypatch: pytest.MonkeyPatch):
         Store("az://bucket/runs").check_writable()
 
 
+def test_deletions_of_an_address_with_a_wildcard_reach_no_other_folder(bucket: str):
+    """An object store would delete what the pattern finds."""
+    other = Store(f"{bucket}/runs1")
+    other.write("stages/base/k/train/model", b"of a colleague")
+    for wild in (Store(f"{bucket}/runs[1]"), Store(f"{bucket}/run*")):
+        for change in (wild.delete_folder, wild.check_writable):
+            with one_line(StoreError, "holds a wildcard, which deletions would expand: rename the folder"):
+                change()
+    assert [info.path for info in other.list()] == ["stages/base/k/train/model"]
+
+
 def test_an_address_that_names_its_account_is_told_in_the_form_that_works():
     with pytest.raises(StoreError, match=r"write az://data/runs and set AZURE_STORAGE_ACCOUNT_NAME=mine$"):
         connect("abfss://data@mine.dfs.core.windows.net/runs")

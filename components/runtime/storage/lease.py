@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from components.runtime.storage.connection import FencedError
+from components.runtime.storage.connection import FencedError, shown
 from components.runtime.storage.store import Fence, Store, StoreError
 
 TTL = 30.0  # seconds
@@ -136,6 +136,9 @@ class Lease:
             return int(names[-1].removesuffix(".json")), json.loads(self.store.read(names[-1]))
         except FileNotFoundError:  # deleted by the next holder between the two calls
             return self._latest()
+        except ValueError as error:
+            remedy = "delete the file if no driver works on this stage"
+            raise StoreError(f"{shown(self.store.url(names[-1]))} can't be used: it is no lease; {remedy}") from error
 
     def _died_here(self, state: dict[str, Any]) -> bool:
         if any(state.get(name) != self.owner[name] for name in ("host", "space")):  # its pid says nothing here

@@ -213,9 +213,16 @@ class Store:
             self._change(path, lambda filesystem, target: filesystem.rm_file(target))
 
     def delete_folder(self, prefix: str = "") -> None:
-        """Delete a folder with all contents; a missing folder is no error."""
+        """Delete a folder with all contents; a missing folder is no error.
+        Raises StoreError for an address with a wildcard, which object stores expand to the folders of others."""
+        self._check_wildcards()
         if self.exists(prefix):
             self._change(prefix, lambda filesystem, target: filesystem.rm(target, recursive=True))
+
+    def _check_wildcards(self) -> None:
+        protocol, folder = split_protocol(self.uri)
+        if protocol not in LOCAL and re.search(r"[*?\[]", folder):
+            raise StoreError(f"{shown(self.uri)} holds a wildcard, which deletions would expand: rename the folder")
 
     def _change(self, path: str, action: Transfer[object]) -> None:
         """Runs `action` behind the fence: an outage that a try waits for may be longer than the lease."""
@@ -239,8 +246,9 @@ class Store:
 
     def check_writable(self) -> None:
         """Write a probe file once, try to overwrite the probe, and delete the probe.
-        Raises StoreError if a step fails, or if the store would let a second writer win: two drivers would harm each
-        other there. With `CASCADE_ONE_DRIVER=1` the latter is a warning."""
+        Raises StoreError if a step fails, for an address with a wildcard, or if the store would let a second writer
+        win: two drivers would harm each other there. With `CASCADE_ONE_DRIVER=1` the latter is a warning."""
+        self._check_wildcards()
         probe, defect = f".probe-{uuid.uuid4().hex[:8]}", ""
         connect(self.uri)  # errors of the connection name the folder, not the probe
         try:
@@ -330,10 +338,14 @@ def digest_of(data: bytes | Path) -> Digest:
 
 def absolute(uri: str) -> str:
     """Makes local paths in `uri` absolute, valid for a worker in another folder.
-    Raises StoreError for an address that lacks a slash: it would be a local folder of that name."""
-    if re.match(r"(file|s3a?|gcs|gs|az|abfss?|hf):/(?!/)", uri):
-        raise StoreError(f"{uri} is no address: write {uri.replace(':/', '://', 1)}")
-    return uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().resolve())
+    Raises StoreError for an address that lacks a slash, a bucket or a user: it would be a local folder of that name."""
+    if address := re.fullmatch(r"(file|s3a?|gcs|gs|az|abfss?|hf):(/*|/(?!/).*)", uri):
+        protocol, rest = address[1], address[2].strip("/") or "PATH"
+        raise StoreError(f"{uri} is no address: write {protocol}://{'/' * (protocol == 'file')}{rest}")
+    try:
+        return uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().resolve())
+    except RuntimeError as error:
+        raise StoreError(f"{uri} can't be found: {error}; write the whole path") from error
 
 
 def _compare(url: str, digest: Digest, expected: Digest) -> None:

@@ -74,6 +74,9 @@ class Runs:
             self.client.delete_run(made.info.run_id)  # another driver was faster
         elif existing.info.status != "RUNNING":
             self.client.update_run(existing.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        for tag, value in ({} if key else tags).items():  # what it is told now, as after its images were moved
+            if existing.data.tags.get(tag) != value:
+                self.client.set_tag(existing.info.run_id, tag, value)
         return self.track(run, key, existing)
 
     def get(self, run: str, key: str = "") -> TrackedRun:
