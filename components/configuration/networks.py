@@ -18,7 +18,7 @@ class NetworkConfig(Config):
 class UNetSizes(NetworkConfig):
     """Sizes shared by all U-Nets of diffusion models (Dhariwal and Nichol, 2021)."""
 
-    model_channels: int = Field(ge=4)
+    model_channels: int = Field(ge=4, multiple_of=2)
     channel_mult: tuple[int | float, ...] = Field(min_length=1)  # one level each, halves too
     num_res_blocks: int = Field(1, ge=1)
     attention_resolutions: tuple[int, ...] = ()  # in pixels
@@ -264,7 +264,7 @@ class ClassifierNetworkConfig(NetworkConfig):
     """The encoder of a U-Net with a class at the end (Dhariwal and Nichol, 2021)."""
 
     kind: Literal["classifier"] = "classifier"
-    model_channels: int = Field(ge=4)
+    model_channels: int = Field(ge=4, multiple_of=2)
     channel_mult: tuple[int | float, ...] = Field(min_length=1)
     num_res_blocks: int = Field(ge=1)
     attention_resolutions: tuple[int, ...] = ()  # in pixels

@@ -13,7 +13,7 @@ from heapq import nsmallest
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from components.configuration.config import Config, Since
 from components.data.listing import DataError, SourceError
@@ -28,7 +28,7 @@ from components.data.sources.source import COMMON, ONE_CLASS, Columns, Source, o
 from components.data.sources.webdataset import LICENSE, TarFacts, TarResharder, TarSurvey, check_labels, list_tars
 from components.runtime.storage.artifact import Record
 from components.runtime.storage.store import Store, absolute
-from components.sampling.image_files import SPECIAL_TOKENS
+from components.sampling.image_files import LOWERED, SPECIAL_TOKENS
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def train_bpe(captions: Iterable[str], *, vocab_size: int) -> str:
     The same set of captions gives the same bytes, in whatever order they come. `vocab_size`: ids with the four special
     tokens and the 256 bytes, so at least 260; few captions may give fewer."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.normalizer = LOWERED
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

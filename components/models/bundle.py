@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -72,13 +73,15 @@ def load_bundle(folder: Path) -> ModelBundle:
     path = folder / DESCRIPTION
     if not path.is_file():
         raise ValueError(f"{folder} holds no {DESCRIPTION}; give the folder of a trained model")
-    description = json.loads(path.read_text())
     try:
+        description = json.loads(path.read_text())
         module = built(description)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     try:
         module.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{folder / WEIGHTS} is missing or damaged ({error}): copy the model again") from None
     except RuntimeError as error:  # torch lists what is missing, too much or of another shape, a line each
         first = str(error).splitlines()[1].strip().rstrip(" .")
         raise ValueError(f"{folder / WEIGHTS}: weights of another version perhaps: {first}; train it again") from None

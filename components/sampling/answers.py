@@ -34,6 +34,7 @@ class Answerer(NamedTuple):
     """A kind of model that answers rows without generating images."""
 
     answer: Callable[[SamplingModel, RequestRow], str]  # raises ValueError, in one line, for a row that can't be met
+    reads: tuple[str, ...]  # columns of a row, beside those of what is drawn
     image: str = ""  # the setting that has the resolution of a row's image
     draws: bool = False  # by a seed, and under a label or a prompt where the model takes conditions
 
@@ -55,7 +56,7 @@ def predictor_of(folder: Path, *, name: str | None = None) -> Predict:
             needs = f"the model of stage {model.name} needs the networks that it was trained with"
             raise ValueError(f"{needs}: load the composed cascade instead")
         for row in rows:
-            check_row(model, row)
+            check_row(model, answerer, row)
         with products("fp32"):
             return [answerer.answer(model, row) for row in rows]
 
@@ -95,13 +96,17 @@ def answerer_of(model: SamplingModel) -> Answerer | None:
     return ANSWERERS.get(family_name(model.kind)) if model.works_alone else None
 
 
-def check_row(model: SamplingModel, row: RequestRow) -> None:
+def check_row(model: SamplingModel, answerer: Answerer, row: RequestRow) -> None:
     """Raise ValueError, in one line, for a field that a model without its cascade can't have."""
-    request = row.model_copy(update={"image": None, "condition": None}).request()
-    own = type(model.sampling).model_fields
-    options = {name: option for name, option in request_options().items() if option.setting not in own}
-    for name in ("generator", *options):
-        if getattr(request, name) is not None:
+    request, own = (
+        row.model_copy(update={"image": None, "condition": None}).request(),
+        type(model.sampling).model_fields,
+    )
+    options = request_options().items()
+    drawn = [name for name, option in options if option.setting in own and option.stage in ("", model.name)]
+    read = {*answerer.reads, "seed", *(("label", "prompt", "sampling", *drawn) if answerer.draws else ())}
+    for name, value in row:
+        if value is not None and name not in read:
             raise ValueError(f"{name} is not for the model of stage {model.name} alone: its cascade may take it")
     for stage, setting, _ in request.sampling:
         if stage != model.name:
@@ -150,7 +155,10 @@ def _classify(model: SamplingModel, row: RequestRow) -> str:
 
 def _draw_tokens(model: SamplingModel, row: RequestRow) -> str:
     """Draws tokens from a prior alone, a JSON list of rows; so is the condition image."""
-    condition = None if row.condition is None else torch.tensor(json.loads(row.condition)).flatten()[None]
+    try:
+        condition = None if row.condition is None else torch.tensor(json.loads(row.condition)).flatten()[None]
+    except (ValueError, TypeError):
+        raise ValueError("condition must be tokens of a prior alone: a JSON list of rows of numbers") from None
     request = row.model_copy(update={"condition": None}).request()
     check_request(request)
     if request.size is not None:
@@ -169,13 +177,13 @@ def _enlarge(model: SamplingModel, row: RequestRow) -> str:
     return base64_png(to_uint8(sample_upsampler(model, [plan], low_res))[0])
 
 
-DRAWS = Answerer(_draw_tokens, draws=True)
+DRAWS = Answerer(_draw_tokens, ("condition",), draws=True)
 ANSWERERS: dict[str, Answerer] = {  # by family
-    "autoencoder": Answerer(_reconstruct, "resolution"),
-    "diffusion": Answerer(_enlarge, "low_res_resolution", draws=True),
+    "autoencoder": Answerer(_reconstruct, ("image",), "resolution"),
+    "diffusion": Answerer(_enlarge, ("image",), "low_res_resolution", draws=True),
     "prior": DRAWS,
     "masked_prior": DRAWS,
     "pixels": DRAWS,
-    "contrastive": Answerer(_embed),
-    "classifier": Answerer(_classify, "resolution"),
+    "contrastive": Answerer(_embed, ("image", "prompt")),
+    "classifier": Answerer(_classify, ("image",), "resolution"),
 }

@@ -233,7 +233,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not path.is_file():
         raise ValueError(f"{folder} holds no {DESCRIPTION}; give the folder of a composed cascade")
-    description = json.loads(path.read_text())
+    try:
+        description = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): copy the model again") from None
     if "sampling" not in description:
         raise ValueError(f"{path} says nothing of sampling: it is of an older version; compose it again")
     for place in description["stages"].values():

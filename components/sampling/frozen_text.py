@@ -24,6 +24,7 @@ from components.models.contrastive import ContrastiveEncoder, unit_variance
 from components.models.diffusion.guidance import guide
 from components.models.diffusion.objective import make_objective
 from components.models.diffusion.samplers import sample
+from components.sampling.image_files import LOWERED
 from components.sampling.model import BPE, SamplingModel, TextCondition
 from components.sampling.plan import Conditions, Plan, best_of, noise_of
 
@@ -73,7 +74,7 @@ class ContrastiveText:
 class PretrainedText:
     """The encoder of a `transformers` model such as T5 or BERT, with the model's tokenizer.
     `length`: L; longer texts lose their end. `attend_padding`: pads are tokens as others, with states, as in Stable
-    Diffusion; else their states are zeros."""
+    Diffusion; else their states are zeros. `lowered`: texts are as captions in training, which are decoded from ids."""
 
     def __init__(
         self,
@@ -84,15 +85,17 @@ class PretrainedText:
         width: int,
         pad_id: int,
         attend_padding: bool = False,
+        lowered: bool = False,
     ) -> None:
         self.network, self.tokenizer = network.eval().requires_grad_(False), tokenizer
-        self.states_shape, self.attend_padding = (length, width), attend_padding
+        self.states_shape, self.attend_padding, self.lowered = (length, width), attend_padding, lowered
         self.tokenizer.enable_truncation(length)
         self.tokenizer.enable_padding(length=length, pad_id=pad_id)
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Tensor:
-        encodings = self.tokenizer.encode_batch(list(captions))
+        given = [LOWERED.normalize_str(caption).strip() for caption in captions] if self.lowered else [*captions]
+        encodings = self.tokenizer.encode_batch(given)
         device = next(self.network.parameters()).device
         ids = torch.tensor([encoding.ids for encoding in encodings], device=device)
         present = torch.tensor([encoding.attention_mask for encoding in encodings], device=device)
@@ -160,7 +163,13 @@ def check_transformers() -> None:
 
 
 def pretrained_text(
-    folder: Path, *, device: str | torch.device, length: int, pads: str = "hidden", skipped_layers: int = 0
+    folder: Path,
+    *,
+    device: str | torch.device,
+    length: int,
+    pads: str = "hidden",
+    skipped_layers: int = 0,
+    lowered: bool = False,
 ) -> PretrainedText:
     """Loads the encoder of text of a `transformers` model in a local folder, without downloads.
     `pads`: "attended", as tokens, or "hidden", with states of zero. `skipped_layers`: last layers left out; the norm
@@ -180,7 +189,8 @@ def pretrained_text(
         )
     tokenizer, pad_id = pretrained_tokenizer(folder, config)
     sizes = {"length": length, "width": int(config.hidden_size), "pad_id": pad_id}
-    return PretrainedText(network.to(device), tokenizer, attend_padding=pads == "attended", **sizes)
+    reads = {"attend_padding": pads == "attended", "lowered": lowered}
+    return PretrainedText(network.to(device), tokenizer, **reads, **sizes)
 
 
 def pretrained_encoder(folder: Path) -> Any:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no other decoder runs: EPS starts Ghostscript
 UPLOADED = FORMATS[:3]  # of what strangers send
@@ -107,6 +107,9 @@ def gray_png(side: int) -> bytes:
 def enlarged(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
     """Enlarges to (height, width, 3) without smoothing, so that single pixels stay visible."""
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST))
+
+
+LOWERED = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])  # captions, as the house's BPE has them
 
 
 class TextIds(NamedTuple):

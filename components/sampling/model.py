@@ -83,6 +83,12 @@ class SamplingModel(NamedTuple):
         return bool(own) or self.reads_by_frozen_encoder
 
     @property
+    def has_null(self) -> bool:
+        """Tells whether a condition can be left out, for guidance."""
+        label = bool(self.classes) and self.network.get("null_label", True)
+        return label or self.reads_prompts or self.takes_condition_image
+
+    @property
     def reads_words(self) -> bool:
         """Tells whether the model reads prompts and was trained with captions.
         The tokenizer of a set without captions has bytes and special tokens alone."""

@@ -115,5 +115,5 @@ def copy_text_encoder(config: TextEncoderConfig, store: Store) -> tuple[list[Fil
     with scratch_folder("text-encoder") as place:
         folder = fetch_encoder(config.uri, place)
         unlike = config.model_dump(exclude={"uri", "length"}, exclude_defaults=True)
-        (folder / LENGTH).write_text(json.dumps({"length": config.length} | unlike))
+        (folder / LENGTH).write_text(json.dumps({"length": config.length, "lowered": True} | unlike))
         return upload_attempt(store, folder), load_frozen_text(folder).states_shape

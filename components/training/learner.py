@@ -169,6 +169,10 @@ class LearnerTask:
         self.encoders = [load(worker.device) for load in load_encoders]
         self.make_learners()
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The learner's precision for losses to learn from; fp32 for figures that compare models."""
+        return self.learner.autocast() if torch.is_grad_enabled() else nullcontext()
+
     def make_learners(self) -> None:
         """Build the network and its learner."""
         with initialized(self.seed, self.worker):

@@ -2,7 +2,7 @@
 A check raises ValueError and names the field."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from components.configuration import trainings
 from components.configuration.config import Config, refuse
@@ -216,6 +216,9 @@ class DiffusionStudiesRecipe(RecipeOfImages):
             refuse(missing, f"{name} is missing: guidance_study.methods {list(study.methods)} need it")
         labels = "label" in self.base.conditioning.conditions
         refuse(not labels, "base.conditions must hold label: guidance_study asks for classes")
+        without = sorted({"classifier_free", "interval", "classifier_unconditional"} & {*study.methods})
+        fault = f"base.cond_drop_prob must be above 0: guidance_study.methods {without} need a null label"
+        refuse(without and self.base.conditioning.cond_drop_prob == 0, fault)
 
     def _check_steps(self) -> None:
         process = self.base.process
@@ -228,6 +231,7 @@ class DiffusionStudiesRecipe(RecipeOfImages):
             count = self.likelihood.timesteps_per_image or most
             refuse(not 2 <= count <= most, f"likelihood.timesteps_per_image must be in [2, {most}], not {count}")
         if (study := self.steps_study) is not None:
+            refuse(self.sampling.base.eta > 0, "sampling.base.eta must be 0: steps_study compares samplers without it")
             counts = {"steps_study.steps": max(study.steps), "steps_study.reference_steps": study.reference_steps}
         if self.guidance_study is not None:
             counts["guidance_study.num_inference_steps"] = self.guidance_study.num_inference_steps
@@ -280,9 +284,22 @@ def check_weaker(weaker: DiffusionTraining, base: DiffusionTraining) -> None:
         refuse(own != needed[name], f"weaker.{name} must be base.{name} {needed[name]}")
 
 
+def check_null(where: str, sampling: Any, model: Any) -> None:
+    """Raise ValueError for guidance without a null condition; a start's own may have been trained."""
+    untrained = model.conditioning.cond_drop_prob == 0 and model.init_from is None
+    refuse(
+        getattr(sampling, "guidance_scale", 1) != 1 and untrained,
+        f"{where}.guidance_scale must be 1: cond_drop_prob 0 trains no null to be guided from",
+    )
+
+
 def check_steps(where: str, sampling: DiffusionSampling, model: DiffusionTraining) -> None:
-    """Raise ValueError for more steps than the model's, or a spacing that does not fit it."""
+    """Raise ValueError for more steps than the model's, a spacing or guidance that does not fit it."""
+    check_null(where, sampling, model)
     if not isinstance(process := model.process, DiscreteProcess):
+        refuse(
+            sampling.spacing is not None, f"{where}.spacing must be empty: a process {process.kind} has no such steps"
+        )
         return
     most, steps, spacing = process.num_train_timesteps, sampling.num_inference_steps, sampling.spacing
     refuse(steps > most, f"{where}.num_inference_steps must be at most num_train_timesteps {most}")

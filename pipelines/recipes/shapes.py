@@ -36,6 +36,7 @@ from pipelines.recipes.diffusion_shapes import (
     RecipeOfImages,
     check_cascade,
     check_channels,
+    check_null,
 )
 
 
@@ -72,6 +73,7 @@ class CascadeRecipe(RecipeOfImages):
         side, tokenized = check_cascade(self.base, self.upsamplers, self.sampling), self.tokenizer.data.resolution
         self.check_images(max(side, tokenized), "the largest that a model makes")
         check_reranker(self.reranker, self.sampling.reranker, tokenized)
+        check_null("sampling.prior", self.sampling.prior, self.prior)
         made = min(side, tokenized)
         self.check_obedience(self.obedience, self.base.conditioning.conditions, made)
         for name in ("judge", "matcher"):  # of images no larger than finished ones
@@ -130,6 +132,7 @@ class TokenBranchRecipe(RecipeOfImages):
         grid = self.prior.needs().resolution
         refuse(grid is not None, "prior.resolution must be empty: the grid of the tokens decides")
         sampling, own = self.sampling.prior, family_of(self.prior.network.kind).sampling
+        check_null("sampling.prior", sampling, self.prior)
         tokens = (self.tokenizer.data.resolution // self.tokenizer.network.factor) ** 2
         if isinstance(sampling, MaskedTokenSampling):
             fault = "sampling.prior takes no num_inference_steps: only a masked_transformer draws in steps"
@@ -170,6 +173,8 @@ class OneModelRecipe(RecipeOfImages):
             refuse(steps is not None, "likelihood.timesteps_per_image must be empty: only diffusion has timesteps")
         codeless = self.codes_study is not None and not self.model.has_codes
         refuse(codeless, f"codes_study must be empty: this {kind} has no codes")
+        if hasattr(self.model, "conditioning"):
+            check_null("sampling.model", sampling, self.model)
         if sampling is not None and type(sampling) is not family.sampling:
             if family.sampling is None:
                 raise ValueError(f"sampling.model must be empty: a {kind} leaves nothing to choose")

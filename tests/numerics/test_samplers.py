@@ -305,7 +305,8 @@ def test_sections_have_their_counts_and_places_are_sums_of_the_stride():
     ("steps", "spacing", "words"),
     [
         (27, "10,10,3", "has 23 steps, num_inference_steps is 27"),
-        (2, (5, 5), r"\[5, 5\] has 1 steps"),
+        (2, (5, 5), r"\[5, 5\] names a step twice"),
+        (3, (0, 20, 20, 49), "names a step twice"),
         (2, (0, 100), "must hold steps in .0, 99., not 0 to 100"),
         (7, "even", "unknown spacing 'even': choose linspace"),
         (60, "60,0", "a section of 50 training steps, which can't be 60 steps"),

@@ -86,6 +86,17 @@ def test_captions_reach_a_pretrained_encoder_through_the_ids_of_the_data(tmp_pat
     torch.testing.assert_close(columns["null_text_states"][1], text.encode([""])[0])
 
 
+def test_a_prompt_as_typed_has_the_states_that_its_caption_had_in_training(tmp_path: Path) -> None:
+    """Captions are decoded from ids of the data's tokenizer, which has no capitals; the encoder may know them."""
+    config = TextEncoderConfig(uri=str(pretrained_folder(tmp_path / "bert", "bert", length=None)), length=5)
+    (tmp_path / "store").mkdir()
+    copy_text_encoder(config, Store(str(tmp_path / "store")))
+    (folder,) = {path.parent for path in (tmp_path / "store").rglob(LENGTH)}
+    text, caption = load_frozen_text(folder), CAPTIONS[0]
+    assert torch.equal(text.encode([f"{caption.title()} "]), text.encode([caption]))
+    assert not torch.equal(text.encode([caption]), text.encode([CAPTIONS[1]]))
+
+
 def test_a_contrastive_models_text_tower_is_found_by_its_description(tmp_path: Path) -> None:
     wanted = frozen_contrastive()
     info = DatasetInfo(num_classes=3, vocab_size=wanted.text.bpe.get_vocab_size(), text_length=6)

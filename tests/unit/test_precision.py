@@ -188,7 +188,7 @@ def test_with_bf16_of_its_own_a_device_uses_it(monkeypatch: pytest.MonkeyPatch) 
     assert rounded == pytest.approx(exact, rel=0.05)
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "gan", "prior", "masked_prior", "pixelcnn"])
+@pytest.mark.parametrize("kind", [*KINDS, "gan"])
 def test_held_out_figures_are_measured_in_fp32_and_without_tf32(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every family: what compares models has no rounding of a recipe's own."""
     with_bf16(monkeypatch, CPU)

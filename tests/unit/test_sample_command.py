@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,15 @@ def test_a_lone_base_makes_the_images_that_it_makes_in_a_cascade_of_its_own(fold
     (made,) = sampled(folder / "base", tmp_path / "alone", steps=3, sampler="ddpm")
     (wanted,) = sampled(folder, tmp_path / "cascade", steps=3, classifier_scale=0.0)
     np.testing.assert_array_equal(made, wanted)
+
+
+@pytest.mark.parametrize("file", ["base/model.safetensors", "base/model.json", "cascade.json"])
+def test_a_copy_that_broke_off_is_one_line_that_names_the_file(folder: Path, file: str, tmp_path: Path) -> None:
+    for cut in (lambda path: path.write_bytes(path.read_bytes()[:9]), Path.unlink):
+        copy = Path(shutil.copytree(folder, tmp_path / cut.__name__))
+        cut(copy / file)
+        done = in_process("sample", "--model", str(copy), "--label", "1", cwd=tmp_path)
+        assert_refused(done, str(copy), *([Path(file).name] if file != "cascade.json" else []))
 
 
 def test_every_image_has_a_file_also_where_words_are_alike_at_their_beginning(folder: Path, tmp_path: Path) -> None:

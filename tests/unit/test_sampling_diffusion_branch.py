@@ -232,6 +232,22 @@ def test_a_guidance_that_the_cascade_can_not_give_is_one_line(cascade_of: Callab
         cascade_of("classifier_guided").sample([unguided])
 
 
+def test_guidance_and_spacing_that_a_model_can_not_have_are_refused_before_any_image(tmp_path: Path) -> None:
+    flat = DIFFUSION["objective"] | {"zero_terminal_snr": True, "prediction_type": "v_prediction"}
+    wrong = {
+        "guidance_scale must be 1: this model has no condition": ({}, ("guidance_scale", 3.0)),
+        "spacing leading skips the last step": ({"objective": flat}, ("spacing", "leading")),
+        "spacing is of a process with": ({"objective": {"kind": "edm", "sigma_data": 0.5}}, ("spacing", "leading")),
+    }
+    for number, (words, (settings, change)) in enumerate(wrong.items()):
+        place = tmp_path / str(number)
+        cascade = Cascade.load(compose(place / "cascade", base=base(place, settings=settings)))
+        plain = Request(seed=1, sampling=(("base", "num_inference_steps", 2),))
+        asked = plain.replace(sampling=(*plain.sampling, ("base", *change)))
+        with one_line(ValueError, f".*{words}"):
+            cascade.sample([plain, asked])
+
+
 @pytest.mark.parametrize(
     ("settings", "network", "words"),
     [

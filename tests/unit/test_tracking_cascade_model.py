@@ -184,7 +184,12 @@ def test_a_diffusion_transformer_and_a_base_with_a_condition_image_take_their_ro
         ("prior", {"generator": "diffusion"}, "generator is not"),
         ("prior", {"sampling": '{"piror": {"top_k": 1}}'}, "sampling piror.top_k: the only stage here is transformer"),
         ("prior", {"top_p": 1e-300}, "top_p must be of a size"),
+        ("prior", {"classifier_scale": 9.0}, "classifier_scale is not"),
+        ("prior", {"image": "aGVsbG8="}, "image is not"),
+        ("prior", {"condition": "notjson"}, "condition must be tokens of a prior alone"),
         ("tokenizer", {"steps": 3}, "steps is not"),
+        ("tokenizer", {"prompt": "red"}, "prompt is not"),
+        ("tokenizer", {"label": "1"}, "label is not"),
     ],
 )
 def test_a_field_that_a_model_alone_can_not_have_is_refused(part: str, row: dict, said: str, tmp_path: Path) -> None:

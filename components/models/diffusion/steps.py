@@ -175,7 +175,9 @@ def check_spacing(spacing: Spaced, num_inference_steps: int) -> None:
     if isinstance(spacing, str) and not all(part.isdecimal() for part in spacing.split(",")):
         names = ", ".join(get_args(Spacing))
         raise ValueError(f"unknown spacing {spacing!r}: choose {names}, counts as 10,10,3,2,2, or a list of steps")
-    count = sum(map(int, spacing.split(","))) if isinstance(spacing, str) else len({*spacing})
+    count = sum(map(int, spacing.split(","))) if isinstance(spacing, str) else len(spacing)
+    if not isinstance(spacing, str) and len({*spacing}) < count:
+        raise ValueError(f"spacing {[*spacing]} names a step twice")
     if count != num_inference_steps:
         shown = spacing if isinstance(spacing, str) else [*spacing]
         raise ValueError(f"spacing {shown} has {count} steps, num_inference_steps is {num_inference_steps}")

@@ -52,12 +52,17 @@ SHAPE = ("in_channels", *CONDITIONS)
 
 def check_steps(model: SamplingModel, sampling: DiffusionSampling | DiffusionPriorSampling) -> None:
     """Raise ValueError, in one line, for more steps than in the model's training, or others."""
-    trained, steps = model.settings["objective"].get("num_train_timesteps"), sampling.num_inference_steps
+    objective, steps = model.settings["objective"], sampling.num_inference_steps
+    trained = objective.get("num_train_timesteps")
     limit, spacing = trained or MOST_STEPS, getattr(sampling, "spacing", None)
     if steps > limit:
         raise ValueError(f"{model.name}: steps must be in [1, {limit}], not {steps}")
+    if trained is None and spacing is not None:
+        raise ValueError(f"{model.name}: spacing is of a process with training steps, which this model has not")
     if trained is not None and spacing not in (None, "karras"):
-        spaced_timesteps(trained, steps, spacing=spacing)
+        last = spaced_timesteps(trained, steps, spacing=spacing)[-1]
+        if objective.get("zero_terminal_snr") and last < trained - 1:
+            raise ValueError(f"{model.name}: spacing {spacing} skips the last step of zero_terminal_snr")
 
 
 def check_sampling(model: SamplingModel, sampling: DiffusionSampling, *, has_weaker: bool = False) -> None:
@@ -68,6 +73,9 @@ def check_sampling(model: SamplingModel, sampling: DiffusionSampling, *, has_wea
         raise ValueError(f"{model.name}: noise_level must be in [0, {most}], not {sampling.noise_level}")
     if sampling.strength < 1 and "low_res_resolution" not in model.settings:
         raise ValueError(f"{model.name}: strength must be 1: only an upsampler has an image to start from")
+    own = getattr(model.sampling, "guidance_scale", 1)  # without effect where there is no null
+    if sampling.guidance_scale not in (1, own) and not model.has_null:
+        raise ValueError(f"{model.name}: guidance_scale must be 1: this model has no condition that can be left out")
     if sampling.autoguidance_scale != 1 and not has_weaker:
         raise ValueError(f"{model.name}: autoguidance_scale must be 1: this cascade has no weaker model of it")
 
@@ -383,7 +391,7 @@ class Diffusion(Generator):
 
     def example(self) -> Request:
         request = super().example().replace(steps=10)
-        if self.parts.weaker is None:
+        if self.parts.weaker is None and self.first.has_null:
             request = request.replace(guidance_scale=2.0)
         if self.parts.classifier is not None:
             request = request.replace(label="0", classifier_scale=1.0)

@@ -109,7 +109,7 @@ class DiffusionTask(LearnerTask):
         x_0 = batch["image"]
         noise = self.normal(batch["position"], stream="noise", shape=x_0.shape[1:])
         x_t = self.objective.add_noise(x_0, noise, time).contiguous(memory_format=torch.channels_last)
-        with self.learner.autocast():
+        with self.autocast():
             output = self.objective.apply(network, x_t, time, **conditions)
         return self.objective.loss(output, x_0=x_0, noise=noise, x_t=x_t, time=time)
 
@@ -234,7 +234,7 @@ class ImageToImageTask(DiffusionTask):
         x_0, mask = batch["image"], conditions["condition_image"][:, 3:]
         noise = self.normal(batch["position"], stream="noise", shape=x_0.shape[1:])
         x_t = add_noise_in_mask(self.objective, x_0, noise, time, mask).contiguous(memory_format=torch.channels_last)
-        with self.learner.autocast():
+        with self.autocast():
             output = self.objective.apply(network, x_t, time, **conditions)
         return loss_in_mask(self.objective, output, x_0=x_0, noise=noise, x_t=x_t, time=time, mask=mask)
 
@@ -272,7 +272,7 @@ class DiffusionPriorTask(LearnerTask):
         time = self.objective.times(sample_uniform(self.seed, position, stream="timestep", device=x_0.device))
         noise = self.normal(position, stream="noise", shape=x_0.shape[1:])
         x_t = self.objective.add_noise(x_0, noise, time)
-        with self.learner.autocast():
+        with self.autocast():
             output = self.objective.apply(network, x_t, time, **conditions)
         return self.objective.loss(output.float(), x_0=batch["image_embedding"], noise=noise, x_t=x_t, time=time)
 

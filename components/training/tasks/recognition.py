@@ -51,7 +51,7 @@ class ClassifierTask(LearnerTask):
         time, x_t = self.objective.times(uniform), image
         if self.config.noisy:
             x_t = self.objective.add_noise(image, self.normal(position, stream="noise", shape=image.shape[1:]), time)
-        with self.learner.autocast():
+        with self.autocast():
             logits = self.objective.apply(network, x_t.contiguous(memory_format=torch.channels_last), time)
         return logits.float()
 
