@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 import httpx2
 import numpy as np
 import openai
-import torch
 import uvicorn
 from PIL import Image
 from starlette.types import ASGIApp
 
 from components.runtime.tracking.registry import Named
 from components.sampling.cascade import Cascade, compose
+from components.sampling.generator import Look
 from components.sampling.image_files import encode_png
 from components.sampling.images import to_uint8
 from components.serving.app import build_app
@@ -102,10 +102,10 @@ class SmallBackend:
         def tell(event: Event) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        def on_step(stage: str, step: int, time: float, x_t: torch.Tensor, x_0: torch.Tensor) -> None:
+        def on_step(stage: str, step: int, time: float, x_t: Look, x_0: Look) -> None:
             nonlocal told
             if told < job.partial_images:
-                for row, image in enumerate(to_uint8(x_0)):
+                for row, image in enumerate(to_uint8(x_0())):
                     tell(Partial(row, told, stage, step + 1, encode_png(image)))
             told += 1
 

@@ -25,6 +25,7 @@ from components.runtime.storage.artifact import Artifact, Record
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade, quick
 from components.sampling.device import Room, best_device
+from components.sampling.generator import Look
 from components.sampling.images import to_uint8
 from components.sampling.requests import Request
 
@@ -276,8 +277,8 @@ def draw_job(cascade: Cascade, job: SampleJob, batch_size: int | None = None) ->
     """Samples a job, with a strip where the job asks for frames."""
     recorded: dict[str, list[tuple[np.ndarray, np.ndarray, float]]] = {}
 
-    def keep(stage: str, step: int, timestep: float, x_t: Tensor, x_0: Tensor) -> None:
-        recorded.setdefault(stage, []).append((to_uint8(x_t), to_uint8(x_0), timestep))
+    def keep(stage: str, step: int, timestep: float, x_t: Look, x_0: Look) -> None:
+        recorded.setdefault(stage, []).append((to_uint8(x_t()), to_uint8(x_0()), timestep))
 
     on_step = keep if job.frames else None
     plans, strips = cascade.resolve_all(job.requests), {}

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor
@@ -14,7 +15,8 @@ from components.sampling.model import SamplingModel
 from components.sampling.plan import Given, Plan, check_conditions, plan_of
 from components.sampling.requests import Request, request_options
 
-OnStep = Callable[[str, int, float, Tensor, Tensor], None]  # (stage, step from 0, time, x_t, clipped x_0)
+Look = Callable[[], Tensor]  # decodes latents: only who looks at a step waits for that
+OnStep = Callable[[str, int, float, Look, Look], None]  # (stage, step from 0, time, x_t, clipped x_0)
 Between = Callable[[], None]
 
 
@@ -34,7 +36,7 @@ class Hooks(NamedTuple):
 
         def shown(step: int, time: float, x_t: Tensor, x_0: Tensor) -> None:
             if self.on_step is not None:
-                self.on_step(stage, step, time, image(x_t), image(x_0))
+                self.on_step(stage, step, time, partial(image, x_t), partial(image, x_0))
             self.each()
 
         return shown

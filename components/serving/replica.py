@@ -13,7 +13,6 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -21,7 +20,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from components.configuration.sampling import DiffusionSampling
 from components.runtime.execution import Resources, node_threads
 from components.sampling.device import best_device
-from components.sampling.generator import Generator, OnStep
+from components.sampling.generator import Generator, Look, OnStep
 from components.sampling.image_files import encode_png
 from components.sampling.images import to_uint8
 from components.sampling.model import most_at_once
@@ -310,11 +309,11 @@ def on_step_of(batch: Sequence[WaitingImage]) -> OnStep | None:
     if not any(image.shown for image in batch):
         return None
 
-    def on_step(stage: str, step: int, time: float, x_t: Any, x_0: torch.Tensor) -> None:
+    def on_step(stage: str, step: int, time: float, x_t: Look, x_0: Look) -> None:
         del time, x_t
         now = (stage, step + 1)
         rows = [row for row, image in enumerate(batch) if now in image.shown and not image.ticket.left]
-        for row, pixels in zip(rows, to_uint8(x_0[rows]) if rows else (), strict=True):
+        for row, pixels in zip(rows, to_uint8(x_0()[rows]) if rows else (), strict=True):
             image = batch[row]
             image.ticket.tell(Partial(image.place, image.shown[now], *now, encode_png(pixels)))
 

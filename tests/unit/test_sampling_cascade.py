@@ -8,6 +8,7 @@ import torch
 
 from components.data.ingest import train_bpe
 from components.sampling.cascade import Cascade, compose
+from components.sampling.generator import Look
 from components.sampling.plan import random_stream
 from components.sampling.requests import Request
 from components.serving.versions import generator_card
@@ -61,8 +62,8 @@ def test_each_stage_and_seed_has_a_stream_of_its_own():
 def test_each_stage_of_the_generator_shows_its_image_and_its_steps(cascade: Cascade):
     steps: list[tuple[str, int]] = []
 
-    def on_step(stage: str, step: int, timestep: int, x_t: torch.Tensor, x_0: torch.Tensor) -> None:
-        assert x_t.shape == x_0.shape
+    def on_step(stage: str, step: int, timestep: int, x_t: Look, x_0: Look) -> None:
+        assert x_t().shape == x_0().shape
         steps.append((stage, step))
 
     (images,) = cascade.sample_stages([Request(label=1, steps=3)], on_step=on_step)
@@ -74,7 +75,7 @@ def test_an_upsampler_of_half_the_strength_takes_half_its_steps_from_its_low_res
     noise_levels: dict[float, list[float]] = {1.0: [], 0.5: []}
     for strength, seen in noise_levels.items():
 
-        def on_step(stage: str, step: int, timestep: int, x_t: torch.Tensor, x_0: torch.Tensor) -> None:
+        def on_step(stage: str, step: int, timestep: int, x_t: Look, x_0: Look) -> None:
             if stage == "upsampler_16":
                 seen.append(timestep)  # noqa: B023
 

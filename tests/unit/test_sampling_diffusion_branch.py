@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from components.configuration.sampling import DiffusionSampling
 from components.models.autoencoder import Autoencoder
 from components.sampling.cascade import DESCRIPTION, SNAPSHOTS, Cascade, compose
 from components.sampling.frozen_text import contrastive_text
-from components.sampling.generator import Parts
+from components.sampling.generator import Look, Parts
 from components.sampling.generators.diffusion import denoise, sample_guided
 from components.sampling.images import to_uint8
 from components.sampling.model import load_model
@@ -115,16 +114,23 @@ def test_a_latent_base_is_decoded_at_its_scale(cascade_of: Callable) -> None:
 def test_frames_of_latents_are_shown_as_images(cascade_of: Callable) -> None:
     cascade, frames = cascade_of("latent"), []
 
-    def on_step(stage: str, step: int, time: float, x_t: torch.Tensor, x_0: torch.Tensor) -> None:
+    def on_step(stage: str, step: int, time: float, x_t: Look, x_0: Look) -> None:
         assert stage == "base"
-        assert x_t.shape == x_0.shape == (1, 3, 16, 16)
-        frames.append(x_0)
+        assert x_t().shape == x_0().shape == (1, 3, 16, 16)
+        frames.append(x_0())
 
     (made,) = cascade.sample(REQUESTS["latent"][:1])
     (images,) = cascade.sample_stages(REQUESTS["latent"][:1], on_step=on_step)
     assert len(frames) == FEW["num_inference_steps"]
     np.testing.assert_array_equal(images["base"], made)
     np.testing.assert_array_equal(to_uint8(frames[-1])[0], made)
+
+
+def test_steps_that_nobody_looks_at_are_not_decoded(cascade_of: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    cascade, decoded, decode = cascade_of("latent"), [], Autoencoder.from_latents
+    monkeypatch.setattr(Autoencoder, "from_latents", lambda self, z: decoded.append(len(z)) or decode(self, z))
+    cascade.sample(REQUESTS["latent"], on_step=lambda *step: None)
+    assert decoded == [4]
 
 
 def test_latents_and_their_decoder_need_each_other(tmp_path: Path) -> None:

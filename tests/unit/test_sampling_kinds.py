@@ -116,7 +116,7 @@ def test_previews_and_between_are_of_the_same_steps(tmp_path: Path) -> None:
     told: list[object] = []
     Cascade.load(write_cascade(tmp_path)).sample(
         [Request(label=1)],
-        on_step=lambda stage, step, time, x_t, x_0: told.append((stage, step, x_0.shape[-1])),
+        on_step=lambda stage, step, time, x_t, x_0: told.append((stage, step, x_0().shape[-1])),
         between=lambda: told.append(None),
     )
     steps = [(stage, step, side) for stage, side in (("base", 8), ("upsampler_16", 16)) for step in range(4)]
