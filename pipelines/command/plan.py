@@ -50,15 +50,23 @@ def show_costs(
     parsed = [parse_cluster(text) for text in clusters]
     profile = load_profile(options.profile, fastest=options.fastest)
     whole, chosen = options.recipe == PUBLISHED, options.only or options.from_ or options.until
-    if whole and (options.set or chosen):
-        raise UsageError(f"--recipe {PUBLISHED} is all of them: --set, --only, --from and --until need one")
+    if whole and (options.set or chosen or images):
+        raise UsageError(f"--recipe {PUBLISHED} is all of them: --set, --only, --from, --until and --images need one")
     recipes = [row() for row in PAPER_RECIPES.values()] if whole else [load_recipe(options.recipe, options.set)]
     workflows = [build_workflow(recipe) for recipe in recipes]
     if gpu is not None:
         known = gpu_named(gpu, products=mfu)
         if parsed[0].gpus == 0:
             raise UsageError("--gpu needs a cluster with GPUs, as --cluster gpus=64")
+        if parsed[0].gpu is not None and parsed[0].gpu.name != gpu:
+            raise UsageError(f"--gpu {gpu}: --cluster {clusters[0]!r} says type={parsed[0].gpu.name}; leave one out")
         parsed = [parsed[0]._replace(gpu=known)]
+    for text, cluster in zip(clusters, parsed, strict=True):
+        if options.fastest is not None and cluster.gpu is None:
+            aim = "--fastest" if options.fastest else "--cheapest"
+            raise UsageError(f"{aim}: --cluster {text!r} says no type of GPU to aim by; as gpus=64,type=h100")
+    for line in profile.unused({name for workflow in workflows for name in workflow.by_name}):
+        say(console, line, "yellow")
     if whole or len(parsed) > 1:
         running = workflows[0].selected(options) if chosen else None
         rows = cost_overview(workflows, profile, parsed[0], price) if gpu else None

@@ -83,8 +83,9 @@ def training_time(stage: Stage, stages: Sequence[Stage], resources: Resources, c
     """Seconds of a step of a training, in the mean over all steps what products need."""
     model = memory.model_of(stage, stages)
     frozen = [encoding_work(memory.model_of(maker, stages), name) for name, maker in columns_of(stage).items()]
-    flops = counted_flops(model).total / model.training.optimization.total_steps + frozen_flops(stage, stages)
-    return step_time(model, resources, cluster, frozen=frozen, flops=flops)
+    flops = counted_flops(model).total / model.training.optimization.total_steps
+    encoding = frozen_flops(stage, stages)
+    return step_time(model, resources, cluster, flops=flops, frozen=frozen, frozen_flops=encoding)
 
 
 def frozen_flops(stage: Stage, stages: Sequence[Stage]) -> int:
@@ -101,13 +102,13 @@ def stage_costs(
     costs, stages = [], workflow.stages
     for stage in (stage for stage in stages if stage.name in shares):
         trains = isinstance(stage.config, Training) and stage.config.trains
-        encodes = isinstance(stage.config, TokensConfig | PrecomputeConfig) and images
-        if (trains or encodes) and not shares[stage.name].gpus_per_worker:
+        encoded = images if isinstance(stage.config, TokensConfig | PrecomputeConfig) else None
+        if (trains or encoded) and not shares[stage.name].gpus_per_worker:
             raise UsageError(f"the profile gives {stage.name} no GPU, and so no cost on one: take --profile auto")
         if trains:
             costs.append(training_cost(stage, stages, shares[stage.name], cluster))
-        elif encodes and images:
-            costs.append(encoding_cost(stage, stages, shares[stage.name], cluster, images=images))
+        elif encoded:
+            costs.append(encoding_cost(stage, stages, shares[stage.name], cluster, images=encoded))
     return costs
 
 

@@ -17,6 +17,7 @@ from components.configuration.conditions import DatasetInfo
 from components.runtime.execution import Resources
 from pipelines.planning.cost import StageCost, choices, counted_flops, encoding_flops, longest_path, stage_costs
 from pipelines.planning.memory import memory_warning, step_model
+from pipelines.planning.preflight import check_shares
 from pipelines.planning.profiles import GPU, GPUS, Cluster, Profile
 from pipelines.planning.shares import gpu_count, share_cluster, table_of, trainings, worker_counts
 from pipelines.planning.step_time import StepTime, encoding_work, step_time
@@ -140,6 +141,7 @@ def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Clus
     lines, notes = heading(HEADS), list[str]()
     for workflow in workflows:
         shares = share_cluster(workflow, profile, cluster)
+        check_shares(workflow, shares)
         for cost in stage_costs(workflow, shares, cluster):
             published, whole, step = published_flops(workflow.name, cost.stage), cost.step_flops or 0, cost.step
             own, frozen = ((flops / cost.samples) / 1e12 for flops in (whole - cost.frozen_flops, cost.frozen_flops))
@@ -258,7 +260,8 @@ def part_time(part: PublishedModel, cluster: Cluster) -> StepTime:
     model = step_model(PAPER_DIFFUSION[part.model].replace(global_batch_size=part.samples), IMAGENET)
     frozen = [encoding_work(step_model(AUTOENCODERS[name].training), "latents") for name in (part.autoencoder,) if name]
     resources = Resources(num_workers=int(cluster.gpus), gpus_per_worker=1)
-    return step_time(model, resources, cluster, frozen=frozen, flops=part_flops(part) / part.steps)
+    flops = part_flops(part) / part.steps  # of frozen networks too: no published system computes activations again
+    return step_time(model, resources, cluster, frozen=frozen, flops=flops)
 
 
 def compute_lines() -> list[str]:

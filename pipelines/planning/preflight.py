@@ -38,7 +38,7 @@ from components.weights.starts import open_start, planned_counts
 from pipelines.planning import memory
 from pipelines.planning.memory import MANY_CLASSES, model_of
 from pipelines.planning.room import Space, is_local
-from pipelines.planning.shares import branches, trainings
+from pipelines.planning.shares import concurrent_stages, trainings
 from pipelines.workflow import PlannedStage, Workflow
 
 logger = logging.getLogger("cascade")
@@ -187,8 +187,8 @@ def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
             there = sum(info.bytes for name in tries for info in store.list(name))
             storage += max(0, (CHECKPOINTS_KEPT + IN_FLIGHT) * checkpoint + finished - there)
             temporary[entry.stage.name] = max(checkpoint, finished)
-    largest = sorted(temporary.values(), reverse=True)[: branches(workflow)]
-    return Space(storage, sum(largest), tuple(temporary))
+    crowds = concurrent_stages(workflow, temporary)
+    return Space(storage, max(sum(temporary[name] for name in crowd) for crowd in crowds), tuple(temporary))
 
 
 def check_nodes(needs: Needs, root: Store, space: Space) -> None:

@@ -131,6 +131,7 @@ def load_profile(name_or_file: str, *, fastest: bool | None = None) -> Profile:
     path = Path(name_or_file)
     if not path.is_file():
         raise UsageError(f"no profile {name_or_file!r}{nearest(name_or_file, profiles)}, or a YAML file")
+    stage = ""  # whose settings are read; "": those of all
     try:
         profile = Profile.model_validate(
             {"name": path.stem, **(yaml.safe_load(path.read_text("utf-8")) or {}), **changes}
@@ -138,7 +139,8 @@ def load_profile(name_or_file: str, *, fastest: bool | None = None) -> Profile:
         for stage in ("", *profile.stages):
             profile.resources(stage)
     except (ValidationError, TypeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"profile {path}: {explain(error, Profile)}") from error
+        place, fields = (f"stages.{stage}: ", Resources) if stage else ("", Profile)
+        raise UsageError(f"profile {path}: {place}{explain(error, fields)}") from error
     return profile
 
 

@@ -81,6 +81,7 @@ def stage_demand(stage: Stage, workflow: Workflow, profile: Profile, cluster: Cl
     if not isinstance(config, Training):
         return Demand(tuple(range(1, min(most, number or most) + 1)), gpus)
     counts = worker_counts(stage, cluster, profile.given(stage.name, "sharding"), least=least or 1, most=most)
+    counts = counts or (max(least or 1, most),)  # refused with its number (`check_shares`)
     if cluster.gpu is not None and gpus and len(counts) > 1:
         pays = chosen(choices(stage, workflow.stages, profile, cluster, counts), profile.aim).workers
         counts = tuple(count for count in counts if count <= pays)
@@ -88,14 +89,14 @@ def stage_demand(stage: Stage, workflow: Workflow, profile: Profile, cluster: Cl
 
 
 def worker_counts(stage: Stage, cluster: Cluster, sharding: Sharding, *, least: int, most: int) -> tuple[int, ...]:
-    """Numbers of workers for a training, ascending, that divide its batch and hold whole networks.
+    """Numbers of workers, ascending, that divide a training's batch and hold whole networks; maybe none.
     Where the GPU is known, so that they are chosen among, and images are read, only those that divide the streams too,
     if any do: others read shards more than once (`Order.fetched`), which is little of latents."""
     assert isinstance(stage.config, Training)
     optimization, source = stage.config.optimization, stage.inputs.get("images")
     size, streams = optimization.global_batch_size, optimization.streams
     unit = sharding if isinstance(sharding, int) else 1
-    counts = tuple(n for n in range(least, most + 1) if size % n == n % unit == 0) or (max(least, most),)
+    counts = tuple(n for n in range(least, most + 1) if size % n == n % unit == 0)
     if cluster.gpu is None or not isinstance(source, Stage) or not isinstance(source.config, ImagesConfig):
         return counts
     return tuple(count for count in counts if streams % count == 0) or counts

@@ -118,11 +118,17 @@ def update_work(learner: Learner, *, shards: int = 1) -> tuple[int, int]:
 
 
 def step_time(
-    model: StepModel, resources: Resources, cluster: Cluster, *, frozen: Sequence[Work] = (), flops: float
+    model: StepModel,
+    resources: Resources,
+    cluster: Cluster,
+    *,
+    flops: float,
+    frozen: Sequence[Work] = (),
+    frozen_flops: float = 0,
 ) -> StepTime:
     """Seconds of a step on each of a training's workers, on a cluster whose GPU is known.
     Where no sample fits its memory, samples count as taken one by one. `frozen`: work of the networks that make
-    columns. `flops`: of the whole step, of all samples and networks."""
+    columns, which no backward pass computes again. `flops`: of the training's own networks, all samples of a step."""
     gpu, optimization, workers = cluster.known_gpu, model.training.optimization, resources.num_workers
     share = optimization.global_batch_size / workers
     parts = math.ceil(share / max(1, step_memory(model, resources).fitting(gpu.memory)))
@@ -130,11 +136,13 @@ def step_time(
     passes = zip(pass_work(model), *frozen, strict=True)
     updates = zip(*(update_work(learner, shards=shards) for learner in model.learners), strict=True)
     again = RECOMPUTED if optimization.gradient_checkpointing else 1.0
+    times = (again, *[1.0] * len(frozen))
     launches, moved = (
-        again * sum(parts * each.fixed + share * each.sample for each in lines) + sum(update)
+        sum(n * (parts * each.fixed + share * each.sample) for n, each in zip(times, lines, strict=True)) + sum(update)
         for lines, update in zip(passes, updates, strict=True)
     )
-    terms = (LAUNCH * launches, moved / gpu.bandwidth, again * flops / workers / (gpu.peak * gpu.products))
+    products = (again * flops + frozen_flops) / workers / (gpu.peak * gpu.products)
+    terms = (LAUNCH * launches, moved / gpu.bandwidth, products)
     busy = StepTime(*terms, 0.0).seconds
     network = exposed(model, resources, cluster, parts=parts, busy=busy)
     return StepTime(*(term * (gpu.measured or 1.0) for term in (*terms, network)))
@@ -144,7 +152,8 @@ def exposed(model: StepModel, resources: Resources, cluster: Cluster, *, parts: 
     """Seconds of the network that nothing hides, of `busy` seconds for `parts` parts of a batch.
     Whole networks sum their gradients in a ring while the last part goes backward (Patarasuk and Yuan, 2009: each of W
     workers sends 2 (W - 1) / W of them); shards gather weights twice and scatter gradients once in each part, all the
-    while, and copies of them sum their gradients as whole networks do. The last collective is always waited for."""
+    while, and copies of them sum their gradients as whole networks do, in a ring for each shard; rings of a node share
+    its network. The last collective is always waited for."""
     workers, held = resources.num_workers, device_bytes(model)
     if workers == 1:
         return 0.0
@@ -156,7 +165,8 @@ def exposed(model: StepModel, resources: Resources, cluster: Cluster, *, parts: 
         return sent * (among - 1) / among / bandwidth
 
     copies = workers // shards
-    needed = seconds(2 * held.gradients / shards, copies, workers)
+    rings = 1 if workers * gpus <= cluster.node_gpus else min(shards, cluster.node_gpus // gpus)
+    needed = seconds(rings * 2 * held.gradients / shards, copies, workers)
     collectives, hidden = math.ceil(held.gradients / shards / BUCKET), BACKWARD * busy / parts
     if shards > 1:
         needed += seconds(parts * (2 * held.weights + held.gradients), shards, shards)

@@ -1,6 +1,7 @@
 """All recipes by name; loading, overriding (`--set a.b=value`) and checking a recipe."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -103,9 +104,7 @@ def apply_overrides(tree: dict[str, Any], assignments: list[str], shape: type[Ba
         if not equals:
             raise UsageError(f"--set {assignment!r}: write it as field.name=value")
         try:
-            value = yaml.safe_load(text)
-            words = isinstance(value, str) and text.strip()[:1] not in ("'", '"')  # whose " #" begins no comment
-            set_value(result, shape, path.strip(), text.strip() if words else value)
+            set_value(result, shape, path.strip(), text.strip())
         except yaml.YAMLError as error:
             raise UsageError(f"--set {path}: {text!r} is no YAML: {str(error).splitlines()[0]}") from None
         except PlaceError as error:
@@ -113,8 +112,28 @@ def apply_overrides(tree: dict[str, Any], assignments: list[str], shape: type[Ba
     return result
 
 
-def set_value(tree: dict[str, Any], shape: type[BaseModel], path: str, value: Any) -> None:
-    """Set a value in a tree. Raises PlaceError."""
+class Values(yaml.SafeLoader):
+    """YAML in which 010 is not octal, 20:00 not of base 60 and 2024-05-01 not a date."""
+
+
+Values.yaml_implicit_resolvers = {
+    first: [("tag:yaml.org,2002:str", re.compile(r"[-+]?0[0-9_]+$|.*:|[0-9]+-")), *known]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read_value(text: str, annotation: Any) -> Any:
+    """The value of an assignment: as typed for a field of text, else YAML. Raises YAMLError.
+    Quoted text is YAML too, as is null where the field may be null."""
+    quoted, null = text[:1] in ("'", '"'), text in ("null", "~") and annotation == str | None
+    if text and annotation in (str, str | None) and not (quoted or null):
+        return text
+    value = yaml.load(text, Values)
+    return text if isinstance(value, str) and not quoted else value  # whose " #" begins no comment
+
+
+def set_value(tree: dict[str, Any], shape: type[BaseModel], path: str, text: str) -> None:
+    """Set a value in a tree. Raises PlaceError and YAMLError."""
     first, _, rest = path.partition(".")
     *parents, leaf = find(shape, tree, first)
     for parent in parents:  # of a part that is named short
@@ -122,31 +141,33 @@ def set_value(tree: dict[str, Any], shape: type[BaseModel], path: str, value: An
         tree[parent] = tree.get(parent) or started(shape, parent, part)
         shape, tree = part, tree[parent]
     if not rest or (rest == KIND and parts_of(shape, leaf)):
-        put(tree, shape, (leaf,), value)
+        field = shape.model_fields.get(leaf)
+        put(tree, shape, (leaf,), read_value(text, field and field.annotation))
     elif isinstance(tree.get(leaf), list):
-        set_item(tree, shape, leaf, rest, value)
+        set_item(tree, shape, leaf, rest, text)
     elif parts := members(shape, tree, leaf):
         chosen = rest.removesuffix(f".{KIND}")
-        owners = (p for p in parts_of(shape, leaf) if value and value in map(kind_of, parts_of(p, chosen)))
+        named = text.strip("'\"")
+        owners = (p for p in parts_of(shape, leaf) if named in map(kind_of, parts_of(p, chosen)))
         part = next(owners, parts[0])
         kind = {} if kind_of(part) is None else {KIND: kind_of(part)}
         tree[leaf] = kind | {name: own for name, own in (tree.get(leaf) or {}).items() if name in part.model_fields}
-        set_value(tree[leaf], part, rest, value)
+        set_value(tree[leaf], part, rest, text)
     else:
         raise PlaceError(f"{leaf!r} is a plain value: it has no {rest!r}")
 
 
-def set_item(tree: dict[str, Any], shape: type[BaseModel], name: str, path: str, value: Any) -> None:
-    """Set a value of an item of a list, or the item. Raises PlaceError."""
+def set_item(tree: dict[str, Any], shape: type[BaseModel], name: str, path: str, text: str) -> None:
+    """Set a value of an item of a list, or the item. Raises PlaceError and YAMLError."""
     number, _, rest = path.partition(".")
     items, model = list(tree[name]), get_args(shape.model_fields[name].annotation)[0]
     if not number.isdecimal() or int(number) >= len(items):
         raise PlaceError(f"item {number!r} of {len(items)}; they count from 0")
     if not rest:
-        items[int(number)] = value
+        items[int(number)] = read_value(text, model)
     elif isinstance(model, type) and issubclass(model, BaseModel):
         items[int(number)] = dict(items[int(number)])
-        set_value(items[int(number)], model, rest, value)
+        set_value(items[int(number)], model, rest, text)
     else:
         raise PlaceError(f"item {number} is a plain value: it has no {rest!r}")
     tree[name] = items
@@ -157,7 +178,7 @@ def hint(error: PlaceError, path: str, tree: dict[str, Any], shape: type[BaseMod
     if not error.known:
         return ""
     try:
-        set_value(copy.deepcopy(tree), shape, f"sampling.{path}", None)
+        set_value(copy.deepcopy(tree), shape, f"sampling.{path}", "null")
     except PlaceError:
         return nearest(path.rpartition(".")[2], error.known)
     return f"; it is sampling.{path}"

@@ -224,11 +224,11 @@ PAPER_DIFFUSION: dict[str, DiffusionTraining] = {
     "adm_imagenet_512": unet(
         512, 256, ADM_512, 2, (32, 16, 8), 64, None, LINEAR, LABEL,         1_940_000, 256, 1e-4),
 
-    # ADM's upsamplers. That to 512² has six levels, as the one to 256², and its steps.
+    # ADM's upsamplers. That to 512² has six levels, as the one to 256².
     "adm_upsampler_64_256": unet(
         256, 192, ADM_256, 2, (32, 16, 8), None, 4,  LINEAR, LABEL,         500_000, 256, 1e-4, low_res=FROM_64),
     "adm_upsampler_128_512": unet(
-        512, 192, ADM_256, 2, (32, 16),    64, None, LINEAR, LABEL,         500_000, 256, 1e-4, low_res=FROM_128),
+        512, 192, ADM_256, 2, (32, 16),    64, None, LINEAR, LABEL,       1_050_000, 256, 1e-4, low_res=FROM_128),
     # CDM's upsampler: the method of the paper in a network of ours, so there is no count to reach. Published:
     # conditioning augmentation by noise of a level that each image draws, embedded like the time, from the whole
     # schedule; cosine schedule; no code and no weights. Network, batch and steps are those of ADM's upsampler here, and

@@ -16,6 +16,9 @@ from pipelines.engine.driver import RunOptions, prepare
 from pipelines.planning.memory import MANY_CLASSES, checkpoint_bytes, model_bytes, step_model
 from pipelines.planning.preflight import space_of
 from pipelines.planning.room import check_room
+from pipelines.recipes.catalog import RECIPES
+from pipelines.workflow import PlannedStage
+from pipelines.workflows import build_workflow
 
 
 def disks(monkeypatch: pytest.MonkeyPatch, *, free: int) -> None:
@@ -62,6 +65,19 @@ def test_a_node_has_room_for_one_checkpoint_of_a_training_or_for_its_model_with_
     checkpoint, finished = checkpoint_bytes(model), model_bytes(model)
     assert (finished > checkpoint) == (average == "power")
     assert needed == (3 * checkpoint + finished, max(checkpoint, finished), ("base",))
+
+
+@pytest.mark.parametrize(("recipe", "other"), [("autoguidance", "weaker"), ("classifier_guided", "classifier")])
+def test_a_node_has_room_for_all_that_train_at_once_after_a_common_first_training(recipe: str, other: str):
+    workflow = build_workflow(RECIPES[recipe]())
+
+    def room(*names: str) -> int:
+        stages = workflow.stages
+        planned = [PlannedStage(s, "key", Store("memory://room"), None, s.name in names, {}) for s in stages]
+        return space_of(workflow, planned).temporary
+
+    assert room("base", other) == room("base") + room(other)
+    assert room("autoencoder", "base") == max(room("autoencoder"), room("base"))  # one after the other
 
 
 def test_a_full_disk_ends_the_command_in_one_line_before_ray_is_started(

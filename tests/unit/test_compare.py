@@ -19,6 +19,7 @@ from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.sampling.image_files import encode_png
 from pipelines.engine import driver
+from pipelines.recipes import rows
 from pipelines.recipes.catalog import RECIPES, load_recipe
 from pipelines.recipes.rows import APPROXIMATE, BUDGETS, MINUTES, TAXONOMY
 from pipelines.suites import compare
@@ -269,6 +270,12 @@ def test_the_page_is_whole_and_says_by_what_command_the_rest_is_made() -> None:
     assert "A &lt;b&gt;" in html
     assert re.search(r"C, 2 minutes:\s*gan, samples\.\s*It is made by\s*cascade compare gan_32", page.text)
     assert "cascade compare" in Page(render_comparison((left,))).text
+
+
+def test_the_page_names_the_machine_whose_minutes_the_budgets_are() -> None:
+    machine = re.search(r"fp32 on (an? .+)\.$", rows.__doc__ or "", re.MULTILINE)
+    assert machine is not None
+    assert f"on one core of {machine[1]}, in steps" in Page(render_comparison((system("A"),))).text
 
 
 def test_the_samples_of_each_finished_training_are_on_the_page_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

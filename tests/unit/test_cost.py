@@ -48,6 +48,7 @@ from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.recipes.published_networks import PAPER_DIFFUSION
 from pipelines.workflow import Workflow
 from pipelines.workflows import build_workflow
+from tests.refusals import one_line
 
 PAGE = Path(__file__).parents[2] / "docs" / "SPEED.md"
 COMMAND = "cascade plan --recipe published --cluster gpus=64 --gpu h100 --price 2.5"
@@ -106,7 +107,16 @@ def test_operations_of_a_dit_are_within_two_percent_of_those_published(size: str
     assert near(per_image(config) / 6e9, DIT_GMACS[size, patch])
 
 
-@pytest.mark.parametrize("system", [system for system in COMPUTE if system.cluster is V100S], ids=lambda s: s.name)
+ADM = [system for system in COMPUTE if system.cluster is V100S]
+
+
+@pytest.mark.parametrize("part", dict.fromkeys(p for system in ADM for p in system.parts), ids=lambda p: p.model)
+def test_a_training_of_adm_has_the_published_steps_and_batch(part):
+    optimization = PAPER_DIFFUSION[part.model].optimization
+    assert (optimization.total_steps, optimization.global_batch_size) == (part.steps, part.samples)
+
+
+@pytest.mark.parametrize("system", ADM, ids=lambda s: s.name)
 def test_days_of_adm_by_the_modeled_step_are_within_a_tenth_of_those_published(system):
     assert abs(system.modeled_days / system.v100_days - 1) < 0.1
 
@@ -238,6 +248,13 @@ def test_the_longest_path_is_that_of_the_stages_that_wait_for_each_other_the_lon
         (["--gpu", "h100", "--cluster", "cpus=8"], "--gpu needs a cluster with GPUs"),
         (["--price", "2"], "--price needs --gpu"),
         (["--gpu", "h100", "--cluster", "gpus=8", "--mfu", "1.5"], "--mfu must be above 0 and at most 1"),
+        (["--gpu", "h100", "--cluster", "gpus=8,type=a100"], "--gpu h100: --cluster 'gpus=8,type=a100' says type=a100"),
+        (["--cheapest", "--cluster", "gpus=8,network=efa"], "--cheapest: --cluster 'gpus=8,network=efa' says no type"),
+        (["--fastest", "--cluster", "gpus=8,type=h100", "--cluster", "gpus=8"], "--fastest: --cluster 'gpus=8' says"),
+        (
+            ["--recipe", "published", "--gpu", "h100", "--cluster", "gpus=8", "--images", "9"],
+            "--recipe published is all of them: --set, --only, --from, --until and --images need one",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(arguments: list[str], line: str):
@@ -245,6 +262,39 @@ def test_what_cannot_be_is_refused_in_one_line(arguments: list[str], line: str):
     assert isinstance(result.exception, UsageError)
     assert line in str(result.exception)
     assert "\n" not in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("sharding: 8\nmax_batch_per_device: 1", "can't be shared by 4 workers, 8 a copy"),
+        ("num_workers: 12", "can't be shared by 12 workers"),
+    ],
+)
+def test_a_price_is_of_shares_that_a_run_takes(tmp_path: Path, text: str, line: str):
+    (tmp_path / "mine.yaml").write_text(text)
+    command = ["plan", "--profile", str(tmp_path / "mine.yaml"), "--recipe", "published", "--cluster", "gpus=4"]
+    for options in ([], ["--gpu", "h100"]):
+        with one_line(UsageError, match=line):
+            CliRunner().invoke(cli.app, [*command, *options], catch_exceptions=False)
+
+
+def test_the_numbers_of_workers_in_a_plan_hold_whole_copies(tmp_path: Path):
+    """Of eight shards on a cluster of four GPUs there is the run's own number alone, which waits for eight."""
+    (tmp_path / "mine.yaml").write_text("stages: {base: {num_workers: 8, sharding: 8}}")
+    command = ["plan", "--profile", str(tmp_path / "mine.yaml"), "--recipe", "dit_imagenet_256", "--gpu", "h100"]
+    told = CliRunner().invoke(cli.app, [*command, "--cluster", "gpus=4"], catch_exceptions=False)
+    _, choices = told.stdout.split("base: uncalibrated")
+    assert re.findall(r"^ *(\d+)(?: \*)? ", choices, re.MULTILINE) == ["8"]
+
+
+def test_a_plan_for_a_cluster_warns_of_a_profile_s_stages_that_no_recipe_has(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("stages: {pirior: {num_workers: 2}, base: {num_workers: 2}}")
+    command = ["plan", "--profile", str(tmp_path / "mine.yaml"), "--recipe", "smoke", "--cluster"]
+    for clusters in (["gpus=8"], ["gpus=8", "--cluster", "gpus=4"], ["gpus=8,type=h100", "--gpu", "h100"]):
+        told = CliRunner().invoke(cli.app, [*command, *clusters], catch_exceptions=False)
+        assert "this recipe has no stage 'pirior'; did you mean 'prior'?" in " ".join(told.stdout.split())
+        assert "no stage 'base'" not in told.stdout
 
 
 def test_the_plan_says_what_each_stage_costs():

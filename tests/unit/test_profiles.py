@@ -41,7 +41,9 @@ def test_numbers_and_encodings_that_no_profile_has_are_one_line(tmp_path: Path, 
         ("num_worker: 2", "did you mean 'num_workers'"),
         ("num_workers: 0", "num_workers"),
         ("sharding: half", "sharding"),
-        ("stages: {base: {x: 1}}", "x"),
+        ("max_failures: -5\nstages: {base: {x: 1}}", r"bad\.yaml: max_failures: "),
+        ("stages: {prior: {num_workers: 2}, base: {aim: fastest}}", "stages.base: unknown field 'aim'; there are num_"),
+        ("stages: {base: {num_worker: 1}}", "stages.base: unknown field 'num_worker'; did you mean 'num_workers'"),
     ],
 )
 def test_a_bad_profile_is_one_line(tmp_path: Path, text: str, says: str):

@@ -19,6 +19,7 @@ from pipelines.recipes.systems import openmoji
 from pipelines.suites.lecture import chosen_rows
 from pipelines.workflow import Workflow
 from pipelines.workflows import build_workflow
+from tests.refusals import one_line
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -59,6 +60,29 @@ def test_a_short_name_begins_a_part_that_is_null_and_a_value_is_whole() -> None:
     assert apply_overrides(tree, ["base.rank=8"], type(RECIPES["smoke"]()))["base"]["adapter"]["rank"] == 8
     assert load_recipe("openmoji", ["images.source=/data/pics #2"]).images.source == "/data/pics #2"
     assert load_recipe("openmoji", ["images.source='/data/a b'"]).images.source == "/data/a b"
+
+
+@pytest.mark.parametrize("text", ["2024", "2024-05-01", "*.tar", "010", "a: b", "[a]", "true", "null", "&a #b"])
+def test_a_field_of_text_takes_it_as_it_is_typed(text: str) -> None:
+    assert load_recipe("openmoji", [f"images.source={text}"]).images.source == text
+    assert load_recipe("openmoji", [f"images.source='{text}'"]).images.source == text
+    prompts = ['samples.prompts=["a","b"]', f"samples.prompts.1={text}"]
+    assert load_recipe("openmoji", prompts).samples.prompts == ("a", text)
+
+
+def test_a_field_of_text_that_may_be_null_is_so_where_null_is_not_quoted() -> None:
+    tree, shape = RECIPES["smoke"]().model_dump(mode="json"), type(RECIPES["smoke"]())
+    for text, value in (("null", None), ("~", None), ("", None), ("'null'", "null"), ("7", "7")):
+        changed = apply_overrides(tree, [f"evaluation.feature_weights={text}"], shape)
+        assert changed["evaluation"]["feature_weights"] == value
+
+
+def test_numbers_are_decimal() -> None:
+    """They once were octal behind a 0, and of base 60 around a colon."""
+    assert load_recipe("smoke", ["base.seed=010"]).base.optimization.seed == 10
+    for number in ("20:00", "2024-05-01"):
+        with one_line(UsageError, match=f"base.optimization.total_steps: .*got '{number}'"):
+            load_recipe("smoke", [f"base.total_steps={number}"])
 
 
 def test_every_row_before_diffusion_has_a_recipe():

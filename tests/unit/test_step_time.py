@@ -17,7 +17,7 @@ from components.training.reporting import peak_flops
 from components.training.step_model import WithoutNumbers, take_gradients
 from pipelines.command import cli
 from pipelines.planning import profiles
-from pipelines.planning.cost import Choice, choices, chosen, training_time
+from pipelines.planning.cost import Choice, choices, chosen, counted_flops, training_time
 from pipelines.planning.memory import device_bytes, model_of
 from pipelines.planning.profiles import GPUS, Cluster, Profile, gpu_named, gpu_of, load_profile, parse_cluster
 from pipelines.planning.shares import resource_rows, share_cluster, worker_counts
@@ -32,7 +32,7 @@ from pipelines.planning.step_time import (
     pass_work,
     update_work,
 )
-from pipelines.recipes.catalog import RECIPES
+from pipelines.recipes.catalog import RECIPES, load_recipe
 from pipelines.workflow import Stage
 from pipelines.workflows import build_workflow
 from tests.trained_networks import TRAININGS, learners_of
@@ -242,12 +242,41 @@ def test_a_cluster_is_told_with_its_gpus_and_network_and_a_profile_with_its_aim(
     assert aims == ["knee", "fastest", "cheapest"]
 
 
-def test_copies_in_shards_gather_inside_a_node_and_send_their_sums_alone() -> None:
-    """Eight nodes of eight GPUs over TCP: between plain shards, which send all weights, and none."""
+def test_copies_in_shards_gather_inside_a_node_and_sum_between_nodes_in_a_ring_for_each_shard() -> None:
+    """Eight nodes of eight GPUs over TCP: a node's eight rings share its network, so all of its gradients pass it."""
     of, stages = (workflow := build_workflow(RECIPES["imagenet_class_prior"]())).by_name["prior"], workflow.stages
     model, cluster = model_of(of, stages), parse_cluster("gpus=64,type=h100,network=tcp")
-    how = {"num_workers": 64, "gpus_per_worker": 1, "max_batch_per_device": 1}
-    network = {kind: exposed(model, Resources(**how, sharding=kind), cluster, parts=1, busy=0) for kind in ("full", 8)}
-    assert network[8] < network["full"] / 4
-    sums = device_bytes(model).gradients / 8
-    assert network[8] > 2 * sums * 7 / 8 / TCP
+    held = device_bytes(model)
+
+    def network(sharding: str | int, workers: int = 64) -> float:
+        how = {"num_workers": workers, "gpus_per_worker": 1, "max_batch_per_device": 1}
+        return exposed(model, Resources(**how, sharding=sharding), cluster, parts=1, busy=0)
+
+    gathered = network(8, workers=8)  # one copy, inside its node
+    assert network(8) == pytest.approx(gathered + 2 * held.gradients * 7 / 8 / TCP)
+    assert network(4) == pytest.approx(network(4, workers=4) + 2 * held.gradients * 15 / 16 / TCP)  # two of a node
+    assert network(16) == pytest.approx(network(16, workers=16) + held.gradients * 3 / 4 / TCP)  # half of a copy
+    by_links = 2 * held.gradients / 4 / 2 / GPUS["h100"].link  # in a node, where each GPU has its own
+    assert network(4, workers=8) == pytest.approx(network(4, workers=4) + by_links)
+    assert network(8) < network("full")
+
+
+def test_frozen_networks_are_never_computed_again() -> None:
+    """Activations that a backward pass computes again are the training's own: a third of its pass and products."""
+    cluster, at_each = parse_cluster(CLUSTERS[0]), ["precompute=null"]
+    workflow, again = (
+        build_workflow(load_recipe("ldm_imagenet_f8", [*at_each, *settings]))
+        for settings in ([], ["base.gradient_checkpointing=true"])
+    )
+    plain, recomputed = (
+        training_time(of.by_name["base"], of.stages, Resources(num_workers=8, gpus_per_worker=1), cluster)
+        for of in (workflow, again)
+    )
+    model, gpu = model_of(workflow.by_name["base"], workflow.stages), cluster.known_gpu
+    optimization, work = model.training.optimization, pass_work(model)
+    share, own = optimization.global_batch_size / 8, counted_flops(model).total / optimization.total_steps
+    assert recomputed.products - plain.products == pytest.approx(own / 3 / 8 / (gpu.peak * gpu.products))
+    passed = work.launches.fixed + share * work.launches.sample
+    assert recomputed.launches - plain.launches == pytest.approx(LAUNCH * passed / 3)
+    moved = work.moved.fixed + share * work.moved.sample
+    assert recomputed.memory - plain.memory == pytest.approx(moved / 3 / gpu.bandwidth)
