@@ -77,7 +77,17 @@ def _models_in(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
 
 def check_figures(path: Path | None) -> None:
     """Raise UsageError for a --json file out of reach for writing."""
-    if path is not None and not path.absolute().parent.is_dir():
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir():
         raise UsageError(f"--json {path}: there is no such folder; make it first")
-    if path is not None and path.is_dir():
+    if path.is_dir():
         raise UsageError(f"--json {path} is a folder: name a file in it")
+    new = not path.exists()
+    try:
+        if new or path.is_file():  # to open a pipe is to wait for its reader
+            path.open("ab").close()
+    except OSError as error:
+        raise UsageError(f"--json {path} can't be written ({error.strerror}); name another file") from None
+    if new:
+        path.unlink()

@@ -1,7 +1,8 @@
 """Images as users have them, each as it is: folders, archives of images, npz files.
 
-A folder holds images at any depth, or archives of images. An npz file holds an array of images (its first of four
-axes). One image that can't be read is an error: leaving it out would change N. Shapes: N images, H W their pixels.
+A folder holds images at any depth, or archives of images, in the order of their names. An npz file holds an array of
+images (its first of four axes). One image that can't be read is an error: leaving it out would change N.
+Shapes: N images, H W their pixels.
 """
 
 import io
@@ -11,14 +12,17 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby, islice
+from operator import attrgetter
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from components.data.listing import FileVersion, list_versions
+from components.configuration.config import refuse
+from components.data.listing import FileVersion, list_versions, reason_of
 from components.data.tars import MAX_MEMBER_BYTES, is_image, iterate_shard
-from components.runtime.storage.connection import at
+from components.runtime.storage.connection import at, shown
 from components.runtime.storage.store import BLOCK, Store, absolute, read_range
 from components.sampling.image_files import decode_image
 
@@ -34,6 +38,7 @@ class GivenImages(NamedTuple):
     place: Store
     files: tuple[FileVersion, ...]
     num_images: int
+    order: str = "names"  # of an archive's images: features that were kept in another order are not theirs
 
     def batches(self) -> Iterator[np.ndarray]:
         """Yields uint8 (n, H, W, 3) in order, at most BATCH of one size.
@@ -49,22 +54,25 @@ class GivenImages(NamedTuple):
                 try:
                     yield item if isinstance(item, np.ndarray) else np.asarray(decode_image(item))
                 except UNREADABLE as error:
-                    raise ValueError(f"{self.place.url(name)} can't be read ({error}); remove it, or mend it") from None
+                    fault = f"{self.place.url(name)} can't be read ({reason_of(error)}); remove it, or mend it"
+                    raise ValueError(fault) from None
 
 
 def contents(folder: Store, path: str) -> Iterator[tuple[str, bytes | np.ndarray]]:
-    """Yields (name, image) of a file: encoded images, or rows of an npz file.
+    """Yields (name, image) of a file: encoded images in the order of their names, or rows of an npz file.
     Raises ValueError for an archive that can't be read; ShardError for a tar."""
     if path.endswith(NUMPY):
         yield from ((path, row) for row in rows_of(folder.url(path)))
     elif path.endswith(".zip"):
         with open_archive(folder.url(path)) as archive:
-            for member in archive.infolist():
-                if is_image(member.filename):
+            for member in sorted(archive.infolist(), key=attrgetter("filename")):
+                # beside each image macOS packs a file of attributes (AppleDouble) with the same ending
+                if is_image(member.filename) and not PurePosixPath(member.filename).name.startswith("._"):
                     large = member.file_size > MAX_MEMBER_BYTES
                     yield f"{path}/{member.filename}", b"" if large else archive.read(member)
     elif path.endswith(ARCHIVES):
-        for group in iterate_shard(folder.read(path), folder.url(path)):
+        # a key with its point sorts as the file's name: 0-1.png before 0.png
+        for group in sorted(iterate_shard(folder.read(path), folder.url(path)), key=lambda group: f"{group.key}."):
             if group.image is not None:
                 yield f"{path}/{group.key}", group.image
     else:
@@ -103,7 +111,8 @@ def open_archive(url: str) -> Iterator[zipfile.ZipFile]:
         with io.BufferedReader(RemoteFile(url), BLOCK) as file, zipfile.ZipFile(file) as archive:
             yield archive
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:  # the last: encrypted
-        raise ValueError(f"{url} can't be read as an archive ({error}); fetch or write it again") from None
+        fault = f"{shown(url)} can't be read as an archive ({shown(str(error))})"
+        raise ValueError(f"{fault}; fetch or write it again") from None
 
 
 def rows_of(url: str) -> Iterator[np.ndarray]:
@@ -137,6 +146,8 @@ def given_images(uri: str, *, needed: bool = True) -> list[GivenImages]:
     single = uri.endswith((NUMPY, *ARCHIVES))
     store, versions = Store(uri.rpartition("/")[0] if single else uri), list_versions(uri)
     files = [version for version in versions if is_image(version.path)]
+    alone = not single and [version.path for version in files] == [uri.rpartition("/")[2]]
+    refuse(alone, f"{shown(uri)} is a single image: give a folder of images, a tar, a zip or an npz")
     if files and not single:
         chunks = [tuple(files[start : start + MOST]) for start in range(0, len(files), MOST)]
         return [GivenImages(store, chunk, len(chunk)) for chunk in chunks]
@@ -144,5 +155,5 @@ def given_images(uri: str, *, needed: bool = True) -> list[GivenImages]:
     parts = [GivenImages(store, (file,), sum(1 for _ in contents(store, file.path))) for file in archives]
     parts = [part for part in parts if part.num_images]
     if needed and not parts:
-        raise ValueError(f"{uri} holds no images: give a folder of images, a tar, a zip or an npz")
+        raise ValueError(f"{shown(uri)} holds no images: give a folder of images, a tar, a zip or an npz")
     return parts

@@ -19,7 +19,7 @@ from components.data.held_out import SMALL, read_split
 from components.data.shards import ShardIndex, Split, View
 from components.evaluation.features import Measuring
 from components.evaluation.generated import SampleJob, accepts, jobs_of
-from components.evaluation.image_sets import FileImages, ImagePart, branch_name, held_out_parts, shrink, some_of
+from components.evaluation.image_sets import KNOWN, FileImages, ImagePart, branch_name, held_out_parts, shrink, some_of
 from components.evaluation.metrics import share_error
 from components.evaluation.sampling_studies import judge
 from components.evaluation.study import Findings, ModelStudy, StudyPlan, load_trained
@@ -34,7 +34,6 @@ from components.sampling.requests import Request
 EQUAL = 6  # decimals: smaller differences of cosines depend on the order of computation
 AskedBy = Literal["label", "prompt"]
 JUDGES: dict[str, AskedBy] = {"judge": "label", "matcher": "prompt"}  # name of the input -> what it judges
-KNOWN: dict[Split, str] = {"holdout": "held-out images", "train": "training images"}
 TITLES: dict[AskedBy, str] = {  # of the tables
     "label": "Asked for by label: the class that an independent classifier sees",
     "prompt": "Asked for by prompt: the own caption among others, by a contrastive encoder",

@@ -35,6 +35,7 @@ TABLE = "What codes tell"  # title of the table
 CODES, SHOWN = 8, 10  # rows of patches, and patches in each
 REACH = 2  # cells shown around a patch
 RIDGE = 0.01  # of the mean square of the features
+LEAST_RIDGE = 1e-9  # of features that are all equal: their weights are 0
 
 
 class CodesJob(NamedTuple):
@@ -157,7 +158,7 @@ def linear_probe(known: Tensor, asked: Tensor, labels: np.ndarray, *, classes: i
     inputs, targets = known - mean, one_hot(torch.from_numpy(labels), classes).double()
     shares = targets.mean(dim=0)
     square = inputs.T @ inputs
-    square.diagonal().add_(RIDGE * square.trace() / len(square))
+    square.diagonal().add_((RIDGE * square.trace() / len(square)).clamp(min=LEAST_RIDGE))
     weights = torch.linalg.solve(square, inputs.T @ (targets - shares))
     return ((asked - mean) @ weights + shares).argmax(dim=1).numpy()
 

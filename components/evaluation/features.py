@@ -175,7 +175,7 @@ class MeasureConfig(Config):
     feature_weights: Annotated[str | None, Since(None)] = None  # URI, for networks without a package
     precision: FeaturePrecision = "fp32"  # bf16 where the device has it: less than 1 % apart
     reference_samples: int = Field(10_000, ge=2)  # at most so many training images
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)  # as NumPy's RandomState takes
 
     def _check(self) -> None:
         super()._check()
@@ -301,7 +301,9 @@ def distance_rows(
     """Rows of figures from the files of features, first the distance between two halves of the reference.
     A reference of fewer than four images has no halves to measure. `metrics`: figures beside the distance; the
     distance's standard error if they name it. `reference`: name of the set that the others are measured to."""
-    (to,) = (images for images in sets if images.name == reference)
+    to = next((images for images in sets if images.name == reference), None)
+    if to is None:
+        raise ValueError(f"a distance is to at least two {reference}: give more images, or set feature_network=none")
     halves = [to] if sum(job.part.num_images for job in to.files) >= 4 else []
     ordered = [*halves, *(images for images in sets if images is not to)]
     return list(pool.map(partial(RowMeasurer, to, seed=seed, metrics=tuple(metrics)), ordered))

@@ -2,7 +2,7 @@
 
 Names are a contract with the report: `GENERATOR_by_class`, `GENERATOR_by_prompt`, `GENERATOR_by_condition` (each
 condition image before what was made of it), `GENERATOR_unconditional`, `strip_STAGE`, `cascade_side_by_side`,
-`originals_and_reconstructions`, `index_grids`.
+`originals_and_reconstructions`, or `trained_and_reconstructions` where no image is held out, `index_grids`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from components.sampling.images import read_image, to_uint8
 from components.sampling.requests import Request
 
 STRIP = "strip"
-ORIGINALS = "originals_and_reconstructions"
+ORIGINALS, TRAINED = "originals_and_reconstructions", "trained_and_reconstructions"  # held out, else of training
 INDEX_GRIDS = "index_grids"
 SIDE_BY_SIDE = "cascade_side_by_side"
 COMPARED = 6  # number of conditions with the cascade's stages side by side
@@ -39,7 +39,8 @@ class GalleryConfig(Config):
     num_prompts: int = Field(8, ge=0)  # number of captions taken in place of prompts
     images_per_prompt: int = Field(6, ge=1)
     strip_frames: int = Field(8, ge=2)
-    guidance_scale: float | None = Field(None, ge=0)  # of shown images; None is the model's own
+    # of shown images, by generators that take it; None is the model's own
+    guidance_scale: float | None = Field(None, ge=0)
 
 
 def gallery_requests(
@@ -47,7 +48,7 @@ def gallery_requests(
 ) -> dict[str, list[Request]]:
     """Image name -> requests, at least one, as far as the models of the generator take such conditions.
     `captions`: prompts to choose from, where the configuration names none. `images`: condition images (PNG), for a
-    cascade that takes one."""
+    cascade that takes one. Raises ValueError, in one line, for a configured prompt that no generator takes."""
     shown = {}
     for generator in cascade.generators:
         plain, classes = Request(generator=generator), cascade.classes(generator)
@@ -65,9 +66,13 @@ def gallery_requests(
         each = {"class": config.images_per_class, "unconditional": UNCONDITIONAL}
         for kind, requests in asked.items():  # the same seeds for all requests of a kind
             seeds = range(seed + SEED_APART, seed + SEED_APART + each.get(kind, config.images_per_prompt))
-            every = [request.replace(seed=number) for request in requests for number in seeds]
+            # guidance where the generator takes any
+            own = [each if accepts(cascade, each) else each.replace(guidance_scale=None) for each in requests]
+            every = [request.replace(seed=number) for request in own for number in seeds]
             if accepted := [request for request in every if accepts(cascade, request)]:
                 shown[f"{generator}_{'' if kind == 'unconditional' else 'by_'}{kind}"] = accepted
+    lost = set(config.prompts) - {request.prompt for requests in shown.values() for request in requests}
+    refuse(lost, f"samples.prompts: no generator takes {min(lost, default='')!r:.80}; shorten it, or leave it out")
     return shown
 
 

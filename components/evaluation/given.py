@@ -108,10 +108,14 @@ def requests_for(
 
 def sample_into(folder: Path, cascade: Cascade, requests: Sequence[Request]) -> Iterator[tuple[int, int]]:
     """Samples images as PNG files named by number; yields images done and their total.
-    Raises ValueError, in one line, for a folder that holds something, or a model that takes no such request."""
-    refuse(folder.exists() and any(folder.iterdir()), f"{folder} holds files: name a new folder for the samples")
+    Raises ValueError, in one line, for a folder that holds something or can't be made, or a model that takes no such
+    request."""
     cascade.resolve_all(requests)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        refuse(any(folder.iterdir()), f"{folder} holds files: name a new folder for the samples")
+    except OSError as error:
+        raise ValueError(f"{folder}: {error.strerror}; name a new folder for the samples") from None
     for start in range(0, len(requests), cascade.most_at_once):
         for number, image in enumerate(cascade.sample(requests[start : start + cascade.most_at_once]), start):
             (folder / f"{number:06d}.png").write_bytes(encode_png(image))
@@ -144,6 +148,10 @@ def evaluate_given(
         named = f"{shown(index.source)}, held out in {shown(index.root)}"
     extract = features.extractor_of(config)
     facts = config.facts(extract.sha256)
+    if published is not None:  # of no image: shapes alone
+        size, own = extract(np.zeros((0, 64, 64, 3), np.uint8))[features.FEATURES].shape[1], len(published.mean)
+        fault = f"{reference}: statistics of {own} features, {config.feature_network} has {size}"
+        refuse(own != size, f"{fault}; give those of that network, or images")
     for so_far in samples:
         progress(*so_far)
     made, parts, done = given_images(images), [], 0
@@ -158,10 +166,10 @@ def evaluate_given(
     gaussian = gaussian_of(references) if published is None else published
     found, logits = arrays[features.FEATURES], arrays.get(features.LOGITS)
     compared = Compared(found, references, gaussian, seed=config.seed, logits=logits)
-    row, scores, own = measured_row("images", "model", compared, tuple(METRICS)), [], cycle(captions)
+    row, scores, words = measured_row("images", "model", compared, tuple(METRICS)), [], cycle(captions)
     if clip is not None:
         for batch in (batch for part in made for batch in part.batches()):
-            scores.append(clip(batch, [next(own) for _ in batch]))
+            scores.append(clip(batch, [next(words) for _ in batch]))
     clip_score = {f"{clip.name}_{counted(count)}": float(np.concatenate(scores).mean())} if clip is not None else {}
     return {
         "images": images,

@@ -23,6 +23,7 @@ from components.sampling.images import levels_to_uint8
 
 BATCH = 32  # images in memory at a time
 REFERENCE, HELD_OUT = "training images", "held-out images"  # names of sets
+KNOWN: dict[Split, str] = {"holdout": HELD_OUT, "train": REFERENCE}
 
 
 class ImagePart(Protocol):
@@ -46,6 +47,10 @@ class ImageSet(NamedTuple):
     @property
     def num_images(self) -> int:
         return sum(part.num_images for part in self.parts)
+
+    def shrunk(self, side: int) -> "ImageSet":
+        """The same images, averaged to a smaller side."""
+        return self._replace(parts=tuple(SmallerImages(part, side) for part in self.parts))
 
 
 class ShardImages(NamedTuple):
@@ -217,15 +222,16 @@ def compared_sets(
     trained: Sequence[ShardImages], held_out: Sequence[ShardImages], made: Sequence[MadeStage], *, seed: int
 ) -> dict[str, ImageSet]:
     """Sets to measure against training images: generated images, and sets that calibrate the numbers.
-    Each stage is measured at its own size, so the base's images at, say, 16² are next to training images of 16²."""
+    Each stage is measured at its own size, so the base's images at, say, 16² are next to training images of 16².
+    `held_out`: training images where none are held out; these are no set of their own."""
     side, place = trained[0].resolution, trained[0].place
-    sets = {REFERENCE: ImageSet(tuple(trained), "scale"), HELD_OUT: ImageSet(tuple(held_out), "scale")}
+    apart = tuple(part for part in held_out if part.split == "holdout")
+    sets = {REFERENCE: ImageSet(tuple(trained), "scale"), HELD_OUT: ImageSet(apart, "scale")}
     counts = [sum(part.num_images for part in stage.parts) for stage in made]
-    count = max(counts, default=sets[HELD_OUT].num_images)
+    count = max(counts, default=sum(part.num_images for part in held_out))
     drawn = np.sort(np.random.default_rng(seed).permutation(sets[REFERENCE].num_images)[:count])
     for small in sorted({stage.side for stage in made if stage.side < side}):
-        parts = tuple(SmallerImages(part, small) for part in some_of(trained, drawn))
-        sets[f"{REFERENCE} shrunk to {small}²"] = ImageSet(parts, "scale")
+        sets[f"{REFERENCE} shrunk to {small}²"] = ImageSet(tuple(some_of(trained, drawn)), "scale").shrunk(small)
     sizes = [min(4 * BATCH, count - start) for start in range(0, count, 4 * BATCH)]
     noise = [NoiseImages(size, side, (seed, number), place) for number, size in enumerate(sizes)]
     sets["noise"] = ImageSet(tuple(noise), "scale")
@@ -236,9 +242,9 @@ def window_sets(
     sets: Mapping[str, ImageSet], made: Sequence[MadeStage], *, side: int, whole: int, seed: int
 ) -> dict[str, ImageSet]:
     """Windows of training images (the reference, first), held-out images, and generated images.
-    Only generated images larger than a window are cut; `whole` is the side of the training images."""
+    Only generated images of the training images' side, `whole`, are cut: a window of others shows another part."""
     windows, names = {}, {f"{REFERENCE} of {whole}²": REFERENCE, HELD_OUT: HELD_OUT}
-    names |= {stage.name: stage.name for stage in made if stage.side > side}
+    names |= {stage.name: stage.name for stage in made if stage.side == whole}
     for name, given in names.items():
         images = sets[given]
         parts = [SmallerImages(part, side, (seed, n)) for n, part in enumerate(images.parts)]

@@ -16,6 +16,7 @@ from components.configuration.config import Config
 from components.data.held_out import SplitArrays, read_split
 from components.data.shards import View
 from components.evaluation.grids import GridBlock, render_blocks
+from components.evaluation.likelihood_study import pixels_of
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.evaluation.restoration import asked_of
 from components.evaluation.study import Findings, ModelStudy, StudyPlan, load_trained
@@ -56,7 +57,7 @@ class NoisingStudy(ModelStudy["NoisingStudyConfig"]):
         seen = split.image
         if config.resolution is not None:
             seen = read_split(self.index, "holdout", View(config.resolution), limit=config.shown).image
-        noised = with_noise(split.image, seed=config.seed, device=loaded.device)
+        noised = with_noise(split.image, seed=config.seed, model=loaded)
         times = times_of(schedule, ERROR_TIMES)
         predicted = (predicted_x_0(loaded, objective, split, noised, time) for time in times)
         errors = [float((x_0 - noised.x_0).square().mean()) for x_0 in predicted]
@@ -92,11 +93,11 @@ class NoisingStudyConfig(Config):
 class NoisedImages(NamedTuple):
     """Images, with a fixed noise for every time."""
 
-    x_0: Tensor  # (N, 3, H, W) in [-1, 1]
+    x_0: Tensor  # (N, 3, H, W) in [-1, 1], or (N, 1, H, W) of a model of one channel
     noise: Tensor  # like x_0
 
     def at(self, schedule: Schedule, time: int) -> Tensor:
-        """x_t (N, 3, H, W) of all images at one time."""
+        """x_t, like x_0, of all images at one time."""
         times = torch.full((len(self.x_0),), time, device=self.x_0.device)
         return schedule.add_noise(self.x_0, self.noise, times)
 
@@ -111,9 +112,10 @@ def discrete_objective(model: SamplingModel) -> DiscreteObjective:
     return objective
 
 
-def with_noise(images: np.ndarray, *, seed: int, device: torch.device | str = "cpu") -> NoisedImages:
-    """Images (N, H, W, 3) uint8 as x_0, each with noise from a separate stream."""
-    x_0 = from_uint8(images)
+def with_noise(images: np.ndarray, *, seed: int, model: SamplingModel | None = None) -> NoisedImages:
+    """Images (N, H, W, 3) uint8 as x_0, each with noise from a separate stream.
+    For a model in its channels and on its device. Raises as `pixels_of`."""
+    x_0, device = (from_uint8(images), "cpu") if model is None else (pixels_of(model, images), model.device)
     streams = (random_stream(seed + number, "noising") for number in range(len(x_0)))
     noise = [torch.randn(x_0.shape[1:], generator=stream) for stream in streams]
     return NoisedImages(x_0.to(device), torch.stack(noise).to(device))
@@ -128,7 +130,7 @@ def times_of(schedule: Schedule, count: int) -> list[int]:
 def predicted_x_0(
     model: SamplingModel, objective: DiscreteObjective, split: SplitArrays, images: NoisedImages, time: int
 ) -> Tensor:
-    """Model's prediction of x_0 from x_t under each image's own conditions, clipped: (N, 3, H, W).
+    """Model's prediction of x_0 from x_t under each image's own conditions, clipped, like x_0.
     The conditions are those of the first images of the split."""
     asked = asked_of(model, split.label, split.caption)
     plans = [plan_of(request, [model], model.classes) for request in asked]

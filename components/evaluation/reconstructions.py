@@ -17,7 +17,7 @@ from components.configuration.config import Since, refuse
 from components.data.encoding import open_autoencoder
 from components.evaluation import features
 from components.evaluation.features import FeatureJob, FeatureSet, MeasureConfig, joined, read_arrays
-from components.evaluation.gallery import GRIDS, INDEX_GRIDS, ORIGINALS, RECONSTRUCTIONS, draw_columns
+from components.evaluation.gallery import GRIDS, INDEX_GRIDS, ORIGINALS, RECONSTRUCTIONS, TRAINED, draw_columns
 from components.evaluation.image_sets import HELD_OUT, ImageSet, ShardImages
 from components.evaluation.metrics import counted, published_name
 from components.models.autoencoder import Autoencoder
@@ -155,7 +155,8 @@ def draw_kept(autoencoder: Artifact, parts: Sequence[ShardImages]) -> dict[str, 
     batches = (images for part in parts for images in part.batches())
     originals = np.concatenate(list(islice(batches, RECONSTRUCTIONS)))[:RECONSTRUCTIONS]
     made, histogram = reconstruct(network, originals)
-    drawn = {ORIGINALS: draw_columns({"original": originals, "reconstruction": made})}
+    name = ORIGINALS if parts[0].split == "holdout" else TRAINED
+    drawn = {name: draw_columns({"original": originals, "reconstruction": made})}
     if histogram is not None:
         grids = to_uint8(index_grids(network, originals[:GRIDS]))  # (N, h, w, 3): each code a color
         of_codes = f"index grid, {grids.shape[1]} x {grids.shape[2]} codes"

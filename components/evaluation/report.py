@@ -47,6 +47,11 @@ IMAGES = {  # name -> (section of the page, caption, what a screen reader says)
         "Held-out images, never trained on, and their reconstructions",
         "Rows of originals, each above the row of their reconstructions",
     ),
+    "trained_and_reconstructions": (
+        "tokenizer",
+        "Training images, as none are held out, and their reconstructions",
+        "Rows of training images, each above the row of their reconstructions",
+    ),
     "by_stage_steps": (
         "others",
         "Images by the steps of each stage of a cascade, the other stages with their own",

@@ -6,6 +6,7 @@ was asked for.
 """
 
 import json
+import math
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from pydantic import Field
 
 from components.configuration.config import refuse
-from components.data.held_out import held_out_arrays
+from components.data.held_out import read_split
 from components.data.shards import View
 from components.evaluation.generated import SampleJob
 from components.evaluation.grids import readable
@@ -272,8 +273,9 @@ class GuidanceStudy(VariantStudy["GuidanceStudyConfig"]):
         return models
 
     def held_out_accuracy(self, models: Models, resolution: int) -> float:
-        held_out = held_out_arrays(self.index, View(resolution), limit=self.config.samples)
-        return float(np.mean(judge(models.judge, held_out["image"]) == held_out["label"]))
+        held_out = read_split(self.index, "holdout", View(resolution), limit=self.config.samples)
+        right = judge(models.judge, held_out.image) == held_out.label if held_out.key else np.nan
+        return float(np.mean(right))
 
     def sample(self, models: Models, job: SampleJob) -> dict[str, Any]:
         """Images under the guidance of the job, judged."""
@@ -302,6 +304,7 @@ class GuidanceStudy(VariantStudy["GuidanceStudyConfig"]):
         network, count = config.feature_network, config.samples
         accuracy, distance = "accuracy by an independent classifier", f"Fréchet distance, {network}"
         accuracies, distances, each_other, rows, best = [], [], [], [], {}
+        apart = {} if math.isnan(measured.held_out_accuracy) else {HELD_OUT: measured.held_out_accuracy}
         for method, settings in config.lines.items():
             title, line = TITLES[method], {setting.scale: points[setting.name] for setting in settings}
             seen, far = [point.accuracy for point in line.values()], [point.distance for point in line.values()]
@@ -316,7 +319,7 @@ class GuidanceStudy(VariantStudy["GuidanceStudyConfig"]):
             guided = line.values() or [without]  # no other scale
             best |= {p.setting.title: p for p in (without, min(guided, key=lambda point: point.distance))}
         against_scale = [
-            Panel("guidance scale", accuracy, accuracies, levels={HELD_OUT: measured.held_out_accuracy}),
+            Panel("guidance scale", accuracy, accuracies, levels=apart),
             Panel("guidance scale", distance, distances, levels=measured.held_out_distance),
         ]
         plots = {

@@ -15,7 +15,7 @@ from pydantic import Field
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from components.configuration.config import Config
+from components.configuration.config import Config, refuse
 from components.data.sources.scenes import COLORS, LARGE, OWN_NUMBERS, SHAPES, Solid, render, scene
 from components.evaluation.image_sets import ImagePart, shrink
 from components.runtime.storage.artifact import Artifact
@@ -66,7 +66,12 @@ def judge_network() -> nn.Sequential:
 
 def train_judge(config: SceneJudgeConfig) -> tuple[bytes, dict[str, float]]:
     """Trains a judge on renderings and measures it on others. Runs in a worker.
-    Returns the weights, as safetensors, and the accuracy of each attribute on held-out renderings, in [0, 1]."""
+    Returns the weights, as safetensors, and the accuracy of each attribute on held-out renderings, in [0, 1]. Raises
+    ValueError, before any training, where these do not show every attribute."""
+    shown, truth = renderings(OWN_NUMBERS + config.renderings, config.held_out)
+    known = truth != NO_ANSWER
+    unread = ", ".join(name for name, some in zip(CHOICES, known.any(axis=0), strict=True) if not some)
+    refuse(unread, f"judge.held_out={config.held_out}: these renderings do not show {unread}; raise it")
     images, answers = renderings(OWN_NUMBERS, config.renderings)
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):
@@ -86,9 +91,8 @@ def train_judge(config: SceneJudgeConfig) -> tuple[bytes, dict[str, float]]:
         torch.stack(losses).sum().backward()
         optimizer.step()
         schedule.step()
-    images, answers = renderings(OWN_NUMBERS + config.renderings, config.held_out)
-    seen, known = read_attributes(network.eval(), images), answers != NO_ANSWER
-    right = {name: float((seen == answers)[known[:, n], n].mean()) for n, name in enumerate(CHOICES)}
+    seen = read_attributes(network.eval(), shown)
+    right = {name: float((seen == truth)[known[:, n], n].mean()) for n, name in enumerate(CHOICES)}
     return save(network.state_dict()), right
 
 

@@ -32,7 +32,7 @@ from components.evaluation.features import (
 )
 from components.evaluation.generated import CascadeSampler, SampleJob, jobs_of, measured_requests
 from components.evaluation.grids import GridBlock, render_blocks
-from components.evaluation.image_sets import HELD_OUT, REFERENCE, FileImages, ImageSet, held_out_parts, trained_parts
+from components.evaluation.image_sets import HELD_OUT, REFERENCE, FileImages, ImageSet, split_parts, trained_parts
 from components.runtime.pool import file_name, write_job
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
@@ -170,7 +170,7 @@ class Measured(NamedTuple):
 
     points: dict[str, Point]  # by the name of their setting
     held_out_distance: Mapping[str, float]  # by the set's name; {} for fewer than two images, which have none
-    held_out_accuracy: float  # of an independent classifier; NaN without one
+    held_out_accuracy: float  # of an independent classifier; NaN without classifier or held-out images
 
 
 V = TypeVar("V", bound=VariantsConfig)
@@ -198,7 +198,7 @@ class VariantStudy(ModelStudy[V]):
         return models.base.settings["resolution"]
 
     def held_out_accuracy(self, models: Any, resolution: int) -> float:
-        """Accuracy of an independent classifier on held-out images; NaN without one."""
+        """Accuracy of an independent classifier on held-out images; NaN without either."""
         return math.nan
 
     @abstractmethod
@@ -218,7 +218,7 @@ class VariantStudy(ModelStudy[V]):
         for name, way in self.settings().items():
             groups[name] = [job._replace(variant=way) for job in jobs_of(name, requests)]
         side = self.side(models)
-        held_out = held_out_parts(self.index, resolution=side, limit=config.samples)
+        held_out = split_parts(self.index, "holdout", resolution=side, limit=config.samples)  # of none: no such set
         sets = self.sets(groups, "images", resolution=side) | {HELD_OUT: ImageSet(tuple(held_out), "scale")}
         return StudyPlan(groups, sets, self.held_out_accuracy(models, side))
 

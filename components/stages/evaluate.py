@@ -2,6 +2,7 @@
 
 A study's configuration names the study; its other inputs are the models."""
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from components.data.shards import Member, ShardIndex, View, load_index
 from components.evaluation import features, image_sets, reconstructions
 from components.evaluation.generated import measured_stages
 from components.evaluation.grids import labelled_grid, readable
-from components.evaluation.image_sets import HELD_OUT, REFERENCE, ImageSet, MadeStage, held_out_parts
+from components.evaluation.image_sets import HELD_OUT, KNOWN, REFERENCE, ImageSet, MadeStage, held_out_parts
 from components.evaluation.metrics import METRICS, USUAL, DistanceRow
 from components.evaluation.nearest import draw_nearest
 from components.evaluation.reconstructions import PairsConfig
@@ -29,7 +30,7 @@ from components.runtime.storage.artifact import Artifact
 from components.stages.context import StageContext
 from components.weights.perceptual import check_perceptual_network
 
-RECONSTRUCTED = "reconstructions of held-out images"
+RECONSTRUCTED = "reconstructions of "  # the set's name follows
 REAL, COLUMNS = "real_images", 8  # name of the grid of held-out images, and images in a row
 READ, CLASSES = 96, 12  # held-out images to choose from, and classes shown
 
@@ -123,17 +124,21 @@ def measure(
     measured = features.measure_features(sets | windows, config, work)
     wholes = [images for images in measured if images.name in sets]
     several = sum(job.part.num_images for job in kept) > 1  # a distance is of a covariance
-    wholes += [features.FeatureSet(RECONSTRUCTED, "model", tuple(kept))] if several else []
+    name = f"{RECONSTRUCTED}{KNOWN[held_out[0].split]}"
+    wholes += [features.FeatureSet(name, "model", tuple(kept))] if several else []
     rows = features.distance_rows(wholes, pool=pool, seed=seed, metrics=config.metrics)
     if windows:
         cut = [images for images in measured if images.name in windows]
         rows += features.distance_rows(cut, pool=pool, seed=seed, metrics=config.metrics, reference=next(iter(windows)))
-    ordered = sorted(rows, key=lambda row: (row.purpose == "model", row.name != RECONSTRUCTED))
+    ordered = sorted(rows, key=lambda row: (row.purpose == "model", not row.name.startswith(RECONSTRUCTED)))
     near, found = [], {images.name: images for images in wholes}
     for stage in {stage.generator: stage for stage in made}.values():  # the finished images
-        if stage.name in found and held_out[0].split == "holdout" and HELD_OUT in found:
-            theirs = found[stage.name], found[REFERENCE], found[HELD_OUT]
-            near.append((stage, *pool.call(partial(draw_nearest, stage, trained, *theirs))))
+        if stage.name in found and HELD_OUT in found:
+            theirs = [found[REFERENCE], found[HELD_OUT]]
+            if stage.side < whole:  # blur would outweigh copying
+                own = {name: sets[name].shrunk(stage.side) for name in (REFERENCE, HELD_OUT)}
+                theirs = features.measure_features(own, config, work)
+            near.append((stage, *pool.call(partial(draw_nearest, stage, trained, found[stage.name], *theirs))))
     return ordered, near
 
 
@@ -188,7 +193,8 @@ def train_scene_judge(config: SceneJudgeConfig, context: StageContext) -> Artifa
 def commit_findings(
     context: StageContext, findings: Findings, files: Mapping[str, bytes] = MappingProxyType({})
 ) -> Artifact:
-    """Records and commits findings of a study, and files: an artifact of kind `report`."""
+    """Records and commits findings of a study, and files: an artifact of kind `report`.
+    Figures that are not finite, as the standard error of a single image, are left out."""
     folder, names = context.scratch(), {title: f"plot-{number}.svg" for number, title in enumerate(findings.plots)}
     for title, svg in findings.plots.items():
         (folder / names[title]).write_text(svg)
@@ -196,6 +202,8 @@ def commit_findings(
     for name, content in files.items():
         (folder / name).write_bytes(content)
     context.write_images(folder, findings.images)
-    context.recorder.emit(events.Metrics(context.stage, 0, findings.summary))
-    metadata = {"plots": names, "tables": findings.tables, "summary": findings.summary, "headline": findings.headline}
+    figures = (findings.summary, findings.headline)
+    summary, headline = ({name: value for name, value in each.items() if math.isfinite(value)} for each in figures)
+    context.recorder.emit(events.Metrics(context.stage, 0, summary))
+    metadata = {"plots": names, "tables": findings.tables, "summary": summary, "headline": headline}
     return context.commit("report", folder=folder, metadata=metadata)

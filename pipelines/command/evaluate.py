@@ -73,8 +73,9 @@ def evaluate(
     check_given(images, reference, model, captions, clip_weights)
     check_figures(figures)
     with usage_errors(f"--captions {captions}: "):
-        words = [] if captions is None else captions.read_text("utf-8-sig").splitlines()
-        refuse(captions is not None and not words, "the file is empty: give a caption in each line")
+        text = None if captions is None else captions.read_text("utf-8-sig")
+        refuse(text == "", "the file is empty: give a caption in each line")
+        words = text.removesuffix("\n").split("\n") if text else []  # no cut at U+2028 or U+0085, as of splitlines
     try:
         fields = {"feature_network": network, "feature_weights": feature_weights, "seed": seed}
         config = MeasureConfig.model_validate(fields)

@@ -175,7 +175,7 @@ def run_before(root: Store, run: str, plan: Mapping[str, Any], evaluation: Mappi
     changed = [(line[2:].strip(), line[0].replace("-", "before").replace("+", "now")) for line in ndiff(old, new)]
     tables = {
         "Fréchet distances": report.Table(
-            columns=("images", "before", "now"), rows=tuple((row, then[row], now[row]) for row in comparable)
+            columns=("images", "N", "before", "now"), rows=tuple((*row, then[row], now[row]) for row in comparable)
         ),
         "Lines of the recipe that differ": report.Table(
             columns=("line", "run"), rows=tuple(line for line in changed if line[1] in ("before", "now"))
@@ -187,8 +187,9 @@ def run_before(root: Store, run: str, plan: Mapping[str, Any], evaluation: Mappi
     return RunBefore(name, report.Study(stage="the run before", tables=shown), samples)
 
 
-def _distances(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    return {row["name"]: row["distance"] for row in evaluation.get("distances", ()) if row["purpose"] == "model"}
+def _distances(evaluation: Mapping[str, Any]) -> dict[tuple[str, int], float]:
+    rows = [row for row in evaluation.get("distances", ()) if row["purpose"] == "model"]
+    return {(row["name"], row["samples"]): row["distance"] for row in rows}  # of another N: another quantity
 
 
 def link_pages(root: Store, run: str, pages: Mapping[str, str]) -> None:

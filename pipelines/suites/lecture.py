@@ -15,7 +15,7 @@ from rich.console import Console
 
 from components.configuration.usage import UsageError, nearest
 from components.data.listing import SourceError
-from components.evaluation.gallery import INDEX_GRIDS, ORIGINALS
+from components.evaluation.gallery import INDEX_GRIDS, ORIGINALS, TRAINED
 from components.evaluation.grids import readable
 from components.evaluation.metrics import METRICS, DistanceRow
 from components.evaluation.noising_study import draw_reverse_step
@@ -41,7 +41,7 @@ from pipelines.suites.slides import LECTURE, Slide, read_code, read_slides
 
 HELD_OUT = "held_out_"
 WIDEST, SMALL = 2400, 560  # pixels of an image, and of one beside others
-KEPT = (ORIGINALS, INDEX_GRIDS)  # of images of others: left out where a prior over codes makes images
+KEPT = (ORIGINALS, TRAINED, INDEX_GRIDS)  # of images of others: left out where a prior over codes makes images
 SLIDES = read_slides(LECTURE.read_text())
 Item = TypeVar("Item")
 

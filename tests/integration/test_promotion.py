@@ -166,7 +166,10 @@ def test_every_generator_of_the_champion_counts_by_its_finished_images_and_an_au
     assert compared(figures_of(evaluation(upsampler, row("token branch, 64²", 80))), champion)[0]
     one_worse = evaluation(row("diffusion branch: upsampler 64, 64²", 50), row("token branch, 64²", 90))
     assert not compared(figures_of(one_worse), champion)[0]
-    assert figures_of(evaluation(kept)).made.keys() == {"reconstructions of held-out images"}
+    trained = row("reconstructions of training images", 70)
+    assert figures_of(evaluation(trained, base)).made.keys() == {"diffusion branch"}
+    for alone in (kept, trained):
+        assert figures_of(evaluation(alone)).made.keys() == {alone["name"]}
 
 
 def test_the_champion_is_compared_by_what_was_measured_in_the_same_way_at_any_time(run: Callable, uri: str):

@@ -130,3 +130,10 @@ def test_a_set_without_held_out_images_is_refused(tmp_path: Path):
     model = commit_model(tmp_path, "tokenizer", "k", write_models(tmp_path / "models")["tokenizer"])
     with pytest.raises(ValueError, match="holds no image out"):
         CodesStudy(CodesStudyConfig(), index, {"model": model}, Store("memory://codes"), "codes_study").plan()
+
+
+def test_the_probe_of_equal_features_reads_the_most_frequent_class():
+    equal = torch.full((6, 4), 0.1, dtype=torch.float64)  # as of a codebook that has collapsed
+    for features in (equal, equal.sqrt()):  # whose mean is rounded
+        read = linear_probe(features, features, np.array([0, 2, 2, 1, 2, 0]), classes=3)
+        np.testing.assert_array_equal(read, [2] * 6)

@@ -132,6 +132,22 @@ def test_images_are_the_same_in_whatever_holds_them(tmp_path: Path, name: str) -
     np.testing.assert_array_equal(np.concatenate([images for part in parts for images in part.batches()]), pixels(0))
 
 
+def test_images_of_an_archive_stand_in_the_order_of_their_names(tmp_path: Path) -> None:
+    names = ["b.png", "__MACOSX/._b.png", "0.png", "a.png", "0-1.png"]
+    files = {name: encode_png(np.full((8, 8, 3), ord(name[0]), np.uint8)) for name in names} | {
+        names[1]: b"AppleDouble"
+    }
+    with zipfile.ZipFile(tmp_path / "given.zip", "w") as archive, tarfile.open(tmp_path / "given.tar", "w") as tar:
+        for name in names:
+            archive.writestr(name, files[name])
+            (info := tarfile.TarInfo(name)).size = len(files[name])
+            tar.addfile(info, io.BytesIO(files[name]))
+    for name in ("given.zip", "given.tar"):
+        (part,) = given.given_images(str(tmp_path / name))
+        found = [name for name, _ in given.contents(part.place, part.files[0].path)]
+        assert [each.removesuffix(".png") for each in found] == [f"{name}/{key}" for key in ("0-1", "0", "a", "b")]
+
+
 @pytest.mark.parametrize("change", [("flag_bits", 1), ("compress_type", 9)])  # encrypted; Deflate64, as Windows has it
 def test_an_archive_that_can_not_be_opened_is_one_line(tmp_path: Path, change: tuple[str, int]) -> None:
     with zipfile.ZipFile(tmp_path / "made.zip", "w") as archive:
@@ -139,6 +155,12 @@ def test_an_archive_that_can_not_be_opened_is_one_line(tmp_path: Path, change: t
         setattr(archive.filelist[0], *change)
     with pytest.raises(ValueError, match=r"made\.zip can't be read as an archive"):
         given.given_images(str(tmp_path / "made.zip"))
+
+
+def test_a_fault_of_an_archive_shows_no_signed_query() -> None:
+    with one_line(ValueError, match=r"memory://made\.zip\?… can't be read as an archive") as caught:
+        [*given.rows_of("memory://made.zip?signature=secret")]
+    assert "secret" not in str(caught.value)
 
 
 def test_images_of_several_sizes_are_measured_each_at_its_own(tmp_path: Path) -> None:
@@ -185,6 +207,8 @@ def test_published_statistics_stand_for_a_reference_of_their_own_protocol_alone(
     assert {name.split("_")[1] for name in clean["figures"]} == {"clean"}
     assert not clean["published_statistics"]
     assert_refused(evaluated(root, "made", "statistics.npz", "--network", "inception_clean"), "holds no images")
+    np.savez(root / "other.npz", mu=np.zeros(768), sigma=np.eye(768))
+    assert_refused(evaluated(root, "empty", "other.npz"), "other.npz: statistics of 768 features, inception has 2048")
 
 
 def test_a_network_without_a_classifier_has_no_inception_score(root: Path) -> None:
@@ -196,6 +220,8 @@ def test_faults_are_one_line_and_nothing_is_written(root: Path, tmp_path: Path) 
     (root / "broken").mkdir()
     (root / "broken/1.png").write_bytes(encode_png(pixels(0, 1)[0])[:200])
     (root / "broken.zip").write_bytes(b"PK no zip")
+    (root / "text").mkdir()
+    (root / "text/0.png").write_bytes(b"no image")
     (root / "empty").mkdir()
     (root / "empty/text.txt").write_text("no image")
     np.savez(root / "float.npz", np.zeros((3, 8, 8, 3)))
@@ -204,6 +230,8 @@ def test_faults_are_one_line_and_nothing_is_written(root: Path, tmp_path: Path) 
         "nowhere": "nothing at",
         "empty": "holds no images",
         "broken": "broken/1.png can't be read",
+        "text": "text/0.png can't be read (UnidentifiedImageError: cannot identify image file)",
+        "made/a/000.png": "made/a/000.png is a single image",
         "broken.zip": "can't be read as an archive",
         "float.npz": "images are uint8",
     }.items():
@@ -213,6 +241,8 @@ def test_faults_are_one_line_and_nothing_is_written(root: Path, tmp_path: Path) 
     assert_refused(evaluated(root, "made", "real", "--network", "inceptoin"), "feature_network")
     assert_refused(evaluated(root, "made", "real", "--json", "no/where.json"), "no such folder")
     assert_refused(evaluated(root, "made", "real", "--json", "made"), "is a folder: name a file in it")
+    assert_refused(evaluated(root, "made", "real", "--json", "/proc/x.json"), "/proc/x.json can't be written")
+    assert_refused(evaluated(root, "made", "real", "--seed", str(2**32)), "seed")
     assert_refused(evaluated(root, "made", "real", "--captions", str(root / "empty/text.txt")), "give --clip-weights")
     made = evaluated(root, "file:///made", "real", "--model", "nowhere")
     assert_refused(made, "samples of --model go to a folder of this machine")
@@ -295,6 +325,8 @@ def test_a_model_is_sampled_into_a_new_folder_and_measured(root: Path, tmp_path:
     again = figures(root, "again", "real", *lite0, weights=())
     assert again["figures"] == found["figures"]
     assert_refused(evaluated(root, "sampled", "real", *lite0, weights=()), "sampled holds files")
+    for place in ("w.pth", "/proc/x"):
+        assert_refused(evaluated(root, place, "real", *lite0, weights=()), f"{place}: ", "name a new folder")
     scored = ("--network", "efficientnet_lite0", "--captions", "words.txt", "--clip-weights")
     assert_refused(evaluated(root, "sampled", "real", *scored, "clip", weights=()), "3 captions for 5 images")
     assert_refused(evaluated(root, "new", "real", *scored, "none", "--model", "gan", weights=()), "clip_weights none")
@@ -302,7 +334,7 @@ def test_a_model_is_sampled_into_a_new_folder_and_measured(root: Path, tmp_path:
     for text, fault in ((b"", "words.txt: the file is empty"), (b"c\xe9", "words.txt: 'utf-8' codec can't decode")):
         (root / "words.txt").write_bytes(text)
         assert_refused(evaluated(root, "sampled", "real", *scored, "clip", weights=()), fault)
-    (root / "words.txt").write_text("red heart\n" * 5)
+    (root / "words.txt").write_bytes("red\u2028heart\u0085\r\n".encode() * 5)
     scores = figures(root, "sampled", "real", *scored, "clip", weights=())
     assert 0 <= scores["figures"]["clip_score_vit_32_8_16_5"] <= 100
     assert len(scores["sha256_of_clip_weights"]) == 64

@@ -57,6 +57,8 @@ def test_a_reference_of_few_images_has_no_halves_but_measures_other_sets(count: 
     pool: Any = SimpleNamespace(map=lambda make_worker, parts: map(make_worker(), parts))
     rows = features.distance_rows(sets, pool=pool, seed=0)
     assert [row.name for row in rows] == [*[f"two halves of the {REFERENCE}"] * (count >= 4), "made"]
+    with one_line(ValueError, f"a distance is to at least two {REFERENCE}: give more images, or set feature_network"):
+        features.distance_rows(sets[1:], pool=pool, seed=0)  # a set of one image has no features
 
 
 def test_folding_the_norms_changes_no_feature(extractor: Features, emoji: np.ndarray) -> None:

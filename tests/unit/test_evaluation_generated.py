@@ -12,13 +12,14 @@ import pytest
 from PIL import Image
 
 from components.data.encoding import open_autoencoder
-from components.data.held_out import random_part
-from components.data.shards import load_index
+from components.data.held_out import random_part, read_split
+from components.data.shards import View, load_index
 from components.evaluation import generated
 from components.evaluation.agreement import AgreementConfig, wanted_of
 from components.evaluation.features import FeatureExtractor
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests
 from components.evaluation.generated import (
+    SampledImages,
     SampleJob,
     draw_job,
     measured_requests,
@@ -28,14 +29,24 @@ from components.evaluation.generated import (
     unpack_job,
 )
 from components.evaluation.grids import readable
-from components.evaluation.image_sets import SmallerImages, held_out_parts, in_batches, shrink
+from components.evaluation.image_sets import (
+    HELD_OUT,
+    REFERENCE,
+    ImageSet,
+    MadeStage,
+    SmallerImages,
+    held_out_parts,
+    in_batches,
+    shrink,
+    window_sets,
+)
 from components.evaluation.metrics import frechet_distance, gaussian_of
 from components.evaluation.reconstructions import PairMeasurer, reconstruct
 from components.evaluation.sampling_studies import StepsStudyConfig, judge
 from components.runtime.events import Recorder
 from components.runtime.execution import Resources
 from components.runtime.pool import file_name, write_job
-from components.runtime.storage.artifact import Artifact
+from components.runtime.storage.artifact import Artifact, read_records
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
 from components.sampling.model import load_model
@@ -44,11 +55,12 @@ from components.stages.context import StageContext
 from components.stages.evaluate import EvaluationConfig, evaluate, run_study
 from components.stages.samples import SamplesConfig, sample_generators
 from pipelines.engine.run_report import study_of
+from tests import image_sets
 from tests.image_sets import write_set
 from tests.refusals import one_line
 from tests.tiny_cascade import CLASSES, OBJECTIVE, write_cascade, write_models
 from tests.tiny_diffusion_branches import guided_by_the_classifier_alone
-from tests.tiny_generators import write
+from tests.tiny_generators import lone, write
 from tests.unit.test_evaluation_studies import CLASSIFIER
 
 CONFIG = GalleryConfig(images_per_class=2, num_prompts=2, images_per_prompt=2, strip_frames=3)
@@ -133,6 +145,22 @@ def test_shown_prompts_are_the_given_ones_or_captions_each_once(cascade: Cascade
     assert [r.prompt for r in shown["tokens_by_prompt"]] == ["grey cat", "grey cat", "red flag", "red flag"]
     given = gallery_requests(CONFIG.replace(prompts=("red apple",)), cascade, captions=(), seed=0)
     assert [r.prompt for r in given["diffusion_by_prompt"]] == ["red apple", "red apple"]
+
+
+def test_guidance_of_shown_images_is_of_the_generators_that_take_it(cascade: Cascade, tmp_path: Path) -> None:
+    guided = CONFIG.replace(guidance_scale=3.0)
+    shown = gallery_requests(guided, cascade, captions=CAPTIONS, seed=0)
+    assert {request.guidance_scale for request in shown["diffusion_by_prompt"]} == {3.0}
+    gan = Cascade.load(lone("gan", tmp_path))
+    assert (
+        gallery_requests(guided, gan, captions=(), seed=0) == gallery_requests(CONFIG, gan, captions=(), seed=0) != {}
+    )
+
+
+def test_a_prompt_that_no_generator_takes_is_refused(cascade: Cascade) -> None:
+    long = "a caption of far too many words for so small a text model as this one is"
+    with one_line(ValueError, "samples.prompts: no generator takes 'a caption of far .*shorten it, or leave it out"):
+        gallery_requests(CONFIG.replace(prompts=("red apple", long)), cascade, captions=(), seed=0)
 
 
 def test_a_part_of_a_set_holds_enough_and_does_not_depend_on_the_order_of_asking(tmp_path: Path) -> None:
@@ -246,6 +274,17 @@ def test_larger_images_are_also_measured_window_by_window(run: Fixture, samples:
     assert [row for row in report.metadata["distances"] if row not in rows] == plain.metadata["distances"]
 
 
+def test_windows_are_of_images_of_the_training_images_side_alone() -> None:
+    part: Any = SimpleNamespace(num_images=2)
+    made = [MadeStage("gan", "model", side, (part,)) for side in (16, 12)]
+    sets = {name: ImageSet((part,), "scale") for name in (REFERENCE, HELD_OUT, *(stage.name for stage in made))}
+    assert list(window_sets(sets, made, side=8, whole=16, seed=0)) == [
+        "windows of 8² of training images of 16²",
+        "windows of 8² of held-out images",
+        "windows of 8² of gan branch, 16²",
+    ]
+
+
 def test_windows_are_parts_of_their_images_anywhere_in_them_and_the_same_each_time() -> None:
     place = np.arange(12, dtype=np.uint8)
     image = np.stack(np.broadcast_arrays(place[:, None], place[None], np.uint8(7)), axis=-1)  # where each pixel is
@@ -290,6 +329,51 @@ def test_a_single_held_out_image_is_measured_by_pairs_and_no_distance_is_said(ru
     study = run_study(steps, run.context("steps", key="alone"), images=images, cascade=run.cascade)
     (table,) = study.metadata["tables"].values()
     assert [row[:2] for row in table["rows"]] == [["ddim", 1], ["ddpm", 2]]
+
+
+def test_no_training_image_is_called_held_out(run: Fixture, samples: Artifact) -> None:
+    context = run.context("images", key="trained")
+    write_set(context.files_store, sizes=(30, 30), holdout_fraction=0, resolution=16)
+    images = context.commit("shards", written=[info.path for info in context.files_store.list()])
+    report = evaluate(
+        EvaluationConfig(window=8),
+        run.context("evaluation", key="trained"),
+        images=images,
+        tokenizer=run.tokenizer,
+        samples=samples,
+    )
+    rows = [row["name"] for row in report.metadata["distances"]]
+    assert "reconstructions of training images" in rows
+    assert not [row for row in rows if HELD_OUT in row]
+    assert report.metadata["nearest"] == {}
+    assert set(report.names()) == {"trained_and_reconstructions.png", "index_grids.png"}
+    steps = StepsStudyConfig(samplers=("ddim",), steps=(1,), reference_steps=2, samples=4, reference_samples=4)
+    study = run_study(steps, run.context("steps", key="trained"), images=images, cascade=run.cascade)
+    assert not [svg for svg in study_of(study).plots.values() if HELD_OUT in svg]
+
+
+def test_copies_are_found_at_their_own_size_beside_larger_images(run: Fixture) -> None:
+    noise = lambda number, resolution: np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)  # noqa: E731
+    context, copied, name = run.context("images", key="noise"), run.context("samples", key="copied"), "copies"
+    with mock.patch.object(image_sets, "image", noise):
+        index = write_set(context.files_store, sizes=(30, 30), resolution=16)
+    images = context.commit("shards", written=[info.path for info in context.files_store.list()])
+    copies, stages = shrink(read_split(index, "train", View(16), limit=12).image, 8), {"model": (12, 8)}
+    made = pack_job(SampledImages({"model": copies}, {}))
+    write_job(copied.files_store, name, made, stages=stages, seconds=0)
+    (record,) = read_records(copied.files_store, [name])
+    facts = {"measured": {"gan": [file_name(name)]}, "contents": {file_name(name): stages}}
+    samples = copied.commit("samples", parts=[*record.files], metadata=facts)
+    report = evaluate(
+        EvaluationConfig(),
+        run.context("evaluation", key="copied"),
+        images=images,
+        tokenizer=run.tokenizer,  # of 16²
+        samples=samples,
+    )
+    near = report.metadata["nearest"]["gan branch, 8²"]
+    assert near["median"] < 0.01 * near["held_out_median"]
+    assert near["share_nearer"] == 1
 
 
 def test_without_a_feature_network_the_evaluation_still_reconstructs(run: Fixture, samples: Artifact) -> None:

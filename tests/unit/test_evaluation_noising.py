@@ -3,6 +3,7 @@
 import io
 import re
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -33,8 +34,9 @@ from components.models.diffusion.schedule import make_schedule
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.sampling.model import load_model
+from tests import image_sets
 from tests.image_sets import write_set
-from tests.tiny_cascade import commit_model, write_models
+from tests.tiny_cascade import DIFFUSION, UNET, commit_model, write_model, write_models
 from tests.unit.test_evaluation_report import Page
 from tests.unit.test_likelihood_study import exact_model, normal_images
 
@@ -118,6 +120,17 @@ def test_the_study_of_a_trained_model_leaves_images_plots_and_figures(found: Fin
     assert 0 < found.summary["last_alpha_bar"] < 0.01
     ids = re.findall(r'\bid="([^"]+)"', "".join(found.plots.values()))
     assert len(ids) == len(set(ids))
+
+
+def test_a_base_of_one_channel_is_studied_on_the_channel_of_gray_images(tmp_path: Path) -> None:
+    gray = lambda number, resolution: np.full((resolution, resolution, 3), number, np.uint8)  # noqa: E731
+    with mock.patch.object(image_sets, "image", gray):
+        index = image_sets.write_set(Store(str(tmp_path / "images")), sizes=(40, 40), resolution=16)
+    network = UNET | {"resolution": 8, "in_channels": 1}
+    folder = write_model(tmp_path / "base", "unet", network, DIFFUSION | {"role": "base", "resolution": 8})
+    found = findings_of(CONFIG, index, commit_model(tmp_path, "base", "k", folder))
+    assert set(found.images) == {FORWARD, PREDICTED}
+    assert found.summary["predicted_x_0_error"] > 0
 
 
 def test_a_held_out_image_is_shown_clean_first_and_then_with_more_and_more_noise(found: Findings, index: ShardIndex):

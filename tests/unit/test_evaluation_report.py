@@ -1,9 +1,11 @@
 """Laws of the report, its graph, its curves and plots, and of studies that it shows without knowing what they are."""
 
 import io
+import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,9 @@ from components.evaluation.report import (
     stage_curves,
     stage_detail,
 )
+from components.runtime.storage.artifact import Artifact, commit_artifact
+from components.runtime.storage.store import Store
+from pipelines.engine.run_report import run_before
 
 GRAPH = {
     "images": (),
@@ -331,3 +336,20 @@ def test_the_report_shows_whatever_plots_and_tables_a_stage_names() -> None:
     assert re.search(r"<ddim>\s*81\.2\s*heun\s*–", page.text)
     for one_alone in ({"plots": plots}, {"tables": {"Distances": table}}):
         assert "Studies" in Page(report(**one_alone)).text
+
+
+def test_distances_are_compared_with_the_run_before_by_equal_numbers_of_images(tmp_path: Path) -> None:
+    root, evaluation, plan = Store(str(tmp_path)), dict[str, Any](), dict[str, Any]()
+    for run, rows in {"gan-1": [("a", 64, 9.0), ("b", 64, 8.0)], "gan-2": [("a", 64, 7.0), ("b", 128, 6.0)]}.items():
+        measured = [{"name": n, "samples": count, "distance": d, "purpose": "model"} for n, count, d in rows]
+        evaluation = {"feature_network": "inception", "distances": measured}
+        artifact = Artifact(kind="report", stage="evaluation", key=run, files=(), metadata=evaluation)
+        commit_artifact(root.join("stages", "evaluation", run), artifact)
+        stages = [{"name": "evaluation", "key": run, "state": "done"}]
+        plan = {"saved": float(run[-1]), "facts": {"recipe": "gan", "models": "m"}, "stages": stages}
+        root.write(f"runs/{run}/plan.json", json.dumps(plan).encode())
+        root.write(f"runs/{run}/recipe.yaml", b"")
+    before = run_before(root, "gan-2", plan, evaluation)
+    assert before is not None
+    table = before.changes.tables["Fréchet distances"]
+    assert (table.columns, table.rows) == (("images", "N", "before", "now"), (("a", 64, 9.0, 7.0),))

@@ -1,5 +1,6 @@
 """Laws of the studies of samplers and of guidance: what is counted, compared and drawn."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from components.evaluation.image_sets import HELD_OUT, FileImages
 from components.evaluation.metrics import share_error
 from components.evaluation.sampling_studies import (
     GuidanceSetting,
+    GuidanceStudy,
     GuidanceStudyConfig,
     Models,
     SamplerSetting,
@@ -27,6 +29,7 @@ from components.evaluation.sampling_studies import (
 )
 from components.evaluation.study import (
     ArrayWorker,
+    Findings,
     Measured,
     Point,
     VariantsConfig,
@@ -44,6 +47,7 @@ from components.sampling.requests import Request
 from components.stages.context import StageContext
 from components.stages.evaluate import commit_findings
 from pipelines.engine.run_report import run_images, study_of
+from tests.image_sets import write_set
 from tests.tiny_cascade import CLASSES, commit_model, write_cascade, write_models
 from tests.tiny_generators import write
 from tests.unit.test_evaluation_report import Page
@@ -254,6 +258,15 @@ def test_the_guidance_study_draws_every_method_against_scale_and_accuracy() -> N
     assert described.summary["accuracy_held_out"] == 0.9
 
 
+def test_a_set_that_holds_no_image_out_has_no_accuracy_of_held_out_images(models: Models, tmp_path: Path) -> None:
+    index = write_set(Store(str(tmp_path)), sizes=(8,), holdout_fraction=0)
+    guidance = GuidanceStudy(GUIDANCE, index, {}, Store("memory://guidance"), "s")
+    accuracy = guidance.held_out_accuracy(models, 8)
+    assert math.isnan(accuracy)
+    found = measured(guidance.settings())._replace(held_out_distance={}, held_out_accuracy=accuracy)
+    assert not [svg for svg in guidance.described(found).plots.values() if HELD_OUT in svg]
+
+
 def test_scales_of_no_guidance_alone_are_a_study_of_the_unguided_model() -> None:
     alone = study(GUIDANCE.replace(methods=("classifier_free",), scales=(1.0,)))
     described = alone.described(measured(alone.settings()))
@@ -293,3 +306,10 @@ def test_a_committed_study_is_shown_by_the_report_as_it_is(tmp_path: Path) -> No
     assert [svg[:5] for svg in shown.plots.values()] == ["<svg "]
     assert shown.tables["Fréchet distances by sampler and steps"].rows[0][:2] == ("ddim", 2)
     assert list(run_images({"steps_study": artifact})) == ["by_steps"]
+
+
+def test_figures_that_are_not_finite_are_left_out_of_a_committed_study_and_its_report(tmp_path: Path) -> None:
+    context, figures = StageContext("s", "k", Store(str(tmp_path)), Resources(), Recorder(), tmp_path), {"mean": 2.5}
+    unknown = figures | {"its standard error": math.nan}
+    metadata = commit_findings(context, Findings({}, {}, unknown, unknown, {})).metadata
+    assert metadata["summary"] == metadata["headline"] == figures

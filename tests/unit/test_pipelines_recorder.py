@@ -108,7 +108,7 @@ def test_a_report_has_the_finished_run_of_the_same_recipe_before_it_and_what_dif
     html = render_run(root, "a-4")[1]
     assert 'href="../a-2/report.html"' in html
     text = " ".join(Page(html).text.split())
-    assert "branch, 8²9193" in text
+    assert "branch, 8²99193" in text
     assert "steps: 1before steps: 3now" in text
     assert "run before" not in render_run(root, "a-1")[1]
 

@@ -166,6 +166,11 @@ def test_the_judge_learns_what_renderings_show_from_scenes_of_no_set() -> None:
         list_scenes(OWN_NUMBERS + 1)
 
 
+def test_a_judge_of_too_few_renderings_to_be_measured_by_is_not_trained() -> None:
+    with one_line(ValueError, r"judge.held_out=1: these renderings do not show size; raise it"):
+        train_judge(SceneJudgeConfig(held_out=1))
+
+
 def test_answers_of_what_is_not_there_are_left_out() -> None:
     single = next(solids for solids in map(scene, range(50)) if len(solids) == 1)
     assert right_answers(single)[4:] == [NO_ANSWER, NO_ANSWER]

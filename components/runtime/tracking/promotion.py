@@ -22,7 +22,7 @@ from components.runtime.tracking.registry import create_name, in_one_line
 from components.runtime.tracking.runs import is_new
 
 KEPT = 8  # measurements of a version, each in its own way
-RECONSTRUCTIONS = "reconstructions of held-out images"  # count where nothing else is made
+RECONSTRUCTIONS = "reconstructions of "  # a set: count where nothing else is made
 VERSION = re.compile(rf"(?:{names.REGISTRY})?([^/@:]+)[/@]([0-9]+)")
 
 
@@ -80,11 +80,11 @@ def figures_of(evaluation: Artifact) -> Figures | None:
     rows = [row for row in evaluation.metadata.get("distances", ()) if row["purpose"] == "model"]
     made = {}
     for row in rows:  # a generator's stages are in their order
-        what, _, side = row["name"].rpartition(", ") if row["name"] != RECONSTRUCTIONS else (RECONSTRUCTIONS, "", "")
-        error, samples = row.get("standard_error"), row["samples"]
+        name, error, samples = row["name"], row.get("standard_error"), row["samples"]
+        what, _, side = (name, "", "") if name.startswith(RECONSTRUCTIONS) else name.rpartition(", ")
         made[what.partition(":")[0]] = MadeFigure(distance=row["distance"], error=error, samples=samples, side=side)
     if len(made) > 1:
-        made.pop(RECONSTRUCTIONS, None)
+        made = {what: figure for what, figure in made.items() if not what.startswith(RECONSTRUCTIONS)}
     if not made:
         return None
     config = evaluation.provenance.get("config", {})
