@@ -43,6 +43,11 @@ class TextCondition(NamedTuple):
         return torch.from_numpy(encode_text(self.bpe, prompts, text_length=self.text_length, special=self.special))
 
 
+def class_names(network: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """Names of a model's classes by id; numbers where the settings name none."""
+    return settings.get("classes") or [str(index) for index in range(network.get("num_classes") or 0)]
+
+
 class SamplingModel(NamedTuple):
     """A loaded model with the settings of its training and the sampling settings of its stage.
     The module is in fp32 and in eval mode; `describe_model` returns one whose tensors have no memory."""
@@ -62,9 +67,7 @@ class SamplingModel(NamedTuple):
     @property
     def classes(self) -> list[str]:
         """Names of the classes by id; empty if the model knows none."""
-        num_classes = self.network.get("num_classes") or 0
-        names = self.settings.get("classes") or [str(index) for index in range(num_classes)]
-        return names if num_classes else []
+        return class_names(self.network, self.settings) if self.network.get("num_classes") else []
 
     @property
     def takes_condition_image(self) -> bool:

@@ -18,6 +18,7 @@ from components.runtime.storage.scratch import scratch_folder
 from components.runtime.storage.store import Store, digest_of
 from components.sampling.cascade import compose
 from components.sampling.image_files import encode_png
+from components.sampling.model import class_names
 from components.sampling.plan import class_id
 from components.sampling.requests import Request
 from components.weights.starts import StartModel
@@ -52,7 +53,7 @@ class SubjectConfig(Config):
                     raise ValueError(f"{place} is missing: the model takes one")
                 if not known and given is not None:
                     raise ValueError(f"{place} must be empty: the model takes none")
-        classes = model.settings["classes"]
+        classes = class_names(model.network, model.settings)
         own, prior = (None if label is None else class_id(label, classes) for label in (self.label, self.class_label))
         return (Request(label=own, prompt=self.prompt), Request(label=prior, prompt=self.class_prompt))
 
@@ -95,7 +96,8 @@ def write_subject(
     files.write(SUBJECT, data)
     files.write(BPE, bpe.encode())
     counts = {"samples": len(rows), "train_samples": len(rows)}
-    facts = {**counts, "resolution": side, "classes": tuple(model.settings["classes"]) or index.classes}
+    classes = tuple(class_names(model.network, model.settings)) or index.classes
+    facts = {**counts, "resolution": side, "classes": classes}
     others = {
         "source": "subject",
         "labels": "index",

@@ -4,7 +4,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from components.models.bundle import DESCRIPTION, load_bundle
@@ -13,18 +13,20 @@ from components.runtime.storage.store import Store, in_parallel
 from components.sampling.cascade import DESCRIPTION as CASCADE
 from components.sampling.cascade import read_description
 from components.sampling.model import BPE
+from components.weights.families.autoencoders import SCALE
+from components.weights.files import PIPELINE
 from components.weights.programs import write_programs
 from components.weights.stable_diffusion import join_pipeline
-from components.weights.twins import SCALE, write_twin
+from components.weights.twins import write_twin
 
 SAMPLES = "samples.png"  # beside the card
 FORMS: dict[str, Callable[..., list[str]]] = {"pt2": write_programs, "onnx": write_programs, "diffusers": write_twin}
 
 
-def write_parts(folder: Path, made: Path, form: str) -> Iterator[str]:
-    """Writes each model of the folder; yields a line about each.
+def write_parts(folder: Path, made: Path, form: str, title: str) -> list[str]:
+    """Writes each model of the folder; returns a line about each, of a single model with its `title`.
     Raises ValueError, with the name of the model."""
-    parts, scale = {"": folder}, None
+    parts, scale, lines = {"": folder}, None, list[str]()
     if not (folder / DESCRIPTION).is_file():
         stages = read_description(folder)["stages"].values()
         parts = {name: folder / name for stage in stages for name in ([stage] if isinstance(stage, str) else stage)}
@@ -34,13 +36,17 @@ def write_parts(folder: Path, made: Path, form: str) -> Iterator[str]:
     for name, part in parts.items():
         (made / name).mkdir(exist_ok=True)
         try:
-            yield f"{name or folder.name}: {', '.join(write_model(part, made / name, form, scale))}"
+            lines.append(f"{name or title}: {', '.join(write_model(part, made / name, form, scale))}")
         except ValueError as error:
             raise ValueError(f"{name}: {error}" if name else str(error)) from None
     if "" not in parts:
         shutil.copy(folder / CASCADE, made / CASCADE)  # how they compose
         if form == "diffusers" and (line := join_pipeline(folder, made)):
-            yield line
+            if (made / PIPELINE).is_file():  # files were moved
+                names = {part: sorted(file.name for file in part.iterdir()) for part in made.iterdir() if part.is_dir()}
+                lines = [f"{part.name}: {', '.join(names[part])}" for part in sorted(names)]
+            lines.append(line)
+    return lines
 
 
 def write_model(folder: Path, made: Path, form: str, latent_scale: float | None) -> list[str]:

@@ -47,6 +47,11 @@ class WeightsFile(NamedTuple):
     license: str | None  # if stated
     settings: Mapping[str, Any] = MappingProxyType({})  # for sampling, where files around it say them
 
+    def origin(self, family: str) -> dict[str, str]:
+        """Address, sha256, family and license, for the settings and the manifest of a model."""
+        stated = {} if self.license is None else {"license": self.license}
+        return {"uri": self.uri, "sha256": self.sha256, "family": family, **stated}
+
 
 def read_weights(uri: str) -> WeightsFile:
     """Reads a file or a folder, local or in storage, without running anything in it.
@@ -78,9 +83,14 @@ def read_weights(uri: str) -> WeightsFile:
             digests.append(digest_of(path).sha256)
         tensors, metadata = tensors | found[0], metadata | found[1]
     sha256 = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    stated = LICENSE.search(store.read(CARD).decode(errors="replace")) if CARD in names else None
-    license_ = stated.group(1) if stated else metadata.get("license") or metadata.get("modelspec.license")
+    license_ = license_of(store) or metadata.get("license") or metadata.get("modelspec.license")
     return WeightsFile(place, sha256, tensors, config, license_)
+
+
+def license_of(store: Store) -> str | None:
+    """The license that the card of a folder states; the first of a list."""
+    stated = LICENSE.search(store.read(CARD).decode(errors="replace")) if store.exists(CARD) else None
+    return None if stated is None else stated[1]
 
 
 class CaptionTokenizer(NamedTuple):
@@ -88,6 +98,15 @@ class CaptionTokenizer(NamedTuple):
 
     uri: str  # of the file, without a password
     bpe: Tokenizer
+
+    @property
+    def content(self) -> str:
+        """The text of the file."""
+        return self.bpe.to_str()
+
+    @property
+    def sha256(self) -> str:
+        return digest_of(self.content.encode()).sha256
 
 
 def read_tokenizer(uri: str) -> CaptionTokenizer:
@@ -166,7 +185,7 @@ def read_pickle(path: Path, place: str) -> dict[str, Tensor]:
             content = content[nest]
     named = content.items() if isinstance(content, Mapping) else ()
     tensors = {name: each for name, each in named if isinstance(each, Tensor)}
-    if not tensors:
+    if not tensors or not all(isinstance(name, str) for name in tensors):
         raise ValueError(f"{place} holds no tensors by name: give a state_dict")
     return tensors
 

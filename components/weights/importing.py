@@ -87,7 +87,6 @@ class Fitted(NamedTuple):
     """A network of ours, described, and tensors of a file under its names, which all fit."""
 
     recognized: Recognized
-    kind: str  # a key of NETWORKS
     network: dict[str, Any]  # arguments of the constructor
     settings: dict[str, Any]  # for sampling
     tensors: dict[str, Tensor]
@@ -109,14 +108,13 @@ def import_weights(
     itself. Raises ValueError as `fit`, and for an `out` that holds another model."""
     fitting = fit(weights, target, tokenizer)
     bundle = bundle_of(weights, fitting)
-    content = None if tokenizer is None else tokenizer.bpe.to_str()
     identity = {"file": weights.sha256, **facts_of(bundle)}
-    identity |= {} if content is None else {"tokenizer": hashlib.sha256(content.encode()).hexdigest()}
+    identity |= {} if tokenizer is None else {"tokenizer": tokenizer.sha256}
 
     def fill(folder: Path) -> None:
         save_bundle(folder, bundle)
-        if content is not None:
-            (folder / BPE).write_text(content)
+        if tokenizer is not None:
+            (folder / BPE).write_text(tokenizer.content)
 
     artifact = commit(out, identity, {"origin": bundle.settings["origin"]}, fill)
     return Imported(artifact, bundle, fitting.recognized)
@@ -140,7 +138,10 @@ def import_parts(
     """Commits the models of one file, by their parts of a cascade, to `out`, composed.
     Returns what was recognized of each part too. Raises ValueError as `fit`, for the first part that does not fit, and
     for an `out` that holds another model."""
-    fitting = {name: fit(weights, target, tokenizer) for name, target in targets.items()}
+    reading = [name for name, target in targets.items() if target.training.needs().captions]
+    if tokenizer is not None and not reading:
+        raise ValueError(f"no model of {', '.join(targets)} reads captions itself: leave --tokenizer out")
+    fitting = {name: fit(weights, target, tokenizer if name in reading else None) for name, target in targets.items()}
     bundles = {name: bundle_of(weights, each) for name, each in fitting.items()}
 
     def fill(folder: Path) -> None:
@@ -149,15 +150,17 @@ def import_parts(
             for name, bundle in bundles.items():
                 places[name] = home / name
                 save_bundle(places[name], bundle)
+                if tokenizer is not None and name in reading:
+                    (places[name] / BPE).write_text(tokenizer.content)
             compose(folder, sampling=sampling.by_model(), precision=sampling.precision, **places)
 
-    origin = {"uri": weights.uri, "sha256": weights.sha256, "family": WHOLE}
     identity = {
         "file": weights.sha256,
         "parts": {name: facts_of(bundle) for name, bundle in bundles.items()},
         "sampling": sampling.model_dump(mode="json"),
     }
-    artifact = commit(out, identity, {"origin": origin}, fill)
+    identity |= {} if tokenizer is None else {"tokenizer": tokenizer.sha256}
+    artifact = commit(out, identity, {"origin": weights.origin(WHOLE)}, fill)
     return artifact, {name: each.recognized for name, each in fitting.items()}
 
 
@@ -176,12 +179,11 @@ def import_own(folder: Path, uri: str, before: Artifact | None, *, out: Store) -
 
 def bundle_of(weights: WeightsFile, fitting: Fitted) -> ModelBundle:
     """The model with the tensors of the file, in evaluation mode; `origin` in its settings is the file."""
-    recognized, kind, network, settings, tensors = fitting
-    settings["origin"] = {"uri": weights.uri, "sha256": weights.sha256, "family": recognized.family.title}
-    settings["origin"] |= {} if weights.license is None else {"license": weights.license}
-    module = NETWORKS[kind](**network)
+    (family, *_), network, settings, tensors = fitting
+    settings["origin"] = weights.origin(family.title)
+    module = NETWORKS[family.kind](**network)
     module.load_state_dict({name: fitted(tensors[name], to.shape) for name, to in module.state_dict().items()})
-    return ModelBundle(kind, network, settings, module.eval())
+    return ModelBundle(family.kind, network, settings, module.eval())
 
 
 def fit(weights: WeightsFile, target: Target | None, tokenizer: CaptionTokenizer | None = None) -> Fitted:
@@ -194,7 +196,7 @@ def fit(weights: WeightsFile, target: Target | None, tokenizer: CaptionTokenizer
         return named(recognized, network, settings, taker)
     except ValueError as error:
         raise ValueError(f"{weights.uri}: {error}") from None
-    except (KeyError, TypeError) as error:
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{weights.uri}: its config.json is not whole: {error!r}") from None
 
 
@@ -212,7 +214,7 @@ def named(recognized: Recognized, network: dict[str, Any], settings: dict[str, A
         network["num_classes"] = max(1, network["num_classes"] + len(tensors[tables[0]]) - len(own[tables[0]]))
         own = on_meta(kind, network)
     check(own, renamed, taker)
-    return Fitted(recognized, kind, network, settings, renamed.tensors)
+    return Fitted(recognized, network, settings, renamed.tensors)
 
 
 def recognize(weights: WeightsFile, target: Target | None) -> Recognized:
@@ -291,6 +293,8 @@ def read_captions(
     if not target.training.needs().captions:
         if tokenizer is not None:
             raise ValueError(f"{target.name} reads no captions itself: leave --tokenizer out")
+        if family.text_tables is not None:
+            raise ValueError(f"the {family.title} reads captions, and {target.name} reads none: name another stage")
         return DatasetInfo(num_classes=1, condition=target.condition), None  # counted later
     if family.text_tables is None:
         raise ValueError(f"{target.name} reads captions, and no {family.title} does: name another stage")

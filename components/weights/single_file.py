@@ -75,9 +75,8 @@ def import_single_file(
         raise ValueError(f"{weights.uri}: {error}") from None
     with scratch_folder("single") as place:
         write_tower(place / "text_encoder", tower, tokenizer, version)
-        origin = {"uri": weights.uri, "family": title, "sha256": weights.sha256}
         bundles = {"base": base, "autoencoder": autoencoder}
-        return commit_parts(place, bundles, scheduler, {"file": weights.sha256}, origin, out=out)
+        return commit_parts(place, bundles, scheduler, {"file": weights.sha256}, weights.origin(title), out=out)
 
 
 @torch.no_grad()

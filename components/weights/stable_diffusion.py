@@ -9,19 +9,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from components.configuration.processes import DiscreteProcess
 from components.configuration.sampling import DiffusionSampling
 from components.models.bundle import ModelBundle, save_bundle
+from components.models.diffusion.objective import make_objective
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.scratch import scratch_folder
 from components.runtime.storage.store import Store, absolute, digest_of, list_url
 from components.sampling.cascade import DESCRIPTION as CASCADE
 from components.sampling.cascade import compose
 from components.sampling.frozen_text import LENGTH, TOKENIZER, TOKENIZER_CONFIG, WORDS, load_frozen_text
+from components.weights.families.autoencoders import SCALE
 from components.weights.families.unets import KL_F8
-from components.weights.files import CONFIG, PIPELINE, fetch_encoder, read_config, read_weights
-from components.weights.importing import bundle_of, commit, fit
-from components.weights.renaming import Arguments, check_fixed
+from components.weights.files import CONFIG, PIPELINE, fetch_encoder, license_of, read_config, read_weights
+from components.weights.importing import bundle_of, commit, facts_of, fit
+from components.weights.renaming import Arguments
 
 NAME, SCHEDULER = "StableDiffusionPipeline", "scheduler/scheduler_config.json"
 DEFAULTS = {  # of diffusers' schedulers
@@ -33,6 +37,8 @@ DEFAULTS = {  # of diffusers' schedulers
     "timestep_spacing": "leading",
     "steps_offset": 0,
     "rescale_betas_zero_snr": False,
+    "trained_betas": None,
+    "thresholding": False,
 }
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}  # theirs -> ours
 GUIDANCE, CLIP_LENGTH = 7.5, 77  # of the pipeline and its tokenizer, where nothing else is said
@@ -62,16 +68,19 @@ def import_pipeline(uri: str, *, out: Store) -> Artifact:
     Raises ValueError, in one line, for parts that are missing, do not fit ours or each other, and for an `out` that
     holds another model; StoreError if storage can't be reached."""
     uri = absolute(uri).rstrip("/")
-    unet, vae = read_weights(f"{uri}/unet"), read_weights(f"{uri}/vae")
-    scheduler = DEFAULTS | read_config(Store(uri), SCHEDULER)
-    settings = {"role": "base", "resolution": unet.config.get("sample_size"), "classes": []}
-    settings |= {"objective": process_of(scheduler), "latent_scale": vae.config.get("scaling_factor", KL_F8)}
+    scheduler, stated = DEFAULTS | read_config(Store(uri), SCHEDULER), license_of(Store(uri))
+    settings = {"role": "base", "classes": [], "objective": process_of(scheduler)}
+    unet, vae = (
+        file._replace(license=stated or file.license)
+        for file in (read_weights(f"{uri}/unet"), read_weights(f"{uri}/vae"))
+    )
+    settings |= {"resolution": unet.config.get("sample_size"), "latent_scale": vae.config.get(SCALE, KL_F8)}
     files = {"base": unet._replace(settings=settings), "autoencoder": vae}
     bundles = {name: bundle_of(file, fit(file, None)) for name, file in files.items()}
     with scratch_folder("pipeline") as place:
         fetch_encoder(f"{uri}/text_encoder", place / "text_encoder")
         identity = {"unet": unet.sha256, "vae": vae.sha256}
-        origin = {"uri": uri, "family": f"{NAME} of diffusers", "sha256": unet.sha256}
+        origin = unet._replace(uri=uri).origin(f"{NAME} of diffusers")
         return commit_parts(place, bundles, scheduler, identity, origin, out=out)
 
 
@@ -87,13 +96,15 @@ def commit_parts(
     """Commits base and autoencoder, with the text encoder in `home`, to `out` as a cascade.
     `content`: sha256 of the files, for the key. Raises ValueError where text encoder and base don't fit."""
     text = home / "text_encoder"
-    length = fields_of(text / TOKENIZER_CONFIG).get("model_max_length", CLIP_LENGTH)
+    stated = read_config(Store(str(text)), TOKENIZER_CONFIG) if (text / TOKENIZER_CONFIG).is_file() else {}
+    length = stated.get("model_max_length", CLIP_LENGTH)
     (text / LENGTH).write_text(json.dumps({"length": length, "pads": "attended"}))
     width, taken = load_frozen_text(text).states_shape[1], bundles["base"].network["text_states_dim"]
     if width != taken:
         raise ValueError(f"{origin['uri']}: its text encoder has {width} features a token, its U-Net takes {taken}")
     files = {path.name: digest_of(path).sha256 for path in sorted(text.iterdir())}
-    identity = {"parts": {**content, **files}, "scheduler": scheduler}
+    models = {name: facts_of(bundle) for name, bundle in bundles.items()}
+    identity = {"parts": {**content, **files}, "models": models, "scheduler": scheduler}
 
     def fill(folder: Path) -> None:
         for name, bundle in bundles.items():
@@ -107,8 +118,10 @@ def commit_parts(
 
 def process_of(scheduler: Arguments) -> dict[str, Any]:
     """The objective of a scheduler_config.json. Raises ValueError for a field that ours can't follow."""
-    check_fixed(scheduler, {"trained_betas": None})
-    name, no_signal = scheduler["beta_schedule"], scheduler["rescale_betas_zero_snr"]
+    if scheduler["thresholding"]:
+        raise ValueError("scheduler_config.json has thresholding: ours cuts no latents")
+    name, given = scheduler["beta_schedule"], scheduler["trained_betas"]
+    no_signal = scheduler["rescale_betas_zero_snr"] or (bool(given) and given[-1] == 1)
     if name not in SCHEDULES:
         raise ValueError(f"scheduler_config.json has beta_schedule {name!r}: ours are {', '.join(SCHEDULES)}")
     if no_signal and scheduler["timestep_spacing"] == "leading":
@@ -116,7 +129,13 @@ def process_of(scheduler: Arguments) -> dict[str, Any]:
     ends = () if name == "squaredcos_cap_v2" else ("beta_start", "beta_end")
     values = {field: scheduler[field] for field in ("num_train_timesteps", "prediction_type", *ends)}
     values["zero_terminal_snr"] = no_signal
-    return DiscreteProcess.of(schedule=SCHEDULES[name], min_snr_gamma=None, **values).objective()
+    objective = DiscreteProcess.of(schedule=SCHEDULES[name], min_snr_gamma=None, **values).objective()
+    if given is not None:  # as of our own exports, exact but for the last bits of another machine
+        process: Any = make_objective(objective)
+        betas = process.schedule.betas
+        if len(given) != len(betas) or not np.allclose(given, betas, rtol=1e-9, atol=0):
+            raise ValueError(f"scheduler_config.json has trained_betas that are not of its beta_schedule {name}")
+    return objective
 
 
 def sampling_of(scheduler: Arguments) -> DiffusionSampling:
@@ -134,41 +153,42 @@ def join_pipeline(folder: Path, made: Path) -> str | None:
         return None
     if trait := lacking_trait(folder / "text_encoder", made):
         return f"no {NAME}: {trait}"
-    text, tokenizer = made / "text_encoder", made / "tokenizer"
+    text, tokenizer, files = made / "text_encoder", made / "tokenizer", Store(str(made))
     tokenizer.mkdir()
     for name in (TOKENIZER, *WORDS, TOKENIZER_CONFIG):
         if (text / name).is_file():
             shutil.move(text / name, tokenizer / name)
-    stated = fields_of(tokenizer / TOKENIZER_CONFIG) if (tokenizer / TOKENIZER_CONFIG).is_file() else {}
-    stated["model_max_length"] = fields_of(text / LENGTH)["length"]
+    own = f"tokenizer/{TOKENIZER_CONFIG}"
+    stated = read_config(files, own) if files.exists(own) else {}
+    stated["model_max_length"] = read_config(files, f"text_encoder/{LENGTH}")["length"]
     (tokenizer / TOKENIZER_CONFIG).write_text(json.dumps(stated))
     (text / LENGTH).unlink()
     for place, theirs in MOVED.items():
         shutil.move(made / place, made / theirs)
     (made / "base").rmdir()
     (made / CASCADE).unlink()
-    encoder, words = TOWERS[fields_of(text / CONFIG)["model_type"]]
+    encoder, words = TOWERS[read_config(files, f"text_encoder/{CONFIG}")["model_type"]]
     towers = {"text_encoder": encoder, "tokenizer": stated.get("tokenizer_class", words)}
     index = INDEX | {part: ("transformers", name) for part, name in towers.items()}
     (made / PIPELINE).write_text(json.dumps(index, indent=1))
     return f"a whole {NAME}"
 
 
-def fields_of(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
-
-
 def lacking_trait(text: Path, made: Path) -> str | None:
     """The first trait of exported parts that the pipeline lacks; None where it computes the same."""
-    encoder, reading = fields_of(text / CONFIG), fields_of(text / LENGTH)
-    unet, vae = made / "base/unet" / CONFIG, made / "autoencoder" / CONFIG
-    if not unet.is_file() or fields_of(unet)["_class_name"] != "UNet2DConditionModel":
+    encoder, reading = (read_config(Store(str(text)), name) for name in (CONFIG, LENGTH))
+    files = Store(str(made))
+    unet, vae = (
+        read_config(files, name) if files.exists(name) else {"_class_name": None}
+        for name in (f"base/unet/{CONFIG}", f"autoencoder/{CONFIG}")
+    )
+    if unet["_class_name"] != "UNet2DConditionModel":
         return "its base is no UNet2DConditionModel"
-    if fields_of(unet)["num_class_embeds"] is not None:
+    if unet["num_class_embeds"] is not None:
         return "its base takes a label"
-    if fields_of(made / "base" / SCHEDULER)["_class_name"] != "DDIMScheduler":
+    if read_config(files, f"base/{SCHEDULER}")["_class_name"] != "DDIMScheduler":
         return "its variance is learned"
-    if not vae.is_file() or fields_of(vae)["_class_name"] != "AutoencoderKL" or fields_of(vae)["shift_factor"]:
+    if vae["_class_name"] != "AutoencoderKL" or vae["shift_factor"]:
         return "its first stage is no AutoencoderKL, or shifts latents"
     if encoder.get("model_type") not in TOWERS:
         return f"its text encoder is {encoder.get('model_type')}, not the text's tower of CLIP alone, or T5"

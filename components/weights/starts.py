@@ -23,7 +23,7 @@ from components.runtime.storage.scratch import scratch_folder
 from components.runtime.storage.store import Digest, Store, absolute, digest_of
 from components.sampling.model import BPE
 from components.weights.files import CONFIG, PICKLED, PIPELINE, SAFE, local_file, read_safetensors
-from components.weights.importing import check, on_meta
+from components.weights.importing import check, facts_of, on_meta
 from components.weights.renaming import Renamed, fitted
 
 FOREIGN = ("hf://", "models:/")
@@ -101,8 +101,12 @@ def config_identity(config: Config) -> dict[str, Any]:
         return values
     with usage_errors("init_from: "):
         start = open_start(given)
-        scale = start.model.settings.get(SCALE)
-    return values | {"start": {"weights": start.digest.sha256} | ({} if scale is None else {SCALE: scale})}
+        model = start.model
+    scale = model.settings.get(SCALE)
+    facts: dict[str, Any] = {"weights": start.digest.sha256} | ({} if scale is None else {SCALE: scale})
+    if given.frozen or not isinstance(config, Training):  # the start's own network and settings are taken
+        facts["model"] = facts_of(model)
+    return values | {"start": facts}
 
 
 def start_loader(
@@ -142,8 +146,8 @@ def compare(own: Mapping[str, Tensor], start: Mapping[str, Tensor], *, ignore: S
     Tensors of modules in `ignore` are new; `taker` is the network in messages. Raises ValueError, in one line, for
     tensors that are missing, too many or of other shapes, and for a module that is not there."""
     for module in ignore:
-        if not any(is_below(name, (module,)) for name in own):
-            modules = dict.fromkeys(name.partition(".")[0] for name in own)
+        if not any(is_below(name, (module,)) for name in (*own, *start)):  # of the start: its weights are left out
+            modules = dict.fromkeys(name.partition(".")[0] for name in (*own, *start))
             raise ValueError(f"ignore: {taker} has no module {module!r}{nearest(module, modules)}")
     wanted = {name: tensor for name, tensor in own.items() if not is_below(name, ignore)}
     given = {name: tensor for name, tensor in start.items() if not is_below(name, ignore)}

@@ -15,15 +15,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from components.models.bundle import ModelBundle
+from components.models.diffusion import betas
 from components.models.diffusion.discrete import DiscreteObjective
 from components.models.diffusion.objective import Objective, make_objective
+from components.weights.families.autoencoders import SCALE
 from components.weights.files import CONFIG, PIPELINE, WEIGHTS
 from components.weights.importing import FAMILIES
 from components.weights.programs import exported, quiet
 from components.weights.renaming import PART, WeightFamily, new_name, refuse_trait
+from components.weights.stable_diffusion import SCHEDULER, SCHEDULES
 
-SCHEDULER = "scheduler/scheduler_config.json"
-SCALE = "scaling_factor"  # diffusers' name of our latent_scale
 EVERY_TENTH = 10  # of the training steps, for the scale of the time
 STEPS = 50  # of a pipeline of its own, as of our sampling
 
@@ -127,11 +128,15 @@ def scheduler_config(bundle: ModelBundle) -> dict[str, Any]:
     times = torch.arange(0, len(objective.schedule), EVERY_TENTH)
     seen, _ = network_inputs(objective, times)
     refuse_trait(not torch.equal(seen, times.double()), "its time is on another scale than its steps")
-    learned = objective.variance == "learned_range"
+    learned, process = objective.variance == "learned_range", bundle.settings["objective"]
+    own, scale = betas.SCHEDULES[process["schedule"]].ends or (), 1000 / len(objective.schedule)
+    ends = zip(("beta_start", "beta_end"), own, strict=False)
     return {
         "_class_name": "DDPMScheduler" if learned else "DDIMScheduler",
         "num_train_timesteps": len(objective.schedule),
         "trained_betas": objective.schedule.betas.tolist(),
+        "beta_schedule": {ours: theirs for theirs, ours in SCHEDULES.items()}[process["schedule"]],
+        **{name: process.get(name) or scale * end for name, end in ends},
         "prediction_type": objective.prediction_type,
         "clip_sample": "latent_scale" not in bundle.settings,
         "timestep_spacing": "trailing",

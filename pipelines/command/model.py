@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from components.configuration.usage import UsageError, usage_errors
 from components.runtime.storage.scratch import scratch_folder
-from pipelines.command.options import Set, Storage, Tracking, share_cores
+from pipelines.command.options import Set, Storage, Tracking, check_out, share_cores
 
 Artifact = Annotated[str, typer.Option(help="models:/NAME@champion, or the folder or URL of a model's artifact.")]
 
@@ -64,6 +64,7 @@ def import_(
 
     if set_ and as_ is None:
         raise UsageError(f"--set {set_[0]} changes the recipe of --as: name one, or leave --set out")
+    check_out(out)
     targets, sampling = ({}, None) if as_ is None else targets_of(as_, set_)
     target = next(iter(targets.values()), None)
     with usage_errors():
@@ -143,18 +144,19 @@ def export(
     store = Store(absolute(out))
     if list_url(store.uri):
         raise UsageError(f"--out {out} holds something already: name a new folder")
+    check_out(out)
     if push is not None and find_spec("huggingface_hub") is None:
         raise UsageError("--push needs huggingface_hub: pip install 'image-cascade[hub]'")
+    named = registry.NAMED.fullmatch(model)
+    title = named[1] if named else model.rstrip("/").rpartition("/")[2]
     # All is made and compared in a scratch folder; the place that the user named is written last.
     with usage_errors(), local_model(model, tracking) as folder, scratch_folder("export") as made:
         with Progress(console=Console(), transient=True) as bar:
             bar.add_task("exporting and comparing", total=None)
-            lines = list(write_parts(folder, made, as_))
+            lines = write_parts(folder, made, as_, title)
             if samples:
                 (made / SAMPLES).write_bytes(sample_grid(load_cascade(model, tracking), count=samples))
         if find_spec("huggingface_hub") is not None:
-            named = registry.NAMED.fullmatch(model)
-            title = named[1] if named else model.rstrip("/").rpartition("/")[2]
             write_card(made / CARD, title, lines, form=as_, known=known_of(model, tracking))
         send(made, store)
         pushed = [] if push is None else [f"pushed: {push_to(push, made)}"]

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -53,11 +54,16 @@ RunName = Annotated[str | None, typer.Option("--run", help="Name of the run; the
 Command = Callable[..., None]
 
 
-def check_out(out: Path) -> None:
-    """Raise UsageError for a folder out of reach for writing."""
-    there = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise UsageError(f"--out {out}: {there} is no folder that can be written to; name another")
+def check_out(out: str | Path) -> None:
+    """Raise UsageError for a folder of the local disk out of reach for writing."""
+    address = str(out).removeprefix("file://")
+    if "://" in address:
+        return
+    there = next(place for place in (Path(address).absolute(), *Path(address).absolute().parents) if place.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=there))  # root may write everywhere, and makes no folder in /proc
+    except OSError:
+        raise UsageError(f"--out {out}: {there} is no folder that can be written to; name another") from None
 
 
 def write_new(out: Path, name: str, png: bytes) -> None:

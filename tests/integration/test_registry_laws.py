@@ -18,15 +18,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from components.models.bundle import load_bundle
+from components.configuration.optimization import StartConfig
+from components.models.bundle import WEIGHTS, load_bundle
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact
 from components.runtime.tracking.names import environment
-from components.runtime.tracking.registry import download_model, named_version
+from components.runtime.tracking.registry import download_model, named_version, stored_model
 from components.runtime.tracking.tracker import Tracker
 from components.sampling.cascade import Cascade, compose
 from components.sampling.requests import Request, read_settings
 from components.training.results import SNAPSHOTS, join_snapshots
+from components.weights.starts import open_start
 from pipelines.command.cli import app
 from pipelines.command.upkeep import write_average
 from tests.refusals import one_line
@@ -219,6 +221,9 @@ def test_another_average_of_a_registered_model_is_a_version_of_its_name_once(
     stored = download_model(f"models:/{name}@candidate", tmp_path / "stored", tracking_uri=tracking_uri)
     join_snapshots(model / SNAPSHOTS, 0.15, tmp_path / "expected.safetensors")
     assert_equal_bits(load_bundle(stored).module.state_dict(), load_file(tmp_path / "expected.safetensors"))
+    address, artifact = stored_model(f"models:/{name}@candidate", tracking_uri=tracking_uri)
+    assert (address, artifact.root) == (f"models:/{name}/2", str(tmp_path / "0")), "a training may begin with it"
+    assert open_start(StartConfig(uri=artifact.root)).digest == artifact.entry(WEIGHTS).digest
     registered = write_average(f"models:/{name}/1", length=0.1, tracking=tracking_uri, out=tmp_path / "x")
     assert registered == f"models:/{name}/3"
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -185,6 +185,14 @@ def test_in_a_cascade_the_autoencoder_has_the_scale_of_the_latents(tmp_path: Pat
     config = json.loads((exported(tmp_path) / "autoencoder/config.json").read_text())
     assert (config["_class_name"], config["scaling_factor"]) == ("AutoencoderKL", 0.5)
     assert (tmp_path / "made/base/unet/config.json").is_file()
+
+
+def test_an_autoencoder_keeps_the_scaling_factor_that_it_came_with(tmp_path: Path):
+    blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+    peer = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, sample_size=8, scaling_factor=0.5, **blocks)
+    peer.save_pretrained(tmp_path / "theirs")
+    assert in_process("import", "theirs", "--out", "model", cwd=tmp_path).returncode == 0
+    assert AutoencoderKL.from_pretrained(exported(tmp_path)).config["scaling_factor"] == 0.5
 
 
 def test_a_pipeline_of_diffusers_makes_the_images_that_we_make_of_the_same_noise(tmp_path: Path):

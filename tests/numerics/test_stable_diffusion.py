@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +17,10 @@ from transformers import CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 from components.configuration.conditions import DatasetInfo
 from components.configuration.diffusion import DiffusionTraining
 from components.configuration.optimization import StartConfig
+from components.configuration.processes import DiscreteProcess
 from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.models.diffusion.corruption import upsample
+from components.models.diffusion.objective import make_objective
 from components.runtime.storage.artifact import load_artifact
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade, compose
@@ -31,7 +34,9 @@ from components.weights.families import autoencoders, text_unets
 from components.weights.files import fetch_encoder
 from components.weights.importing import on_meta
 from components.weights.single_file import gives_noise_back, unet_config, vae_config
+from components.weights.stable_diffusion import DEFAULTS, SCHEDULES, process_of
 from components.weights.starts import start_loader
+from components.weights.twins import scheduler_config
 from tests.foreign_weights import adm_layers, first_stage_layers, tensors_of, words_of
 from tests.in_process import in_process
 from tests.peer_unets import randomized
@@ -95,6 +100,7 @@ def imported(place: Path, tower: Any, text: dict, unet: dict, noise: dict) -> Pa
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(place / "theirs")
+    (place / "theirs/README.md").write_text("---\nlicense: openrail\n---\n")
     done = in_process("import", "theirs", "--out", "ours", cwd=place)
     assert done.returncode == 0, done.stderr
     assert "base, autoencoder and text_encoder" in done.stdout
@@ -335,16 +341,71 @@ def test_a_fine_tuned_base_is_exported_as_a_pipeline_that_makes_the_image_that_i
     assert "a whole StableDiffusionPipeline" in done.stdout
     names = {path.name for path in (folder / "made").iterdir()} - {"README.md"}
     assert names == {"model_index.json", "unet", "vae", "scheduler", "text_encoder", "tokenizer"}
+    listed = dict(re.findall(r"^(\w+): (.*\..*)$", done.stdout, re.MULTILINE))
+    there = {name: {path.name for path in (folder / "made" / name).iterdir()} for name in names if "." not in name}
+    assert {name: set(listed[name].split(", ")) for name in listed} == there
     pipeline = DiffusionPipeline.from_pretrained(folder / "made")
     assert type(pipeline) is StableDiffusionPipeline
     assert_same_image(Cascade.load(tuned), pipeline)
+    assert in_process("import", "made", "--out", "again", cwd=folder).returncode == 0
+    assert_same_image(opened(folder / "again"), pipeline)
+
+
+@pytest.mark.parametrize("changes", [{}, {"zero_terminal_snr": True}, {"num_train_timesteps": 50}])
+@pytest.mark.parametrize("schedule", SCHEDULES.values())
+def test_the_schedule_of_an_exported_scheduler_is_the_same_again(schedule: Any, changes: dict[str, Any]):
+    process = DiscreteProcess.of(schedule=schedule, min_snr_gamma=None, **changes).objective()
+    settings = {"objective": process, "latent_scale": SCALE}
+    written = json.loads(json.dumps(scheduler_config(ModelBundle("unet", {}, settings, torch.nn.Identity()))))
+    again: Any = make_objective(process_of(DEFAULTS | written))
+    assert again.schedule.betas.tolist() == written["trained_betas"]
+    with pytest.raises(ValueError, match="trained_betas that are not of its beta_schedule"):
+        process_of(DEFAULTS | written | {"num_train_timesteps": 60})
+
+
+def copied(folder: Path, place: Path) -> Path:
+    return Path(shutil.copytree(folder / "theirs", place / "theirs"))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [("unet/config.json", {"norm_eps": 1e-3}), ("vae/config.json", {"norm_num_groups": 2, "scaling_factor": 0.5})],
+)
+def test_a_pipeline_of_another_config_is_another_model(folder: Path, tmp_path: Path, file: str, changes: dict):
+    place = copied(folder, tmp_path) / file
+    place.write_text(json.dumps(json.loads(place.read_text()) | changes))
+    assert in_process("import", "theirs", "--out", "ours", cwd=tmp_path).returncode == 0
+    before, after = (load_artifact(Store(str(each / "ours"))) for each in (folder, tmp_path))
+    assert before is not None
+    assert after is not None
+    assert before.key != after.key
+
+
+def test_the_license_of_a_pipeline_is_known_of_the_model(folder: Path):
+    artifact = load_artifact(Store(str(folder / "ours")))
+    assert artifact is not None
+    assert artifact.provenance["origin"]["license"] == "openrail"
+
+
+def test_a_pipeline_may_lack_its_tokenizer_config(folder: Path, tmp_path: Path):
+    (copied(folder, tmp_path) / "tokenizer/tokenizer_config.json").unlink()
+    done = in_process("import", "theirs", "--out", "ours", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
     ("file", "changes", "words"),
     [
         ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid'"),
-        ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "trained_betas"),
+        (
+            "scheduler/scheduler_config.json",
+            {"trained_betas": [0.1]},
+            "error: scheduler_config.json has trained_betas that are not of its beta_schedule scaled_linear",
+        ),
+        ("scheduler/scheduler_config.json", {"thresholding": True}, "scheduler_config.json has thresholding"),
+        ("unet/config.json", {"timestep_post_act": "silu"}, "timestep_post_act 'silu': our network knows None"),
+        ("unet/config.json", {"time_embedding_act_fn": "silu"}, "time_embedding_act_fn 'silu': our network knows None"),
+        ("unet/config.json", {"block_out_channels": []}, "its config.json is not whole"),
         (
             "scheduler/scheduler_config.json",
             {"rescale_betas_zero_snr": True, "prediction_type": "sample"},
@@ -367,10 +428,7 @@ def test_a_fine_tuned_base_is_exported_as_a_pipeline_that_makes_the_image_that_i
 def test_a_pipeline_that_ours_can_t_follow_is_refused(
     folder: Path, tmp_path: Path, file: str, changes: dict, words: str
 ):
-    for path in (folder / "theirs").rglob("*.*"):
-        (tmp_path / "theirs" / path.relative_to(folder / "theirs")).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "theirs" / path.relative_to(folder / "theirs")).write_bytes(path.read_bytes())
-    place = tmp_path / "theirs" / file
+    place = copied(folder, tmp_path) / file
     place.write_text(json.dumps(json.loads(place.read_text()) | changes))
     assert_refused(in_process("import", "theirs", "--out", "ours", cwd=tmp_path), words)
     assert not (tmp_path / "ours").exists()

@@ -47,7 +47,7 @@ def test_a_hub_gets_the_files_of_the_folder_and_a_card_that_says_who_made_them(
     card = ModelCard.load(folder / "README.md")
     assert (card.data.library_name, "image-cascade" in card.data.tags) == ("pytorch", True)
     assert "Model `gan/k1`, made by abc123" in card.text
-    assert "network.pt2" in card.text
+    assert f"- {model.name}: network.pt2" in card.text, "by its own name, not that of a copy"
 
 
 def test_the_card_shows_samples_of_each_class(tmp_path: Path, model: Path):
@@ -95,7 +95,7 @@ def test_the_card_of_a_version_has_the_name_as_its_title(tmp_path: Path, empty_d
     (tmp_path / "registry").mkdir()
     registry = Registry(tmp_path / "registry", empty_database)
     number = registry.register(write_cascade(tmp_path / "cascade"), key="k1")
-    arguments = [f"models:/{NAME}/{number}", "--as", "diffusers", "--out", "made", "--tracking", registry.uri]
+    arguments = [f"models:/{NAME}/{number}", "--as", "pt2", "--out", "made", "--tracking", registry.uri]
     done = in_process("export", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"# {NAME}\n" in (tmp_path / "made/README.md").read_text()

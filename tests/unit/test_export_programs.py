@@ -129,6 +129,13 @@ def test_a_program_of_other_numbers_is_not_written(tmp_path: Path, monkeypatch: 
     assert not [*(tmp_path / "made").iterdir()]
 
 
+@pytest.mark.parametrize("out", ["file", "file/below", "/proc/nope"])
+def test_an_out_that_is_no_folder_is_refused_before_the_model_is_read(tmp_path: Path, out: str):
+    (tmp_path / "file").touch()
+    done = in_process("export", "none", "--as", "pt2", "--out", out, cwd=tmp_path)
+    assert_refused(done, f"--out {out}: ", "is no folder that can be written to; name another")
+
+
 def test_a_full_folder_no_model_and_missing_libraries_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     written(tmp_path / "model", "gan")
     (tmp_path / "full").mkdir()

@@ -21,7 +21,15 @@ from components.runtime.storage.store import Store, digest_of
 from components.sampling.model import load_model
 from components.weights.files import read_weights
 from pipelines.recipes.catalog import load_recipe
-from tests.foreign_weights import adm_layers, glide_layers, tensors_of, words_of
+from tests.foreign_weights import (
+    adm_layers,
+    first_stage_layers,
+    glide_layers,
+    gpt_layers,
+    mindalle_tables,
+    tensors_of,
+    words_of,
+)
 from tests.in_process import Done, in_process
 from tests.refusals import assert_refused
 
@@ -57,6 +65,13 @@ def imported(folder: Path, *arguments: str, stage: str = STAGE) -> Done:
 def test_settings_of_no_recipe_are_refused(tmp_path: Path):
     done = in_process("import", "theirs.pt", "--set", "base.num_res_blocks=3", "--out", "ours", cwd=tmp_path)
     assert_refused(done, "--set base.num_res_blocks=3 changes the recipe of --as: name one, or leave --set out")
+
+
+@pytest.mark.parametrize("out", ["theirs.pt", "theirs.pt/below", "/proc/nope"])
+def test_an_out_that_is_no_folder_is_refused_before_the_file_is_read(tmp_path: Path, out: str):
+    (tmp_path / "theirs.pt").write_bytes(b"no weights")
+    done = in_process("import", "theirs.pt", "--as", STAGE, "--out", out, cwd=tmp_path)
+    assert_refused(done, f"--out {out}: ", "is no folder that can be written to; name another")
 
 
 def assert_nothing_written(folder: Path) -> None:
@@ -173,6 +188,7 @@ def test_the_license_of_a_card_is_the_first_that_it_names(stated: str, tmp_path:
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     (tmp_path / "README.md").write_text(f"---\n{stated}\ntags: [art]\n---\n")
     assert read_weights(str(tmp_path)).license == "mit"
+    assert read_weights(str(tmp_path / "model.safetensors")).license == "mit"
 
 
 def test_a_folder_of_diffusers_says_itself_what_it_is_and_stages_take_it(tmp_path: Path):
@@ -264,6 +280,12 @@ def test_a_file_that_is_no_weights_is_refused(tmp_path: Path, name: str, content
     assert_nothing_written(tmp_path)
 
 
+def test_tensors_without_names_are_refused(tmp_path: Path):
+    torch.save({0: torch.ones(1), 1: torch.ones(1)}, tmp_path / "theirs.pt")
+    assert_refused(imported(tmp_path), "theirs.pt holds no tensors by name: give a state_dict")
+    assert_nothing_written(tmp_path)
+
+
 def test_a_pipeline_and_a_file_that_is_not_there_are_refused(tmp_path: Path):
     (tmp_path / "theirs/unet").mkdir(parents=True)
     (tmp_path / "theirs/model_index.json").write_text("{}")
@@ -315,3 +337,38 @@ def test_a_model_that_reads_captions_comes_with_its_tokenizer(tmp_path: Path):
     asked = ["sample", "--model", "ours", "--prompt", "red circle", "--count", "1", "--steps", "2"]
     done = in_process(*asked, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    done = in_process("import", "theirs.safetensors", "--as", STAGE, "--out", "none", cwd=tmp_path)
+    assert_refused(done, "the U-Net of GLIDE reads captions, and ddpm/base reads none: name another stage")
+
+
+def test_of_all_models_of_a_checkpoint_the_one_that_reads_captions_gets_the_tokenizer(tmp_path: Path):
+    """A small minDALL-E; the tokenizer is in the key."""
+    first_stage = first_stage_layers(32, (1, 2), 1, (1,), 32, (32, 32))
+    parts = {"stage1": tensors_of(first_stage, device="cpu", quantize__embedding__weight=(16, 32))}
+    tables = mindalle_tables(16, codes=16, words=4, texts=6, places=16)
+    parts["stage2"] = tensors_of(gpt_layers(16, 1), device="cpu", **tables)
+    tensors = {f"{part}.{name}": each for part, own in parts.items() for name, each in own.items()}
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    sizes = "tokenizer.resolution=8 tokenizer.channels=32 tokenizer.channel_mult=[1,2] tokenizer.num_res_blocks=1 "
+    sizes += "tokenizer.attention_resolutions=[4] tokenizer.latent_channels=32 tokenizer.bottleneck.codebook_size=16 "
+    sizes += "prior.model_dim=16 prior.num_heads=2 prior.num_layers=1"
+    sets = [each for size in sizes.split() for each in ("--set", size)]
+    stage, given = "mindalle_text_prior/cascade", ("--tokenizer", "theirs_words.json")
+    assert_refused(imported(tmp_path, *sets, stage=stage), "prior reads captions: give the tokenizer of this model")
+    assert_nothing_written(tmp_path)
+    keys = []
+    for words in (("a", "red", "circle", "[PAD]"), ("red", "a", "circle", "[PAD]")):
+        words_of(*words).bpe.save(str(tmp_path / "theirs_words.json"))
+        command = ("import", "theirs.safetensors", "--as", stage, *sets, *given, "--out", words[0])
+        done = in_process(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        artifact = load_artifact(Store(str(tmp_path / words[0])))
+        assert artifact is not None
+        assert [name for name in artifact.names() if name.endswith("bpe.json")] == ["prior/bpe.json"]
+        keys.append(artifact.key)
+    assert keys[0] != keys[1]
+    done = in_process("sample", "--model", "a", "--prompt", "red circle", "--count", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    command = ("import", "theirs.safetensors", "--as", "imagenet_class_prior/cascade", *given, "--out", "none")
+    done = in_process(*command, cwd=tmp_path)
+    assert_refused(done, "no model of", "reads captions itself: leave --tokenizer out")

@@ -1,5 +1,6 @@
 """Trainings that begin with given weights: what the plan says, what is refused, what the key holds; parts and rates."""
 
+import json
 import re
 import shutil
 import uuid
@@ -19,7 +20,7 @@ from components.configuration.optimization import StartConfig
 from components.configuration.usage import UsageError
 from components.data.held_out import read_split
 from components.data.shards import View, load_index
-from components.models.bundle import WEIGHTS, ModelBundle, save_bundle
+from components.models.bundle import DESCRIPTION, WEIGHTS, ModelBundle, save_bundle
 from components.runtime.storage.artifact import Artifact, commit_artifact, upload_attempt
 from components.runtime.storage.connection import StoreError
 from components.runtime.storage.store import Store
@@ -31,7 +32,7 @@ from components.training.batches import to_batch
 from components.training.learner import make_network
 from components.training.loop import fit
 from components.training.optim import factor_of
-from components.training.subject import write_subject
+from components.training.subject import SubjectConfig, write_subject
 from components.weights.starts import load_start, open_start, start_loader
 from pipelines.engine.driver import Prepared, RunOptions, prepare
 from pipelines.planning.cost import stage_costs
@@ -140,6 +141,20 @@ def test_what_is_no_model_of_ours_is_refused(tmp_path: Path, uri: str, words: tu
 def test_a_module_that_is_not_there_can_t_be_ignored(tmp_path: Path, start: Path):
     done = plan(tmp_path, uri="start", ignore="[clas_embedding]")
     assert_refused(done, "ignore: the network has no module 'clas_embedding'; did you mean 'class_embedding'?")
+
+
+def test_a_module_of_the_start_alone_is_left_out_by_its_name(tmp_path: Path, start: Path):
+    """A model without labels begins with one by class."""
+    config = smoke_base().replace(conditions=("text",))
+    own = config.replace(init_from=StartConfig(uri=str(start)))
+    with one_line(ValueError, match="first class_embedding.weight; name the modules that are to be new in ignore"):
+        start_loader(own, SMOKE, None, bpe=None)
+    ignoring = config.replace(init_from=StartConfig(uri=str(start), ignore=("class_embedding",)))
+    load = start_loader(ignoring, SMOKE, None, bpe=None)
+    assert load is not None
+    load(network := make_network(config, SMOKE))
+    given = bundle_of(smoke_base(), SMOKE).module.state_dict()
+    assert_equal_bits(network.state_dict(), {name: given[name] for name in network.state_dict()})
 
 
 def test_the_key_holds_the_content_of_the_start_and_not_its_address(tmp_path: Path, start: Path):
@@ -403,6 +418,44 @@ def test_a_subject_is_planned_in_the_classes_of_the_start(tmp_path: Path):
     }.items():
         with one_line(UsageError, match=words):
             subject_of(tmp_path, change)
+
+
+def test_the_key_of_what_is_taken_as_it_is_holds_its_network_and_settings(tmp_path: Path):
+    """Of an autoencoder that is not trained, and of the start that a subject is sampled by."""
+    recipe, info = load_recipe("dit", []), SMOKE.model_copy(update={"num_classes": 9})
+    written(tmp_path / "vae", recipe.autoencoder, info)
+    written(tmp_path / "start", recipe.base, info, classes=[*"abcdefghi"])
+    (tmp_path / "dogs/dog").mkdir(parents=True)
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "dogs/dog/a.png")
+
+    def key(stage: str) -> str:
+        return next(each.key for each in subject_of(tmp_path, "subject.label=5").planned if each.stage.name == stage)
+
+    for place, stage, network in (
+        ("vae", "vae", {"latent_shift": 0.5}),
+        ("start", "subject", {"num_heads": 1}),
+    ):
+        for change in ({"network": network}, {"settings": {"resolution": 32}}):
+            before, file = key(stage), tmp_path / place / DESCRIPTION
+            described = json.loads(file.read_text())
+            file.write_text(json.dumps(described | {name: described[name] | own for name, own in change.items()}))
+            assert key(stage) != before, (place, change)
+
+
+def test_a_subject_takes_classes_by_number_of_a_start_that_names_none(tmp_path: Path):
+    """As of an imported DiT."""
+    recipe, info = load_recipe("dit", []), SMOKE.model_copy(update={"num_classes": 9})
+    start = open_start(StartConfig(uri=str(written(tmp_path / "start", recipe.base, info, classes=[]))))
+    words = SubjectConfig(label=8, class_label="3").requests(start.model)
+    assert [request.label for request in words] == [8, 3]
+    with one_line(ValueError, match="unknown label 9: the classes are 0 0, 1 1"):
+        SubjectConfig(label=9, class_label=3).requests(start.model)
+    index = write_set(Store(str(tmp_path / "few")), sizes=(3,), holdout_fraction=0.0)
+    files = Store(str(tmp_path / "made"))
+    write_subject(start, 1.0, index, words, np.zeros((2, 8, 8, 3), np.uint8), files)
+    made = load_index(files.url("index.json"))
+    assert made.classes == tuple("012345678")
+    assert read_split(made, "train", View(8)).label.tolist() == [8] * 3 + [3] * 2
 
 
 def latents_of(folder: Path, *changes: str) -> Prepared:

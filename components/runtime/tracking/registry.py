@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from components.models.bundle import DESCRIPTION as MODEL
 from components.models.file_list import LIST, check_files, digest_of_list, write_list
-from components.runtime.storage.artifact import Artifact, describe, load_artifact
+from components.runtime.storage.artifact import Artifact, commit_artifact, describe, load_artifact
 from components.runtime.storage.connection import shown
 from components.runtime.storage.scratch import scratch_folder
 from components.runtime.storage.store import Store, absolute
@@ -197,6 +197,7 @@ def register_average(model_uri: str, folder: Path, *, sigma_rel: float, tracking
         root=str(folder.resolve()),
     )
     with in_one_line(f"{folder} is written, but not registered"):
+        artifact = commit_artifact(Store(artifact.root), artifact)  # a training may begin with it
         experiment_id = client.get_run(source.run_id).info.experiment_id
         return register_version(client, source.name, artifact, experiment_id=experiment_id, run_id=source.run_id)
 

@@ -25,6 +25,7 @@ from components.weights.renaming import (
     whole_factor,
 )
 
+SCALE = "scaling_factor"  # diffusers' name of our latent_scale
 FIXED = {"act_fn": "silu", "mid_block_add_attention": True}
 UNSHIFTED = {"latents_mean": None, "latents_std": None}
 COLORS = 3
@@ -164,7 +165,8 @@ def diffusers_config(network: Arguments, module: nn.Module) -> dict[str, Any]:
 
 
 def settings(config: Arguments) -> dict[str, Any]:
-    return {"resolution": config["sample_size"], "member": "image"}
+    own = {SCALE: config[SCALE]} if SCALE in config else {}
+    return {"resolution": config["sample_size"], "member": "image", **own}
 
 
 TAMING = WeightFamily(

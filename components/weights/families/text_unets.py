@@ -16,6 +16,7 @@ from components.weights.renaming import SPATIAL_TRANSFORMER, Arguments, refuse_t
 FIXED = unets.FIXED | {"mid_block_type": "UNetMidBlock2DCrossAttn", "only_cross_attention": False}
 FIXED |= {"dual_cross_attention": False, "encoder_hid_dim": None, "addition_embed_type": None}
 FIXED |= {"num_attention_heads": None, "attention_type": "default"}
+FIXED |= {"timestep_post_act": None, "time_embedding_act_fn": None}
 FIXED |= {"cross_attention_norm": None, "conv_in_kernel": 3, "conv_out_kernel": 3, "resnet_out_scale_factor": 1.0}
 KINDS = ("CrossAttnDownBlock2D", "DownBlock2D")
 
