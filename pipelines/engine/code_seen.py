@@ -18,6 +18,7 @@ from typing import Any
 
 from components.configuration.families import family_name
 from components.configuration.optimization import Training
+from components.runtime.storage.artifact import FORCED
 from pipelines.engine.provenance import PACKAGES, PROJECT, ROOT, short, version
 from pipelines.workflow import PlannedStage, Stage
 
@@ -84,10 +85,11 @@ def changes_of_code(planned: Sequence[PlannedStage], root: Path = ROOT) -> list[
     lines: dict[str, list[str]] = {}
     cached = {entry.stage.name: entry.cached for entry in planned if entry.cached is not None and not entry.wanted}
     begun = {name: artifact.provenance.get("started", math.nan) for name, artifact in cached.items()}
+    forced = {name: begun[name] for name, artifact in cached.items() if FORCED in artifact.provenance}
     for entry in planned:
         if entry.cached is not None and not entry.wanted:
-            parents = [parent.name for parent in entry.stage.parents.values()]
-            if anew := [name for name in parents if begun.get(name, math.nan) > begun[entry.stage.name]]:
+            parents = [parent.name for parent in entry.stage.parents.values() if parent.name in forced]
+            if anew := [name for name in parents if forced[name] > begun[entry.stage.name]]:
                 lines.setdefault(f"{' and '.join(anew)} was made anew since", []).append(entry.stage.name)
             for change in _changes(entry.cached.provenance.get("code"), root):
                 lines.setdefault(change, []).append(entry.stage.name)
