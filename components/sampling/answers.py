@@ -98,11 +98,8 @@ def answerer_of(model: SamplingModel) -> Answerer | None:
 
 def check_row(model: SamplingModel, answerer: Answerer, row: RequestRow) -> None:
     """Raise ValueError, in one line, for a field that a model without its cascade can't have."""
-    request, own = (
-        row.model_copy(update={"image": None, "condition": None}).request(),
-        type(model.sampling).model_fields,
-    )
-    options = request_options().items()
+    request = row.model_copy(update={"image": None, "condition": None}).request()
+    own, options = type(model.sampling).model_fields, request_options().items()
     drawn = [name for name, option in options if option.setting in own and option.stage in ("", model.name)]
     read = {*answerer.reads, "seed", *(("label", "prompt", "sampling", *drawn) if answerer.draws else ())}
     for name, value in row:

@@ -24,7 +24,7 @@ from components.models.contrastive import ContrastiveEncoder, unit_variance
 from components.models.diffusion.guidance import guide
 from components.models.diffusion.objective import make_objective
 from components.models.diffusion.samplers import sample
-from components.sampling.image_files import LOWERED
+from components.sampling.image_files import LOWERED, load_bpe
 from components.sampling.model import BPE, SamplingModel, TextCondition
 from components.sampling.plan import Conditions, Plan, best_of, noise_of
 
@@ -149,7 +149,7 @@ def contrastive_text(folder: Path, *, device: str | torch.device = "cpu") -> Con
     bundle = load_bundle(folder)
     if not isinstance(bundle.module, ContrastiveEncoder) or not (folder / BPE).is_file():
         raise FrozenTextError(f"{folder} holds a {bundle.kind} model and no contrastive one with its {BPE}")
-    text = TextCondition(Tokenizer.from_file(str(folder / BPE)), bundle.network["text"]["context_length"])
+    text = TextCondition(load_bpe(folder / BPE), bundle.network["text"]["context_length"])
     return ContrastiveText(bundle.module.to(device).requires_grad_(False), text)
 
 

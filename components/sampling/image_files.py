@@ -8,6 +8,7 @@ import base64
 import io
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -107,6 +108,14 @@ def gray_png(side: int) -> bytes:
 def enlarged(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
     """Enlarges to (height, width, 3) without smoothing, so that single pixels stay visible."""
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST))
+
+
+def load_bpe(path: Path) -> Tokenizer:
+    """The tokenizer in a `bpe.json` file. Raises ValueError for a damaged file."""
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # of no narrower class
+        raise ValueError(f"{path} is missing or damaged ({error}): copy the model again") from None
 
 
 LOWERED = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])  # captions, as the house's BPE has them

@@ -15,7 +15,7 @@ from torch import Tensor
 from components.configuration.families import family_of
 from components.configuration.sampling import ModelSampling
 from components.models.bundle import DESCRIPTION, describe_bundle, load_bundle
-from components.sampling.image_files import HOUSE_IDS, SPECIAL_TOKENS, TextIds, encode_text
+from components.sampling.image_files import HOUSE_IDS, SPECIAL_TOKENS, TextIds, encode_text, load_bpe
 
 BPE, STEPS = "bpe.json", "num_inference_steps"
 MOST_PIXELS = 2**20  # of a batch
@@ -117,7 +117,7 @@ def load_model(
         if not (folder / BPE).is_file():
             raise ValueError(f"{folder} holds a text-conditional model but no {BPE}")
         special = TextIds(**settings.get("text_ids", {}))
-        text = TextCondition(Tokenizer.from_file(str(folder / BPE)), text_length, special)
+        text = TextCondition(load_bpe(folder / BPE), text_length, special)
     chosen = family_of(kind).sampling or ModelSampling
     values, steps = settings.get("sampling", {}) if sampling is None else sampling, chosen.model_fields.get(STEPS)
     most = settings.get("objective", {}).get("num_train_timesteps") or network.get("num_tokens")

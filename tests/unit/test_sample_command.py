@@ -59,6 +59,13 @@ def test_a_copy_that_broke_off_is_one_line_that_names_the_file(folder: Path, fil
         assert_refused(done, str(copy), *([Path(file).name] if file != "cascade.json" else []))
 
 
+def test_a_damaged_tokenizer_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+    broken = imagen(tmp_path) / "contrastive" / "bpe.json"
+    broken.write_text("{}")
+    done = in_process("sample", "--model", str(broken.parents[1]), "--prompt", "red apple", cwd=tmp_path)
+    assert_refused(done, f"{broken} is missing or damaged")
+
+
 def test_every_image_has_a_file_also_where_words_are_alike_at_their_beginning(folder: Path, tmp_path: Path) -> None:
     assert len(sampled(folder, tmp_path, label=["1", "1"], count=2, steps=1, sampler="ddpm")) == 4
 
