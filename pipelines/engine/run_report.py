@@ -12,7 +12,7 @@ from components.configuration.usage import UsageError
 from components.data.shards import INDEX
 from components.evaluation import report
 from components.evaluation.metrics import DistanceRow
-from components.runtime.storage.artifact import MANIFEST, Artifact, load_artifact, parse_stored
+from components.runtime.storage.artifact import MANIFEST, Artifact, ArtifactError, load_artifact, parse_stored
 from components.runtime.storage.garbage import ANNOUNCED, PLAN, RunPlan
 from components.runtime.storage.store import Store
 from components.runtime.tracking.event_log import stage_points
@@ -45,9 +45,11 @@ def announced(root: Store, run: str, planned: Sequence[PlannedStage]) -> Iterato
 
 def check_same_run(root: Store, run: str, planned: Sequence[PlannedStage]) -> None:
     """Raise UsageError for a saved run with stages of other keys: its figures are of other models."""
-    if not root.exists(f"runs/{run}/{PLAN}"):
+    path = f"runs/{run}/{PLAN}"
+    try:
+        saved = parse_stored(RunPlan, root.read(path), root.url(path))
+    except (FileNotFoundError, ArtifactError):  # none, or damaged by a full disk: the run writes it anew
         return
-    saved = parse_stored(RunPlan, root.read(f"runs/{run}/{PLAN}"), root.url(f"runs/{run}/{PLAN}"))
     if {(each.name, each.key) for each in saved.stages} != {(entry.stage.name, entry.key) for entry in planned}:
         raise UsageError(f"--run {run}: that run has other stages or settings; choose another name")
 

@@ -234,6 +234,8 @@ def test_the_name_of_a_run_is_of_one_set_of_stages(tmp_path: Path):
     assert prepare(RunOptions(storage=storage.uri, until="base", force=True, **options)).run == "exp"
     with one_line(UsageError, "--run exp: that run has other stages or settings; choose another name"):
         prepare(RunOptions(storage=storage.uri, set=["base.total_steps=81"], **options))
+    storage.write("runs/exp/plan.json", b"")
+    assert prepare(RunOptions(storage=storage.uri, set=["base.total_steps=81"], **options)).run == "exp"
 
 
 def test_a_name_that_another_set_took_while_mlflow_was_away_registers_nothing_and_says_so(
