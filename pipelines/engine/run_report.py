@@ -15,7 +15,7 @@ from components.evaluation.metrics import DistanceRow
 from components.runtime.storage.artifact import MANIFEST, Artifact, ArtifactError, load_artifact, parse_stored
 from components.runtime.storage.garbage import ANNOUNCED, PLAN, RunPlan
 from components.runtime.storage.store import Store
-from components.runtime.tracking.event_log import stage_points
+from components.runtime.tracking.event_log import stage_points, stage_warnings
 from pipelines.engine.code_seen import changes_of_code, made_by
 from pipelines.engine.execute import Outcome
 from pipelines.engine.recorder import StageStatus
@@ -45,9 +45,8 @@ def announced(root: Store, run: str, planned: Sequence[PlannedStage]) -> Iterato
 
 def check_same_run(root: Store, run: str, planned: Sequence[PlannedStage]) -> None:
     """Raise UsageError for a saved run with stages of other keys: its figures are of other models."""
-    path = f"runs/{run}/{PLAN}"
     try:
-        saved = parse_stored(RunPlan, root.read(path), root.url(path))
+        saved = _plan_of(root, run)
     except (FileNotFoundError, ArtifactError):  # none, or damaged by a full disk: the run writes it anew
         return
     if {(each.name, each.key) for each in saved.stages} != {(entry.stage.name, entry.key) for entry in planned}:
@@ -115,6 +114,7 @@ def render_run(root: Store, run: str) -> tuple[str, str]:
     source_images = {"images_of_the_source": folder.read(SOURCE_IMAGES)} if folder.exists(SOURCE_IMAGES) else {}
     if tokens:
         codebook = {"codebook_size": tokens["codebook_size"], **tokens["summary"]}
+    told = [f"{name}: {line}" for name, key in keys.items() for line in stage_warnings(root.join("stages", name, key))]
     before = run_before(root, run, plan, evaluation)
     studies = (study_of(artifact) for artifact in artifacts.values() if "plots" in artifact.metadata)
     data = report.ReportData(
@@ -135,7 +135,7 @@ def render_run(root: Store, run: str) -> tuple[str, str]:
         codebook=codebook,
         studies=(*studies, *([before.changes] if before else [])),
         data=shown,
-        warnings=(*left_out, *plan["code_changes"]),
+        warnings=(*left_out, *told, *plan["code_changes"]),
         traces=tuple(traces_of(root, run)),
     )
     html = report.render_report(data)

@@ -103,6 +103,10 @@ def test_a_report_has_the_finished_run_of_the_same_recipe_before_it_and_what_dif
         plan = {"saved": number, "seconds": 2.0, "facts": {"recipe": recipe}, "code_changes": [], "stages": stages}
         root.write(f"runs/{run}/plan.json", json.dumps(plan).encode())
         root.write(f"runs/{run}/recipe.yaml", f"name: {recipe}\nsteps: {number}\n".encode())
+    for second in range(2):  # of two tries
+        warning = events.Warning("evaluation", "a part was damaged")
+        entry = events.LogEntry(second, "a-4", "tiny", "a-4", warning)
+        root.write(f"stages/evaluation/a-4/log/{second}-000000.jsonl", entry.line())
     root.write("runs/a-0/plan.json", b"")  # as a full disk leaves it
     root.write("runs/a-5/plan.json", root.read("runs/a-2/plan.json"))  # without its recipe
     html = render_run(root, "a-4")[1]
@@ -110,6 +114,7 @@ def test_a_report_has_the_finished_run_of_the_same_recipe_before_it_and_what_dif
     text = " ".join(Page(html).text.split())
     assert "branch, 8²99193" in text
     assert "steps: 1before steps: 3now" in text
+    assert text.count("Warning. evaluation: a part was damaged") == 1
     assert "run before" not in render_run(root, "a-1")[1]
 
 

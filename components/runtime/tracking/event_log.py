@@ -354,6 +354,12 @@ def stage_records(stage: Store) -> list[LogEntry]:
     return sorted(map(LogEntry.read, lines), key=lambda entry: entry.time)
 
 
+def stage_warnings(stage: Store) -> list[str]:
+    """Warnings of a stage, each line once, in order of time. Raises StoreError."""
+    warnings = (entry.event.line for entry in stage_records(stage) if isinstance(entry.event, events.Warning))
+    return list(dict.fromkeys(warnings))
+
+
 def stage_points(stage: Store) -> dict[int, dict[str, float]]:
     """Values of a stage's metrics by step; a try that resumed replaces the steps that it repeats."""
     points: dict[int, dict[str, float]] = {}
