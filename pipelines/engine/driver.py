@@ -102,6 +102,19 @@ class Prepared:
         """Lines about the user's images, and the name of the models that learn from them."""
         return [] if self.look is None else [*self.look.lines, f"models: {registered_name(self.name)}"]
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """Tags of the run in MLflow; a name that the user chose is taken over from other images."""
+        tags = {
+            "name": self.name,
+            "recipe": self.recipe.name,
+            "git_commit": self.commit,
+            "storage": self.root.uri,
+            "report": self.url(run_report.REPORT),
+            "data": data_identity(self.recipe.images.source),
+        }
+        return tags | ({} if self.options.name is None else {"chosen_name": "true"})
+
     def url(self, file: str) -> str:
         """Address of a file of the run."""
         return self.root.url(f"runs/{self.run}/{file}")
@@ -257,17 +270,8 @@ def _share(prepared: Prepared, console: Console) -> dict[str, Resources]:
 
 
 def _start_recorder(prepared: Prepared) -> ActorRecorder:
-    tags = {
-        "name": prepared.name,
-        "recipe": prepared.recipe.name,
-        "git_commit": prepared.commit,
-        "storage": prepared.root.uri,
-        "report": prepared.url(run_report.REPORT),
-        "data": data_identity(prepared.recipe.images.source),
-    }
-    tags |= {} if prepared.options.name is None else {"chosen_name": "true"}
     parameters = prepared.recipe.model_dump(mode="json")
-    begun = events.RunStarted(prepared.run, resolved_yaml(prepared.recipe), parameters, tags)
+    begun = events.RunStarted(prepared.run, resolved_yaml(prepared.recipe), parameters, prepared.tags)
     body = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=this_node())(RunRecorder)
     spool, journal = absolute("runs/spool"), journal_name()
     actor = body.options(name=outages.RECORDER).remote(

@@ -224,6 +224,13 @@ def test_a_run_refuses_the_name_before_ray_starts_where_its_options_do_not_choos
     assert "choose a name with --name (--name smoke_on_photos takes it over)" in str(done.exception)
 
 
+def test_only_a_name_that_is_typed_is_taken_over(tmp_path: Path):
+    options: dict[str, Any] = {"recipe": "smoke", "tracking": "none", "storage": str(tmp_path)}
+    assert "chosen_name" not in prepare(RunOptions(**options)).tags
+    typed = prepare(RunOptions(name="mine", **options)).tags
+    assert (typed["chosen_name"], typed["name"], typed["recipe"]) == ("true", "mine", "smoke")
+
+
 def test_the_name_of_a_run_is_of_one_set_of_stages(tmp_path: Path):
     """Its figures in MLflow are of them, and would be taken for another's."""
     storage = Store(str(tmp_path / "runs"))
