@@ -25,6 +25,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from components.runtime.tracking.names import KEY
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
 from tests.conftest import free_port, wait_for
@@ -148,9 +149,8 @@ def service(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     track_cascade(tracking, home, another(folder, home / "other"), "k2")
     track_cascade(tracking, home, folder, "k1")
     registry = MlflowClient(tracking)
-    champion = champion_of(registry)
-    (other,) = {str(found.version) for found in registry.search_model_versions(f"name='{NAME}'")} - {champion}
-    versions = {champion: Cascade.load(folder), other: Cascade.load(home / "other")}
+    keys = {found.tags[KEY]: str(found.version) for found in registry.search_model_versions(f"name='{NAME}'")}
+    versions = {keys["k1"]: Cascade.load(folder), keys["k2"]: Cascade.load(home / "other")}
     callback = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "components.serving.middleware:middlewares"}
     with in_environment(callback), nodes(2) as cluster, open(home / "serve.log", "wb") as log:
         command = [str(Path(sys.executable).with_name("cascade")), "serve", "--model", f"models:/{NAME}@champion"]

@@ -11,6 +11,8 @@ from unittest import mock
 import pytest
 import yaml
 
+from components.configuration.usage import UsageError
+from pipelines.engine import driver
 from tests.benchmarks.photos import write_photos
 from tests.emulators import lack
 from tests.image_sets import write_tar
@@ -168,9 +170,12 @@ def test_a_plan_for_a_cluster_that_is_not_here_asks_neither_source_nor_storage(c
 
 def test_a_stage_of_a_profile_that_the_recipe_lacks_is_said(cascade: Cascade, tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("stages: {bsae: {threads: 1}, upsampler_32: {threads: 1}}")
-    done = cascade("plan", "--recipe", "smoke", "--profile", "mine.yaml")
-    assert "profile mine: this recipe has no stage 'bsae'; did you mean 'base'?" in done.stdout
-    assert "'upsampler_32'" not in done.stdout
+    plan = cascade("plan", "--recipe", "smoke", "--profile", "mine.yaml")
+    with mock.patch.object(driver, "start_ray", side_effect=UsageError("as far as a test goes")):
+        run = cascade("run", "--recipe", "smoke", "--profile", "mine.yaml", "--tracking", "none")
+    for done in (plan, run):
+        assert "profile mine: this recipe has no stage 'bsae'; did you mean 'base'?" in done.stdout
+        assert "'upsampler_32'" not in done.stdout
 
 
 def large_tars(folder: Path) -> str:
