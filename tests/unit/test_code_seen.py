@@ -1,5 +1,6 @@
 """Laws of the code's record: a change of what decides a stage's numbers is named, and nothing else is."""
 
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -120,6 +121,10 @@ def test_a_stage_that_is_older_than_what_it_is_made_of_is_named(workflow: Workfl
         commit_artifact(entry.store, made)
     (line,) = changes_of_code(workflow.plan(root))
     assert line == "cascade: cached, but base was made anew since; `--force` makes it anew"
+
+
+def test_a_record_is_of_a_python_without_its_patch(records: dict[str, dict[str, Any]]) -> None:
+    assert all(re.fullmatch(r"3\.\d+", record["python"]) for record in records.values())
 
 
 def test_of_another_python_equal_files_are_equal_and_others_may_have_changed(

@@ -19,7 +19,7 @@ from components.runtime.storage.artifact import Artifact, FileEntry
 from components.runtime.storage.store import Store
 from components.runtime.tracking import event_log
 from components.runtime.tracking.delivery import batches, flatten
-from components.runtime.tracking.event_log import EventLog, Journal, left_journals, open_journal, stage_points
+from components.runtime.tracking.event_log import HEADER, EventLog, Journal, left_journals, open_journal, stage_points
 from components.runtime.tracking.runs import TrackedRun, what_is_missing
 
 HERE = {"tracking_uri": "http://here", "experiment": "x"}
@@ -179,6 +179,13 @@ def test_a_record_says_which_run_and_which_stage_key_it_is_of(tmp_path: Path):
     assert [(each.run, each.models, each.key) for each in journal.records()] == [
         ("r", "tiny", key) for key in ("", "k", "k", "")
     ]
+
+
+def test_a_journal_that_is_delivered_and_gone_lacks_nothing(tmp_path: Path):
+    _, journal = open_log(tmp_path)
+    assert [type(each.event) for each in journal.left()] == [events.RunStarted]
+    (journal.folder / HEADER).unlink()
+    assert journal.left() == []
 
 
 def test_what_a_killed_process_left_open_ends_as_killed_when_it_was_last_heard_of(tmp_path: Path):
