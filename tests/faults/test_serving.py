@@ -151,8 +151,11 @@ def service(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     registry = MlflowClient(tracking)
     keys = {found.tags[KEY]: str(found.version) for found in registry.search_model_versions(f"name='{NAME}'")}
     versions = {keys["k1"]: Cascade.load(folder), keys["k2"]: Cascade.load(home / "other")}
-    callback = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "components.serving.middleware:middlewares"}
-    with in_environment(callback), nodes(2) as cluster, open(home / "serve.log", "wb") as log:
+    settings = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "components.serving.middleware:middlewares"}
+    # Nodes share an address here: else a proxy on the lost node would get some of the connections until its end, which
+    # a balancer, asking its health, sends elsewhere from the notice on.
+    settings["SERVE_SOCKET_REUSE_PORT_ENABLED"] = "0"
+    with in_environment(settings), nodes(2) as cluster, open(home / "serve.log", "wb") as log:
         command = [str(Path(sys.executable).with_name("cascade")), "serve", "--model", f"models:/{NAME}@champion"]
         command += ["--port", str(port), "--tracking", tracking, "--replicas", "2"]
         variables = os.environ | {"RAY_ADDRESS": cluster.address}
