@@ -255,12 +255,22 @@ def test_a_log_has_a_line_for_each_warning_though_progress_followed_it(
     assert said == ["base: room for 1 of 2 workers", "base: room for 2 of 2 workers"]
 
 
+def test_a_log_has_a_line_at_each_change_of_a_state_and_none_for_every_look(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="cascade")
+    with Display(Console(file=io.StringIO())) as show:
+        for state in ("queued", "running", "running", "done", "done"):
+            show([StageStatus("base", state=state)])
+    assert [record.getMessage().split()[1] for record in caplog.records] == ["queued", "running", "done"]
+
+
 def test_a_terminal_has_each_warning_once_above_the_table(recorder: RunRecorder):
     out = io.StringIO()
     display = Display(Console(file=out, force_terminal=True, width=100))
     with display:
         warn_twice(recorder, display)
     assert out.getvalue().count("base: room for 1 of 2 workers") == 1
+    assert display.live is not None
+    assert not display.live.is_started, "the terminal is given back"
     assert recorder.close("FINISHED").warnings == ["base: room for 1 of 2 workers", "base: room for 2 of 2 workers"]
 
 

@@ -19,7 +19,17 @@ from components.runtime.storage.artifact import Artifact, FileEntry
 from components.runtime.storage.store import Store
 from components.runtime.tracking import event_log
 from components.runtime.tracking.delivery import batches, flatten
-from components.runtime.tracking.event_log import HEADER, EventLog, Journal, left_journals, open_journal, stage_points
+from components.runtime.tracking.event_log import (
+    HEADER,
+    SEGMENT_BYTES,
+    EventLog,
+    Journal,
+    Segments,
+    left_journals,
+    open_journal,
+    stage_points,
+    stage_warnings,
+)
 from components.runtime.tracking.runs import TrackedRun, what_is_missing
 
 HERE = {"tracking_uri": "http://here", "experiment": "x"}
@@ -179,6 +189,17 @@ def test_a_record_says_which_run_and_which_stage_key_it_is_of(tmp_path: Path):
     assert [(each.run, each.models, each.key) for each in journal.records()] == [
         ("r", "tiny", key) for key in ("", "k", "k", "")
     ]
+
+
+def test_the_log_of_a_stage_in_storage_is_one_file_until_that_is_large(tmp_path: Path):
+    """A write puts the last file again, so it must not grow for ever, nor each line be a file."""
+    stage, lines = Store(str(tmp_path)), ["one", "two", "x" * SEGMENT_BYTES, "three", "four"]
+    segments = Segments(stage.join("log"), "w")
+    for number, line in enumerate(lines):
+        segments.append(LogEntry(number, "r", "tiny", "k", events.Warning("base", line)))
+        segments.write()
+    assert [info.path for info in stage.list("log")] == ["log/w-000000.jsonl", "log/w-000001.jsonl"]
+    assert stage_warnings(stage) == lines
 
 
 def test_a_journal_that_is_delivered_and_gone_lacks_nothing(tmp_path: Path):
