@@ -258,7 +258,7 @@ def test_a_log_has_a_line_for_each_warning_though_progress_followed_it(
 def test_a_log_has_a_line_at_each_change_of_a_state_and_none_for_every_look(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, logger="cascade")
     with Display(Console(file=io.StringIO())) as show:
-        for state in ("queued", "running", "running", "done", "done"):
+        for state in ("queued", "running", "running", "running", "done"):
             show([StageStatus("base", state=state)])
     assert [record.getMessage().split()[1] for record in caplog.records] == ["queued", "running", "done"]
 
