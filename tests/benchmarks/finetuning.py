@@ -38,7 +38,7 @@ from pipelines.recipes import systems
 from tests.benchmarks.interleaving import one_thread
 from tests.evidence import commit, machine
 
-STEPS, SHARE, BASE_STEPS, SEARCH_STEPS = 600, 0.4, 800, 60
+STEPS, SHARE, BASE_STEPS, SEARCH_STEPS = 2000, 0.4, 4000, 200
 RATES, SEEDS, SEARCH_SEED = (3e-4, 1e-3, 3e-3), (1, 2, 3), 0
 SAMPLED, SAMPLING_STEPS = 128, 10
 TARGETS = ("qkv", "proj", "conv_1", "conv_2")  # the adapter's: attention is too small a part of this network
