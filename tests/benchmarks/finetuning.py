@@ -4,7 +4,7 @@
     python -m tests.benchmarks.finetuning /usr/share/tuxpaint/stamps --out runs/finetuning
 
 The stamps are of Debian's package tuxpaint-stamps-default: other drawings, in classes of their own, so that the table
-of classes is new. Networks, batch and schedule are the rows' at 16²; each way has the best of the same RATES in short
+of classes is new. Networks, batch and schedule are the rows' at 16²; each way has the best of the same RATES in whole
 trainings of another seed. A start has SHARE of the steps from random weights. Distances are to all stamps, by the
 average's samples of the stamps' own classes. Each finished training is a line of `rows.jsonl`, and the same command
 goes on behind it; `finetuning.svg` is drawn of all."""
@@ -38,7 +38,7 @@ from pipelines.recipes import systems
 from tests.benchmarks.interleaving import one_thread
 from tests.evidence import commit, machine
 
-STEPS, SHARE, BASE_STEPS, SEARCH_STEPS = 2000, 0.4, 4000, 200
+STEPS, SHARE, BASE_STEPS = 2000, 0.4, 4000
 RATES, SEEDS, SEARCH_SEED = (3e-4, 1e-3, 3e-3), (1, 2, 3), 0
 SAMPLED, SAMPLING_STEPS = 128, 10
 TARGETS = ("qkv", "proj", "conv_1", "conv_2")  # the adapter's: attention is too small a part of this network
@@ -128,8 +128,9 @@ class Study:
         self.stamps = images_of(list_folder(stamps), out / "stamps.npz")
         self.to_stamps = Distances(self.stamps)
 
-    def run(self, name: str, way: str, *, steps: int, points: list[int], rate: float, seed: int) -> Row:
-        """The row of a training, which is trained unless there is one."""
+    def run(self, way: str, *, steps: int, points: list[int], rate: float, seed: int) -> Row:
+        """The row of a training, which is trained unless there is one; the base is the one that is never measured."""
+        name = f"{way} at {rate:g} for {steps}, seed {seed}" if points else "base"
         for row in self.rows:
             if row["name"] == name:
                 return row
@@ -148,14 +149,14 @@ class Study:
         return self.rows[-1]
 
     def rate(self, way: str) -> float:
-        """The rate of the smallest distance after a short training."""
-        how: dict[str, Any] = {"steps": SEARCH_STEPS, "points": [SEARCH_STEPS], "seed": SEARCH_SEED}
-        rows = [self.run(f"{way} at {rate}", way, rate=rate, **how) for rate in RATES]
-        return min(rows, key=lambda row: row["curve"][str(SEARCH_STEPS)])["rate"]
+        """The rate of the smallest distance after a training of another seed."""
+        steps = STEPS if way == "scratch" else int(SHARE * STEPS)
+        rows = [self.run(way, rate=rate, steps=steps, points=[steps], seed=SEARCH_SEED) for rate in RATES]
+        return min(rows, key=lambda row: row["curve"][str(steps)])["rate"]
 
     def measured(self) -> dict[str, list[Row]]:
         """Rows of each way, of all seeds; all ways of a seed before the next."""
-        self.run("base", "scratch", steps=BASE_STEPS, points=[], rate=1e-3, seed=SEARCH_SEED)
+        self.run("scratch", steps=BASE_STEPS, points=[], rate=1e-3, seed=SEARCH_SEED)
         rates, own = {way: self.rate(way) for way in WAYS}, int(SHARE * STEPS)
         rows: dict[str, list[Row]] = {way: [] for way in WAYS}
         for seed in SEEDS:
@@ -163,7 +164,7 @@ class Study:
                 steps = STEPS if way == "scratch" else own
                 points = [*range(own // 4, own + 1, own // 4), *range(own + STEPS // 5, steps + 1, STEPS // 5)]
                 how: dict[str, Any] = {"steps": steps, "points": points, "rate": rates[way], "seed": seed}
-                rows[way].append(self.run(f"{way} seed {seed}", way, **how))
+                rows[way].append(self.run(way, **how))
         return rows
 
 
