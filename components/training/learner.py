@@ -29,7 +29,7 @@ from components.training.batches import png_grid, to_batch, with_positions
 from components.training.frozen import LoadEncoder, encoded
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import ALONE, Worker, data_parallel
-from components.training.randomness import derive_seed, dropped_conditions, sample_normal
+from components.training.randomness import Draws, derive_seed, dropped_conditions
 from components.training.sharding import average_copies, clip, load_weights, placed_optimizer, shard
 
 PREVIEW_SAMPLES = 8
@@ -165,6 +165,7 @@ class LearnerTask:
         `load_start` gives the network the weights to start from; None: they are drawn, or restored."""
         self.config, self.dataset_info, self.grid, self.worker = config, dataset_info, grid, worker
         self.seed, self.load_tokenizer, self.load_start = config.optimization.seed, load_tokenizer, load_start
+        self.draw = Draws(self.seed, worker.device)
         self.parts_matter = self.parts_matter or getattr(config.network, "dropout", 0.0) > 0
         self.encoders = [load(worker.device) for load in load_encoders]
         self.make_learners()
@@ -217,10 +218,6 @@ class LearnerTask:
     def conditions(self, part: Batch) -> dict[str, Tensor]:
         """The model's conditions: label (B,), text (B, L), condition (B, M), image_embedding (B, E)…"""
         return {name: part[name] for name in self.config.conditioning.conditions}
-
-    def normal(self, position: Tensor, *, stream: str, shape: Sequence[int]) -> Tensor:
-        """Standard normal numbers (B, *shape) of the positions (B,), on the worker's device."""
-        return sample_normal(self.seed, position, stream=stream, shape=tuple(shape), device=self.worker.device)
 
     def dropped(self, part: Batch) -> dict[str, Tensor]:
         """The conditions, some of them replaced by nulls as the recipe has it."""

@@ -33,49 +33,43 @@ def step_generator(seed: int, step: int, *, stream: str) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, stream, step))
 
 
-def sample_uniform(seed: int, position: Tensor, *, stream: str, device: torch.device | str = "cpu") -> Tensor:
-    """A number in [0, 1) for each sample: (B,) on the host -> (B,) float32 on `device`."""
-    numbers = [derive_seed(seed, stream, place) / 2**63 for place in position.tolist()]
-    # float32 holds 24 bits below 1: no number is rounded up to 1.0.
-    return to_device(torch.tensor([int(number * 2**24) / 2**24 for number in numbers]), device)
+class Draws(NamedTuple):
+    """Random numbers of a run on a device, for samples at positions (B,) on the host; each stream is independent."""
 
+    seed: int
+    device: torch.device | str = "cpu"
 
-def sample_integers(
-    seed: int, position: Tensor, *, stream: str, high: int, device: torch.device | str = "cpu"
-) -> Tensor:
-    """An integer in [0, high) for each sample: (B,) on the host -> (B,) int64 on `device`."""
-    numbers = [derive_seed(seed, stream, place) % high for place in position.tolist()]
-    return to_device(torch.tensor(numbers), device)
+    def uniform(self, position: Tensor, stream: str) -> Tensor:
+        """A number in [0, 1) for each sample, (B,) float32."""
+        numbers = [derive_seed(self.seed, stream, place) / 2**63 for place in position.tolist()]
+        # float32 holds 24 bits below 1: no number is rounded up to 1.0.
+        return to_device(torch.tensor([int(number * 2**24) / 2**24 for number in numbers]), self.device)
 
+    def integers(self, position: Tensor, stream: str, *, high: int) -> Tensor:
+        """An integer in [0, high) for each sample, (B,) int64."""
+        numbers = [derive_seed(self.seed, stream, place) % high for place in position.tolist()]
+        return to_device(torch.tensor(numbers), self.device)
 
-def sample_normal(
-    seed: int, position: Tensor, *, stream: str, shape: tuple[int, ...], device: torch.device | str = "cpu"
-) -> Tensor:
-    """Gaussian noise for each sample: (B,) on the host -> (B, *shape) float32 on `device`."""
-    return filled(Tensor.normal_, torch.empty(len(position), *shape, device=device), seed, stream, position)
+    def normal(self, position: Tensor, stream: str, shape: Sequence[int]) -> Tensor:
+        """Gaussian noise for each sample, (B, *shape) float32."""
+        return self.filled(Tensor.normal_, position, stream, shape)
 
+    def gumbel(self, position: Tensor, stream: str, shape: Sequence[int]) -> Tensor:
+        """Gumbel noise -log(-log u) for each sample, (B, *shape) float32."""
+        noise = self.filled(Tensor.exponential_, position, stream, shape)
+        return -noise.clamp_(min=torch.finfo(torch.float32).tiny).log_()
 
-def sample_gumbel(
-    seed: int, position: Tensor, *, stream: str, shape: tuple[int, ...], device: torch.device | str = "cpu"
-) -> Tensor:
-    """Gumbel noise -log(-log u) for each sample: (B,) on the host -> (B, *shape) float32 on `device`."""
-    noise = filled(Tensor.exponential_, torch.empty(len(position), *shape, device=device), seed, stream, position)
-    return -noise.clamp_(min=torch.finfo(torch.float32).tiny).log_()
+    def uniforms(self, position: Tensor, stream: str, shape: Sequence[int]) -> Tensor:
+        """Numbers in [0, 1) for each sample, (B, *shape) float32."""
+        return self.filled(Tensor.uniform_, position, stream, shape)
 
-
-def sample_uniforms(
-    seed: int, position: Tensor, *, stream: str, shape: tuple[int, ...], device: torch.device | str = "cpu"
-) -> Tensor:
-    """Numbers in [0, 1) for each sample: (B,) on the host -> (B, *shape) float32 on `device`."""
-    return filled(Tensor.uniform_, torch.empty(len(position), *shape, device=device), seed, stream, position)
-
-
-def filled(fill: Callable[..., Tensor], numbers: Tensor, seed: int, stream: str, position: Tensor) -> Tensor:
-    """The same tensor (B, ...), each row filled by a generator of its position; on meta nothing is."""
-    generator = torch.Generator("cpu" if numbers.is_meta else numbers.device)
-    for row, place in zip(numbers, position.tolist(), strict=True):
-        fill(row, generator=generator.manual_seed(derive_seed(seed, stream, place)))
-    return numbers
+    def filled(self, fill: Callable[..., Tensor], position: Tensor, stream: str, shape: Sequence[int]) -> Tensor:
+        """Rows (B, *shape), each filled by a generator of its position; on meta nothing is."""
+        numbers = torch.empty(len(position), *shape, device=self.device)
+        generator = torch.Generator("cpu" if numbers.is_meta else numbers.device)
+        for row, place in zip(numbers, position.tolist(), strict=True):
+            fill(row, generator=generator.manual_seed(derive_seed(self.seed, stream, place)))
+        return numbers
 
 
 IMAGES = ("image", "low_res", "condition_image")
@@ -86,8 +80,8 @@ def shifted(image: Tensor, position: Tensor, *, seed: int, max_shift: int) -> Te
     """Shifts each of (B, 3, H, W) by up to max_shift pixels each way, with edges repeated."""
     if max_shift == 0:
         return image
-    draws = {"high": 2 * max_shift + 1, "device": image.device}
-    top, left = (sample_integers(seed, position, stream=f"shift_{axis}", **draws) for axis in ("y", "x"))
+    draw = Draws(seed, image.device)
+    top, left = (draw.integers(position, f"shift_{axis}", high=2 * max_shift + 1) for axis in ("y", "x"))
     padded = F.pad(image, [max_shift] * 4, mode="replicate")
     rows = top[:, None] + torch.arange(image.shape[2], device=image.device)  # (B, H)
     columns = left[:, None] + torch.arange(image.shape[3], device=image.device)  # (B, W)
@@ -98,7 +92,7 @@ def shifted(image: Tensor, position: Tensor, *, seed: int, max_shift: int) -> Te
 
 def mirrored(image: Tensor, position: Tensor, *, seed: int) -> Tensor:
     """Exchanges left and right of half of (B, 3, H, W), drawn at random."""
-    mirror = sample_integers(seed, position, stream="mirror", high=2, device=image.device) == 1
+    mirror = Draws(seed, image.device).integers(position, "mirror", high=2) == 1
     return torch.where(mirror[:, None, None, None], image.flip(3), image)
 
 
@@ -118,7 +112,7 @@ class Windows(NamedTuple):
 def draw_windows(seed: int, position: Tensor, *, resolution: int, size: int) -> Windows:
     """Draws a window inside each image, uniformly, by (seed, position)."""
     places = resolution - size + 1
-    top, left = (sample_integers(seed, position, stream=f"window_{name}", high=places) for name in ("top", "left"))
+    top, left = (Draws(seed).integers(position, f"window_{name}", high=places) for name in ("top", "left"))
     return Windows(top, left, size)
 
 
@@ -155,6 +149,6 @@ def dropped_conditions(
     for name in conditioning.conditions:
         value = batch[name]
         stream = "drop" if conditioning.cond_drop == "joint" else f"drop_{name}"
-        drop = sample_uniform(seed, batch["position"], stream=stream, device=value.device) < conditioning.cond_drop_prob
+        drop = Draws(seed, value.device).uniform(batch["position"], stream) < conditioning.cond_drop_prob
         mixed[name] = torch.where(drop.reshape(-1, *[1] * (value.ndim - 1)), empty[name], value)
     return mixed

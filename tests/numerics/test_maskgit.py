@@ -12,6 +12,7 @@ from components.configuration.sampling import MaskedTokenSampling
 from components.models.losses.cross_entropy import masked_token_loss
 from components.models.transformer import MaskedTransformer
 from components.sampling.maskgit import gumbel, keep_surest, masked_counts, maskgit
+from components.training.randomness import Draws
 from components.training.tasks.prior import evaluation_masks, random_masks, training_masks
 from tests.token_models import CONDITIONED as TOKENS
 from tests.token_models import NULL as WITHOUT
@@ -89,22 +90,22 @@ def test_only_masked_tokens_have_a_loss_and_each_image_weighs_the_same():
 
 def test_mask_ratios_follow_the_cosine_of_a_uniform_number():
     """P(count <= n) = P(N cos(π/2 · r) <= n) = 1 - 2/π arccos(n / N), by the Kolmogorov distance of 4,000 draws."""
-    counts = training_masks(3, torch.arange(4000), num_tokens=64).sum(dim=1)
+    counts = training_masks(Draws(3), torch.arange(4000), 64).sum(dim=1)
     assert counts.min() >= 1
     share = torch.bincount(counts, minlength=65)[1:].cumsum(dim=0) / 4000
     expected = 1 - 2 / math.pi * torch.arccos(torch.arange(1, 65) / 64)
     assert (share - expected).abs().max() < 0.03
-    ordered = evaluation_masks(3, torch.arange(4000), num_tokens=8, draw=0).sum(dim=1)
+    ordered = evaluation_masks(Draws(3), torch.arange(4000), 8, number=0).sum(dim=1)
     assert (torch.bincount(ordered, minlength=9)[1:] - 500).abs().max() < 100
     assert (ordered == 0).sum() == 0
 
 
 def test_masks_are_functions_of_seed_and_position_and_fair_to_every_place():
     position = torch.arange(2000)
-    masks = training_masks(3, position, num_tokens=N)
-    assert torch.equal(training_masks(3, position[5:9], num_tokens=N), masks[5:9])
-    assert not torch.equal(training_masks(4, position, num_tokens=N), masks)
-    fair = random_masks(0, position, counts=torch.full((2000,), 3), num_tokens=N, stream="fair")
+    masks = training_masks(Draws(3), position, N)
+    assert torch.equal(training_masks(Draws(3), position[5:9], N), masks[5:9])
+    assert not torch.equal(training_masks(Draws(4), position, N), masks)
+    fair = random_masks(Draws(0), position, torch.full((2000,), 3), num_tokens=N, stream="fair")
     assert (fair.sum(dim=1) == 3).all()
     assert (fair.float().mean(dim=0) - 1 / 3).abs().max() < 0.045
 
@@ -211,7 +212,7 @@ def test_trained_on_a_known_distribution_it_reaches_its_entropy_in_random_order(
     model = MaskedTransformer(codebook_size=3, num_tokens=3, model_dim=32, num_layers=2, num_heads=4)
 
     def loss(step: int, rows: Tensor) -> Tensor:
-        masked = evaluation_masks(step, torch.arange(256), num_tokens=3, draw=0)
+        masked = evaluation_masks(Draws(step), torch.arange(256), 3, number=0)
         logits = model(images[rows].masked_fill(masked, 3))
         return masked_token_loss(logits, tokens=images[rows], masked=masked, label_smoothing=0.0)
 

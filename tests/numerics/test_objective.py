@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from components.models.diffusion.discrete import KEPT, draw_timesteps, empty_history, probabilities, record
 from components.models.diffusion.objective import EDMObjective, FlowObjective, Objective, make_objective
 from components.models.diffusion.schedule import make_schedule
-from components.training.randomness import sample_uniform
+from components.training.randomness import Draws
 from tests.known_denoisers import discrete, output_for
 
 PREDICTION_TYPES = ["epsilon", "sample", "v_prediction"]
@@ -141,7 +141,7 @@ def test_training_times_have_their_distribution():
 def test_the_times_of_a_training_follow_the_logit_normal_density():
     """Kolmogorov-Smirnov against the integral of the density of Esser et al. (2024), equation 19, m = 0 and s = 1."""
     positions = torch.arange(10_000)
-    times = FlowObjective(time_density="logit_normal").times(sample_uniform(0, positions, stream="timestep"))
+    times = FlowObjective(time_density="logit_normal").times(Draws(0).uniform(positions, "timestep"))
     grid = torch.linspace(0, 1, 20_001, dtype=torch.float64)[1:-1]
     density = torch.exp(-grid.logit().square() / 2) / (math.sqrt(2 * math.pi) * grid * (1 - grid))
     cumulative = torch.cumulative_trapezoid(density, grid)

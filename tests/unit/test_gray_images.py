@@ -22,7 +22,7 @@ from components.sampling.requests import Request
 from components.training.batches import to_batch
 from components.training.frozen import encoded, gray_images
 from components.training.loop import Arrays
-from components.training.randomness import sample_normal, sample_uniform
+from components.training.randomness import Draws
 from components.training.tasks.autoencoder import AutoencoderTask
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.tasks.prior import PixelTask
@@ -96,7 +96,7 @@ def test_the_loss_is_of_one_channel() -> None:
     part = encoded(batch, task.encoders)
     assert torch.equal(part["image"], batch["image"][:, :1])
     losses = task.losses(task.learner.network, part, {"label": batch["label"]}, torch.full((8,), 7))
-    noise = sample_normal(task.seed, batch["position"], stream="noise", shape=(1, 8, 8))
+    noise = task.draw.normal(batch["position"], "noise", (1, 8, 8))
     torch.testing.assert_close(losses, noise.square().mean(dim=(1, 2, 3)))
 
 
@@ -179,7 +179,7 @@ def test_loss_aware_timesteps_begin_before_half_of_the_training() -> None:
     base = load_recipe("fashion_likelihood_loss_aware", []).base
     numbers, total = base.optimization, base.process.num_train_timesteps
     positions = torch.arange(numbers.total_steps // 2 * numbers.global_batch_size)
-    uniform = sample_uniform(numbers.seed, positions, stream="timestep")
+    uniform = Draws(numbers.seed).uniform(positions, "timestep")
     timesteps, _ = draw_timesteps(empty_history(total), uniform)
     drawn = torch.nn.functional.one_hot(timesteps, total).reshape(-1, numbers.global_batch_size, total).sum(dim=1)
     (complete,) = (drawn.cumsum(dim=0).amin(dim=1) >= KEPT).nonzero(as_tuple=True)

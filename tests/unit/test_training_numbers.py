@@ -11,14 +11,7 @@ from components.configuration.optimization import OptimizationConfig
 from components.models.diffusion.schedule import make_schedule
 from components.training.optim import EMA, NonFiniteError, NonFiniteGuard, decay_at, learning_rate, make_optimizer
 from components.training.parallel import ALONE
-from components.training.randomness import (
-    cropped,
-    draw_windows,
-    sample_integers,
-    sample_normal,
-    sample_uniform,
-    step_generator,
-)
+from components.training.randomness import Draws, cropped, draw_windows, step_generator
 from components.training.sharding import clip
 from tests.checkpoints import read_folder, write_checkpoint
 
@@ -86,9 +79,9 @@ def test_weight_decay_spares_biases_and_norms() -> None:
 def test_what_is_drawn_for_a_sample_does_not_depend_on_its_batch() -> None:
     whole = torch.arange(100, 116)
     for draw in (
-        lambda p: sample_uniform(7, p, stream="a"),
-        lambda p: sample_integers(7, p, stream="a", high=1000),
-        lambda p: sample_normal(7, p, stream="a", shape=(3, 4, 4)),
+        lambda p: Draws(7).uniform(p, "a"),
+        lambda p: Draws(7).integers(p, "a", high=1000),
+        lambda p: Draws(7).normal(p, "a", (3, 4, 4)),
         lambda p: torch.stack([*draw_windows(3, p, resolution=64, size=16)[:2]], dim=1),
     ):
         assert torch.equal(draw(whole), torch.cat([draw(whole[:5]), draw(whole[5:])]))
@@ -97,10 +90,10 @@ def test_what_is_drawn_for_a_sample_does_not_depend_on_its_batch() -> None:
 
 def test_streams_seeds_and_positions_draw_different_numbers() -> None:
     position = torch.arange(1000)
-    first = sample_uniform(0, position, stream="a")
+    first = Draws(0).uniform(position, "a")
     assert first.unique().numel() > 990
-    assert not torch.equal(first, sample_uniform(0, position, stream="b"))
-    assert not torch.equal(first, sample_uniform(1, position, stream="a"))
+    assert not torch.equal(first, Draws(0).uniform(position, "b"))
+    assert not torch.equal(first, Draws(1).uniform(position, "a"))
     assert not torch.equal(*(draw_windows(seed, position, resolution=64, size=16).top for seed in (3, 4)))
     same = torch.rand(4, generator=step_generator(0, 3, stream="x"))
     assert torch.equal(same, torch.rand(4, generator=step_generator(0, 3, stream="x")))
@@ -108,12 +101,12 @@ def test_streams_seeds_and_positions_draw_different_numbers() -> None:
 
 def test_draws_have_the_moments_of_their_distributions() -> None:
     position = torch.arange(4000)
-    uniform = sample_uniform(0, position, stream="u")
+    uniform = Draws(0).uniform(position, "u")
     assert abs(uniform.mean() - 0.5) < 0.02
     assert 0 <= uniform.min() < uniform.max() < 1
-    integers = sample_integers(0, position, stream="i", high=10)
+    integers = Draws(0).integers(position, "i", high=10)
     assert integers.bincount(minlength=10).min() > 300
-    normal = sample_normal(0, position, stream="n", shape=(4, 4))
+    normal = Draws(0).normal(position, "n", (4, 4))
     assert abs(normal.mean()) < 0.02
     assert abs(normal.std() - 1) < 0.02
 

@@ -35,7 +35,7 @@ from components.training.learner import AdversarialTask, add, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.optim import kl_weight_at, temperature_at
 from components.training.parallel import average
-from components.training.randomness import sample_gumbel, step_generator
+from components.training.randomness import step_generator
 from components.weights.perceptual import load_perceptual_loss
 from components.weights.starts import is_below
 
@@ -173,11 +173,11 @@ class AutoencoderTask(AdversarialTask):
         network, position = self.generator.network, part["position"]
         stream = "latent" if step is not None else "latent_held_out"
         if self.config.network.bottleneck.kind == "gaussian":
-            return {"noise": self.normal(position, stream=stream, shape=network.latent_shape)}
+            return {"noise": self.draw.normal(position, stream, network.latent_shape)}
         if self.config.network.bottleneck.kind == "gumbel" and step is not None:
             shape = (network.codebook_size, *network.grid)
-            noise = sample_gumbel(self.seed, position, stream=stream, shape=shape, device=self.worker.device)
-            return {"noise": noise, "temperature": temperature_at(self.config.losses, step)}
+            temperature = temperature_at(self.config.losses, step)
+            return {"noise": self.draw.gumbel(position, stream, shape), "temperature": temperature}
         return {}
 
     def decoded(self, output: Tensor) -> Tensor:
@@ -247,7 +247,7 @@ class AutoencoderTask(AdversarialTask):
         for part in parts:
             rows = [part["image"], colors(network.reconstruct(part["image"]))]
             if self.config.network.bottleneck.kind == "gaussian":
-                z = self.normal(part["position"], stream="preview", shape=network.latent_shape)
+                z = self.draw.normal(part["position"], "preview", network.latent_shape)
                 rows.append(colors(network.decode(z)))
             yield rows
 

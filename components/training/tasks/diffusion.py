@@ -38,14 +38,7 @@ from components.training.frozen import Latents
 from components.training.learner import LearnerTask
 from components.training.loop import Batch, Metrics
 from components.training.parallel import gather
-from components.training.randomness import (
-    cropped,
-    draw_windows,
-    null_conditions,
-    sample_integers,
-    sample_uniform,
-    sample_uniforms,
-)
+from components.training.randomness import Draws, cropped, draw_windows, null_conditions
 
 PREVIEW_STEPS, PREVIEW_SCALE = 20, 2.0
 
@@ -90,24 +83,18 @@ class DiffusionTask(LearnerTask):
         """Times (B,) of a step, and None; for loss-aware recipes times by past losses, and weights (B,)."""
         if self.history is None:
             return self.uniform_timesteps(position), None
-        return draw_timesteps(self.history, self.uniform(position))
+        return draw_timesteps(self.history, self.draw.uniform(position, "timestep"))
 
     def uniform_timesteps(self, position: Tensor) -> Tensor:
         """Uniform times of training (B,), from (seed, position) alone."""
         process = self.config.process
         if isinstance(process, DiscreteProcess):
-            return self.integers(position, stream="timestep", high=process.num_train_timesteps)
-        return self.objective.times(self.uniform(position))
-
-    def uniform(self, position: Tensor) -> Tensor:
-        return sample_uniform(self.seed, position, stream="timestep", device=self.worker.device)
-
-    def integers(self, position: Tensor, *, stream: str, high: int) -> Tensor:
-        return sample_integers(self.seed, position, stream=stream, high=high, device=self.worker.device)
+            return self.draw.integers(position, "timestep", high=process.num_train_timesteps)
+        return self.objective.times(self.draw.uniform(position, "timestep"))
 
     def losses(self, network: Network, batch: Batch, conditions: dict[str, Tensor], time: Tensor) -> Tensor:  # (B,)
         x_0 = batch["image"]
-        noise = self.normal(batch["position"], stream="noise", shape=x_0.shape[1:])
+        noise = self.draw.normal(batch["position"], "noise", x_0.shape[1:])
         x_t = self.objective.add_noise(x_0, noise, time).contiguous(memory_format=torch.channels_last)
         with self.autocast():
             output = self.objective.apply(network, x_t, time, **conditions)
@@ -137,10 +124,10 @@ class DiffusionTask(LearnerTask):
             return cond
         low_res = cond["low_res"]
         if noise_level is None:
-            level = self.integers(position, stream="noise_level", high=settings.max_noise_level + 1)
+            level = self.draw.integers(position, "noise_level", high=settings.max_noise_level + 1)
         else:
             level = torch.full(position.shape, noise_level, device=low_res.device)
-        noise = self.normal(position, stream="low_res_noise", shape=low_res.shape[1:])
+        noise = self.draw.normal(position, "low_res_noise", low_res.shape[1:])
         assert self.augmentation is not None
         return cond | {"low_res": augment_low_res(self.augmentation, low_res, noise, level), "noise_level": level}
 
@@ -193,7 +180,7 @@ class DiffusionTask(LearnerTask):
         return sample(
             network,
             self.objective,
-            self.normal(batch["position"], stream="preview", shape=batch["image"].shape[1:]),
+            self.draw.normal(batch["position"], "preview", batch["image"].shape[1:]),
             sampler="ddim",
             num_inference_steps=min(PREVIEW_STEPS, most),
             threshold="none" if latents else "static",
@@ -219,8 +206,8 @@ class ImageToImageTask(DiffusionTask):
             image,
             batch["condition_image"],
             tasks=[degradation.tasks[place] for place in batch["task"].tolist()],
-            numbers=sample_uniforms(self.seed, position, stream="degradation", shape=(NUMBERS,)),
-            noise=self.normal(position, stream="mask_noise", shape=image.shape[1:]),
+            numbers=Draws(self.seed).uniforms(position, "degradation", [NUMBERS]),
+            noise=self.draw.normal(position, "mask_noise", image.shape[1:]),
             mask_area=degradation.mask_area,
             factors=degradation.super_resolution_factors,
         )
@@ -232,7 +219,7 @@ class ImageToImageTask(DiffusionTask):
     def losses(self, network: Network, batch: Batch, conditions: dict[str, Tensor], time: Tensor) -> Tensor:  # (B,)
         """Losses of `DiffusionTask` (B,) over the mask, where alone x_t is noisy."""
         x_0, mask = batch["image"], conditions["condition_image"][:, 3:]
-        noise = self.normal(batch["position"], stream="noise", shape=x_0.shape[1:])
+        noise = self.draw.normal(batch["position"], "noise", x_0.shape[1:])
         x_t = add_noise_in_mask(self.objective, x_0, noise, time, mask).contiguous(memory_format=torch.channels_last)
         with self.autocast():
             output = self.objective.apply(network, x_t, time, **conditions)
@@ -269,8 +256,8 @@ class DiffusionPriorTask(LearnerTask):
     def losses(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor]) -> Tensor:
         """Mean squared error of each embedding, (B,), at times and with noise (B, E) of its position."""
         position, x_0 = batch["position"], batch["image_embedding"]
-        time = self.objective.times(sample_uniform(self.seed, position, stream="timestep", device=x_0.device))
-        noise = self.normal(position, stream="noise", shape=x_0.shape[1:])
+        time = self.objective.times(self.draw.uniform(position, "timestep"))
+        noise = self.draw.normal(position, "noise", x_0.shape[1:])
         x_t = self.objective.add_noise(x_0, noise, time)
         with self.autocast():
             output = self.objective.apply(network, x_t, time, **conditions)
@@ -281,7 +268,7 @@ class DiffusionPriorTask(LearnerTask):
         The guess is the prior's from pure noise in one step, near the mean embedding under the text."""
         conditions, position, x_0 = self.conditions(part), part["position"], part["image_embedding"]
         time = self.objective.times(torch.full(position.shape, 1 - 2**-24, device=self.worker.device))
-        noise = self.normal(position, stream="guess", shape=x_0.shape[1:])
+        noise = self.draw.normal(position, "guess", x_0.shape[1:])
         output = self.objective.apply(network, noise, time, **conditions)
         guess = self.objective.predict_x_0(output, x_t=noise, time=time)
         return {

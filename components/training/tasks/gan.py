@@ -16,7 +16,7 @@ from components.models.losses.adversarial import DRAWS, augment, generator_loss,
 from components.training.batches import png_grid
 from components.training.learner import PREVIEW_SAMPLES, AdversarialTask, add, split
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.randomness import sample_integers, sample_uniform
+from components.training.randomness import Draws
 
 PREVIEW_ROWS = 10
 STATISTICS_BATCHES, STATISTICS_BATCH = 16, 64  # of noise, to estimate the statistics of batch norms
@@ -91,7 +91,7 @@ class GANTask(AdversarialTask):
 
     def generate(self, generator: nn.Module, part: Batch, *, stream: str) -> Tensor:
         """Images (B, 3, H, W) for the labels of a part, from noise by position."""
-        noise = self.normal(part["position"], stream=stream, shape=[self.config.network.noise_dim])
+        noise = self.draw.normal(part["position"], stream, [self.config.network.noise_dim])
         return generator(noise, self.label_of(part))
 
     def label_of(self, part: Batch) -> Tensor | None:
@@ -107,7 +107,7 @@ class GANTask(AdversarialTask):
         """Images for the discriminator in training: fp32, augmented if the recipe has augmentation."""
         if not self.config.adversary.augment:
             return image.float()
-        draws = [sample_uniform(self.seed, part["position"], stream=f"augment_{stream}_{name}") for name in DRAWS]
+        draws = [Draws(self.seed).uniform(part["position"], f"augment_{stream}_{name}") for name in DRAWS]
         return augment(image.float(), draws=torch.stack(draws, dim=1))
 
     def buffers(self) -> Iterator[Tensor]:
@@ -126,10 +126,9 @@ class GANTask(AdversarialTask):
     def statistics_noise(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Noise (B, Z) and labels (B,), all classes equally likely, for batch statistics: always the same."""
         positions = torch.arange(STATISTICS_BATCHES * STATISTICS_BATCH)
-        classes = {"high": self.dataset_info.num_classes, "device": self.worker.device}
         for position in positions.split(STATISTICS_BATCH):
-            noise = self.normal(position, stream="statistics_noise", shape=[self.config.network.noise_dim])
-            label = sample_integers(self.seed, position, stream="statistics_label", **classes)
+            noise = self.draw.normal(position, "statistics_noise", [self.config.network.noise_dim])
+            label = self.draw.integers(position, "statistics_label", high=self.dataset_info.num_classes)
             yield noise, self.label_of({"label": label})
 
     def state_dict(self) -> dict[str, Any]:
@@ -167,7 +166,7 @@ class GANTask(AdversarialTask):
         config, device = self.config, self.worker.device
         classes = min(self.dataset_info.num_classes, PREVIEW_ROWS) if config.conditioning.conditions else 1
         position = torch.arange(PREVIEW_SAMPLES)
-        noise = self.normal(position, stream="preview", shape=[config.network.noise_dim])
+        noise = self.draw.normal(position, "preview", [config.network.noise_dim])
         label = repeat(torch.arange(classes, device=device), "rows -> (rows columns)", columns=PREVIEW_SAMPLES)
         batch = {"noise": noise.repeat(classes, 1), "label": label, "position": position.repeat(classes)}
         parts = split(batch, self.samples_at_once)

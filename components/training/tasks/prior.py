@@ -28,7 +28,7 @@ from components.sampling.maskgit import DEFAULTS, maskgit
 from components.sampling.plan import Conditions
 from components.training.learner import LearnerTask
 from components.training.loop import Arrays, Batch, Metrics
-from components.training.randomness import derive_seed, sample_integers, sample_uniform, sample_uniforms
+from components.training.randomness import Draws, derive_seed
 
 EVALUATION_DRAWS = 4  # masks for each held-out image
 
@@ -91,9 +91,7 @@ class PriorTask(TokenTask):
         config, tokens, position = self.config, batch["tokens"], batch["position"]
         if config.token_corruption == 0:
             return tokens
-        shape = (2, tokens.shape[1])
-        draws = sample_uniforms(self.seed, position, stream="corruption", shape=shape, device=tokens.device)
-        replaced, other = draws.unbind(1)
+        replaced, other = self.draw.uniforms(position, "corruption", [2, tokens.shape[1]]).unbind(1)
         random = (other.double() * self.grid.codebook_size).long()  # (B, N) in [0, K)
         return torch.where(replaced < config.token_corruption, random, tokens)
 
@@ -133,11 +131,11 @@ class MaskedPriorTask(TokenTask):
     config: MaskedPriorTraining
 
     @property
-    def masked_on(self) -> dict[str, Any]:
-        return {"num_tokens": self.grid.height * self.grid.width, "device": self.worker.device}
+    def num_tokens(self) -> int:
+        return self.grid.height * self.grid.width
 
     def part_losses(self, part: Batch) -> Metrics:
-        masked, smoothing = training_masks(self.seed, part["position"], **self.masked_on), self.config.label_smoothing
+        masked, smoothing = training_masks(self.draw, part["position"], self.num_tokens), self.config.label_smoothing
         network, conditions = self.learner.forward, self.dropped(part)
         with self.learner.autocast():
             return {"loss": self.loss(network, part, conditions, masked=masked, smoothing=smoothing)}
@@ -153,37 +151,34 @@ class MaskedPriorTask(TokenTask):
     def measures(self, network: nn.Module, part: Batch) -> Metrics:
         """Upper bound of the bits/token, for tokens drawn one by one in random order."""
         losses = []
-        for draw in range(EVALUATION_DRAWS):
-            masked = evaluation_masks(self.seed, part["position"], draw=draw, **self.masked_on)
+        for number in range(EVALUATION_DRAWS):
+            masked = evaluation_masks(self.draw, part["position"], self.num_tokens, number=number)
             losses.append(self.loss(network, part, self.conditions(part), masked=masked))
         return {"held_out_bits_per_token_bound": torch.stack(losses).mean() / math.log(2)}
 
     def sampled(self, network: MaskedTransformer, conditions: Conditions, **how: Any) -> Tensor:
-        steps = min(DEFAULTS.num_inference_steps, self.grid.height * self.grid.width)
+        steps = min(DEFAULTS.num_inference_steps, self.num_tokens)
         return maskgit(network, conditions, sampling=MaskedTokenSampling(num_inference_steps=steps), **how)
 
 
-def training_masks(seed: int, position: Tensor, *, num_tokens: int, device: torch.device | str = "cpu") -> Tensor:
+def training_masks(draw: Draws, position: Tensor, num_tokens: int) -> Tensor:
     """Masked tokens of each sample, (B, N) bool: ⌈N cos(π/2 · r)⌉ at random places, r ~ U(0, 1).
     Number and places depend on (seed, position) alone."""
-    ratio = torch.cos(math.pi / 2 * sample_uniform(seed, position, stream="mask_ratio").double())
-    counts = to_device((ratio * num_tokens).ceil().long(), device)
-    return random_masks(seed, position, counts=counts, num_tokens=num_tokens, stream="mask")
+    ratio = torch.cos(math.pi / 2 * Draws(draw.seed).uniform(position, "mask_ratio").double())
+    counts = to_device((ratio * num_tokens).ceil().long(), draw.device)
+    return random_masks(draw, position, counts, num_tokens=num_tokens, stream="mask")
 
 
-def evaluation_masks(
-    seed: int, position: Tensor, *, num_tokens: int, draw: int, device: torch.device | str = "cpu"
-) -> Tensor:
+def evaluation_masks(draw: Draws, position: Tensor, num_tokens: int, *, number: int) -> Tensor:
     """Like `training_masks`, with numbers drawn uniformly from 1..N, for the bound on the likelihood."""
-    stream = f"evaluation_{draw}"
-    counts = 1 + sample_integers(seed, position, stream=f"{stream}_count", high=num_tokens, device=device)
-    return random_masks(seed, position, counts=counts, num_tokens=num_tokens, stream=stream)
+    stream = f"evaluation_{number}"
+    counts = 1 + draw.integers(position, f"{stream}_count", high=num_tokens)
+    return random_masks(draw, position, counts, num_tokens=num_tokens, stream=stream)
 
 
-def random_masks(seed: int, position: Tensor, *, counts: Tensor, num_tokens: int, stream: str) -> Tensor:
+def random_masks(draw: Draws, position: Tensor, counts: Tensor, *, num_tokens: int, stream: str) -> Tensor:
     """Masks (B, N) with `counts` (B,) tokens in each row, every set of places equally likely."""
-    draws = sample_uniforms(seed, position, stream=stream, shape=(num_tokens,), device=counts.device)
-    places = draws.argsort(dim=1, stable=True)
+    places = draw.uniforms(position, stream, [num_tokens]).argsort(dim=1, stable=True)
     ranks = places.argsort(dim=1)  # (B, N), a random permutation of 0..N-1
     return ranks < counts[:, None]
 

@@ -22,7 +22,7 @@ from components.models.losses.cross_entropy import (
 from components.training.learner import LearnerTask, split
 from components.training.loop import Arrays, Batch, Metrics
 from components.training.parallel import gather
-from components.training.randomness import mirrored, sample_uniform, shifted
+from components.training.randomness import mirrored, shifted
 
 LEVELS = (0, 25, 50, 75)  # percent of the way to noise, where accuracy is measured
 
@@ -45,12 +45,12 @@ class ClassifierTask(LearnerTask):
     def logits(self, network: nn.Module, image: Tensor, part: Batch, *, level: float | None = None) -> Tensor:
         """Logits (B, K) fp32 of images, each noised to a random time, or to `level` (0 to 1)."""
         position = part["position"]
-        uniform = sample_uniform(self.seed, position, stream="timestep", device=image.device)
+        uniform = self.draw.uniform(position, "timestep")
         if level is not None or not self.config.noisy:
             uniform = torch.full_like(uniform, level or 0.0)
         time, x_t = self.objective.times(uniform), image
         if self.config.noisy:
-            x_t = self.objective.add_noise(image, self.normal(position, stream="noise", shape=image.shape[1:]), time)
+            x_t = self.objective.add_noise(image, self.draw.normal(position, "noise", image.shape[1:]), time)
         with self.autocast():
             logits = self.objective.apply(network, x_t.contiguous(memory_format=torch.channels_last), time)
         return logits.float()
