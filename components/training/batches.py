@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Iterator
-from typing import TypeVar
+from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,6 @@ ARRAYS = ("latents", "image_embedding", "text_states", "text_embedding")  # of a
 TENSORS = (*IMAGES, *ARRAYS, "label", "text", "tokens", "condition", "task", "position")
 ON_HOST = ("position", "task")
 SMALLEST = 64  # pixels: smaller images are enlarged, for browsers would smooth them
-
-Item = TypeVar("Item")
 
 
 def to_batch(rows: Arrays, device: torch.device | str = "cpu") -> Batch:
@@ -51,22 +50,14 @@ def batches_ahead(rows: Iterator[Arrays], device: torch.device) -> Iterator[Batc
             arrival.record(sending)
         return batch, arrival
 
-    for batch, arrival in one_ahead(map(send, rows)):
+    end: Any = None
+    for (batch, arrival), _ in pairwise(chain(map(send, rows), [end])):  # the next one is sent before this one is used
         stream = torch.cuda.current_stream(device)
         stream.wait_event(arrival)  # the GPU waits for the transfer, the host doesn't
         for tensor in batch.values():
             if tensor.device.type == "cuda":
                 tensor.record_stream(stream)  # so that the allocator does not reuse the memory too early
         yield batch
-
-
-def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items; each is taken before the earlier item is yielded."""
-    waiting = next(items, None)
-    while waiting is not None:
-        following = next(items, None)
-        yield waiting
-        waiting = following
 
 
 def with_positions(batch: Batch) -> Batch:

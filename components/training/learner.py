@@ -106,12 +106,6 @@ class Learner:
         if self.ema:
             self.ema.update(self.network, taken)
 
-    def step(self, step: int) -> Tensor:
-        """`update` and `average`. Returns the gradient norm before clipping."""
-        taken, norm = self.update(step)
-        self.average(taken)
-        return norm
-
     def weights(self) -> dict[str, Tensor]:
         """Tensors of network and EMA by flat names, for safetensors."""
         named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
@@ -201,7 +195,9 @@ class LearnerTask:
             metrics = self.part_losses(encoded(part, self.encoders))
             self.learner.backward(metrics["loss"] * share)
             add(totals, metrics, share)
-        return {**totals, "grad_norm": self.learner.step(step)}
+        taken, norm = self.learner.update(step)
+        self.learner.average(taken)
+        return {**totals, "grad_norm": norm}
 
     def part_losses(self, part: Batch) -> Metrics:
         """Means over a part of a batch: `loss`, to go backward, and further metrics, all ()."""

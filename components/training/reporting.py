@@ -9,9 +9,9 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from itertools import count
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -314,71 +314,51 @@ def traced(
     recorder: events.Recorder,
     start_step: int,
 ) -> Iterator[Iterator[Batch]]:
-    """The same batches; rank 0 records the steps of `profiling` between them, stored at whatever end.
-    A step lasts from the request of its batch to that of the next. No failure here ends a training."""
-    if profiling is None or worker.rank > 0:
+    """The same batches; rank 0 records the steps of `profiling` between them, stored at whatever end."""
+    if profiling is None or worker.rank > 0 or start_step >= profiling.last_step:
         yield batches
-        return
-    trace = Trace(profiling, stage, worker, recorder)
+    else:
+        with closing(recorded(batches, profiling, stage, worker.device, recorder, start_step)) as followed:
+            yield followed
+
+
+def recorded(
+    batches: Iterator[Batch],
+    profiling: Profiling,
+    stage: str,
+    device: torch.device,
+    recorder: events.Recorder,
+    start_step: int,
+) -> Generator[Batch]:
+    """The same batches, with steps recorded, on the GPU too where there is one; at the end the trace is uploaded.
+    A step lasts from the request of its batch to that of the next. No failure here ends a training."""
+    first, on_gpu = max(profiling.first_step, start_step + 1), [ProfilerActivity.CUDA] if device.type == "cuda" else []
+    yield from islice(batches, first - start_step - 1)
+    step, profiler = first, None
+    with harmless(stage, recorder):
+        begun = profile(activities=[ProfilerActivity.CPU, *on_gpu], record_shapes=True)
+        begun.start()
+        profiler = begun
     try:
-        yield trace.follow(batches, start_step=start_step)
+        for step in range(first, profiling.last_step + 1):
+            with record_function(f"step {step}"):
+                yield next(batches)
     finally:
-        trace.end()
+        if profiler is not None:
+            with harmless(stage, recorder), scratch_folder("trace") as scratch:
+                profiler.stop()
+                folder, name = Store(profiling.folder), f"{stage}-steps-{first}-{step}.json.gz"
+                profiler.export_chrome_trace(str(scratch / name))
+                folder.upload(scratch / name, name)
+                recorder.emit(events.Text(stage, "trace.txt", folder.url(name)))
+    yield from batches
 
 
-class Trace:
-    """Records steps of a training, and stores the trace in the folder of traces."""
-
-    def __init__(self, profiling: Profiling, stage: str, worker: Worker, recorder: events.Recorder) -> None:
-        self.profiling, self.stage, self.worker, self.recorder = profiling, stage, worker, recorder
-        self.steps: list[int] = []  # recorded so far
-        self.profiler: profile | None = None  # while it records
-        self.step = ExitStack()
-        self.failed = False
-
-    def follow(self, batches: Iterator[Batch], *, start_step: int) -> Iterator[Batch]:
-        """The same batches; before each ends the step before, and begins one that is to be recorded."""
-        for step in count(start_step + 1):
-            self.step.close()
-            if not self.profiling.first_step <= step <= self.profiling.last_step:
-                self.end()
-            elif not self.failed:
-                with self.harmless():
-                    self.begin(step)
-            batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
-
-    def begin(self, step: int) -> None:
-        """Record a step, of the GPU too where the rank has one."""
-        if self.profiler is None:
-            on_gpu = [ProfilerActivity.CUDA] if self.worker.device.type == "cuda" else []
-            self.profiler = profile(activities=[ProfilerActivity.CPU, *on_gpu], record_shapes=True)
-            self.profiler.start()
-        self.step.enter_context(record_function(f"step {step}"))
-        self.steps.append(step)
-
-    def end(self) -> None:
-        """Stop the profiler, upload the trace, if any, and report its URL."""
-        self.step.close()
-        profiler, self.profiler = self.profiler, None
-        if profiler is None:
-            return
-        with self.harmless(), scratch_folder("trace") as scratch:
-            profiler.stop()
-            folder = Store(self.profiling.folder)
-            name = f"{self.stage}-steps-{self.steps[0]}-{self.steps[-1]}.json.gz"
-            profiler.export_chrome_trace(str(scratch / name))
-            folder.upload(scratch / name, name)
-            self.recorder.emit(events.Text(self.stage, "trace.txt", folder.url(name)))
-
-    @contextmanager
-    def harmless(self) -> Iterator[None]:
-        """After a failure inside nothing more is recorded, with a warning."""
-        try:
-            yield
-        except (RuntimeError, OSError, StoreError) as error:
-            self.profiler, self.failed = None, True
-            logger.warning("%s: no trace", self.stage, exc_info=error)
-            self.recorder.emit(events.Warning(self.stage, f"no trace: {str(error).partition(chr(10))[0]}"))
+@contextmanager
+def harmless(stage: str, recorder: events.Recorder) -> Iterator[None]:
+    """A failure inside costs the trace, with a warning."""
+    try:
+        yield
+    except (RuntimeError, OSError, StoreError) as error:
+        logger.warning("%s: no trace", stage, exc_info=error)
+        recorder.emit(events.Warning(stage, f"no trace: {str(error).partition(chr(10))[0]}"))

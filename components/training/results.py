@@ -96,15 +96,6 @@ def write_averaged(
     write_rows(folder, Path(WEIGHTS).stem, below("ema.", own) or below("network.", own), worker)
 
 
-def merge_weights(folder: Path, description: ModelDescription, adapter: AdapterConfig) -> None:
-    """Add the adapter to the averaged weights in a folder, and write it beside them."""
-    module = NETWORKS[description.kind](**description.network)
-    add_adapter(module, adapter, new=description.new_modules)
-    module.load_state_dict(load_file(folder / WEIGHTS))
-    merge_adapter(module, adapter, folder)
-    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, folder / WEIGHTS)
-
-
 def finish(
     run: Store,
     stage_store: Store,
@@ -127,8 +118,12 @@ def finish(
         if worker.shards:
             fetch_rows(rows, folder)
         fetch_snapshots(run, folder / SNAPSHOTS)
-        if description.adapter is not None:
-            merge_weights(folder, description, description.adapter)
+        if (adapter := description.adapter) is not None:
+            module = NETWORKS[description.kind](**description.network)
+            add_adapter(module, adapter, new=description.new_modules)
+            module.load_state_dict(load_file(folder / WEIGHTS))
+            merge_adapter(module, adapter, folder)
+            save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, folder / WEIGHTS)
         summary = write_model(folder, description, **model)
         entries = upload_attempt(stage_store, folder)
     listed = {"entries": [entry.model_dump() for entry in entries], "summary": summary}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.training.batches import one_ahead, to_batch
+from components.training.batches import to_batch
 from components.training.optim import move_masked
 from tests.device_reads import META, device_reads
 from tests.on_device import TASKS, steps_with_logs
@@ -59,13 +59,6 @@ def test_a_bad_step_that_only_the_device_knows_of_moves_no_average() -> None:
     move_masked(averages, masters, weight=weight, taken=torch.tensor(True))
     for moved, old, master in zip(averages, before, masters, strict=True):
         torch.testing.assert_close(moved, torch.lerp(old, master, 0.3))
-
-
-def test_batches_are_the_same_one_ahead_and_each_is_asked_for_before_the_one_before_it_is_used() -> None:
-    asked: list[int] = []
-    items = one_ahead(asked.append(number) or number for number in range(4))
-    seen = [(item, list(asked)) for item in items]
-    assert seen == [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2, 3]), (3, [0, 1, 2, 3])]
 
 
 def test_a_batch_on_a_cpu_shares_the_memory_of_its_rows_also_where_that_must_not_be_written_to() -> None:
