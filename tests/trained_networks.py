@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from components.training.batches import to_batch
-from components.training.learner import Learner
-from components.training.loop import Task
+from components.training.loop import Task, fit
+from components.training.parallel import ALONE, Worker
+from components.training.step_model import learners_of
 from tests import tiny_autoencoders
-from tests.tiny_text_image import TEXT_IMAGE
+from tests.checkpoints import read_folder, write_checkpoint
+from tests.tiny_text_image import TEXT_IMAGE, decoder_config, prior_task
 from tests.tiny_training import batches, config_of, make_task
 
 LAST_STEP = 20  # when every loss has begun
@@ -38,6 +41,21 @@ TRAININGS = {
     **{name: Kind(*made) for name, made in TEXT_IMAGE.items()},
 }
 
+WITHOUT_DROPOUT = ("tokenizer", "dit", "gan", "contrastive", *tiny_autoencoders.RECIPES)
+FROZEN = ("decoder", "diffusion_prior")  # conditions come from frozen networks
+CONFIGS: dict[str, Callable[..., Any]] = {
+    "decoder": decoder_config,
+    **{name: make_config for name, (make_config, _) in TEXT_IMAGE.items()},
+    **{name: partial(tiny_autoencoders.config_of, name) for name in tiny_autoencoders.RECIPES},
+}
+
+
+def made(kind: str, *, worker: Worker = ALONE, parts: int | None = None, **changes: Any) -> tuple[Any, Any]:
+    """Configuration and task of a kind, without dropout, which depends on ranks and parts."""
+    plain = {} if kind in WITHOUT_DROPOUT else {"dropout": 0.0}
+    config = CONFIGS.get(kind, partial(config_of, kind))(**plain | changes)
+    return config, (prior_task if kind in FROZEN else make_task)(config, worker=worker, max_batch_per_device=parts)
+
 
 def trained(name: str, prepare: Callable[[nn.Module], None] | None = None, **changes: Any) -> dict[str, Tensor]:
     """The weights after two steps of a training whose networks are first prepared; the last of them has all losses."""
@@ -52,8 +70,15 @@ def trained(name: str, prepare: Callable[[nn.Module], None] | None = None, **cha
     return {name: tensor.detach().clone() for name, tensor in task.state_dict()["weights"].items()}
 
 
-def learners_of(task: Any) -> list[Learner]:
-    return [learner for learner in vars(task).values() if isinstance(learner, Learner)]
+def resumed(folder: Path, config: Any, broken_off: Task, make: Callable[[Any], Task], *, step: int = 4) -> Task:
+    """Another task, which goes on from a checkpoint of one that broke off after so many steps, to the end."""
+    write_checkpoint(folder / "resumed", broken_off.state_dict(), step=step)
+    torch.rand(17)  # what happened in the process since must not matter
+    task = make(config)
+    taken, state = read_folder(folder / "resumed")
+    task.load_state_dict(state)
+    fit(task, batches(config, to_batch, start_step=taken), config.optimization, start_step=taken)
+    return task
 
 
 def whole_graph(network: nn.Module) -> None:

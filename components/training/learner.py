@@ -224,7 +224,7 @@ class LearnerTask:
         Gradients are averaged over the ranks with the last part only, and never in a rank by itself; those in shards
         each time. Dropout alone draws from a global generator, seeded so that a resumed run drops the same units."""
         parts = list(split(batch, self.max_batch))
-        for index, part in enumerate(parts):
+        for index, (part, share) in enumerate(parts):
             with ExitStack() as stack:
                 for network in (learner.forward for learner in learners):
                     early = index < len(parts) - 1
@@ -232,7 +232,7 @@ class LearnerTask:
                         stack.enter_context(network.no_sync())
                     average_copies(network, self.worker, now=not early)
                 stack.enter_context(seeded(self.seed, step, self.worker.rank, index))
-                yield part, len(part["position"]) / len(batch["position"])
+                yield part, share
 
     @property
     def samples_at_once(self) -> int:
@@ -243,8 +243,8 @@ class LearnerTask:
     def held_out_parts(self, held_out: Arrays) -> Iterator[tuple[Batch, float]]:
         """Yields held-out samples in parts, with columns of frozen networks, each with its share."""
         batch = with_positions(to_batch(held_out, self.worker.device))
-        for part in split(batch, self.samples_at_once):
-            yield encoded(part, self.encoders), len(part["position"]) / len(batch["position"])
+        for part, share in split(batch, self.samples_at_once):
+            yield encoded(part, self.encoders), share
 
     @torch.no_grad()
     def evaluate(self, held_out: Arrays) -> dict[str, float]:
@@ -353,11 +353,12 @@ def add(totals: dict[str, Any], metrics: dict[str, Any], share: float) -> None:
         totals[name] = totals.get(name, 0.0) + own * share
 
 
-def split(batch: Batch, max_batch: int | None) -> Iterator[Batch]:
-    """Yields the batch in parts of at most `max_batch` samples; whole for None."""
+def split(batch: Batch, max_batch: int | None) -> Iterator[tuple[Batch, float]]:
+    """Yields parts of at most `max_batch` samples, each with its share of the batch; the whole for None."""
     samples = len(batch["position"])
     for start in range(0, samples, max_batch or samples):
-        yield {name: value[start : start + (max_batch or samples)] for name, value in batch.items()}
+        part = {name: value[start : start + (max_batch or samples)] for name, value in batch.items()}
+        yield part, len(part["position"]) / samples
 
 
 def below(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ def step_generator(seed: int, step: int, *, stream: str) -> torch.Generator:
 
 
 class Draws(NamedTuple):
-    """Random numbers of a run on a device, for samples at positions (B,) on the host; each stream is independent."""
+    """Random numbers of a run's samples at positions (B,) on the host; streams are independent."""
 
     seed: int
     device: torch.device | str = "cpu"

@@ -330,7 +330,7 @@ def recorded(
     recorder: events.Recorder,
     start_step: int,
 ) -> Generator[Batch]:
-    """The same batches, with steps recorded, on the GPU too where there is one; at the end the trace is uploaded.
+    """The same batches, with steps recorded between them; at the end the trace is uploaded.
     A step lasts from the request of its batch to that of the next. No failure here ends a training."""
     first, on_gpu = max(profiling.first_step, start_step + 1), [ProfilerActivity.CUDA] if device.type == "cuda" else []
     yield from islice(batches, first - start_step - 1)

@@ -22,11 +22,11 @@ from components.runtime.storage.scratch import scratch_folder
 from components.runtime.storage.store import DamagedFileError, Store
 from components.sampling.model import BPE
 from components.training.adapters import add_adapter, merge_adapter
-from components.training.checkpoint import IN_WEIGHTS, HostCopy
+from components.training.checkpoint import IN_WEIGHTS, HostCopy, on_host
 from components.training.learner import below, without_memory
 from components.training.optim import EMAProfile, combine, nearest_first, posthoc_factors
-from components.training.parallel import ALONE, Worker, any_rank
-from components.training.rows import fetch_rows, rows_file, send_rows, shapes_in, write_rows, write_tensors
+from components.training.parallel import ALONE, Worker, any_rank, is_cut
+from components.training.rows import fetch_rows, rows_file, send_rows, shapes_in, write_tensors
 from components.weights.starts import StartModel
 
 METRICS = "metrics.json"
@@ -65,8 +65,7 @@ def write_model(
     with without_memory():
         module = NETWORKS[description.kind](**description.network)
         module.load_state_dict({name: torch.empty(shape) for name, (_, shape) in shapes_in(folder / WEIGHTS).items()})
-    named = {name: getattr(description, name) for name in ("kind", "network", "settings")}
-    write_description(folder, **named)
+    write_description(folder, kind=description.kind, network=description.network, settings=description.settings)
     written = {**summary, "parameters": sum(parameter.numel() for parameter in module.parameters())}
     (folder / METRICS).write_text(json.dumps(written, indent=1))
     for name, text in (description.texts or {}).items():
@@ -93,7 +92,12 @@ def write_averaged(
     """Write the rank's rows of a finished model: of the average, or of the network without one.
     `weights`: of the task's state, flat names."""
     own = below(description.learner, dict(weights))
-    write_rows(folder, Path(WEIGHTS).stem, below("ema.", own) or below("network.", own), worker)
+    part, parts = (worker.rank, worker.parts) if worker.shards else (0, 1)
+    if part < parts:  # else another copy has the same rows
+        averaged = below("ema.", own) or below("network.", own)
+        rows = on_host({name: tensor for name, tensor in averaged.items() if part == 0 or is_cut(tensor)})
+        file = folder / rows_file(Path(WEIGHTS).stem, part, parts)
+        save_file({name: tensor.contiguous() for name, tensor in rows.items()}, file)
 
 
 def finish(

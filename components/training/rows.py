@@ -6,18 +6,16 @@ host needs memory for a whole model. A single part is the whole file, `model.saf
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, uint8
 
 from components.runtime.storage.artifact import Record, describe, read_records, recorded_parts, write_record
 from components.runtime.storage.store import Store, in_parallel
-from components.training.checkpoint import on_host, part_file
-from components.training.parallel import Worker, is_cut
+from components.training.checkpoint import part_file
 
 # Bytes of a number by type, in the order of safetensors: a file has the types from last to first.
 WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "F16": 2, "BF16": 2, "I32": 4, "F32": 4, "F64": 8, "I64": 8}
@@ -27,14 +25,6 @@ Shapes = Mapping[str, tuple[str, Sequence[int]]]  # name -> type (a key of WIDTH
 def rows_file(stem: str, part: int, parts: int) -> str:
     """Name of a part's file; that of the whole where there is one part."""
     return f"{stem}-{part_file(part, parts)}" if parts > 1 else f"{stem}.safetensors"
-
-
-def write_rows(folder: Path, stem: str, weights: Mapping[str, Tensor], worker: Worker) -> None:
-    """Write the calling rank's rows of `weights`; nothing where another copy has the same ones."""
-    part, parts = (worker.rank, worker.parts) if worker.shards else (0, 1)
-    if part < parts:
-        own = on_host({name: tensor for name, tensor in weights.items() if part == 0 or is_cut(tensor)})
-        save_file({name: tensor.contiguous() for name, tensor in own.items()}, folder / rows_file(stem, part, parts))
 
 
 def send_rows(folder: Path, store: Store, *, parts: int = 1) -> None:
@@ -71,12 +61,8 @@ def join_rows(parts: Sequence[Path], path: Path) -> None:
     """Join the files of all parts, in order, into one."""
     files = [safe_open(part, "pt") for part in parts]
     holders = {name: [file for file in files if name in file.keys()] for name in files[0].keys()}  # noqa: SIM118
-
-    def pieces(name: str) -> Iterator[Tensor]:
-        for file in holders[name]:
-            yield file.get_tensor(name)
-
-    write_tensors(path, {name: joined_shape(name, own) for name, own in holders.items()}, pieces)
+    shapes = {name: joined_shape(name, own) for name, own in holders.items()}
+    write_tensors(path, shapes, lambda name: (file.get_tensor(name) for file in holders[name]))
 
 
 def joined_shape(name: str, files: Sequence[Any]) -> tuple[str, list[int]]:

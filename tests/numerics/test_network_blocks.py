@@ -27,7 +27,7 @@ from pipelines.planning.step_time import Launches
 from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.workflows import build_workflow
 from tests.tiny_training import assert_close, assert_equal_bits, batches
-from tests.trained_networks import LAST_STEP, TRAININGS, forget_compiled, learners_of, trained, whole_graph
+from tests.trained_networks import LAST_STEP, TRAININGS, forget_compiled, trained, whole_graph
 
 RECOMPUTED = [name for name in TRAININGS if name != "gan"]  # whose configuration refuses it
 ONE_OF_EACH_BLOCK = ("tokenizer", "prior", "pixelcnn", "row_lstm", "base", "dit", "gan", "contrastive")
@@ -37,7 +37,7 @@ plain = cache(trained)
 
 
 def made(name: str, **changes: object) -> nn.Module:
-    return learners_of(TRAININGS[name].task(TRAININGS[name].config(**changes)))[0].network
+    return TRAININGS[name].task(TRAININGS[name].config(**changes)).learner.network
 
 
 def test_every_network_of_the_catalogue_is_trained_here_and_has_blocks() -> None:

@@ -23,7 +23,7 @@ from components.training.checkpoint import copy_to_host
 from components.training.learner import make_network
 from components.training.loop import Batch, Task
 from components.training.results import ModelDescription, write_averaged, write_model, write_snapshots
-from components.training.step_model import KnownLayouts, StepModel, WithoutNumbers
+from components.training.step_model import KnownLayouts, StepModel, WithoutNumbers, learners_of
 from pipelines.planning.memory import checkpoint_bytes, device_bytes, model_bytes, step_model
 from pipelines.planning.preflight import space_of
 from pipelines.recipes.catalog import RECIPES
@@ -41,7 +41,7 @@ from tests.tiny_training import (
     diffusion_config,
     make_task,
 )
-from tests.trained_networks import TRAININGS, learners_of
+from tests.trained_networks import TRAININGS
 
 META = torch.device("meta")
 TWO_PASSES = ("gan", "contrastive")  # a step's second pass begins when the first has let go of what it kept

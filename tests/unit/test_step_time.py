@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from components.configuration.usage import UsageError
 from components.runtime.execution import Resources
 from components.training.reporting import peak_flops
-from components.training.step_model import WithoutNumbers, take_gradients
+from components.training.step_model import WithoutNumbers, learners_of, take_gradients
 from pipelines.command import cli
 from pipelines.planning import profiles
 from pipelines.planning.cost import Choice, choices, chosen, counted_flops, training_time
@@ -35,7 +35,7 @@ from pipelines.planning.step_time import (
 from pipelines.recipes.catalog import RECIPES, load_recipe
 from pipelines.workflow import Stage
 from pipelines.workflows import build_workflow
-from tests.trained_networks import TRAININGS, learners_of
+from tests.trained_networks import TRAININGS
 from tests.unit.test_step_model import model_of as tiny_model
 from tests.unit.test_step_model import real
 

@@ -154,8 +154,7 @@ class AutoencoderTask(AdversarialTask):
         assert self.discriminator is not None
         last_layer = self.generator.network.last_layer
         sums = [torch.zeros_like(last_layer), torch.zeros_like(last_layer)]
-        for part in split(batch, self.max_batch):
-            share = len(part["position"]) / len(batch["position"])
+        for part, share in split(batch, self.max_batch):
             with self.generator.autocast():
                 losses = self.losses(part, self.generator.network, self.draws(part, step=step))
                 judged = self.judge(losses.image, losses.output, self.discriminator.network, step=step)
@@ -191,7 +190,7 @@ class AutoencoderTask(AdversarialTask):
         quantizer = network.bottleneck
         if not isinstance(quantizer, GumbelQuantizer | VectorQuantizer) or quantizer.codebook_init != "data":
             return
-        for part in split(batch, self.max_batch or len(batch["position"])):
+        for part, _ in split(batch, self.max_batch):
             own.append(rearrange(network.encoder(network.planes(part["image"])), "b c h w -> (b h w) c"))
         features = gather_over_ranks(torch.cat(own), cells=math.prod(network.grid))
         generator = step_generator(self.seed, 1, stream="codebook")

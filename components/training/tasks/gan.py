@@ -170,5 +170,5 @@ class GANTask(AdversarialTask):
         label = repeat(torch.arange(classes, device=device), "rows -> (rows columns)", columns=PREVIEW_SAMPLES)
         batch = {"noise": noise.repeat(classes, 1), "label": label, "position": position.repeat(classes)}
         parts = split(batch, self.samples_at_once)
-        images = [self.finish()(part["noise"], self.label_of(part)) for part in parts]
+        images = [self.finish()(part["noise"], self.label_of(part)) for part, _ in parts]
         return {"samples": png_grid(torch.cat(images), columns=PREVIEW_SAMPLES)}

@@ -9,7 +9,7 @@ Shapes: B batch, C colors, H W height and width, K num_values, N tokens an image
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -31,14 +31,6 @@ from components.training.loop import Arrays, Batch, Metrics
 from components.training.randomness import Draws, derive_seed
 
 EVALUATION_DRAWS = 4  # masks for each held-out image
-
-
-class PriorLosses(NamedTuple):
-    """Losses of a prior over a part of a batch."""
-
-    loss: Tensor  # ()  the weighted sum of both
-    tokens: Tensor  # ()  nats a token of the image
-    text: Tensor  # ()  nats a token of the text; 0 where it is a condition only
 
 
 class TokenTask(LearnerTask):
@@ -64,23 +56,18 @@ class PriorTask(TokenTask):
     sampled = staticmethod(generate)
 
     def part_losses(self, part: Batch) -> Metrics:
-        """Losses of a part, with tokens corrupted and conditions dropped by the recipe."""
+        """Mean negative log likelihoods of tokens and, with a text_loss_weight, of texts that are not dropped.
+        Tokens are corrupted and conditions dropped by the recipe."""
+        conditions, text_weight = self.dropped(part), self.config.text_loss_weight
         with self.learner.autocast():
-            losses = self.losses(self.learner.forward, part, self.dropped(part), inputs=self.corrupted(part))
-        metrics = {"loss": losses.loss, "bits_per_token": losses.tokens / math.log(2)}
-        return metrics | ({"text_bits_per_token": losses.text / math.log(2)} if self.config.text_loss_weight else {})
-
-    def losses(self, network: nn.Module, batch: Batch, conditions: dict[str, Tensor], *, inputs: Tensor) -> PriorLosses:
-        """Mean negative log likelihoods of a batch's tokens and, with a text_loss_weight, of the texts.
-        `inputs`: (B, N), the tokens for the network, corrupted or not."""
-        weight = self.config.text_loss_weight
-        logits = network(inputs, **conditions, **self.wanted_logits)
-        if not isinstance(logits, JointLogits):
-            tokens = token_loss(logits, tokens=batch["tokens"])
-            return PriorLosses(tokens, tokens, torch.zeros_like(tokens))
-        tokens = token_loss(logits.tokens, tokens=batch["tokens"])
-        text = text_loss(logits.text, text=learned_text(conditions["text"], original=batch["text"]))
-        return PriorLosses((1 - weight) * tokens + weight * text, tokens, text)
+            logits = self.learner.forward(self.corrupted(part), **conditions, **self.wanted_logits)
+            if not isinstance(logits, JointLogits):
+                loss = token_loss(logits, tokens=part["tokens"])  # () nats a token
+                return {"loss": loss, "bits_per_token": loss / math.log(2)}
+            tokens = token_loss(logits.tokens, tokens=part["tokens"])
+            text = text_loss(logits.text, text=learned_text(conditions["text"], original=part["text"]))
+        loss = (1 - text_weight) * tokens + text_weight * text
+        return {"loss": loss, "bits_per_token": tokens / math.log(2), "text_bits_per_token": text / math.log(2)}
 
     @property
     def wanted_logits(self) -> dict[str, bool]:

@@ -80,7 +80,7 @@ class ContrastiveTask(LearnerTask):
 
     def train_step(self, batch: Batch, step: int) -> Metrics:
         """Take a step along the gradients of the loss over all pairs, part by part."""
-        parts, gradients, done = list(split(batch, self.max_batch)), None, 0
+        parts, gradients, done = [part for part, _ in split(batch, self.max_batch)], None, 0
         if len(parts) > 1:  # those of the whole batch, by a pass more
             with torch.no_grad():
                 images, texts, scales = zip(*(self.embed(self.learner.network, part) for part in parts), strict=True)
