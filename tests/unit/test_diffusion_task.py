@@ -38,11 +38,6 @@ from tests.tiny_training import DATASET_INFO, DIFFUSIONS, batches, config_of, ma
 KINDS = ["base", *DIFFUSIONS]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.mark.parametrize("kind", ["vlb", "zero_terminal_snr", "edm", "flow"])
 def test_every_objective_lowers_its_loss_on_a_batch(kind: str) -> None:
     config = config_of(kind, total_steps=40, warmup_steps=2, dropout=0.0, learning_rate=5e-3)
