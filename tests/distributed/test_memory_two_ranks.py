@@ -17,21 +17,13 @@ from components.training.reporting import Reporter
 from tests.distributed.gloo import run_two_ranks
 from tests.distributed.recording import FileRecorder
 from tests.limited_memory import limit_memory, limit_memory_of_backward
-from tests.tiny_text_image import contrastive_config
-from tests.tiny_training import assert_equal_bits, batches, config_of, make_task, weights_of
+from tests.tiny_training import assert_equal_bits, batches, weights_of
+from tests.trained_networks import made
 
 STEPS, ROOM, SHARE = 6, 2, 4
 # Steps with collectives of their own: codes and adaptive weight, losses drawn by, pairs of all ranks.
 FORWARD, BACKWARD = ("tokenizer", "hybrid", "contrastive", "base"), ("base", "hybrid")
 CASES = [*(f"{kind}-forward" for kind in FORWARD), *(f"{kind}-backward" for kind in BACKWARD)]
-
-
-def made(kind: str, worker: Worker) -> tuple[Any, Task]:
-    if kind == "contrastive":
-        config = contrastive_config(total_steps=STEPS)
-        return config, make_task(config, worker=worker)
-    config = config_of(kind, total_steps=STEPS)
-    return config, make_task(config, worker=worker)
 
 
 def rows_in(folder: Path, task: Task, config: Any, worker: Worker) -> Any:
@@ -43,13 +35,13 @@ def rows_in(folder: Path, task: Task, config: Any, worker: Worker) -> Any:
 def train_rank(worker: Worker, folder: Path) -> None:
     for case in CASES:
         kind, where = case.split("-")
-        config, task = made(kind, worker)
+        config, task = made(kind, worker=worker, total_steps=STEPS)
         if worker.rank == 1:
             (limit_memory if where == "forward" else limit_memory_of_backward)(task, ROOM)
         fit(task, rows_in(folder / case, task, config, worker), config.optimization)
         save(task, folder / f"{case}-{worker.rank}.safetensors")
     for kind in FORWARD:
-        config, task = made(kind, worker)
+        config, task = made(kind, worker=worker, total_steps=STEPS)
         task.max_batch = ROOM
         fit(task, batches(config, to_batch, worker=worker), config.optimization)
         save(task, folder / f"{kind}-told-{worker.rank}.safetensors")
@@ -63,7 +55,7 @@ def save(task: Task, path: Path) -> None:
 
 def refused(folder: Path, worker: Worker) -> str:
     """What a rank says where only the last one has no room for the whole share of a GAN."""
-    config, task = made("gan", worker)
+    config, task = made("gan", worker=worker, total_steps=STEPS)
     if worker.rank == 1:
         limit_memory(task, ROOM)
     try:

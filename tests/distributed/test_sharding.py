@@ -22,6 +22,7 @@ from components.training.parallel import ALONE, Worker, is_cut, local
 from components.training.reporting import Reporter
 from components.training.results import METRICS, ROWS, SNAPSHOTS, ModelDescription, finish, write_snapshots
 from components.training.rows import send_rows
+from tests import trained_networks
 from tests.checkpoints import read_folder, weights_in, write_checkpoint
 from tests.distributed.gloo import run_ranks
 from tests.distributed.recording import FileRecorder
@@ -33,8 +34,6 @@ from tests.tiny_training import (
     assert_close,
     assert_equal_bits,
     batches,
-    config_of,
-    make_task,
     rows_at,
 )
 
@@ -46,24 +45,17 @@ RESUMED = ("base", "contrastive")  # weights of four dimensions, and one of none
 FINISHED_KINDS = {"base": "unet", "dit": "dit", "adapter": "transformer"}
 CASES = [*((kind, 2) for kind in KINDS), *((kind, 4) for kind in MORE_RANKS)]
 ADAPTER: dict[str, Any] = {"kind": "lora", "rank": 3, "alpha": 6}  # three rows, of which two ranks have two and one
-CHANGES = {
+CHANGES: dict[str, dict[str, Any]] = {
     "base": {"ema": "power"},  # two averages
     "dit": {"ema_decay": 0.0},  # none
     "upsampler": {"gradient_checkpointing": True},
+    "adapter": {"init_from": {"uri": "drawn"}, "adapter": ADAPTER},
 }
 
 
 def made(kind: str, worker: Worker = ALONE, **changes: Any) -> tuple[Any, Task]:
-    """Without dropout, which depends on the rank."""
     numbers = {"total_steps": MORE, "warmup_steps": 2, **CHANGES.get(kind, {}), **changes}
-    if kind in TEXT_IMAGE:
-        make_config, make = TEXT_IMAGE[kind]
-        return (config := make_config(**numbers)), make(config, worker=worker)
-    if kind == "adapter":
-        config = config_of("prior", **numbers, dropout=0.0, init_from={"uri": "drawn"}, adapter=ADAPTER)
-        return config, make_task(config, worker=worker)
-    config = config_of(kind, **numbers, **({} if kind == "dit" else {"dropout": 0.0}))
-    return config, make_task(config, worker=worker)
+    return trained_networks.made("prior" if kind == "adapter" else kind, worker=worker, **numbers)
 
 
 def train(task: Task, config: Any, worker: Worker, *, start: int = 0, stop: int = STEPS) -> Task:

@@ -10,47 +10,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.training.batches import to_batch
-from components.training.loop import Metrics, Task, fit
+from components.training.loop import Metrics, fit
 from components.training.parallel import ALONE, Worker, gather
 from tests.distributed.gloo import run_two_ranks
 from tests.tiny_autoencoders import RECIPES
-from tests.tiny_autoencoders import config_of as autoencoder_of
-from tests.tiny_text_image import contrastive_config
-from tests.tiny_training import (
-    KINDS,
-    assert_close,
-    assert_equal_bits,
-    batches,
-    config_of,
-    gan_config,
-    make_task,
-    rows_at,
-    weights_of,
-)
+from tests.tiny_training import KINDS, assert_close, assert_equal_bits, batches, rows_at, weights_of
+from tests.trained_networks import made
 
-STEPS = {"total_steps": 6}
+STEPS: dict[str, Any] = {"total_steps": 6}
 # Without attention: in front of a batch norm its last bias has no gradient but rounding, which Adam amplifies.
-GAN = {"total_steps": 4, "warmup_steps": 2, "discriminator_steps": 2, "attention_resolutions": ()}
+GAN: dict[str, Any] = {"total_steps": 4, "warmup_steps": 2, "discriminator_steps": 2, "attention_resolutions": ()}
 IN_PARTS = (*KINDS, "contrastive")  # that take a batch in parts, too
 CASES = (*IN_PARTS, "gan", *RECIPES)  # batch norm, codebooks and noise that belongs to the sample are among them
 
 
-def made(case: str, worker: Worker, parts: int | None) -> tuple[Any, Task]:
-    if case == "contrastive":
-        config = contrastive_config(**STEPS)
-        return config, make_task(config, worker=worker, max_batch_per_device=parts)
-    if case == "gan":
-        config = gan_config(**GAN)
-    elif case in RECIPES:
-        config = autoencoder_of(case, **STEPS)
-    else:  # without dropout: dropped units depend on the rank
-        config = config_of(case, **STEPS, **({} if case in ("tokenizer", "dit") else {"dropout": 0.0}))
-    return config, make_task(config, worker=worker, max_batch_per_device=parts)
-
-
 def trained(case: str, worker: Worker = ALONE, parts: int | None = None) -> dict[str, Tensor]:
     """Weights after the last step; losses and norms of a contrastive one: Adam alone would forgive a wrong factor."""
-    config, task = made(case, worker, parts)
+    config, task = made(case, worker=worker, parts=parts, **(GAN if case == "gan" else STEPS))
     rows: list[Tensor] = []
     watch = {"log": partial(keep, rows)} if case == "contrastive" else {}
     fit(task, batches(config, to_batch, worker=worker), config.optimization, **watch)

@@ -1,4 +1,4 @@
-"""From the numbers of a recipe to a diffusion network, and from its bundle back to it."""
+"""From the numbers of a recipe to its network, and from a bundle back to it; numbers of diffusion networks."""
 
 import json
 from pathlib import Path
@@ -10,17 +10,15 @@ import torch
 from components.configuration.config import IDENTITY
 from components.configuration.networks import ImageAttentionUNetConfig
 from components.models.bundle import NETWORKS, ModelBundle, load_bundle, save_bundle
-from components.models.dit import DiT
-from components.models.unet import NoisyClassifier, UNet
+from components.models.unet import UNet
 from components.sampling.model import load_model
 from components.sampling.plan import Plan, check_conditions, encode_conditions
 from components.sampling.requests import Request
 from components.training.batches import to_batch
 from components.training.tasks.diffusion import DiffusionTask
-from tests.tiny_training import DATASET_INFO, diffusion_config, dit_config, rows_at
+from tests.tiny_text_image import classifier_config
+from tests.tiny_training import DATASET_INFO, GRID, diffusion_config, dit_config, pixel_config, rows_at
 
-CLASSIFIER = {"resolution": 8, "num_classes": 3, "model_channels": 8, "channel_mult": [0.5, 1], "num_res_blocks": 1}
-CLASSIFIER |= {"attention_resolutions": [4], "head_dim": 4}
 CONFIGS = {
     "base": diffusion_config(),
     "fractional": diffusion_config(channel_mult=(0.5, 1), model_channels=16),
@@ -32,16 +30,18 @@ CONFIGS = {
     ),
     "dalle2": diffusion_config(image_embedding_dim=6, text_states_dim=5, conditions=()),
     "dit": dit_config(conditions=("condition_image",), condition_member="depth"),
+    "classifier": classifier_config(channel_mult=(0.5, 1)),
+    **{network: pixel_config(network=network) for network in ("pixelcnn", "row_lstm")},
+    **{f"{network} of tokens": pixel_config(network=network, resolution=None) for network in ("pixelcnn", "row_lstm")},
 }
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_bundle_rebuilds_the_network_of_a_recipe(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
-    arguments = config.network_arguments(DATASET_INFO)
+    arguments = config.network_arguments(DATASET_INFO, GRID if config.needs().resolution is None else None)
     assert json.loads(json.dumps(arguments)) == arguments
     network = NETWORKS[config.network.kind](**arguments)
-    assert isinstance(network, DiT if name == "dit" else UNet)
     save_bundle(tmp_path, ModelBundle(config.network.kind, arguments, {}, network))
     loaded = load_bundle(tmp_path).module
     assert type(loaded) is type(network)
@@ -72,13 +72,6 @@ def test_a_text_beside_patches_of_an_image_lies_nowhere_in_new_trainings_and_the
         assert ("other_tokens" in config.model_dump(context=IDENTITY)) == ("text_states" in conditions)
         assert config.network_arguments(DATASET_INFO).get("others_nowhere", False) == ("text_states" in conditions)
     assert "other_tokens" not in diffusion_config(conditions=("text_states",)).model_dump(context=IDENTITY)
-
-
-def test_a_bundle_rebuilds_a_classifier(tmp_path: Path) -> None:
-    network = NoisyClassifier(**CLASSIFIER)
-    save_bundle(tmp_path, ModelBundle("classifier", CLASSIFIER, {}, network))
-    x_t, time = torch.randn(2, 3, 8, 8), torch.tensor([1, 30])
-    torch.testing.assert_close(load_bundle(tmp_path).module(x_t, time), network.eval()(x_t, time))
 
 
 @pytest.mark.parametrize(

@@ -26,22 +26,19 @@ from components.training.results import ModelDescription, finish
 from components.weights.starts import start_loader
 from pipelines.planning.memory import step_model
 from pipelines.planning.preflight import Needs, check_needs
-from tests.checkpoints import read_folder, write_checkpoint
 from tests.refusals import one_line
 from tests.tiny_training import (
     DATASET_INFO,
     GRID,
     assert_equal_bits,
-    autoencoder_config,
     batches,
     diffusion_config,
     dit_config,
-    gan_config,
     make_task,
-    pixel_config,
     prior_config,
     weights_of,
 )
+from tests.trained_networks import resumed
 
 ADAPTER = {"kind": "lora", "rank": 4, "alpha": 8}
 MODELS: dict[str, tuple[Callable[..., Any], TokenGrid | None]] = {
@@ -155,32 +152,12 @@ def test_a_resumed_run_needs_no_start_and_has_the_same_bits(tmp_path: Path, kind
     broken_off = make_task(config, load_start=begun.load)
     fit(begun.task, batches(config, to_batch), config.optimization)
     fit(broken_off, batches(config, to_batch), config.optimization.model_copy(update={"total_steps": 4}))
-    write_checkpoint(tmp_path / "4", broken_off.state_dict(), step=4)
     shutil.rmtree(tmp_path / "start")
-    task = make_task(config)
-    step, state = read_folder(tmp_path / "4")
-    task.load_state_dict(state)
-    fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
+    task = resumed(tmp_path, config, broken_off, make_task)
     assert_equal_bits(weights_of(task), weights_of(begun.task))
 
 
 START = {"uri": "somewhere"}
-
-
-@pytest.mark.parametrize(
-    ("make_config", "changes", "words"),
-    [
-        (diffusion_config, {}, "adapter needs weights to adapt: set init_from.uri"),
-        (autoencoder_config, {"init_from": START}, "a network autoencoder takes no adapter: freeze parts of it"),
-        (gan_config, {"init_from": START}, "a network gan takes no adapter"),
-        (pixel_config, {"init_from": START}, "a network pixelcnn takes no adapter"),
-        (dit_config, {"init_from": START, "parts": {"*.bias": {"learning_rate": 0}}}, "parts must be empty beside"),
-        (dit_config, {"init_from": START, "ema": "power"}, "ema must be exponential beside an adapter"),
-    ],
-)
-def test_trainings_that_take_no_adapter_are_refused(make_config: Callable[..., Any], changes: dict, words: str):
-    with pytest.raises(ValueError, match=words):
-        make_config(adapter=ADAPTER, **changes)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,19 @@ from components.training.loop import Task, fit
 from components.training.memory import KEPT, NoRoomError, even_part, with_room
 from components.training.parallel import ALONE
 from components.training.reporting import Reporter
+from tests import trained_networks
 from tests.distributed.recording import FileRecorder
-from tests.limited_memory import break_off, forwards, limit_memory, limit_memory_of_backward, network_of, out_of_memory
+from tests.limited_memory import break_off, forwards, limit_memory, network_of, out_of_memory
 from tests.tiny_text_image import TEXT_IMAGE
-from tests.tiny_training import assert_equal_bits, batches, config_of, make_task, rows_at, weights_of
+from tests.tiny_training import assert_equal_bits, batches, rows_at, weights_of
 
 ROOM = 2  # samples at a time, of 8
 # A task each, and what draws for its samples; other networks of the same task take parts of a batch by the same code.
 KINDS = ("tokenizer", "prior", "masked_prior", "pixelcnn", "cropped_upsampler", "hybrid", "image_to_image", *TEXT_IMAGE)
-BRIEF = {"total_steps": 4, "warmup_steps": 2}  # the losses that a diffusion learns its steps from count in the last one
+BRIEF: dict[str, Any] = {"total_steps": 4, "warmup_steps": 2}  # losses that a diffusion learns by count in the last one
 
 
-def made(kind: str, **changes: Any) -> tuple[Any, Any]:
-    """(configuration without dropout, task)."""
-    if kind in TEXT_IMAGE:
-        make_config, make = TEXT_IMAGE[kind]
-        config = make_config(**BRIEF, **changes)
-        return config, make(config)
-    plain = {} if kind in ("tokenizer", "gan", "dit") else {"dropout": 0.0}
-    config = config_of(kind, **{**BRIEF, **plain, **changes})
-    return config, make_task(config)
+made = partial(trained_networks.made, **BRIEF)
 
 
 def with_room_in(folder: Path, task: Task, config: Any, *, start_step: int = 0) -> Iterator[dict[str, Tensor]]:
@@ -83,7 +77,13 @@ def test_tries_leave_task_and_generators_as_they_were(kind: str, tmp_path: Path)
         other.load_state_dict(torch.load(saved(first, tmp_path), weights_only=True))
     if kind != "gan":
         limit_memory(task, ROOM)
-    generators = generator_states()
+    train_step, generators = task.train_step, generator_states()
+
+    def drawing(batch: Any, step: int) -> Any:
+        torch.rand(3), np.random.rand(3), random.random()
+        return train_step(batch, step)
+
+    task.train_step = drawing
     with_room_in(tmp_path, task, config, start_step=3)
     assert is_same(generator_states(), generators)
     assert is_same(task.state_dict(), loaded.state_dict())
@@ -108,15 +108,6 @@ def test_nothing_stays_of_a_step_that_broke_off_between_its_parts(kind: str) -> 
     assert is_same(task.state_dict(), undisturbed.state_dict())
 
 
-def test_a_try_that_ends_in_the_backward_pass_is_no_other(tmp_path: Path) -> None:
-    config, fresh = made("hybrid")
-    task = made("hybrid")[1]
-    limit_memory_of_backward(task, ROOM)
-    with_room_in(tmp_path, task, config)
-    assert task.max_batch == ROOM
-    assert is_same(task.state_dict(), fresh.state_dict())
-
-
 def test_a_compiled_network_is_compiled_for_the_size_that_was_found(tmp_path: Path) -> None:
     config, task = made("base", channel_mult=(1,), attention_resolutions=(), conditions=("label",))
     symbols, losses = [], task.losses
@@ -137,20 +128,6 @@ def test_a_compiled_network_is_compiled_for_the_size_that_was_found(tmp_path: Pa
     assert task.max_batch == ROOM
     assert symbols
     assert not any(symbols)  # none for a size that may change
-
-
-def test_generators_that_a_step_draws_from_are_put_back(tmp_path: Path) -> None:
-    config, task = made("base")
-    train_step = task.train_step
-
-    def drawing(batch: Any, step: int) -> Any:
-        torch.rand(3), np.random.rand(3), random.random()
-        return train_step(batch, step)
-
-    task.train_step = drawing
-    generators = generator_states()
-    with_room_in(tmp_path, task, config)
-    assert is_same(generator_states(), generators)
 
 
 def test_tries_take_two_steps_as_the_last_one_is(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from components.configuration.optimization import OptimizationConfig
-from components.models.diffusion.schedule import make_schedule
 from components.training.optim import EMA, NonFiniteError, NonFiniteGuard, decay_at, learning_rate, make_optimizer
 from components.training.parallel import ALONE
 from components.training.randomness import Draws, cropped, draw_windows, step_generator
@@ -152,11 +151,3 @@ def test_all_images_of_a_sample_are_cut_alike_and_the_rest_stays() -> None:
     assert (cut["image"][:, 0].diff(dim=1) == 8).all()
     whole = draw_windows(0, torch.arange(3), resolution=8, size=8)
     assert torch.equal(cropped(batch, whole)["image"], batch["image"])
-
-
-def test_cropping_commutes_with_adding_noise() -> None:
-    schedule = make_schedule("cosine", num_train_timesteps=50)
-    x_0, noise = torch.randn(2, 4, 3, 8, 8).unbind()
-    timesteps, windows = torch.tensor([0, 10, 30, 49]), draw_windows(1, torch.arange(4), resolution=8, size=3)
-    after = windows.cut(schedule.add_noise(x_0, noise, timesteps))
-    assert torch.equal(after, schedule.add_noise(windows.cut(x_0), windows.cut(noise), timesteps))

@@ -5,6 +5,7 @@ import os
 import pickle
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from components.weights.perceptual import (
     check_perceptual_network,
     load_perceptual_loss,
 )
+from tests import tiny_autoencoders
 from tests.checkpoints import read_run, write_checkpoint
 from tests.refusals import one_line
 from tests.tiny_training import (
@@ -44,6 +46,7 @@ from tests.tiny_training import (
     assert_equal_bits,
     autoencoder_config,
     diffusion_config,
+    dit_config,
     gan_config,
     image_to_image_config,
     masked_prior_config,
@@ -250,6 +253,12 @@ def test_only_the_thread_that_trains_lets_others_go_first() -> None:
     assert os.sched_getscheduler(0) != os.SCHED_IDLE
 
 
+CODES = {"codebook_size": 16}
+CLASSES = {"reconstruction": "classes", "image_channels": 7, "member": "mask"}
+ADAPTER, START = {"adapter": {"kind": "lora", "rank": 4, "alpha": 8}}, {"init_from": {"uri": "somewhere"}}
+vq_vae = partial(tiny_autoencoders.config_of, "vq_vae")
+
+
 @pytest.mark.parametrize(
     ("make", "changes", "words"),
     [
@@ -293,6 +302,22 @@ def test_only_the_thread_that_trains_lets_others_go_first() -> None:
         (gan_config, {"resolution": 10}, "halved once for each level"),
         (gan_config, {"ema": "power"}, "exponential"),
         (autoencoder_config, {"perceptual_network": "vgg16_lpips"}, "needs perceptual_weights_uri"),
+        (autoencoder_config, {"bottleneck": {"kind": "gumbel"}}, "bottleneck.gumbel.codebook_size\n  Field required"),
+        (autoencoder_config, {"bottleneck": "fsq"}, "bottleneck.fsq.levels\n  Field required"),
+        (autoencoder_config, {"bottleneck": {"kind": "fsq", "levels": (8, 2)}}, "greater than or equal to 3"),
+        (autoencoder_config, {"bottleneck": {"kind": "gumbel", "codebook_init": "kmeans"}}, "'data' or 'random'"),
+        (autoencoder_config, {"codebook_init": "random"}, "'data' or 'kmeans'"),
+        (autoencoder_config, {"bottleneck": {**CODES, "kind": "gumbel", "codebook_dim": 4}}, "needs codebook_dim 8"),
+        (vq_vae, {"image_channels": 7}, "image_channels 7 is of a map of classes: set reconstruction=classes"),
+        (vq_vae, CLASSES | {"image_channels": 1}, "needs image_channels, the number"),
+        (vq_vae, CLASSES | {"member": "image"}, "maps of classes: set member=mask"),
+        (vq_vae, CLASSES | {"adversarial_weight": 0.5}, "set perceptual_weight=0 and adversarial_weight=0"),
+        (diffusion_config, ADAPTER, "adapter needs weights to adapt: set init_from.uri"),
+        (autoencoder_config, ADAPTER | START, "a network autoencoder takes no adapter: freeze parts of it"),
+        (gan_config, ADAPTER | START, "a network gan takes no adapter"),
+        (pixel_config, ADAPTER | START, "a network pixelcnn takes no adapter"),
+        (dit_config, ADAPTER | START | {"parts": {"*.bias": {"learning_rate": 0}}}, "parts must be empty beside"),
+        (dit_config, ADAPTER | START | {"ema": "power"}, "ema must be exponential beside an adapter"),
         (diffusion_config, {"warmup_steps": 20}, "warmup_steps 20 must be below total_steps 20"),
         (diffusion_config, {"low_res_resolution": 8}, "low_res_resolution 8 must be below 8"),
         (diffusion_config, {"low_res_resolution": 4, "max_noise_level": 1000}, "below augmentation_steps 1000"),

@@ -2,19 +2,15 @@
 
 import io
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.training.batches import to_batch
 from components.training.tasks.autoencoder import AutoencoderTask
 from components.training.tasks.prior import PixelTask
 from tests.tiny_training import DATASET_INFO, GRID, autoencoder_config, pixel_config, rows_at
-
-NETWORKS = ("pixelcnn", "row_lstm")
 
 
 def token_task(network: str, **options: object) -> PixelTask:
@@ -27,7 +23,7 @@ def test_the_8_bit_values_come_back_exactly():
     assert torch.equal(task.values(to_batch(rows))[0, 2].flatten(), torch.arange(256))
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", ["pixelcnn", "row_lstm"])
 def test_a_model_that_knows_nothing_needs_8_bits_a_dimension_and_log_k_a_token(network: str):
     pixels, tokens = PixelTask(pixel_config(network=network), dataset_info=DATASET_INFO), token_task(network)
     held_out = rows_at(pixels.config, range(20))
@@ -55,15 +51,3 @@ def test_tokens_are_shown_through_the_tokenizer_and_not_without_one():
     assert token_task("pixelcnn").preview(held_out, 1) == {}
     shown = token_task("pixelcnn", load_tokenizer=lambda: autoencoder).preview(held_out, 1)
     assert Image.open(io.BytesIO(shown["samples"])).size == (8 * 64, 64)
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("grid", [None, GRID])
-def test_a_bundle_rebuilds_the_network(network: str, grid: object, tmp_path: Path):
-    config = pixel_config(network=network)
-    task = PixelTask(config, dataset_info=DATASET_INFO, grid=grid)
-    arguments = config.network_arguments(DATASET_INFO, grid)
-    save_bundle(tmp_path, ModelBundle(network, arguments, {}, task.learner.network))
-    values = task.values(to_batch(rows_at(config, range(2))))
-    with torch.no_grad():
-        assert torch.equal(load_bundle(tmp_path).module(values), task.learner.snapshot()(values))

@@ -41,7 +41,6 @@ from pipelines.planning.profiles import GPUS, Cluster, Profile
 from pipelines.planning.shares import share_cluster, trainings
 from pipelines.recipes.catalog import load_recipe
 from pipelines.workflow import Workflow
-from tests.checkpoints import read_folder, write_checkpoint
 from tests.image_sets import write_set
 from tests.in_process import Done, in_process
 from tests.refusals import assert_refused, one_line
@@ -57,9 +56,12 @@ from tests.tiny_training import (
     make_task,
     weights_of,
 )
+from tests.trained_networks import resumed
 
 BASE = "image-cascade-tiny-base"
 SMOKE = DatasetInfo(num_classes=7, vocab_size=280, text_length=12)  # of other sets than the recipe's
+NINE = SMOKE.model_copy(update={"num_classes": 9})
+OBJECTS = [*(f"class {number}" for number in range(8)), "Objects"]
 PARTS = {"down": {"learning_rate": 0}, "down.1": {"learning_rate": 0.5}, "*.bias": {"learning_rate": 3}}
 
 
@@ -279,12 +281,8 @@ def test_a_resumed_run_needs_no_start_and_has_the_same_bits(tmp_path: Path, part
     whole, broken_off = make_task(config, load_start=load), make_task(config, load_start=load)
     fit(whole, batches(config, to_batch), config.optimization)
     fit(broken_off, batches(config, to_batch), config.optimization.model_copy(update={"total_steps": 4}))
-    write_checkpoint(tmp_path / "4", broken_off.state_dict(), step=4)
     shutil.rmtree(tmp_path / "start")
-    task = make_task(config)
-    step, state = read_folder(tmp_path / "4")
-    task.load_state_dict(state)
-    fit(task, batches(config, to_batch, start_step=step), config.optimization, start_step=step)
+    task = resumed(tmp_path, config, broken_off, make_task)
     assert_equal_bits(weights_of(task), weights_of(whole))
 
 
@@ -379,6 +377,18 @@ def test_the_command_refuses_parts_before_anything_starts(tmp_path: Path):
     assert_refused(done, "base.optimization.parts.down.learning_rate")
 
 
+@pytest.fixture
+def of_dogs(tmp_path: Path) -> Any:
+    """A recipe whose autoencoder and start lie in the test's folder, beside three images of a dog."""
+    recipe = load_recipe("dit", [])
+    written(tmp_path / "vae", recipe.autoencoder, NINE)
+    written(tmp_path / "start", recipe.base, NINE, classes=OBJECTS)
+    (tmp_path / "dogs/dog").mkdir(parents=True)
+    for name in "abc":
+        Image.new("RGB", (16, 16), "red").save(tmp_path / f"dogs/dog/{name}.png")
+    return recipe
+
+
 def subject_of(folder: Path, *changes: str) -> Prepared:
     """A subject of three images, learned beside samples of a start, before anything starts."""
     given = [
@@ -392,21 +402,13 @@ def subject_of(folder: Path, *changes: str) -> Prepared:
     return prepare(RunOptions("dit", given, storage=str(folder / "runs"), tracking="none"))
 
 
-def test_a_subject_is_planned_in_the_classes_of_the_start(tmp_path: Path):
-    recipe, info = load_recipe("dit", []), SMOKE.model_copy(update={"num_classes": 9})
-    config = recipe.base
-    written(tmp_path / "vae", recipe.autoencoder, info)
-    classes = [*(f"class {number}" for number in range(8)), "Objects"]
-    written(tmp_path / "start", config, info, classes=classes)
-    (tmp_path / "dogs/dog").mkdir(parents=True)
-    for name in "abc":
-        Image.new("RGB", (16, 16), "red").save(tmp_path / f"dogs/dog/{name}.png")
+def test_a_subject_is_planned_in_the_classes_of_the_start(tmp_path: Path, of_dogs: Any):
     plain, longer, other = (
         subject_of(tmp_path, *change) for change in ((), ("base.total_steps=60",), ("subject.weight=2",))
     )
     assert plain.running[:5] == ["images", "vae", "subject", "precompute", "base"]
     assert all("tensors from it, 0 new, 0 unused" in line for line in plain.starts)
-    written(tmp_path / "start", config, info, classes=classes, seed=4)
+    written(tmp_path / "start", of_dogs.base, NINE, classes=OBJECTS, seed=4)
     keys = [next(each.key for each in own.planned if each.stage.name == "subject") for own in (plain, longer, other)]
     assert keys[0] == keys[1] != keys[2]
     assert keys[0] != next(each.key for each in subject_of(tmp_path).planned if each.stage.name == "subject")
@@ -420,13 +422,9 @@ def test_a_subject_is_planned_in_the_classes_of_the_start(tmp_path: Path):
             subject_of(tmp_path, change)
 
 
+@pytest.mark.usefixtures("of_dogs")
 def test_the_key_of_what_is_taken_as_it_is_holds_its_network_and_settings(tmp_path: Path):
     """Of an autoencoder that is not trained, and of the start that a subject is sampled by."""
-    recipe, info = load_recipe("dit", []), SMOKE.model_copy(update={"num_classes": 9})
-    written(tmp_path / "vae", recipe.autoencoder, info)
-    written(tmp_path / "start", recipe.base, info, classes=[*"abcdefghi"])
-    (tmp_path / "dogs/dog").mkdir(parents=True)
-    Image.new("RGB", (16, 16), "red").save(tmp_path / "dogs/dog/a.png")
 
     def key(stage: str) -> str:
         return next(each.key for each in subject_of(tmp_path, "subject.label=5").planned if each.stage.name == stage)
@@ -444,8 +442,8 @@ def test_the_key_of_what_is_taken_as_it_is_holds_its_network_and_settings(tmp_pa
 
 def test_a_subject_takes_classes_by_number_of_a_start_that_names_none(tmp_path: Path):
     """As of an imported DiT."""
-    recipe, info = load_recipe("dit", []), SMOKE.model_copy(update={"num_classes": 9})
-    start = open_start(StartConfig(uri=str(written(tmp_path / "start", recipe.base, info, classes=[]))))
+    base = load_recipe("dit", []).base
+    start = open_start(StartConfig(uri=str(written(tmp_path / "start", base, NINE, classes=[]))))
     words = SubjectConfig(label=8, class_label="3").requests(start.model)
     assert [request.label for request in words] == [8, 3]
     with one_line(ValueError, match="unknown label 9: the classes are 0 0, 1 1"):
