@@ -230,7 +230,6 @@ class PoolWorker:
         from components.models.devices import state_products
 
         self.threads, self.turn = node_threads(resources), threading.Lock()
-        self._use_threads()
         state_products("fp32")
         self.made: tuple[str, Callable[[Any], Any]] | None = None
         self.left: dict[int, Later] = {}
@@ -239,8 +238,10 @@ class PoolWorker:
 
     def run(self, name: str, make_worker: Callable[[], Callable[[Any], Any]], number: int, part: Any) -> Any:
         """Do a part, except for a `Later`, which `finish` does."""
+        import torch
+
         with self.turn:  # the last part of a `map` that was broken off may still be at work
-            self._use_threads()
+            torch.set_num_threads(self.threads)  # it counts for the calling thread alone
             if self.made is None or self.made[0] != name:
                 self.made = None  # frees its memory before another is loaded
                 self.made = (name, make_worker())
@@ -253,9 +254,3 @@ class PoolWorker:
     def finish(self, number: int) -> Any:
         """Do the rest of a part, while `run` may be at the next part."""
         return self.left.pop(number).finish()
-
-    def _use_threads(self) -> None:
-        """Sets torch's number of threads for the calling thread, for which alone it counts."""
-        import torch
-
-        torch.set_num_threads(self.threads)

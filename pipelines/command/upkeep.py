@@ -86,8 +86,8 @@ def register_run(run: str | None, *, storage: str | None, tracking: str | None, 
             tracker = Tracker(uri, experiment=EXPERIMENT, spool=spool, copy=place.join(name))
             for line in tracker.close("KILLED", timeout_seconds=REGISTER_SECONDS):  # an ended run stays so
                 say(console, f"warning: {line}", "yellow")
-            decided = tracker.delivery.promotions.get(run, []) if tracker.delivery else []
-            for line in (line for each in decided for line in each.lines()):
+            decided = tracker.delivery.promotions.get(run) if tracker.delivery else None
+            for line in decided.lines() if decided else ():
                 say(console, line)
             lacking = tracker.undelivered or lacking
     say(console, f"{run}: MLflow {'still lacks a part: the same command sends it' if lacking else 'has everything'}")

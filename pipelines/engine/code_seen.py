@@ -83,16 +83,15 @@ def code_of(stage: Stage, root: Path = ROOT) -> dict[str, Any]:
 def changes_of_code(planned: Sequence[PlannedStage], root: Path = ROOT) -> list[str]:
     """A line for each change of code since cached stages were made, with the stages and the remedy."""
     lines: dict[str, list[str]] = {}
-    cached = {entry.stage.name: entry.cached for entry in planned if entry.cached is not None and not entry.wanted}
-    begun = {name: artifact.provenance.get("started", math.nan) for name, artifact in cached.items()}
-    forced = {name: begun[name] for name, artifact in cached.items() if FORCED in artifact.provenance}
-    for entry in planned:
-        if entry.cached is not None and not entry.wanted:
-            parents = [parent.name for parent in entry.stage.parents.values() if parent.name in forced]
-            if anew := [name for name in parents if forced[name] > begun[entry.stage.name]]:
-                lines.setdefault(f"{' and '.join(anew)} was made anew since", []).append(entry.stage.name)
-            for change in _changes(entry.cached.provenance.get("code"), root):
-                lines.setdefault(change, []).append(entry.stage.name)
+    stages = {entry.stage: entry.cached.provenance for entry in planned if entry.cached and not entry.wanted}
+    begun = {stage: provenance.get("started", math.nan) for stage, provenance in stages.items()}
+    forced = {stage: begun[stage] for stage, provenance in stages.items() if FORCED in provenance}
+    for stage, provenance in stages.items():
+        parents = [parent for parent in stage.parents.values() if parent in forced]
+        if anew := [parent.name for parent in parents if forced[parent] > begun[stage]]:
+            lines.setdefault(f"{' and '.join(anew)} was made anew since", []).append(stage.name)
+        for change in _changes(provenance.get("code"), root):
+            lines.setdefault(change, []).append(stage.name)
     again = {change: "it" if len(names) == 1 else "them" for change, names in lines.items()}
     return [f"{', '.join(names)}: cached, but {c}; `--force` makes {again[c]} anew" for c, names in lines.items()]
 

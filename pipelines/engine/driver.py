@@ -337,7 +337,7 @@ def _conclude(prepared: Prepared, outcome: Outcome, closing: Closing, report: st
             say(console, f"trace: {line}")
     say(console, f"code: {code_line(prepared.commit)}")
     say(console, f"report: {report}")
-    for line in closing.promotion or ():
+    for line in closing.promotion:
         say(console, line)
     if closing.undelivered:
         what = ", ".join(closing.unregistered) or "a part of the run, after which its models may be champions"

@@ -70,7 +70,7 @@ class Closing(NamedTuple):
     """The answer of a recorder to the end of a run."""
 
     warnings: Sequence[str]  # for the user, such as MLflow away
-    promotion: list[str] | None = None  # lines about champions; None until MLflow has the run's end
+    promotion: Sequence[str] = ()  # lines about the champion
     pages: Mapping[str, str] = MappingProxyType({})  # addresses of run and model in MLflow
     undelivered: str = ""  # why MLflow lacks a part of the run that decides on its models
     unregistered: Sequence[str] = ()  # names of models in that part
@@ -220,9 +220,8 @@ class RunRecorder(events.Recorder):
         left = {"undelivered": tracker.undelivered, "unregistered": tracker.unregistered, "lost": self.log.lost}
         if (delivery := tracker.delivery) is None:
             return Closing(warnings, **left)
-        promotions = delivery.promotions.get(self.log.run)
-        lines = None if promotions is None else [line for each in promotions for line in each.lines()]
-        return Closing(warnings, lines, delivery.pages(self.log.run), **left)
+        made = delivery.promotions.get(self.log.run)
+        return Closing(warnings, made.lines() if made else (), delivery.pages(self.log.run), **left)
 
     def _store(self, stage: str, *, older_than: float = 0.0) -> None:
         """Copy a stage's log to storage; a full one costs the next report its curves, and nothing else."""

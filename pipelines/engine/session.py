@@ -72,11 +72,10 @@ def start_ray(*, worker_start_timeout: int, verbose: bool, num_gpus: int | None 
     try:
         _init(**where, **common)
     except Exception as error:  # Ray raises plain ones, some of several lines
-        reason = " ".join(str(error).split())
+        does, again = "start here", "; the same command tries again"
         if on_cluster():
-            joined = os.environ.get("RAY_ADDRESS", "the cluster")
-            raise UsageError(f"Ray can't join {joined}: {reason} Nothing was started") from error
-        raise UsageError(f"Ray can't start here: {reason} Nothing was started; the same command tries again") from error
+            does, again = f"join {os.environ.get('RAY_ADDRESS', 'the cluster')}", ""
+        raise UsageError(f"Ray can't {does}: {' '.join(str(error).split())} Nothing was started{again}") from error
     return found_cluster(here=not on_cluster())
 
 

@@ -84,7 +84,7 @@ def run(uri: str, cascades: dict[str, Artifact], tmp_path: Path) -> Callable[...
             tracker.emit(events.StageCached("evaluation", measured))
         assert tracker.close("FINISHED", promote=promote) == []
         assert tracker.delivery is not None
-        (promotion,) = tracker.delivery.promotions[tracker.log.run]
+        promotion = tracker.delivery.promotions[tracker.log.run]
         return promotion
 
     return end

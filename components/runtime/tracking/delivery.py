@@ -41,7 +41,7 @@ class Delivery:
         self.client = MlflowClient(tracking_uri)
         self.runs = Runs(self.client, tracking_uri, experiment)
         self.warnings: list[str] = []  # for the user
-        self.promotions: dict[str, list[Promotion]] = {}  # by run that ended well
+        self.promotions: dict[str, Promotion] = {}  # by run that ended well with models
 
     def deliver(self, records: Sequence[LogEntry]) -> None:
         """Send a record, or several records of a run's metrics."""
@@ -61,8 +61,8 @@ class Delivery:
             return {}
         runs = f"{server}/#/experiments/{self.runs.experiment_id}/runs"
         pages = {"MLflow run": f"{runs}/{self.runs.tracked[run, ''].run_id}"}
-        for each in self.promotions.get(run, ()):
-            pages["model version"] = f"{server}/#/models/{each.model}/versions/{each.version}"
+        if made := self.promotions.get(run):
+            pages["model version"] = f"{server}/#/models/{made.model}/versions/{made.version}"
         return pages
 
     def _start_run(self, record: LogEntry, event: events.RunStarted) -> None:
@@ -174,7 +174,7 @@ class Delivery:
         run_id = self.runs.get(record.run).run_id
         if event.status == "FINISHED":
             promotion = promote_run(self.client, run_id, models=record.models, how=event.promote, ended=record.time)
-            self.promotions[record.run] = [] if promotion is None else [promotion]
+            self.promotions |= {} if promotion is None else {record.run: promotion}
         self.client.set_terminated(run_id, event.status, end_time=record.time)
 
     def _register(self, run_id: str, record: LogEntry, artifact: Artifact) -> None:
