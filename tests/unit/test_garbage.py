@@ -2,9 +2,6 @@
 
 import io
 import json
-import multiprocessing
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -237,33 +234,6 @@ def test_a_collection_that_is_killed_loses_nothing_and_the_next_one_ends_it(tmp_
     assert steps > 15
     assert not any("unused" in path for path in whole)
     assert not any(path.endswith(LEFT) for path in whole if "/held/" not in path)
-
-
-def _kill_itself(root: Store) -> None:
-    delete = Store.delete
-
-    def last(self: Store, path: str) -> None:
-        delete(self, path)
-        if path == MANIFEST:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    Store.delete = last  # type: ignore[method-assign]
-    collect(root, find_garbage(root, unused=True), unused=True)
-
-
-def test_a_collection_that_died_here_is_ended_at_once(tmp_path: Path) -> None:
-    root, waits = Store(str(tmp_path)), []
-    commit(root, "base/k")
-    process = multiprocessing.get_context("spawn").Process(target=_kill_itself, args=(root,))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    assert root.list("stages/base/k/lease")
-    assert not root.exists(f"stages/base/k/{MANIFEST}")
-    garbage = find_garbage(root, unused=True, on_wait=waits.append)
-    assert collect(root, garbage, unused=True) == garbage
-    assert root.list() == []
-    assert waits == []
 
 
 def planned_stage(store: Store) -> list[PlannedStage]:

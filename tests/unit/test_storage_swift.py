@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from components.runtime.storage.artifact import Artifact, commit_artifact, describe
 from components.runtime.storage.connection import StoreError
 from components.runtime.storage.lease import Lease
 from components.runtime.storage.store import ALONE, Store
@@ -55,15 +54,6 @@ def test_files_arrive_and_are_written_once(swift: str, tmp_path: Path):
 def test_of_racing_writers_the_losers_are_told(swift: str):
     """Swift looks whether there is a file before it writes one: of writers within the same milliseconds several win."""
     assert_one_wins(f"{swift}/race", racers=4, rounds=4, alone=False)
-
-
-def test_whoever_comes_later_adopts(swift: str):
-    store = Store(f"{swift}/stage")
-    first, second = (
-        Artifact(kind="model", stage="base", key="k", files=(describe(data, "a.bin"),)) for data in (b"1", b"2")
-    )
-    assert commit_artifact(store, first).files == first.files
-    assert commit_artifact(store, second).files == first.files
 
 
 def test_a_lease_passes_on_and_its_last_holder_alone_writes(swift: str):
