@@ -275,19 +275,25 @@ def test_a_terminal_has_each_warning_once_above_the_table(recorder: RunRecorder)
 
 
 @pytest.mark.parametrize(
-    ("free", "min_workers", "note"),
+    ("free", "resources", "note"),
     [
-        (0.5, None, r"waits for 2 x 1 CPU \(free 0.5 of 2\)"),
-        (2, None, "the machine is busy$"),
-        (2, 1, "or Ray keeps the room of a killed run"),
+        (0.5, Resources(num_workers=2), r"^waits for 2 x 1 CPU \(free 0.5 of 2\)$"),
+        (2, Resources(num_workers=2), "the machine is busy$"),
+        (2, Resources(num_workers=2, min_workers=1), "or Ray keeps the room of a killed run"),
+        # Four GPUs are free, but eight workers start together or not at all.
+        (
+            8,
+            Resources(num_workers=8, cpus_per_worker=0.25, gpus_per_worker=1),
+            r"^waits for 8 x 1 GPU \(free 4 of 4\)$",
+        ),
+        (8, Resources(num_workers=8, cpus_per_worker=0.25, gpus_per_worker=1, min_workers=4), "^starting slowly"),
     ],
 )
 def test_a_stage_without_a_first_step_says_what_it_waits_for(
-    free: float, min_workers: int | None, note: str, monkeypatch: pytest.MonkeyPatch
+    free: float, resources: Resources, note: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": free})
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2})
-    resources = Resources(num_workers=2, min_workers=min_workers)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": free, "GPU": 4})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2, "GPU": 4})
     status = StageStatus("base", state="running", started=0.0, finished=WAIT_WARNING_SECONDS + 1)
     assert re.search(note, _starved(status, resources))
     status.note = "store s3://bucket away for 2:10"
@@ -295,16 +301,6 @@ def test_a_stage_without_a_first_step_says_what_it_waits_for(
     status.note = ""
     status.step = 1
     assert _starved(status, resources) == ""
-
-
-def test_a_gang_that_the_cluster_can_not_hold_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four GPUs are free, but eight workers start together or not at all."""
-    for asked in ("available_resources", "cluster_resources"):
-        monkeypatch.setattr(ray, asked, lambda: {"CPU": 32, "GPU": 4})
-    status = StageStatus("base", state="running", started=0.0, finished=WAIT_WARNING_SECONDS + 1)
-    asking = Resources(num_workers=8, gpus_per_worker=1)
-    assert _starved(status, asking) == "waits for 8 x 1 GPU (free 4 of 4)"
-    assert "GPU" not in _starved(status, asking.model_copy(update={"min_workers": 4}))
 
 
 LARGE = {  # what a training on many GPUs makes of them

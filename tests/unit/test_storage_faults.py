@@ -6,55 +6,17 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 import fsspec
-import numpy as np
 import pytest
-import s3fs
 from fsspec.implementations.memory import MemoryFileSystem
 
 from components.runtime.storage import connection
 from components.runtime.storage.artifact import Artifact, commit_artifact, describe, verify_files
-from components.runtime.storage.connection import connect, retried
+from components.runtime.storage.connection import retried
 from components.runtime.storage.store import DamagedFileError, Store, StoreError, digest_of
-from tests.conftest import through_faults
-from tests.faults.proxy import FAULTS, counted
-from tests.stored_files import assert_bytes_arrive
-
-
-@pytest.fixture
-def bad_network(s3_bucket: str, s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The log of a proxy that hurts every second or third request to the bucket's server."""
-    quick = {"read_timeout": 0.3, "connect_timeout": 2, "retries": {"mode": "standard", "max_attempts": 2}}
-    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": quick})
-    with through_faults(s3_server, tmp_path / "faults.jsonl", seed=3, gap=(2, 3), hang=0.6) as endpoint:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        s3fs.S3FileSystem.clear_instance_cache()
-        yield tmp_path / "faults.jsonl"
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
-def test_whatever_a_network_does_the_bytes_arrive(bad_network: Path, s3_bucket: str, tmp_path: Path):
-    store = Store(f"{s3_bucket}/store")
-    assert_bytes_arrive(store, tmp_path, files=9)
-    for kind in ("read", "write"):
-        assert {fault for where, fault in counted(bad_network) if where == kind} == set(FAULTS)
-
-
-def test_a_large_file_goes_in_parts_and_comes_back(s3_bucket: str, tmp_path: Path):
-    block, store = np.random.default_rng(0).bytes(2**20), Store(s3_bucket)
-    with open(tmp_path / "large", "wb") as file:
-        for number in range(101):
-            file.write(number.to_bytes(8) + block)
-    expected = digest_of(tmp_path / "large")
-    store.upload(tmp_path / "large", "large")
-    filesystem, path = connect(store.url("large"))
-    assert filesystem.info(path)["ETag"].endswith('-3"')  # parts of 50 MiB
-    store.check("large", expected)
-    store.download("large", tmp_path, "back", expected=expected)
 
 
 class Cutting(MemoryFileSystem):

@@ -18,11 +18,12 @@ from components.sampling.generators.diffusion import class_log_probabilities
 from components.sampling.images import read_image
 from components.sampling.model import load_model
 from components.sampling.requests import Request, RequestRow
+from tests import tiny_palette
+from tests.image_sets import png
 from tests.refusals import one_line
 from tests.tiny_cascade import CLASSES, DIFFUSION, write_cascade, write_model
 from tests.tiny_diffusion_branches import DIT, GENERATORS, base, classifier, contrastive
 from tests.tiny_generators import LONE, PRIORS, conditioned, lone, token_branch
-from tests.tiny_palette import write_palette
 from tests.unit.test_frozen_text import pretrained_folder
 
 
@@ -44,7 +45,7 @@ def test_a_model_alone_paints_the_same_as_composed(generator: str, tmp_path: Pat
 
 
 def test_a_model_that_works_on_images_does_alone_as_composed(tmp_path: Path):
-    folder = write_palette(tmp_path)
+    folder = tiny_palette.write_palette(tmp_path)
     (example,) = input_example(folder)
     row = RequestRow(**example | {"steps": 4, "sampler": "ddpm"})
     alone, composed = (pixels(predictor_of(place)([row])[0]) for place in (folder / "model", folder))
@@ -79,11 +80,8 @@ def test_a_row_with_a_generator_left_out_takes_the_first_one(tmp_path: Path):
     assert np.array_equal(pixels(answer), expected)
 
 
-def image(seed: int = 0, side: int = 12) -> bytes:
-    file = io.BytesIO()
-    levels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    Image.fromarray(levels).save(file, format="PNG")
-    return file.getvalue()
+def image(seed: int = 0) -> bytes:
+    return png(tiny_palette.pixels(seed, side=12))
 
 
 def text(data: bytes) -> str:
