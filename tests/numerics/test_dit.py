@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 
-from components.models.dit import DiT, DiTBlock, grid_positions
+from components.models.dit import DiT
 from tests.peer_unets import SMALL_DIT, full_network, inputs, randomized
 
 PUBLISHED = {"resolution": 32, "in_channels": 4, "out_channels": 4, "learned_variance": True, "num_classes": 1000}
@@ -77,21 +77,6 @@ def test_without_positions_patches_may_be_moved_and_with_them_not():
         assert (network(**moved) - network(**known).roll((2, 4), dims=(2, 3))).abs().max() > 1e-3
         network.positions.zero_()
         torch.testing.assert_close(network(**moved), network(**known).roll((2, 4), dims=(2, 3)), atol=1e-5, rtol=1e-5)
-
-
-def test_every_place_of_the_grid_has_its_own_position():
-    positions = grid_positions(6, dim=16)
-    assert (torch.cdist(positions, positions) + torch.eye(36) > 0.1).all()
-    torch.testing.assert_close(positions[7, 8:], positions[6, 8:])  # one row
-    torch.testing.assert_close(positions[1, :8], positions[7, :8])  # one column
-
-
-def test_a_block_is_gated_by_its_embedding():
-    block, x = randomized(DiTBlock(16, num_heads=2)), torch.randn(1, 4, 16)
-    with torch.no_grad():
-        block.modulation.bias.zero_()
-        assert torch.equal(block(x, torch.zeros(1, 16)), x)
-        assert not torch.equal(block(x, torch.ones(1, 16)), x)
 
 
 @pytest.mark.parametrize("change", [{"patch_size": 3}, {"num_heads": 3}, {"model_dim": 6, "num_heads": 1}])

@@ -11,7 +11,7 @@ from torch import Tensor
 from components.configuration.sampling import MaskedTokenSampling
 from components.models.losses.cross_entropy import masked_token_loss
 from components.models.transformer import MaskedTransformer
-from components.sampling.maskgit import gumbel, keep_surest, masked_counts, maskgit
+from components.sampling.maskgit import gumbel, masked_counts, maskgit
 from components.training.randomness import Draws
 from components.training.tasks.prior import evaluation_masks, random_masks, training_masks
 from tests.token_models import CONDITIONED as TOKENS
@@ -166,13 +166,6 @@ def test_each_step_keeps_what_is_surest_by_log_p_and_fading_gumbel_noise(
     assert torch.equal(drawn(transformer, *range(5), **settings), expected)
     settings["choice_temperature"] = 4.5 - choice_temperature
     assert not torch.equal(drawn(transformer, *range(5), **settings), expected)
-
-
-def test_what_is_known_is_never_drawn_again():
-    tokens, filled = torch.tensor([[3, K, K, 5, K]]), torch.tensor([[0, 1, 2, 0, 4]])
-    confidence = torch.tensor([[9.0, -3.0, -1.0, 9.0, -2.0]])
-    kept = [keep_surest(tokens, filled, confidence=confidence, left=left, mask_token=K).tolist() for left in (2, 1, 0)]
-    assert kept == [[[3, K, 2, 5, K]], [[3, K, 2, 5, 4]], [[3, 1, 2, 5, 4]]]
 
 
 def test_gumbel_noise_has_its_mean_and_variance_and_is_always_finite():

@@ -37,6 +37,7 @@ def update(quantizer: EMAQuantizer, z_e: Tensor, *, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_codes_indices_loss_and_ema_equal_the_oracle_over_several_steps(normalize: bool):
+    """taming-transformers #57 and 1d-tokenizer #120: the weight stood on the wrong term, and nothing failed."""
     ours = make_quantizer(normalize=normalize)
     how = {"use_cosine_sim": normalize, "rotation_trick": False, "commitment_weight": 1.0, "accept_image_fmap": True}
     peer = VectorQuantize(dim=8, codebook_size=16, decay=0.8, **how).train()
@@ -50,7 +51,8 @@ def test_codes_indices_loss_and_ema_equal_the_oracle_over_several_steps(normaliz
         torch.testing.assert_close(out.z, z_q, **TOLERANCE)
         torch.testing.assert_close(out.losses["commitment_loss"], loss.squeeze(), **TOLERANCE)
         direction = torch.randn_like(z_q)
-        ours_grad, peer_grad = (torch.autograd.grad(z, z_e, direction)[0] for z in (out.z, z_q))
+        pairs = ((out.z, out.losses["commitment_loss"]), (z_q, loss.squeeze()))
+        ours_grad, peer_grad = (torch.autograd.grad((z * direction).sum() + own, z_e)[0] for z, own in pairs)
         torch.testing.assert_close(ours_grad, peer_grad, **TOLERANCE)
         ours.update_codebook(out.latents, indices=out.indices, generator=torch.Generator())
         torch.testing.assert_close(ours.codebook, peer.codebook, **TOLERANCE)
@@ -66,17 +68,6 @@ def test_the_gradient_goes_straight_through_to_the_normalized_latents():
     (through,) = torch.autograd.grad(out.z, z_e, direction)
     (around,) = torch.autograd.grad(torch.nn.functional.normalize(z_e, dim=1), z_e, direction)
     torch.testing.assert_close(through, around)
-
-
-def test_commitment_moves_the_encoder_and_nothing_moves_the_codes_by_gradient():
-    """taming-transformers #57 and 1d-tokenizer #120: the weight stood on the wrong term, and nothing failed."""
-    quantizer = make_quantizer()
-    codes = quantizer.codebook.requires_grad_()
-    z_e = torch.randn(2, 8, 4, 4, requires_grad=True)
-    loss = quantizer(z_e).losses["commitment_loss"]
-    to_latents, to_codes = torch.autograd.grad(loss, (z_e, codes), allow_unused=True)
-    assert to_latents.abs().sum() > 0
-    assert to_codes is None
 
 
 def test_the_nearest_code_is_found_in_fp32_under_autocast():
@@ -128,14 +119,6 @@ def test_kmeans_initialization_finds_the_clusters_of_the_first_batch():
         update(quantizer, z_e)
         spread[init] = float(quantizer(z_e).losses["commitment_loss"])
     assert spread["kmeans"] < 0.8 * spread["data"]
-
-
-def test_clusters_are_the_fixed_point_of_lloyds_algorithm():
-    points = torch.cat([torch.randn(50, 4) * 0.1 + center for center in (0.0, 5.0, -5.0)])
-    quantizer = EMAQuantizer(codebook_size=3, codebook_dim=4, l2_normalize=False, codebook_init="kmeans")
-    centers = quantizer._cluster(points, centers=points[[0, 50, 100]])
-    expected = torch.stack([points[start : start + 50].mean(dim=0) for start in (0, 50, 100)])
-    torch.testing.assert_close(centers, expected)
 
 
 def test_more_codes_than_latents_still_gives_a_codebook_of_latents():

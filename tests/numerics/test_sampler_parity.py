@@ -188,23 +188,21 @@ def test_euler_on_a_straight_path_equals_that_of_diffusers():
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
-@pytest.mark.parametrize("num_inference_steps", [1, 2, 7, 50, 300, 1000])
-def test_steps_are_spaced_as_diffusers_spaces_them(spacing, num_inference_steps):
-    peer = DDIMScheduler(1000, timestep_spacing=spacing)
-    peer.set_timesteps(num_inference_steps)
-    if (spacing, num_inference_steps) == ("linspace", 1):  # theirs is step 0, which no noise ends at
-        assert spaced_timesteps(1000, 1) == [999]
-    else:
-        assert spaced_timesteps(1000, num_inference_steps, spacing=spacing) == peer.timesteps.tolist()[::-1]
-
-
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing", "leading_from_1"])
 @pytest.mark.parametrize("num_inference_steps", [1, 2, 7, 50, 300, 999])
-def test_steps_of_latent_diffusion_begin_at_1(num_inference_steps):
-    peer = DDIMScheduler(1000, timestep_spacing="leading", steps_offset=1)
+def test_steps_are_spaced_as_diffusers_spaces_them(spacing, num_inference_steps):
+    """Those of latent diffusion begin at 1."""
+    kind, _, offset = spacing.partition("_from_")
+    peer = DDIMScheduler(1000, timestep_spacing=kind, steps_offset=int(offset or 0))
     peer.set_timesteps(num_inference_steps)
-    found = spaced_timesteps(1000, num_inference_steps, spacing="leading_from_1")
-    assert found == peer.timesteps.tolist()[::-1]
+    # Of one step theirs is step 0, which no noise ends at.
+    expected = [999] if (spacing, num_inference_steps) == ("linspace", 1) else peer.timesteps.tolist()[::-1]
+    assert spaced_timesteps(1000, num_inference_steps, spacing=spacing) == expected
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+def test_all_steps_are_all_whatever_their_spacing(spacing):
+    assert spaced_timesteps(1000, 1000, spacing=spacing) == list(range(1000))
 
 
 def test_dynamic_thresholding_equals_that_of_diffusers():

