@@ -1,6 +1,7 @@
-"""A gate before a store's server that closes for a while: it refuses connections, leaves them hanging, or says 503.
+"""A gate before a server that closes for a while: it refuses connections, leaves them hanging, or says 503.
 
-An outage begins when it is asked for, or with the first request that fits a pattern.
+An outage begins when it is asked for, or with the first request that fits a pattern; it lasts so many seconds, or until
+the gate is opened.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ class Gate:
         self.server: asyncio.Server | None = None
         self.open = asyncio.Event()
         self.open.set()
+        self.over = asyncio.Event()  # set to end an outage before its time
         self.writers: set[asyncio.StreamWriter] = set()
 
     @property
@@ -40,6 +42,11 @@ class Gate:
     def close_at(self, pattern: bytes, seconds: float, how: How) -> None:
         """Begin an outage with a request whose first line fits; the request gets no answer."""
         self.planned.append((re.compile(pattern), how, seconds))
+
+    def reopen(self) -> None:
+        """End an outage and return as soon as the server is reached again."""
+        self.loop.call_soon_threadsafe(self.over.set)
+        asyncio.run_coroutine_threadsafe(self.open.wait(), self.loop).result(10)
 
     async def end(self) -> None:
         """Cut all connections."""
@@ -57,6 +64,7 @@ class Gate:
             asyncio.run_coroutine_threadsafe(self.partner._close(seconds, how, request), self.partner.loop)
         self.how, began = how, time.monotonic()
         self.open.clear()
+        self.over.clear()
         if how == "refuses":
             self.server.close()
         if how != "hangs":
@@ -64,7 +72,8 @@ class Gate:
                 writer.transport.abort()
 
         async def end() -> None:
-            await asyncio.sleep(seconds)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.over.wait(), seconds)
             if how == "refuses":
                 await self._listen()
             self.how = None

@@ -5,19 +5,25 @@ As a program, a driver of its own: `python -m tests.distributed.test_nodes FOLDE
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from components.data.shards import load_index
+from components.data.decoded import ImageSamples
+from components.data.order import Order
+from components.data.shards import ShardIndex, View, load_index, read_shard, split_of
+from components.data.stream import rank_batches
 from components.runtime.events import Recorder
 from components.runtime.execution import Resources, node_threads
 from components.runtime.pool import Pool
@@ -28,14 +34,16 @@ from components.training.parallel import Worker
 from components.training.results import ModelDescription
 from components.training.tasks.diffusion import DiffusionTask
 from components.training.worker import TrainingJob
-from tests.distributed.test_order_nodes import SHARDS, all_tries, assert_order
-from tests.image_sets import write_set
+from tests.image_sets import STREAMS, number_of, write_set
 from tests.tiny_training import DATASET_INFO, diffusion_config, rows_at
 from tests.warm_workers import warm_environment
 
 CORES = os.cpu_count() or 1
 SMALL, LARGE, WITH_GPUS = 1, 3, 4  # logical CPUs of the three nodes that work; the head's has none
 RESOURCES = Resources(num_workers=2, num_actors=2, cpus_per_worker=1, threads=None)  # one of them finds room on SMALL
+BATCH, STEPS, SEED = 8, 200, 7  # of the order
+SHARDS = (50, 40, 60, 30, 20, 35, 45)
+WORKERS = (2, 4, 1)  # of each try
 CONFIG = diffusion_config(total_steps=2, checkpoint_every=2, sample_every=2, warmup_steps=1)
 
 
@@ -88,6 +96,58 @@ def part_worker() -> Callable[[int], dict[str, int]]:
     return lambda part: threads_here()
 
 
+def tries() -> list[tuple[int, int, int]]:
+    """(workers, start_step, stop_step): each goes on at a random step that the one before has passed."""
+    draw, start, found = random.Random(11), 0, []
+    for workers in WORKERS:
+        stop = STEPS if len(found) == len(WORKERS) - 1 else draw.randrange(start + 30, start + 90)
+        found.append((workers, start, stop))
+        start = draw.randrange(start + 1, stop)
+    return found
+
+
+def law(index: ShardIndex) -> np.ndarray:  # (STEPS, BATCH)
+    """Numbers of the images of each global batch, from the definition of the order alone."""
+    numbers = [
+        [
+            int(sample.key)
+            for sample in read_shard(index, entry)
+            if split_of(sample.key, index.holdout_fraction) == "train"
+        ]
+        for entry in index.shards
+    ]
+    order = Order([len(shard) for shard in numbers], seed=SEED, streams=STREAMS)
+    places = zip(*order.locate(np.arange(STEPS * BATCH)), strict=True)
+    return np.array([numbers[shard][ordinal] for shard, ordinal in places]).reshape(STEPS, BATCH)
+
+
+@ray.remote(num_cpus=0)
+def consume(index: ShardIndex, steps: int, **place: int) -> tuple[str, list[list[int]], list[list[int]]]:
+    """(node, numbers of the images of each step, their positions) of one rank."""
+    how = {"global_batch_size": BATCH, "seed": SEED, "streams": STREAMS, "total_steps": STEPS}
+    batches = list(islice(rank_batches(ImageSamples(index, View(8)), **how, **place), steps))
+    numbers = [number_of(batch["image"]).tolist() for batch in batches]
+    return ray.get_runtime_context().get_node_id(), numbers, [batch["position"].tolist() for batch in batches]
+
+
+def run_try(index: ShardIndex, nodes: list[str], workers: int, start: int, stop: int) -> dict[str, Any]:
+    places = [ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    ranks = ray.get(
+        [
+            consume.options(scheduling_strategy=places[rank % len(places)]).remote(
+                index, stop - start, start_step=start, rank=rank, world_size=workers
+            )
+            for rank in range(workers)
+        ]
+    )
+    nodes_of_ranks, numbers, positions = zip(*ranks, strict=True)
+    return {
+        "nodes": len(set(nodes_of_ranks)),
+        "numbers": [list(chain(*zip(*step, strict=True))) for step in zip(*numbers, strict=True)],
+        "positions": [list(chain(*zip(*step, strict=True))) for step in zip(*positions, strict=True)],
+    }
+
+
 def main(folder: Path) -> None:
     from ray.cluster_utils import Cluster
 
@@ -109,7 +169,8 @@ def main(folder: Path) -> None:
     large = RESOURCES.replace(cpus_per_worker=SMALL + 1)  # one worker may do all parts while the other one starts
     found["working"] = [*pool_of_parts(large), *trained(place)]
     workers = [node["NodeID"] for node in ray.nodes() if node["Resources"].get("CPU", 0) > SMALL]
-    found["order"] = all_tries(load_index(str(folder / "set")), workers)
+    index = load_index(str(folder / "set"))
+    found["order"] = [run_try(index, workers, *one) for one in tries()]
     (folder / "found.json").write_text(json.dumps(found))
     ray.shutdown()
     cluster.shutdown()
@@ -156,7 +217,11 @@ def test_workers_of_trainings_and_of_the_pool_have_the_threads_of_their_node(fou
 
 
 def test_order_holds_on_two_nodes_through_resumes_and_changes_of_workers(found: dict[str, Any]) -> None:
-    assert_order(load_index(found["set"]), found["order"], nodes=2)
+    expected = law(load_index(found["set"]))
+    for (workers, start, stop), seen in zip(tries(), found["order"], strict=True):
+        np.testing.assert_array_equal(seen["numbers"], expected[start:stop], err_msg=f"{workers} workers from {start}")
+        np.testing.assert_array_equal(seen["positions"], np.arange(start * BATCH, stop * BATCH).reshape(-1, BATCH))
+        assert seen["nodes"] == min(2, workers)
 
 
 if __name__ == "__main__":

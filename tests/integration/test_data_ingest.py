@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +14,10 @@ from PIL import Image
 
 from components.data.held_out import read_split
 from components.data.ingest import IngestConfig, ingest
-from components.data.listing import DataError, ShardError, SourceError
+from components.data.listing import DataError, SourceError
 from components.data.shards import ShardIndex, View, load_index
 from components.runtime.storage.store import Store
-from tests.image_sets import image, number_of, png, read_whole_shard, write_idx, write_set, write_tar
+from tests.image_sets import image, number_of, png, read_whole_shard, write_tar
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -114,7 +113,7 @@ for kind, source, reshard in (("folder", "folder", False), ("webdataset", "tars"
 """
 
 
-def test_three_processes_make_equal_bytes_of_a_set_with_files_that_can_t_be_read(tmp_path: Path) -> None:
+def test_two_processes_make_equal_bytes_of_a_set_with_files_that_can_t_be_read(tmp_path: Path) -> None:
     """Images cut short, an empty file and a text, in a folder and in tars: the index says why, and names no object of
     the process that looked."""
     jpeg = io.BytesIO()
@@ -128,13 +127,13 @@ def test_three_processes_make_equal_bytes_of_a_set_with_files_that_can_t_be_read
         write_tar(tmp_path / "tars" / f"{shard}.tar", range(shard * 10, shard * 10 + 10), side=8, extra=dirty | labels)
     settings = config(max_corrupt_fraction=0.5).model_dump_json()
     address = ray.get_runtime_context().gcs_address
-    outs = [tmp_path / f"out{number}" for number in range(3)]
+    outs = [tmp_path / f"out{number}" for number in range(2)]
     arguments = [[address, str(tmp_path), str(out), settings] for out in outs]
     processes = [subprocess.Popen([sys.executable, "-c", INGEST, *values]) for values in arguments]
-    assert [process.wait(300) for process in processes] == [0, 0, 0]
+    assert [process.wait(300) for process in processes] == [0, 0]
     assert [load_index(str(folder)).quarantined for folder in sorted(outs[0].iterdir())] == [4, 8, 8]
-    first, *others = [{path.relative_to(out): path.read_bytes() for path in out.glob("**/*.*")} for out in outs]
-    assert others == [first, first]
+    first, second = ({path.relative_to(out): path.read_bytes() for path in out.glob("**/*.*")} for out in outs)
+    assert second == first
 
 
 def test_many_corrupt_images_are_an_error_and_leave_no_index(tmp_path: Path) -> None:
@@ -142,29 +141,6 @@ def test_many_corrupt_images_are_an_error_and_leave_no_index(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"5 of 100 images \(5.0%\) are corrupt, such as .*more than 1.0%"):
         ingest("folder", str(images(tmp_path / "in", 100, corrupt=5)), out=out, config=config())
     assert not out.exists("index.json")
-
-
-def test_scenes_carry_depth_and_mask(tmp_path: Path) -> None:
-    out = Store(str(tmp_path))
-    index = ingest("scenes", out=out, config=config(resolution=16, limit=50))
-    assert index.samples == 50
-    assert (tmp_path / index.shards[0].url).read_bytes().count(b".depth.png") == 40
-
-
-def test_openmoji_is_ingested_with_captions(tmp_path: Path) -> None:
-    index = ingest("openmoji", out=Store(str(tmp_path)), config=config(resolution=16, limit=60))
-    samples = read_split(index, "train", View(16))
-    assert len(index.classes) == 9
-    assert index.license == "CC BY-SA 4.0"
-    assert all(samples.caption)
-
-
-def test_idx_files_are_ingested(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (50, 28, 28), dtype=np.uint8)
-    write_idx(tmp_path / "in", images, (np.arange(50) % 10).astype(np.uint8), compress=True)
-    index = ingest("fashion_mnist", str(tmp_path / "in"), out=Store(str(tmp_path / "out")), config=config())
-    assert index.samples == 50
-    assert index.classes[9] == "Ankle boot"
 
 
 def test_tars_of_the_user_stay_where_they_are_and_are_not_written_to(tmp_path: Path) -> None:
@@ -178,19 +154,6 @@ def test_tars_of_the_user_stay_where_they_are_and_are_not_written_to(tmp_path: P
     samples = read_whole_shard(index, index.shards[0], View(8))
     np.testing.assert_array_equal(number_of(samples.image), range(10))
     assert [index.classes[label] for label in samples.label[:3]] == ["red", "green", "blue"]
-
-
-def test_corrupt_images_in_tars_of_the_user_are_skipped_when_they_are_read(tmp_path: Path) -> None:
-    write_tar(tmp_path / "in.tar", range(200), side=8, corrupt={17})
-    index = ingest("webdataset", str(tmp_path / "in.tar"), out=Store(str(tmp_path / "out")), config=config())
-    assert (index.samples, index.quarantined) == (199, 1)
-    assert sorted(numbers(index)) == [number for number in range(200) if number != 17]
-
-
-def test_a_tar_of_the_user_with_a_pickle_is_refused(tmp_path: Path) -> None:
-    write_tar(tmp_path / "in.tar", range(3), side=8, extra={"000001.pkl": b"cos\nsystem\n"})
-    with pytest.raises(ShardError, match=r"in\.tar holds a pickle"):
-        ingest("webdataset", str(tmp_path / "in.tar"), out=Store(str(tmp_path / "out")), config=config())
 
 
 def test_tars_without_classes_and_captions_and_plain_folders_are_sets_of_one_class(tmp_path: Path) -> None:
@@ -263,26 +226,7 @@ def test_tars_that_are_written_again_are_a_set_of_small_shards_with_the_same_sam
     assert seen[-1] == (3, 3)
     adopted = ingest("shards", out.uri, out=Store(str(tmp_path / "adopted")), config=settings)
     assert sorted(numbers(adopted)) == sorted(numbers(index))
+    assert all(entry.url.startswith(out.uri) for entry in adopted.shards), "they stay where they lie"
     samples = read_split(adopted, "train", View(8))
     known = [adopted.classes[label] for label in samples.label]
     assert known == [("red", "green", "blue")[number % 3] for number in number_of(samples.image)]
-
-
-def test_tars_are_not_read_again_once_they_are_written(tmp_path: Path) -> None:
-    for shard in range(3):
-        write_tar(tmp_path / "in" / f"{shard}.tar", range(shard * 50, shard * 50 + 50), side=8)
-    tars, out = f"{tmp_path}/in/*.tar", Store(str(tmp_path / "out"))
-    index = ingest("webdataset", tars, out=out, config=config(), reshard=True)
-    for shard in range(3):  # other bytes of the same size and time: only a reader would see it
-        path = tmp_path / "in" / f"{shard}.tar"
-        time, size = path.stat().st_mtime_ns, path.stat().st_size
-        path.write_bytes(bytes(size))
-        os.utime(path, ns=(time, time))
-    assert ingest("webdataset", tars, out=out, config=config(), reshard=True) == index
-
-
-def test_a_set_with_an_index_is_adopted_where_it_lies(tmp_path: Path) -> None:
-    index = write_set(Store(str(tmp_path / "in")), sizes=(12, 9))
-    adopted = ingest("shards", str(tmp_path / "in"), out=Store(str(tmp_path / "out")), config=config())
-    assert numbers(adopted) == numbers(index)
-    assert adopted.shards[0].url == f"{tmp_path}/in/shard-000000.tar"

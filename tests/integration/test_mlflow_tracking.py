@@ -1,16 +1,14 @@
 """Laws of tracking, with a real MLflow server: no point lost, none doubled, every run honest about how it ended."""
 
-import contextlib
 import json
 import logging
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +22,11 @@ from PIL import Image
 from components.runtime import events
 from components.runtime.storage.artifact import Artifact, FileEntry
 from components.runtime.tracking.tracker import Tracker
-from tests.conftest import free_port
+from tests.outages import Gate, gate
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("short_requests")
+SHUT = 3600.0  # seconds, unless it is opened before
 
 
 @pytest.fixture
@@ -68,6 +68,13 @@ class Seen:
 @pytest.fixture
 def seen(mlflow_server: str, experiment: str) -> Callable[[], Seen]:
     return lambda: Seen(mlflow_server, experiment)
+
+
+def losses(seen: Callable[[], Seen]) -> list[int]:
+    """Steps of the base's loss; none before MLflow has a run of it."""
+    with suppress(AttributeError, ValueError):
+        return seen().steps("loss", stage="base")
+    return []
 
 
 def artifact(stage: str, key: str) -> Artifact:
@@ -156,68 +163,30 @@ def test_a_cached_stage_links_to_the_run_that_made_it(track: Callable, seen: Cal
     assert (again.info.status, again.info.end_time) == ("FINISHED", maker.info.end_time)
 
 
-class Gate:
-    """A way to the real MLflow server that can be shut: then a connection is refused, as by a server that is gone."""
-
-    def __init__(self, target: str) -> None:
-        self.target, self.port = int(target.rpartition(":")[2]), free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.listener: socket.socket | None = None
-
-    def open(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", self.port))
-        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
-
-    def shut(self) -> None:
-        if self.listener is not None:
-            self.listener.shutdown(socket.SHUT_RDWR)
-            self.listener.close()
-
-    def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = listener.accept()
-                server = socket.create_connection(("127.0.0.1", self.target))
-                for source, sink in ((client, server), (server, client)):
-                    threading.Thread(target=self._copy, args=(source, sink, listener), daemon=True).start()
-
-    @staticmethod
-    def _copy(source: socket.socket, sink: socket.socket, listener: socket.socket) -> None:
-        source.settimeout(0.1)
-        with contextlib.suppress(OSError), source, sink:
-            while listener.fileno() >= 0:
-                try:
-                    data = source.recv(65536)
-                except TimeoutError:
-                    continue
-                if not data:
-                    return
-                sink.sendall(data)
-
-
 @pytest.fixture
-def gate(mlflow_server: str) -> Iterator[Gate]:
-    gate = Gate(mlflow_server)
-    yield gate
-    gate.shut()
+def network(mlflow_server: str) -> Iterator[Gate]:
+    """A way to the MLflow server; while it is shut a connection is refused, as by a server that is gone."""
+    with gate(mlflow_server) as made:
+        yield made
 
 
 def test_an_mlflow_that_is_away_loses_no_point_and_doubles_none(
-    track: Callable, gate: Gate, seen: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    track: Callable, network: Gate, seen: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     """Away at the start, in the middle and at the end; the next run delivers what was left."""
-    tracker = track(uri=gate.uri)
+    network.close_for(SHUT, "refuses")
+    tracker = track(uri=network.address)
     tracker.emit(events.StageStarted("base", "k1", {}, {}))
     with caplog.at_level(logging.WARNING):
         for first in (0, 10):
             for step in range(first, first + 10):
                 tracker.emit(events.Metrics("base", step, {"loss": float(step)}))
                 time.sleep(0.1)
-            _wait_until(lambda count=first // 10 + 1: len(_said(caplog, "MLflow is away")) == count)
-            gate.open()
-            _wait_until(lambda last=first + 9: last in seen().steps("loss", stage="base"))
-            _wait_until(lambda count=first // 10 + 1: len(_said(caplog, "MLflow is back")) == count)
-            gate.shut()
+            assert eventually(lambda count=first // 10 + 1: len(_said(caplog, "MLflow is away")) == count, 60)
+            network.reopen()
+            assert eventually(lambda last=first + 9: last in losses(seen), 60, pause=0.3)
+            assert eventually(lambda count=first // 10 + 1: len(_said(caplog, "MLflow is back")) == count, 60)
+            network.close_for(SHUT, "refuses")
         for step in range(20, 30):
             tracker.emit(events.Metrics("base", step, {"loss": float(step)}))
         tracker.emit(events.StageEnded("base", "FINISHED"))
@@ -226,8 +195,8 @@ def test_an_mlflow_that_is_away_loses_no_point_and_doubles_none(
     assert time.monotonic() - started < 30, "an MLflow that is away is not waited for"
     assert "sent by the next run" in warning
     assert len(_said(caplog, "MLflow is away")) == 3, "said once each time that it goes"
-    gate.open()
-    assert track("second", uri=gate.uri).close("FINISHED") == []
+    network.reopen()
+    assert track("second", uri=network.address).close("FINISHED") == []
     assert seen().steps("loss", stage="base") == list(range(30))
     assert seen().run(stage="base").info.status == "FINISHED"
     assert [run.info.status for run in seen().runs()] == ["FINISHED", "FINISHED"]
@@ -260,7 +229,7 @@ def test_a_killed_process_is_shown_as_killed_by_the_next_and_all_of_it_arrives(
     """
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "grid.png")
     killed = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
-    _wait_until(lambda: seen().steps("loss", stage="base") == [1])
+    assert eventually(lambda: losses(seen) == [1], 60, pause=0.3)
     (tmp_path / "arrived").touch()
     assert killed.wait(60) == -signal.SIGKILL
     assert seen().run(stage="base").info.status == "RUNNING"
@@ -319,15 +288,3 @@ def test_a_row_that_another_driver_writes_in_the_same_moment_is_no_refusal(
     assert [ended.count(run_id) for run_id in dict.fromkeys(ended)] == [2, 2]
     assert seen().run().info.status == seen().run(stage="base").info.status == "FINISHED"
     assert not [*(tmp_path / "spool").glob("*/rejected.jsonl")]
-
-
-def _wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if true():
-                return
-        except (AttributeError, ValueError):  # no experiment or run yet
-            pass
-        time.sleep(0.3)
-    raise TimeoutError
