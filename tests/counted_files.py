@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.waiting import in_thread
+from tests.waiting import http_server
 
 
 class CountedFiles(NamedTuple):
@@ -28,6 +28,5 @@ def counted_files(folder: Path) -> Iterator[CountedFiles]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Counting, directory=str(folder)))
-    with in_thread(server):
-        yield CountedFiles(f"http://127.0.0.1:{server.server_port}", sent)
+    with http_server(partial(Counting, directory=str(folder))) as url:
+        yield CountedFiles(url, sent)

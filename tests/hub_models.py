@@ -4,11 +4,10 @@ import base64
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
 from tests.hub_server import SHA
-from tests.waiting import in_thread
+from tests.waiting import Answering, http_server
 
 
 class Pushed(NamedTuple):
@@ -23,27 +22,25 @@ def model_hub(*, refuses: bool = False) -> Iterator[Pushed]:
     files: dict[str, bytes] = {}
     tokens: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    class Handler(Answering):
+        def do_GET(self) -> None:  # noqa: N802
+            self.tell({"id": "owner/name", "sha": SHA, "siblings": [], "private": False})
 
-        def do_GET(self) -> None:
-            self.answer({"id": "owner/name", "sha": SHA, "siblings": [], "private": False})
-
-        def do_POST(self) -> None:
+        def do_POST(self) -> None:  # noqa: N802
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             tokens.append(self.headers.get("Authorization", ""))
             parts = self.path.split("?")[0].split("/")
             if refuses:
-                self.answer({"error": "Invalid credentials"}, 401)
+                self.tell({"error": "Invalid credentials"}, 401)
             elif self.path == "/api/repos/create":
                 made = json.loads(body)
                 name = "/".join([made["organization"], made["name"]] if made.get("organization") else [made["name"]])
-                self.answer({"url": f"{endpoint}/{name}"})
+                self.tell({"url": f"{endpoint}/{name}"})
             elif parts[-1] == "validate-yaml":
-                self.answer({"errors": [], "warnings": []})
+                self.tell({"errors": [], "warnings": []})
             elif "preupload" in parts:
                 wanted = [each["path"] for each in json.loads(body)["files"]]
-                self.answer(
+                self.tell(
                     {"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in wanted]}
                 )
             else:
@@ -51,20 +48,10 @@ def model_hub(*, refuses: bool = False) -> Iterator[Pushed]:
                     if line["key"] == "file":
                         place = "/".join([*parts[3:5], line["value"]["path"]])
                         files[place] = base64.b64decode(line["value"]["content"])
-                self.answer({"commitUrl": f"{endpoint}/owner/name/commit/{SHA}", "commitOid": SHA})
+                self.tell({"commitUrl": f"{endpoint}/owner/name/commit/{SHA}", "commitOid": SHA})
 
-        def answer(self, content: dict, status: int = 200) -> None:
-            data = json.dumps(content).encode()
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(data)), "Content-Type": "application/json"}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
+        def tell(self, content: dict, status: int = 200) -> None:
+            self.answer(json.dumps(content).encode(), status, {"Content-Type": "application/json"})
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            """Tests read what was pushed, not the terminal."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    with in_thread(server):
+    with http_server(Handler) as endpoint:
         yield Pushed(endpoint, files, tokens)

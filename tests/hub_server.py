@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.waiting import in_thread
+from tests.waiting import Answering, http_server
 
 SHA = "0123456789abcdef0123456789abcdef01234567"  # of the commit that `main` is
 
@@ -26,10 +25,8 @@ def hub(folder: Path, repo: str) -> Iterator[Hub]:
     asked: list[str] = []
     sent: list[int] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
+    class Handler(Answering):
+        def do_GET(self) -> None:  # noqa: N802
             path = unquote(urlsplit(self.path).path)
             asked.append(f"GET {path}")
             if path in (f"/api/datasets/{repo}", f"/api/datasets/{repo}/revision/main"):
@@ -43,7 +40,7 @@ def hub(folder: Path, repo: str) -> Iterator[Hub]:
             else:
                 self.not_found("RepoNotFound")
 
-        def do_POST(self) -> None:
+        def do_POST(self) -> None:  # noqa: N802
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             asked.append(f"POST {self.path}")
             if not self.path.startswith(f"/api/datasets/{repo}/paths-info/main"):
@@ -67,20 +64,12 @@ def hub(folder: Path, repo: str) -> Iterator[Hub]:
         def not_found(self, code: str) -> None:
             self.answer(b'{"error": "not found"}', 404, {"X-Error-Code": code})
 
-        def answer(self, data: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        def answer(self, data: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
             sent.append(len(data))
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
+            super().answer(data, status, headers)
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            """Tests read what was asked, not the terminal."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    with in_thread(server):
-        yield Hub(f"http://127.0.0.1:{server.server_port}", asked, sent)
+    with http_server(Handler) as endpoint:
+        yield Hub(endpoint, asked, sent)
 
 
 def listing(folder: Path, below: str, *, recursive: bool) -> list[dict]:

@@ -4,13 +4,12 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 
 from components.runtime.storage.store import Store, in_parallel
-from tests.waiting import in_thread
+from tests.waiting import Answering, http_server
 
 
 def flip(file: Path) -> None:
@@ -74,23 +73,14 @@ def answering(answer: Callable[[str, int], tuple[int, bytes]]) -> Iterator[tuple
     came before."""
     came: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"  # writers wait for leave to send
-
+    class Handler(Answering):
         def do(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"] or 0))
             status, body = answer(self.command, came.count(self.command))
             came.append(self.command)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(b"" if self.command == "HEAD" else body)
+            self.answer(body, status)
 
         do_GET = do_HEAD = do_PUT = do_DELETE = do  # noqa: N815
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    with in_thread(server):
-        yield f"http://127.0.0.1:{server.server_port}", came
+    with http_server(Handler) as address:
+        yield address, came

@@ -1,10 +1,13 @@
-"""Waiting for what another thread or process does, and servers in threads."""
+"""Waiting for what another thread or process does, looking meanwhile, and servers in threads."""
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import psutil
 
 
 def eventually(holds: Callable[[], object], seconds: float = 30, pause: float = 0.01) -> bool:
@@ -18,6 +21,41 @@ def eventually(holds: Callable[[], object], seconds: float = 30, pause: float = 
 
 
 @contextmanager
+def watching(look: Callable[[], object], pause: float = 0.02) -> Iterator[None]:
+    """Calls a function again and again, in a thread of its own, as long as the context lasts."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(pause):
+            with suppress(FileNotFoundError, psutil.NoSuchProcess):  # files and processes come and go
+                look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A handler that answers with bytes; tests read what was asked, not the terminal."""
+
+    protocol_version = "HTTP/1.1"  # writers wait for leave to send
+
+    def answer(self, data: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else data)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Says nothing."""
+
+
+@contextmanager
 def in_thread(server: Any) -> Iterator[None]:
     """An HTTP server of Python's or werkzeug's that serves meanwhile."""
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -28,3 +66,11 @@ def in_thread(server: Any) -> Iterator[None]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def http_server(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server of this machine that hands requests to `handler`."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    with in_thread(server):
+        yield f"http://127.0.0.1:{server.server_port}"

@@ -90,8 +90,3 @@ class Peer:
         dcp.load(state, checkpoint_id=self.folder, no_dist=True)
         own = {"model_state_dict": state["model"], "optim_state_dict": state["optimizer"]}
         set_state_dict(self.learner.network, self.learner.optimizer, **own)
-
-
-if __name__ == "__main__":
-    for each in rows(1):
-        print(each)

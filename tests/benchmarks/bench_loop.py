@@ -140,8 +140,3 @@ def between(marks: list[Seconds]) -> Seconds:
     (wall, cpu), (wall_end, cpu_end) = marks
     steps = STEPS - 1 - WARM_UP
     return (wall_end - wall) / steps, (cpu_end - cpu) / steps
-
-
-if __name__ == "__main__":
-    for each in rows(1):
-        print(each)

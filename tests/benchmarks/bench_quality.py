@@ -203,8 +203,3 @@ def train(
 def pixels(images: Tensor) -> np.ndarray:
     """Images (N, 3, H, W) in [-1, 1] as uint8 (N, H, W, 3)."""
     return levels_to_uint8((images.clamp(-1, 1) + 1) * 127.5)
-
-
-if __name__ == "__main__":
-    for each in rows(1):
-        print(each)

@@ -86,8 +86,3 @@ def ours(index: ShardIndex) -> dict[str, float]:
     start = time.perf_counter()
     next(stream(index, start_step=1 + WARM_UP + STEPS))
     return found | {"resumed": time.perf_counter() - start}
-
-
-if __name__ == "__main__":
-    for each in rows(1):
-        print(each)

@@ -57,8 +57,3 @@ def encode(network: Autoencoder, pixels: np.ndarray) -> None:
     size = most_at_once(RESOLUTION)
     for first in range(0, len(pixels), size):
         network.tokenize(from_uint8(torch.from_numpy(pixels[first : first + size])))
-
-
-if __name__ == "__main__":
-    for row in rows(3):
-        print(row)

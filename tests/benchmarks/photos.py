@@ -2,7 +2,6 @@
 
 import io
 import re
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import s3fs
 from PIL import Image
 
 from tests.image_sets import tar_of
+from tests.waiting import watching
 
 DIFFERENT = 32  # images; the others are the same again
 SECONDS_BETWEEN = 0.1
@@ -52,21 +52,14 @@ def upload(folder: Path, address: str, bucket: str) -> None:
 
 def peak_megabytes(work: Callable[[], object], *, name: str) -> float:
     """Largest private memory of any process below this one whose command matches `name`, while `work` goes on."""
-    peak, done = 0, threading.Event()
+    peaks = [0]
 
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(SECONDS_BETWEEN):
-            peak = max([peak, *(private_bytes(process, name) for process in psutil.Process().children(recursive=True))])
+    def look() -> None:
+        peaks.extend(private_bytes(process, name) for process in psutil.Process().children(recursive=True))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    with watching(look, pause=SECONDS_BETWEEN):
         work()
-    finally:
-        done.set()
-        watcher.join()
-    return peak / 2**20
+    return max(peaks) / 2**20
 
 
 def private_bytes(process: psutil.Process, name: str) -> int:

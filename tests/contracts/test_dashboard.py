@@ -10,7 +10,7 @@ import ray
 from components.serving.replica import Measures
 from pipelines.engine.recorder import RunRecorder
 from tests.contracts.manifests import build, only
-from tests.metric_names import FROM_PROMETHEUS, Query, declared, exported, queries, read_query
+from tests.metric_names import FROM_PROMETHEUS, Query, declared, exported, queries
 
 RAY = Path(ray.__file__).parent
 SERVING, TRAINING = "cascade-serving", "cascade-training"
@@ -44,12 +44,6 @@ def family(metric: str) -> str:
     return re.sub(r"_(total|bucket|sum|count)$", "", metric)
 
 
-def test_names_and_labels_are_read_out_of_a_query():
-    query = read_query("", 'sum by (le, code) (rate(ray_a_total{model=~"x", b!="(c)"}[5m])) / on() ray_d > 2')
-    assert query.metrics == {"ray_a_total", "ray_d"}
-    assert query.labels == {"le", "code", "model", "b"}
-
-
 def test_own_metrics_and_labels_of_a_dashboard_are_those_that_are_exported_and_all_of_those_are_shown(
     asked, own, board
 ):
@@ -72,12 +66,6 @@ def test_all_other_metrics_of_a_dashboard_are_declared_in_ray(asked, rays, board
     others = {metric for query in asked for metric in query.metrics if not metric.startswith(OWN[board])}
     assert others >= NODES | ({"ray_serve_num_http_requests_total"} if board == SERVING else set())
     assert [metric for metric in others if not any(pattern.fullmatch(metric) for pattern in rays)] == []
-
-
-def test_a_metric_that_nobody_declares_is_found_out(own, rays):
-    for name in ("ray_cascade_serve_requests", "ray_cascade_serve_waiting_images_total", "ray_serve_num_http_requests"):
-        assert name not in own
-        assert not any(pattern.fullmatch(name) for pattern in rays)
 
 
 def test_a_dashboard_has_a_place_for_each_panel_and_names_no_prometheus_of_its_own(repository, dashboard, board):

@@ -15,9 +15,8 @@ from components.evaluation.gallery import draw_columns
 from pipelines.command.cli import app
 from pipelines.recipes.catalog import RECIPES, ROWS
 from pipelines.recipes.rows import TAXONOMY
-from pipelines.suites.lecture import SLIDES
 from pipelines.suites.runner import read_figures
-from pipelines.suites.slides import LECTURE, read_slides
+from pipelines.suites.slides import LECTURE
 from tests.row_documents import COMMAND, FIGURES, OLDER, RESULTS, UNKNOWN, code_now, results_text, rows_text, unmarked
 from tests.row_documents import ROWS as ROWS_PAGE
 from tests.row_figures import DOCS, IMAGES, LINES, SUMMARIES, cells, together
@@ -78,15 +77,6 @@ def test_a_line_of_reconstructions_has_each_original_before_its_reconstruction()
 def test_a_test_that_a_row_names_and_that_is_nowhere_is_named(tmp_path: Path) -> None:
     with pytest.raises(LookupError, match=r"a row names test_\w+, which no file has: mend it in lecture\.md"):
         rows_text(tests=tmp_path)
-
-
-def test_a_new_row_is_a_slide_with_its_recipe_and_tests() -> None:
-    row = "D16 | a new thing | `gan` | `test_hinge_losses_have_their_closed_form`"
-    slide = f"# One\n\n## New\n\n- recipes: gan\n- row: {row}\n"
-    text = rows_text((*read_slides(slide), *SLIDES))
-    line = "| D16 | a new thing | `gan` | `numerics/test_losses.py::test_hinge_losses_have_their_closed_form` |"
-    assert f"{line}\n<!-- /rows -->\n\n## Workflow" in text
-    assert text.replace(f"{line}\n", "") == ROWS_PAGE.read_text()
 
 
 def test_figures_of_a_new_measurement_stand_on_the_page_with_their_commit_date_and_machine() -> None:

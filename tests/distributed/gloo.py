@@ -12,13 +12,8 @@ import torch.multiprocessing as mp
 from components.training.parallel import Worker
 
 
-def run_two_ranks(function: Callable[..., None], *args: Any) -> None:
-    """Call `function(worker, *args)` on two ranks of one CPU thread each; what one raises is raised here."""
-    run_ranks(2, function, *args)
-
-
 def run_ranks(ranks: int, function: Callable[..., None], *args: Any) -> None:
-    """As `run_two_ranks`, on as many as are asked for."""
+    """Call `function(worker, *args)` on ranks of one CPU thread each; what one raises is raised here."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -12,7 +12,7 @@ from components.training.batches import to_batch
 from components.training.loop import Task, fit
 from components.training.parallel import Worker, average
 from components.training.reporting import Reporter
-from tests.distributed.gloo import run_two_ranks
+from tests.distributed.gloo import run_ranks
 from tests.tiny_training import assert_equal_bits, batches, diffusion_config, make_task, weights_of
 
 STEPS = 24
@@ -50,7 +50,7 @@ def train_rank(worker: Worker, folder: Path) -> None:
 
 
 def test_both_ranks_save_where_the_clock_of_rank_0_says_and_train_the_same_weights(tmp_path: Path) -> None:
-    run_two_ranks(train_rank, tmp_path)
+    run_ranks(2, train_rank, tmp_path)
     said = [(tmp_path / str(rank)).read_text() for rank in (0, 1)]
     assert said == ["[7, 14, 21, 24]"] * 2  # after seven seconds, as steps of a minute vote each, and at the end
 
@@ -83,7 +83,7 @@ def leave_rank(worker: Worker, folder: Path) -> None:
 
 def test_both_ranks_leave_at_one_step_soon_after_a_notice_without_a_vote_at_every_step(tmp_path: Path) -> None:
     """Votes come at the second step, which says how long steps are, and then every five seconds."""
-    run_two_ranks(leave_rank, tmp_path)
+    run_ranks(2, leave_rank, tmp_path)
     assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["12 [12] 2"] * 2
 
 

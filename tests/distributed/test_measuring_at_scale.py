@@ -3,9 +3,8 @@
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,6 +23,7 @@ from components.stages.evaluate import EvaluationConfig, evaluate
 from components.stages.samples import SamplesConfig, sample_generators
 from tests.image_sets import write_set
 from tests.tiny_cascade import write_cascade, write_models
+from tests.waiting import watching
 
 JOB, MEASURED = 16, 20  # images of a job, and of each of two generators: two jobs
 SAMPLES = SamplesConfig(measured_samples=MEASURED, images_per_class=1, num_prompts=1, images_per_prompt=1)
@@ -146,25 +146,6 @@ def test_an_evaluation_that_was_broken_off_and_goes_on_with_two_workers_measures
     assert len(after) > len(before)
     assert again.metadata == report.metadata
     assert hashes(again) == hashes(report)
-
-
-@contextmanager
-def watching(look: Callable[[], Any]) -> Iterator[None]:
-    """Calls a function again and again, in a thread of its own, as long as the context lasts."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.02):
-            with suppress(FileNotFoundError, psutil.NoSuchProcess):  # files and processes come and go
-                look()
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 @contextmanager

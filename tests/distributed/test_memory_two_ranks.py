@@ -14,7 +14,7 @@ from components.training.loop import Task, fit
 from components.training.memory import KEPT, NoRoomError, with_room
 from components.training.parallel import Worker
 from components.training.reporting import Reporter
-from tests.distributed.gloo import run_two_ranks
+from tests.distributed.gloo import run_ranks
 from tests.distributed.recording import FileRecorder
 from tests.limited_memory import limit_memory, limit_memory_of_backward
 from tests.tiny_training import assert_equal_bits, batches, weights_of
@@ -70,7 +70,7 @@ def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     for name in (*CASES, "gan"):
         (folder / name).mkdir()
-    run_two_ranks(train_rank, folder)
+    run_ranks(2, train_rank, folder)
     return folder
 
 

@@ -16,7 +16,7 @@ from components.training.checkpoint import STATE, digests_file, part_file
 from components.training.parallel import ALONE, Worker
 from components.training.run_folder import fetch_once, restore_on_node, upload_folder
 from tests.checkpoints import write_checkpoint
-from tests.distributed.gloo import run_two_ranks
+from tests.distributed.gloo import run_ranks
 
 NAME, TENSORS = "step-000000007", part_file(0, 1)
 
@@ -61,7 +61,7 @@ def read_rank(worker: Worker, folder: Path) -> None:
 
 def test_two_ranks_of_a_node_fetch_once_and_leave_nothing_and_both_say_what_is_damaged(tmp_path: Path) -> None:
     saved(tmp_path)
-    run_two_ranks(read_rank, tmp_path)
+    run_ranks(2, read_rank, tmp_path)
     fetched = (tmp_path / "fetched").read_text().split()
     assert sorted(fetched) == [f"{NAME}/{TENSORS}"] * 3 + [f"{NAME}/{STATE}"] * 3  # twice whole, once damaged
     assert os.listdir(tmp_path / "node") == []

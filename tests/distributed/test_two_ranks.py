@@ -12,7 +12,7 @@ from torch import Tensor
 from components.training.batches import to_batch
 from components.training.loop import Metrics, fit
 from components.training.parallel import ALONE, Worker, gather
-from tests.distributed.gloo import run_two_ranks
+from tests.distributed.gloo import run_ranks
 from tests.tiny_autoencoders import RECIPES
 from tests.tiny_training import KINDS, assert_close, assert_equal_bits, batches, rows_at, weights_of
 from tests.trained_networks import made
@@ -53,7 +53,7 @@ def train_rank(worker: Worker, folder: str) -> None:
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    run_two_ranks(train_rank, str(folder))
+    run_ranks(2, train_rank, str(folder))
     return folder
 
 

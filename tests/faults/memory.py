@@ -1,57 +1,43 @@
 """Memory of a node's processes, looked at once a second."""
 
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
 
 import psutil
 
 from tests.nodes import Node, title_of
+from tests.waiting import watching
 
 SECONDS = 1.0
 IDLE = "ray::IDLE"
 
 
-class Memory(threading.Thread):
-    """`with Memory(node) as memory` watches it meanwhile.
+class Memory:
+    """Peaks of a node's processes.
 
     Resident memory (RSS) of one process counts the pages of shared libraries that others have as well; the sum over a
     node counts each page once (PSS: shared by those who have it), which is what a machine must have.
     """
 
     def __init__(self, node: Node) -> None:
-        super().__init__(name="memory", daemon=True)
         self.node = node
         self.titles: dict[int, str] = {}
         self.peaks: dict[int, int] = {}  # bytes, RSS
         self.total = 0  # peak of the sum of PSS, bytes
-        self.total_rss = 0
-        self.ended = threading.Event()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.ended.set()
-        self.join()
-
-    def run(self) -> None:
-        while not self.ended.wait(SECONDS):
-            self.look()
 
     def look(self) -> None:
-        rss, pss = 0, 0
+        total = 0
         for process in self.node.processes():
             sizes = memory_of(process.pid)
             if sizes is None:
                 continue
-            rss, pss = rss + sizes[0], pss + sizes[1]
+            total += sizes[1]
             self.peaks[process.pid] = max(self.peaks.get(process.pid, 0), sizes[0])
             title = short(title_of(process))
             if (title and title != IDLE) or process.pid not in self.titles:  # a worker of Ray between two tasks
                 self.titles[process.pid] = title
-        self.total, self.total_rss = max(self.total, pss), max(self.total_rss, rss)
+        self.total = max(self.total, total)
 
     def by_title(self) -> dict[str, int]:
         """Title -> the highest peak of the processes with it, bytes; the largest first."""
@@ -59,6 +45,14 @@ class Memory(threading.Thread):
         for pid, title in self.titles.items():
             found[title] = max(found.get(title, 0), self.peaks[pid])
         return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+@contextmanager
+def watched(node: Node) -> Iterator[Memory]:
+    """The memory of a node's processes while the context lasts."""
+    memory = Memory(node)
+    with watching(memory.look, pause=SECONDS):
+        yield memory
 
 
 def memory_of(pid: int) -> tuple[int, int] | None:

@@ -30,6 +30,8 @@ INTERVAL = 20  # steps between checkpoints
 TINY = {"images.limit": 96, "images.samples_per_shard": 24, "base.global_batch_size": 8}
 TINY |= {"base.checkpoint_every": INTERVAL, "base.sample_every": 100000, "base.log_every": INTERVAL}
 PROFILE = {"cpus_per_worker": 1, "threads": 1}
+# Time-outs as short as the pauses of proxies and gates; the attempts are those of the product.
+IMPATIENT = '{"config_kwargs": {"read_timeout": 2, "retries": {"mode": "standard", "max_attempts": 3}}}'
 TIMED = ("metrics.json",)  # holds seconds
 MOST_TIMES = 5  # that MLflow is sent what it lacks
 

@@ -22,7 +22,7 @@ from tests.conftest import through_faults
 from tests.faults.cluster import CONTROLLER, TRAINER, Nodes, nodes, processes
 from tests.faults.conftest import Record, Undisturbed
 from tests.faults.proxy import counted
-from tests.faults.runs import Run, clock, fill, small_disk
+from tests.faults.runs import IMPATIENT, Run, clock, fill, small_disk
 from tests.outages import Gate, gate
 from tests.waiting import eventually
 
@@ -32,7 +32,6 @@ SEED, RUNS = int(os.environ.get("CHAOS_SEED", "0")), int(os.environ.get("CHAOS_R
 STEPS, STRIKES, STARTS, SECONDS = 60, 6, 12, 1500
 MOST = 120  # seconds that a strike waits for its victim
 PAUSE = (1.0, 9.0)  # seconds between two strikes
-IMPATIENT = '{"config_kwargs": {"read_timeout": 2, "retries": {"mode": "standard", "max_attempts": 3}}}'
 SPOOL = "runs/spool"  # of the driver's journal, below its folder
 STAGE, RECORDER = "ray::run_stage", "ray::RunRecorder"
 FAULTS: dict[str, Callable[["Chaos"], bool]] = {

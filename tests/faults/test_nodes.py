@@ -20,7 +20,7 @@ from tests.conftest import mlflow_process
 from tests.emulators import in_environment
 from tests.faults.cluster import TRAINER
 from tests.faults.conftest import Record
-from tests.faults.memory import Memory
+from tests.faults.memory import watched
 from tests.faults.runs import Stored, wait_until
 from tests.integration.conftest import FEW, settings
 from tests.nodes import Cluster, Node, nodes
@@ -193,7 +193,7 @@ def test_each_kind_of_workflow_ends_well_on_nodes_that_share_nothing_and_the_hea
     brief = RECIPES[recipe]
     few = [setting for part in brief.trained for setting in settings(part, **FEW)]
     run = Submitted(cluster, tmp_path, f"few-{recipe}", "--recipe", recipe, *few, *brief.options)
-    with Memory(cluster.head) as memory:
+    with watched(cluster.head) as memory:
         run.finish(run.start())
     title, peak = next(iter(memory.by_title().items()))
     figures = f"head {memory.total / 2**30:.1f} GiB, largest process {peak / MIB:.0f} MiB ({title})"

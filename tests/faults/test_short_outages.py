@@ -9,15 +9,13 @@ from components.runtime.storage import outages
 from components.runtime.storage.artifact import load_artifact
 from tests.conftest import mlflow_process
 from tests.faults.conftest import Record, Undisturbed
-from tests.faults.runs import INTERVAL, Run, in_mlflow, kill_group, registered, stopped, wait_until
+from tests.faults.runs import IMPATIENT, INTERVAL, Run, in_mlflow, kill_group, registered, stopped, wait_until
 from tests.outages import Gate, gate
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1500)]
 PROVES = ("components/runtime", "components/data", "components/training", "pipelines/engine")
 STEPS = 80
 SECONDS, LONGER = 6, 36  # for two minutes and twelve; the longer than the longest pause between two tries
-# Of a store that hangs; the requests' own tries are those of the product.
-IMPATIENT = '{"config_kwargs": {"read_timeout": 2, "retries": {"mode": "standard", "max_attempts": 3}}}'
 PATIENCE = {"FSSPEC_S3": IMPATIENT, outages.SETTING: "120"}
 READ = rb"^GET \S*/images/\S+/files/shard-\S+\.tar"
 CHECKPOINT = rb"^PUT \S*/base/\S+/train/\S+/step-000000020\S*"

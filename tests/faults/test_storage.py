@@ -7,15 +7,13 @@ import pytest
 from tests.conftest import through_faults
 from tests.faults.conftest import Record, Undisturbed
 from tests.faults.proxy import FAULTS, counted
-from tests.faults.runs import Run
+from tests.faults.runs import IMPATIENT, Run
 from tests.racing_drivers import race
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 PROVES = ("components/runtime/storage",)
 STEPS = 160
 SEED = 20261
-# Time-outs as short as the proxy's pauses; the attempts are those of the product.
-IMPATIENT = '{"config_kwargs": {"read_timeout": 2, "retries": {"mode": "standard", "max_attempts": 3}}}'
 
 
 def test_a_workflow_on_a_bad_network_ends_with_the_same_bytes(

@@ -16,7 +16,7 @@ from components.models.bottleneck import (
     nearest_codes,
 )
 from components.training.parallel import Worker
-from tests.distributed.gloo import run_two_ranks
+from tests.distributed.gloo import run_ranks
 
 TOLERANCE = {"atol": 1.2e-6, "rtol": 0.0}  # ten times the difference measured between implementations
 
@@ -144,7 +144,7 @@ def train_shard(worker: Worker, folder: str, init: str) -> None:
 @pytest.mark.parametrize("init", ["data", "kmeans"])
 def test_two_ranks_give_the_codebook_of_one_on_the_whole_batch_bit_for_bit(init: str, tmp_path: Path):
     train_shard(Worker(0, 1, torch.device("cpu")), str(tmp_path), init)
-    run_two_ranks(train_shard, str(tmp_path), init)
+    run_ranks(2, train_shard, str(tmp_path), init)
     expected, *states = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     assert (expected["ema_count"] != 1).any()
     for state in states:
