@@ -1,10 +1,10 @@
-"""Networks with every condition, and U-Nets of diffusers: their weights in the order of ours, and random weights."""
+"""Networks with every condition, and peers of diffusers: their weights in the order of ours, and random weights."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import AutoencoderKL, UNet2DModel, VQModel
 from torch import Tensor, nn
 
 from components.models.dit import DiT
@@ -67,6 +67,16 @@ def peer_unet(
     about |= {"down_block_types": tuple(f"{'AttnDown' if there else plain[0]}Block2D" for there in attends)}
     about |= {"up_block_types": tuple(f"{'AttnUp' if there else plain[1]}Block2D" for there in reversed(attends))}
     return UNet2DModel(**{"resnet_time_scale_shift": "scale_shift", **about, **changes})
+
+
+def peer_autoencoder(*widths: int, **changes: Any) -> Any:
+    """diffusers' autoencoder of 16² with so many channels at each level; of codes its VQModel."""
+    blocks = {f"{side}_block_types": (f"{side.title()}{part}coderBlock2D",) * len(widths) for side, part in SIDES}
+    about = {"block_out_channels": widths, "norm_num_groups": 4, "sample_size": 16, **blocks}
+    return randomized((VQModel if "num_vq_embeddings" in changes else AutoencoderKL)(**about | changes))
+
+
+SIDES = (("down", "En"), ("up", "De"))
 
 
 def layers_of(peer: nn.Module) -> list[nn.Module]:

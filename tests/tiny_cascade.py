@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
 
 from components.models.bundle import NETWORKS, ModelBundle, save_bundle
-from components.runtime.storage.artifact import Artifact, commit_artifact, describe
+from components.runtime.storage.artifact import Artifact, commit_artifact, describe, load_artifact
 from components.runtime.storage.store import Store
 from components.sampling.cascade import compose
 from components.sampling.image_files import SPECIAL_TOKENS
@@ -66,6 +66,13 @@ def commit_model(root: Path, stage: str, key: str, folder: Path, **inputs: str) 
         files.append(describe(local, path))
     known = {"files": tuple(files), "inputs": inputs, "provenance": {"git_commit": "abc123"}}
     return commit_artifact(store, Artifact(kind="model", stage=stage, key=key, **known))
+
+
+def artifact_in(folder: Path | str) -> Artifact:
+    """The artifact that is there."""
+    artifact = load_artifact(Store(str(folder)))
+    assert artifact is not None
+    return artifact
 
 
 def write_model(folder: Path, kind: str, network: dict[str, Any], settings: dict[str, Any]) -> Path:

@@ -27,29 +27,29 @@ from components.runtime.storage.store import Store, digest_of
 from components.sampling.cascade import compose
 from components.sampling.image_files import TextIds
 from components.sampling.model import BPE
-from components.weights.families import autoencoders, dit, edm, glide, priors, text_unets, token_transformers, unets
+from components.weights.families import autoencoders, edm, transformers, unets
 from components.weights.files import CONFIG, CaptionTokenizer, WeightsFile
-from components.weights.renaming import Renamed, WeightFamily, fitted, rename
+from components.weights.renaming import Renamed, WeightFamily, check_fixed, fitted, rename
 
 FAMILIES: tuple[WeightFamily, ...] = (
-    glide.GLIDE,
+    unets.GLIDE,
     unets.OPENAI,
     unets.CLASSIFIER,
     unets.LATENT,
     edm.ADM,
     edm.DDPM_PLUS_PLUS,  # after the other, whose marks it lacks
-    text_unets.DIFFUSERS,  # before the other, whose marks it has too
+    unets.BY_TEXT,  # before the other, whose marks it has too
     unets.DIFFUSERS,
-    priors.DIFFUSERS,
-    dit.FACEBOOK,
-    dit.DIFFUSERS,
+    transformers.KARLO,
+    transformers.DIT,
+    transformers.DIT_TRANSFORMER,
     autoencoders.TAMING,
     autoencoders.LLAMAGEN,
     autoencoders.VQ,
     autoencoders.KL,
-    token_transformers.TAMING,
-    token_transformers.IGPT,
-    token_transformers.MINDALLE,
+    transformers.TAMING,
+    transformers.IGPT,
+    transformers.MINDALLE,
 )
 OWN = "model of image-cascade"  # a family of its own: nothing is renamed
 WHOLE = "models of one checkpoint"
@@ -254,6 +254,7 @@ def described(
     """Arguments of the network, and settings for sampling: sizes by config.json, all else by the target.
     Raises ValueError where neither says enough, or the two disagree."""
     family = recognized.family
+    check_fixed(weights.config, family.fixed)
     sizes = family.sizes(weights.config) if family.sizes is not None and weights.config else {}
     if target is None:
         own = family.settings if sizes else None

@@ -1,12 +1,11 @@
 """Families of foreign weights, and renaming of tensors to the names of our networks."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 Arguments = Mapping[str, Any]  # of the constructor of our network
@@ -26,6 +25,7 @@ class WeightFamily(NamedTuple):
     training_only: str = r"(?!)"  # pattern of names that only training needs
     adapted: Callable[[dict[str, Tensor], Arguments], dict[str, Tensor]] | None = None  # after renaming
     class_name: str = ""  # in the config.json of diffusers
+    fixed: Arguments = MappingProxyType({})  # fields of it that our network has no argument for, as we know them
     sizes: Callable[[Arguments], dict[str, Any]] | None = None  # our arguments by it
     seen: Callable[[Mapping[str, Tensor], Arguments], dict[str, Any]] | None = None  # arguments by names
     settings: Callable[[Arguments], dict[str, Any]] | None = None  # for sampling, by config.json
@@ -99,6 +99,11 @@ def rename(tensors: Mapping[str, Tensor], rules: Rules) -> Renamed:
     return Renamed(joined, origins)
 
 
+def indices(names: Iterable[str], pattern: str) -> set[tuple[int, ...]]:
+    """The numbers that a pattern's groups find at the beginning of names."""
+    return {tuple(map(int, found.groups())) for name in names if (found := re.match(pattern, name))}
+
+
 def fitted(tensor: Tensor, shape: torch.Size) -> Tensor:
     """The tensor in `shape`, where only ones at the end differ: a kernel of one pixel is a matrix."""
     own, wanted = list(tensor.shape), list(shape)
@@ -106,11 +111,6 @@ def fitted(tensor: Tensor, shape: torch.Size) -> Tensor:
         while len(sizes) > 1 and sizes[-1] == 1:
             sizes.pop()
     return tensor.reshape(shape) if own == wanted else tensor
-
-
-def queries_outermost(projection: Tensor, *, num_heads: int) -> Tensor:
-    """Rows (heads, 3, d) of a projection to queries, keys and values in our order (3, heads, d)."""
-    return rearrange(projection, "(heads three d) ... -> (three heads d) ...", three=3, heads=num_heads)
 
 
 def check_fixed(config: Arguments, fixed: Arguments) -> None:

@@ -119,7 +119,7 @@ def start_loader(
         return None
     start, ignore = open_start(config.init_from), config.init_from.ignore
     own = on_meta(config.network.kind, config.network_arguments(dataset_info, grid))
-    compare(own, start.model.module.state_dict(), ignore=ignore, taker="the network")
+    compare(own, start.model.module.state_dict(), ignore=ignore)
     texts = [name.rpartition(".")[0] for name in own if TEXT.search(name) and not is_below(name, ignore)]
     if texts and bpe is not None and start.tokenizer not in (None, bpe):
         raise ValueError(
@@ -138,21 +138,21 @@ def planned_counts(config: Training, infos: Sequence[DatasetInfo], grid: TokenGr
     own, *others = (on_meta(config.network.kind, config.network_arguments(info, grid)) for info in infos)
     open_ = [name for name in own if any(name in other and other[name].shape != own[name].shape for other in others)]
     own |= {name: given[name] for name in open_ if name in given}
-    return compare(own, given, ignore=config.init_from.ignore, taker="the network")
+    return compare(own, given, ignore=config.init_from.ignore)
 
 
-def compare(own: Mapping[str, Tensor], start: Mapping[str, Tensor], *, ignore: Sequence[str], taker: str) -> Counts:
+def compare(own: Mapping[str, Tensor], start: Mapping[str, Tensor], *, ignore: Sequence[str]) -> Counts:
     """Counts the tensors that a network takes of a start; both may be on the meta device.
-    Tensors of modules in `ignore` are new; `taker` is the network in messages. Raises ValueError, in one line, for
-    tensors that are missing, too many or of other shapes, and for a module that is not there."""
+    Tensors of modules in `ignore` are new. Raises ValueError, in one line, for tensors that are missing, too many or
+    of other shapes, and for a module that is not there."""
     for module in ignore:
         if not any(is_below(name, (module,)) for name in (*own, *start)):  # of the start: its weights are left out
             modules = dict.fromkeys(name.partition(".")[0] for name in (*own, *start))
-            raise ValueError(f"ignore: {taker} has no module {module!r}{nearest(module, modules)}")
+            raise ValueError(f"ignore: the network has no module {module!r}{nearest(module, modules)}")
     wanted = {name: tensor for name, tensor in own.items() if not is_below(name, ignore)}
     given = {name: tensor for name, tensor in start.items() if not is_below(name, ignore)}
     try:
-        check(wanted, Renamed(given, {}), taker)
+        check(wanted, Renamed(given, {}), "the network")
     except ValueError as error:
         raise ValueError(f"{error}; name the modules that are to be new in ignore") from None
     return Counts(len(wanted), len(own) - len(wanted), len(start) - len(wanted))
@@ -165,7 +165,7 @@ def load_start(network: nn.Module, *, start: StartModel, ignore: Sequence[str]) 
         start.store.download(start.weights, folder, WEIGHTS, expected=start.digest)
         tensors, _ = read_safetensors(folder / WEIGHTS, shown(start.store.url(start.weights)))
         own = network.state_dict()
-        compare(own, tensors, ignore=ignore, taker="the network")
+        compare(own, tensors, ignore=ignore)
         taken = {name: fitted(tensors[name], to.shape) for name, to in own.items() if not is_below(name, ignore)}
         network.load_state_dict(own | taken)
 

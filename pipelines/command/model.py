@@ -57,8 +57,7 @@ def import_(
     from components.runtime.tracking.registry import is_model_folder
     from components.weights.files import read_tokenizer, read_weights
     from components.weights.importing import import_own, import_parts, import_weights
-    from components.weights.single_file import import_single_file, version_of
-    from components.weights.stable_diffusion import import_pipeline, is_pipeline
+    from components.weights.stable_diffusion import import_pipeline, import_single_file, is_pipeline, version_of
     from pipelines.command.loading import local_model
     from pipelines.command.upkeep import targets_of
 

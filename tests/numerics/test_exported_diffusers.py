@@ -22,11 +22,11 @@ from components.models.diffusion.samplers import sample
 from components.runtime.storage.store import Store
 from components.sampling.cascade import compose
 from components.sampling.images import to_bytes
+from components.weights.exporting import write_classes
 from components.weights.files import read_weights
 from components.weights.importing import Target, import_weights
-from components.weights.twins import write_classes
 from tests.in_process import in_process
-from tests.peer_unets import SMALL_DIT, SMALL_UNET, randomized
+from tests.peer_unets import SMALL_DIT, SMALL_UNET, peer_autoencoder, randomized
 from tests.refusals import assert_refused, one_line
 from tests.tiny_cascade import TEXT, TOKENIZER
 from tests.tiny_generators import LONE
@@ -188,9 +188,7 @@ def test_in_a_cascade_the_autoencoder_has_the_scale_of_the_latents(tmp_path: Pat
 
 
 def test_an_autoencoder_keeps_the_scaling_factor_that_it_came_with(tmp_path: Path):
-    blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
-    peer = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, sample_size=8, scaling_factor=0.5, **blocks)
-    peer.save_pretrained(tmp_path / "theirs")
+    peer_autoencoder(8, scaling_factor=0.5).save_pretrained(tmp_path / "theirs")
     assert in_process("import", "theirs", "--out", "model", cwd=tmp_path).returncode == 0
     assert AutoencoderKL.from_pretrained(exported(tmp_path)).config["scaling_factor"] == 0.5
 
@@ -206,49 +204,37 @@ def test_a_pipeline_of_diffusers_makes_the_images_that_we_make_of_the_same_noise
     def noise(_step: int) -> Tensor:
         return torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(2))
 
-    made = sample(
-        bundle.module,
-        make_objective(OBJECTIVE),
-        noise(-1),
-        noise=noise,
-        sampler="ddim",
-        num_inference_steps=10,
-        spacing="trailing",
-    )
+    how: Any = {"sampler": "ddim", "num_inference_steps": 10, "spacing": "trailing"}
+    made = sample(bundle.module, make_objective(OBJECTIVE), noise(-1), noise=noise, **how)
     ours = to_bytes(made).numpy().astype(int)
     assert np.abs(ours - np.round(theirs * 255)).max() <= 1
     assert ours.std() > 20
 
 
+GROUPS = {"norm_groups": None, "model_channels": 48, "channel_mult": [1, 2]}
+LAPLACE = {"reconstruction": "logit_laplace"}
+
+
 @pytest.mark.parametrize(
-    ("kind", "network", "settings", "words"),
+    ("kind", "network", "words"),
     [
-        (
-            "unet",
-            {"norm_groups": None, "model_channels": 48, "channel_mult": [1, 2]},
-            {},
-            "its group norms have 12",
-        ),
-        ("unet", {"text": TEXT}, {}, "it is conditioned on text: no class of diffusers computes that"),
-        ("unet", {"channel_mult": [2, 2]}, {}, "its first level has 2 model_channels"),
-        ("unet", {"plus_plus": True}, {}, "it is DDPM"),
-        (
-            "unet",
-            {"head_dim": None, "num_heads": 2, "attention_resolutions": [8]},
-            {},
-            "heads of attention",
-        ),
-        ("unet", {}, {"objective": {"kind": "edm"}}, "its process is edm, without steps"),
-        ("gan", LONE["gan"][1], {}, "no class of diffusers is a twin of a network gan"),
-        ("autoencoder", {"patch_shortcut": True}, {}, "it has a patch_shortcut"),
-        ("autoencoder", {"reconstruction": "logit_laplace"}, {}, "its decoder gives the parameters of logit_laplace"),
-        ("autoencoder", {"bottleneck": {"kind": "fsq", "levels": [5, 5]}}, {}, "its bottleneck is fsq"),
+        ("unet", GROUPS, "its group norms have 12"),
+        ("unet", {"text": TEXT}, "it is conditioned on text: no class of diffusers computes that"),
+        ("unet", {"channel_mult": [2, 2]}, "its first level has 2 model_channels"),
+        ("unet", {"plus_plus": True}, "it is DDPM"),
+        ("unet", {"head_dim": None, "num_heads": 2, "attention_resolutions": [8]}, "heads of attention"),
+        ("unet of edm", {}, "its process is edm, without steps"),
+        ("gan", LONE["gan"][1], "no class of diffusers is a twin of a network gan"),
+        ("autoencoder", {"patch_shortcut": True}, "it has a patch_shortcut"),
+        ("autoencoder", LAPLACE, "its decoder gives the parameters of logit_laplace"),
+        ("autoencoder", {"bottleneck": {"kind": "fsq", "levels": [5, 5]}}, "its bottleneck is fsq"),
     ],
 )
-def test_a_trait_that_diffusers_lacks_is_refused_by_name(tmp_path: Path, kind, network, settings, words: str):
-    base = {"unet": UNET, "autoencoder": CODES, "gan": {}}[kind]
-    about = (DENOISER if kind == "unet" else LATENT) | settings
-    bundle = ModelBundle(kind, {**base, **network}, about, NETWORKS[kind](**{**base, **network}))
+def test_a_trait_that_diffusers_lacks_is_refused_by_name(tmp_path: Path, kind: str, network: dict, words: str):
+    kind, _, process = kind.partition(" of ")
+    network = {"unet": UNET, "autoencoder": CODES, "gan": {}}[kind] | network
+    about = (DENOISER if kind == "unet" else LATENT) | ({"objective": {"kind": process}} if process else {})
+    bundle = ModelBundle(kind, network, about, NETWORKS[kind](**network))
     if kind == "unet":  # by the command it becomes a program with a pipeline of its own
         with one_line(ValueError, f"{words}.*--as pt2 or onnx"):
             write_classes(bundle, tmp_path)

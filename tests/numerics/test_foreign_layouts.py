@@ -13,11 +13,10 @@ from torch import Tensor
 
 from components.models.dit import grid_positions
 from components.weights.families import edm
-from components.weights.families.token_transformers import of_igpt
-from components.weights.families.unets import LATENT, in_our_order
+from components.weights.families.transformers import of_igpt
+from components.weights.families.unets import of_openai
 from components.weights.files import CaptionTokenizer
 from components.weights.importing import Fitted, fit
-from components.weights.renaming import rename
 from pipelines.command.upkeep import targets_of
 from tests.foreign_weights import (
     adm_layers,
@@ -33,19 +32,40 @@ from tests.foreign_weights import (
 )
 
 ADM_64, ADM_128, ADM_256, ADM_512 = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
-UNETS = {  # stage -> layers; whether there are labels; parameters
+LABELS = {width: {"label_emb__weight": (1000, 4 * width)} for width in (192, 256)}
+
+
+def pooled(channels: int, side: int) -> dict[str, tuple[int, ...]]:
+    """The table of a classifier's pool."""
+    return {"out__2__positional_embedding": (channels, side**2 + 1)}
+
+
+CLASSIFIER = partial(adm_layers, 128, out_channels=1000, is_classifier=True)
+UNETS = {  # stage -> layers; tables, of networks that know classes; parameters
     "iddpm_imagenet_64/base": (
         partial(adm_layers, 128, ADM_64, 3, (4, 8), 6, resample_in_blocks=False),
-        False,
+        {},
         121_063_942,
     ),
-    "adm_imagenet_64_256/base": (partial(adm_layers, 192, ADM_64, 3, (2, 4, 8), 6), True, 295_904_454),
-    "adm_imagenet_128_512/base": (partial(adm_layers, 256, ADM_128, 2, (4, 8, 16), 6), True, 421_529_606),
-    "adm_imagenet_256/base": (partial(adm_layers, 256, ADM_256, 2, (8, 16, 32), 6), True, 553_838_086),
-    "adm_imagenet_256_unconditional/base": (partial(adm_layers, 256, ADM_256, 2, (8, 16, 32), 6), False, 552_814_086),
-    "adm_imagenet_512/base": (partial(adm_layers, 256, ADM_512, 2, (16, 32, 64), 6), True, 558_997_638),
-    "adm_imagenet_64_256/upsampler_256": (partial(adm_layers, 192, ADM_256, 2, (8, 16, 32), 6, 6), True, 311_795_910),
-    "adm_imagenet_128_512/upsampler_512": (partial(adm_layers, 192, ADM_256, 2, (16, 32), 6, 6), True, 308_835_270),
+    "adm_imagenet_64_256/base": (partial(adm_layers, 192, ADM_64, 3, (2, 4, 8), 6), LABELS[192], 295_904_454),
+    "adm_imagenet_128_512/base": (partial(adm_layers, 256, ADM_128, 2, (4, 8, 16), 6), LABELS[256], 421_529_606),
+    "adm_imagenet_256/base": (partial(adm_layers, 256, ADM_256, 2, (8, 16, 32), 6), LABELS[256], 553_838_086),
+    "adm_imagenet_256_unconditional/base": (partial(adm_layers, 256, ADM_256, 2, (8, 16, 32), 6), {}, 552_814_086),
+    "adm_imagenet_512/base": (partial(adm_layers, 256, ADM_512, 2, (16, 32, 64), 6), LABELS[256], 558_997_638),
+    "adm_imagenet_64_256/upsampler_256": (
+        partial(adm_layers, 192, ADM_256, 2, (8, 16, 32), 6, 6),
+        LABELS[192],
+        311_795_910,
+    ),
+    "adm_imagenet_128_512/upsampler_512": (
+        partial(adm_layers, 192, ADM_256, 2, (16, 32), 6, 6),
+        LABELS[192],
+        308_835_270,
+    ),
+    "adm_imagenet_64_256/classifier": (partial(CLASSIFIER, ADM_64, 4, (2, 4, 8)), pooled(512, 8), 65_438_568),
+    "adm_imagenet_128_512/classifier": (partial(CLASSIFIER, ADM_128, 2, (4, 8, 16)), pooled(512, 8), 42_568_040),
+    "adm_imagenet_256/classifier": (partial(CLASSIFIER, ADM_256, 2, (8, 16, 32)), pooled(512, 8), 54_096_360),
+    "adm_imagenet_512/classifier": (partial(CLASSIFIER, ADM_512, 2, (16, 32, 64)), pooled(512, 8), 54_448_360),
 }
 ADDED = partial(adm_layers, resample_in_blocks=False, scale_shift=False)
 LATENT_UNETS = {  # stage -> layers, rows of labels, parameters without these, scale of the latents
@@ -68,12 +88,6 @@ LATENT_UNETS = {  # stage -> layers, rows of labels, parameters without these, s
         872_300_484,
         0.18215,
     ),
-}
-CLASSIFIERS = {
-    "adm_imagenet_64_256": (ADM_64, 4, (2, 4, 8), 8, 65_438_568),
-    "adm_imagenet_128_512": (ADM_128, 2, (4, 8, 16), 8, 42_568_040),
-    "adm_imagenet_256": (ADM_256, 2, (8, 16, 32), 8, 54_096_360),
-    "adm_imagenet_512": (ADM_512, 2, (16, 32, 64), 8, 54_448_360),
 }
 F16, F8_VQ = (1, 1, 2, 2, 4), (1, 2, 2, 4)
 FIRST_STAGES = {  # stage -> levels, those with attention, latent channels, codes, parameters
@@ -102,12 +116,10 @@ def count(tensors: dict[str, Tensor]) -> int:
 
 @pytest.mark.parametrize("stage", UNETS)
 def test_a_published_unet_fits_its_recipe(stage: str):
-    layers, labels, parameters = UNETS[stage]
-    tensors = tensors_of(layers())
-    width = tensors["time_embed.0.weight"].shape[0]
-    tensors |= {"label_emb.weight": torch.empty(1000, width, device="meta")} if labels else {}
+    layers, tables, parameters = UNETS[stage]
+    tensors = tensors_of(layers(), **tables)
     found = fitted_to(stage, tensors)
-    assert (count(tensors), found.network["num_classes"]) == (parameters, 1000 if labels else None)
+    assert (count(tensors), found.network["num_classes"]) == (parameters, 1000 if tables else None)
 
 
 @pytest.mark.parametrize("stage", LATENT_UNETS)
@@ -124,16 +136,6 @@ def test_a_published_unet_of_latents_fits_its_recipe_by_its_average(stage: str):
     assert all(taken[name] is averages[names[name]] for name in tensors)
     assert (count(tensors), found.settings["latent_scale"]) == (parameters, scale)
     assert found.network["num_classes"] == (1000 if rows else None)
-
-
-@pytest.mark.parametrize("recipe", CLASSIFIERS)
-def test_a_published_classifier_fits_its_recipe(recipe: str):
-    mult, blocks, attention, side, parameters = CLASSIFIERS[recipe]
-    channels = 128 * mult[-1]
-    tensors = tensors_of(adm_layers(128, mult, blocks, attention, 1000, is_classifier=True))
-    tensors["out.2.positional_embedding"] = torch.empty(channels, side**2 + 1, device="meta")
-    found = fitted_to(f"{recipe}/classifier", tensors)
-    assert (count(tensors), found.network["num_classes"]) == (parameters, 1000)
 
 
 @pytest.mark.parametrize("stage", FIRST_STAGES)
@@ -194,13 +196,6 @@ def test_the_vq_of_llamagen_is_taming_s_by_other_names_with_codes_compared_by_di
     ours = [fitted_to("vqgan_imagenet_f16_1024/tokenizer", each, *changes).tensors for each in (small, theirs)]
     assert ours[0].keys() == ours[1].keys()
     assert all(torch.equal(tensor, ours[1][name]) for name, tensor in ours[0].items())
-
-
-def test_keys_of_a_spatial_transformer_come_before_its_values():
-    place, network = "down.0.1.transformer_blocks.0.attn2.", {"text_conditioning": "spatial_transformer"}
-    parts = {f"{place}to_{name}.weight": torch.full((1, 2), number) for number, name in enumerate("vk")}
-    (name,), (joined,) = zip(*rename(parts, LATENT.rules(network)).tensors.items(), strict=True)
-    assert (name, joined.tolist()) == ("down.0.1.blocks.0.cross_attention.kv.weight", [[1, 1], [0, 0]])
 
 
 def test_taming_s_transformer_fits_its_recipe_with_classes_of_the_codes_table():
@@ -340,6 +335,6 @@ def test_rows_of_edm_s_heads_and_columns_of_its_classes_come_into_our_order():
 def test_rows_of_heads_come_into_our_order_but_for_adm_64_which_has_it(resolution: int):
     network = {"low_res": False, "resample_in_blocks": True, "resolution": resolution, "head_dim": 2}
     rows = torch.arange(12.0)[:, None]  # two heads, of which each has two rows of queries, keys and values there
-    (found,) = in_our_order({"down.1.1.qkv.weight": rows}, network).values()
+    (found,) = of_openai({"down.1.1.qkv.weight": rows}, network).values()
     moved = torch.tensor([0.0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11])[:, None]
     torch.testing.assert_close(found, rows if resolution == 64 else moved)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
@@ -21,8 +21,6 @@ from components.configuration.processes import DiscreteProcess
 from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.models.diffusion.corruption import upsample
 from components.models.diffusion.objective import make_objective
-from components.runtime.storage.artifact import load_artifact
-from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade, compose
 from components.sampling.frozen_text import FrozenTextError, load_frozen_text
 from components.sampling.generators.diffusion import image_noise
@@ -30,17 +28,17 @@ from components.sampling.requests import Request
 from components.training.batches import to_batch
 from components.training.frozen import Latents, caption_encoder
 from components.training.loop import fit
-from components.weights.families import autoencoders, text_unets
+from components.weights.exporting import scheduler_config
+from components.weights.families import autoencoders, unets
 from components.weights.files import fetch_encoder
 from components.weights.importing import on_meta
-from components.weights.single_file import gives_noise_back, unet_config, vae_config
-from components.weights.stable_diffusion import DEFAULTS, SCHEDULES, process_of
+from components.weights.stable_diffusion import DEFAULTS, SCHEDULES, gives_noise_back, process_of, unet_config
 from components.weights.starts import start_loader
-from components.weights.twins import scheduler_config
 from tests.foreign_weights import adm_layers, first_stage_layers, tensors_of, words_of
 from tests.in_process import in_process
-from tests.peer_unets import randomized
+from tests.peer_unets import peer_autoencoder, randomized
 from tests.refusals import assert_refused
+from tests.tiny_cascade import artifact_in
 from tests.tiny_text_image import tiny_bpe
 from tests.tiny_training import SHARED, batches, make_task
 from tests.unit.test_frozen_text import pipeline as clip_of
@@ -48,8 +46,6 @@ from tests.unit.test_frozen_text import pipeline as clip_of
 SCALE, STEPS, PROMPT = 0.5, 50, "a b c"
 BLOCKS = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "block_out_channels": (8, 16)}
 BLOCKS |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "layers_per_block": 1, "norm_num_groups": 4}
-FIRST_STAGE = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-FIRST_STAGE |= {"block_out_channels": (8, 8), "norm_num_groups": 4, "sample_size": 16, "scaling_factor": SCALE}
 NOISE = {"num_train_timesteps": 100, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.02}
 PROCESS = {"num_train_timesteps": 100, "schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.02}
 PROCESS |= {"prediction_type": "epsilon", "min_snr_gamma": None}
@@ -87,19 +83,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: imported(tmp_path_factory.mktemp("pipeline"), *about) for name, about in TOWERS.items()}
 
 
+def saved(place: Path, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, noise: dict[str, Any]) -> None:
+    """A whole Stable Diffusion as diffusers writes it."""
+    models = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
+    scheduler = DDIMScheduler(**noise, clip_sample=False, set_alpha_to_one=False)
+    nothing = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    StableDiffusionPipeline(**models, scheduler=scheduler, **nothing).save_pretrained(place)
+
+
 def imported(place: Path, tower: Any, text: dict, unet: dict, noise: dict) -> Path:
     network, tokenizer = tower(place / "tower", **text)
     tokenizer.model_max_length = 7
-    StableDiffusionPipeline(
-        vae=randomized(AutoencoderKL(**FIRST_STAGE)),
-        text_encoder=network,
-        tokenizer=tokenizer,
-        unet=randomized(UNet2DConditionModel(sample_size=8, cross_attention_dim=8, **BLOCKS, **unet)),
-        scheduler=DDIMScheduler(**noise, clip_sample=False, set_alpha_to_one=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(place / "theirs")
+    sizes = BLOCKS | {"sample_size": 8, "cross_attention_dim": 8} | unet
+    vae = peer_autoencoder(8, 8, scaling_factor=SCALE)
+    saved(place / "theirs", vae, network, tokenizer, randomized(UNet2DConditionModel(**sizes)), noise)
     (place / "theirs/README.md").write_text("---\nlicense: openrail\n---\n")
     done = in_process("import", "theirs", "--out", "ours", cwd=place)
     assert done.returncode == 0, done.stderr
@@ -113,9 +110,7 @@ def folder(folders: dict[str, Path]) -> Path:
 
 
 def opened(folder: Path) -> Cascade:
-    artifact = load_artifact(Store(str(folder)))
-    assert artifact is not None
-    with artifact.local_copy() as copy:
+    with artifact_in(folder).local_copy() as copy:
         return Cascade.load(copy)
 
 
@@ -132,8 +127,7 @@ def assert_same_image(cascade: Cascade, pipeline: Any, steps: int = STEPS) -> No
 
 def test_a_training_reads_the_text_encoder_of_what_was_imported(folder: Path, tmp_path: Path):
     """The cascade's own folder says where its parts lie."""
-    artifact = load_artifact(Store(str(folder / "ours")))
-    assert artifact is not None
+    artifact = artifact_in(folder / "ours")
     fetched = fetch_encoder(str(folder / "ours/text_encoder"), tmp_path / "fetched")
     files = {path.name: path.read_bytes() for path in fetched.iterdir()}
     assert files.keys() >= {"config.json", "model.safetensors", "tokenizer.json"}
@@ -204,21 +198,13 @@ def single_file(folder: Path, version: int) -> tuple[dict[str, Tensor], str]:
     sizes |= {1: {"attention_head_dim": 8}, 2: {"attention_head_dim": [1, 2], "use_linear_projection": True}}[version]
     turned = {"down_block_types": BLOCKS["down_block_types"][::-1], "up_block_types": BLOCKS["up_block_types"][::-1]}
     turned = turned if version == 2 else {}  # attention at the second level alone: fewer places
-    first = {"block_out_channels": (32, 32), "norm_num_groups": 32, "sample_size": 2 * side, "scaling_factor": 0.18215}
+    vae = peer_autoencoder(32, 32, norm_num_groups=32, sample_size=2 * side, scaling_factor=0.18215)
     noise = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
     noise |= {"prediction_type": {1: "epsilon", 2: "v_prediction"}[version]}
-    StableDiffusionPipeline(
-        vae=AutoencoderKL(**FIRST_STAGE | first),
-        text_encoder=tower,
-        tokenizer=tokenizer,
-        unet=UNet2DConditionModel(sample_size=side, **BLOCKS | sizes | turned),
-        scheduler=DDIMScheduler(**noise, clip_sample=False, set_alpha_to_one=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder / "config")
-    unet = adm_layers(64, (1, 2), 1, (version,), 4, 4, resample_in_blocks=False, scale_shift=False, context=width)
-    parts = {"model.diffusion_model": tensors_of(unet, device="cpu")}
+    unet = UNet2DConditionModel(sample_size=side, **BLOCKS | sizes | turned)
+    saved(folder / "config", vae, tower, tokenizer, unet, noise)
+    layers = adm_layers(64, (1, 2), 1, (version,), 4, 4, resample_in_blocks=False, scale_shift=False, context=width)
+    parts = {"model.diffusion_model": tensors_of(layers, device="cpu")}
     parts["first_stage_model"] = tensors_of(first_stage_layers(32, (1, 1), 1, (), 4, (8, 4)), device="cpu")
     if version == 1:
         parts["cond_stage_model.transformer.text_model"] = dict(tower.state_dict())
@@ -273,10 +259,10 @@ def test_sizes_told_by_shapes_alone_are_those_of_version_1():
     """Parameters of U-Net and first stage are those of the published files."""
     layers = adm_layers(320, (1, 2, 4, 4), 2, (1, 2, 4), 4, 4, resample_in_blocks=False, scale_shift=False, context=768)
     unet = unet_config(tensors_of(layers), 1, 64)
-    vae = vae_config(tensors_of(first_stage_layers(128, (1, 2, 4, 4), 2, (), 4, (8, 4))), 64)
+    vae = autoencoders.first_stage_sizes(tensors_of(first_stage_layers(128, (1, 2, 4, 4), 2, (), 4, (8, 4))), 64)
     assert unet["down_block_types"] == ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
-    assert (unet["block_out_channels"], vae["sample_size"]) == ([320, 640, 1280, 1280], 512)
-    networks = {"unet": text_unets.sizes(unet), "autoencoder": autoencoders.diffusers_sizes(vae)}
+    assert (unet["block_out_channels"], vae["resolution"]) == ([320, 640, 1280, 1280], 512)
+    networks = {"unet": unets.sizes_by_text(unet), "autoencoder": vae}
     counts = {kind: sum(each.numel() for each in on_meta(kind, sizes).values()) for kind, sizes in networks.items()}
     assert counts == {"unet": 859_520_964, "autoencoder": 83_653_863}
 
@@ -288,13 +274,8 @@ def without(tensors: dict[str, Any], name: str) -> dict[str, Any]:
 def fine_tuned(folder: Path, parts: Path, changes: dict[str, object]) -> Path:
     """The cascade `tuned`, of a base that was trained for ten steps from the imported one."""
     sizes = {"model_channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (8,)}
-    sizes |= {
-        "head_dim": None,
-        "num_heads": 2,
-        "scale_shift_norm": False,
-        "resample_in_blocks": False,
-        "norm_groups": 4,
-    }
+    sizes |= {"head_dim": None, "num_heads": 2, "norm_groups": 4}
+    sizes |= {"scale_shift_norm": False, "resample_in_blocks": False}
     sizes |= {"text_conditioning": "spatial_transformer", "in_channels": 4, "resolution": 8, "network": "unet"}
     about = SHARED | {"total_steps": 10, "init_from": StartConfig(uri=str(folder / "ours/base"))}
     sizes |= PROCESS | changes
@@ -332,9 +313,7 @@ def test_a_fine_tuned_base_is_exported_as_a_pipeline_that_makes_the_image_that_i
     folders: dict[str, Path], tower: str, changes: dict[str, object]
 ):
     folder = folders[tower]
-    artifact = load_artifact(Store(str(folder / "ours")))
-    assert artifact is not None
-    with artifact.local_copy() as parts:
+    with artifact_in(folder / "ours").local_copy() as parts:
         tuned = fine_tuned(folder, parts, changes)
     done = in_process("export", "tuned", "--as", "diffusers", "--out", "made", cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
@@ -363,6 +342,10 @@ def test_the_schedule_of_an_exported_scheduler_is_the_same_again(schedule: Any, 
         process_of(DEFAULTS | written | {"num_train_timesteps": 60})
 
 
+def changed(file: Path, changes: dict[str, Any]) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
 def copied(folder: Path, place: Path) -> Path:
     return Path(shutil.copytree(folder / "theirs", place / "theirs"))
 
@@ -371,20 +354,14 @@ def copied(folder: Path, place: Path) -> Path:
     ("file", "changes"),
     [("unet/config.json", {"norm_eps": 1e-3}), ("vae/config.json", {"norm_num_groups": 2, "scaling_factor": 0.5})],
 )
-def test_a_pipeline_of_another_config_is_another_model(folder: Path, tmp_path: Path, file: str, changes: dict):
-    place = copied(folder, tmp_path) / file
-    place.write_text(json.dumps(json.loads(place.read_text()) | changes))
+def test_a_pipeline_of_another_config_is_another_model_of_the_same_license(
+    folder: Path, tmp_path: Path, file: str, changes: dict
+):
+    changed(copied(folder, tmp_path) / file, changes)
     assert in_process("import", "theirs", "--out", "ours", cwd=tmp_path).returncode == 0
-    before, after = (load_artifact(Store(str(each / "ours"))) for each in (folder, tmp_path))
-    assert before is not None
-    assert after is not None
+    before, after = (artifact_in(each / "ours") for each in (folder, tmp_path))
     assert before.key != after.key
-
-
-def test_the_license_of_a_pipeline_is_known_of_the_model(folder: Path):
-    artifact = load_artifact(Store(str(folder / "ours")))
-    assert artifact is not None
-    assert artifact.provenance["origin"]["license"] == "openrail"
+    assert before.provenance["origin"]["license"] == "openrail"
 
 
 def test_a_pipeline_may_lack_its_tokenizer_config(folder: Path, tmp_path: Path):
@@ -393,42 +370,30 @@ def test_a_pipeline_may_lack_its_tokenizer_config(folder: Path, tmp_path: Path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+SCHEDULER = "scheduler/scheduler_config.json"
+BETAS = "error: scheduler_config.json has trained_betas that are not of its beta_schedule scaled_linear"
+SKIPPED = {"rescale_betas_zero_snr": True, "prediction_type": "sample"}
+
+
 @pytest.mark.parametrize(
     ("file", "changes", "words"),
     [
-        ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid'"),
-        (
-            "scheduler/scheduler_config.json",
-            {"trained_betas": [0.1]},
-            "error: scheduler_config.json has trained_betas that are not of its beta_schedule scaled_linear",
-        ),
-        ("scheduler/scheduler_config.json", {"thresholding": True}, "scheduler_config.json has thresholding"),
+        (SCHEDULER, {"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid'"),
+        (SCHEDULER, {"trained_betas": [0.1]}, BETAS),
+        (SCHEDULER, {"thresholding": True}, "scheduler_config.json has thresholding"),
+        (SCHEDULER, SKIPPED, "its timestep_spacing leading skips that step"),
         ("unet/config.json", {"timestep_post_act": "silu"}, "timestep_post_act 'silu': our network knows None"),
         ("unet/config.json", {"time_embedding_act_fn": "silu"}, "time_embedding_act_fn 'silu': our network knows None"),
         ("unet/config.json", {"block_out_channels": []}, "its config.json is not whole"),
-        (
-            "scheduler/scheduler_config.json",
-            {"rescale_betas_zero_snr": True, "prediction_type": "sample"},
-            "its timestep_spacing leading skips that step",
-        ),
         ("unet/config.json", {"attention_head_dim": [2, 2, 1]}, "attention_head_dim"),
-        (
-            "unet/config.json",
-            {"attention_head_dim": [2, 1]},
-            "attention_head_dim [2, 1]: our network has heads of one size",
-        ),
+        ("unet/config.json", {"attention_head_dim": [2, 1]}, "[2, 1]: our network has heads of one size"),
         ("unet/config.json", {"cross_attention_dim": 6}, "tensors have other shapes"),
-        (
-            "model_index.json",
-            {"_class_name": "StableDiffusionXLPipeline"},
-            "is a whole pipeline: name one of its folders",
-        ),
+        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "is a whole pipeline: name one of its"),
     ],
 )
 def test_a_pipeline_that_ours_can_t_follow_is_refused(
     folder: Path, tmp_path: Path, file: str, changes: dict, words: str
 ):
-    place = copied(folder, tmp_path) / file
-    place.write_text(json.dumps(json.loads(place.read_text()) | changes))
+    changed(copied(folder, tmp_path) / file, changes)
     assert_refused(in_process("import", "theirs", "--out", "ours", cwd=tmp_path), words)
     assert not (tmp_path / "ours").exists()

@@ -1,1 +1,1 @@
-"""Foreign layouts, a file for each network of ours: marks, configuration, names in ours."""
+"""Foreign layouts by kind of network of ours: marks, configuration, names in ours."""

@@ -19,6 +19,7 @@ from components.weights.renaming import (
     Rules,
     WeightFamily,
     check_fixed,
+    indices,
     norm_groups_of,
     refuse_trait,
     segments,
@@ -67,34 +68,47 @@ def places(network: Arguments) -> Rules:
 def seen_in_taming(tensors: Mapping[str, Tensor], network: Arguments) -> dict[str, Any]:
     """Arguments told by names and shapes: other channels than colors, attention of the decoder alone."""
     channels = tensors["encoder.conv_in.weight"].shape[1]
-    levels: dict[str, set[int]] = {"encoder": set(), "decoder": set()}
-    for name in tensors:
-        if place := re.match(r"(encoder|decoder)\.(?:down|up)\.(\d+)\.attn\.", name):
-            levels[place[1]].add(int(place[2]))
+    encoder, decoder = (indices(tensors, rf"{side}\.(\d+)\.attn\.") for side in (r"encoder\.down", r"decoder\.up"))
     found: dict[str, Any] = {}
     if channels != network.get("image_channels", COLORS):
         found["image_channels"] = channels
     if channels not in (1, COLORS):
         found["reconstruction"] = "classes"
-    if levels["encoder"] != levels["decoder"]:
-        own = [network["resolution"] >> level for level in sorted(levels["decoder"])]
-        found["decoder_attention_resolutions"] = own
+    if encoder != decoder:
+        found["decoder_attention_resolutions"] = [network["resolution"] >> level for (level,) in sorted(decoder)]
     return found
 
 
 def seen_in_llamagen(tensors: Mapping[str, Tensor], network: Arguments) -> dict[str, Any]:
     """Sizes told by names and shapes, all but the resolution."""
-    places = filter(None, (re.match(r"encoder\.conv_blocks\.(\d+)\.res\.(\d+)\.", name) for name in tensors))
-    numbers = {(int(place[1]), int(place[2])) for place in places}  # of the level, of the block in it
-    width, levels = len(tensors["encoder.conv_in.weight"]), sorted({level for level, _ in numbers})
+    sizes = sizes_of_levels(tensors, "conv_blocks", "res")
     codes = dict(zip(("codebook_size", "codebook_dim"), tensors["quantize.embedding.weight"].shape, strict=True))
-    return {
-        "channels": width,
-        "channel_mult": [len(tensors[f"encoder.conv_blocks.{level}.res.0.conv1.weight"]) // width for level in levels],
-        "num_res_blocks": len({block for _, block in numbers}),
-        "attention_resolutions": [network["resolution"] >> levels[-1]],
+    return sizes | {
+        "attention_resolutions": [network["resolution"] >> len(sizes["channel_mult"]) - 1],
         "latent_channels": len(tensors["encoder.conv_out.weight"]),
         "bottleneck": {"kind": "vq", "l2_normalize": True, **codes},
+    }
+
+
+def first_stage_sizes(tensors: Mapping[str, Tensor], side: int) -> dict[str, Any]:
+    """Arguments of an autoencoder of taming's names, kl-*, whose latents have `side` positions a side."""
+    sizes = sizes_of_levels(tensors, "down", "block")
+    return {"resolution": side << len(sizes["channel_mult"]) - 1, **sizes} | {
+        "attention_resolutions": [],
+        "latent_channels": len(tensors["post_quant_conv.weight"]),
+        "bottleneck": {"kind": "gaussian"},
+    }
+
+
+def sizes_of_levels(tensors: Mapping[str, Tensor], levels: str, blocks: str) -> dict[str, Any]:
+    """Channels, and blocks of each level, by the encoder's lists of these names."""
+    numbers = indices(tensors, rf"encoder\.{levels}\.(\d+)\.{blocks}\.(\d+)\.")
+    width, count = len(tensors["encoder.conv_in.weight"]), len({level for level, _ in numbers})
+    first = (tensors[f"encoder.{levels}.{level}.{blocks}.0.conv1.weight"] for level in range(count))
+    return {
+        "channels": width,
+        "channel_mult": [len(tensor) // width for tensor in first],
+        "num_res_blocks": len({block for _, block in numbers}),
     }
 
 
@@ -102,7 +116,6 @@ def diffusers_sizes(config: Arguments) -> dict[str, Any]:
     """Arguments of `Autoencoder` by a config.json of AutoencoderKL or VQModel.
     Raises ValueError for a field that our network can't follow."""
     channels, projections = config["in_channels"], config.get("use_quant_conv", True)
-    check_fixed(config, FIXED | UNSHIFTED | {"norm_type": "group"})
     check_fixed(config, {"out_channels": channels, "use_post_quant_conv": projections})
     widths, codes = config["block_out_channels"], config.get("num_vq_embeddings")
     sides = [config["sample_size"] >> level for level in range(len(widths))]
@@ -133,22 +146,22 @@ def diffusers_sizes(config: Arguments) -> dict[str, Any]:
 def diffusers_config(network: Arguments, module: nn.Module) -> dict[str, Any]:
     """The config.json of `diffusers_sizes` for an autoencoder of ours.
     Raises ValueError, which names a trait, where there is none."""
-    codes, outputs, mult = network["bottleneck"], network.get("reconstruction", "l1"), network["channel_mult"]
-    projections, shift = network.get("projections", True), network.get("latent_shift", 0.0)
+    codes, outputs, mult = network["bottleneck"], network["reconstruction"], network["channel_mult"]
+    projections, shift = network["projections"], network["latent_shift"]
     kind, gaussian = codes["kind"], codes["kind"] == "gaussian"
     refuse_trait(kind not in ("gaussian", "vq", "vq_ema"), f"its bottleneck is {kind}")
-    refuse_trait(network.get("patch_shortcut"), "it has a patch_shortcut")
+    refuse_trait(network["patch_shortcut"], "it has a patch_shortcut")
     refuse_trait(outputs not in ("l1", "mse", "classes"), f"its decoder gives the parameters of {outputs}")
     refuse_trait(mult[0] != 1, f"its first level has {mult[0]} times channels")
     bare = not gaussian and (shift or not projections)
     refuse_trait(bare, "its codes stand without projections, or are shifted")
-    own = network.get("decoder_attention_resolutions")
+    own = network["decoder_attention_resolutions"]
     down, up = (
         ["Attn" * (network["resolution"] >> level in sides) for level in range(len(mult))]
         for sides in (network["attention_resolutions"], network["attention_resolutions"] if own is None else own)
     )
     config = FIXED | {
-        **dict.fromkeys(("in_channels", "out_channels"), network.get("image_channels", COLORS)),
+        **dict.fromkeys(("in_channels", "out_channels"), network["image_channels"]),
         "sample_size": network["resolution"],
         "block_out_channels": [network["channels"] * factor for factor in mult],
         "layers_per_block": network["num_res_blocks"],
@@ -194,6 +207,7 @@ KL = WeightFamily(
     names=[*DIFFUSERS_BLOCKS, *AROUND_CODES],
     places=places,
     class_name="AutoencoderKL",
+    fixed=FIXED | UNSHIFTED | {"norm_type": "group"},
     sizes=diffusers_sizes,
     settings=settings,
     config=diffusers_config,

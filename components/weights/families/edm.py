@@ -10,10 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from einops import rearrange
 from torch import Tensor
 
-from components.weights.families.unets import OPENAI, heads
+from components.weights.families import unets
 from components.weights.renaming import Arguments, Rules, WeightFamily, segments
 
 NAMES = segments("""
@@ -24,6 +23,7 @@ NAMES = segments("""
     conv1=0.conv_2 skip=0.skip norm2=1.norm
     qkv=1.qkv proj=1.proj
 """)
+CLASSES = "class_embedding.weight"
 OF_PLUS_PLUS = r"^dec\.\d+x\d+_aux_(norm|conv)\."  # the end of DDPM++
 
 
@@ -51,14 +51,10 @@ def places(network: Arguments) -> Rules:
 
 def in_our_order(tensors: dict[str, Tensor], network: Arguments) -> dict[str, Tensor]:
     """Rows of attention's projections with queries, keys and values outermost; a row for each class."""
-    adapted = dict(tensors)
-    for name, tensor in tensors.items():
-        if ".qkv." in name:
-            own = heads(network, channels=len(tensor) // 3)
-            adapted[name] = rearrange(tensor, "(heads d three) ... -> (three heads d) ...", three=3, heads=own)
-        elif name == "class_embedding.weight":
-            scale = math.sqrt(tensor.shape[1]) if "class_embedding.bias" in tensors else 1.0
-            adapted[name] = tensor.T * scale + adapted.pop("class_embedding.bias", 0.0)
+    adapted = unets.in_our_order(tensors, network, rows="heads d part")
+    if (table := tensors.get(CLASSES)) is not None:
+        scale = math.sqrt(table.shape[1]) if "class_embedding.bias" in tensors else 1.0
+        adapted[CLASSES] = table.T * scale + adapted.pop("class_embedding.bias", 0.0)
     return adapted
 
 
@@ -70,7 +66,7 @@ def seen(tensors: Mapping[str, Tensor], network: Arguments) -> dict[str, Any]:
 
 ADM = WeightFamily(
     "ADM of EDM",
-    kind=OPENAI.kind,
+    kind=unets.OPENAI.kind,
     marks=("map_layer0.weight", "map_layer1.weight", "out_norm.weight", "out_conv.weight"),
     names=(),
     places=places,
