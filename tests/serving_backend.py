@@ -167,8 +167,8 @@ def serving(*backends: SmallBackend, keys: Sequence[str] = (), **settings: Any) 
     named = {backend.name: backend for backend in backends}
     read = settings_of(named, **settings)
     minute = read.limits.key_images_minute
-    shares = None if minute is None else Rates(minute)
-    with served(build_app(named, read, read_keys=lambda: keys, shares=shares)) as url:
+    take = None if minute is None else Rates(minute).take
+    with served(build_app(named, read, read_keys=lambda: keys, take_share=take)) as url:
         yield url
 
 

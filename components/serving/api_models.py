@@ -224,8 +224,9 @@ def generator_of(asked: Generation, card: Card, *, on_images: bool) -> Generator
     raise invalid("generator", f"model {card.name} has no generator {name!r}{what}; it has {there}")
 
 
-def check_options(asked: Generation, generator: GeneratorCard) -> None:
-    """Raise ServiceError for options that the generator does not take."""
+def job_of(asked: Generation, generator: GeneratorCard, given: Mapping[str, bytes]) -> ImageJob:
+    """Returns the job of a request, with a random seed if none is set.
+    Raises ServiceError for options that the generator does not take."""
     for name in (*OPTIONS, "condition"):
         if getattr(asked, name) is not None and name not in generator.options:
             takes = ", ".join(option for option in generator.options if option in OPTIONS) or "none of its kind"
@@ -237,19 +238,13 @@ def check_options(asked: Generation, generator: GeneratorCard) -> None:
     if size not in (None, own) and "size" not in generator.options:
         remedy = f"ask for auto or {own[0]}x{own[1]}"
         raise invalid("size", f"the {generator.name} generator makes no images of {asked.size}: {remedy}")
-
-
-def job_of(asked: Generation, generator: GeneratorCard, given: Mapping[str, bytes]) -> ImageJob:
-    """Returns the job of a request, with a random seed if none is set. Raises ServiceError."""
-    check_options(asked, generator)
-    size, own = size_of(asked), (generator.width, generator.height)
-    seed = secrets.randbelow(DRAWN_SEEDS) if asked.seed is None else asked.seed
-    task = asked.task if isinstance(asked, EditForm) else None
+    task = getattr(asked, "task", None)
     if task is not None and task not in generator.tasks:
         can = ", ".join(generator.tasks)
         raise invalid("task", f"the {generator.name} generator has no task {task!r}: choose {can}")
-    if isinstance(asked, EditForm) and "mask" in given and "inpainting" in generator.tasks:
+    if "mask" in given and "inpainting" in generator.tasks:
         task = task or "inpainting"  # which OpenAI's clients can't name
+    seed = secrets.randbelow(DRAWN_SEEDS) if asked.seed is None else asked.seed
     request = Request(
         label=asked.label,
         prompt=asked.prompt if (asked.prompt or "").strip() else None,

@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 from components.sampling.requests import form_choices, form_fields
 from components.serving import messages, responses
 from components.serving.api_models import EditForm, Generation, check_limits, decoded, generator_of, job_of
-from components.serving.keys import KEYS, Keyring, Shares
+from components.serving.keys import KEYS, Keyring, TakeShare
 from components.serving.messages import NO_KEY, Backend, Card, ErrorAnswer, ServiceError, Unavailable, invalid
 from components.serving.middleware import EDITS, GENERATIONS, NOTES, gate, limited, noted
 from components.serving.responses import Call, ImageEvent, ImagesAnswer, Kind, ModelEntry, ModelList
@@ -41,18 +41,18 @@ EVENT = ImageEvent.model_json_schema(ref_template="#/components/schemas/{model}"
 EVENT = {name: value for name, value in EVENT.items() if name != "$defs"}  # which the other answer has
 STREAM = {"content": {"text/event-stream": {"schema": EVENT}}}
 BEARER = Security(HTTPBearer(auto_error=False, description="Where the service has keys"))
+AskedCard = tuple[float, asyncio.Task[Card]]  # when, by time.monotonic(); the task that asks
 
 
 @dataclass(frozen=True)
 class Service:
-    """Served models, and the latest card of each model."""
+    """Served models, and the latest request for the card of each."""
 
     backends: Mapping[str, Backend]
     settings: ServiceSettings
-    shares: Shares | None  # None: of any size
+    take: TakeShare | None  # images from a key's share; None: shares are of any size
     decoders: Decoders
-    heard: dict[str, tuple[float, Card]] = field(default_factory=dict)  # model -> when, by time.monotonic()
-    asking: dict[str, asyncio.Task[Card]] = field(default_factory=dict)  # one at a time
+    asked: dict[str, AskedCard] = field(default_factory=dict)  # by model
 
     def name(self, name: str | None) -> str:
         """Returns the name of the answering model.
@@ -67,18 +67,17 @@ class Service:
         return name
 
     async def card(self, name: str, *, most_age: float) -> Card:
-        """Returns a model's card as heard in the last `most_age` seconds. Raises Unavailable."""
-        when, card = self.heard.get(name, (-most_age, None))
-        if card is not None and time.monotonic() - when < most_age:
-            return card
-        if name not in self.asking:
-            self.asking[name] = task = asyncio.create_task(self._ask(name))
-            task.add_done_callback(lambda done: self.asking.pop(name))
-        return await asyncio.shield(self.asking[name])
+        """Returns a model's card as asked for in the last `most_age` seconds. Raises Unavailable."""
+        when, task = self.asked.get(name, (0.0, None))
+        is_old = time.monotonic() - when >= most_age
+        if task is None or (task.done() and (is_old or task.exception())):
+            task = asyncio.create_task(self._ask(name))
+            self.asked[name] = time.monotonic(), task
+        return await asyncio.shield(task)
 
     async def take_share(self, key: str, images: int) -> None:
         """Takes images from a key's share. Raises ServiceError where there are too few."""
-        wait = 0.0 if self.shares is None or key == NO_KEY else await self.shares.take(key, images)
+        wait = 0.0 if self.take is None or key == NO_KEY else await self.take(key, images)
         if wait > 0:
             seconds, most = math.ceil(wait), self.settings.limits.key_images_minute
             message = f"this key may ask for {most:g} images a minute: try again in {seconds} s"
@@ -87,11 +86,9 @@ class Service:
     async def _ask(self, name: str) -> Card:
         try:
             async with asyncio.timeout(self.settings.limits.seconds):
-                card = await self.backends[name].card()
+                return await self.backends[name].card()
         except TimeoutError:
             raise Unavailable(f"model {name} does not answer now; try again in a moment") from None
-        self.heard[name] = time.monotonic(), card
-        return card
 
 
 def build_app(
@@ -99,12 +96,12 @@ def build_app(
     settings: ServiceSettings,
     *,
     read_keys: Callable[[], Sequence[str]] = tuple,
-    shares: Shares | None = None,
+    take_share: TakeShare | None = None,
 ) -> FastAPI:
     """Returns the application of a service.
     `backends`: by the names of models. `read_keys`: gives those that clients may send, now and every few seconds; none
-    now: this machine's own programs are answered alone. `shares`: of each key; None: of any size. Raises ValueError,
-    in one line, if the settings require keys and there is none, and as `read_keys` does."""
+    now: this machine's own programs are answered alone. `take_share`: None: shares are of any size. Raises
+    ValueError, in one line, if the settings require keys and there is none, and as `read_keys` does."""
     keys = Keyring(read_keys)
     if settings.keys_required and not keys:
         where = "in the environment of the process that answers (on a cluster, of its nodes)"
@@ -120,7 +117,7 @@ def build_app(
         form_limits={"max_files": len(FILES), "max_fields": MOST_FIELDS, "max_part_size": limits.body_bytes},
         exception_handlers=dict.fromkeys((ServiceError, RequestValidationError, HTTPException), answer_error),
     )
-    service = Service(backends, settings, shares, Decoders(limits))
+    service = Service(backends, settings, take_share, Decoders(limits))
     add_image_routes(app, service)
     add_model_routes(app, service)
     add_page(app)
@@ -166,21 +163,19 @@ def needs(kind: str, remedy: str) -> Any:
 
 async def needs_image(request: HttpRequest) -> None:
     """Raises ServiceError for a missing image, and fields of the form that FastAPI ignores."""
-    seen, fields = set[tuple[str, bool]](), set[tuple[str, bool]]()  # name, whether it is a file; of what is given
+    given: dict[tuple[str, bool], object] = {}  # by name, and whether it is a file
     for name, value in (await request.form()).multi_items():  # which FastAPI has read
         is_file = isinstance(value, FormFile)
         name = name.removesuffix("[]") if is_file else name
         if is_file and name not in FILES:
             raise invalid(name, f"unknown file {messages.shown(name)}: give image, and mask or condition")
-        if (name, is_file) in seen and is_file:
+        if (name, is_file) in given and is_file:
             raise invalid(name, f"{name} is given twice: one image is worked on at a time")
-        if (name, is_file) in seen:
+        if (name, is_file) in given:
             raise invalid(name, f"field {messages.shown(name)} is given twice: give it once")
-        seen.add((name, is_file))
-        if is_file or value:
-            fields.add((name, is_file))
+        given[name, is_file] = value
     for name in ("image", "mask"):
-        if (name, True) not in fields and (name == "image" or (name, False) in fields):
+        if (name, True) not in given and (name == "image" or given.get((name, False))):
             raise invalid(name, f"{name} is missing: send it as a file of the form")
 
 
@@ -262,7 +257,7 @@ async def answer(
     await service.take_share(notes.key, asked.n or 1)  # before uploads are decoded
     if isinstance(asked.condition, str):
         files = {**files, "condition": decoded("condition", asked.condition)}
-    task = asked.task if isinstance(asked, EditForm) else None
+    task = getattr(asked, "task", None)
     if task is None and len(generator.tasks) == 1:
         (task,) = generator.tasks
     images = await service.decoders.read(files, task=task, side=generator.width)

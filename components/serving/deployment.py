@@ -8,6 +8,7 @@ import logging
 import re
 import socket
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
 
 from fastapi import FastAPI
 from ray import serve
@@ -47,26 +48,21 @@ class Api:
         rates: DeploymentHandle | None,
     ) -> None:
         self._settings, self._read_keys = settings, read_keys
-        self._shares = None if rates is None else RayShares(rates)
+        self._take_share = None if rates is None else partial(take_share, rates)
         self._backends = {name: RayBackend(handle) for name, handle in models.items()}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._backends, self._settings, read_keys=self._read_keys, shares=self._shares)
+        return build_app(self._backends, self._settings, read_keys=self._read_keys, take_share=self._take_share)
 
 
-class RayShares:
-    """Shares of keys, counted in a process of their own for all processes for HTTP."""
-
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
-
-    async def take(self, key: str, images: int) -> float:
-        """Implements `Shares`; where nobody counts for a moment, nobody is refused for it."""
-        try:
-            return await asyncio.wait_for(self._handle.take.remote(key, images), COUNT_SECONDS)
-        except (RayError, RayServeException, TimeoutError) as error:
-            LOG.warning("images of keys are not counted now (%s)", type(error).__name__)
-            return 0.0
+async def take_share(rates: DeploymentHandle, key: str, images: int) -> float:
+    """Takes images from a key's share, counted by `Rates` in one process for all processes for HTTP.
+    Where nobody counts for a moment, nobody is refused for it."""
+    try:
+        return await asyncio.wait_for(rates.take.remote(key, images), COUNT_SECONDS)
+    except (RayError, RayServeException, TimeoutError) as error:
+        LOG.warning("images of keys are not counted now (%s)", type(error).__name__)
+        return 0.0
 
 
 class RayBackend:

@@ -8,9 +8,8 @@ import hmac
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 LOG = logging.getLogger("cascade.serving")
 KEYS, KEYS_FILE = "CASCADE_API_KEYS", "CASCADE_API_KEYS_FILE"  # variables of the environment
@@ -18,6 +17,7 @@ SHORTEST = 32  # characters
 LOOK_SECONDS = 5.0  # between two looks at where keys stand
 DIGITS = 12  # of a key's name
 MINUTE = 60.0
+TakeShare = Callable[[str, int], Awaitable[float]]  # `Rates.take`, on any machine
 
 
 def read_keys(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -77,13 +77,6 @@ class Keyring:
         self._refused = refused
 
 
-class Shares(Protocol):
-    """Images left to each key, on any machine."""
-
-    async def take(self, key: str, images: int) -> float:
-        """Takes images from a key's share; returns 0, or takes none and returns the seconds until a new try."""
-
-
 class Rates:
     """The shares of all keys in a process: each is a minute's images when full, and fills up evenly.
     A request for more than a minute's is answered when the share is full, and the next has to wait for all of it (the
@@ -94,7 +87,7 @@ class Rates:
         self._full: dict[str, float] = {}  # key -> when its share is full again, by time.monotonic()
 
     async def take(self, key: str, images: int) -> float:
-        """Implements `Shares`."""
+        """Takes images from a key's share; returns 0, or takes none and returns the seconds until a new try."""
         now, cost = time.monotonic(), images * self._seconds_each
         full = max(self._full.get(key, now), now)
         if (wait := full - now + min(cost, MINUTE) - MINUTE) > 0:

@@ -34,16 +34,8 @@ LOG = logging.getLogger("cascade.serving")
 SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250]
 IMAGES = [1, 2, 4, 8, 16, 32, 64]
 OK, WENT_AWAY, FAILED = 200, 499, 500
-Tell = Callable[[Partial | FinishedImage | Exception], object]  # takes events; an exception is the last
+Tell = Callable[[Event], object]  # takes events; the last is an image or a refusal
 Shown = dict[tuple[str, int], int]  # (stage, step from 1) -> number of the preview from 0
-
-
-class BusyError(Exception):
-    """Too many images wait; its arguments are a sentence and the seconds until another try."""
-
-
-class FailedError(Exception):
-    """The model failed on a request that passed the checks."""
 
 
 class Measures:
@@ -109,8 +101,8 @@ class Batcher:
         self._thread = threading.Thread(target=self._run, name="sampling", daemon=True)
         self._thread.start()
 
-    def add(self, job: ImageJob, plans: Sequence[Plan], version: Version, tell: Tell) -> Ticket:
-        """Accepts a job's images for a version. Raises BusyError if too many images wait."""
+    def add(self, job: ImageJob, plans: Sequence[Plan], version: Version, tell: Tell) -> Ticket | None:
+        """Accepts a job's images for a version, or tells a refusal if too many images wait."""
         ticket, images, cascade = Ticket(tell, version, job.key), [], version.cascade
         for place, (request, plan) in enumerate(zip(job.requests, plans, strict=True)):
             steps = steps_of(cascade.makers[plan.generator], plan) if job.partial_images else {}
@@ -125,7 +117,8 @@ class Batcher:
                 # A job of more images than may wait is taken where none waits: it would be refused forever.
                 if waiting and waiting + len(images) > most:
                     seconds = max(1, math.ceil(math.ceil(waiting / self._batch_images) * self._batch_seconds))
-                    raise BusyError(f"{waiting} {what} wait already; try again in {seconds} s", seconds)
+                    tell(Refused(429, f"{waiting} {what} wait already; try again in {seconds} s", seconds))
+                    return None
             self._change(self._waiting + images)
         return ticket
 
@@ -216,7 +209,8 @@ class Batcher:
             return
         LOG.error("an image failed", exc_info=error)
         self.cancel(batch[0].ticket)
-        batch[0].ticket.tell(FailedError("the model failed to make this image"))
+        words = "the model failed to make this image; try again, or ask for another"
+        batch[0].ticket.tell(Refused(503, words, retry_after=1))
 
 
 class Model:
@@ -238,22 +232,19 @@ class Model:
         return self._versions.card
 
     async def make(self, job: ImageJob) -> AsyncGenerator[Taken | Event]:
-        """Yields `Taken`, then the job's events. Closing the iterator, or canceling its task, cancels the job.
-        Raises FailedError for an image that could not be made, though its request was checked."""
+        """Yields `Taken`, then the job's events. Closing the iterator, or canceling its task, cancels the job."""
         started, code, missing, ticket = time.monotonic(), WENT_AWAY, len(job.requests), None
-        events = asyncio.Queue[Partial | FinishedImage | Exception]()
+        events = asyncio.Queue[Event]()
         tell = partial(asyncio.get_running_loop().call_soon_threadsafe, events.put_nowait)
         try:
             ticket = await self._accept(job, tell)
-            if isinstance(ticket, Refused):
-                code = ticket.status
-                yield ticket
-                return
             yield Taken()
             while missing:
                 event = await events.get()
-                if isinstance(event, Exception):
-                    raise event
+                if isinstance(event, Refused):
+                    code = event.status
+                    yield event
+                    return
                 missing -= isinstance(event, FinishedImage)
                 yield event
             code = OK
@@ -261,7 +252,7 @@ class Model:
             code = FAILED
             raise
         finally:
-            if isinstance(ticket, Ticket):
+            if ticket is not None:
                 self._batcher.cancel(ticket)
             self._measures.ended(code, time.monotonic() - started, key=job.key)
 
@@ -278,15 +269,14 @@ class Model:
             if part in self.__dict__:  # else the constructor failed
                 self.__dict__[part].close()
 
-    async def _accept(self, job: ImageJob, tell: Tell) -> Ticket | Refused:
+    async def _accept(self, job: ImageJob, tell: Tell) -> Ticket | None:
         version = self._versions.current
         try:
             plans = await asyncio.to_thread(lambda: [version.cascade.resolve(request) for request in job.requests])
-            return self._batcher.add(job, plans, version, tell)
         except ValueError as error:
-            return Refused(400, str(error))
-        except BusyError as error:
-            return Refused(429, *error.args)
+            tell(Refused(400, str(error)))
+            return None
+        return self._batcher.add(job, plans, version, tell)
 
 
 def sampling_threads(settings: ServiceSettings) -> int | None:

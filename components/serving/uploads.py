@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -90,15 +91,12 @@ class UploadProcess:
     ) -> tuple[dict[str, Any], dict[str, bytes]]:
         """Returns the process's answer to a message; a process without one is ended.
         Raises TimeoutError if none came in time, OSError or ValueError if the process ended."""
-        late, source, sink = threading.Event(), self._process.stdout, self._process.stdin
+        source, sink = self._process.stdout, self._process.stdin
         assert source is not None
         assert sink is not None
 
-        def end() -> None:
-            late.set()
-            self._process.kill()
-
-        watch = threading.Timer(seconds, end)
+        end = time.monotonic() + seconds
+        watch = threading.Timer(seconds, self._process.kill)
         watch.start()
         try:
             send(sink, asked, files)
@@ -106,13 +104,14 @@ class UploadProcess:
         except (OSError, ValueError) as error:
             self._process.kill()
             self._process.wait()
-            if late.is_set():
+            if time.monotonic() >= end:
                 raise TimeoutError from error
             raise
         finally:
             watch.cancel()
             watch.join()
-        if late.is_set():  # as late as this, an answer comes from a process that is being ended
+        if time.monotonic() >= end:  # as late as this, an answer comes from a process that is being ended
+            self._process.kill()
             self._process.wait()
             raise TimeoutError
         return answer

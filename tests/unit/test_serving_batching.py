@@ -1,6 +1,7 @@
 """Images of several jobs are sampled together where they agree, and each comes out as if it were alone."""
 
 import io
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,11 +15,9 @@ from PIL import Image
 from components.runtime.tracking.registry import Named
 from components.sampling.cascade import Cascade
 from components.sampling.requests import Request
-from components.serving.messages import NO_KEY, FinishedImage, ImageJob, Partial
+from components.serving.messages import NO_KEY, Event, FinishedImage, ImageJob, Partial, Refused
 from components.serving.replica import (
     Batcher,
-    BusyError,
-    FailedError,
     Measures,
     Ticket,
     WaitingImage,
@@ -93,15 +92,15 @@ class Asked:
     ) -> None:
         self.told: Queue = Queue()
         plans = version.cascade.resolve_all(requests)
-        self.ticket: Ticket = batcher.add(ImageJob(requests, partial_images, key), plans, version, self.told.put)
+        self.ticket: Ticket | None = batcher.add(ImageJob(requests, partial_images, key), plans, version, self.told.put)
         self.images = len(requests)
 
-    def events(self) -> list[Partial | FinishedImage | Exception]:
-        """All of them, until the last image is made or one failed."""
+    def events(self) -> list[Event]:
+        """All of them, until the last image is made or one is refused."""
         found = []
         while sum(isinstance(event, FinishedImage) for event in found) < self.images:
             found.append(self.told.get(timeout=WAIT))
-            if isinstance(found[-1], Exception):
+            if isinstance(found[-1], Refused):
                 break
         return found
 
@@ -177,8 +176,9 @@ def test_versions_are_never_mixed_and_a_job_keeps_its_own(batcher, cascade, vers
 def test_too_many_images_are_refused_and_those_that_are_made_do_not_count(batcher, cascade, version):
     first = held(batcher, cascade, version)
     waiting = Asked(batcher, version, *(RED.replace(seed=seed) for seed in range(8)))
-    with pytest.raises(BusyError, match=r"8 images wait already; try again in \d+ s"):
-        Asked(batcher, version, FLAGS)
+    (refused,) = Asked(batcher, version, FLAGS).events()
+    assert re.fullmatch(r"8 images wait already; try again in \d+ s", refused.message)
+    assert refused.status == 429
     cascade.going.set()
     first.made()
     assert len(waiting.made()) == 8
@@ -188,8 +188,8 @@ def test_too_many_images_are_refused_and_those_that_are_made_do_not_count(batche
 def test_a_key_is_refused_at_its_share_of_what_waits_and_another_is_not(batcher, cascade, version):
     first = held(batcher, cascade, version)
     ours = Asked(batcher, version, *(RED.replace(seed=seed) for seed in range(5)), key="one")
-    with pytest.raises(BusyError, match="5 images of this key wait already"):
-        Asked(batcher, version, FLAGS, key="one")
+    (refused,) = Asked(batcher, version, FLAGS, key="one").events()
+    assert refused.message.startswith("5 images of this key wait already")
     other = Asked(batcher, version, FLAGS, key="other")
     cascade.going.set()
     first.made()
@@ -274,8 +274,7 @@ def test_an_image_that_fails_takes_no_other_with_it(batcher, cascade, version):
     first.made()
     assert len(good.made()) == 2
     (error,) = bad.events()
-    assert isinstance(error, FailedError)
-    assert "fire" not in str(error)
+    assert error == Refused(503, "the model failed to make this image; try again, or ask for another", 1)
     assert batcher.works
 
 
