@@ -1,7 +1,6 @@
 // The service's API: models, images as a stream of events, and refusals as sentences.
 
 import { askForKey, forgetKey, keyHeader } from "./key.js";
-import { readEvents } from "./events.js";
 
 /** What the service would not do; its message is for the user. */
 export class Refusal extends Error {
@@ -19,25 +18,22 @@ export async function fetchModels() {
 
 /** Events of images made from settings alone. */
 export function generate(body, options) {
-  return images("v1/images/generations", () => ({ body: JSON.stringify(body), headers: JSON_TYPE }), options);
+  return images("v1/images/generations", { body: JSON.stringify(body), headers: JSON_TYPE }, options);
 }
 
 /** Events of images made from an image; `fields` may hold files. */
 export function edit(fields, options) {
-  const form = () => {
-    const data = new FormData();
-    for (const [name, value] of Object.entries(fields)) {
-      data.append(name, typeof value === "object" && !(value instanceof Blob) ? JSON.stringify(value) : value);
-    }
-    return { body: data };
-  };
-  return images("v1/images/edits", form, options);
+  const body = new FormData();
+  for (const [name, value] of Object.entries(fields)) {
+    body.append(name, typeof value === "object" && !(value instanceof Blob) ? JSON.stringify(value) : value);
+  }
+  return images("v1/images/edits", { body }, options);
 }
 
 const JSON_TYPE = { "Content-Type": "application/json" };
 
 async function* images(path, request, { signal }) {
-  const response = await send(path, { method: "POST", signal, ...request() });
+  const response = await send(path, { method: "POST", signal, ...request });
   for await (const event of readEvents(response.body)) {
     if (event.type === "error" || event.error) throw new Refusal(event.error?.message ?? "the service gave up");
     yield event;
@@ -70,4 +66,29 @@ async function refusalOf(response) {
   const seconds = response.headers.get("Retry-After");
   const later = seconds ? `. Try again in ${seconds} ${seconds === "1" ? "second" : "seconds"}` : "";
   return new Refusal(message.replace(later ? /\.$/ : "", "") + later, error?.param);
+}
+
+/** The data of each server-sent event, as JSON; `EventSource` can't send a request of its own. */
+async function* readEvents(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let waiting = "";
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const blocks = (waiting + value).split(/\r?\n\r?\n/);
+      waiting = blocks.pop();
+      for (const block of blocks) {
+        const data = dataOf(block);
+        if (data && data !== "[DONE]") yield JSON.parse(data);
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {}); // whoever stops listening wants no more of it
+  }
+}
+
+function dataOf(block) {
+  const lines = block.split(/\r?\n/).filter((line) => line.startsWith("data:"));
+  return lines.map((line) => line.slice(5).trimStart()).join("\n");
 }

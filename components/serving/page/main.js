@@ -4,11 +4,11 @@ import { newSeed, readControls } from "./controls.js";
 import { announce, byId, showTrouble, tried } from "./dom.js";
 import { takeDrops, takeFiles } from "./drop.js";
 import { startEditor } from "./editor.js";
-import { settingsOfLink } from "./link.js";
 import { make, stop } from "./making.js";
 import { change, changeAgain, giveCondition, openFile, restore, showAgain, workOn } from "./opening.js";
 import { startPast } from "./past.js";
 import { isLoaded, loadModels } from "./served.js";
+import { settingsOfLink } from "./settings.js";
 import { startView } from "./view.js";
 
 startView();

@@ -3,12 +3,11 @@
 import { generatorNow, generatorsFor, modeNow, readControls } from "./controls.js";
 import { byId, showNotice } from "./dom.js";
 import { editedFiles } from "./editor.js";
-import { linkOf } from "./link.js";
 import { conditionNow, handlers } from "./opening.js";
 import { keep } from "./past.js";
 import { run } from "./run.js";
 import { card, loadModels, model, modelLine } from "./served.js";
-import { clean } from "./settings.js";
+import { clean, linkOf } from "./settings.js";
 
 let running = null; // AbortController of the images under way
 

@@ -1,9 +1,12 @@
-// The history as a strip of small images: one press shows an image again, with its settings.
+// The history, in this browser's own database, as a strip of small images: one press shows an image again, with its
+// settings. An entry: {id, at, settings, title, png, image, mask}.
 
 import { announce, byId, element } from "./dom.js";
-import { addToHistory, deleteEntry, deleteHistory, readHistory } from "./history.js";
 import { describe } from "./settings.js";
 
+const MOST = 120; // the oldest go first
+
+let opened = null;
 let urls = [];
 let onPick;
 
@@ -56,3 +59,37 @@ function askToForget() {
   byId("forget-text").textContent = `${count} ${count === 1 ? "image goes" : "images go"}, from this browser only.`;
   byId("forget-dialog").showModal();
 }
+
+function database() {
+  opened ??= new Promise((resolve, reject) => {
+    const request = indexedDB.open("image-cascade", 1);
+    request.onupgradeneeded = () => request.result.createObjectStore("images", { keyPath: "id", autoIncrement: true });
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+  return opened;
+}
+
+async function inStore(mode, work) {
+  const store = (await database()).transaction("images", mode).objectStore("images");
+  const request = work(store);
+  return new Promise((resolve, reject) => {
+    store.transaction.oncomplete = () => resolve(request.result);
+    store.transaction.onabort = store.transaction.onerror = () => reject(store.transaction.error);
+  });
+}
+
+/** All entries, the newest first. */
+async function readHistory() {
+  return (await inStore("readonly", (store) => store.getAll())).reverse();
+}
+
+async function addToHistory(entry) {
+  await inStore("readwrite", (store) => store.add({ at: Date.now(), ...entry }));
+  const ids = await inStore("readonly", (store) => store.getAllKeys());
+  for (const old of ids.slice(0, -MOST)) await deleteEntry(old);
+}
+
+const deleteEntry = (id) => inStore("readwrite", (store) => store.delete(id));
+
+const deleteHistory = () => inStore("readwrite", (store) => store.clear());

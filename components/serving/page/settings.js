@@ -5,6 +5,7 @@ import { OPTIONS } from "./fields.js";
 export const FIELDS = ["model", "version", "generator", "label", "prompt", "seed", "n", "task"];
 const NUMBERS = ["seed", "n", ...Object.keys(OPTIONS).filter((name) => OPTIONS[name].kind === "number")];
 const KNOWN = [...FIELDS, ...Object.keys(OPTIONS), "sampling"];
+const MARK = "seed"; // every link has one; other addresses with # are none of ours
 
 /** The settings of which the page knows something, numbers as numbers, `sampling` as an object. */
 export function clean(given) {
@@ -27,6 +28,21 @@ function stagesOf(value) {
   } catch {
     return {};
   }
+}
+
+/** The address of this page that makes the same image again. */
+export function linkOf(settings) {
+  const fields = new URLSearchParams();
+  for (const [name, value] of Object.entries(clean({ ...settings, n: settings.n === 1 ? null : settings.n }))) {
+    fields.set(name, typeof value === "object" ? JSON.stringify(value) : value);
+  }
+  return `${location.origin}${location.pathname}#${fields}`;
+}
+
+/** The settings of an address; null where it has none. */
+export function settingsOfLink(address) {
+  const fields = new URLSearchParams(new URL(address).hash.slice(1));
+  return fields.has(MARK) ? clean(Object.fromEntries(fields)) : null;
 }
 
 /** The stage whose settings the short options of a generator change; its first. */

@@ -1,8 +1,7 @@
 // One image on its way: its frames as they come, how far it is, and what can be done with it.
 
 import { byId, element } from "./dom.js";
-import { linkOf } from "./link.js";
-import { describe, stepsOf } from "./settings.js";
+import { describe, linkOf, stepsOf } from "./settings.js";
 
 const ICONS = {
   save: "M10 3v9m-4-4 4 4 4-4M4 16h12",
