@@ -51,7 +51,7 @@ def gallery_requests(
     cascade that takes one. Raises ValueError, in one line, for a configured prompt that no generator takes."""
     shown = {}
     for generator in cascade.generators:
-        plain, classes = Request(generator=generator), cascade.classes(generator)
+        plain, classes = Request(generator=generator), cascade.makers[generator].classes
         bare = plain.replace(guidance_scale=config.guidance_scale)
         once = dict.fromkeys(filter(None, captions))
         fitting = [caption for caption in once if accepts(cascade, plain.replace(prompt=caption))]
@@ -79,7 +79,7 @@ def gallery_requests(
 def sample_grid(cascade: Cascade, *, count: int) -> bytes:
     """Grid (PNG) of images of each class, or of no condition, by the first generator.
     Raises ValueError, in one line, for a model that makes no image of these alone."""
-    classes = cascade.classes(cascade.with_generator(Request()).generator or "")
+    classes = cascade.makers[cascade.with_generator(Request()).generator or ""].classes
     config = GalleryConfig(images_per_class=-(-count // (len(classes) or 1)), max_classes=count)
     shown = gallery_requests(config, cascade, captions=(), seed=0)
     asked = next(iter(shown.values()), [])[:count]

@@ -92,7 +92,7 @@ def requests_for(
     bare, condition, shown_images = cascade.with_generator(Request()), cascade.condition_images, list[bytes]()
     asked = [bare.replace(prompt=caption) for caption in captions]
     if own is None or asked:
-        labels = range(len(cascade.classes(str(bare.generator))))
+        labels = range(len(cascade.makers[str(bare.generator)].classes))
         asked = asked or [bare.replace(label=label) for label in labels] or [bare]
         return [asked[number % len(asked)].replace(seed=seed + number) for number in range(count)]
     words = joined_words([*map(WordReader(own, "holdout"), own.shards)])

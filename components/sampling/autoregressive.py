@@ -50,9 +50,9 @@ def generate(
         conditions: label (B,), text (B, L) and condition (B, M), as the model takes them, and the null of each.
         generators: one CPU generator an image, B in all; each gives N uniform numbers.
         sampling: temperature 0 takes the most likely token each time.
-        grid: (H, W) in tokens, see `window_logits`. None: the trained one.
+        grid: (H, W) in tokens, at least the trained one, see `window_logits`. None: the trained one.
         compiled: step by `compiled_logits`: the same tokens but for rounding.
-    Raises ValueError, in one line, for a grid that is too small, or a condition that does not fit the grid."""
+    Raises ValueError, in one line, for a condition that does not fit the grid."""
     steps: Steps = partial(compiled_logits if compiled else cached_logits, transformer)
     if grid is not None and grid != transformer.grid:
         check_grid(transformer, grid, conditions.condition.get("condition"))
@@ -239,12 +239,10 @@ def cut_condition(transformer: Transformer, condition: Tensor, grid: tuple[int, 
 
 
 def check_grid(transformer: Transformer, grid: tuple[int, int], condition: Tensor | None) -> None:
-    """Raise ValueError for a grid smaller than the trained one, or a condition of other proportions."""
-    (height, width), (h, w) = grid, transformer.grid
-    if height < h or width < w:
-        raise ValueError(f"a grid of {height}×{width} is smaller than the {h}×{w} that the prior was trained on")
+    """Raise ValueError for a condition of other proportions than a grid of at least the trained one."""
     if condition is None:
         return
+    (height, width), (h, w) = grid, transformer.grid
     rows, columns = height * transformer.condition_grid[0], width * transformer.condition_grid[1]
     if rows % h or columns % w or condition.shape[1] != (rows // h) * (columns // w):
         raise ValueError(

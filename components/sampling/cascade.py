@@ -86,10 +86,6 @@ class Cascade(Parts):
     def generators(self) -> tuple[str, ...]:
         return tuple(self.makers)
 
-    def classes(self, generator: str) -> list[str]:
-        """Names of a generator's classes, by id."""
-        return self.makers[generator].classes
-
     @property
     def most_at_once(self) -> int:
         """The largest batch size, in images."""
@@ -249,10 +245,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def batches(plans: Sequence[Plan], *, batch_size: int) -> Iterable[list[int]]:
-    """Groups plans of one `way` into batches: the places of each batch's plans.
-    Raises ValueError for a batch_size below 1."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    """Groups plans of one `way` into batches: the places of each batch's plans."""
     ways: dict[tuple[object, ...], list[int]] = {}
     for index, plan in enumerate(plans):
         ways.setdefault(plan.way, []).append(index)

@@ -36,8 +36,7 @@ def maskgit(
         generators: one CPU generator an image, B in all; each gives 2 N uniform numbers a step.
         sampling: with N steps one token is kept at a time; choice_temperature is of the Gumbel noise on the confidence
             before the first step, the last step has none.
-        on_step: called with (step from 0, tokens (B, N)) after each step; K stands where a token is still masked.
-    Raises ValueError for steps that are not in [1, N]."""
+        on_step: called with (step from 0, tokens (B, N)) after each step; K stands where a token is still masked."""
     steps, scale = sampling.num_inference_steps, sampling.guidance_scale
     counts, given = masked_counts(transformer.num_tokens, steps=steps), conditions.guided(scale)
     device, mask_token = transformer.device, transformer.mask_token
@@ -60,9 +59,7 @@ def maskgit(
 def masked_counts(num_tokens: int, *, steps: int) -> list[int]:
     """Returns the number of masked tokens after each step, the last being 0.
     The number is ⌊N cos(π/2 · t)⌋, t the share of steps done, or one less than before where a step would keep no token.
-    Raises ValueError if steps is not in [1, N]."""
-    if not 1 <= steps <= num_tokens:
-        raise ValueError(f"steps must be in [1, {num_tokens}], not {steps}")
+    `steps`: in [1, N], see `check_prior`."""
     counts = [num_tokens]
     for step in range(1, steps + 1):
         counts.append(min(math.floor(num_tokens * math.cos(math.pi / 2 * (step / steps))), counts[-1] - 1))

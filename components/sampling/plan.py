@@ -94,9 +94,7 @@ def best_of(sample: Callable[[int], Tensor], score: Callable[[Tensor], Tensor], 
     DALL-E ranks 512 candidates by a contrastive model (Ramesh et al. 2021, 2.6).
     `sample`: called with the candidate's number k from 0, gives (B, …): tokens or images. Where candidate k of a image
     is a function of (its seed, k), so is the choice. `score`: (B, …) -> (B,), the higher the better; NaN is never
-    better. `n`: candidates, at least 1; raises ValueError for fewer."""
-    if n < 1:
-        raise ValueError(f"best of {n} is nothing: n must be at least 1")
+    better. `n`: candidates, at least 1."""
     chosen = sample(0)
     best = score(chosen).float().nan_to_num(nan=-torch.inf)  # (B,)
     for k in range(1, n):

@@ -71,11 +71,7 @@ def test_windows_of_sixteen_follow_the_published_rule():
         assert (window.left, window.place) == (column - local, local)
 
 
-def test_a_grid_or_condition_that_does_not_fit_is_refused(model: Transformer):
-    for grid, message in (
-        ((3, 4), "3×4 is smaller than the 4×4"),
-        ((8, 8), "a condition of 4 tokens does not fit"),
-        ((5, 4), "a condition of 4 tokens does not fit"),
-    ):
-        with pytest.raises(ValueError, match=message):
+def test_a_condition_that_does_not_fit_a_grid_is_refused(model: Transformer):
+    for grid in ((8, 8), (5, 4)):
+        with pytest.raises(ValueError, match="a condition of 4 tokens does not fit"):
             generate(model, conditions(1, condition_tokens=4), grid=grid, generators=generators(0))

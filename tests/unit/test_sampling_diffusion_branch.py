@@ -272,7 +272,7 @@ def test_a_weaker_model_of_another_kind_is_refused(settings: dict, network: dict
 
 def test_a_classifier_tells_a_base_that_knows_none_of_the_classes(cascade_of: Callable) -> None:
     cascade, first = cascade_of("guided_by_the_classifier_alone"), Request(label=0, seed=1, classifier_scale=20.0)
-    assert cascade.classes("diffusion") == CLASSES
+    assert cascade.makers["diffusion"].classes == CLASSES
     requests = [first, first.replace(label="food"), first.replace(label=1), Request(seed=1)]
     zero, by_name, by_id, nothing = cascade.sample(requests)
     assert (zero != by_name).any()

@@ -181,11 +181,6 @@ def check_guides(classifier: SamplingModel, model: SamplingModel) -> None:
     _check_same("classifier", classifier, model, PROCESS, ("resolution", "classes", "latent_scale"))
 
 
-def check_weaker(weaker: SamplingModel, model: SamplingModel) -> None:
-    """Raise ValueError, in one line, unless process, image and conditions of `weaker` are the model's."""
-    _check_same("model", weaker, model, (*PROCESS, "prediction_type"), ("resolution",), SHAPE)
-
-
 def _check_same(
     kind: str, guide: SamplingModel, model: SamplingModel, objective: Names, settings: Names, network: Names = ()
 ) -> None:
@@ -300,7 +295,7 @@ class Diffusion(Generator):
         if parts.classifier is not None:
             check_guides(parts.classifier, self.first)
         if parts.weaker is not None:
-            check_weaker(parts.weaker, self.first)
+            _check_same("model", parts.weaker, self.first, (*PROCESS, "prediction_type"), ("resolution",), SHAPE)
 
     @classmethod
     def first_of(cls, parts: Parts) -> SamplingModel | None:

@@ -61,7 +61,7 @@ def sample_prior(
 
     Args:
         condition: (B, M) int64, tokens of a condition image for each plan, for a prior that was trained with one.
-        grid: (h, w), where it is to be larger than the trained one; causal transformers only.
+        grid: (h, w), where it is to be larger than the trained one; causal transformers only, see `Tokens.grid`.
         candidate: which of the images of a plan's seed, see `best_of`; 0 is the one it gives without candidates.
         on_step: called after each token, or step of a masked prior.
     Raises ValueError, in one line, for a condition or a grid that does not fit the prior."""
@@ -69,8 +69,6 @@ def sample_prior(
     network, own, sampling = model.module, tuple(model.settings["grid"]), plans[0].of(model)
     height, width = grid = grid or own
     conditions = prior_conditions(model, plans, condition, larger=grid != own)
-    if grid != own and not isinstance(network, Transformer):
-        raise ValueError(f"this prior makes a grid of {own[0]}×{own[1]} alone, not of {height}×{width}")
     generators = [random_stream(plan.seed, stage) for plan in plans]
     settings: dict[str, Any] = {"generators": generators, "sampling": sampling}
     if isinstance(network, PixelNetwork):
@@ -93,15 +91,12 @@ def sample_best(
     on_step: Callable[..., None] | None = None,
 ) -> Tensor:
     """Samples n candidates and keeps the tokens (B, h, w) that by the prior explain the conditions best.
-    Raises ValueError as `sample_prior`, or for a prior that can't say how likely its tokens are."""
-    network = model.module
-    if not isinstance(network, Transformer):
-        raise ValueError(f"best of {n} needs a causal transformer, which knows how likely its tokens are")
+    `model`: a causal transformer, see `check_prior`. Raises ValueError as `sample_prior`."""
     given, null = prior_conditions(model, plans, condition)
     draw = partial(sample_prior, model, plans, condition, on_step=on_step)
     return best_of(
         lambda number: draw(candidate=number),
-        lambda tokens: mutual_information(network, tokens.flatten(1), condition=given, null=null),
+        lambda tokens: mutual_information(model.module, tokens.flatten(1), condition=given, null=null),
         n=n,
     )
 
