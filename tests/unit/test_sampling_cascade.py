@@ -134,13 +134,6 @@ def test_a_model_that_learned_no_caption_needs_no_prompt(tmp_path: Path):
     assert not generator_card(only.makers["diffusion"]).reads_prompts
 
 
-def test_a_cascade_of_one_generator_refuses_the_other(tmp_path: Path):
-    only_base = Cascade.load(compose(tmp_path / "cascade", base=write_models(tmp_path)["base"]))
-    assert only_base.sample([Request(label=0)])[0].shape == (8, 8, 3)
-    with pytest.raises(ValueError, match="this cascade has no tokens generator; it has diffusion"):
-        only_base.sample([Request(label=0, generator="tokens")])
-
-
 def test_an_upsampler_that_does_not_fit_is_refused(tmp_path: Path):
     upsampler = write_models(tmp_path)["upsampler_16"]
     folder = compose(tmp_path / "cascade", base=upsampler, upsamplers={"upsampler_16": upsampler})

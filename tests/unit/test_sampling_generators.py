@@ -11,14 +11,14 @@ from components.data.images import load_depth
 from components.evaluation.gallery import GalleryConfig, gallery_requests
 from components.runtime.tracking.registry import input_example
 from components.sampling.answers import predictor_of
-from components.sampling.cascade import Cascade, ConditionImages, compose
+from components.sampling.cascade import Cascade, ConditionImages
 from components.sampling.generators.tokens import sample_prior
 from components.sampling.image_files import encode_png, open_image
 from components.sampling.images import from_uint8, to_bytes
 from components.sampling.requests import Request, RequestRow
 from pipelines.command.sample import read_condition
 from tests.refusals import one_line
-from tests.tiny_cascade import write_models
+from tests.tiny_cascade import write_cascade
 from tests.tiny_generators import PRIORS, by_depth, conditioned, depth, lone, token_branch
 
 
@@ -65,6 +65,8 @@ ROW = (KIND, {name: value for name, value in NETWORK.items() if name not in ("gr
         (lambda p: lone("pixels", p), Request(label=1, generator="tokens"), "no tokens generator; it has pixels"),
         (lambda p: lone("pixels", p), Request(label="fish"), "unknown label 'fish'"),
         (conditioned, Request(), "needs a condition image"),
+        (by_depth, Request(label=1), "needs a condition image, and none is given"),
+        (write_cascade, Request(label=1, condition=depth(2)), "takes no condition image"),
         (conditioned, Request(condition=b"no image"), "can't be read"),
         (lambda p: token_branch(PRIORS["transformer"], p), Request(label=1, size=(18, 16)), "multiples of 4"),
         (lambda p: token_branch(PRIORS["transformer"], p), Request(label=1, size=(8, 32)), "at least"),
@@ -95,15 +97,6 @@ def test_guidance_goes_away_from_no_image_and_a_image_needs_no_label(cascade: Ca
     request = Request(condition=depth(4), seed=1)
     plain, guided = cascade.sample([request, request.replace(guidance_scale=4.0)])
     assert (plain != guided).any()
-
-
-def test_a_missing_image_and_one_that_is_not_taken_are_refused(cascade: Cascade, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="needs a condition image, and none is given"):
-        cascade.sample([Request(label=1)])
-    plain = Cascade.load(compose(tmp_path / "plain", base=write_models(tmp_path)["base"]))
-    assert plain.condition_images is None
-    with pytest.raises(ValueError, match="takes no condition image"):
-        plain.sample([Request(label=1, condition=depth(2))])
 
 
 def test_a_depth_map_on_disk_becomes_the_image_of_training(cascade: Cascade, tmp_path: Path) -> None:

@@ -48,14 +48,6 @@ def test_known_pixels_are_kept_exactly_and_the_others_are_a_matter_of_the_seed(c
     assert (one != otherwise)[HIDDEN].any(), "what is known decides what is made"
 
 
-def test_an_image_that_nothing_is_known_of_is_as_without(cascade: Cascade) -> None:
-    everything = ASKED.replace(mask=encode_png(np.full((SIDE, SIDE), 255, np.uint8)))
-    plain = Request(seed=3)
-    together = cascade.sample([everything, plain, ASKED])
-    for image in together[:2]:
-        assert np.abs(image.astype(int) - cascade.sample([plain])[0]).max() <= 1
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from components.sampling.cascade import Cascade
-from components.sampling.images import read_mask
 from components.sampling.requests import Request
 from tests.serving_backend import HTTP, SmallBackend, official, pixels, serving
 from tests.tiny_palette import write_palette
@@ -94,13 +93,6 @@ def test_images_may_come_in_other_formats(client: openai.OpenAI, file_format: st
     flat = np.full((SIDE, SIDE, 3), 77, np.uint8)
     made = edited(client, file(flat, file_format), file(white(HIDDEN)))
     assert np.abs(made[~HIDDEN].astype(int) - 77).max() <= 2
-
-
-def test_a_photograph_is_upright(client: openai.OpenAI) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    made = edited(client, file(PHOTO, "PNG", exif=exif), file(white(HIDDEN)))
-    np.testing.assert_array_equal(made[~HIDDEN], np.rot90(PHOTO, -1)[~HIDDEN])
 
 
 def test_each_task_of_an_image_to_image_model_is_answered(client: openai.OpenAI, backends: dict[str, SmallBackend]):
@@ -185,11 +177,3 @@ def test_a_condition_comes_as_a_file_or_in_base64(address: str, backends: dict[s
     files = {"image": file(PHOTO), "mask": file(white(np.ones_like(HIDDEN))), "condition": depth}
     filled = HTTP.post(f"{address}/v1/images/edits", data={"model": "depth", "seed": "3"}, files=files).json()["data"]
     assert np.abs(pixels(filled[0]["b64_json"]).astype(int) - expected).max() <= 1
-
-
-def test_the_mask_that_the_model_gets_is_one_of_its_own(backends: dict[str, SmallBackend], address: str) -> None:
-    files = {"image": file(PHOTO), "mask": file(transparent(PHOTO, HIDDEN))}
-    HTTP.post(f"{address}/v1/images/edits", data={"model": "base"}, files=files)
-    mask = backends["base"].jobs[-1].requests[0].mask
-    assert mask is not None
-    np.testing.assert_array_equal(read_mask(mask, (SIDE, SIDE))[0].numpy() == 1, HIDDEN)

@@ -1,7 +1,7 @@
 """What a client is told when a process is lost with its request: to come back, in the API's form, and never 500."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from unittest.mock import Mock
 
 import pytest
@@ -25,41 +25,28 @@ PREVIEW, IMAGE = Partial(0, 0, "base", 2, b"png"), FinishedImage(0, b"png", "1")
 
 
 class Handle:
-    """A deployment's, whose replicas say what they are told to, one after another."""
+    """A deployment's, whose replicas say what they are told to, one after another; and the answers of each call."""
 
     def __init__(self, *replicas: Iterable[Event | Taken | Exception]) -> None:
-        self.replicas, self.canceled = list(replicas), 0
+        self.replicas, self.canceled, self.make = list(replicas), 0, self
 
     def options(self, *, stream: bool) -> "Handle":
         assert stream
         return self
 
-    @property
-    def make(self) -> "Handle":
-        return self
-
-    def remote(self, job: ImageJob) -> "Answers":
+    def remote(self, job: ImageJob) -> "Handle":
         assert job is JOB
-        return Answers(self, self.replicas.pop(0))
-
-
-class Answers:
-    def __init__(self, handle: Handle, said: Iterable[Event | Taken | Exception]) -> None:
-        self.handle, self.said = handle, iter(said)
-
-    def __aiter__(self) -> AsyncIterator[Event | Taken]:
+        self.said = iter(self.replicas.pop(0))
         return self
 
     async def __anext__(self) -> Event | Taken:
-        event = next(self.said, None)
-        if event is None:
-            raise StopAsyncIteration
+        event = next(self.said, StopAsyncIteration())
         if isinstance(event, Exception):
             raise event
         return event
 
     def cancel(self) -> None:
-        self.handle.canceled += 1
+        self.canceled += 1
 
 
 def events(handle: Handle) -> list[Event]:

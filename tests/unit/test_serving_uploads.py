@@ -14,6 +14,7 @@ from components.serving import uploads
 from components.serving.messages import ServiceError
 from components.serving.settings import Limits
 from components.serving.uploads import Decoders
+from tests.serving_bad_input import png
 from tests.waiting import eventually
 
 SECONDS = 6.0  # some for a busy machine
@@ -21,13 +22,7 @@ ROOM = 400 * 2**20  # bytes: the program is 150 of them
 pytestmark = pytest.mark.timeout(120)
 
 
-def png(side: int, mode: str = "RGB") -> bytes:
-    data = io.BytesIO()
-    Image.new(mode, (side, side)).save(data, "PNG")
-    return data.getvalue()
-
-
-SMALL = png(8)
+SMALL = png(8, 8)
 
 
 @pytest.fixture
@@ -63,7 +58,7 @@ def statuses(found: list[dict[str, bytes] | ServiceError]) -> list[int]:
 
 def test_a_decompression_bomb_costs_its_own_request_and_its_process_goes_on() -> None:
     decoders = Decoders(Limits(decoding_bytes=ROOM, decoding_seconds=100, image_pixels=2**27))
-    bomb = png(2**13, "RGBA")
+    bomb = png(2**13, 2**13, 0, "RGBA")
     assert len(bomb) < 2**19, "a small file, of 256 MiB as RGBA"
     refused, made = asyncio.run(read(decoders, bomb, SMALL))
     assert isinstance(refused, ServiceError)
@@ -81,7 +76,7 @@ def test_a_decoder_that_hangs_is_ended_and_others_are_answered_meanwhile(decoder
     hanging.suspend()
 
     async def asked() -> list[int]:
-        first = asyncio.create_task(read(decoders, png(16)))  # to the process that is there
+        first = asyncio.create_task(read(decoders, png(16, 16)))  # to the process that is there
         await asyncio.sleep(0.1)
         others = await read(decoders, SMALL, SMALL)
         assert not first.done(), "they were answered while it hung"
