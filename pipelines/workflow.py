@@ -45,6 +45,12 @@ class Stage:
             flat |= {f"{name}.{i}": each for i, each in enumerate(own)} if isinstance(own, list) else {name: own}
         return flat
 
+    @property
+    def upstream(self) -> list["Stage"]:
+        """Direct and indirect inputs, one that several stages read as often as it is read."""
+        parents = [*self.parents.values()]
+        return parents + [stage for parent in parents for stage in parent.upstream]
+
 
 class PlannedStage(NamedTuple):
     """A stage with its key, its folder in storage and the cached artifact of the key, if any.
@@ -115,8 +121,7 @@ class Workflow:
 
     def before(self, name: str) -> set[str]:
         """Names of all direct and indirect inputs of a stage."""
-        parents = {parent.name for parent in self.by_name[name].parents.values()}
-        return parents.union(*(self.before(parent) for parent in parents))
+        return {stage.name for stage in self.by_name[name].upstream}
 
     def after(self, name: str) -> set[str]:
         """Names of all stages that depend on a stage, directly or not."""

@@ -53,16 +53,14 @@ class Choice(NamedTuple):
         return self.workers * self.hours
 
 
-def choices(
-    stage: Stage, stages: Sequence[Stage], profile: Profile, cluster: Cluster, counts: Iterable[int]
-) -> list[Choice]:
+def choices(stage: Stage, profile: Profile, cluster: Cluster, counts: Iterable[int]) -> list[Choice]:
     """Choices of a training among numbers of workers, on a cluster whose GPU is known."""
     gpus = float(profile.given(stage.name, "gpus_per_worker") or 1)
-    model, made = memory.model_of(stage, stages), []
+    model, made = memory.model_of(stage), []
     for count in counts:
         resources = profile.resources(stage.name, gpus_per_worker=gpus).model_copy(update={"num_workers": count})
         fits = memory.step_memory(model, resources).fitting(cluster.known_gpu.memory) > 0
-        time = training_time(stage, stages, resources, cluster)
+        time = training_time(stage, resources, cluster)
         made.append(Choice(count, fits, time, time.seconds * model.training.optimization.total_steps / 3600))
     return made
 
@@ -79,19 +77,18 @@ def chosen(made: Sequence[Choice], aim: Aim) -> Choice:
     return min([choice for choice in made if choice.fits] or made, key=aims[aim])
 
 
-def training_time(stage: Stage, stages: Sequence[Stage], resources: Resources, cluster: Cluster) -> StepTime:
+def training_time(stage: Stage, resources: Resources, cluster: Cluster) -> StepTime:
     """Seconds of a step of a training, in the mean over all steps what products need."""
-    model = memory.model_of(stage, stages)
-    frozen = [encoding_work(memory.model_of(maker, stages), name) for name, maker in columns_of(stage).items()]
+    model = memory.model_of(stage)
+    frozen = [encoding_work(memory.model_of(maker), name) for name, maker in columns_of(stage).items()]
     flops = counted_flops(model).total / model.training.optimization.total_steps
-    encoding = frozen_flops(stage, stages)
-    return step_time(model, resources, cluster, flops=flops, frozen=frozen, frozen_flops=encoding)
+    return step_time(model, resources, cluster, flops=flops, frozen=frozen, frozen_flops=frozen_flops(stage))
 
 
-def frozen_flops(stage: Stage, stages: Sequence[Stage]) -> int:
+def frozen_flops(stage: Stage) -> int:
     """Operations of the frozen networks that make columns of a training's batch."""
-    image = sum(encoding_flops(memory.model_of(maker, stages), name) for name, maker in columns_of(stage).items())
-    return image * memory.model_of(stage, stages).training.optimization.global_batch_size
+    image = sum(encoding_flops(memory.model_of(maker), name) for name, maker in columns_of(stage).items())
+    return image * memory.model_of(stage).training.optimization.global_batch_size
 
 
 def stage_costs(
@@ -99,16 +96,16 @@ def stage_costs(
 ) -> list[StageCost]:
     """Costs of the counted stages of `shares`, in the workflow's order, on a cluster whose GPU is known.
     `images`: of the set; None: unknown, and then the stages that go through it once are left out."""
-    costs, stages = [], workflow.stages
-    for stage in (stage for stage in stages if stage.name in shares):
+    costs = []
+    for stage in (stage for stage in workflow.stages if stage.name in shares):
         trains = isinstance(stage.config, Training) and stage.config.trains
         encoded = images if isinstance(stage.config, TokensConfig | PrecomputeConfig) else None
         if (trains or encoded) and not shares[stage.name].gpus_per_worker:
             raise UsageError(f"the profile gives {stage.name} no GPU, and so no cost on one: take --profile auto")
         if trains:
-            costs.append(training_cost(stage, stages, shares[stage.name], cluster))
+            costs.append(training_cost(stage, shares[stage.name], cluster))
         elif encoded:
-            costs.append(encoding_cost(stage, stages, shares[stage.name], cluster, images=encoded))
+            costs.append(encoding_cost(stage, shares[stage.name], cluster, images=encoded))
     return costs
 
 
@@ -119,12 +116,12 @@ def checkpoints_of(optimization: OptimizationConfig, *, hours: float) -> int:
     return -(-optimization.total_steps // optimization.checkpoint_every)
 
 
-def training_cost(stage: Stage, stages: Sequence[Stage], resources: Resources, cluster: Cluster) -> StageCost:
+def training_cost(stage: Stage, resources: Resources, cluster: Cluster) -> StageCost:
     """The cost of a training on its workers."""
-    model = memory.model_of(stage, stages)
+    model = memory.model_of(stage)
     optimization, own = model.training.optimization, counted_flops(model)
-    frozen = frozen_flops(stage, stages)
-    time = training_time(stage, stages, resources, cluster)
+    frozen = frozen_flops(stage)
+    time = training_time(stage, resources, cluster)
     gpus = resources.gpus_per_worker * resources.num_workers
     hours = time.seconds * optimization.total_steps / 3600
     return StageCost(
@@ -134,7 +131,7 @@ def training_cost(stage: Stage, stages: Sequence[Stage], resources: Resources, c
         frozen_flops=frozen,
         samples=optimization.global_batch_size,
         flops=own.total + frozen * optimization.total_steps,
-        read=training_reads(stage, stages),
+        read=training_reads(stage),
         written=checkpoints_of(optimization, hours=hours) * memory.checkpoint_bytes(model) + memory.model_bytes(model),
         step=memory.step_memory(model, resources),
         time=time,
@@ -143,27 +140,22 @@ def training_cost(stage: Stage, stages: Sequence[Stage], resources: Resources, c
     )
 
 
-def encoding_cost(
-    stage: Stage, stages: Sequence[Stage], resources: Resources, cluster: Cluster, *, images: int
-) -> StageCost:
+def encoding_cost(stage: Stage, resources: Resources, cluster: Cluster, *, images: int) -> StageCost:
     """Counts the cost of a stage in which frozen networks go through the set once."""
     if isinstance(stage.config, PrecomputeConfig):
         names = stage.config.columns
         makers = {name: maker for name in names if (maker := maker_of(stage, name)) is not None}
-        width = sum(column_bytes(stage, name, stages) for name in names)
+        width = sum(column_bytes(stage, name) for name in names)
     else:
         makers = {"tokens": source_of(stage, "tokenizer")}
-        grid = memory.model_of(makers["tokens"], stages).training.token_grid
+        grid = memory.model_of(makers["tokens"]).training.token_grid
         assert grid is not None  # the stage makes tokens
         width = grid.height * grid.width * TOKEN_BYTES
-    models, gpu = {name: memory.model_of(maker, stages) for name, maker in makers.items()}, cluster.known_gpu
+    models, gpu = {name: memory.model_of(maker) for name, maker in makers.items()}, cluster.known_gpu
     flops = sum(encoding_flops(model, name) for name, model in models.items()) * images
     moved = sum(encoding_work(model, name).moved.sample for name, model in models.items()) * images
     gpu_hours = (flops / (gpu.peak * gpu.products) + moved / gpu.bandwidth) / 3600
-    gpus, read = (
-        resources.gpus_per_worker * resources.num_actors,
-        PIXEL_BYTES * memory.images_of(stages).resolution ** 2,
-    )
+    gpus, read = resources.gpus_per_worker * resources.num_actors, PIXEL_BYTES * memory.images_of(stage).resolution ** 2
     costs = (flops, images * read, images * width, None, None, gpu_hours, gpu_hours / gpus)
     return StageCost(stage.name, gpus, None, 0, images, *costs)
 
@@ -202,9 +194,9 @@ def source_of(stage: Stage, name: str) -> Stage:
     return source
 
 
-def column_bytes(stage: Stage, name: str, stages: Sequence[Stage]) -> int:
+def column_bytes(stage: Stage, name: str) -> int:
     """Bytes of a column of a sample, as `precompute` stores the column."""
-    info = memory.assumed_dataset_info(stage, stages)
+    info = memory.assumed_dataset_info(stage)
     if name == "text_states":
         return info.text_states_length * info.text_states_dim * ARRAY_BYTES
     if name != "latents":
@@ -215,18 +207,18 @@ def column_bytes(stage: Stage, name: str, stages: Sequence[Stage]) -> int:
     return autoencoder.network.diffused_channels * side**2 * ARRAY_BYTES
 
 
-def training_reads(stage: Stage, stages: Sequence[Stage]) -> int:
+def training_reads(stage: Stage) -> int:
     """Bytes of the samples of all steps, before compression.
     Tokens, or 8-bit pixels of the side that the set keeps."""
     assert isinstance(stage.config, Training)
-    image_set, optimization = memory.images_of(stages), stage.config.optimization
+    image_set, optimization = memory.images_of(stage), stage.config.optimization
     samples = optimization.total_steps * optimization.global_batch_size
     grids = [grid for name in ("tokens", "condition") if (grid := memory.tokens_of(stage, name)) is not None]
     if grids:
         return samples * TOKEN_BYTES * (sum(g.height * g.width for g in grids) + image_set.text_length)
     source, arrays, side = stage.inputs.get("images"), 0, image_set.resolution
     if isinstance(source, Stage) and isinstance(once := source.config, PrecomputeConfig):
-        arrays = sum(column_bytes(source, name, stages) for name in once.columns)
+        arrays = sum(column_bytes(source, name) for name in once.columns)
         side = 0 if "latents" in once.columns else once.kept
     return samples * (arrays + PIXEL_BYTES * side**2)
 

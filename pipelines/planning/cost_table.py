@@ -89,7 +89,7 @@ def choices_table(
     measured = "uncalibrated" if factor is None else f"measured, {factor:.3g} times the model"
     table = table_of("workers", (*TERMS, "time", "GPU-hours", "price", "fits"), title=f"{stage.name}: {measured}")
     counts = worker_counts(stage, cluster, resources.sharding, least=1, most=int(cluster.gpus / gpus))
-    for choice in choices(stage, workflow.stages, profile, cluster, sorted({*counts, own})):
+    for choice in choices(stage, profile, cluster, sorted({*counts, own})):
         hours = choice.worker_hours * gpus
         mark = " *" if choice.workers == own else ""
         cells = (*milliseconds(choice.time), span(choice.hours), readable(hours), money(hours, price))
@@ -130,7 +130,7 @@ def cost_notes(
 def memory_notes(workflow: Workflow, shares: Mapping[str, Resources], gpu: GPU) -> list[str]:
     """Trainings too large for a GPU, each with settings that help."""
     trained = [stage for stage in workflow.stages if stage.name in shares.keys() & trainings(workflow)]
-    lines = (memory_warning(stage, workflow.stages, shares[stage.name], memory=gpu.memory) for stage in trained)
+    lines = (memory_warning(stage, shares[stage.name], memory=gpu.memory) for stage in trained)
     return [line for line in lines if line is not None]
 
 

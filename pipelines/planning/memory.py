@@ -3,7 +3,6 @@
 All of them are read off one model of the step (`components.training.step_model`), which is built once a training.
 """
 
-from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -36,11 +35,11 @@ def step_model(training: Training, dataset_info: DatasetInfo = IMAGES, grid: Tok
     return StepModel(training, dataset_info, grid=grid)
 
 
-def model_of(stage: Stage, stages: Sequence[Stage], *, classes: int = MANY_CLASSES) -> StepModel:
+def model_of(stage: Stage, *, classes: int = MANY_CLASSES) -> StepModel:
     """Build the model of a stage's step, for a set with so many classes.
     Raises UsageError for a training that no such network takes."""
     assert isinstance(stage.config, Training)
-    info = assumed_dataset_info(stage, stages, classes=classes)
+    info = assumed_dataset_info(stage, classes=classes)
     with usage_errors(f"{stage.name}: "):
         return step_model(stage.config, info, tokens_of(stage, "tokens"))
 
@@ -53,15 +52,15 @@ def tokens_of(stage: Stage, name: str) -> TokenGrid | None:
     return config.token_grid if isinstance(config, Training) else None
 
 
-def images_of(stages: Sequence[Stage]) -> ImagesConfig:
-    """Configuration of the images that the stages share."""
-    return next(stage.config for stage in stages if isinstance(stage.config, ImagesConfig))
+def images_of(stage: Stage) -> ImagesConfig:
+    """Configuration of the images that a stage learns from or goes through."""
+    return next(before.config for before in stage.upstream if isinstance(before.config, ImagesConfig))
 
 
-def assumed_dataset_info(stage: Stage, stages: Sequence[Stage], *, classes: int = MANY_CLASSES) -> DatasetInfo:
+def assumed_dataset_info(stage: Stage, *, classes: int = MANY_CLASSES) -> DatasetInfo:
     """The conditions of the set as far as the recipe decides; an upper bound for other conditions."""
-    images = images_of(stages)
-    trainings = [other.config for other in stages if isinstance(other.config, Training)]
+    images = images_of(stage)
+    trainings = [before.config for before in stage.upstream if isinstance(before.config, Training)]
     sizes = next((training.encoded_sizes for training in trainings if training.encoded_sizes), None)
     return DatasetInfo(
         num_classes=classes,
@@ -171,21 +170,21 @@ def step_memory(model: StepModel, resources: Resources, *, setting: Setting | No
     return StepMemory(held, min(share, resources.max_batch_per_device or share), needed)
 
 
-def memory_warning(stage: Stage, stages: Sequence[Stage], resources: Resources, *, memory: float) -> str | None:
+def memory_warning(stage: Stage, resources: Resources, *, memory: float) -> str | None:
     """A warning where a step needs more than `memory` bytes of a GPU, with settings; None otherwise."""
-    step = step_memory(model_of(stage, stages), resources)
+    step = step_memory(model_of(stage), resources)
     limit = f"{100 * ROOM:g} % of its {filesize.decimal(int(memory))}"
     if step.total <= ROOM * memory:
         return None
     total, held, kept = map(filesize.decimal, (step.total, step.held, step.activations))
     samples = "1 sample" if step.samples == 1 else f"{step.samples} samples at a time"
     needs = f"{total} of each GPU ({held} and {kept} for activations of {samples})"
-    return f"{stage.name} needs {needs}, more than {limit}: {remedy(stage, stages, resources, memory=memory)}."
+    return f"{stage.name} needs {needs}, more than {limit}: {remedy(stage, resources, memory=memory)}."
 
 
-def remedy(stage: Stage, stages: Sequence[Stage], resources: Resources, *, memory: float) -> str:
+def remedy(stage: Stage, resources: Resources, *, memory: float) -> str:
     """The least changing settings that fit a GPU of `memory` bytes."""
-    model = model_of(stage, stages)
+    model = model_of(stage)
     own = own_setting(model, resources)
     dearer = [own._replace(recompute=True)] if model.training.optimization.can_recompute else []  # in time
     if resources.num_workers > 1 and family_of(model.training.network.kind).whole is None:  # in traffic

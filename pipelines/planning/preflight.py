@@ -146,15 +146,14 @@ def check_shares(workflow: Workflow, shares: Mapping[str, Resources]) -> None:
 def check_starts(planned: Sequence[PlannedStage]) -> list[str]:
     """A line for each training to run that begins with given weights: how many of its tensors they are.
     Raises UsageError for weights that do not fit, and for parts that a network does not have."""
-    lines, stages = list[str](), [entry.stage for entry in planned]
-    classes = known_classes(planned)
+    lines, classes = list[str](), known_classes(planned)
     for stage in (entry.stage for entry in planned if entry.wanted):
         config = stage.config
         if isinstance(config, Training) and config.optimization.parts:
-            model_of(stage, stages)
+            model_of(stage)
         if not isinstance(config, Training) or config.init_from is None:
             continue
-        info = memory.assumed_dataset_info(stage, stages, classes=classes or MANY_CLASSES)
+        info = memory.assumed_dataset_info(stage, classes=classes or MANY_CLASSES)
         other = {name: size + 1 for name, size in info.model_dump(include={*UNKNOWN}).items() if size}
         if classes is not None:
             other.pop("num_classes", None)
@@ -175,12 +174,12 @@ def space_of(workflow: Workflow, planned: Sequence[PlannedStage]) -> Space:
     """Count the room for the trainings to run, less the files of earlier tries.
     All may write at once on one node, as far as none waits for another, each one checkpoint at a time (the next is
     written when that is in storage, and ranks that resume fetch one between them) and in the end its model."""
-    storage, temporary, stages = 0, {}, [entry.stage for entry in planned]
+    storage, temporary = 0, {}
     known = known_classes(planned)
     classes = MANY_CLASSES if known is None else known
     for entry in planned:
         if entry.wanted and isinstance(entry.stage.config, Training) and entry.stage.config.trains:
-            model, store = model_of(entry.stage, stages, classes=classes), entry.store
+            model, store = model_of(entry.stage, classes=classes), entry.store
             checkpoint, finished = memory.checkpoint_bytes(model), memory.model_bytes(model)
             folders = store.folders() if is_local(store.uri) else []
             tries = [name for name in folders if name.partition("-")[0] == "train"]

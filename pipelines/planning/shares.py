@@ -83,7 +83,7 @@ def stage_demand(stage: Stage, workflow: Workflow, profile: Profile, cluster: Cl
     counts = worker_counts(stage, cluster, profile.given(stage.name, "sharding"), least=least or 1, most=most)
     counts = counts or (max(least or 1, most),)  # refused with its number (`check_shares`)
     if cluster.gpu is not None and gpus and len(counts) > 1:
-        pays = chosen(choices(stage, workflow.stages, profile, cluster, counts), profile.aim).workers
+        pays = chosen(choices(stage, profile, cluster, counts), profile.aim).workers
         counts = tuple(count for count in counts if count <= pays)
     return Demand(counts, gpus, config.optimization.global_batch_size * config.optimization.total_steps)
 

@@ -178,8 +178,7 @@ def by_kind(costs: list[Cost], what: str) -> dict[str, float]:
 def bound_of(case: str, *changes: str) -> Bound:
     """The bound of a case of CASES, with further assignments `stage.field=value`."""
     recipe, stage, samples, own = CASES[case]
-    stages = build_workflow(load_recipe(recipe, [*own, *changes])).stages
-    return bound(model_of(next(each for each in stages if each.name == stage), stages), samples)
+    return bound(model_of(build_workflow(load_recipe(recipe, [*own, *changes])).by_name[stage]), samples)
 
 
 def row(case: str, found: Bound) -> str:

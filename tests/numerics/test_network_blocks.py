@@ -210,6 +210,5 @@ GIGABYTES = {
 
 @pytest.mark.parametrize(("recipe", "stage"), GIGABYTES)
 def test_a_published_network_keeps_so_many_bytes_a_sample(recipe: str, stage: str) -> None:
-    workflow = build_workflow(PAPER_RECIPES[recipe]())
-    kept = counted_activations(model_of(workflow.by_name[stage], workflow.stages))
+    kept = counted_activations(model_of(build_workflow(PAPER_RECIPES[recipe]()).by_name[stage]))
     assert kept.whole.sample / 1e9 == pytest.approx(GIGABYTES[recipe, stage], abs=0.001)

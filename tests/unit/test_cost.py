@@ -122,9 +122,9 @@ def test_days_of_adm_by_the_modeled_step_are_within_a_tenth_of_those_published(s
 
 
 def test_a_prior_reads_the_tokens_of_the_samples_of_its_steps():
-    workflow = build_workflow(RECIPES["imagenet_class_prior"]())
-    row = 16**2 + images_of(workflow.stages).text_length
-    assert training_reads(workflow.by_name["prior"], workflow.stages) == 1_000_000 * 64 * row * 4
+    prior = build_workflow(RECIPES["imagenet_class_prior"]()).by_name["prior"]
+    row = 16**2 + images_of(prior).text_length
+    assert training_reads(prior) == 1_000_000 * 64 * row * 4
 
 
 def test_hours_price_and_bytes_follow_from_the_step_s_seconds_gpus_samples_and_checkpoints():
@@ -136,7 +136,7 @@ def test_hours_price_and_bytes_follow_from_the_step_s_seconds_gpus_samples_and_c
     assert cost.gpu_hours == 8 * cost.hours
     notes = "\n".join(cost_notes(workflow, {}, [cost], cluster(8), 2.0))
     assert f"{cost.gpu_hours * 2:,.2f}" in notes  # all 8 work
-    model = model_of(workflow.by_name["base"], workflow.stages)
+    model = model_of(workflow.by_name["base"])
     assert cost.read == 800_000 * 128 * 3 * 32**2
     checkpoints = checkpoints_of(model.training.optimization, hours=cost.hours)
     assert cost.written == checkpoints * checkpoint_bytes(model) + model_bytes(model)
@@ -150,22 +150,22 @@ def test_a_plan_s_memory_is_that_of_shards_where_the_profile_has_them():
     tokenizer, prior = stage_costs(workflow, share_cluster(workflow, profile, cluster(64)), cluster(64))
     whole = stage_costs(workflow, share_cluster(workflow, Profile(num_workers=64), cluster(64)), cluster(64))
     assert tokenizer == whole[0]
-    model = model_of(workflow.by_name["prior"], workflow.stages)
+    model = model_of(workflow.by_name["prior"])
     assert prior.step is not None is not whole[1].step
     assert prior.step.held == sum(device_bytes(model, shards=64)) < whole[1].step.held / 10
     assert prior.flops == whole[1].flops
 
 
 def share_of(name: str, stage: str, gpus: int, **settings: object):
-    """A stage of a recipe, all of them, and what it gets of a cluster."""
+    """A stage of a recipe, and what it gets of a cluster."""
     workflow = build_workflow(RECIPES[name]())
     shares = share_cluster(workflow, Profile(stages={stage: settings}), parse_cluster(f"gpus={gpus}"))
-    return workflow.by_name[stage], workflow.stages, shares[stage]
+    return workflow.by_name[stage], shares[stage]
 
 
 def memory_of(name: str, stage: str, gpus: int, **settings: object):
-    of, stages, resources = share_of(name, stage, gpus, **settings)
-    return step_memory(model_of(of, stages), resources)
+    of, resources = share_of(name, stage, gpus, **settings)
+    return step_memory(model_of(of), resources)
 
 
 def test_a_plan_counts_the_activations_of_the_samples_that_a_worker_takes_at_a_time():
@@ -184,7 +184,7 @@ def test_a_plan_warns_where_a_batch_does_not_fit_and_the_largest_part_that_it_na
     assert "upsampler_512 needs 145.1 GB" in line
     assert "`max_batch_per_device: 8` in the profile fits" in line
     fitting, larger = (share_of("adm_imagenet_128_512", "upsampler_512", 64, max_batch_per_device=n) for n in (8, 9))
-    kept = [step_memory(model_of(stage, stages), own).total for stage, stages, own in (fitting, larger)]
+    kept = [step_memory(model_of(stage), own).total for stage, own in (fitting, larger)]
     assert kept[0] <= ROOM * memory < kept[1]
     assert memory_warning(*fitting, memory=memory) is None
     assert memory_warning(*larger, memory=memory) is not None

@@ -69,7 +69,7 @@ def planned(name: str, stage: str, text: str, **settings: object) -> tuple[Stage
     workflow, cluster = build_workflow(RECIPES[name]()), parse_cluster(text)
     of = workflow.by_name[stage]
     counts = worker_counts(of, cluster, "none", least=1, most=int(cluster.gpus))
-    return of, choices(of, workflow.stages, Profile(**settings), cluster, counts)
+    return of, choices(of, Profile(**settings), cluster, counts)
 
 
 @pytest.mark.parametrize("name", [name for name in TRAININGS if name != ENCODING])
@@ -99,7 +99,7 @@ def test_operations_on_other_devices_and_views_launch_nothing() -> None:
 @pytest.mark.parametrize(("name", "stage"), PLANNED)
 def test_terms_add_up_and_a_step_is_never_below_its_launches(name: str, stage: str, text: str) -> None:
     of, made = planned(name, stage, text)
-    work = pass_work(model_of(of, build_workflow(RECIPES[name]()).stages))
+    work = pass_work(model_of(of))
     for choice in made:
         launches, memory, products, network = choice.time
         assert min(choice.time) >= 0
@@ -169,8 +169,7 @@ def test_workers_that_read_images_divide_the_streams_and_the_batch() -> None:
 
 
 def test_the_network_is_a_ring_of_nvlink_in_a_node_and_of_the_slower_network_between_nodes() -> None:
-    workflow = build_workflow(RECIPES["ldm_imagenet_f8"]())
-    model = model_of(workflow.by_name["base"], workflow.stages)
+    model = model_of(build_workflow(RECIPES["ldm_imagenet_f8"]()).by_name["base"])
     gradients = device_bytes(model).gradients
     buckets = math.ceil(gradients / BUCKET)
 
@@ -189,13 +188,12 @@ def test_the_network_is_a_ring_of_nvlink_in_a_node_and_of_the_slower_network_bet
 
 
 def test_shards_share_the_update_s_bytes_and_parts_of_a_batch_launch_again() -> None:
-    workflow = build_workflow(RECIPES["mindalle_text_prior"]())
-    stage, stages, cluster = workflow.by_name["prior"], workflow.stages, parse_cluster(CLUSTERS[1])
-    model = model_of(stage, stages)
+    stage, cluster = build_workflow(RECIPES["mindalle_text_prior"]()).by_name["prior"], parse_cluster(CLUSTERS[1])
+    model = model_of(stage)
     (learner,) = model.learners
     assert update_work(learner, shards=8)[1] == pytest.approx(update_work(learner)[1] / 8, rel=0.01)
     once, twice = (
-        training_time(stage, stages, Resources(num_workers=64, gpus_per_worker=1, max_batch_per_device=most), cluster)
+        training_time(stage, Resources(num_workers=64, gpus_per_worker=1, max_batch_per_device=most), cluster)
         for most in (8, 4)
     )
     assert twice.launches - once.launches == pytest.approx(LAUNCH * pass_work(model).launches.fixed)
@@ -211,14 +209,16 @@ def test_peaks_are_those_of_mfu_and_cards_are_known_by_name() -> None:
 
 def test_steps_are_those_measured_on_such_a_card_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    workflow, resources = build_workflow(RECIPES["ddpm_cifar_10"]()), Resources(num_workers=2, gpus_per_worker=1)
-    stage = workflow.by_name["base"]
-    plain = training_time(stage, workflow.stages, resources, parse_cluster(CLUSTERS[0]))
+    stage, resources = (
+        build_workflow(RECIPES["ddpm_cifar_10"]()).by_name["base"],
+        Resources(num_workers=2, gpus_per_worker=1),
+    )
+    plain = training_time(stage, resources, parse_cluster(CLUSTERS[0]))
     rows = [{"ours": ours, "modeled": 1.0, "machine": {"card": "NVIDIA H100 80GB HBM3"}} for ours in (1.0, 2.0, 9.0)]
     rows += [{"ours": 5.0, "machine": {"card": "NVIDIA H100 80GB HBM3"}}]
     profiles.MEASURED.write_text(json.dumps(rows))
     assert (gpu_named("h100").measured, gpu_named("a100").measured) == (2.0, None)
-    measured = training_time(stage, workflow.stages, resources, parse_cluster(CLUSTERS[0]))
+    measured = training_time(stage, resources, parse_cluster(CLUSTERS[0]))
     assert measured.seconds == pytest.approx(2 * plain.seconds)
 
 
@@ -244,8 +244,8 @@ def test_a_cluster_is_told_with_its_gpus_and_network_and_a_profile_with_its_aim(
 
 def test_copies_in_shards_gather_inside_a_node_and_sum_between_nodes_in_a_ring_for_each_shard() -> None:
     """Eight nodes of eight GPUs over TCP: a node's eight rings share its network, so all of its gradients pass it."""
-    of, stages = (workflow := build_workflow(RECIPES["imagenet_class_prior"]())).by_name["prior"], workflow.stages
-    model, cluster = model_of(of, stages), parse_cluster("gpus=64,type=h100,network=tcp")
+    model = model_of(build_workflow(RECIPES["imagenet_class_prior"]()).by_name["prior"])
+    cluster = parse_cluster("gpus=64,type=h100,network=tcp")
     held = device_bytes(model)
 
     def network(sharding: str | int, workers: int = 64) -> float:
@@ -264,15 +264,14 @@ def test_copies_in_shards_gather_inside_a_node_and_sum_between_nodes_in_a_ring_f
 def test_frozen_networks_are_never_computed_again() -> None:
     """Activations that a backward pass computes again are the training's own: a third of its pass and products."""
     cluster, at_each = parse_cluster(CLUSTERS[0]), ["precompute=null"]
-    workflow, again = (
-        build_workflow(load_recipe("ldm_imagenet_f8", [*at_each, *settings]))
+    once, again = (
+        build_workflow(load_recipe("ldm_imagenet_f8", [*at_each, *settings])).by_name["base"]
         for settings in ([], ["base.gradient_checkpointing=true"])
     )
     plain, recomputed = (
-        training_time(of.by_name["base"], of.stages, Resources(num_workers=8, gpus_per_worker=1), cluster)
-        for of in (workflow, again)
+        training_time(base, Resources(num_workers=8, gpus_per_worker=1), cluster) for base in (once, again)
     )
-    model, gpu = model_of(workflow.by_name["base"], workflow.stages), cluster.known_gpu
+    model, gpu = model_of(once), cluster.known_gpu
     optimization, work = model.training.optimization, pass_work(model)
     share, own = optimization.global_batch_size / 8, counted_flops(model).total / optimization.total_steps
     assert recomputed.products - plain.products == pytest.approx(own / 3 / 8 / (gpu.peak * gpu.products))
