@@ -15,7 +15,7 @@ from components.configuration.conditions import (
     TokenGrid,
 )
 from components.configuration.config import Config, Since, refuse
-from components.configuration.diffusion import DiffusionTraining
+from components.configuration.diffusion import DiffusionTraining, DiscreteNoise, DiscreteProcess, Noise
 from components.configuration.optimization import (
     AdversarialOptimization,
     ClassifierOptimization,
@@ -25,7 +25,6 @@ from components.configuration.optimization import (
     TrainingNeeds,
 )
 from components.configuration.priors import MaskedPriorTraining, PixelTraining, PriorTraining
-from components.configuration.processes import DiscreteNoise, DiscreteProcess, Noise
 
 
 class AutoencoderData(Config):

@@ -1,15 +1,16 @@
 """Errors of a single line for the user: UsageError, the nearest name to a typo, validation errors."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from components.configuration.config import fits, parts_of
 
+Model = TypeVar("Model", bound=BaseModel)
 MOST_NAMES = 40  # names that an error message lists
 
 
@@ -32,6 +33,14 @@ def nearest(name: str, names: Iterable[str]) -> str:
     for close in get_close_matches(name, choices, n=1, cutoff=0.5):
         return f"; did you mean {close!r}?"
     return f"; there are {', '.join(choices[:MOST_NAMES])}{', …' if len(choices) > MOST_NAMES else ''}"
+
+
+def validated(model: type[Model], fields: Mapping[str, Any], place: str = "") -> Model:
+    """Validates the fields of a model. Raises UsageError for the first fault, with `place` in front of it."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise UsageError(f"{place}{explain(error, model)}") from error
 
 
 def explain(error: Exception, model: type[BaseModel]) -> str:

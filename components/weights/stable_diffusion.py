@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from components.configuration.processes import DiscreteProcess
+from components.configuration.diffusion import DiscreteProcess
 from components.configuration.sampling import DiffusionSampling
 from components.models.bundle import ModelBundle, save_bundle
 from components.models.diffusion.objective import make_objective

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from components.configuration.usage import UsageError, check_figures
+from components.configuration.usage import UsageError, check_figures, usage_errors, validated
 from pipelines.command.options import Model, Tracking, share_cores
 
 SEED = 2020  # torch-fidelity's own, so that both draw the same parts of a set
@@ -57,10 +57,7 @@ def evaluate(
     - `cascade evaluate --images made --reference photos --captions words.txt --clip-weights clip --feature-weights …`
     """
     share_cores()
-    from pydantic import ValidationError
-
-    from components.configuration.config import first_fault, refuse
-    from components.configuration.usage import usage_errors
+    from components.configuration.config import refuse
     from components.evaluation.clip_score import ClipScore
     from components.evaluation.features import MeasureConfig
     from components.evaluation.given import evaluate_given, requests_for, sample_into
@@ -76,11 +73,8 @@ def evaluate(
         text = None if captions is None else captions.read_text("utf-8-sig")
         refuse(text == "", "the file is empty: give a caption in each line")
         words = text.removesuffix("\n").split("\n") if text else []  # no cut at U+2028 or U+0085, as of splitlines
-    try:
-        fields = {"feature_network": network, "feature_weights": feature_weights, "seed": seed}
-        config = MeasureConfig.model_validate(fields)
-    except ValidationError as error:
-        raise UsageError(first_fault(error)) from error
+    fields = {"feature_network": network, "feature_weights": feature_weights, "seed": seed}
+    config = validated(MeasureConfig, fields)
     console, address, against, samples = Console(), None, reference or "", ()
     columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
     bar = Progress("images", *columns, console=console, transient=True)

@@ -5,16 +5,15 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import ray
-from pydantic import ValidationError
 from rich.console import Console
 
 import components
-from components.configuration.usage import UsageError, explain, usage_errors
+from components.configuration.usage import UsageError, usage_errors, validated
 from components.runtime.tracking.names import REGISTRY, environment, shown_source
 from components.serving.keys import KEYS, KEYS_FILE, read_keys
 from components.serving.settings import ServedModel, ServiceSettings, is_loopback
@@ -34,6 +33,7 @@ ON_THIS_MACHINE = SHARED_CORES | {
     "RAY_prestart_worker_first_driver": "0",  # else one starts for each logical CPU
 }
 START_SECONDS = 60
+OF_SERVICE = "settings of the service: "
 
 
 def build(args: dict[str, Any]) -> "Application":
@@ -43,7 +43,8 @@ def build(args: dict[str, Any]) -> "Application":
     from components.serving.deployment import service  # wrong use is said before torch is there
 
     set_environment(environment())
-    return service(read_settings({"tracking": os.environ.get("MLFLOW_TRACKING_URI")} | args), read_keys_here)
+    fields = {"tracking": os.environ.get("MLFLOW_TRACKING_URI")} | args
+    return service(validated(ServiceSettings, fields, OF_SERVICE), read_keys_here)
 
 
 def read_keys_here() -> tuple[str, ...]:
@@ -72,7 +73,8 @@ def serve_models(
         raise UsageError(f"--host {host} is reached by others: set {KEYS} (keys by commas) or {KEYS_FILE}")
     counts = {"min_replicas": int(least), "max_replicas": int(most or least), "batch_images": batch}
     asked = {"models": [served_model(text) for text in models], "tracking": tracking_uri(tracking)}
-    settings = read_settings(asked | counts | {"keys_required": others or bool(keys)})
+    asked |= counts | {"keys_required": others or bool(keys)}
+    settings = validated(ServiceSettings, asked, OF_SERVICE)
 
     from components.serving.deployment import check_port, check_room, end_service, run_service
     from components.serving.versions import find_version
@@ -101,14 +103,6 @@ def serve_models(
         finally:  # with a Ray of its own at once; on a cluster, when who is answered has images
             # A second signal waits for nobody, and the cluster ends the service alone.
             ray.shutdown() if cluster.here else end_service()
-
-
-def read_settings(fields: Mapping[str, Any]) -> ServiceSettings:
-    """Returns the settings of the fields. Raises UsageError, in one line, for an invalid field."""
-    try:
-        return ServiceSettings.model_validate(fields)
-    except ValidationError as error:
-        raise UsageError(f"settings of the service: {explain(error, ServiceSettings)}") from error
 
 
 def served_model(text: str) -> ServedModel:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from components.configuration.config import KIND, Config, PlaceError, find, kind_of, members, parts_of, put, started
 from components.configuration.optimization import Training
-from components.configuration.usage import UsageError, explain, nearest
+from components.configuration.usage import UsageError, nearest, validated
 from pipelines.recipes.diffusion_rows import DIFFUSION_ROWS, FASHION
 from pipelines.recipes.published import PAPER_RECIPES
 from pipelines.recipes.rows import DISCRETE_ROWS, TAXONOMY
@@ -43,11 +43,9 @@ def load_recipe(name_or_file: str, assignments: list[str]) -> Recipe:
     if workflow not in SHAPES:
         raise UsageError(f"recipe {name_or_file}: unknown workflow {workflow!r}{nearest(str(workflow), SHAPES)}")
     shape = SHAPES[workflow]
-    try:
-        shape.model_validate(tree)
-        return shape.model_validate(apply_overrides(tree, assignments, shape))
-    except ValidationError as error:
-        raise UsageError(f"recipe {name_or_file}: {explain(error, shape)}") from error
+    place = f"recipe {name_or_file}: "
+    validated(shape, tree, place)
+    return validated(shape, apply_overrides(tree, assignments, shape), place)
 
 
 def resolved_yaml(recipe: Recipe) -> str:

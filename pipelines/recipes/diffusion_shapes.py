@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from components.configuration import trainings
 from components.configuration.config import Config, refuse
-from components.configuration.diffusion import DiffusionTraining
-from components.configuration.processes import DiscreteProcess
+from components.configuration.diffusion import DiffusionTraining, DiscreteProcess
 from components.configuration.sampling import (
     CascadeSampling,
     DiffusionBranchSampling,

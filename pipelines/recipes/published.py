@@ -3,6 +3,8 @@
 cascade run --recipe imagenet_class_prior --set images.source='s3://bucket/imagenet/*.tar' --profile kuberay
 """
 
+from typing import Any
+
 from components.configuration import trainings
 from components.configuration.optimization import Training
 from components.configuration.sampling import (
@@ -25,7 +27,7 @@ from components.stages.samples import SamplesConfig
 from components.stages.tokens import TokensConfig
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, ImageToImageRecipe
 from pipelines.recipes.published_networks import AUTOENCODERS, LARGE, PAPER_CLASSIFIERS, PAPER_DIFFUSION, published
-from pipelines.recipes.shapes import ConditionRecipe, OneModelRecipe, RecipeRow, SharedParts, TokenBranchRecipe
+from pipelines.recipes.shapes import ConditionRecipe, RecipeRow, SharedParts, TokenBranchRecipe
 
 ANCESTRAL = DiffusionSampling(sampler="ddpm", num_inference_steps=250)  # of IDDPM, ADM, GLIDE
 ANCESTRAL_1000 = DiffusionSampling(sampler="ddpm", num_inference_steps=1000)  # of DDPM, Palette
@@ -41,6 +43,10 @@ HEUN = DiffusionSampling(sampler="heun", num_inference_steps=18, threshold="none
 DYNAMIC = DiffusionSampling(  # of Imagen: steps of its upsamplers, and the scale that measures them
     sampler="ddpm", num_inference_steps=128, threshold="dynamic", guidance_scale=8.0, noise_level=200)
 
+# Of both transformers of taming-transformers.
+TAMING: dict[str, Any] = {
+    "global_batch_size": 64, "learning_rate": 64 * 4.5e-6, "betas": (0.9, 0.95), "weight_decay": 0.01,
+    "max_grad_norm": None}
 PIXELCNN = {"channels": 384, "num_layers": 19, "kernel_size": 5, "cond_drop_prob": 0.0}
 
 
@@ -51,12 +57,6 @@ def own_images(resolution: int = 256, *, vocab_size: int = 1024, text_length: in
         vocab_size=vocab_size, text_length=text_length)
     samples = SamplesConfig(measured_samples=50_000)
     return SharedParts(images, samples, EvaluationConfig(reference_samples=50_000, held_out_samples=10_000))
-
-
-def lone_model(name: str) -> OneModelRecipe:
-    """The recipe of an autoencoder alone."""
-    model = AUTOENCODERS[name].training
-    return OneModelRecipe(name=name, images=own_images().images, model=model, evaluation=EvaluationConfig())
 
 
 def token_branch(
@@ -124,16 +124,17 @@ def dalle_2(name: str) -> DiffusionBranchRecipe:
 
 
 PAPER_RECIPES = {row.name: row for row in (
-    *(RecipeRow(name, row.summary, lone_model) for name, row in AUTOENCODERS.items()),
+    *(RecipeRow(name, row.summary,
+        lambda name: own_images().one_model(
+            name, AUTOENCODERS[name].training, samples=None, evaluation=EvaluationConfig()))
+        for name, row in AUTOENCODERS.items()),
     # Esser et al. (2021), table 4 ("cin256"): 48 layers, 24 heads, width 1,536, AdamW (0.9, 0.95), weight decay 0.01;
     # learning rate 4.5e-6 for each image of the batch. Batch and steps are ours.
     RecipeRow("imagenet_class_prior",
         "Class-conditional ImageNet of taming-transformers: 16² tokens of 16,384 codes, a transformer of 1.4 billion.",
         lambda name: token_branch(
             name, "vqgan_imagenet_f16_16384", trainings.PriorTraining.of(
-                model_dim=1536, num_heads=24, num_layers=48, conditions=("label",), total_steps=1_000_000,
-                global_batch_size=64, learning_rate=64 * 4.5e-6, betas=(0.9, 0.95), weight_decay=0.01,
-                max_grad_norm=None),
+                model_dim=1536, num_heads=24, num_layers=48, conditions=("label",), total_steps=1_000_000, **TAMING),
             TransformerSampling(top_k=600, top_p=0.92))),
     # Taming-transformers, `configs/drin_transformer.yaml`: 24 layers, 16 heads, width 1,024, no dropout, rate for each
     # image of the batch; codes of both share a table there, and it trains on images of animals alone (restricted
@@ -145,8 +146,7 @@ PAPER_RECIPES = {row.name: row for row in (
             name, "vqgan_imagenet_f16_1024", trainings.PriorTraining.of(
                 model_dim=1024, num_heads=16, num_layers=24,
                 conditions=("condition",), class_token=False, cond_drop_prob=0.0,
-                total_steps=500_000, global_batch_size=64, learning_rate=64 * 4.5e-6,
-                betas=(0.9, 0.95), weight_decay=0.01, max_grad_norm=None),
+                total_steps=500_000, **TAMING),
             TransformerSampling(top_k=100), condition="vqgan_imagenet_depth_f16_1024")),
     # kakaobrain/minDALL-E, `configs/dalle_1.3B.yaml`: 42 layers, 24 heads, width 1,536, text vocabulary 16,384;
     # DALL-E's weights of the two likelihoods, 1/8 and 7/8 (Ramesh et al., 2021). Batch, rate and steps are ours.

@@ -25,9 +25,15 @@ more: those of ADM need none. ImageNet has 1,000 classes; GLIDE's vocabulary 50,
 from typing import Any, Literal, NamedTuple
 
 from components.configuration.conditions import DiffusionConditions, PaddedTextConfig
-from components.configuration.diffusion import DegradationConfig, DiffusionTraining, LowResConfig
+from components.configuration.diffusion import (
+    DegradationConfig,
+    DiffusionTraining,
+    DiscreteNoise,
+    DiscreteProcess,
+    EDMProcess,
+    LowResConfig,
+)
 from components.configuration.networks import DiTConfig, GaussianConfig, GradientCodesConfig, GumbelCodesConfig
-from components.configuration.processes import DiscreteNoise, DiscreteProcess, EDMProcess
 from components.configuration.trainings import AutoencoderTraining, ClassifierTraining
 
 ADM_64, ADM_128, ADM_256, ADM_512 = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
@@ -47,6 +53,10 @@ LATENT = SIMPLE.replace(schedule="scaled_linear", beta_start=0.0015, beta_end=0.
 # Of ADM, IDDPM and GLIDE: noise and a variance are predicted and the bound is a small part of the loss.
 LINEAR = SIMPLE.replace(variance="learned_range", loss="hybrid")
 COSINE = LINEAR.replace(schedule="cosine")
+
+DDPM: dict[str, Any] = {"scale_shift_norm": False, "norm_eps": 1e-6, "frequency_shift": 1, "sines_first": True}
+LDM: dict[str, Any] = {"scale_shift_norm": False, "resample_in_blocks": False}  # of its U-Nets
+LDM_ATTENTION = LDM | {"text_conditioning": "spatial_transformer"}
 
 UNCONDITIONAL = DiffusionConditions(conditions=(), cond_drop_prob=0.0)
 LABEL = DiffusionConditions(conditions=("label",), cond_drop_prob=0.0)
@@ -190,8 +200,7 @@ def unet(
     total_steps: int, global_batch_size: int, learning_rate: float, **changes: Any,
 ) -> DiffusionTraining:
     """A row of the table; all rows have 32 groups a norm, Adam at a constant rate, a slow average."""
-    own = {"dropout": 0.0, "scale_shift_norm": True, "resample_in_blocks": True, "text_conditioning": "pooled"}
-    own |= published(total_steps, global_batch_size, learning_rate, ema_decay=0.9999)
+    own = published(total_steps, global_batch_size, learning_rate, ema_decay=0.9999)
     return DiffusionTraining.of(
         resolution=resolution, model_channels=model_channels, channel_mult=channel_mult,
         num_res_blocks=num_res_blocks, attention_resolutions=attention_resolutions, head_dim=head_dim,
@@ -205,8 +214,7 @@ PAPER_DIFFUSION: dict[str, DiffusionTraining] = {
     # are those of its TensorFlow; sampled in 1,000 steps.
     "ddpm_cifar_10": unet(
         32,  128, (1, 2, 2, 2), 2, (16,), None, 1, SIMPLE, UNCONDITIONAL, 800_000, 128, 2e-4,
-        dropout=0.1, scale_shift_norm=False, resample_in_blocks=False, norm_eps=1e-6, frequency_shift=1,
-        sines_first=True, pads_end=True, warmup_steps=5000, max_grad_norm=1.0),
+        dropout=0.1, **DDPM, resample_in_blocks=False, pads_end=True, warmup_steps=5000, max_grad_norm=1.0),
     # Improved DDPM at 4,000 noise levels, which its network sees as times below 1,000; sampled in 250 steps.
     "iddpm_imagenet_64": unet(
         64,  128, ADM_64, 3, (16, 8), None, 4, COSINE.replace(num_train_timesteps=4000, rescale_time=True),
@@ -248,31 +256,28 @@ PAPER_DIFFUSION: dict[str, DiffusionTraining] = {
 
     # LDM, unconditional, on latents of 64² x 3 of vq-f4: `configs/latent-diffusion/ffhq-ldm-vq-4.yaml`, table 12.
     "ldm_ffhq_f4": unet(
-        64,  224, (1, 2, 3, 4), 2, (32, 16, 8), 32, None, LATENT, UNCONDITIONAL, 635_000, 42, 8.4e-5,
-        scale_shift_norm=False, resample_in_blocks=False),
+        64,  224, (1, 2, 3, 4), 2, (32, 16, 8), 32, None, LATENT, UNCONDITIONAL, 635_000, 42, 8.4e-5, **LDM),
     # LDM by class on latents of 32² x 4 of vq-f8: `configs/latent-diffusion/cin-ldm-vq-f8.yaml`. Steps are ours.
     "ldm_imagenet_f8": unet(
         32,  256, (1, 2, 4),    2, (32, 16, 8), 32, None, LATENT, LABEL, 500_000, 48, 48e-6, in_channels=4,
-        scale_shift_norm=False, resample_in_blocks=False, text_conditioning="spatial_transformer", class_token_dim=512),
+        **LDM_ATTENTION, class_token_dim=512),
     # LDM by class on latents of 64² x 3 of vq-f4, the released `cin256-v2` with a null label; table 12.
     "ldm_imagenet_f4": unet(
         64,  192, (1, 2, 3, 5), 2, (32, 16, 8), None, 1,  LATENT, LABEL.replace(cond_drop_prob=0.1), 178_000, 1200,
-        1e-4, scale_shift_norm=False, resample_in_blocks=False, text_conditioning="spatial_transformer",
-        class_token_dim=512),
+        1e-4, **LDM_ATTENTION, class_token_dim=512),
     # LDM by text on latents of 32² x 4 of kl-f8, 1.4 billion with its text encoder; table 15. That encoder stands
     # outside here; its states have 1,280 features.
     "ldm_text_to_image": unet(
         32,  320, (1, 2, 4, 4), 2, (32, 16, 8), None, 8,  LATENT.replace(beta_start=0.00085, beta_end=0.012),
         DiffusionConditions(conditions=("text_states",), cond_drop_prob=0.1, text_states_dim=1280), 390_000, 680, 1e-4,
-        in_channels=4, scale_shift_norm=False, resample_in_blocks=False, text_conditioning="spatial_transformer"),
+        in_channels=4, **LDM_ATTENTION),
 
     # Stable Diffusion v1 by text on latents of 64² x 4 of 512² images: `configs/stable-diffusion/v1-inference.yaml`.
     # Steps are those of v1-4 in four stages: there the first has 256² images, and the last alone drops texts.
     "stable_diffusion_v1": unet(
         64,  320, (1, 2, 4, 4), 2, (64, 32, 16), None, 8, LATENT.replace(beta_start=0.00085, beta_end=0.012),
         DiffusionConditions(conditions=("text_states",), cond_drop_prob=0.1, text_states_dim=768), 1_171_000, 2048,
-        1e-4, in_channels=4, scale_shift_norm=False, resample_in_blocks=False, text_conditioning="spatial_transformer",
-        weight_decay=0.01, warmup_steps=10_000),
+        1e-4, in_channels=4, **LDM_ATTENTION, weight_decay=0.01, warmup_steps=10_000),
 
     # EDM: the network of ADM, and DDPM++; batches of 4,096 and 512, in which 2,500 and 200 million images are seen, 10
     # million of them while the rate rises; averages with half-lives of 50 and 0.5 million. Published, DDPM++ begins at
@@ -282,8 +287,7 @@ PAPER_DIFFUSION: dict[str, DiffusionTraining] = {
         warmup_steps=2441, ema_decay=0.5 ** (4096 / 50e6)),
     "edm_cifar_10": unet(
         32,  128, (2, 2, 2), 4, (16,), None, 1, EDMProcess(), UNCONDITIONAL, 390_625, 512, 1e-3, dropout=0.13,
-        scale_shift_norm=False, norm_eps=1e-6, frequency_shift=1, sines_first=True, plus_plus=True, warmup_steps=19_531,
-        ema_decay=0.5 ** (512 / 0.5e6)),
+        **DDPM, plus_plus=True, warmup_steps=19_531, ema_decay=0.5 ** (512 / 0.5e6)),
 
     # DALL-E 2: GLIDE's network of 3.5 billion parameters, with an image's embedding; upsamplers without attention,
     # trained on windows. Published, that embedding is four tokens more, and it is dropped in a tenth and the text in

@@ -73,11 +73,6 @@ def slide_vqvae() -> AutoencoderTraining:
     return lecture_vqvae(codes).replace(patch_shortcut=False)
 
 
-def slide_vqvae_32() -> AutoencoderTraining:
-    """The same loss from 32² pixels to 8² latents."""
-    return slide_vqvae().replace(resolution=32, channels=32, total_steps=600, global_batch_size=16, sample_every=300)
-
-
 def token_transformer() -> PriorTraining:
     """Transformer by class over the tokens of a VQ-GAN."""
     return systems.transformer().replace(total_steps=1200, checkpoint_every=400, sample_every=600, **ROTARY)
@@ -109,7 +104,8 @@ DISCRETE_ROWS = (
         lambda name: EMOJI_128.one_model(
             name, lecture_vqvae(EMACodesConfig(codebook_size=512, codebook_dim=16, codebook_decay=0.97)))),
     RecipeRow("vqgan", "T3: VQ-GAN, 64² pixels to 8² tokens of 512 codes, perceptual loss and patch discriminator.",
-        lambda name: EMOJI.one_model(name, systems.vqgan())),
+        lambda name: EMOJI.one_model(
+            name, systems.adversarial(systems.autoencoder(), start=200).replace(total_steps=450))),
     RecipeRow("dvae",
         "T4: DALL-E's dVAE, Gumbel-softmax over 512 codes, logit-Laplace likelihood, 64² pixels to 8² tokens.",
         lambda name: EMOJI.one_model(name, systems.dvae())),
@@ -122,8 +118,10 @@ DISCRETE_ROWS = (
         lambda name: DESCRIBED.one_model(name, systems.as_row_lstm(systems.pixelcnn()).replace(total_steps=1600))),
     RecipeRow("vqvae_pixelcnn",
         "P2: PixelCNN by class over the index grid of the slide's VQ-VAE, scenes of 32², 8² codes.",
-        lambda name: DESCRIBED.token_branch(name, slide_vqvae_32(), systems.pixelcnn().replace(
-            resolution=None, total_steps=1500, sample_every=750), TokenSampling())),
+        lambda name: DESCRIBED.token_branch(
+            name, slide_vqvae().replace(
+                resolution=32, channels=32, total_steps=600, global_batch_size=16, sample_every=300),
+            systems.pixelcnn().replace(resolution=None, total_steps=1500, sample_every=750), TokenSampling())),
     RecipeRow("vqgan_transformer",
         "P3: transformer by class over the demo's VQ-GAN tokens; guidance, top-k; windows for larger images.",
         lambda name: by_class(name, token_transformer(), GUIDED)),

@@ -90,11 +90,6 @@ def adversarial(training: AutoencoderTraining, *, start: int) -> AutoencoderTrai
         discriminator_channels=16, discriminator_layers=2, discriminator_start=start)
 
 
-def vqgan() -> AutoencoderTraining:
-    """The demo's VQ-GAN with fewer steps."""
-    return adversarial(autoencoder(), start=200).replace(total_steps=450)
-
-
 def vae() -> AutoencoderTraining:
     """32² pixels to Gaussian latents of 4² x 16, trained on the bound of 8-bit images."""
     return autoencoder().replace(

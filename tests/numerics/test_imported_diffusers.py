@@ -10,8 +10,7 @@ from diffusers import DiTTransformer2DModel, PriorTransformer, UNet2DModel
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 
-from components.configuration.diffusion import DiffusionTraining
-from components.configuration.processes import DiscreteProcess
+from components.configuration.diffusion import DiffusionTraining, DiscreteProcess
 from components.models.bundle import ModelBundle
 from components.runtime.storage.store import Store
 from components.weights.files import read_weights

@@ -15,9 +15,8 @@ from torch import Tensor
 from transformers import CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from components.configuration.conditions import DatasetInfo
-from components.configuration.diffusion import DiffusionTraining
+from components.configuration.diffusion import DiffusionTraining, DiscreteProcess
 from components.configuration.optimization import StartConfig
-from components.configuration.processes import DiscreteProcess
 from components.models.bundle import ModelBundle, load_bundle, save_bundle
 from components.models.diffusion.corruption import upsample
 from components.models.diffusion.objective import make_objective

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.configuration.diffusion import DiffusionTraining
-from components.configuration.processes import DiscreteProcess
+from components.configuration.diffusion import DiffusionTraining, DiscreteProcess
 from components.configuration.sampling import NOISE_LEVEL
 from components.configuration.trainings import DiffusionPriorTraining
 from components.models.devices import to_device

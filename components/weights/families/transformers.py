@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.configuration.processes import DiscreteProcess
+from components.configuration.diffusion import DiscreteProcess
 from components.models.dit import grid_positions
 from components.weights.families.unets import latent_scale
 from components.weights.renaming import Arguments, Rules, WeightFamily, segments
