@@ -43,7 +43,7 @@ def agreement_stages(recipe: AgreementRecipe | None, *, images: Stage, cascade: 
         return []
     trainings = {"judge": recipe.judge, "matcher": recipe.matcher}
     judges: dict[str, Any] = {
-        name: Stage(name, train_model, own, images=images) for name, own in trainings.items() if own is not None
+        name: Stage(name, train_model, own, images=images) for name, own in trainings.items() if own
     }
     measure = Stage("agreement", run_study, recipe.measure, images=images, cascade=cascade, **judges)
     return [*judges.values(), measure]

@@ -47,9 +47,8 @@ class Stage:
 
     @property
     def upstream(self) -> list["Stage"]:
-        """Direct and indirect inputs, one that several stages read as often as it is read."""
-        parents = [*self.parents.values()]
-        return parents + [stage for parent in parents for stage in parent.upstream]
+        """Direct and indirect inputs; one that several of them read stands there several times."""
+        return [stage for parent in self.parents.values() for stage in (parent, *parent.upstream)]
 
 
 class PlannedStage(NamedTuple):
@@ -79,13 +78,12 @@ class Workflow:
 
     def __init__(self, name: str, stages: Iterable[Stage]) -> None:
         self.name, self.stages = name, tuple(stages)
-        self.by_name = {stage.name: stage for stage in self.stages}
-        seen: set[str] = set()
+        self.by_name: dict[str, Stage] = {}
         for stage in self.stages:
-            missing = [parent.name for parent in stage.parents.values() if parent.name not in seen]
-            if stage.name in seen or missing:
+            missing = [parent.name for parent in stage.parents.values() if parent.name not in self.by_name]
+            if stage.name in self.by_name or missing:
                 raise ValueError(f"stage {stage.name} is listed twice or before its inputs {missing}")
-            seen.add(stage.name)
+            self.by_name[stage.name] = stage
 
     def plan(self, root: Store, selection: Selection | None = None) -> list[PlannedStage]:
         """Keys, caches and stages to run. Raises UsageError for an unknown stage or a missing input."""

@@ -53,10 +53,8 @@ def one_model(recipe: OneModelRecipe) -> Workflow:
         cascade = Stage("cascade", compose_cascade, recipe.sampling, model=model)
         shown["samples"] = Stage("samples", sample_generators, recipe.drawn, images=images, cascade=cascade)
         stages += [cascade, shown["samples"]]
-    if recipe.likelihood is not None:
-        stages.append(Stage("likelihood", run_study, recipe.likelihood, images=images, model=model))
-    if recipe.codes_study is not None:
-        stages.append(Stage("codes_study", run_study, recipe.codes_study, images=images, model=model))
+    studies = {"likelihood": recipe.likelihood, "codes_study": recipe.codes_study}
+    stages += [Stage(name, run_study, own, images=images, model=model) for name, own in studies.items() if own]
     return Workflow(recipe.name, [*stages, Stage("evaluation", evaluate, recipe.evaluation, images=images, **shown)])
 
 
@@ -66,9 +64,8 @@ def diffusion_branch(recipe: DiffusionBranchRecipe) -> Workflow:
     frozen: dict[str, Any] = {}
     if recipe.contrastive is not None:
         frozen["contrastive"] = Stage("contrastive", train_model, recipe.contrastive, images=given)
-    if recipe.text_encoder is not None:
-        text, name = recipe.text_encoder, "text_encoder"
-        frozen[name] = Stage(name, import_text_encoder, text, identity=encoder_identity)
+    if (own := recipe.text_encoder) is not None:
+        frozen["text_encoder"] = Stage("text_encoder", import_text_encoder, own, identity=encoder_identity)
     vae = recipe.autoencoder
     latents = {} if vae is None else {"autoencoder": Stage(vae.stage_name, train_model, vae, images=given)}
     first = frozen | latents  # of the base, and of what guides it

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.logging import RichHandler
 
 from components.configuration.usage import UsageError, usage_errors
 from components.runtime.tracking.names import environment
-from pipelines.command import evaluate, model, options, sample, translate
+from pipelines.command import evaluate, model, options, sample
 from pipelines.engine.provenance import code_line, commit
 
 app = typer.Typer(
@@ -254,10 +254,10 @@ def lecture(
     - `cascade lecture` — all of it, a few minutes a recipe on two cores
     - `cascade lecture T1 G1 maskgit` — three of them
     """
-    from pipelines.suites.lecture import run_lecture
+    from pipelines.suites.lecture import Lecture, run_lecture
 
-    where: Any = {"storage": storage, "tracking": tracking, "profile": profile}
-    raise typer.Exit(run_lecture(names or [], **where, console=Console(), figures=figures))
+    suite = Lecture(storage, tracking=tracking, profile=profile, figures=figures)
+    raise typer.Exit(run_lecture(suite, names or [], Console()))
 
 
 @app.command()
@@ -280,13 +280,13 @@ def compare(
     - `cascade compare` — all of them, about eight hours of one core
     - `cascade compare gan ddpm --minutes 2 --seed 1` — two of them with another seed: both trainings are in the table
     """
-    from pipelines.suites.compare import run_compare
+    from pipelines.suites.compare import Comparison, run_compare
 
-    where: Any = {"minutes": minutes or (), "storage": storage, "tracking": tracking, "profile": profile}
-    raise typer.Exit(run_compare(systems or [], seed=seed, **where, console=Console(), figures=figures))
+    suite = Comparison(storage, tracking=tracking, profile=profile, figures=figures)
+    raise typer.Exit(run_compare(suite, systems or [], Console(), seed=seed, minutes=minutes or ()))
 
 
-for body in (sample.sample, evaluate.evaluate, translate.translate):
+for body in (sample.sample, evaluate.evaluate, sample.translate):
     app.command()(body)
 import_command = app.command("import")(model.import_)
 for body in (model.export, model.reconstruct, model.ema, model.promote, model.register, model.serve):

@@ -22,6 +22,7 @@ from components.sampling import requests
 from components.sampling.cascade import Cascade, cascade_in
 from components.sampling.device import best_device
 from components.sampling.requests import Request, StageSettings, nested_settings, request_of
+from pipelines.command.options import check_out
 from pipelines.engine.session import set_environment
 from pipelines.planning.profiles import tracking_uri
 
@@ -54,8 +55,10 @@ class OpenModel(NamedTuple):
 
 
 @contextmanager
-def at_work(console: Console) -> Iterator[None]:
-    """Shows that the command loads and samples; a ValueError inside becomes a UsageError."""
+def at_work(out: Path, console: Console) -> Iterator[None]:
+    """Shows that the command loads and samples into a folder; a ValueError inside becomes a UsageError.
+    Raises UsageError, before any work, for a folder out of reach for writing."""
+    check_out(out)
     with usage_errors(), Progress(console=console, transient=True) as bar:
         bar.add_task("loading and sampling", total=None)
         yield

@@ -25,7 +25,7 @@ from components.sampling.images import from_uint8, index_grids, read_image, to_u
 from components.sampling.model import SamplingModel, load_model
 from pipelines.command.loading import local_model
 from pipelines.command.options import check_out
-from pipelines.command.translate import image_bytes
+from pipelines.command.sample import image_bytes
 
 PARTS = ("tokenizer", "autoencoder", "model")  # of a cascade, that may be an autoencoder
 

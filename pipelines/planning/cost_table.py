@@ -14,6 +14,7 @@ from rich import filesize
 from rich.table import Table
 
 from components.configuration.conditions import DatasetInfo
+from components.evaluation.report import number
 from components.runtime.execution import Resources
 from pipelines.planning.cost import StageCost, choices, counted_flops, encoding_flops, longest_path, stage_costs
 from pipelines.planning.memory import memory_warning, step_model
@@ -63,7 +64,7 @@ def cost_table(costs: Sequence[StageCost], cluster: Cluster, price: float | None
             cost.stage,
             f"{cost.gpus:g}",
             "" if cost.step_flops is None else f"{cost.step_flops:.3g}",
-            readable(cost.gpu_hours),
+            number(cost.gpu_hours),
             span(cost.hours),
             filesize.decimal(cost.read),
             filesize.decimal(cost.written),
@@ -71,7 +72,7 @@ def cost_table(costs: Sequence[StageCost], cluster: Cluster, price: float | None
             money(cost.gpu_hours, price),
         )
     total = sum(cost.gpu_hours for cost in costs)
-    table.add_row("sum", "", "", readable(total), "", "", "", "", "", "", money(total, price), style="bold")
+    table.add_row("sum", "", "", number(total), "", "", "", "", "", "", money(total, price), style="bold")
     return table
 
 
@@ -92,13 +93,13 @@ def choices_table(
     for choice in choices(stage, profile, cluster, sorted({*counts, own})):
         hours = choice.worker_hours * gpus
         mark = " *" if choice.workers == own else ""
-        cells = (*milliseconds(choice.time), span(choice.hours), readable(hours), money(hours, price))
+        cells = (*milliseconds(choice.time), span(choice.hours), number(hours), money(hours, price))
         table.add_row(f"{choice.workers}{mark}", *cells, "" if choice.fits else "no", style="bold" if mark else None)
     return table
 
 
 def milliseconds(time: StepTime) -> list[str]:  # under TERMS
-    return [readable(1000 * seconds) for seconds in (*time, time.seconds)]
+    return [number(1000 * seconds) for seconds in (*time, time.seconds)]
 
 
 def cost_notes(
@@ -111,7 +112,7 @@ def cost_notes(
     """Lines below the table: hours and price of the longest path, stages left out, memory, precision."""
     stages, hours = longest_path(workflow, costs)
     held, path = money(hours * cluster.gpus, price), f"{' → '.join(stages)}, {span(hours)}"
-    whole = f"{readable(hours * cluster.gpus)} GPU-hours{f', {held}' if held else ''}"
+    whole = f"{number(hours * cluster.gpus)} GPU-hours{f', {held}' if held else ''}"
     counted, trained = {cost.stage for cost in costs}, trainings(workflow).items()
     left_out = [stage.name for stage in workflow.stages if stage.name in shares and stage.name not in counted]
     slow = [name for name, own in trained if name in counted and own.optimization.precision == "fp32"]
@@ -155,8 +156,8 @@ def cost_overview(workflows: Sequence[Workflow], profile: Profile, cluster: Clus
                 f"{cost.flops / 1e18:,.3g}" if cost.flops < 1e21 else f"{cost.flops / 1e18:,.0f}",
                 f"{cost.gpus:g}",
                 *milliseconds(cost.time),
-                readable(cost.gpu_hours),
-                readable(cost.hours),
+                number(cost.gpu_hours),
+                number(cost.hours),
                 money(cost.gpu_hours, price),
                 filesize.decimal(step.held),
                 filesize.decimal(step.needed.sample),
@@ -177,14 +178,9 @@ def markdown(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def readable(count: float) -> str:
-    """Three digits where there are fewer, all where there are more: 0.0123, 1.23, 12.3, 1,234."""
-    return f"{count:,.0f}" if count >= 100 else f"{count:.3g}"
-
-
 def span(hours: float) -> str:
     """Hours as text, in days from two days on."""
-    return f"{readable(hours / HOURS_A_DAY)} days" if hours >= 2 * HOURS_A_DAY else f"{readable(hours)} h"
+    return f"{number(hours / HOURS_A_DAY)} days" if hours >= 2 * HOURS_A_DAY else f"{number(hours)} h"
 
 
 def money(gpu_hours: float, price: float | None) -> str:

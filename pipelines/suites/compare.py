@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -46,20 +45,20 @@ class SystemResult(Result):
 
     minutes: int = 0  # budget of all trainings, of one core; 0: without one
     source: str = ""  # set of images; empty: the recipe's
-    title: str = ""
-    branch: str = ""  # of the taxonomy
+    title: str = Field("", exclude=True)
+    branch: str = Field("", exclude=True)  # of the taxonomy
     cpu_seconds: float | None = None  # of the processor, of all its trainings
     bits: float | None = None  # bits/dim of held-out images
     bits_error: float | None = None  # standard error over images
     likelihood: str = ""  # what the bits are: exact, a bound, an estimated bound
     made: DistanceRow | None = None  # what was measured of its samples
-    samples: bytes = b""  # a grid of some of them, PNG
+    samples: bytes = Field(b"", exclude=True)  # a grid of some of them, PNG
     seconds_per_image: float | None = None
     parameters: int | None = None  # of all networks that sample
     feature_network: str = ""  # of its distances
     scale: DistanceRow | None = None  # held-out images, measured as its samples are
-    lossless: dict[str, float] = Field(default_factory=dict)  # bits/dim without a model
-    command: str = ""  # that makes what is missing
+    lossless: dict[str, float] = Field({})  # bits/dim without a model
+    command: str = Field("", exclude=True)  # that makes what is missing
 
     def measured(self, figure: str) -> tuple[float | None, float | None]:
         """A figure with the standard error, each None where not measured."""
@@ -69,30 +68,20 @@ class SystemResult(Result):
 
 
 def run_compare(
-    names: list[str],
-    *,
-    seed: int,
-    minutes: Sequence[int] = (),
-    storage: str | None,
-    tracking: str | None,
-    profile: str,
-    console: Console,
-    figures: Path | None = None,
+    comparison: "Comparison", names: list[str], console: Console, *, seed: int, minutes: Sequence[int] = ()
 ) -> int:
     """Run the unfinished recipes of systems in turn. Returns 1 if a recipe failed, 130 if interrupted.
 
     A finished recipe runs too if MLflow does not know its run: its stages are cached, and its results are sent again.
     Small budgets are first. `compare.html` in storage is written before the first and after each, with the rows of all
     seeds asked for so far. `names`: systems, such as gan or gan_32; empty: all. `seed`: of trainings and samples.
-    `minutes`: budgets; empty: all. `figures`: JSON file that gets the figures of all finished systems in the storage,
-    when the page is written. Raises UsageError for a name that is none or a budget that no system named has,
+    `minutes`: budgets; empty: all. Raises UsageError for a name that is none or a budget that no system named has,
     SourceError where the images are not on this machine."""
     keys = [key for recipe in chosen_systems(names) for key in budgets(recipe, seed)]
     if unknown := {*minutes} - {key.minutes for key in keys}:
         known = ", ".join(map(str, sorted({key.minutes for key in keys})))
         raise UsageError(f"--minutes {min(unknown)}: these systems have budgets of {known} minutes")
     chosen = [key for key in keys if not minutes or key.minutes in minutes]
-    comparison = Comparison(storage, tracking=tracking, profile=profile, figures=figures)
     comparison.add_seed(seed)
     comparison.write()
     for key in chosen:
@@ -136,7 +125,6 @@ class Comparison(Suite[SystemResult]):
     """All systems at all budgets with all seeds asked for in a storage."""
 
     name, page = "compare", "compare.html"
-    unsaved = frozenset({"title", "branch", "samples", "command"})
 
     @property
     def seeds(self) -> list[int]:

@@ -6,7 +6,6 @@ A slide shows formulas, the code of the formulas, and images, figures and traini
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, TypeVar
 
 from markupsafe import Markup
@@ -49,38 +48,28 @@ Item = TypeVar("Item")
 class RecipeResult(Result):
     """State of a row's recipe."""
 
-    row: str = ""  # T1, P3, ...
-    summary: str = ""  # the recipe in one line
-    figures: dict[str, float] = Field(default_factory=dict)  # likelihoods and distances by name
-    images: dict[str, bytes] = Field(default_factory=dict)  # name -> PNG
-    words: dict[str, tuple[str, ...]] = Field(default_factory=dict)  # name of an image -> conditions
-    plots: dict[str, str] = Field(default_factory=dict)  # title -> SVG
-    tables: dict[str, Table] = Field(default_factory=dict)  # title -> figures
-    curves: dict[str, str] = Field(default_factory=dict)  # title -> SVG
-    report: str = ""  # its address, from that of the page
+    row: str = Field("", exclude=True)  # T1, P3, ...
+    summary: str = Field("", exclude=True)  # the recipe in one line
+    figures: dict[str, float] = Field({})  # likelihoods and distances by name
+    images: dict[str, bytes] = Field({}, exclude=True)  # name -> PNG
+    words: dict[str, tuple[str, ...]] = Field({}, exclude=True)  # name of an image -> conditions
+    plots: dict[str, str] = Field({}, exclude=True)  # title -> SVG
+    tables: dict[str, Table] = Field({})  # title -> figures
+    curves: dict[str, str] = Field({}, exclude=True)  # title -> SVG
+    report: str = Field("", exclude=True)  # its address, from that of the page
 
 
-def run_lecture(
-    names: list[str],
-    *,
-    storage: str | None,
-    tracking: str | None,
-    profile: str,
-    console: Console,
-    figures: Path | None = None,
-) -> int:
+def run_lecture(lecture: "Lecture", names: list[str], console: Console) -> int:
     """Run the unfinished recipes of rows in turn. Returns 1 if a recipe failed, 130 if interrupted.
 
     A finished recipe runs too if MLflow does not know its run: its stages are cached, and its results are sent again.
     Rows whose images are not on this machine are left out, and said so. `lecture.html` in storage is written before the
     first recipe and after each: all slides, with what there is by then, and what is missing.
-    `names`: rows or recipes to run; empty: all. `figures`: JSON file that gets the figures of all finished rows in the
-    storage, when the page is written. Raises UsageError for a name that is neither and without the extra `lecture`,
-    SourceError for a row that is named but has no images here."""
+    `names`: rows or recipes to run; empty: all. Raises UsageError for a name that is neither and without the extra
+    `lecture`, SourceError for a row that is named but has no images here."""
     if find_spec("latex2mathml") is None:
         raise UsageError("the lecture's page needs the extra lecture: pip install 'image-cascade[lecture]'")
     chosen = chosen_rows(names)
-    lecture = Lecture(storage, tracking=tracking, profile=profile, figures=figures)
     lecture.write()
     for recipe, obstacle in [(recipe, lecture.results[Key(recipe)].obstacle) for recipe in chosen]:
         if obstacle and names:
@@ -109,7 +98,6 @@ class Lecture(Suite[RecipeResult]):
     """All rows, with seed 0."""
 
     name, page = "lecture", "lecture.html"
-    unsaved = frozenset({"row", "summary", "images", "words", "plots", "curves", "report"})
 
     def keys(self) -> list[Key]:
         return [Key(recipe) for recipe in chosen_rows([])]

@@ -54,7 +54,8 @@ class Stages(NamedTuple):
 
 
 class Result(Config):
-    """State of a recipe with a seed in a storage, or figures of a recipe in a JSON file."""
+    """State of a recipe with a seed in a storage, or figures of a recipe in a JSON file.
+    That file keeps all fields but those that are excluded."""
 
     recipe: str
     seed: int = 0  # of trainings and samples
@@ -77,10 +78,10 @@ class Suite(ABC, Generic[R]):
 
     name: ClassVar[str]  # of the command, and of its figures in a JSON file
     page: ClassVar[str]  # file in the storage
-    unsaved: ClassVar[frozenset[str]]  # fields of results that a JSON file does not keep
 
     def __init__(self, storage: str | None, *, tracking: str | None, profile: str, figures: Path | None = None) -> None:
-        """The file `figures` gets the figures of finished recipes. Raises UsageError if its folder is missing."""
+        """The JSON file `figures` gets the figures of all finished recipes when the page is written.
+        Raises UsageError if its folder is missing."""
         check_figures(figures)
         self.root, self.tracking, self.profile = Store(storage_uri(storage)), tracking, profile
         self.figures = figures
@@ -112,7 +113,7 @@ class Suite(ABC, Generic[R]):
         self.root.write(self.page, self.render().encode())
         if self.figures is not None:
             finished = (result for result in self.results.values() if not result.missing)
-            save_figures(self.figures, self.name, finished, unsaved=self.unsaved)
+            save_figures(self.figures, self.name, finished)
 
     def collect(self, key: Key) -> R:
         """The result of a recipe, or the obstacle to running the recipe here."""
@@ -223,12 +224,12 @@ def key_of(entry: Mapping[str, Any]) -> Key:
     return Key(**{name: entry[name] for name in Key._fields if name in entry})
 
 
-def save_figures(file: Path, suite: str, results: Iterable[Result], *, unsaved: frozenset[str]) -> None:
+def save_figures(file: Path, suite: str, results: Iterable[Result]) -> None:
     """Put results into a JSON file, in place of entries of the same key; the rest stays."""
     suites = read_figures(file)
     entries = {key_of(entry): entry for entry in suites.get(suite, [])}
     for result in results:
-        entry = result.model_dump(mode="json", exclude_defaults=True, exclude=set(unsaved))
+        entry = result.model_dump(mode="json", exclude_defaults=True)
         entries[key_of(entry)] = entry
     text = json.dumps(suites | {suite: [*entries.values()]}, indent=1, ensure_ascii=False)
     part = file.with_name(f"{file.name}.part")

@@ -6,7 +6,7 @@ Code is read when a page is drawn, so that the page shows the lines that run.
 import ast
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import components
 from components.configuration.config import Config
@@ -15,6 +15,7 @@ LECTURE = Path(__file__).with_name("lecture.md")
 ROOT = Path(components.__file__).parents[1]
 WHOLE = 14  # lines of a definition; of a longer one those near the formula
 NEAR = 5  # lines before and after it
+SEPARATORS = {"branch": " > ", "side_by_side": ", ", "recipes": ", "}  # between values of a line
 KEYS = ("slip", "code", "branch", "draws", "side_by_side", "recipes", "shows", "source", "row")  # of a slide's lists
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -71,7 +72,7 @@ def read_slide(chapter: str, title: str, body: str) -> Slide:
     """A slide of paragraphs: words, formulas between `$$`, or lists of `- key: value`."""
     words: list[str] = []
     formulas: list[str] = []
-    values: dict[str, list[str]] = {key: [] for key in KEYS}
+    values: dict[str, Any] = {key: [] for key in KEYS}
     for paragraph in body.strip().split("\n\n"):
         if paragraph.startswith("$$"):
             formulas.append(paragraph.strip("$"))
@@ -86,21 +87,14 @@ def read_slide(chapter: str, title: str, body: str) -> Slide:
     if None in references:
         wrong = values["code"][references.index(None)]
         raise LookupError(f"slide {title!r}: {wrong!r} is no file, definition and `words`")
-    return Slide(
-        chapter=chapter,
-        title=title,
-        text=" ".join(words),
-        formulas=tuple(formulas),
-        slip=" ".join(values["slip"]),
-        code=tuple(CodeReference(**match.groupdict()) for match in references if match),
-        branch=tuple(name for line in values["branch"] for name in line.split(" > ")),
-        draws=tuple(values["draws"]),
-        side_by_side=tuple(name for line in values["side_by_side"] for name in line.split(", ")),
-        sources=tuple((title, address) for title, _, address in (line.partition(" | ") for line in values["source"])),
-        recipes=tuple(name for line in values["recipes"] for name in line.split(", ")),
-        shows=tuple(values["shows"]),
-        rows=tuple(values["row"]),
-    )
+    values["code"] = [match.groupdict() for match in references if match]
+    for key, separator in SEPARATORS.items():
+        values[key] = [part for line in values[key] for part in line.split(separator)]
+    values["slip"] = " ".join(values["slip"])
+    values["sources"] = [line.partition(" | ")[::2] for line in values.pop("source")]
+    values["rows"] = values.pop("row")
+    values |= {"chapter": chapter, "title": title, "text": " ".join(words), "formulas": formulas}
+    return Slide.model_validate(values)
 
 
 def read_code(reference: CodeReference) -> list[CodeLine]:
@@ -113,7 +107,10 @@ def read_code(reference: CodeReference) -> list[CodeLine]:
         raise LookupError(f"no file {reference.file}")
     text = path.read_text()
     definition, source = find_definition(ast.parse(text), reference), text.splitlines()
-    head, body = head_and_body(definition)
+    opening, documented = definition.body[0], ast.get_docstring(definition, clean=False) is not None
+    head = range(definition.lineno, opening.lineno)
+    start = (opening.end_lineno or 0) + 1 if documented and len(definition.body) > 1 else opening.lineno
+    body = range(start, (definition.end_lineno or 0) + 1)
     place = next((number for number in body if reference.words in source[number - 1]), None)
     if place is None:
         raise LookupError(f"{reference.words!r} stands nowhere in {reference.name} of {reference.file}")
@@ -131,14 +128,6 @@ def read_code(reference: CodeReference) -> list[CodeLine]:
         lines = [CodeLine(number, source[number - 1][definition.col_offset :], number in formula) for number in part]
         shown += [line for line in lines if line.text.strip()] or [CodeLine(0, "    …", False)]
     return shown
-
-
-def head_and_body(definition: Definition) -> tuple[range, range]:
-    """Line numbers of a definition's head, and of its body behind the docstring."""
-    first = definition.body[0]
-    documented = len(definition.body) > 1 and ast.get_docstring(definition, clean=False) is not None
-    start = (first.end_lineno or 0) + 1 if documented else first.lineno
-    return range(definition.lineno, first.lineno), range(start, (definition.end_lineno or 0) + 1)
 
 
 def find_definition(tree: ast.Module, reference: CodeReference) -> Definition:

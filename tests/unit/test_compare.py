@@ -312,8 +312,8 @@ def test_the_page_shows_every_seed_that_was_asked_for_and_reads_what_is_finished
 def test_names_may_leave_out_the_size_and_another_name_is_refused() -> None:
     assert chosen_systems(["gan", "ddpm_32"]) == ["ddpm_32", "gan_32"]
     assert chosen_systems([]) == [system.name for system in TAXONOMY]
-    quiet: Any = {"seed": 0, "storage": None, "tracking": None, "profile": "auto", "console": Console(quiet=True)}
+    comparison, quiet = Comparison(None, tracking=None, profile="auto"), Console(quiet=True)
     with pytest.raises(UsageError, match="no system 'gen'; did you mean 'gan'"):
-        run_compare(["gen"], **quiet)
+        run_compare(comparison, ["gen"], quiet, seed=0)
     with pytest.raises(UsageError, match="--minutes 32: these systems have budgets of 2, 8 minutes"):
-        run_compare(["vae"], minutes=[2, 32], **quiet)
+        run_compare(comparison, ["vae"], quiet, seed=0, minutes=[2, 32])

@@ -21,8 +21,7 @@ from components.sampling.device import best_device, native_bf16
 from components.sampling.requests import RequestRow
 from pipelines.command import loading
 from pipelines.command.loading import load_cascade
-from pipelines.command.sample import sample
-from pipelines.command.translate import translate
+from pipelines.command.sample import sample, translate
 from tests.image_sets import png
 from tests.pretend_gpu import GPU, pretend_gpu
 from tests.tiny_cascade import commit_model, write_cascade

@@ -20,8 +20,8 @@ from components.runtime.tracking.tracker import Tracker
 from pipelines.engine import driver
 from pipelines.engine.recorder import EXPERIMENT
 from pipelines.suites import compare
-from pipelines.suites.compare import run_compare
-from pipelines.suites.lecture import run_lecture
+from pipelines.suites.compare import Comparison, run_compare
+from pipelines.suites.lecture import Lecture, run_lecture
 from pipelines.suites.runner import unknown_runs
 from pipelines.workflow import PlannedStage
 
@@ -85,9 +85,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+QUIET = Console(quiet=True)
 COMMANDS: dict[str, Callable[..., int]] = {
-    "lecture": lambda **options: run_lecture(["gan"], **options),
-    "compare": lambda **options: run_compare(["gan"], seed=0, minutes=[2], **options),
+    "lecture": lambda **options: run_lecture(Lecture(**options), ["gan"], QUIET),
+    "compare": lambda **options: run_compare(Comparison(**options), ["gan"], QUIET, seed=0, minutes=[2]),
 }
 
 
@@ -96,7 +97,6 @@ def test_what_is_finished_runs_again_for_an_mlflow_that_does_not_know_it_and_onl
     command: str, ran: list[str], tracking: str, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"storage": Store(str(tmp_path / "runs")).uri, "profile": "auto"}
-    options |= {"console": Console(quiet=True)}
     assert COMMANDS[command](tracking=tracking, **options) == driver.DONE
     (run,) = ran
     track(tracking, run, "FINISHED", tmp_path)
@@ -114,7 +114,7 @@ def test_figures_of_what_is_finished_are_put_into_a_file_with_their_commit_date_
     old = {command: [before | ({"minutes": minutes} if minutes else {}), other], "demo": [{"recipe": "openmoji"}]}
     file.write_text(json.dumps(old))
     options: dict[str, Any] = {"storage": str(tmp_path / "runs"), "tracking": "none", "profile": "auto"}
-    assert COMMANDS[command](console=Console(quiet=True), figures=file, **options) == driver.DONE
+    assert COMMANDS[command](figures=file, **options) == driver.DONE
     figures = json.loads(file.read_text())
     results = {(entry["recipe"], entry.get("seed", 0), entry.get("minutes", 0)): entry for entry in figures[command]}
     assert (
@@ -134,10 +134,10 @@ def test_a_file_of_something_else_is_refused_before_anything_runs(ran: list[str]
     file.write_text('[{"name": "unet"}]')
     options: dict[str, Any] = {"storage": str(tmp_path / "runs"), "tracking": "none", "profile": "auto"}
     with pytest.raises(UsageError, match=r"bench\.json holds no figures of a lecture or a comparison"):
-        run_lecture(["gan"], console=Console(quiet=True), figures=file, **options)
+        COMMANDS["lecture"](figures=file, **options)
     with pytest.raises(UsageError, match=r"--json .* is a folder: name a file in it"):
-        run_lecture(["gan"], console=Console(quiet=True), figures=tmp_path, **options)
+        COMMANDS["lecture"](figures=tmp_path, **options)
     with pytest.raises(UsageError, match=r"--json .*new/figures\.json: there is no such folder"):
-        run_lecture(["gan"], console=Console(quiet=True), figures=tmp_path / "new" / "figures.json", **options)
+        COMMANDS["lecture"](figures=tmp_path / "new" / "figures.json", **options)
     assert ran == []
     assert file.read_text() == '[{"name": "unet"}]'

@@ -93,7 +93,7 @@ def test_rows_without_their_images_or_their_text_encoder_are_known_before_anythi
     assert len(lecture.results) == len(ROWS)
     lecture.root.delete(lecture.page)
     with pytest.raises(SourceError, match="dataset-fashion-mnist"):
-        run_lecture(["D4"], storage=lecture.root.uri, tracking=None, profile="auto", console=Console(quiet=True))
+        run_lecture(Lecture(lecture.root.uri, tracking=None, profile="auto"), ["D4"], Console(quiet=True))
     assert "dataset-fashion-mnist" in lecture.root.read(lecture.page).decode()
 
 

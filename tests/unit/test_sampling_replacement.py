@@ -14,7 +14,7 @@ from components.sampling.generators.diffusion import known_part
 from components.sampling.image_files import encode_png
 from components.sampling.images import from_uint8
 from components.sampling.requests import Request
-from pipelines.command.translate import translate
+from pipelines.command.sample import translate
 from tests.refusals import one_line
 from tests.tiny_cascade import FEW, write_cascade
 from tests.tiny_diffusion_branches import LATENT_SCALE, base, latent

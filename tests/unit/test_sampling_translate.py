@@ -21,7 +21,7 @@ from components.sampling.answers import predictor_of
 from components.sampling.cascade import Cascade
 from components.sampling.image_files import encode_png, gray_png
 from components.sampling.requests import Request, RequestRow, read_settings, settings_of, with_settings
-from pipelines.command.translate import translate
+from pipelines.command.sample import translate
 from tests.in_process import in_process
 from tests.refusals import assert_refused, one_line
 from tests.tiny_palette import SIDE, hidden, pixels, write_palette
