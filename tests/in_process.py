@@ -48,3 +48,10 @@ def in_process(*arguments: str, cwd: Path, on_ray: bool = False) -> Done:
         main()
     assert isinstance(ended.value.code, int)
     return Done(ended.value.code, out.getvalue(), err.getvalue())
+
+
+def finished(*arguments: str, cwd: Path) -> Done:
+    """The command in this process, which ends with exit code 0."""
+    done = in_process(*arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done

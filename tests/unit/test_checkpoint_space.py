@@ -1,7 +1,6 @@
 """Laws of room: a disk without room for the checkpoints is refused before anything starts, and nothing else is."""
 
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +9,6 @@ import pytest
 from components.configuration.conditions import DatasetInfo
 from components.runtime.storage.connection import StoreError
 from components.runtime.storage.store import Store
-from pipelines.command.cli import main
 from pipelines.engine import driver
 from pipelines.engine.driver import RunOptions, prepare
 from pipelines.planning.memory import MANY_CLASSES, checkpoint_bytes, model_bytes, step_model
@@ -19,6 +17,8 @@ from pipelines.planning.room import check_room
 from pipelines.recipes.catalog import RECIPES
 from pipelines.workflow import PlannedStage
 from pipelines.workflows import build_workflow
+from tests.in_process import in_process
+from tests.refusals import assert_refused
 
 
 def disks(monkeypatch: pytest.MonkeyPatch, *, free: int) -> None:
@@ -81,21 +81,12 @@ def test_a_node_has_room_for_all_that_train_at_once_after_a_common_first_trainin
 
 
 def test_a_full_disk_ends_the_command_in_one_line_before_ray_is_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def never(**options: object) -> None:
-        raise AssertionError("Ray was started")
-
     disks(monkeypatch, free=20_000_000)
-    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(driver, "start_ray", never)
-    monkeypatch.setattr(sys, "argv", ["cascade", "run", "--recipe", "smoke", "--tracking", "none"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: the checkpoints of tokenizer, prior, base, upsampler_32 need ")
-    assert f"in {tmp_path}/runs and " in line
-    assert "where 20.0 MB are free" in line
+    monkeypatch.setattr(driver, "start_ray", lambda **options: pytest.fail("Ray was started"))
+    done = in_process("run", "--recipe", "smoke", "--tracking", "none", cwd=tmp_path)
+    needed = "error: the checkpoints of tokenizer, prior, base, upsampler_32 need "
+    assert_refused(done, needed, f"in {tmp_path}/runs and ", "where 20.0 MB are free")
     assert not list(tmp_path.glob("runs/stages/*"))

@@ -29,7 +29,7 @@ from components.sampling.cascade import Cascade
 from components.sampling.image_files import encode_png
 from tests import image_sets
 from tests.feature_weights import clip_network, open_clip_network, write_inception
-from tests.in_process import Done, in_process
+from tests.in_process import Done, finished, in_process
 from tests.refusals import assert_refused, one_line
 from tests.served_models import NAME, Registry
 from tests.tiny_cascade import commit_model, write_cascade
@@ -366,8 +366,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def own_figures(home: Path, *more: str, model: str = "stages/cascade/c") -> dict[str, Any]:
-    done = in_process("evaluate", "--model", model, "--json", "out.json", *LITE0, *more, cwd=home)
-    assert done.returncode == 0, done.stderr
+    done = finished("evaluate", "--model", model, "--json", "out.json", *LITE0, *more, cwd=home)
     return json.loads((home / "out.json").read_text()) | {"said": done.stdout}
 
 

@@ -26,8 +26,9 @@ from components.sampling.cascade import read_description
 from components.training.checkpoint import STATE, digests_file
 from components.training.results import FINISHED, read_finished
 from components.training.run_folder import SNAPSHOT, fetch_once, last_checkpoint
-from pipelines.command.cli import WRONG_USE, main
 from pipelines.engine.run_report import load_plan, newest_run
+from tests.in_process import in_process
+from tests.refusals import assert_refused, one_line
 
 OUTSIDE = "{outside}/made"  # which the watched folder takes the place of
 FORMS = {
@@ -90,10 +91,9 @@ def change_manifest(store: Store, change: Callable[[dict[str, Any]], object]) ->
 
 @pytest.mark.parametrize("name", FORMS)
 def test_what_is_no_name_is_refused_with_the_name(name: str, outside: Path):
-    with pytest.raises(ValueError, match="is no name of a file inside a folder") as caught:
+    with one_line(ValueError, match="is no name of a file inside a folder") as caught:
         file_name(form(name, outside))
     assert repr(form(name, outside)[:60]) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["a", "attempt-1/a.bin", "..a/b..c", ".hidden", "größe/ä", "ab:c", "a b", "a" * 255])
@@ -157,9 +157,8 @@ def test_nothing_follows_a_link_out_of_a_store_or_of_a_folder(tmp_path: Path, ou
 def test_a_manifest_names_no_place_outside(name: str, stage: Store, outside: Path):
     written = stage.read(MANIFEST)
     change_manifest(stage, lambda values: values["files"][0].update(path=form(name, outside)))
-    with pytest.raises(ArtifactError, match=r"manifest\.json can't be used: files\.0\.path: .* run again") as caught:
+    with one_line(ArtifactError, match=r"manifest\.json can't be used: files\.0\.path: .* run again"):
         load_artifact(stage)
-    assert "\n" not in str(caught.value)
     for field in ("stage", "key"):
         stage.write(MANIFEST, written)
         change_manifest(stage, lambda values, field=field: values.update({field: "../base"}))
@@ -193,9 +192,8 @@ def test_each_flipped_bit_of_a_manifest_is_seen(stage: Store):
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
         stage.write(MANIFEST, bytes(flipped))
-        with pytest.raises(ArtifactError) as caught:
+        with one_line(ArtifactError, match=""):
             load_artifact(stage)
-        assert "\n" not in str(caught.value)
 
 
 def test_the_digest_of_a_manifest_is_of_what_it_says_and_not_of_where_or_in_which_order():
@@ -212,16 +210,12 @@ def test_neither_digests_nor_results_nor_the_last_checkpoint_of_a_training_name_
 ):
     run = Store(str(tmp_path / "run"))
     run.write(f"step-000000001/{digests_file(STATE)}", json.dumps({form(name, outside): [4, "0"]}).encode())
-    with pytest.raises(
-        DamagedFileError, match=r"step-000000001 is not whole: digests-00000\.json .* is no name"
-    ) as caught:
+    with one_line(DamagedFileError, match=r"step-000000001 is not whole: digests-00000\.json .* is no name"):
         fetch_once(run, "step-000000001", STATE, place=tmp_path / "local")
-    assert "\n" not in str(caught.value)
     entry = {"path": form(name, outside), "bytes": 4, "sha256": "0"}
     run.write(FINISHED, json.dumps({"entries": [entry], "summary": {}}).encode())
-    with pytest.raises(ArtifactError, match=r"finished\.json can't be used: entries\.0\.path: ") as caught:
+    with one_line(ArtifactError, match=r"finished\.json can't be used: entries\.0\.path: "):
         read_finished(run)
-    assert "\n" not in str(caught.value)
     for bad in (form(name, outside), f"step-{form(name, outside)}", "step-000000001\n"):
         latest = {"checkpoint_dir_name": bad}
         run.write(SNAPSHOT, json.dumps({"latest_checkpoint_result": latest}).encode())
@@ -237,9 +231,8 @@ def test_a_plan_names_stages_and_keys(name: str, tmp_path: Path, outside: Path):
             root.write(f"runs/a/{file}", json.dumps({"saved": 1.0, "stages": [stage | {"state": "done"}]}).encode())
             uses = [lambda: find_garbage(root, unused=True)]
             for use in uses if file == ANNOUNCED else [*uses, lambda: load_plan(root, "a"), lambda: newest_run(root)]:
-                with pytest.raises(ArtifactError, match=rf"runs/a/{file} can't be used: stages\.0\.") as caught:
+                with one_line(ArtifactError, match=rf"runs/a/{file} can't be used: stages\.0\."):
                     use()
-                assert "\n" not in str(caught.value)
             root.delete(f"runs/a/{file}")
 
 
@@ -269,38 +262,21 @@ def test_an_index_names_files_of_its_own_folder_or_whole_addresses(tmp_path: Pat
             loaded(**changes)
 
 
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *arguments: str) -> str:
-    """The one line with which the command ends, as wrong use."""
-    monkeypatch.setattr("sys.argv", ["cascade", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert ended.value.code == WRONG_USE
-    return line
-
-
 @pytest.mark.parametrize("name", ["absolute below a folder", "up from below", "drive"])
-def test_sample_refuses_a_hostile_model(
-    name: str, stage: Store, outside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
+def test_sample_refuses_a_hostile_model_and_a_changed_one(name: str, stage: Store, outside: Path, tmp_path: Path):
+    written, sample = stage.read(MANIFEST), ("sample", "--model", stage.uri)
     change_manifest(stage, lambda values: values["files"][0].update(path=form(name, outside)))
-    line = refused(monkeypatch, capsys, "sample", "--model", stage.uri)
     place = f"{stage.uri}/manifest.json can't be used: files.0.path"
-    assert line.startswith(f"error: {place}: '{form(name, outside)[:60]}'")
-
-
-def test_sample_refuses_a_changed_model(stage: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    stage.write(MANIFEST, stage.read(MANIFEST).replace(b'"metadata": {}', b'"metadata": {"a": 1}'))
-    assert "is not as it was written" in refused(monkeypatch, capsys, "sample", "--model", stage.uri)
+    assert_refused(in_process(*sample, cwd=tmp_path), f"error: {place}: '{form(name, outside)[:60]}'")
+    stage.write(MANIFEST, written.replace(b'"metadata": {}', b'"metadata": {"a": 1}'))
+    assert_refused(in_process(*sample, cwd=tmp_path), "is not as it was written")
 
 
 @pytest.mark.parametrize("arguments", [["verify"], ["report"], ["gc", "--unused", "--yes"]])
-def test_who_reads_plans_refuses_a_hostile_one(
-    arguments: list[str], outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
+def test_who_reads_plans_refuses_a_hostile_one(arguments: list[str], outside: Path, tmp_path: Path):
     root = Store(str(tmp_path / "store"))
     root.write("stages/base/k/attempt-1/a.bin", b"data")
     root.write("runs/a/plan.json", b'{"saved": 1.0, "stages": [{"name": "..", "key": "outside", "state": "done"}]}')
-    line = refused(monkeypatch, capsys, *arguments, "--storage", root.uri)
-    assert "runs/a/plan.json can't be used: stages.0.name: '..' is no name" in line
+    done = in_process(*arguments, "--storage", root.uri, cwd=tmp_path)
+    assert_refused(done, "runs/a/plan.json can't be used: stages.0.name: '..' is no name")
     assert len(root.list()) == 2

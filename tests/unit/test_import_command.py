@@ -28,7 +28,7 @@ from tests.foreign_weights import (
     tensors_of,
     words_of,
 )
-from tests.in_process import Done, in_process
+from tests.in_process import Done, finished, in_process
 from tests.peer_unets import peer_autoencoder
 from tests.refusals import assert_refused
 from tests.tiny_cascade import artifact_in
@@ -98,8 +98,7 @@ def test_a_file_becomes_a_model_that_samples(tmp_path: Path, weights: dict[str, 
         assert load_model("base", folder).sampling == load_recipe("ddpm", []).sampling.base
     if form == "safetensors":  # the line that is printed can be typed
         assert following == "next: cascade sample --model ours"
-        done = in_process(*following.split()[2:], "--count", "1", "--steps", "2", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        done = finished(*following.split()[2:], "--count", "1", "--steps", "2", cwd=tmp_path)
         assert Image.open(tmp_path / "samples" / "unconditional-diffusion-0000.png").size == (16, 16)
 
 
@@ -124,8 +123,7 @@ def test_files_and_models_lie_in_storage_too(tmp_path: Path, weights: dict[str, 
     save_file(weights, tmp_path / "theirs.safetensors")
     folder = f"memory://import-{uuid.uuid4().hex}"
     Store(folder).upload(tmp_path / "theirs.safetensors", "theirs.safetensors")
-    done = in_process("import", f"{folder}/theirs.safetensors", "--as", STAGE, "--out", f"{folder}/ours", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = finished("import", f"{folder}/theirs.safetensors", "--as", STAGE, "--out", f"{folder}/ours", cwd=tmp_path)
     assert in_process("verify", "--model", f"{folder}/ours", cwd=tmp_path).returncode == 0
     done = in_process("import", f"{folder}/none.pt", "--as", STAGE, "--out", f"{folder}/none", cwd=tmp_path)
     assert_refused(done, "none.pt: no such file")
@@ -135,13 +133,11 @@ def test_files_and_models_lie_in_storage_too(tmp_path: Path, weights: dict[str, 
 def test_a_model_of_ours_is_copied_from_another_store_with_its_origin(tmp_path: Path, weights: dict[str, Tensor]):
     save_file(weights, tmp_path / "theirs.safetensors")
     folder = f"memory://import-{uuid.uuid4().hex}"
-    done = in_process("import", "theirs.safetensors", "--as", STAGE, "--out", f"{folder}/ours", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = finished("import", "theirs.safetensors", "--as", STAGE, "--out", f"{folder}/ours", cwd=tmp_path)
     (model,) = re.findall(r"model: (\S+)", done.stdout)
     assert_refused(in_process("import", f"{folder}/ours", "--as", STAGE, "--out", "own", cwd=tmp_path), "leave --as")
     for source, out in ((f"{folder}/ours", "own"), ("own", "again")):
-        done = in_process("import", source, "--out", out, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        done = finished("import", source, "--out", out, cwd=tmp_path)
         assert in_process("verify", "--model", out, cwd=tmp_path).returncode == 0
     first, *copies = map(artifact_in, (f"{folder}/ours", tmp_path / "own", tmp_path / "again"))
     assert [each.provenance for each in copies] == [first.provenance] * 2
@@ -161,8 +157,7 @@ def test_a_model_in_several_files_is_that_of_one(tmp_path: Path):
     peer.save_pretrained(tmp_path / "theirs", max_shard_size="4KB")
     index = tmp_path / "theirs/diffusion_pytorch_model.safetensors.index.json"
     assert len(set(json.loads(index.read_text())["weight_map"].values())) > 2
-    done = in_process("import", "theirs", "--out", "ours", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    finished("import", "theirs", "--out", "ours", cwd=tmp_path)
     peer.save_pretrained(tmp_path / "one/theirs")
     assert in_process("import", "one/theirs", "--out", "of_one", cwd=tmp_path).returncode == 0
     stored = [load_file(next((tmp_path / name).glob("attempt-*/model.safetensors"))) for name in ("ours", "of_one")]
@@ -190,8 +185,7 @@ def test_the_license_of_a_card_is_the_first_that_it_names(stated: str, tmp_path:
 def test_a_folder_of_diffusers_says_itself_what_it_is_and_stages_take_it(tmp_path: Path):
     peer_autoencoder(8, 8).save_pretrained(tmp_path / "theirs")
     (tmp_path / "theirs/README.md").write_text("---\nlicense: mit\n---\n")
-    done = in_process("import", "theirs", "--out", "ours", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = finished("import", "theirs", "--out", "ours", cwd=tmp_path)
     artifact = artifact_in(tmp_path / "ours")
     assert describe_autoencoder(artifact).diffused_shape == (4, 8, 8)
     with artifact.local_copy() as folder:
@@ -321,11 +315,9 @@ def test_a_model_that_reads_captions_comes_with_its_tokenizer(tmp_path: Path):
         assert_refused(in_process(*command, name, cwd=tmp_path), fault)
     assert_nothing_written(tmp_path)
     words_of("a", "red", "circle", "<|endoftext|>").bpe.save(str(tmp_path / "theirs_words.json"))
-    done = in_process(*command, "theirs_words.json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = finished(*command, "theirs_words.json", cwd=tmp_path)
     asked = ["sample", "--model", "ours", "--prompt", "red circle", "--count", "1", "--steps", "2"]
-    done = in_process(*asked, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = finished(*asked, cwd=tmp_path)
     done = in_process("import", "theirs.safetensors", "--as", STAGE, "--out", "none", cwd=tmp_path)
     assert_refused(done, "the U-Net of GLIDE reads captions, and ddpm/base reads none: name another stage")
 
@@ -349,14 +341,12 @@ def test_of_all_models_of_a_checkpoint_the_one_that_reads_captions_gets_the_toke
     for words in (("a", "red", "circle", "[PAD]"), ("red", "a", "circle", "[PAD]")):
         words_of(*words).bpe.save(str(tmp_path / "theirs_words.json"))
         command = ("import", "theirs.safetensors", "--as", stage, *sets, *given, "--out", words[0])
-        done = in_process(*command, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        done = finished(*command, cwd=tmp_path)
         artifact = artifact_in(tmp_path / words[0])
         assert [name for name in artifact.names() if name.endswith("bpe.json")] == ["prior/bpe.json"]
         keys.append(artifact.key)
     assert keys[0] != keys[1]
-    done = in_process("sample", "--model", "a", "--prompt", "red circle", "--count", "1", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = finished("sample", "--model", "a", "--prompt", "red circle", "--count", "1", cwd=tmp_path)
     command = ("import", "theirs.safetensors", "--as", "imagenet_class_prior/cascade", *given, "--out", "none")
     done = in_process(*command, cwd=tmp_path)
     assert_refused(done, "no model of", "reads captions itself: leave --tokenizer out")

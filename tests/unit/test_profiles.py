@@ -28,26 +28,20 @@ def test_a_file_gives_one_stage_another_share_than_the_rest(tmp_path: Path):
     assert shares["base"].num_workers == 4
 
 
-@pytest.mark.parametrize("data", [b"name: x\nmax_failures: -5\n", "name: é\n".encode("latin-1")])
-def test_numbers_and_encodings_that_no_profile_has_are_one_line(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "p.yaml").write_bytes(data)
-    with pytest.raises(UsageError, match=r"^profile .*p\.yaml: [^\n]*$"):
-        load_profile(str(tmp_path / "p.yaml"))
-
-
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("num_worker: 2", "did you mean 'num_workers'"),
         ("num_workers: 0", "num_workers"),
         ("sharding: half", "sharding"),
+        ("name: é", r"^profile .*bad\.yaml: 'utf-8' codec can't decode"),
         ("max_failures: -5\nstages: {base: {x: 1}}", r"bad\.yaml: max_failures: "),
         ("stages: {prior: {num_workers: 2}, base: {aim: fastest}}", "stages.base: unknown field 'aim'; there are num_"),
         ("stages: {base: {num_worker: 1}}", "stages.base: unknown field 'num_worker'; did you mean 'num_workers'"),
     ],
 )
 def test_a_bad_profile_is_one_line(tmp_path: Path, text: str, says: str):
-    (tmp_path / "bad.yaml").write_text(text)
+    (tmp_path / "bad.yaml").write_bytes(text.encode("latin-1"))
     with one_line(UsageError, match=says):
         load_profile(str(tmp_path / "bad.yaml"))
 
