@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from components.data.decoded import DecodedShard
-from components.data.held_out import SplitArrays, shard_arrays
+from components.data.held_out import SplitArrays, read_split
 from components.data.ingest import train_bpe
 from components.data.parts import PartWriter, part_name
 from components.data.shards import (
@@ -46,7 +45,7 @@ def image(number: int, *, resolution: int = 8) -> np.ndarray:
 
 def read_whole_shard(index: ShardIndex, entry: ShardEntry, view: View) -> SplitArrays:
     """All usable samples of a shard, of both splits, in tar order. Raises ShardError."""
-    return shard_arrays(DecodedShard(index, entry, view, split=None))
+    return read_split(index.model_copy(update={"shards": (entry,)}), None, view)
 
 
 def number_of(pixels: np.ndarray) -> np.ndarray:

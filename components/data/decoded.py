@@ -51,12 +51,6 @@ class Images:
             self._decoded[ordinal] = True
         out[where] = self._kept[ordinals]
 
-    def first(self, count: int) -> np.ndarray:  # (count, H, W, 3) uint8
-        """The images of the first samples."""
-        out = np.empty((count, self.resolution, self.resolution, 3), np.uint8)
-        self.fill(out, np.arange(count), np.arange(count))
-        return out
-
     def _decode(self, out: np.ndarray, ordinal: int) -> None:
         """Set `out`, uint8 (H, W, 3), to the image of a sample."""
         file = self.files[ordinal]
@@ -116,21 +110,11 @@ class DecodedShard:
         self.image.fill(rows["image"], where, ordinals)
         if self.condition is not None:
             self.condition.fill(rows["condition_image"], where, ordinals)
-        for name, column in self.array_rows(ordinals).items():
-            rows[name][where] = column
+        for number, (name, info) in enumerate(self.array_infos.items()):
+            files = [(self.samples[ordinal].key, self.samples[ordinal].arrays[number]) for ordinal in ordinals]
+            rows[name][where] = shards.parse_arrays(files, info, f"shard {self.url}, {name}.npy")
         rows["label"][where] = self.labels[ordinals]
         rows["text"][where] = self.text[ordinals]
-
-    def array_rows(self, ordinals: np.ndarray) -> dict[str, np.ndarray]:
-        """Arrays of the samples `ordinals`, (n,), by name, float16 (n, ...).
-        Raises ShardError naming shard and sample."""
-        chosen = [self.samples[ordinal] for ordinal in ordinals]
-        return {
-            name: shards.parse_arrays(
-                [(sample.key, sample.arrays[number]) for sample in chosen], info, f"shard {self.url}, {name}.npy"
-            )
-            for number, (name, info) in enumerate(self.array_infos.items())
-        }
 
 
 @dataclass(frozen=True)

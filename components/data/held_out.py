@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from components.data.decoded import DecodedShard
+from components.data.decoded import DecodedShard, ImageSamples
 from components.data.images import Degradation, degrade
-from components.data.shards import ShardEntry, ShardIndex, Split, View, read_shard, split_of
+from components.data.shards import ShardEntry, ShardIndex, ShardSample, Split, View, read_shard, split_of
 from components.runtime.storage.model_table import column_of
 
 logger = logging.getLogger(__name__)
@@ -33,26 +33,26 @@ class SplitArrays(NamedTuple):
     arrays: Mapping[str, np.ndarray] = MappingProxyType({})  # name -> (N, ...) float16
 
 
-def read_split(index: ShardIndex, split: Split, view: View, *, limit: int | None = None) -> SplitArrays:
-    """The first `limit` samples of a split in the order of the index. Raises ShardError."""
-    parts: list[SplitArrays] = []
-    count = 0
-    for entry in index.shards:
-        shard = DecodedShard(index, entry, view, split=split)
-        parts.append(shard_arrays(shard, None if limit is None else limit - count))
-        count += len(parts[-1].key)
-        if count == limit:
-            break
-    conditions = [part.condition_image for part in parts if part.condition_image is not None]
-    image, label, text, caption, key, *_ = zip(*parts, strict=True)
+def read_split(index: ShardIndex, split: Split | None, view: View, *, limit: int | None = None) -> SplitArrays:
+    """The first `limit` samples of a split (None: of both), in the order of the index. Raises ShardError.
+    Fetches no shard without such samples."""
+    all_samples, train = (column_of(index.shards, name) for name in ("samples", "train_samples"))
+    counts = all_samples if split is None else train if split == "train" else all_samples - train
+    places = np.append(0, np.cumsum(counts)).clip(0, limit)  # of the shards' samples, and the end
+    rows, samples = ImageSamples(index, view).empty(int(places[-1])), list[ShardSample]()
+    for number in np.flatnonzero(np.diff(places)).tolist():
+        own = np.arange(places[number], places[number + 1])
+        shard = DecodedShard(index, index.shards[number], view, split=split)
+        shard.fill(rows, own, own - own[0])
+        samples += shard.samples[: len(own)]
     return SplitArrays(
-        np.concatenate(image),
-        np.concatenate(label),
-        np.concatenate(text),
-        tuple(chain.from_iterable(caption)),
-        tuple(chain.from_iterable(key)),
-        np.concatenate(conditions) if conditions else None,
-        {name: np.concatenate([part.arrays[name] for part in parts]) for name in view.arrays},
+        rows["image"],
+        rows["label"],
+        rows["text"],
+        tuple(sample.caption for sample in samples),
+        tuple(sample.key for sample in samples),
+        rows.get("condition_image"),
+        {name: rows[name] for name in view.arrays},
     )
 
 
@@ -63,37 +63,16 @@ class Words(NamedTuple):
     caption: tuple[str, ...]
 
 
-class WordReader:
-    """A worker of a pool: reads the words of shards, without decoding images."""
-
-    def __init__(self, index: ShardIndex, split: Split) -> None:
-        self.index, self.split = index, split
-
-    def __call__(self, entry: ShardEntry) -> Words:
-        """The words of a shard's samples, in tar order. Raises ShardError."""
-        share, samples = self.index.holdout_fraction, read_shard(self.index, entry)
-        words = [(sample.label, sample.caption) for sample in samples if split_of(sample.key, share) == self.split]
-        return Words(np.array([label for label, _ in words], dtype=np.int64), tuple(caption for _, caption in words))
+def shard_words(index: ShardIndex, split: Split, entry: ShardEntry) -> Words:
+    """The words of a shard's samples of a split, in tar order; decodes no image. Raises ShardError."""
+    own = [sample for sample in read_shard(index, entry) if split_of(sample.key, index.holdout_fraction) == split]
+    return Words(np.array([sample.label for sample in own], dtype=np.int64), tuple(sample.caption for sample in own))
 
 
 def joined_words(parts: Sequence[Words]) -> Words:
     """Joins the words of several shards, at least a single shard."""
     labels, captions = zip(*parts, strict=True)
     return Words(np.concatenate(labels), tuple(chain.from_iterable(captions)))
-
-
-def shard_arrays(shard: DecodedShard, limit: int | None = None) -> SplitArrays:
-    """The first samples of a shard, at most `limit`."""
-    samples = shard.samples[:limit]
-    return SplitArrays(
-        shard.image.first(len(samples)),
-        shard.labels[: len(samples)],
-        shard.text[: len(samples)],
-        tuple(sample.caption for sample in samples),
-        tuple(sample.key for sample in samples),
-        None if shard.condition is None else shard.condition.first(len(samples)),
-        shard.array_rows(np.arange(len(samples))),
-    )
 
 
 def held_out_arrays(

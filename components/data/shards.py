@@ -13,7 +13,6 @@ nothing can be unpickled.
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
-from functools import cache
 from itertools import islice
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -44,27 +43,20 @@ class ArrayInfo(Config):
 
 def write_array(array: np.ndarray) -> bytes:
     """Encodes an array as a `.npy` file, rounded to float16."""
-    rounded = np.ascontiguousarray(array, DTYPE)
-    return npy_header(rounded.shape) + rounded.tobytes()
+    np.save(buffer := io.BytesIO(), np.ascontiguousarray(array, DTYPE), allow_pickle=False)
+    return buffer.getvalue()
 
 
 def parse_arrays(files: Sequence[tuple[str, bytes]], info: ArrayInfo, where: str) -> np.ndarray:
     """Parses the `.npy` files of N samples, each with its key -> float16 (N, ...).
     Raises ShardError naming `where` (shard and member) and the sample for an array of another shape or type."""
-    out, start = np.empty((len(files), *info.shape), DTYPE), npy_header(info.shape)
+    out = np.empty((len(files), *info.shape), DTYPE)
+    start = write_array(zeros := np.zeros(info.shape, DTYPE)).removesuffix(zeros.tobytes())
     for row, (key, file) in zip(out, files, strict=True):
         if len(file) != len(start) + row.nbytes or not file.startswith(start):
             raise ShardError(f"{where}: that of sample {key} is not float16 of shape {info.shape}; make the set again")
         row[...] = np.frombuffer(file, DTYPE, offset=len(start)).reshape(info.shape)
     return out
-
-
-@cache
-def npy_header(shape: tuple[int, ...]) -> bytes:
-    """The first bytes of numpy's file of a float16 array of `shape`."""
-    fields = {"descr": np.lib.format.dtype_to_descr(DTYPE), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer := io.BytesIO(), fields)
-    return buffer.getvalue()
 
 
 class Quarantined(Config):

@@ -19,7 +19,7 @@ import numpy as np
 
 from components.configuration.config import refuse
 from components.data.given import NUMPY, given_images, open_archive
-from components.data.held_out import WordReader, joined_words, read_split
+from components.data.held_out import joined_words, read_split, shard_words
 from components.data.shards import ShardIndex, View
 from components.evaluation import features
 from components.evaluation.clip_score import ClipScore
@@ -95,7 +95,7 @@ def requests_for(
         labels = range(len(cascade.makers[str(bare.generator)].classes))
         asked = asked or [bare.replace(label=label) for label in labels] or [bare]
         return [asked[number % len(asked)].replace(seed=seed + number) for number in range(count)]
-    words = joined_words([*map(WordReader(own, "holdout"), own.shards)])
+    words = joined_words([shard_words(own, "holdout", entry) for entry in own.shards])
     if condition is not None:
         view = View(condition.resolution, condition.member)
         shown_images = [encode_png(image) for image in read_split(own, "holdout", view, limit=count).image]

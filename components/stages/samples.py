@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from components.configuration.sampling import SamplingConfig
-from components.data.held_out import SMALL, WordReader, Words, joined_words, random_part, read_split
+from components.data.held_out import SMALL, Words, joined_words, random_part, read_split, shard_words
 from components.data.shards import BPE, INDEX, ShardIndex, View, load_index
 from components.evaluation import generated
 from components.evaluation.gallery import GalleryConfig, draw_gallery, gallery_jobs, gallery_requests
@@ -68,8 +68,8 @@ def sample_generators(config: SamplesConfig, context: StageContext, *, images: A
     index, files, folder, done = load_index(images.url("index.json")), context.files_store, context.scratch(), 0
     with context.pool() as pool:
         part = random_part(index, samples=4 * config.measured_samples, seed=config.seed)
-        read = partial(WordReader, index.model_copy(update={"shards": ()}), "train")
-        trained = joined_words(list(pool.map(read, part.shards)))
+        read = partial(shard_words, index.header, "train")
+        trained = joined_words(list(pool.map(lambda: read, part.shards)))
         shown, requests = pool.call(partial(plan_samples, config, index, trained, cascade))
         measured = {name: generated.measured_jobs(name, own) for name, own in requests.items()}
         jobs = [*gallery_jobs(shown, strip_frames=config.strip_frames), *chain(*measured.values())]
