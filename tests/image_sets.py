@@ -5,17 +5,20 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
+from components.data import ingest, parts
 from components.data.held_out import SplitArrays, read_split
 from components.data.ingest import train_bpe
-from components.data.parts import PartWriter, part_name
+from components.data.parts import WARN, PartWriter, Warn, part_name
 from components.data.shards import (
     BPE,
     ShardEntry,
@@ -46,6 +49,27 @@ def image(number: int, *, resolution: int = 8) -> np.ndarray:
 def read_whole_shard(index: ShardIndex, entry: ShardEntry, view: View) -> SplitArrays:
     """All usable samples of a shard, of both splits, in tar order. Raises ShardError."""
     return read_split(index.model_copy(update={"shards": (entry,)}), None, view)
+
+
+def ingest_here(
+    source: str, path: Path | None, out: Path, *, reshard: bool = False, warn: Warn = WARN, **changes: Any
+) -> ShardIndex:
+    """The ingest without Ray, in this process."""
+    numbers = {"resolution": 8, "samples_per_shard": 5, "holdout_fraction": 0.1, "vocab_size": 300, "text_length": 8}
+    config = ingest.IngestConfig(**numbers | changes)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (ingest, parts):
+            patch.setattr(module, "run_pieces", lambda work, pieces, **_: map(work, pieces))
+        place = None if path is None else str(path)
+        return ingest.ingest(source, place, out=Store(str(out)), config=config, reshard=reshard, warn=warn)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes | str]) -> Path:
+    """Files by their paths below the folder, which is returned."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
 
 
 def number_of(pixels: np.ndarray) -> np.ndarray:
@@ -201,12 +225,13 @@ def write_tar(
     path.write_bytes(tar_of(sorted((files | (extra or {})).items())))
 
 
-def tar_of(members: Iterable[tuple[str, bytes]]) -> bytes:
-    """A tar of (name, content)."""
+def tar_of(members: Iterable[tuple[str | tarfile.TarInfo, bytes]], *, end: bool = True) -> bytes:
+    """A tar of (name or header, content); without `end` it is cut after the last member."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
+            info = tarfile.TarInfo(name) if isinstance(name, str) else name
+            info.size = info.size or len(data)
             tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
+        used = tar.offset
+    return buffer.getvalue() if end else buffer.getvalue()[:used]

@@ -3,10 +3,9 @@ Shards have fixed names and a record each in `parts/`: a run that was killed red
 `bpe.json` and `index.json` are written last: without an index there is no set."""
 
 import hashlib
-import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from heapq import nsmallest
@@ -17,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from components.configuration.config import Config, Since
 from components.data.listing import DataError, SourceError
-from components.data.parts import WARN, Part, PartWriter, Warn, Work, cut_tasks, part_name, run_pieces, whole_parts
+from components.data.parts import WARN, Part, PartWriter, Task, Warn, cut_tasks, run_pieces, whole_parts
 from components.data.shards import BPE, ShardEntry, ShardIndex, TextInfo, load_index, order_of, read_bpe, save_index
 from components.data.sources import packaged, photographs
 from components.data.sources.folder import list_folder
@@ -26,7 +25,6 @@ from components.data.sources.parquet import list_parquet
 from components.data.sources.scenes import GENERATOR_VERSION, list_scenes
 from components.data.sources.source import COMMON, ONE_CLASS, Columns, Source, ordered_classes
 from components.data.sources.webdataset import LICENSE, TarFacts, TarResharder, TarSurvey, check_labels, list_tars
-from components.runtime.storage.artifact import Record
 from components.runtime.storage.store import Store, absolute
 from components.sampling.image_files import LOWERED, SPECIAL_TOKENS
 
@@ -44,8 +42,6 @@ EXAMPLES = 12  # captions that the index names, first by hash: in any order the 
 Facts = TypeVar("Facts", Part, TarFacts)
 Progress = Callable[[int, int], None]  # done, in all: images, or tars of a webdataset
 ClassCounts = Callable[[dict[str, int]], None]  # usable images by class
-Whole = Callable[[dict[str, str]], dict[str, Record]]  # `whole_parts` of the new set
-Run = Callable[[Work, Sequence[str]], Iterator[tuple[int, str]]]  # `run_pieces`
 
 
 class IngestConfig(Config):
@@ -70,7 +66,7 @@ def ingest(
     config: IngestConfig,
     num_cpus: float = 1.0,
     reshard: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
     class_counts: ClassCounts | None = None,
     warn: Warn = WARN,
 ) -> ShardIndex:
@@ -86,9 +82,7 @@ def ingest(
     Raises SourceError (nothing has been written), ShardError for a tar that can't be read, DataError for too many
     corrupt images (no index has been written)."""
     path = None if path is None else absolute(path)
-    report = progress or (lambda done, total: None)
-    whole = partial(whole_parts, files=out, num_cpus=num_cpus, warn=warn)
-    run = partial(run_pieces, num_cpus=num_cpus)
+    make = partial(make_parts, out=out, num_cpus=num_cpus, warn=warn)
     if source == "shards":
         index = load_index(needed_path(source, path))  # adopted in place
         check_adopted(index, config, str(path), warn)
@@ -99,11 +93,11 @@ def ingest(
     if source == "webdataset":
         share = config.holdout_fraction
         work = TarResharder(out, share, config.samples_per_shard) if reshard else TarSurvey(out, share)
-        index, counts = _index_tars(needed_path(source, path), work, out, config, whole, run, report)
+        index, counts = _index_tars(needed_path(source, path), work, out, config, make, progress)
     else:
         unseen = {"held_out_pairs": config.held_out_pairs, "holdout_fraction": config.holdout_fraction}
         listing = open_source(source, path, limit=config.limit, columns=config.columns, **unseen)
-        index, counts = _write_shards(listing, out, config, whole, run, report)
+        index, counts = _write_shards(listing, out, config, make, progress)
     if class_counts is not None:
         class_counts(counts)
     return index
@@ -168,55 +162,62 @@ def with_some_captions(facts: Facts, most: int) -> Facts:
     return facts.model_copy(update={"captions": tuple(captions[:: max(1, -(-len(captions) // most))])})
 
 
-def _write_shards(
-    listing: Source, out: Store, config: IngestConfig, whole: Whole, run: Run, report: Progress
-) -> tuple[ShardIndex, dict[str, int]]:
-    tasks = cut_tasks(listing, config.samples_per_shard)
-    write = PartWriter(listing.reader, out, config.resolution, config.holdout_fraction)
-    recipes = {part_name(number): write.recipe(content) for task in tasks for number, content in task}
+def make_parts(
+    make: Callable[[Task], dict[str, Facts]],
+    tasks: Sequence[Task],
+    kind: type[Facts],
+    *,
+    recipes: dict[str, str],
+    out: Store,
+    num_cpus: float,
+    warn: Warn,
+    report: Callable[[int], None],
+) -> list[Facts]:
+    """Facts of all parts, in the order of the tasks; makes those that no earlier try left whole in `out`.
+    `recipes`: of each part, as of `whole_parts`. `report`: called with the sum of `done` after each task."""
     most = max(1, BPE_CAPTIONS // max(1, len(recipes)))
-    parts = {name: with_some_captions(Part.model_validate(r.facts), most) for name, r in whole(recipes).items()}
-    missing = [[(number, content) for number, content in task if part_name(number) not in parts] for task in tasks]
+    records = whole_parts(recipes, files=out, num_cpus=num_cpus, warn=warn)
+    facts = {name: with_some_captions(kind.model_validate(each.facts), most) for name, each in records.items()}
+    missing = [{name: task[name] for name in task if name not in facts} for task in tasks]
+    done = sum(each.done for each in facts.values())
+    report(done)
+    for made in run_pieces(make, list(filter(None, missing)), num_cpus=num_cpus):
+        facts |= {name: with_some_captions(each, most) for name, each in made.items()}
+        report(done := done + sum(each.done for each in made.values()))
+    return [facts[name] for name in recipes]
 
-    def progress() -> None:
-        report(sum(part.entry.samples + len(part.entry.quarantined) for part in parts.values()), len(listing.items))
 
-    progress()
-    for _, content in run(write, [json.dumps(task) for task in missing if task]):
-        made = {name: Part.model_validate(part) for name, part in json.loads(content).items()}
-        parts |= {name: with_some_captions(part, most) for name, part in made.items()}
-        progress()
-    ordered = [parts[name] for name in recipes]
-    captions = [caption for part in ordered for caption in part.captions]
+def _write_shards(
+    listing: Source, out: Store, config: IngestConfig, make: Callable[..., list[Any]], report: Progress
+) -> tuple[ShardIndex, dict[str, int]]:
+    tasks, total = cut_tasks(listing, config.samples_per_shard), len(listing.items)
+    write = PartWriter(listing.reader, out, config.resolution, config.holdout_fraction)
+    recipes = {name: write.recipe(content) for task in tasks for name, content in task.items()}
+    parts: list[Part] = make(write, tasks, Part, recipes=recipes, report=lambda done: report(done, total))
+    captions = [caption for part in parts for caption in part.captions]
     own = {"license": listing.license, "resolution": config.resolution, "classes": listing.classes}
     own |= {"held_out_pairs": listing.held_out_pairs}
-    index = _commit(listing.name, [part.entry for part in ordered], captions, out, config, **own)
-    corrupt = {entry.key for part in ordered for entry in part.entry.quarantined}
+    index = _commit(listing.name, [part.entry for part in parts], captions, out, config, **own)
+    corrupt = {entry.key for part in parts for entry in part.entry.quarantined}
     counts = Counter(item.label for item in listing.items if item.key not in corrupt)
     return index, {name: counts[label] for label, name in enumerate(listing.classes)}
 
 
 def _index_tars(
-    path: str, work: TarSurvey, out: Store, config: IngestConfig, whole: Whole, run: Run, report: Progress
+    path: str, work: TarSurvey, out: Store, config: IngestConfig, make: Callable[..., list[Any]], report: Progress
 ) -> tuple[ShardIndex, dict[str, int]]:
     if config.limit is not None:
         raise SourceError("limit can't cut tars that exist already; name fewer of them with a glob")
     pieces = {work.part_name(piece): piece for piece in ("\n".join(map(str, tar)) for tar in list_tars(path))}
-    most, records = max(1, BPE_CAPTIONS // len(pieces)), whole(dict.fromkeys(pieces, ""))
-    facts = {name: with_some_captions(TarFacts.model_validate(r.facts), most) for name, r in records.items()}
-    missing = [name for name in pieces if name not in facts]
-    report(len(facts), len(pieces))
-    for number, content in run(work, [pieces[name] for name in missing]):
-        facts[missing[number]] = with_some_captions(TarFacts.model_validate_json(content), most)
-        report(len(facts), len(pieces))
-    ordered = [facts[name] for name in pieces]
-    entries = [entry for fact in ordered for entry in fact.entries]
-    captions = [caption for fact in ordered for caption in fact.captions]
-    classes = {name for fact in ordered for name in fact.classes}
-    check_labels(classes, sum(fact.unlabeled for fact in ordered), path)
+    recipes, tasks = dict.fromkeys(pieces, ""), [{name: piece} for name, piece in pieces.items()]
+    facts: list[TarFacts] = make(work, tasks, TarFacts, recipes=recipes, report=lambda done: report(done, len(pieces)))
+    entries = [entry for fact in facts for entry in fact.entries]
+    captions = [caption for fact in facts for caption in fact.captions]
+    classes = {name for fact in facts for name in fact.classes}
+    check_labels(classes, sum(fact.unlabeled for fact in facts), path)
     own = {"license": LICENSE, "resolution": None, "classes": ordered_classes(classes) or ONE_CLASS, "labels": "name"}
     index = _commit("webdataset", entries, captions, out, config, **own)
-    return index, dict(sum((Counter(fact.counts) for fact in ordered), Counter()))
+    return index, dict(sum((Counter(fact.counts) for fact in facts), Counter()))
 
 
 def _commit(

@@ -4,10 +4,10 @@ import hashlib
 import json
 import logging
 import math
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate, pairwise
+from itertools import count, pairwise
 from typing import Any, TypeVar
 
 import ray.data
@@ -23,68 +23,63 @@ from components.runtime.storage.artifact import Look, Record, look_at, recorded_
 from components.runtime.storage.store import Store, StoreError
 from components.sampling.image_files import encode_png
 
-OWN_ERRORS = {error.__name__: error for error in (DataError, ShardError, SourceError, StoreError)}
+OWN_ERRORS = (DataError, ShardError, SourceError, StoreError)
 Warn = Callable[[str], None]  # shows a line to the user
 WARN: Warn = logging.getLogger(__name__).warning
-Work = Callable[[int, str], str]  # number of the piece, its description -> its result; picklable
+Task = dict[str, str]  # names of parts that are made in one go -> descriptions
+P = TypeVar("P")
 T = TypeVar("T")
 
 
-def run_pieces(work: Work, pieces: Sequence[str], *, num_cpus: float) -> Iterator[tuple[int, str]]:
-    """Yields (number, result) of each piece as tasks finish, a Ray Data task for each.
+def run_pieces(work: Callable[[P], T], pieces: Sequence[P], *, num_cpus: float) -> Iterator[T]:
+    """Yields the result of each piece as tasks finish, a Ray Data task for each; `work` is picklable.
     Raises this package's own errors as the task raised them, without a remote traceback around the line."""
 
     def run_row(row: dict[str, Any]) -> dict[str, Any]:
         try:
-            return {"number": row["number"], "error": "", "content": work(row["number"], row["content"])}
-        except tuple(OWN_ERRORS.values()) as error:
-            name = next(name for name, kind in OWN_ERRORS.items() if isinstance(error, kind))
-            return {"number": row["number"], "error": name, "content": str(error)}
+            result: Any = work(pickle.loads(row["piece"]))
+        except OWN_ERRORS as error:
+            result = error
+        return {"result": pickle.dumps(result)}
 
     if not pieces:
         return
     quiet_ray_data()
     portable(work, what="what reads the source")
-    rows = [{"number": number, "content": piece} for number, piece in enumerate(pieces)]
+    rows = [{"piece": pickle.dumps(piece)} for piece in pieces]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run_row, num_cpus=num_cpus)
     dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
     for row in dataset.iter_rows():
-        if row["error"]:
-            raise OWN_ERRORS[row["error"]](row["content"])
-        yield row["number"], row["content"]
-
-
-def read_part(files: Store, number: int, content: str) -> str:
-    """Reads a part: name and recipe in, on two lines, the part's `Look` (JSON) out."""
-    name, _, recipe = content.partition("\n")
-    return look_at(files, name, recipe=recipe).model_dump_json()
+        if isinstance(result := pickle.loads(row["result"]), OWN_ERRORS):
+            raise result
+        yield result
 
 
 def whole_parts(recipes: Mapping[str, str], *, files: Store, num_cpus: float, warn: Warn) -> dict[str, Record]:
     """Records of the parts that an earlier try left whole in `files`; all their files are read.
-    `recipes`: name of a part -> digest of all that decides it, "" where the stage's key alone does. `num_cpus`: logical
+    `recipes`: name of a part -> digest of all that decides it, "" where the name alone does. `num_cpus`: logical
     CPUs of a reading task. `warn` receives a line for each damaged part, which has to be made again."""
-    names = sorted(recorded_parts(files) & recipes.keys())
-    pieces = [f"{name}\n{recipes[name]}" for name in names]
-    records = {}
-    for number, content in run_pieces(partial(read_part, files), pieces, num_cpus=num_cpus):
-        look = Look.model_validate_json(content)
-        if look.record is not None:
-            records[names[number]] = look.record
-        elif look.damage:
-            warn(f"{look.damage}; it is made again")
+    pieces, records = [(name, recipes[name]) for name in recorded_parts(files) & recipes.keys()], dict[str, Record]()
+
+    def look(piece: tuple[str, str]) -> tuple[str, Look]:
+        return piece[0], look_at(files, piece[0], recipe=piece[1])
+
+    for name, seen in run_pieces(look, sorted(pieces), num_cpus=num_cpus):
+        if seen.record is not None:
+            records[name] = seen.record
+        elif seen.damage:
+            warn(f"{seen.damage}; it is made again")
     return records
 
 
-def cut_tasks(listing: Source, samples_per_shard: int) -> list[list[tuple[int, str]]]:
+def cut_tasks(listing: Source, samples_per_shard: int) -> list[Task]:
     """Cuts a source's items into shards of at most `samples_per_shard`, and the shards into tasks.
     A shard is a task, except where items come in runs that are best read in one go: then as many whole runs as fit into
-    a shard, or a larger run as several equal shards. Returns each task as numbers and items (JSON) of its shards."""
-    tasks = [even_parts(items, samples_per_shard) for items in _bundles(listing, samples_per_shard)]
-    firsts = accumulate(map(len, tasks), initial=0)
+    a shard, or a larger run as several equal shards. A shard's description is its items as JSON."""
+    number = count()
     return [
-        [(number, json.dumps(items)) for number, items in enumerate(shards, first)]
-        for first, shards in zip(firsts, tasks, strict=False)
+        {part_name(next(number)): json.dumps(items) for items in even_parts(bundle, samples_per_shard)}
+        for bundle in _bundles(listing, samples_per_shard)
     ]
 
 
@@ -116,19 +111,23 @@ class Part(Config):
     entry: ShardEntry
     captions: tuple[str, ...]  # of its training samples
 
+    @property
+    def done(self) -> int:
+        """Images that were read."""
+        return self.entry.samples + len(self.entry.quarantined)
+
 
 @dataclass(frozen=True)
 class PartWriter:
-    """Writes the shards of a task (JSON), shard after shard; their names and parts (JSON) out."""
+    """Writes the shards of a task, shard after shard."""
 
     reader: Reader
     out: Store
     resolution: int
     holdout_fraction: float
 
-    def __call__(self, number: int, content: str) -> str:
-        parts = {part_name(shard): self.write(part_name(shard), items) for shard, items in json.loads(content)}
-        return json.dumps({name: part.model_dump(mode="json") for name, part in parts.items()})
+    def __call__(self, task: Task) -> dict[str, Part]:
+        return {name: self.write(name, content) for name, content in task.items()}
 
     def recipe(self, content: str) -> str:
         """Digest of all that decides the bytes of a shard of the items `content`."""

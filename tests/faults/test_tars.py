@@ -17,7 +17,7 @@ from werkzeug.serving import make_server
 
 from components.data.decoded import ImageSamples
 from components.data.shards import View, load_index
-from components.data.sources.webdataset import TarFacts, TarResharder, TarSurvey, list_tars
+from components.data.sources.webdataset import TarResharder, TarSurvey, list_tars
 from components.data.stream import Layout, RankReader, Share
 from components.runtime.storage.store import Store
 from pipelines.command.data import default_samples
@@ -145,7 +145,7 @@ def test_sixteen_readers_are_sent_what_the_order_says_before_tars_are_written_ag
     survey = TarSurvey(store, header.holdout_fraction)
     reshard = TarResharder(store, header.holdout_fraction, default_samples("webdataset"))
     for name, work in (("before", survey), ("after", reshard)):
-        facts = [TarFacts.model_validate_json(work(0, "\n".join(map(str, tar)))) for tar in listed]
+        facts = [fact for tar in listed for fact in work({str(tar): "\n".join(map(str, tar))}).values()]
         entries = tuple(entry for tar in facts for entry in tar.entries)
         counts = {name: sum(getattr(e, name) for e in entries) for name in ("samples", "train_samples")}
         index = header.model_copy(update={"shards": entries, "classes": tuple("0123"), "labels": "name"} | counts)

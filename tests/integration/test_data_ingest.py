@@ -36,12 +36,8 @@ def config(**changes: object) -> IngestConfig:
 
 def images(folder: Path, count: int, *, corrupt: int = 0) -> Path:
     """Numbered images in two class folders, some of them cut short."""
-    for number in range(count):
-        path = folder / ("even", "odd")[number % 2] / f"{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data = png(image(number))
-        path.write_bytes(data[: len(data) // 2] if number < corrupt else data)
-    return folder
+    names = [f"{('even', 'odd')[number % 2]}/{number:04d}.png" for number in range(count)]
+    return write_files(folder, {name: png(image(n))[: 40 if n < corrupt else None] for n, name in enumerate(names)})
 
 
 def numbers(index: ShardIndex) -> list[int]:
@@ -120,8 +116,7 @@ def test_two_processes_make_equal_bytes_of_a_set_with_files_that_can_t_be_read(t
     Image.effect_noise((64, 64), 50).save(jpeg, "JPEG")
     cut = {"png.png": png(image(1))[:40], "jpeg.jpg": jpeg.getvalue()[:900]}
     dirty = {**cut, "empty.png": b"", "text.png": b"no image at all\n"}
-    for name, data in dirty.items():
-        (images(tmp_path / "folder", 20) / "even" / name).write_bytes(data)
+    write_files(images(tmp_path / "folder", 20) / "even", dirty)
     labels = {f"{Path(name).stem}.cls": b"red" for name in dirty}
     for shard in range(2):
         write_tar(tmp_path / "tars" / f"{shard}.tar", range(shard * 10, shard * 10 + 10), side=8, extra=dirty | labels)

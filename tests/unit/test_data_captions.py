@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 
 from components.data import ingest
 from components.data.ingest import train_bpe
-from components.runtime.storage.store import Store
 from components.sampling.image_files import BOS, EOS, PAD, encode_text
+from tests.image_sets import ingest_here
 
 CAPTIONS = ["a red square", "a green circle", "two blue squares", "ein grünes Dreieck"] * 3
 
@@ -71,9 +71,6 @@ def test_the_bpe_of_a_set_of_any_size_is_trained_on_a_bounded_even_sample(
 
     monkeypatch.setattr(ingest, "BPE_CAPTIONS", 100)
     monkeypatch.setattr(ingest, "train_bpe", train)
-    monkeypatch.setattr(ingest, "run_pieces", lambda work, pieces, **_: ((n, work(n, p)) for n, p in enumerate(pieces)))
-    monkeypatch.setattr(ingest, "whole_parts", lambda recipes, **_: {})
-    numbers = {"resolution": 8, "samples_per_shard": 20, "holdout_fraction": 0, "vocab_size": 300, "text_length": 8}
-    index = ingest.ingest("scenes", out=Store(str(tmp_path)), config=ingest.IngestConfig(**numbers, limit=samples))
+    index = ingest_here("scenes", None, tmp_path, samples_per_shard=20, holdout_fraction=0, limit=samples)
     assert len(index.shards) == samples // 20
     assert 50 <= len(trained) <= 100

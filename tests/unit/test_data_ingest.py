@@ -8,20 +8,18 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from components.data import ingest as module
 from components.data.images import decode_sample
-from components.data.ingest import IngestConfig, ingest
+from components.data.ingest import IngestConfig
 from components.data.listing import DataError, ShardError, SourceError
+from components.data.shards import ShardIndex
 from components.data.source_check import check_source, detect_source
 from components.data.tars import iterate_shard
-from components.runtime.storage.artifact import look_at, recorded_parts
-from components.runtime.storage.store import Store
 from pipelines.engine.driver import RunOptions, prepare
-from tests.image_sets import png, tar_of, write_parquet
+from tests.image_sets import ingest_here, png, tar_of, write_files, write_parquet
 
 NUMBERS = {"resolution": 8, "samples_per_shard": 5, "holdout_fraction": 0.1, "vocab_size": 300, "text_length": 8}
 RED, BLUE = (255, 0, 0), (0, 0, 255)
-Ingest = Callable[..., module.ShardIndex]
+Ingest = Callable[..., ShardIndex]
 
 
 def solid(color: tuple[int, int, int]) -> bytes:
@@ -30,35 +28,19 @@ def solid(color: tuple[int, int, int]) -> bytes:
 
 def write_folder(folder: Path, color: tuple[int, int, int]) -> Path:
     for number in range(20):
-        path = folder / ("cat", "dog")[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(solid(color))
-        os.utime(path, (number, sum(color[:1])))  # seconds alone differ: the files are of one size
+        name = f"{('cat', 'dog')[number % 2]}/{number}.png"
+        write_files(folder, {name: solid(color)})
+        os.utime(folder / name, (number, color[0]))  # seconds alone differ: the files are of one size
     return folder
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ingest:
-    """The ingest in this process, as a user calls it again and again with the same folder."""
-
-    def whole(recipes: dict[str, str], *, files: Store, **_: object) -> dict[str, object]:
-        names = recorded_parts(files) & recipes.keys()
-        looks = {name: look_at(files, name, recipe=recipes[name]) for name in names}
-        return {name: look.record for name, look in looks.items() if look.record is not None}
-
-    monkeypatch.setattr(module, "run_pieces", lambda work, pieces, **_: ((n, work(n, p)) for n, p in enumerate(pieces)))
-    monkeypatch.setattr(module, "whole_parts", whole)
-
-    def call(source: str, path: Path | None, *, warn: Callable[[str], None] = print, **changes: object) -> object:
-        config = IngestConfig(**NUMBERS | changes)
-        return ingest(
-            source, None if path is None else str(path), out=Store(str(tmp_path / "out")), config=config, warn=warn
-        )
-
-    return call
+def run(tmp_path: Path) -> Ingest:
+    """The ingest, as a user calls it again and again with the same folder."""
+    return lambda source, path, **how: ingest_here(source, path, tmp_path / "out", **how)
 
 
-def colors(index: module.ShardIndex, out: Path) -> set[tuple[int, ...]]:
+def colors(index: ShardIndex, out: Path) -> set[tuple[int, ...]]:
     groups = (group for entry in index.shards for group in iterate_shard((out / entry.url).read_bytes(), entry.url))
     return {tuple(decode_sample(group.image).getpixel((0, 0))) for group in groups if group.image is not None}
 
@@ -81,14 +63,6 @@ def test_a_file_that_was_mended_is_read_by_the_same_command(tmp_path: Path, run:
         run("folder", tmp_path / "set")
     bad.write_bytes(solid(RED))
     assert run("folder", tmp_path / "set").quarantined == 0
-
-
-def test_parts_of_files_that_are_as_they_were_are_taken(tmp_path: Path, run: Ingest) -> None:
-    write_folder(tmp_path / "set", RED)
-    run("folder", tmp_path / "set")
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
-    run("folder", tmp_path / "set")
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")} == before
 
 
 @pytest.mark.parametrize(

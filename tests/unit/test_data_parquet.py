@@ -16,7 +16,7 @@ import pytest
 
 from components.data.ingest import open_source
 from components.data.listing import SourceError
-from components.data.parts import cut_tasks
+from components.data.parts import cut_tasks, part_name
 from components.data.source_check import check_file, check_source, detect_source, file_to_try, source_digest
 from components.data.sources.parquet import list_parquet
 from components.data.sources.source import Columns, Item, Source
@@ -112,11 +112,11 @@ def test_a_limit_keeps_the_same_rows_when_it_grows(pets: Path) -> None:
 def test_shards_hold_each_row_once_and_no_row_group_is_read_by_two_tasks(pets: Path, limit: int | None, size: int):
     source = open_source("parquet", str(pets), limit=limit)
     tasks = cut_tasks(source, size)
-    shards = [(number, json.loads(items)) for task in tasks for number, items in task]
-    assert [number for number, _ in shards] == list(range(len(shards)))
+    shards = [(name, json.loads(items)) for task in tasks for name, items in task.items()]
+    assert [name for name, _ in shards] == list(map(part_name, range(len(shards))))
     assert [tuple(item) for _, items in shards for item in items] == list(map(tuple, source.items))
     assert all(0 < len(items) <= size for _, items in shards)
-    groups = [{row[3].rpartition(":")[0] for _, items in task for row in json.loads(items)} for task in tasks]
+    groups = [{row[3].rpartition(":")[0] for items in task.values() for row in json.loads(items)} for task in tasks]
     assert sum(map(len, groups)) == len(set().union(*groups))
 
 
@@ -130,7 +130,7 @@ def test_a_row_group_is_fetched_once_and_a_few_rows_at_a_time(tmp_path: Path, mo
         monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": served.endpoint})
         source = list_parquet(HUB_SET)
         for task in cut_tasks(source, 20):
-            for _, items in task:
+            for items in task.values():
                 for item in json.loads(items):
                     source.reader.read(Item(*item))
     assert file.stat().st_size < sum(served.sent) < 1.3 * file.stat().st_size

@@ -111,11 +111,11 @@ class SimulatedPool(Pool):
             return sent(sent(function)())
 
 
-def read_pieces(work: Any, pieces: Sequence[str], *, num_cpus: float) -> Iterator[tuple[int, str]]:
+def read_pieces(work: Any, pieces: Sequence[Any], *, num_cpus: float) -> Iterator[Any]:
     del num_cpus
     with working():
-        made = [sent(work)(number, piece) for number, piece in enumerate(pieces)]
-    yield from enumerate(made)
+        made = [sent(work)(piece) for piece in pieces]
+    yield from made
 
 
 def run_trainer(job: TrainingJob) -> bool:

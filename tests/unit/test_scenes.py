@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from components.configuration.usage import UsageError
-from components.data import ingest
 from components.data.held_out import read_split
 from components.data.listing import SourceError
 from components.data.shards import ShardIndex, View, split_of
@@ -37,23 +36,19 @@ from components.evaluation.scene_judge import (
 from components.evaluation.study import StudyPlan
 from components.runtime.storage.store import Store
 from pipelines.recipes.catalog import load_recipe
+from tests.image_sets import ingest_here
 from tests.refusals import one_line
 
 HELD_OUT = 0.2  # share of scenes
 
 
-def ingested(folder: Path, monkeypatch: pytest.MonkeyPatch, **more: int) -> ShardIndex:
-    monkeypatch.setattr(ingest, "run_pieces", lambda work, pieces, **_: ((n, work(n, p)) for n, p in enumerate(pieces)))
-    monkeypatch.setattr(ingest, "whole_parts", lambda recipes, **_: {})
-    numbers = {"resolution": 8, "samples_per_shard": 50, "vocab_size": 300, "text_length": 12, "limit": 300} | more
-    config = ingest.IngestConfig(**numbers, holdout_fraction=HELD_OUT)
-    return ingest.ingest("scenes", out=Store(str(folder)), config=config)
+@pytest.fixture
+def index(tmp_path: Path) -> ShardIndex:
+    numbers = {"samples_per_shard": 50, "text_length": 12, "limit": 300, "held_out_pairs": 4}
+    return ingest_here("scenes", None, tmp_path, holdout_fraction=HELD_OUT, **numbers)
 
 
-def test_pairs_held_out_are_in_no_training_shard_and_in_held_out_captions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    index = ingested(tmp_path, monkeypatch, held_out_pairs=4)
+def test_pairs_held_out_are_in_no_training_shard_and_in_held_out_captions(index: ShardIndex) -> None:
     assert index.held_out_pairs == draw_pairs(4)
     trained, held_out = (read_split(index, split, View(8)).caption for split in ("train", "holdout"))
     assert index.samples == 300
@@ -142,9 +137,8 @@ def test_each_generator_has_its_own_rows_and_figures(tmp_path: Path, monkeypatch
     """Of two that read the same captions the one obeys, the other always makes the same scene."""
     scenes = list(map(scene, range(60)))
     captions, read = [caption(solids) for solids in scenes], np.array([*map(right_answers, scenes)]).clip(0)
-    study = obedience.ObedienceStudy(
-        obedience.ObedienceConfig(), ingested(tmp_path, monkeypatch), {}, Store(tmp_path), ""
-    )
+    index = ingest_here("scenes", None, tmp_path, holdout_fraction=HELD_OUT, samples_per_shard=50, limit=300)
+    study = obedience.ObedienceStudy(obedience.ObedienceConfig(), index, {}, Store(tmp_path), "")
     plan = StudyPlan({"obeys": [], "deaf": []}, facts={name: ([], captions) for name in ("obeys", "deaf")})
     monkeypatch.setattr(obedience, "drawn", lambda jobs, study: b"")
     found = study.findings(plan, {"obeys": read, "deaf": np.repeat(read[:1], len(read), axis=0)})
@@ -190,10 +184,7 @@ def test_obedience_that_can_not_be_judged_is_refused(changes: list[str], fault: 
     assert load_recipe("stable_diffusion", [*changes, "obedience=null"]).obedience is None
 
 
-def test_half_of_the_captions_name_a_pair_that_is_not_trained_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    index = ingested(tmp_path, monkeypatch, held_out_pairs=4)
+def test_half_of_the_captions_name_a_pair_that_is_not_trained_on(index: ShardIndex) -> None:
     held_out, unseen = read_split(index, "holdout", View(8)), index.held_out_pairs
     rows = obedience.chosen_rows(held_out, 20, unseen)
     assert rows == sorted(set(rows))

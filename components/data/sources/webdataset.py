@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from pydantic import Field
 
 from components.configuration.config import Config
 from components.data.images import decode_sample
 from components.data.listing import FileVersion, ShardError, SourceError, list_versions, reason_of
-from components.data.parts import even_parts
+from components.data.parts import Task, even_parts
 from components.data.shards import Quarantined, ShardEntry, order_of, split_of
 from components.data.tars import (
     CONVERT,
@@ -51,6 +51,8 @@ class TarFacts(Config):
     unlabeled: int  # usable samples without class
     counts: dict[str, int] = Field(default_factory=dict)  # usable samples by raw class
 
+    done: ClassVar[int] = 1  # tars that were read
+
 
 class Surveyed(NamedTuple):
     """The words of a sample in a user's tar."""
@@ -61,7 +63,7 @@ class Surveyed(NamedTuple):
 
 @dataclass(frozen=True)
 class TarSurvey:
-    """Surveys a tar: URL and mark in, the tar's facts (JSON) out. Raises as `checked_groups`.
+    """Surveys tars, each described by URL and mark of its version. Raises as `checked_groups`.
     Images that can't be decoded are quarantined here: the order of training depends on the index alone."""
 
     out: Store
@@ -71,15 +73,18 @@ class TarSurvey:
         """Name of the tar's part: a digest of all that decides the facts."""
         return hashlib.sha256(f"index 2, {self.holdout_fraction}\n{content}".encode()).hexdigest()[:32]
 
-    def __call__(self, number: int, content: str) -> str:
-        url = content.partition("\n")[0]
+    def __call__(self, task: Task) -> dict[str, TarFacts]:
+        return {name: self.make(name, content.partition("\n")[0]) for name, content in task.items()}
+
+    def make(self, part: str, url: str) -> TarFacts:
+        """Reads a tar, and writes its part. Returns the contribution of the usable samples to the set."""
         data, samples, quarantined = read_url(url), [], []
         for group, reason in checked_groups(data, url):
             if reason is None:
                 samples.append(Surveyed(group.key, group.words))
             else:
                 quarantined.append(Quarantined(key=group.key, shard=url, reason=reason))
-        return self.record(content, samples, [self.entry(url, data, samples, quarantined)], [])
+        return self.record(part, samples, [self.entry(url, data, samples, quarantined)], [])
 
     def entry(
         self, url: str, data: bytes, samples: Sequence[Surveyed], quarantined: Sequence[Quarantined]
@@ -93,9 +98,9 @@ class TarSurvey:
         return [sample for sample in samples if split_of(sample.key, self.holdout_fraction) == "train"]
 
     def record(
-        self, content: str, samples: Sequence[Surveyed], entries: Sequence[ShardEntry], files: Sequence[FileEntry]
-    ) -> str:
-        """Writes the part's record; returns the contribution of the tar's usable samples to the set (JSON)."""
+        self, part: str, samples: Sequence[Surveyed], entries: Sequence[ShardEntry], files: Sequence[FileEntry]
+    ) -> TarFacts:
+        """Writes the record of a part, and returns its facts."""
         labels = Counter(sample.words.label for sample in samples if sample.words.label is not None)
         facts = TarFacts(
             entries=tuple(entries),
@@ -104,13 +109,13 @@ class TarSurvey:
             unlabeled=len(samples) - labels.total(),
             counts=labels,
         )
-        write_record(self.out, self.part_name(content), *files, **facts.model_dump())
-        return facts.model_dump_json()
+        write_record(self.out, part, *files, **facts.model_dump())
+        return facts
 
 
 @dataclass(frozen=True)
 class TarResharder(TarSurvey):
-    """Reshards a tar into `out`: URL and mark of the version in, the tar's facts (JSON) out."""
+    """Reshards tars into `out`."""
 
     samples_per_shard: int
 
@@ -119,8 +124,7 @@ class TarResharder(TarSurvey):
         recipe = f"shards of {self.samples_per_shard}, {self.holdout_fraction}\n{content}"
         return hashlib.sha256(recipe.encode()).hexdigest()[:32]
 
-    def __call__(self, number: int, content: str) -> str:
-        url, part = content.partition("\n")[0], self.part_name(content)
+    def make(self, part: str, url: str) -> TarFacts:
         checked = list(checked_groups(read_url(url), url))
         groups = sorted((group for group, reason in checked if reason is None), key=lambda group: order_of(group.key))
         refused = [Quarantined(key=group.key, shard=url, reason=said) for group, said in checked if said is not None]
@@ -134,7 +138,7 @@ class TarResharder(TarSurvey):
             entries.append(self.entry(name, data, samples, [] if entries else refused))
             usable += samples
         files = [FileEntry(path=entry.url, bytes=entry.bytes, sha256=entry.sha256) for entry in entries]
-        return self.record(content, usable, entries, files)
+        return self.record(part, usable, entries, files)
 
 
 def list_tars(path: str) -> list[FileVersion]:
