@@ -5,8 +5,6 @@ images (its first of four axes). One image that can't be read is an error: leavi
 Shapes: N images, H W their pixels.
 """
 
-import io
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -14,9 +12,10 @@ from contextlib import contextmanager
 from itertools import groupby, islice
 from operator import attrgetter
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from fsspec.spec import AbstractBufferedFile
 from PIL import Image
 
 from components.configuration.config import refuse
@@ -79,36 +78,28 @@ def contents(folder: Store, path: str) -> Iterator[tuple[str, bytes | np.ndarray
         yield path, folder.read(path)
 
 
-class RemoteFile(io.RawIOBase):
+class RemoteFile(AbstractBufferedFile):
     """A file at a URL, to be read at any place; each read is tried again. Raises as `Store.read`."""
 
     def __init__(self, url: str) -> None:
-        self.url, self.place = url, 0
-        self.size = at(url, lambda filesystem, path: filesystem.size(path))
+        size = at(url, lambda filesystem, path: filesystem.size(path))
+        super().__init__(None, url, block_size=BLOCK, size=size)
 
-    def readable(self) -> bool:
-        return True
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return read_range(self.path, start, end)
 
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self.place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.size}[whence]
-        return self.place
-
-    def readinto(self, buffer: Any) -> int:
-        end = min(self.size, self.place + len(buffer))
-        data = read_range(self.url, self.place, end) if self.place < end else b""
-        buffer[: len(data)] = data
-        self.place += len(data)
-        return len(data)
+    def seek(self, loc: int, whence: int = 0) -> int:
+        try:
+            return super().seek(loc, whence)
+        except ValueError as error:  # before the start; zipfile expects a file's own error
+            raise OSError(str(error)) from error
 
 
 @contextmanager
 def open_archive(url: str) -> Iterator[zipfile.ZipFile]:
     """Opens a zip or npz file. Raises ValueError, in one line, for a damaged or missing one."""
     try:
-        with io.BufferedReader(RemoteFile(url), BLOCK) as file, zipfile.ZipFile(file) as archive:
+        with RemoteFile(url) as file, zipfile.ZipFile(file) as archive:
             yield archive
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:  # the last: encrypted
         fault = f"{shown(url)} can't be read as an archive ({shown(str(error))})"

@@ -69,9 +69,10 @@ def list_versions(url: str) -> list[FileVersion]:
     )
 
 
-def first_file(url: str, is_wanted: Callable[[str], bool]) -> FileVersion | None:
-    """The first file at or below `url` with a relative path that `is_wanted`, by its absolute URL.
-    Looks folder by folder, without listing all. None if there is no such file, or if folders can't be listed."""
+def first_file(url: str, is_wanted: Callable[[str], bool] = bool) -> FileVersion | None:
+    """The first file at or below `url`, any or one with a path that `is_wanted`, by its absolute URL.
+    The path is relative to `url`. Looks folder by folder, without listing all. None if there is no such file, or if
+    folders can't be listed."""
 
     def look(filesystem: fsspec.AbstractFileSystem, root: str) -> FileVersion | None:
         root, below = root.rstrip("/"), ""

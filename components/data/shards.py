@@ -193,18 +193,10 @@ def read_bpe(index: ShardIndex) -> str:
 
 def fetch_shard(index: ShardIndex, entry: ShardEntry) -> bytes:
     """Fetch a whole tar, verified by size and sha256. Raises ShardError, naming the shard, if it differs."""
-    url = index.url(entry.url)
     try:
-        return _fetch(url, Digest(entry.bytes, entry.sha256))
-    except DamagedFileError:
-        data = _fetch(url)  # for a message about the difference
-    if len(data) != entry.bytes:
-        raise ShardError(
-            f"shard {url} has {len(data)} bytes, its index says {entry.bytes}: truncated or changed; restore or ingest"
-        )
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise ShardError(f"shard {url} is not the file that its index describes (sha256 differs); restore or ingest it")
-    return data
+        return _fetch(index.url(entry.url), Digest(entry.bytes, entry.sha256))
+    except DamagedFileError as error:
+        raise ShardError(f"shard {error} as in its index: truncated or changed; restore or ingest it") from error
 
 
 def read_shard(

@@ -128,14 +128,13 @@ def file_to_try(source: str, path: str | None) -> FileVersion | None:
         index = load_index(location)
         return next((FileVersion(index.url(entry.url), entry.bytes, "") for entry in index.shards), None)
     if source == "fashion_mnist":
-        return first_file(packaged.idx_urls(location)[0], lambda path: True)
+        return first_file(packaged.idx_urls(location)[0])
     if source == "photographs":
-        return first_file(Store(location).url(photographs.table()[0].file), lambda path: True)
+        return first_file(Store(location).url(photographs.table()[0].file))
     folder, pattern = split_glob(location)
-    if source == "parquet":
-        return first_file(folder, _is_like(pattern, is_parquet))
-    tars = _is_like(pattern, lambda path: path.endswith(TARS))
-    return first_file(folder, tars if source == "webdataset" else is_image)
+    kinds: dict[str, Callable[[str], bool]] = {"parquet": is_parquet, "webdataset": lambda name: name.endswith(TARS)}
+    is_kind = kinds.get(source, is_image)
+    return first_file(folder, lambda name: fnmatch.fnmatchcase(name, pattern or "*") and is_kind(name))
 
 
 def shard_in_place(images: Artifact) -> FileVersion | None:
@@ -149,7 +148,7 @@ def check_file(file: FileVersion) -> None:
     """Raise SourceError, in a line, if a file of the source can't be read here, or has another size here."""
     try:
         read_range(file.path, 0, 1)
-        here = first_file(file.path, lambda path: True)
+        here = first_file(file.path)
     except (OSError, StoreError) as error:
         raise SourceError(
             f"the source's {file.path} can't be read ({reason(error)}); check the address and the rights"
@@ -170,7 +169,3 @@ def check_outside(place: str, path: str, *, option: str = "--out") -> None:
             f"{option} {place} lies in the source {path}: what is written there would be read as a part of it; name a "
             "folder beside it"
         )
-
-
-def _is_like(pattern: str | None, is_kind: Callable[[str], bool]) -> Callable[[str], bool]:
-    return lambda path: fnmatch.fnmatchcase(path, pattern or "*") and is_kind(path)

@@ -11,7 +11,8 @@ import json
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 
@@ -32,14 +33,12 @@ OWN_NOTES = re.compile(r"__[^/]*__($|/)")  # webdataset's notes about a tar: no 
 Member = Literal["image", "depth", "mask"]  # the member of a sample that is read as image
 
 
-def is_image(name: str) -> bool:
+def is_image(name: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> bool:
     """True for the name of an image file."""
-    return PurePosixPath(name).suffix.lower().lstrip(".") in IMAGE_SUFFIXES
+    return PurePosixPath(name).suffix.lower().lstrip(".") in suffixes
 
 
-def is_unread(name: str) -> bool:
-    """True for the name of an image file of a format that no decoder here reads."""
-    return PurePosixPath(name).suffix.lower().lstrip(".") in OTHER_IMAGES
+is_unread = partial(is_image, suffixes=OTHER_IMAGES)  # of a format that no decoder here reads
 
 
 class Group(NamedTuple):

@@ -22,7 +22,6 @@ from components.data.listing import ShardError, TokensError
 from components.data.shards import Split
 from components.runtime.storage.artifact import Artifact
 
-COLUMNS = ("key", "tokens", "label", "text", "split")
 HELD_OUT = 2048  # images for previews and the final evaluation
 
 
@@ -55,14 +54,14 @@ def write_tokens(samples: TokenSet) -> bytes:
         pa.array(samples.split.tolist(), pa.string()),
     ]
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns, names=list(COLUMNS)), buffer)
+    pq.write_table(pa.table(columns, names=TokenSet._fields), buffer)
     return buffer.getvalue()
 
 
 def parse_tokens(data: bytes, name: str) -> TokenSet:
     """Samples of a token file. Raises ShardError, with `name`, for a file that is none."""
     try:
-        table = pq.read_table(io.BytesIO(data), columns=list(COLUMNS), use_threads=False)
+        table = pq.read_table(io.BytesIO(data), columns=list(TokenSet._fields), use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ShardError(f"token file {name} can't be read ({error}); delete it and run the stage again") from error
     lists = (table[column].combine_chunks() for column in ("tokens", "text"))

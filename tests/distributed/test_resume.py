@@ -274,7 +274,7 @@ def test_truncated_shard_stops_the_stage_at_once_naming_it(ray_cluster: None, tm
     images_artifact(tmp_path)
     shard = tmp_path / "images" / "files" / "shard-000001.tar"
     shard.write_bytes(shard.read_bytes()[:-1000])
-    with pytest.raises(TrainingError, match=r"base stopped: shard .*shard-000001.tar has \d+ bytes"):
+    with pytest.raises(TrainingError, match=r"base stopped: shard .*shard-000001.tar differs: it has \d+ bytes"):
         run(tmp_path, workers=1)
 
 

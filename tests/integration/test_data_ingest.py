@@ -17,7 +17,7 @@ from components.data.ingest import IngestConfig, ingest
 from components.data.listing import DataError, SourceError
 from components.data.shards import ShardIndex, View, load_index
 from components.runtime.storage.store import Store
-from tests.image_sets import image, number_of, png, read_whole_shard, write_tar
+from tests.image_sets import image, number_of, png, read_whole_shard, write_files, write_tar
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -34,7 +34,7 @@ def test_a_tar_that_is_truncated_or_missing_or_not_what_the_index_counts_raises_
     """Ray's and webdataset's readers give half the samples of such a tar, without any error."""
     store, entry = Store(local_index.root), local_index.shards[1]
     store.write(entry.url, store.read(entry.url)[:-4096])
-    with pytest.raises(ShardError, match=r"shard-000001\.tar has \d+ bytes, its index says \d+"):
+    with pytest.raises(ShardError, match=r"shard-000001\.tar differs: it has \d+ bytes, not \d+ as in its index"):
         read_shard(local_index, entry)
     store.delete("shard-000002.tar")
     with pytest.raises(ShardError, match=r"shard-000002\.tar is missing"):

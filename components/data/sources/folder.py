@@ -173,19 +173,19 @@ def _training_images(images: list[str]) -> Names:
 
 def _sub_folders(path: str, names: Names) -> Source:
     folder_of = {name: name[len(names.root) :].split("/")[0] for name in names.used if "/" in name[len(names.root) :]}
-    classes = tuple(sorted(set(folder_of.values())))
-    if not classes:
-        keys = source.safe_keys(names.used)
-        items = [Item(key, 0, "", name) for key, name in zip(keys, names.used, strict=True)]
-        note = f"{path}: {len(items)} images without classes and captions, learned as they are; otherwise {FORMS}"
-        return _source(path, names, ONE_CLASS, items, [note], reading=(names.root,) if names.root else ())
+    classes, chosen = tuple(sorted(set(folder_of.values()))), list(folder_of or names.used)
     items = [
-        Item(key, classes.index(folder), folder.replace("_", " "), name)
-        for key, (name, folder) in zip(source.safe_keys(list(folder_of)), folder_of.items(), strict=True)
+        Item(key, classes.index(folder_of[name]), folder_of[name].replace("_", " "), name)
+        if classes
+        else Item(key, 0, "", name)
+        for key, name in zip(source.safe_keys(chosen), chosen, strict=True)
     ]
-    left = len(names.used) - len(folder_of)
-    notes = [f"{path}: {left} images lie outside of the class folders and are left out"] if left else []
-    return _source(path, names, classes, items, notes, reading=(names.root,) if names.root else ())
+    notes, left = [], len(names.used) - len(items)
+    if not classes:
+        notes = [f"{path}: {len(items)} images without classes and captions, learned as they are; otherwise {FORMS}"]
+    elif left:
+        notes = [f"{path}: {left} images lie outside of the class folders and are left out"]
+    return _source(path, names, classes or ONE_CLASS, items, notes, reading=(names.root,) if names.root else ())
 
 
 def _described(path: str, names: Names, captions: Sequence[str], columns: Columns) -> Source:

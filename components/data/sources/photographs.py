@@ -87,7 +87,7 @@ def table() -> tuple[Photograph, ...]:
 def find_photographs(root: str) -> tuple[FileVersion, ...]:
     """The files of all photographs below `root`, by their paths in the table.
     Raises SourceError, with the command that installs what is missing."""
-    found = {photograph: first_file(Store(root).url(photograph.file), lambda path: True) for photograph in table()}
+    found = {photograph: first_file(Store(root).url(photograph.file)) for photograph in table()}
     if missing := [photograph for photograph, file in found.items() if file is None]:
         packages = " ".join(dict.fromkeys(photograph.package for photograph in missing))
         raise SourceError(
