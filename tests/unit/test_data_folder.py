@@ -15,7 +15,7 @@ from components.data.source_check import check_source, detect_source, source_dig
 from components.data.sources.folder import list_folder
 from components.data.sources.source import Columns, Source
 from components.stages.images import ImagesConfig, images_identity
-from tests.image_sets import image, png
+from tests.image_sets import image, png, write_files
 
 NO_FILE = r" can't be read \(row 2 has .*each line needs a file and a caption"
 
@@ -23,16 +23,11 @@ NO_FILE = r" can't be read \(row 2 has .*each line needs a file and a caption"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Four images at the top."""
-    for number, name in enumerate(("a.png", "b.png", "c.png", "d.png")):
-        (tmp_path / name).write_bytes(png(image(number)))
-    return tmp_path
+    return add_images(tmp_path, "a.png", "b.png", "c.png", "d.png")
 
 
 def add_images(folder: Path, *names: str) -> Path:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(png(image(len(name))))
-    return folder
+    return write_files(folder, {name: png(image(number)) for number, name in enumerate(names)})
 
 
 def read(source: Source) -> dict[str, tuple[str, str]]:
@@ -81,26 +76,22 @@ def test_what_is_not_read_is_named_with_what_it_might_be(folder: Path, caplog: p
         ("captions.csv", "file,caption\na.png,one\n,two\n", NO_FILE),
         ("captions.jsonl", '{"file": "a.png", "caption": "one"}\n{"caption": "two"}', NO_FILE),
         ("captions.jsonl", '{"file": "a.png", "caption": "one"}\n{"file": null, "caption": "two"}', NO_FILE),
+        ("captions.jsonl", '{"file": "a.png"}', "needs a file and a caption"),
+        ("captions.jsonl", '{"file": ', "needs a file and a caption"),
+        ("captions.jsonl", '{"file": "z.png", "caption": "x"}', "names z.png"),
+        ("captions.jsonl", '{"file": "a.png", "caption": "x"}\n{"file": "a.png", "caption": "y"}', "names a.png twice"),
+        ("captions.jsonl", "", "names no image"),
         ("captions.csv", "file,caption\na.png,red, round\n", "line 2 has more fields than there are columns"),
+        ("captions.csv", "file;caption\na.png;one\n", "separated by ';'; save it with commas"),
+        ("captions.csv", "file\tcaption\na.png\tone\n", r"separated by '\\t'; save it with commas"),
+        ("captions.csv", "file,caption\na.png,caf\u00e9\n", "is not UTF-8 .*iconv -f latin1 -t utf-8"),
     ],
 )
-def test_a_row_that_does_not_fit_is_named_by_its_number(folder: Path, name: str, content: str, said: str) -> None:
-    (folder / name).write_text(content)
+def test_a_captions_file_that_does_not_fit_is_refused_with_a_remedy(
+    folder: Path, name: str, content: str, said: str
+) -> None:
+    (folder / name).write_bytes(content.encode("latin1"))
     with pytest.raises(SourceError, match=rf"{name}.*{said}"):
-        list_folder(str(folder))
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"file;caption\na.png;one\n", "separated by ';'; save it with commas"),
-        (b"file\tcaption\na.png\tone\n", r"separated by '\\t'; save it with commas"),
-        ("file,caption\na.png,caf\u00e9\n".encode("latin1"), "is not UTF-8 .*iconv -f latin1 -t utf-8"),
-    ],
-)
-def test_a_table_of_a_spreadsheet_gets_a_remedy(folder: Path, content: bytes, said: str) -> None:
-    (folder / "captions.csv").write_bytes(content)
-    with pytest.raises(SourceError, match=said):
         list_folder(str(folder))
 
 

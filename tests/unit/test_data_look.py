@@ -13,7 +13,7 @@ from components.data.listing import ShardError, SourceError
 from components.data.source_look import IMAGES, SourceLook, look_at
 from components.runtime.storage.store import Store
 from pipelines.engine import driver
-from tests.image_sets import image, png, write_parquet, write_set, write_tar
+from tests.image_sets import image, png, write_files, write_parquet, write_set, write_tar
 
 NUMBERS = {"resolution": 8, "samples_per_shard": 40, "holdout_fraction": 0.1, "vocab_size": 300, "text_length": 8}
 NOISE = np.random.default_rng(0)
@@ -26,11 +26,8 @@ def look(source: str, path: Path) -> SourceLook:
 
 
 def pets(folder: Path, *, damaged: int = 0) -> Path:
-    for number in range(30):
-        path = folder / ("cat", "dog", "dog")[number % 3] / f"{number:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(image(number))[: 40 if number < damaged else None])
-    return folder
+    names = [f"{('cat', 'dog', 'dog')[number % 3]}/{number:02d}.png" for number in range(30)]
+    return write_files(folder, {name: png(image(n))[: 40 if n < damaged else None] for n, name in enumerate(names)})
 
 
 def large_tar(path: Path) -> Path:

@@ -1,15 +1,17 @@
-"""Laws of condition members: depth maps and masks are read by the laws of images, and nothing else changes."""
+"""Laws of members: depth maps and masks are read by the laws of images, also as second images of the same samples."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from components.data.decoded import ImageSamples
 from components.data.encoding import ShardJob, TokenEncoder
 from components.data.held_out import held_out_arrays, read_split
-from components.data.images import load_depth, load_image, load_mask
+from components.data.images import Degradation, degrade, jpeg_compressed, load_depth, load_image, load_mask
 from components.data.listing import ShardError
 from components.data.shards import Member, ShardEntry, ShardIndex, View, check_member, load_index
 from components.data.tars import iterate_shard
@@ -18,6 +20,7 @@ from components.models.bundle import load_bundle
 from components.runtime.storage.store import Store
 from components.sampling.images import from_uint8
 from components.stages.training import train_model
+from components.training.batches import to_batch
 from tests.distributed.runs import context_of, images_artifact
 from tests.image_sets import read_rows, read_whole_shard, rewrite, write_scenes, write_set
 from tests.tiny_cascade import commit_model, write_models
@@ -25,6 +28,9 @@ from tests.tiny_training import autoencoder_config
 
 RESOLUTION, SIZES = 16, (7, 6, 5)
 MEMBERS: tuple[Member, ...] = ("image", "depth", "mask")
+PLAIN = {"image", "label", "text", "position"}
+TASKS = ("jpeg", "colorization", "inpainting")
+HOW = Degradation(seed=3, tasks=TASKS)
 
 
 @pytest.fixture
@@ -59,28 +65,6 @@ def test_keys_labels_captions_and_splits_do_not_depend_on_the_member(scenes: Sha
             assert (other.image != plain.image).any()
 
 
-def rows_of(index: ShardIndex, member: Member) -> dict[str, np.ndarray]:
-    """The first two epochs and more of the training stream, read in this process."""
-    return read_rows(ImageSamples(index, View(8, member)))
-
-
-def test_the_training_stream_serves_the_member_of_the_samples_that_it_would_serve_anyway(scenes: ShardIndex) -> None:
-    """One process, one cache: no member may be taken for another. Held-out samples serve it too."""
-    plain, depth, mask = (rows_of(scenes, member) for member in MEMBERS)
-    splits = {member: read_split(scenes, "train", View(8, member=member)).image for member in MEMBERS}
-    held_out = held_out_arrays(scenes, View(8, member="depth"), limit=4)["image"]
-    split = "holdout" if scenes.train_samples < scenes.samples else "train"
-    np.testing.assert_array_equal(held_out, read_split(scenes, split, View(8, member="depth"), limit=4).image)
-    for rows in (depth, mask):
-        for name in ("label", "text", "position"):
-            np.testing.assert_array_equal(rows[name], plain[name])
-    for image, far, shape in zip(plain["image"], depth["image"], mask["image"], strict=True):
-        (found,) = np.nonzero((splits["image"] == image).all((1, 2, 3)))
-        assert len(found) == 1
-        np.testing.assert_array_equal(far, splits["depth"][found[0]])
-        np.testing.assert_array_equal(shape, splits["mask"][found[0]])
-
-
 def test_the_depth_of_a_scene_is_nearest_on_a_solid_or_the_floor_and_farthest_on_the_wall(scenes: ShardIndex) -> None:
     depth, mask = (read_whole_shard(scenes, scenes.shards[0], View(16, member=m)).image for m in MEMBERS[1:])
     assert (depth.max((1, 2, 3)) == 255).all()
@@ -88,12 +72,14 @@ def test_the_depth_of_a_scene_is_nearest_on_a_solid_or_the_floor_and_farthest_on
     assert set(np.unique(mask)) <= {0, 128, 255}
 
 
-@pytest.mark.parametrize("member", ["depth", "mask"])
-def test_a_set_without_the_member_is_refused_naming_shard_sample_and_remedy(tmp_path: Path, member: Member) -> None:
-    index = write_set(Store(str(tmp_path)), sizes=(3, 2))
+@pytest.mark.parametrize("how", [{"member": "depth"}, {"member": "mask"}, {"condition_member": "depth"}])
+def test_a_set_without_the_member_is_refused_naming_shard_sample_and_remedy(
+    tmp_path: Path, how: dict[str, Member]
+) -> None:
+    index, (member,) = write_set(Store(str(tmp_path)), sizes=(3, 2)), how.values()
     said = rf"shard-000000\.tar, sample 000000: no {member}\.png next to the image; .* or set member to image"
     with pytest.raises(ShardError, match=said):
-        read_split(index, "train", View(8, member=member))
+        read_split(index, "train", View(8, **how))
     with pytest.raises(ShardError, match=said):
         check_member(index, member)
     check_member(index, "image")
@@ -152,3 +138,102 @@ def test_a_mask_with_more_values_than_the_index_says_is_refused_and_an_index_can
     del written["mask_values"]
     store.write("index.json", json.dumps(written).encode())
     assert load_index(scenes.root) == scenes
+
+
+def rows_of(
+    index: ShardIndex, degradation: Degradation | None = None, *, condition_member: Member | None = None, **place: int
+) -> dict[str, np.ndarray]:
+    """The first two epochs and more of the training stream."""
+    view = View(8, condition_member=condition_member)
+    return read_rows(ImageSamples(index, view, degradation), **place)
+
+
+@pytest.mark.parametrize("condition_member", ["depth", "mask", "image"])
+def test_the_condition_image_is_of_the_same_sample_and_the_stream_stays_what_it_was(
+    scenes: ShardIndex, condition_member: Any
+) -> None:
+    plain, both = rows_of(scenes), rows_of(scenes, condition_member=condition_member)
+    assert set(plain) == PLAIN
+    assert set(both) == PLAIN | {"condition_image"}
+    for name in PLAIN:
+        np.testing.assert_array_equal(both[name], plain[name])
+    images = read_split(scenes, "train", View(8, condition_member=condition_member))
+    for image, condition in zip(both["image"], both["condition_image"], strict=True):
+        (found,) = np.nonzero((images.image == image).all((1, 2, 3)))
+        assert len(found) == 1
+        np.testing.assert_array_equal(condition, images.condition_image[found[0]])
+
+
+@pytest.mark.parametrize("member", ["depth", "mask"])
+def test_a_second_member_is_what_the_first_would_be(scenes: ShardIndex, member: Member) -> None:
+    """In a split, in the stream, and among held-out samples; one process, one cache: none is taken for another."""
+    views = View(8, member=member, condition_member="image"), View(8, condition_member=member)
+    for read in (
+        lambda view: read_split(scenes, "train", view)._asdict(),
+        lambda view: read_rows(ImageSamples(scenes, view)),
+        lambda view: held_out_arrays(scenes, view, limit=4),
+    ):
+        swapped, plain = map(read, views)
+        np.testing.assert_array_equal(swapped["image"], plain["condition_image"])
+        np.testing.assert_array_equal(swapped["condition_image"], plain["image"])
+        np.testing.assert_array_equal(swapped["label"], plain["label"])
+    assert read_split(scenes, "train", View(8)).condition_image is None
+
+
+@pytest.mark.parametrize("how", [{"condition_member": "depth"}, {"degradation": HOW}])
+def test_conditions_depend_on_the_position_alone(scenes: ShardIndex, how: dict[str, Any]) -> None:
+    whole, part = rows_of(scenes, **how), rows_of(scenes, first=5, rank=1, world_size=2, **how)
+    for name, column in part.items():
+        np.testing.assert_array_equal(column, whole[name][part["position"]], err_msg=name)
+
+
+def test_two_condition_images_are_refused(scenes: ShardIndex) -> None:
+    with pytest.raises(ValueError, match="either depth or a degraded image, not both"):
+        ImageSamples(scenes, View(8, condition_member="depth"), HOW)
+
+
+def test_held_out_arrays_serve_the_condition_and_batches_make_floats_of_it(scenes: ShardIndex) -> None:
+    held_out = held_out_arrays(scenes, View(8, condition_member="mask"), limit=4)
+    batch = to_batch(held_out)
+    assert batch["condition_image"].shape == batch["image"].shape
+    assert batch["condition_image"].dtype == torch.float32
+    assert batch["condition_image"].abs().max() <= 1
+    degraded = held_out_arrays(scenes, View(8), limit=4, degradation=HOW)
+    expected = degrade(degraded["image"], np.arange(len(degraded["image"])), HOW)
+    for name in ("task", "condition_image"):
+        np.testing.assert_array_equal(degraded[name], expected[name])
+    assert to_batch(degraded)["task"].dtype == torch.int64
+
+
+def random_images(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+
+
+def test_a_degradation_is_of_its_task_alone_and_depends_on_seed_and_position_and_not_on_the_batch() -> None:
+    images, position = random_images(60), np.arange(100, 160)
+    whole = degrade(images, position, HOW)
+    changed = (whole["condition_image"] != images).any((1, 2, 3))
+    np.testing.assert_array_equal(changed, whole["task"] == TASKS.index("jpeg"))
+    assert set(whole["task"]) == {0, 1, 2}
+    parts = [degrade(images[part], position[part], HOW) for part in (slice(0, 7), slice(7, 60))]
+    for name, column in whole.items():
+        np.testing.assert_array_equal(column, np.concatenate([part[name] for part in parts]))
+    assert (degrade(images, position, HOW._replace(seed=4))["task"] != whole["task"]).any()
+    assert (degrade(images, position + 40, HOW)["task"] != whole["task"]).any()
+
+
+def test_tasks_and_qualities_are_drawn_alike_and_a_lower_quality_keeps_less() -> None:
+    only = Degradation(seed=0, tasks=("jpeg",), jpeg_qualities=(5, 7))
+    image = random_images(1)
+    by_quality = [jpeg_compressed(image[0], quality=quality) for quality in (5, 6, 7)]
+    rows = degrade(np.repeat(image, 300, axis=0), np.arange(300), only)["condition_image"]
+    counts = [int((rows == made).all((1, 2, 3)).sum()) for made in by_quality]
+    assert sum(counts) == 300
+    assert min(counts) > 70
+    tasks = degrade(np.repeat(image, 600, axis=0), np.arange(600), HOW)["task"]
+    assert np.bincount(tasks).min() > 150
+    ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 4, (64, 64, 3)).copy()
+    ramp[::7, ::5] = (200, 30, 90)
+    kept = [jpeg_compressed(ramp, quality=quality).astype(float) for quality in (5, 10, 20, 90)]
+    errors = [np.square(each - ramp.astype(float)).mean() for each in kept]
+    assert errors == sorted(errors, reverse=True)

@@ -22,16 +22,9 @@ from components.data.sources.source import Columns, safe_keys
 from components.data.sources.webdataset import list_tars, split_glob
 from components.runtime.storage.store import Store
 from pipelines.engine.naming import source_name
-from tests.image_sets import image, png, write_idx, write_set
+from tests.image_sets import image, png, write_files, write_idx, write_set
 
 LABEL = Columns(label="kind")
-
-
-def write_files(folder: Path, files: dict[str, bytes | str]) -> Path:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return folder
 
 
 @pytest.fixture
@@ -107,22 +100,6 @@ def test_a_captions_file_at_the_top_decides(tmp_path: Path, name: str, captions:
     source = list_folder(str(tmp_path))
     assert [item.caption for item in source.items] == ["a, red", "blue"]
     assert [source.classes[item.label] for item in source.items] == ["x", "image"]
-
-
-@pytest.mark.parametrize(
-    ("captions", "said"),
-    [
-        ('{"file": "c.png", "caption": "x"}', "names c.png"),
-        ('{"file": "a.png"}', "needs a file and a caption"),
-        ('{"file": ', "needs a file and a caption"),
-        ('{"file": "a.png", "caption": "x"}\n{"file": "a.png", "caption": "y"}', "twice"),
-        ("", "names no image"),
-    ],
-)
-def test_a_captions_file_that_does_not_fit_is_refused(tmp_path: Path, captions: str, said: str) -> None:
-    write_files(tmp_path, {"a.png": png(image(0)), "captions.jsonl": captions})
-    with pytest.raises(SourceError, match=said):
-        list_folder(str(tmp_path))
 
 
 def test_keys_have_no_dots_and_are_unique_whatever_the_names() -> None:
