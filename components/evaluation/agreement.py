@@ -8,7 +8,8 @@ Shapes: N images, n of a part, K classes, C captions, E embedding_dim.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from itertools import islice
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,46 +19,36 @@ from components.configuration.config import Config
 from components.data.held_out import SMALL, read_split
 from components.data.shards import ShardIndex, Split, View
 from components.evaluation.features import Measuring
-from components.evaluation.generated import SampleJob, accepts, jobs_of
-from components.evaluation.image_sets import KNOWN, FileImages, ImagePart, branch_name, held_out_parts, shrink, some_of
+from components.evaluation.generated import accepts, jobs_of, load_cascade
+from components.evaluation.image_sets import KNOWN, ImagePart, ShardImages, branch_name, held_out_parts, shrink, some_of
 from components.evaluation.metrics import share_error
 from components.evaluation.sampling_studies import judge
-from components.evaluation.study import Findings, ModelStudy, StudyPlan, load_trained
+from components.evaluation.study import AskedSet, Findings, ModelStudy, StudyPlan, judged, load_trained
 from components.models.contrastive import ContrastiveEncoder
-from components.runtime.pool import file_name
 from components.runtime.storage.artifact import Artifact
-from components.sampling.cascade import Cascade
 from components.sampling.images import from_uint8
 from components.sampling.model import describe_model
 from components.sampling.requests import Request
 
 EQUAL = 6  # decimals: smaller differences of cosines depend on the order of computation
 AskedBy = Literal["label", "prompt"]
-JUDGES: dict[str, AskedBy] = {"judge": "label", "matcher": "prompt"}  # name of the input -> what it judges
-TITLES: dict[AskedBy, str] = {  # of the tables
-    "label": "Asked for by label: the class that an independent classifier sees",
-    "prompt": "Asked for by prompt: the own caption among others, by a contrastive encoder",
+
+
+class Way(NamedTuple):
+    """Words of a way to ask for images: input of its judge, title of a table, names of the accuracy."""
+
+    judge: str
+    title: str
+    column: str
+    headline: str
+
+
+BY_LABEL = "Asked for by label: the class that an independent classifier sees"
+BY_PROMPT = "Asked for by prompt: the own caption among others, by a contrastive encoder"
+WAYS: dict[AskedBy, Way] = {
+    "label": Way("judge", BY_LABEL, "accuracy", "class seen"),
+    "prompt": Way("matcher", BY_PROMPT, "own caption first", "own caption first"),
 }
-FIRST: dict[AskedBy, str] = {"label": "class seen", "prompt": "own caption first"}
-COLUMNS: dict[AskedBy, str] = {
-    "label": "images, accuracy, its standard error, chance, N",
-    "prompt": "images, own caption first, its standard error, chance, median rank, chance of it, captions, N",
-}
-
-
-class Wanted(NamedTuple):
-    """A label alone or a caption alone of an image of the set, as a request."""
-
-    row: int  # number among the images of the split
-    asked: int  # class id, or number of the caption
-    request: Request
-
-
-class AskedPart(NamedTuple):
-    """Images for one worker to judge, with the requested class id or caption number of each image."""
-
-    images: ImagePart
-    asked: tuple[int, ...]  # (n,)
 
 
 class Agreement(NamedTuple):
@@ -82,58 +73,61 @@ class AgreementStudy(ModelStudy["AgreementConfig"]):
     @property
     def judges(self) -> dict[AskedBy, Artifact]:
         """The independent models by what they judge."""
-        return {by: self.models[name] for name, by in JUDGES.items() if name in self.models}
+        return {by: self.models[way.judge] for by, way in WAYS.items() if way.judge in self.models}
 
     def plan(self) -> StudyPlan:
         """Jobs of each generator, and the images of the set under their own labels and captions."""
-        with self.models["cascade"].local_copy() as folder:
-            models = Cascade.load(folder)
-        wanted, groups, sets = wanted_of(self.index, self.config.samples), {}, dict[AskedBy, Any]()
-        captions = tuple(str(each.request.prompt) for each in wanted["prompt"])  # all different
+        models, wanted = load_cascade(self.models["cascade"]), wanted_of(self.index, self.config.samples)
+        captions = tuple(str(request.prompt) for request in wanted["prompt"].values())  # all different
+        groups, sets = {}, dict[AskedBy, dict[str, AskedSet]]()
         for by, model in self.judges.items():
-            sets[by] = {}
-            for generator in models.generators:
-                jobs = asked_jobs(models, generator, by, wanted[by], seed=self.config.seed)
-                groups[f"{generator} {by}"], parts = jobs, []
-                for job in jobs:
-                    images = FileImages(self.files, file_name(job.name), "image.", len(job.requests))
-                    asked = (captions.index(r.prompt) if r.prompt else int(r.label or 0) for r in job.requests)
-                    parts.append(AskedPart(images, tuple(asked)))
-                sets[by] |= {branch_name(generator): parts} if parts else {}
             with model.local_copy() as folder:
                 side = describe_model(by, folder).settings["resolution"]
-            if parts := known_parts(self.index, wanted[by], resolution=side):
-                sets[by][KNOWN[known_split(self.index)]] = parts
+            asked = {}
+            for generator in models.generators:
+                requests = [
+                    request.replace(seed=self.config.seed + number, generator=generator)
+                    for number, request in enumerate(wanted[by].values())
+                ]
+                asked[branch_name(generator)] = taken = [each for each in requests if accepts(models, each)]
+                groups[f"{generator} {by}"] = jobs_of(f"{generator}_by_{by}", taken)
+            images = {branch_name(name): self.images(groups[f"{name} {by}"]) for name in models.generators}
+            own = KNOWN[known_split(self.index)]
+            images |= {own: known_parts(self.index, [*wanted[by]], resolution=side)}
+            asked[own] = [*wanted[by].values()]
+            sets[by] = {
+                name: AskedSet(parts, [captions.index(r.prompt) if r.prompt else r.label for r in asked[name]])
+                for name, parts in images.items()
+                if parts
+            }
         return StudyPlan(groups, facts=(captions, sets))
 
     def measure(self, plan: StudyPlan, work: Measuring) -> Found:
         """Agreement of each generator's images, and of the images of the set."""
         found, (captions, sets) = dict[AskedBy, dict[str, Agreement]](), plan.facts
         for by, model in self.judges.items():
-            parts = [part for group in sets[by].values() for part in group]
-            worker = partial(Judge, model, captions if by == "prompt" else ())
-            values, found[by] = work.pool.map(worker, parts), {}
-            for name, group in sets[by].items():
-                seen, asked = np.concatenate([next(values) for _ in group]), [part.asked for part in group]
-                of_captions = by == "prompt" and caption_agreement(seen, len(captions))
-                found[by][name] = of_captions or class_agreement(seen, np.concatenate(asked))
+            seen = judged(work.pool, partial(Judge, model, captions if by == "prompt" else ()), sets[by])
+            agreement = caption_agreement if by == "prompt" else class_agreement
+            found[by] = {name: agreement(seen[name], np.array(images.asked)) for name, images in sets[by].items()}
         return found
 
     def findings(self, plan: StudyPlan, measured: Found) -> Findings:
         """A table for labels and one for prompts beside chance; the headline is shares of right images."""
         tables, summary, headline = {}, {}, {}
         for by, sets in measured.items():
-            rows = []
+            ranked = by == "prompt"
+            ranks = ["median rank", "chance of it", "captions"] if ranked else []
+            columns, rows = ["images", WAYS[by].column, "its standard error", "chance", *ranks, "N"], []
             for name, each in sets.items():
                 end = f"{by}_{name.replace(' ', '_').replace('-', '_')}"
                 summary |= {f"accuracy_{end}": each.accuracy, f"chance_{end}": each.chance}
-                summary |= {f"median_rank_{end}": each.median_rank} if by == "prompt" else {}
-                headline[f"{FIRST[by]}, {name} (N {each.count})"] = each.accuracy
-                ranks = [each.median_rank, (each.candidates + 1) / 2, each.candidates] if by == "prompt" else []
+                summary |= {f"median_rank_{end}": each.median_rank} if ranked else {}
+                headline[f"{WAYS[by].headline}, {name} (N {each.count})"] = each.accuracy
+                ranks = [each.median_rank, (each.candidates + 1) / 2, each.candidates] if ranked else []
                 error = share_error(each.accuracy, each.count)
                 rows.append([name, each.accuracy, error, each.chance, *ranks, each.count])
             if rows:
-                tables[TITLES[by]] = {"columns": COLUMNS[by].split(", "), "rows": rows}
+                tables[WAYS[by].title] = {"columns": columns, "rows": rows}
         return Findings({}, tables, summary, headline, {})
 
 
@@ -151,36 +145,27 @@ def known_split(index: ShardIndex) -> Split:
     return "holdout" if index.samples > index.train_samples else "train"
 
 
-def wanted_of(index: ShardIndex, samples: int) -> dict[AskedBy, list[Wanted]]:
-    """Labels of the first images of the split, and captions of the first images, each caption once."""
+def wanted_of(index: ShardIndex, samples: int) -> dict[AskedBy, dict[int, Request]]:
+    """Requests by the number of an image of the split: labels, and captions, each of these once."""
     known = read_split(index, known_split(index), View(SMALL), limit=4 * samples)
-    labels = [Wanted(row, label, Request(label=label)) for row, label in enumerate(known.label.tolist())]
-    first = {caption: known.caption.index(caption) for caption in dict.fromkeys(known.caption) if caption}
-    prompts = [Wanted(row, n, Request(prompt=caption)) for n, (caption, row) in enumerate(first.items())]
-    return {"label": labels[:samples], "prompt": prompts[:samples]}
+    captions = (caption for caption in dict.fromkeys(known.caption) if caption)
+    wanted: dict[AskedBy, dict[int, Request]] = {
+        "label": {row: Request(label=label) for row, label in enumerate(known.label.tolist())},
+        "prompt": {known.caption.index(caption): Request(prompt=caption) for caption in captions},
+    }
+    return {by: dict(islice(requests.items(), samples)) for by, requests in wanted.items()}
 
 
-def asked_jobs(models: Cascade, generator: str, by: AskedBy, wanted: Sequence[Wanted], *, seed: int) -> list[SampleJob]:
-    """Jobs of a generator for the labels or captions that it takes alone."""
-    requests = []
-    for number, each in enumerate(wanted):
-        request = each.request.replace(seed=seed + number, generator=generator)
-        requests += [request] if accepts(models, request) else []
-    return jobs_of(f"{generator}_by_{by}", requests)
-
-
-def known_parts(index: ShardIndex, wanted: Sequence[Wanted], *, resolution: int) -> list[AskedPart]:
-    """Images of the set in parts, each image with the true label or caption."""
-    rows, asked = np.array([each.row for each in wanted], dtype=np.int64), iter([each.asked for each in wanted])
-    known = held_out_parts(index, resolution=resolution, limit=int(rows.max(initial=-1)) + 1)
-    parts = some_of(known, rows)
-    return [AskedPart(part, tuple(next(asked) for _ in range(part.num_images))) for part in parts]
+def known_parts(index: ShardIndex, numbers: Sequence[int], *, resolution: int) -> list[ShardImages]:
+    """The images of the set with the given ascending numbers."""
+    rows = np.array(numbers, dtype=np.int64)
+    return some_of(held_out_parts(index, resolution=resolution, limit=int(rows.max(initial=-1)) + 1), rows)
 
 
 class Judge:
     """Pool worker that judges the images of a part.
-    A classifier of clean images returns the classes (n,) int64 that it sees, a contrastive encoder the rank (n,) of
-    each image's own caption among C captions."""
+    A classifier of clean images returns the classes (n,) int64 that it sees, a contrastive encoder the cosine (n, C) of
+    each image and each of the captions."""
 
     def __init__(self, model: Artifact, captions: Sequence[str] = ()) -> None:
         self.model, self.text = load_trained(model), None
@@ -192,30 +177,33 @@ class Judge:
                 self.text = self.encoder.encode_text(texts).embedding.cpu().numpy()  # (C, E) of length 1
 
     @torch.no_grad()
-    def __call__(self, part: AskedPart) -> np.ndarray:
+    def __call__(self, part: ImagePart) -> np.ndarray:
         side = self.model.settings["resolution"]
-        batches = [each if each.shape[1] == side else shrink(each, side) for each in part.images.batches()]
+        batches = [each if each.shape[1] == side else shrink(each, side) for each in part.batches()]
         if self.text is None:
             return np.concatenate([judge(self.model, images) for images in batches])
         images = (from_uint8(each).to(self.model.device) for each in batches)
-        embeddings = [self.encoder.encode_image(image).cpu().numpy() for image in images]
-        return caption_ranks(np.concatenate(embeddings), self.text, np.array(part.asked))
+        return cosines(np.concatenate([self.encoder.encode_image(image).cpu().numpy() for image in images]), self.text)
 
 
-def caption_ranks(image: np.ndarray, text: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Rank of each image's own caption by cosine among all, from 1; an equal cosine counts as half.
-    Of images (N, E) and captions (C, E), each of length 1, and the numbers (N,) of the images' captions. Returns (N,)
-    float64 in [1, C], whose mean over all captions as the own one is (C + 1) / 2."""
-    cosine = (image.astype(np.float64) @ text.astype(np.float64).T).round(EQUAL)  # (N, C)
-    right = cosine[np.arange(len(image)), own][:, None]  # (N, 1)
+def cosines(image: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """Cosines (N, C) of images (N, E) and captions (C, E), each of length 1, in float64."""
+    return (image.astype(np.float64) @ text.astype(np.float64).T).round(EQUAL)
+
+
+def caption_ranks(cosine: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Rank of each image's own caption by cosine (N, C) among all, from 1; an equal cosine counts as half.
+    `own`: the numbers (N,) of the images' captions. Returns (N,) float64 in [1, C], whose mean over all captions as the
+    own one is (C + 1) / 2."""
+    right = cosine[np.arange(len(cosine)), own][:, None]  # (N, 1)
     nearer, equal = (cosine > right).sum(axis=1), (cosine == right).sum(axis=1) - 1
     return 1 + nearer + equal / 2
 
 
-def caption_agreement(ranks: np.ndarray, candidates: int) -> Agreement:
-    """Agreement of ranks (N,) among `candidates` captions."""
-    first = float((ranks == 1).mean())
-    return Agreement(len(ranks), first, 1 / candidates, float(np.median(ranks)), candidates)
+def caption_agreement(cosine: np.ndarray, own: np.ndarray) -> Agreement:
+    """Agreement by the ranks of the own captions, see `caption_ranks`."""
+    ranks, candidates = caption_ranks(cosine, own), cosine.shape[1]
+    return Agreement(len(ranks), float((ranks == 1).mean()), 1 / candidates, float(np.median(ranks)), candidates)
 
 
 def class_agreement(seen: np.ndarray, asked: np.ndarray) -> Agreement:

@@ -63,6 +63,12 @@ class SampledImages(NamedTuple):
         return list(self.stages.values())[-1]
 
 
+def load_cascade(cascade: Artifact, *, device: str | torch.device = "cpu") -> Cascade:
+    """Loads a composed cascade from storage. Raises as `Cascade.load`."""
+    with cascade.local_copy() as folder:
+        return Cascade.load(folder, device=device)
+
+
 def accepts(cascade: Cascade, request: Request) -> bool:
     """True if the models of the request's generator can be conditioned on the request."""
     try:
@@ -225,8 +231,7 @@ class CascadeSampler:
 
     def __init__(self, cascade: Artifact, files: Store) -> None:
         self.device, self.files = best_device(), files
-        with cascade.local_copy() as folder:
-            self.cascade = Cascade.load(folder, device=self.device)
+        self.cascade = load_cascade(cascade, device=self.device)
         self.clock, self.rooms = Clock(self.device), dict[str, Room]()  # by generator
 
     def __call__(self, job: SampleJob) -> Later:

@@ -14,12 +14,11 @@ from pydantic import Field
 
 from components.data.images import jpeg_compressed
 from components.evaluation.features import MeasureConfig
-from components.evaluation.generated import jobs_of, read_jobs
+from components.evaluation.generated import jobs_of, load_cascade, read_jobs
 from components.evaluation.grids import GridBlock, readable, render_blocks
 from components.evaluation.study import Findings, ModelStudy, StudyPlan
 from components.models.diffusion import corruption
 from components.models.diffusion.corruption import MASK_TASKS, NUMBERS, blurred, downsample, gray
-from components.sampling.cascade import Cascade
 from components.sampling.image_files import encode_png
 from components.sampling.images import from_uint8, to_uint8
 from components.sampling.model import SamplingModel
@@ -47,8 +46,7 @@ class RestorationStudy(ModelStudy["RestorationConfig"]):
     def degraded(self) -> tuple[SamplingModel, np.ndarray, list[Damaged]]:
         """The model, held-out images (N, H, W, 3), and all degradations, equal in every run.
         Raises ValueError for a cascade that does not work on images, or a set that holds no image out."""
-        with self.models["cascade"].local_copy() as folder:
-            maker = Cascade.load(folder).makers.get("translate")
+        maker = load_cascade(self.models["cascade"]).makers.get("translate")
         if maker is None:
             raise ValueError("this cascade has no image-to-image model whose restorations could be measured")
         model, trained = maker.first, maker.first.settings

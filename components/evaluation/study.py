@@ -32,8 +32,16 @@ from components.evaluation.features import (
 )
 from components.evaluation.generated import CascadeSampler, SampleJob, jobs_of, measured_requests
 from components.evaluation.grids import GridBlock, render_blocks
-from components.evaluation.image_sets import HELD_OUT, REFERENCE, FileImages, ImageSet, split_parts, trained_parts
-from components.runtime.pool import file_name, write_job
+from components.evaluation.image_sets import (
+    HELD_OUT,
+    REFERENCE,
+    FileImages,
+    ImagePart,
+    ImageSet,
+    split_parts,
+    trained_parts,
+)
+from components.runtime.pool import Pool, file_name, write_job
 from components.runtime.storage.artifact import Artifact
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade
@@ -106,11 +114,12 @@ class ModelStudy(ABC, Generic[C]):
         assert isinstance(self.config, MeasureConfig)
         count, seed = self.config.reference_samples, self.config.seed
         trained = trained_parts(self.index, samples=count, seed=seed, resolution=resolution)
-        sets = {REFERENCE: ImageSet(tuple(trained), "scale")}
-        for name, group in groups.items():
-            parts = [FileImages(self.files, file_name(job.name), array, len(job.requests)) for job in group]
-            sets[name] = ImageSet(tuple(parts), "model")
-        return sets
+        made = {name: ImageSet(tuple(self.images(group, array)), "model") for name, group in groups.items()}
+        return {REFERENCE: ImageSet(tuple(trained), "scale"), **made}
+
+    def images(self, jobs: Sequence[SampleJob], array: str = "image.") -> list[FileImages]:
+        """An array of the files of jobs, by default the finished images."""
+        return [FileImages(self.files, file_name(job.name), array, len(job.requests)) for job in jobs]
 
     def held_out(self, *, resolution: int, limit: int) -> SplitArrays:
         """The first held-out images. Raises ValueError for a set that holds none out."""
@@ -118,6 +127,20 @@ class ModelStudy(ABC, Generic[C]):
         if not split.key:
             raise ValueError(f"{self.index.source} holds no image out; set images.holdout_fraction")
         return split
+
+
+class AskedSet(NamedTuple):
+    """Images for a judge, each with what it was asked for."""
+
+    parts: Sequence[ImagePart]
+    asked: Sequence[Any]  # (N,)
+
+
+def judged(pool: Pool, judge: Callable[[], Any], sets: Mapping[str, AskedSet]) -> dict[str, np.ndarray]:
+    """Answers (N, ...) of a judge about the images of each set.
+    `judge`: makes the pool worker that takes a part."""
+    answers = pool.map(judge, [part for images in sets.values() for part in images.parts])
+    return {name: np.concatenate([next(answers) for _ in images.parts]) for name, images in sets.items()}
 
 
 class ArrayWorker:

@@ -21,8 +21,8 @@ from components.evaluation.grids import labelled_grid, readable
 from components.evaluation.image_sets import HELD_OUT, KNOWN, REFERENCE, ImageSet, MadeStage, held_out_parts
 from components.evaluation.metrics import METRICS, USUAL, DistanceRow
 from components.evaluation.nearest import draw_nearest
+from components.evaluation.obedience import WEIGHTS, SceneJudgeConfig, train_judge
 from components.evaluation.reconstructions import PairsConfig
-from components.evaluation.scene_judge import WEIGHTS, SceneJudgeConfig, train_judge
 from components.evaluation.study import Findings, ModelStudy
 from components.models.bundle import DESCRIPTION, describe_bundle
 from components.runtime import events

@@ -14,7 +14,7 @@ from rich.table import Table
 from components.configuration.optimization import Training
 from components.configuration.sampling import SamplingConfig
 from components.configuration.usage import UsageError
-from components.evaluation.scene_judge import SceneJudgeConfig
+from components.evaluation.obedience import SceneJudgeConfig
 from components.runtime.execution import Resources, Sharding
 from components.stages.images import ImagesConfig
 from components.stages.precompute import TextEncoderConfig

@@ -15,10 +15,9 @@ from components.configuration.sampling import (
 )
 from components.evaluation.likelihood_study import LikelihoodConfig
 from components.evaluation.noising_study import NoisingStudyConfig
-from components.evaluation.obedience import ObedienceConfig
+from components.evaluation.obedience import SIDE, ObedienceConfig, SceneJudgeConfig
 from components.evaluation.restoration import RestorationConfig
 from components.evaluation.sampling_studies import GuidanceStudyConfig, StagesStudyConfig, StepsStudyConfig
-from components.evaluation.scene_judge import SIDE, SceneJudgeConfig
 from components.models.diffusion.steps import spaced_timesteps
 from components.stages.evaluate import EvaluationConfig
 from components.stages.images import ImagesConfig

@@ -17,7 +17,7 @@ import s3fs
 from mlflow import MlflowClient
 from PIL import Image
 
-from components.evaluation.scene_judge import parse_caption
+from components.evaluation.obedience import parse_caption
 from tests.integration.conftest import FEW, settings
 from tests.nodes import Cluster, nodes
 

@@ -16,13 +16,11 @@ from components.evaluation.agreement import (
     Agreement,
     AgreementConfig,
     AgreementStudy,
-    AskedPart,
     Judge,
-    Wanted,
-    asked_jobs,
     caption_agreement,
     caption_ranks,
     class_agreement,
+    cosines,
     known_parts,
     wanted_of,
 )
@@ -30,13 +28,11 @@ from components.evaluation.features import feature_job
 from components.evaluation.image_sets import held_out_parts, some_of, split_parts
 from components.models.bundle import ModelBundle, save_bundle
 from components.runtime.storage.store import Store
-from components.sampling.cascade import Cascade
-from components.sampling.requests import Request
 from components.training.batches import to_batch, with_positions
 from components.training.tasks.recognition import ClassifierTask
 from pipelines.recipes.catalog import load_recipe
 from tests.image_sets import CAPTIONS, number_of, write_scenes, write_set
-from tests.tiny_cascade import commit_model, write_cascade
+from tests.tiny_cascade import commit_model, write_cascade, write_models
 from tests.tiny_text_image import classifier_config, contrastive_config, frozen_contrastive
 
 SIDE = 8
@@ -65,25 +61,24 @@ def test_who_knows_the_labels_is_always_right_and_shuffled_labels_get_chance() -
 
 def test_a_rank_counts_nearer_captions_and_does_not_depend_on_their_order() -> None:
     image, text, own = random_unit(20, 6, seed=1), random_unit(9, 6, seed=2), np.arange(20) % 9
-    ranks = caption_ranks(image, text, own)
+    ranks = caption_ranks(cosines(image, text), own)
     assert ranks[3] == 1 + sum(image[3] @ other > image[3] @ text[own[3]] for other in text)
     order = np.random.default_rng(3).permutation(9)
-    np.testing.assert_array_equal(caption_ranks(image, text[order], np.argsort(order)[own]), ranks)
-    np.testing.assert_array_equal(caption_ranks(text, text, np.arange(9)), 1)
+    np.testing.assert_array_equal(caption_ranks(cosines(image, text[order]), np.argsort(order)[own]), ranks)
+    np.testing.assert_array_equal(caption_ranks(cosines(text, text), np.arange(9)), 1)
 
 
 def test_equal_captions_share_their_ranks_and_every_caption_as_the_own_one_gives_chance() -> None:
     image, text = random_unit(7, 6, seed=4), random_unit(5, 6, seed=5)
     twins = text[[0, 0, 0, 1, 1]]
-    every = [caption_ranks(image, twins, np.full(7, own)) for own in range(5)]
+    every = [caption_ranks(cosines(image, twins), np.full(7, own)) for own in range(5)]
     np.testing.assert_array_equal(every[0], every[2])
     assert set(every[0].tolist()) <= {2.0, 4.0}  # three that share the places 1 to 3, or 3 to 5
     np.testing.assert_array_equal(np.sum(every, axis=0), 15)  # whatever is nearer, ranks are those of 1 to 5
-    ignorant = caption_ranks(image, text[[0] * 5], np.full(7, 3))
+    ignorant = caption_ranks(cosines(image, text[[0] * 5]), np.full(7, 3))
     np.testing.assert_array_equal(ignorant, (5 + 1) / 2)
     image, text = random_unit(6, 4, seed=6), random_unit(8, 4, seed=7)
-    ranks = np.concatenate([caption_ranks(image, text, np.full(6, own)) for own in range(8)])
-    found = caption_agreement(ranks, 8)
+    found = caption_agreement(cosines(image, text).repeat(8, axis=0), np.tile(np.arange(8), 6))
     assert found.accuracy == found.chance == 1 / 8
     assert found.median_rank == (8 + 1) / 2
 
@@ -101,11 +96,12 @@ def test_held_out_images_under_their_own_label_get_the_accuracy_of_the_classifie
     bundle = ModelBundle("classifier", config.network_arguments(dataset_info), settings, task.learner.snapshot())
     save_bundle(tmp_path / "judge", bundle)
     classifier = commit_model(tmp_path, "judge", "k", tmp_path / "judge")
-    parts = known_parts(scenes, wanted_of(scenes, samples=100)["label"], resolution=SIDE)
+    wanted = wanted_of(scenes, samples=100)["label"]
+    parts = known_parts(scenes, [*wanted], resolution=SIDE)
     seen = np.concatenate([Judge(classifier)(part) for part in parts])
-    found = class_agreement(seen, np.concatenate([part.asked for part in parts]))
+    found = class_agreement(seen, np.array([request.label for request in wanted.values()]))
     assert found.count == len(held_out["label"]) > 5
-    shown = np.concatenate([images for part in parts for images in part.images.batches()])
+    shown = np.concatenate([images for part in parts for images in part.batches()])
     np.testing.assert_array_equal(shown, held_out["image"])
     assert len({*seen.tolist()}) > 1
     assert found.accuracy == pytest.approx(task.evaluate(held_out)["held_out_accuracy"])
@@ -122,12 +118,11 @@ def test_a_matcher_ranks_captions_of_images_of_any_larger_size(scenes: ShardInde
     ranker = Judge(commit_model(tmp_path, "matcher", "k", tmp_path / "m"), ("a red circle", "a blue square"))
     images = np.random.default_rng(8).integers(0, 256, (4, SIDE, SIDE, 3), dtype=np.uint8)
     large = images.repeat(2, axis=1).repeat(2, axis=2)
-    given = [SimpleNamespace(num_images=4, batches=lambda each=each: iter([each])) for each in (images, large)]
-    ranks = [ranker(AskedPart(each, (0, 0, 1, 1))) for each in given]
-    np.testing.assert_array_equal(*ranks)
-    assert {*ranks[0].tolist()} <= {1.0, 1.5, 2.0}
-    swapped = ranker(AskedPart(given[0], (1, 1, 0, 0)))
-    np.testing.assert_array_equal(ranks[0] + swapped, 3)
+    given: list[Any] = [SimpleNamespace(batches=lambda each=each: iter([each])) for each in (images, large)]
+    small, of_large = (ranker(part) for part in given)
+    assert small.shape == (4, 2)
+    assert len(np.unique(small)) == 8
+    np.testing.assert_array_equal(small, of_large)
 
 
 def test_held_out_images_are_those_that_the_requests_are_taken_from(tmp_path: Path) -> None:
@@ -135,19 +130,17 @@ def test_held_out_images_are_those_that_the_requests_are_taken_from(tmp_path: Pa
     index = write_set(Store(str(tmp_path)), sizes=(30, 30, 30), holdout_fraction=0.3)
     wanted = wanted_of(index, samples=8)
     assert len(wanted["label"]) == 8
-    assert sorted(str(each.request.prompt) for each in wanted["prompt"]) == sorted(CAPTIONS)  # each once
-    assert all(each.request.prompt is None for each in wanted["label"])
-    assert all(each.request.label is None for each in wanted["prompt"])
-    for by in ("label", "prompt"):
-        parts = known_parts(index, wanted[by], resolution=SIDE)
-        numbers = np.concatenate([number_of(images) for part in parts for images in part.images.batches()])
-        asked = [value for part in parts for value in part.asked]
-        assert asked == [each.asked for each in wanted[by]]
-        kinds = [each.request.label if by == "label" else CAPTIONS.index(each.request.prompt) for each in wanted[by]]
-        np.testing.assert_array_equal(numbers % 3, kinds)
+    asked = {by: [(each.label, each.prompt) for each in requests.values()] for by, requests in wanted.items()}
+    assert sorted(prompt for _, prompt in asked["prompt"]) == sorted(CAPTIONS)  # each once
+    assert {prompt for _, prompt in asked["label"]} == {label for label, _ in asked["prompt"]} == {None}
     whole = write_set(Store(str(tmp_path / "whole")), sizes=(6,), holdout_fraction=0.0)  # then of training images
-    (part,) = known_parts(whole, wanted_of(whole, samples=4)["label"], resolution=SIDE)
-    np.testing.assert_array_equal(number_of(np.concatenate([*part.images.batches()])) % 3, part.asked)
+    for of, by, requests in [(index, *each) for each in wanted.items()] + [
+        (whole, "label", wanted_of(whole, 4)["label"])
+    ]:
+        parts = known_parts(of, [*requests], resolution=SIDE)
+        numbers = np.concatenate([number_of(images) for part in parts for images in part.batches()])
+        kinds = [each.label if by == "label" else CAPTIONS.index(str(each.prompt)) for each in requests.values()]
+        np.testing.assert_array_equal(numbers % 3, kinds)
 
 
 def test_some_of_the_parts_are_the_images_of_these_numbers(scenes: ShardIndex) -> None:
@@ -170,10 +163,18 @@ def test_parts_of_another_member_hold_it_and_have_features_of_their_own(scenes: 
 
 
 def test_a_generator_is_asked_for_what_it_takes_and_by_one_condition_alone(tmp_path: Path) -> None:
-    cascade = Cascade.load(write_cascade(tmp_path))
-    wanted = [Wanted(0, 2, Request(label=2)), Wanted(1, 7, Request(label=7))]  # there are three classes
-    (job,) = asked_jobs(cascade, "tokens", "label", wanted, seed=5)
-    assert [(r.label, r.prompt, r.seed, r.generator) for r in job.requests] == [(2, None, 5, "tokens")]
+    """The tiny cascade takes three classes, and captions of its words."""
+    index = write_set(Store(str(tmp_path / "images")), sizes=(30, 30), holdout_fraction=0.3)
+    judges = {name: commit_model(tmp_path, name, "k", write_cascade(tmp_path / name)) for name in ("cascade",)}
+    judges["judge"] = commit_model(tmp_path, "judge", "k", write_models(tmp_path / "judge")["base"])
+    plan = AgreementStudy(AgreementConfig(samples=4, seed=5), index, judges, Store(str(tmp_path / "f")), "s").plan()
+    (job,) = plan.groups["tokens label"]
+    labels = [request.label for request in wanted_of(index, 4)["label"].values()]
+    made = [(label, None, 5 + number, "tokens") for number, label in enumerate(labels)]
+    assert [(r.label, r.prompt, r.seed, r.generator) for r in job.requests] == made
+    asked = plan.facts[1]["label"]
+    assert [*asked] == ["diffusion branch", "token branch", "held-out images"]
+    assert asked["token branch"].asked == asked["held-out images"].asked == labels
 
 
 def test_tables_and_figures_show_held_out_images_and_chance_beside_each_branch() -> None:

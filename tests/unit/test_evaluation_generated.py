@@ -393,7 +393,7 @@ def test_the_agreement_of_a_branch_is_that_of_the_images_that_it_left(run: Fixtu
     (table,) = report.metadata["tables"].values()
     rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["rows"]}
     assert list(rows) == ["diffusion branch", "token branch", "held-out images"]
-    asked = np.array([each.asked for each in wanted_of(index, 5)["label"]])
+    asked = np.array([each.label for each in wanted_of(index, 5)["label"].values()])
     for generator, name in (("diffusion", "diffusion branch"), ("tokens", "token branch")):
         made = read_jobs([SampleJob(f"{generator}_by_label-000", ())], context.files_store).finished
         assert made.shape == (5, 16, 16, 3)

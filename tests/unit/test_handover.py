@@ -30,9 +30,8 @@ from components.evaluation.features import FeatureExtractor
 from components.evaluation.likelihood_study import LikelihoodConfig
 from components.evaluation.metrics import METRICS, USUAL, Metric
 from components.evaluation.noising_study import NoisingStudyConfig
-from components.evaluation.obedience import ObedienceConfig
+from components.evaluation.obedience import ObedienceConfig, SceneJudgeConfig
 from components.evaluation.restoration import RestorationConfig
-from components.evaluation.scene_judge import SceneJudgeConfig
 from components.runtime.events import Event, Recorder, Warning
 from components.runtime.execution import Resources
 from components.runtime.pool import HandoverError, Later, Pool, file_name, portable

@@ -22,18 +22,19 @@ from components.data.sources.scenes import (
     pair_of,
     scene,
 )
-from components.evaluation import obedience, scene_judge
-from components.evaluation.obedience import compare, shares_of
-from components.evaluation.scene_judge import (
+from components.evaluation import obedience
+from components.evaluation.obedience import (
     NO_ANSWER,
     SceneJudgeConfig,
     Told,
+    compare,
     parse_caption,
     right_answers,
+    shares_of,
     told_by,
     train_judge,
 )
-from components.evaluation.study import StudyPlan
+from components.evaluation.study import AskedSet, StudyPlan
 from components.runtime.storage.store import Store
 from pipelines.recipes.catalog import load_recipe
 from tests.image_sets import ingest_here
@@ -139,7 +140,7 @@ def test_each_generator_has_its_own_rows_and_figures(tmp_path: Path, monkeypatch
     captions, read = [caption(solids) for solids in scenes], np.array([*map(right_answers, scenes)]).clip(0)
     index = ingest_here("scenes", None, tmp_path, holdout_fraction=HELD_OUT, samples_per_shard=50, limit=300)
     study = obedience.ObedienceStudy(obedience.ObedienceConfig(), index, {}, Store(tmp_path), "")
-    plan = StudyPlan({"obeys": [], "deaf": []}, facts={name: ([], captions) for name in ("obeys", "deaf")})
+    plan = StudyPlan({"obeys": [], "deaf": []}, facts={name: AskedSet([], captions) for name in ("obeys", "deaf")})
     monkeypatch.setattr(obedience, "drawn", lambda jobs, study: b"")
     found = study.findings(plan, {"obeys": read, "deaf": np.repeat(read[:1], len(read), axis=0)})
     columns, rows = found.tables[obedience.TITLE].values()
@@ -153,7 +154,7 @@ def test_each_generator_has_its_own_rows_and_figures(tmp_path: Path, monkeypatch
 
 def test_the_judge_learns_what_renderings_show_from_scenes_of_no_set() -> None:
     _, accuracy = train_judge(SceneJudgeConfig(renderings=600, steps=120, held_out=100))
-    assert accuracy.keys() == scene_judge.CHOICES.keys()
+    assert accuracy.keys() == obedience.CHOICES.keys()
     assert min(accuracy["number"], accuracy["size"]) > 0.9
     assert accuracy["color"] > 0.7
     with pytest.raises(SourceError, match="must be below 10,000,000"):
