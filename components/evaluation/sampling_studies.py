@@ -17,7 +17,7 @@ from pydantic import Field
 from components.configuration.config import refuse
 from components.data.held_out import read_split
 from components.data.shards import View
-from components.evaluation.generated import SampleJob
+from components.evaluation.generated import SampleJob, load_cascade
 from components.evaluation.grids import readable
 from components.evaluation.image_sets import HELD_OUT
 from components.evaluation.metrics import distance_name, share_error
@@ -32,7 +32,7 @@ from components.evaluation.study import (
     load_trained,
     variants_grid,
 )
-from components.models.diffusion.steps import SamplerName
+from components.models.diffusion.steps import SAMPLERS, SamplerName
 from components.sampling.cascade import DESCRIPTION, Cascade
 from components.sampling.device import best_device
 from components.sampling.generators.diffusion import check_guides, class_log_probabilities, sample_guided
@@ -53,19 +53,24 @@ STAGES = "Fréchet distances by steps of each stage"  # title of the table
 JUDGED = 256  # images at a time
 
 
-class SamplerSetting(NamedTuple):
-    """Sampler and number of steps of a way to sample."""
+class StepsSetting(NamedTuple):
+    """Number of steps of a sampler, or of a stage of a cascade."""
 
-    sampler: SamplerName
+    of: str
     steps: int
 
     @property
     def name(self) -> str:  # for jobs and metrics
-        return f"{self.sampler}_{self.steps}"
+        return f"{self.of}_{self.steps}"
 
     @property
-    def title(self) -> str:  # for tables and rows of images
-        return f"{self.sampler}, {self.steps} steps"
+    def words(self) -> str:
+        """The stage in words, or the sampler as requests name it."""
+        return self.of if self.of in SAMPLERS else readable(self.of)
+
+    @property
+    def title(self) -> str:  # for rows of images
+        return f"{self.words}, {self.steps} steps"
 
 
 class CascadeStudy(VariantStudy[V]):
@@ -75,37 +80,41 @@ class CascadeStudy(VariantStudy[V]):
 
     def load(self) -> Cascade:
         """The cascade. Raises ValueError if it has no diffusion model."""
-        with self.models["cascade"].local_copy() as folder:
-            cascade = Cascade.load(folder, device=best_device())
+        cascade = load_cascade(self.models["cascade"], device=best_device())
         refuse(cascade.base is None, "this cascade has no diffusion model whose samplers could be compared")
         return cascade
+
+
+def counted_images(cascade: Cascade, model: SamplingModel, job: SampleJob, **changes: Any) -> dict[str, Any]:
+    """Images of a job's changed requests by diffusion, and evaluations of one network of the cascade.
+    Raises ValueError if the objective has no such sampler."""
+    asked = [request.replace(**changes, generator="diffusion") for request in job.requests]
+    with counted(model.module) as sizes:
+        images = cascade.sample(asked, batch_size=len(asked))
+    return {"images": np.stack(images), "evaluations": sum(sizes) / len(images), "correct": np.zeros(0, bool)}
 
 
 class StepsStudy(CascadeStudy["StepsStudyConfig"]):
     """Images of the base of a cascade by every sampler and number of steps."""
 
-    def settings(self) -> dict[str, SamplerSetting]:
+    def settings(self) -> dict[str, StepsSetting]:
         """Name -> setting, the reference last."""
         config = self.config
-        chosen = [SamplerSetting(sampler, steps) for sampler in config.samplers for steps in sorted(config.steps)]
+        chosen = [StepsSetting(sampler, steps) for sampler in config.samplers for steps in sorted(config.steps)]
         return {setting.name: setting for setting in (*chosen, config.reference)}
 
     def sample(self, models: Cascade, job: SampleJob) -> dict[str, Any]:
-        """Images of the base alone by the job's sampler and steps.
-        Raises ValueError if the objective has no such sampler."""
+        """Images of the base alone by the job's sampler and steps."""
         assert models.base is not None
-        asked = [request.replace(**job.variant._asdict(), generator="diffusion") for request in job.requests]
-        with counted(models.base.module) as sizes:
-            images = replace(models, upsamplers=()).sample(asked, batch_size=len(asked))
-        evaluations = sum(sizes) / len(images)
-        return {"images": np.stack(images), "evaluations": evaluations, "correct": np.zeros(0, bool)}
+        sampler, steps = job.variant
+        return counted_images(replace(models, upsamplers=()), models.base, job, sampler=sampler, steps=steps)
 
     def described(self, measured: Measured) -> Findings:
         """A plot with a line for each sampler and the reference as a level; the headline has the middle steps."""
         config, points, lines = self.config, measured.points, []
         network, number, reference = config.feature_network, f"N {config.samples}", points[config.reference.name]
         for sampler in config.samplers:
-            line = [points[SamplerSetting(sampler, steps).name] for steps in sorted(set(config.steps))]
+            line = [points[StepsSetting(sampler, steps).name] for steps in sorted(set(config.steps))]
             lines.append(Series(sampler, [point.evaluations for point in line], [point.distance for point in line]))
         levels = {reference.setting.title: reference.distance, **measured.held_out_distance}
         labels = "network evaluations an image", f"Fréchet distance, {network}"
@@ -113,7 +122,7 @@ class StepsStudy(CascadeStudy["StepsStudyConfig"]):
         columns = ["sampler", "steps", "network evaluations", labels[1], "N"]
         rows = [[*point.setting, point.evaluations, point.distance, config.samples] for point in points.values()]
         middle = sorted(config.steps)[len(config.steps) // 2]
-        chosen = {SamplerSetting(sampler, middle) for sampler in config.samplers} | {config.reference}
+        chosen = {StepsSetting(sampler, middle) for sampler in config.samplers} | {config.reference}
         shown = [point for point in points.values() if point.setting in chosen]
         return Findings(
             {f"Distance against network evaluations, {number}": plot_svg([panel], salt=self.stage)},
@@ -135,24 +144,9 @@ class StepsStudyConfig(VariantsConfig):
     reference_steps: int = Field(250, ge=1)
 
     @property
-    def reference(self) -> SamplerSetting:
+    def reference(self) -> StepsSetting:
         """The setting with the reference sampler and its number of steps."""
-        return SamplerSetting(self.reference_sampler, self.reference_steps)
-
-
-class StageSetting(NamedTuple):
-    """Number of steps of a stage of a cascade."""
-
-    stage: str
-    steps: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.stage}_{self.steps}"
-
-    @property
-    def title(self) -> str:
-        return f"{readable(self.stage)}, {self.steps} steps"
+        return StepsSetting(self.reference_sampler, self.reference_steps)
 
 
 class StagesStudy(CascadeStudy["StagesStudyConfig"]):
@@ -164,10 +158,10 @@ class StagesStudy(CascadeStudy["StagesStudyConfig"]):
         stages = json.loads(self.models["cascade"].read(DESCRIPTION))["stages"]
         return ["base", *stages["upsamplers"]]
 
-    def settings(self) -> dict[str, StageSetting]:
+    def settings(self) -> dict[str, StepsSetting]:
         """Name -> setting."""
         steps = sorted(set(self.config.steps))
-        settings = (StageSetting(stage, count) for stage in self.stages for count in steps)
+        settings = (StepsSetting(stage, count) for stage in self.stages for count in steps)
         return {setting.name: setting for setting in settings}
 
     def side(self, models: Cascade) -> int:
@@ -177,12 +171,8 @@ class StagesStudy(CascadeStudy["StagesStudyConfig"]):
     def sample(self, models: Cascade, job: SampleJob) -> dict[str, Any]:
         """Finished images with the job's steps, and evaluations of the job's stage."""
         stage, steps = job.variant
-        own = ((stage, "num_inference_steps", steps),)
-        asked = [request.replace(sampling=own, generator="diffusion") for request in job.requests]
         (model,) = (model for model in models.makers["diffusion"].models if model.name == stage)
-        with counted(model.module) as sizes:
-            images = models.sample(asked, batch_size=len(asked))
-        return {"images": np.stack(images), "evaluations": sum(sizes) / len(images), "correct": np.zeros(0, bool)}
+        return counted_images(models, model, job, sampling=((stage, "num_inference_steps", steps),))
 
     def described(self, measured: Measured) -> Findings:
         """A plot with a line for each stage; the headline has the fewest steps and the most."""
@@ -190,13 +180,13 @@ class StagesStudy(CascadeStudy["StagesStudyConfig"]):
         number, label = f"N {count}", f"Fréchet distance, {network}"
         lines, shown = [], []
         for stage in self.stages:
-            own = [point for point in points.values() if point.setting.stage == stage]
+            own = [point for point in points.values() if point.setting.of == stage]
             line = [point.evaluations for point in own], [point.distance for point in own]
             lines.append(Series(readable(stage), *line))
             shown += [own[0], own[-1]]
         axes = "network evaluations of the stage, an image", label
         panel = Panel(*axes, lines, levels=measured.held_out_distance, log_x=True, log_y=True)
-        rows = [[readable(p.setting.stage), p.setting.steps, p.evaluations, p.distance, count] for p in points.values()]
+        rows = [[p.setting.words, p.setting.steps, p.evaluations, p.distance, count] for p in points.values()]
         return Findings(
             {f"Distance against steps of each stage, {number}": plot_svg([panel], salt=self.stage)},
             {STAGES: {"columns": ["stage", "steps", "evaluations", label, "N"], "rows": rows}},

@@ -20,9 +20,9 @@ from components.evaluation.sampling_studies import (
     GuidanceStudy,
     GuidanceStudyConfig,
     Models,
-    SamplerSetting,
     StagesStudy,
     StagesStudyConfig,
+    StepsSetting,
     StepsStudyConfig,
     judge,
     off,
@@ -93,7 +93,7 @@ def job(variant: object, requests: tuple[Request, ...] = REQUESTS) -> SampleJob:
 
 @pytest.mark.parametrize(("sampler", "evaluations"), [("ddpm", 5), ("ddim", 5), ("dpm_solver_pp", 5), ("heun", 9)])
 def test_network_evaluations_are_counted_not_assumed(cascade: Cascade, sampler: str, evaluations: int) -> None:
-    made = study(STEPS).sample(cascade, job(SamplerSetting(sampler, 5)))
+    made = study(STEPS).sample(cascade, job(StepsSetting(sampler, 5)))
     assert made["evaluations"] == evaluations
     assert made["images"].shape == (6, 8, 8, 3)
     module = torch.nn.Linear(2, 2)
@@ -104,7 +104,7 @@ def test_network_evaluations_are_counted_not_assumed(cascade: Cascade, sampler: 
 
 
 def test_neither_the_cut_into_jobs_nor_another_setting_moves_a_image(cascade: Cascade) -> None:
-    setting = SamplerSetting("ddpm", 4)
+    setting = StepsSetting("ddpm", 4)
     whole = study(STEPS).sample(cascade, job(setting))["images"]
     alone = study(STEPS).sample(cascade, job(setting, REQUESTS[4:5]))["images"]
     assert np.abs(whole[4].astype(int) - alone[0]).max() <= 1
@@ -277,7 +277,7 @@ def test_scales_of_no_guidance_alone_are_a_study_of_the_unguided_model() -> None
 def test_what_jobs_left_is_what_was_made_in_their_order(tmp_path: Path) -> None:
     files = Store(str(tmp_path))
     requests = [Request(label=0, seed=n) for n in range(70)]
-    jobs = [one._replace(variant=SamplerSetting("ddim", 2)) for one in jobs_of("way", requests)]
+    jobs = [one._replace(variant=StepsSetting("ddim", 2)) for one in jobs_of("way", requests)]
     assert [(one.name, len(one.requests)) for one in jobs] == [("way-000", 64), ("way-001", 6)]
     images = np.arange(70 * 12, dtype=np.uint8).reshape(70, 2, 2, 3)
 
@@ -289,7 +289,7 @@ def test_what_jobs_left_is_what_was_made_in_their_order(tmp_path: Path) -> None:
     for one in jobs:
         sampler(one)
     found = read_points(files, {"way": jobs}, {"way": 3.0})["way"]
-    assert (found.setting, found.distance) == (SamplerSetting("ddim", 2), 3.0)
+    assert (found.setting, found.distance) == (StepsSetting("ddim", 2), 3.0)
     np.testing.assert_array_equal(found.first, images[:8])
     parts = [FileImages(files, file_name(one.name), "images", len(one.requests)) for one in jobs]
     np.testing.assert_array_equal(np.concatenate([made for part in parts for made in part.batches()]), images)
