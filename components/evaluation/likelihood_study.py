@@ -128,19 +128,16 @@ class LikelihoodStudy(ModelStudy["LikelihoodConfig"]):
         """A table with standard errors over images, the figures, and of a diffusion model plots over t."""
         # of whole images, or None: terms of a diffusion model's bound; bits/dim of lossless files
         likelihood, lossless = plan.facts
-        files, plots = [read_arrays(self.files, job.name) for job in plan.jobs], {}
+        files = [read_arrays(self.files, job.name) for job in plan.jobs]
+        plots = {}
         arrays = joined(files)
         if likelihood is None:
             bound = BoundTerms(**arrays)._replace(weights=files[0]["weights"])
-            parts, exact, whole = bound.parts(), bound.is_exact, "bound"
-            terms = "all t" if exact else f"{bound.terms.shape[1]} strata of t"
+            table, summary = bound_figures(bound, lossless=lossless)
             plots = {"Terms of the bound over t": draw_terms(bound, salt=self.stage)}
         else:
-            parts, exact, terms = {"": arrays["bits"]}, True, ""
             whole = "exact" if likelihood == "exact" else "bound, one draw of the latent"
-        named = {name or whole: values for name, values in parts.items()}
-        table = bits_table(named, lossless=lossless, sum_over=terms)
-        summary = summarize(parts, lossless=lossless, exact=exact)
+            table, summary = bits_figures({whole: ("held_out_bits_per_dim", arrays["bits"])}, lossless=lossless)
         headline = {name: value for name, value in summary.items() if not name.endswith("standard_error")}
         return Findings(plots, {TABLE: table}, summary, headline, {})
 
@@ -306,26 +303,32 @@ def standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
-def summarize(
-    parts: Mapping[str, np.ndarray], *, lossless: Mapping[str, np.ndarray], exact: bool = True
-) -> dict[str, float]:
-    """Metrics: means over images of bits/dim (by the empty name) and its parts, with standard errors.
-    `held_out_bits_per_dim` is of whole images, or the exact sum over t, `estimated_held_out_bits_per_dim` the
-    stratified estimate. `lossless`: what the same images take without a model, as `lossless_bits` returns it."""
-    metrics = {}
-    for part, values in parts.items():
-        name = f"{'held_out' if exact else 'estimated_held_out'}_bits_per_dim{part and f'_{part}'}"
-        metrics |= {name: float(values.mean()), f"{name}_standard_error": standard_error(values)}
-    return metrics | {LOSSLESS[name]: float(values.mean()) for name, values in lossless.items()}
+def bits_figures(
+    parts: Mapping[str, tuple[str, np.ndarray]], *, lossless: Mapping[str, np.ndarray], sum_over: str = ""
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Table for the report and figures by metric: means over images of bits/dim, with standard errors.
+    `parts`: row of the table -> metric and values (N,). `lossless`: what the same images take without a model, as
+    `lossless_bits` returns it. `sum_over`: the t of sums of terms."""
+    rows, summary = [], dict[str, float]()
+    images = len(next(iter(parts.values()))[1])
+    unmodeled = {name: ("", values) for name, values in lossless.items()}
+    for name, (metric, values) in {**parts, **unmodeled}.items():
+        mean, error = float(values.mean()), standard_error(values)
+        row = [name, mean, error, images]
+        if sum_over:
+            row.append(sum_over if metric else "–")
+        rows.append(row)
+        summary[metric or LOSSLESS[name]] = mean
+        if metric:
+            summary[f"{metric}_standard_error"] = error
+    columns = ["term" if sum_over else "likelihood", "bits/dim", "standard error", "images"]
+    return {"columns": columns + ["sum over"] * bool(sum_over), "rows": rows}, summary
 
 
-def bits_table(
-    parts: Mapping[str, np.ndarray], *, lossless: Mapping[str, np.ndarray], sum_over: str = ""
-) -> dict[str, Any]:
-    """Columns and rows for the report: likelihoods, or terms over some t, and the images without a model."""
-    columns, rows = ["term" if sum_over else "likelihood", "bits/dim", "standard error", "images"], []
-    images = len(next(iter(parts.values())))
-    for name, values in {**parts, **lossless}.items():
-        over = ["–" if name in lossless else sum_over] if sum_over else []
-        rows.append([name, float(values.mean()), standard_error(values), images, *over])
-    return {"columns": [*columns, "sum over"] if sum_over else columns, "rows": rows}
+def bound_figures(bound: BoundTerms, *, lossless: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Table and figures of the bound and its parts: `held_out_bits_per_dim` is the exact sum over t.
+    `estimated_held_out_bits_per_dim` is the stratified estimate."""
+    metric = f"{'' if bound.is_exact else 'estimated_'}held_out_bits_per_dim"
+    parts = {part or "bound": (f"{metric}_{part}".rstrip("_"), values) for part, values in bound.parts().items()}
+    sum_over = "all t" if bound.is_exact else f"{bound.terms.shape[1]} strata of t"
+    return bits_figures(parts, lossless=lossless, sum_over=sum_over)

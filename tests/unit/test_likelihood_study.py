@@ -17,7 +17,7 @@ from components.evaluation.likelihood_study import (
     STREAM,
     BoundJob,
     BoundTerms,
-    bits_table,
+    bound_figures,
     bound_jobs,
     check_likelihood,
     draw_terms,
@@ -26,7 +26,6 @@ from components.evaluation.likelihood_study import (
     measure_bound,
     standard_error,
     strata,
-    summarize,
 )
 from components.models.diffusion.schedule import make_schedule
 from components.models.losses.reconstruction import reconstruction_loss
@@ -107,16 +106,6 @@ def test_the_bound_of_the_exact_model_is_what_its_images_cost(count: int | None,
     assert true_bits(image).mean() == pytest.approx(entropy, abs=0.1)
 
 
-def test_neither_the_cut_into_jobs_nor_the_company_moves_a_image() -> None:
-    image, labels = normal_images(11), np.zeros(11, np.int64)
-    whole = measured(image)
-    job = BoundJob("alone", 9, image[9:10], labels[9:10], ("",))
-    alone = measure_bound(exact_model(), job, timesteps_per_image=None, seed=0)
-    np.testing.assert_array_equal(whole.terms[9], alone.terms[0])
-    np.testing.assert_array_equal(whole.prior[9], alone.prior[0])
-    assert [job.name for job in bound_jobs(image, labels, [""] * 11)] == ["bound-000", "bound-001"]
-
-
 def test_batches_of_times_do_not_move_the_noise() -> None:
     x_0, edges = torch.zeros(3, 5, 5), strata(150, 150)
 
@@ -167,7 +156,7 @@ def found(*, weights: tuple[int, ...]) -> BoundTerms:
 
 def test_an_estimate_is_never_called_the_bound() -> None:
     bounds = [found(weights=weights) for weights in ((1, 1, 1), (1, 2, 4))]
-    exact, estimate = (summarize(bound.parts(), lossless=LOSSLESS, exact=bound.is_exact) for bound in bounds)
+    exact, estimate = (bound_figures(bound, lossless=LOSSLESS)[1] for bound in bounds)
     assert exact["held_out_bits_per_dim"] == pytest.approx(0.1 + 3 + 1)
     assert exact["held_out_bits_per_dim_reconstruction"] == 3
     assert exact["held_out_bits_per_dim_denoising"] == 1
@@ -179,9 +168,7 @@ def test_an_estimate_is_never_called_the_bound() -> None:
 
 def test_the_table_and_the_plot_tell_the_parts() -> None:
     one = measured(normal_images(3))
-    table = bits_table(
-        {name or "bound": part for name, part in one.parts().items()}, lossless=LOSSLESS, sum_over="all t"
-    )
+    table, _ = bound_figures(one, lossless=LOSSLESS)
     rows = {row[0]: row[1] for row in table["rows"]}
     assert rows["each as a PNG, its data alone"] == 5.5
     assert rows["bound"] == pytest.approx(rows["prior"] + rows["denoising"] + rows["reconstruction"])
@@ -259,8 +246,15 @@ def test_the_bound_of_a_vae_is_reconstruction_and_divergence_of_its_own_draw(vae
 
 
 def test_neither_the_cut_into_jobs_nor_the_company_moves_an_image(vae_model: SamplingModel) -> None:
+    assert [job.name for job in jobs_of(16)] == ["bound-000", "bound-001"]
     alone = BoundJob("alone", 9, images(16)[9:10], LABELS[9:10], ("",))
     np.testing.assert_array_equal(bits_of(vae_model, 16)[9:10], measure_bits(vae_model, alone, seed=5))
+    whole = measured(normal_images(11))
+    alone = measure_bound(
+        exact_model(), alone._replace(image=normal_images(11)[9:10]), timesteps_per_image=None, seed=0
+    )
+    np.testing.assert_array_equal(whole.terms[9], alone.terms[0])
+    np.testing.assert_array_equal(whole.prior[9], alone.prior[0])
 
 
 def test_models_without_a_likelihood_of_pixels_are_refused(tmp_path: Path, vae_model: SamplingModel) -> None:
