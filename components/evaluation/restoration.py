@@ -5,7 +5,7 @@ Shapes: N images, H W their pixels; images are uint8.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -108,44 +108,43 @@ def damage(
     own. `asked`: N requests with the label or prompt of each image, where the model takes one. `seed`: of masks and of
     what fills them."""
     bare = [Request()] * len(originals) if asked is None else asked
-    requests = [request.replace(generator="translate", seed=seed + number) for number, request in enumerate(bare)]
-    image = from_uint8(originals)
     damaged = []
-
-    def changed(name: str, task: str, left: np.ndarray, given: np.ndarray) -> None:  # in every pixel
-        asked = (r.replace(task=task, image=encode_png(p)) for r, p in zip(requests, given, strict=True))
-        damaged.append(Damaged(name, left, np.ones(left.shape[:3], dtype=bool), tuple(asked)))
-
     for task in tasks:
-        if task in MASK_TASKS:
-            damaged.append(_with_masks(task, originals, mask_area, requests, seed))
-        elif task == "colorization":
-            left = to_uint8(gray(image))
-            changed(task, task, left, left)
-        elif task == "jpeg":
-            for quality in JPEG_QUALITIES:
-                left = np.stack([jpeg_compressed(original, quality=quality) for original in originals])
-                changed(f"jpeg quality {quality}", task, left, left)
-        else:
-            for factor in factors:
-                small = to_uint8(downsample(image, image.shape[-1] // factor))
-                changed(f"super resolution {factor} times", task, to_uint8(blurred(image, factor)), small)
+        for name, shown, given, masks in ways(task, originals, mask_area, factors, seed):
+            every = np.ones(shown.shape[:3], dtype=bool)
+            requests = [
+                request.replace(generator="translate", seed=seed + number, task=task, image=encode_png(given[number]))
+                for number, request in enumerate(bare)
+            ]
+            if masks is not None:
+                pixels = np.where(masks, np.uint8(255), np.uint8(0))
+                requests = [r.replace(mask=encode_png(own)) for r, own in zip(requests, pixels, strict=True)]
+            damaged.append(Damaged(name, shown, every if masks is None else masks, tuple(requests)))
     return damaged
 
 
-def _with_masks(
-    task: str, originals: np.ndarray, area: tuple[float, float], requests: Sequence[Request], seed: int
-) -> Damaged:
-    make = corruption.inpainting_mask if task == "inpainting" else corruption.border_mask
-    masks, asked = [], []
-    for number, (image, request) in enumerate(zip(originals, requests, strict=True)):
-        stream = random_stream(seed, f"{task} of image {number}")
-        numbers = torch.rand(NUMBERS, generator=stream).tolist()
-        masks.append(make(numbers, len(image), area=area).numpy())
-        mask = encode_png(np.where(masks[-1], np.uint8(255), np.uint8(0)))
-        asked.append(request.replace(task=task, image=encode_png(image), mask=mask))
-    mask = np.stack(masks)
-    return Damaged(task, np.where(mask[..., None], np.uint8(HIDDEN), originals), mask, tuple(asked))
+def ways(
+    task: str, originals: np.ndarray, area: tuple[float, float], factors: Sequence[int], seed: int
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray | None]]:
+    """Ways of a task to degrade: name, images as shown, images as given to the model, masks or None."""
+    image = from_uint8(originals)
+    if task in MASK_TASKS:
+        make = corruption.inpainting_mask if task == "inpainting" else corruption.border_mask
+        streams = (random_stream(seed, f"{task} of image {number}") for number in range(len(originals)))
+        drawn = (torch.rand(NUMBERS, generator=stream).tolist() for stream in streams)
+        masks = np.stack([make(numbers, originals.shape[1], area=area).numpy() for numbers in drawn])
+        yield task, np.where(masks[..., None], np.uint8(HIDDEN), originals), originals, masks
+    elif task == "colorization":
+        left = to_uint8(gray(image))
+        yield task, left, left, None
+    elif task == "jpeg":
+        for quality in JPEG_QUALITIES:
+            left = np.stack([jpeg_compressed(original, quality=quality) for original in originals])
+            yield f"jpeg quality {quality}", left, left, None
+    else:
+        for factor in factors:
+            small = to_uint8(downsample(image, image.shape[-1] // factor))
+            yield f"super resolution {factor} times", to_uint8(blurred(image, factor)), small, None
 
 
 def asked_of(model: SamplingModel, labels: np.ndarray, captions: Sequence[str]) -> list[Request]:
