@@ -77,28 +77,26 @@ class AgreementStudy(ModelStudy["AgreementConfig"]):
 
     def plan(self) -> StudyPlan:
         """Jobs of each generator, and the images of the set under their own labels and captions."""
-        models, wanted = load_cascade(self.models["cascade"]), wanted_of(self.index, self.config.samples)
+        models = load_cascade(self.models["cascade"])
+        wanted = wanted_of(self.index, self.config.samples)
         captions = tuple(str(request.prompt) for request in wanted["prompt"].values())  # all different
-        groups, sets = {}, dict[AskedBy, dict[str, AskedSet]]()
+        groups = {}
+        sets = dict[AskedBy, dict[str, AskedSet]]()
         for by, model in self.judges.items():
             with model.local_copy() as folder:
                 side = describe_model(by, folder).settings["resolution"]
-            asked = {}
+            answers, own = {}, list(wanted[by].values())
             for generator in models.generators:
-                requests = [
-                    request.replace(seed=self.config.seed + number, generator=generator)
-                    for number, request in enumerate(wanted[by].values())
-                ]
-                asked[branch_name(generator)] = taken = [each for each in requests if accepts(models, each)]
-                groups[f"{generator} {by}"] = jobs_of(f"{generator}_by_{by}", taken)
-            images = {branch_name(name): self.images(groups[f"{name} {by}"]) for name in models.generators}
-            own = KNOWN[known_split(self.index)]
-            images |= {own: known_parts(self.index, [*wanted[by]], resolution=side)}
-            asked[own] = [*wanted[by].values()]
+                seeds = range(self.config.seed, self.config.seed + len(own))
+                requests = [each.replace(seed=n, generator=generator) for each, n in zip(own, seeds, strict=True)]
+                taken = [request for request in requests if accepts(models, request)]
+                groups[f"{generator} {by}"] = jobs = jobs_of(f"{generator}_by_{by}", taken)
+                answers |= {branch_name(generator): (self.images(jobs), taken)} if taken else {}
+            if known := known_parts(self.index, [*wanted[by]], resolution=side):
+                answers[KNOWN[known[0].split]] = known, own
             sets[by] = {
-                name: AskedSet(parts, [captions.index(r.prompt) if r.prompt else r.label for r in asked[name]])
-                for name, parts in images.items()
-                if parts
+                name: AskedSet(parts, [captions.index(r.prompt) if r.prompt else r.label for r in requests])
+                for name, (parts, requests) in answers.items()
             }
         return StudyPlan(groups, facts=(captions, sets))
 
@@ -117,7 +115,8 @@ class AgreementStudy(ModelStudy["AgreementConfig"]):
         for by, sets in measured.items():
             ranked = by == "prompt"
             ranks = ["median rank", "chance of it", "captions"] if ranked else []
-            columns, rows = ["images", WAYS[by].column, "its standard error", "chance", *ranks, "N"], []
+            columns = ["images", WAYS[by].column, "its standard error", "chance", *ranks, "N"]
+            rows = []
             for name, each in sets.items():
                 end = f"{by}_{name.replace(' ', '_').replace('-', '_')}"
                 summary |= {f"accuracy_{end}": each.accuracy, f"chance_{end}": each.chance}
@@ -140,14 +139,10 @@ class AgreementConfig(Config):
     seed: int = Field(0, ge=0)
 
 
-def known_split(index: ShardIndex) -> Split:
-    """The split for conditions: held-out images where there are any, as in `held_out_parts`."""
-    return "holdout" if index.samples > index.train_samples else "train"
-
-
 def wanted_of(index: ShardIndex, samples: int) -> dict[AskedBy, dict[int, Request]]:
     """Requests by the number of an image of the split: labels, and captions, each of these once."""
-    known = read_split(index, known_split(index), View(SMALL), limit=4 * samples)
+    split: Split = "holdout" if index.samples > index.train_samples else "train"  # as in `held_out_parts`
+    known = read_split(index, split, View(SMALL), limit=4 * samples)
     captions = (caption for caption in dict.fromkeys(known.caption) if caption)
     wanted: dict[AskedBy, dict[int, Request]] = {
         "label": {row: Request(label=label) for row, label in enumerate(known.label.tolist())},
@@ -203,7 +198,8 @@ def caption_ranks(cosine: np.ndarray, own: np.ndarray) -> np.ndarray:
 def caption_agreement(cosine: np.ndarray, own: np.ndarray) -> Agreement:
     """Agreement by the ranks of the own captions, see `caption_ranks`."""
     ranks, candidates = caption_ranks(cosine, own), cosine.shape[1]
-    return Agreement(len(ranks), float((ranks == 1).mean()), 1 / candidates, float(np.median(ranks)), candidates)
+    first = float((ranks == 1).mean())
+    return Agreement(len(ranks), first, 1 / candidates, float(np.median(ranks)), candidates)
 
 
 def class_agreement(seen: np.ndarray, asked: np.ndarray) -> Agreement:

@@ -80,7 +80,8 @@ class ObedienceStudy(ModelStudy["ObedienceConfig"]):
     def plan(self) -> StudyPlan:
         """The jobs of each generator that takes captions, and held-out images under their own."""
         models = load_cascade(self.models["cascade"])
-        config, held_out = self.config, self.held_out(resolution=SMALL, limit=self.index.samples)
+        config = self.config
+        held_out = self.held_out(resolution=SMALL, limit=self.index.samples)
         rows = chosen_rows(held_out, config.samples, self.index.held_out_pairs)
         captions = [held_out.caption[row] for row in rows]
         parts = some_of(split_parts(self.index, "holdout", resolution=SIDE), np.array(rows, np.int64))
@@ -142,9 +143,11 @@ def chosen_rows(held_out: SplitArrays, samples: int, unseen: Sequence[str]) -> l
 def shares_of(captions: Sequence[str], read: np.ndarray, unseen: Sequence[str], *, seed: int) -> dict[Key, Obedience]:
     """Shares of right points by attribute and group, of images read as (N, A) and their N captions."""
     asked = [told for caption in captions if (told := parse_caption(caption)) is not None]
-    seen, generator = [told_by(row) for row in read.tolist()], np.random.default_rng(seed)
+    seen = [told_by(row) for row in read.tolist()]
+    generator = np.random.default_rng(seed)
     orders = [range(len(asked)), *(generator.permutation(len(asked)) for _ in range(SHUFFLES))]
-    own, shuffled = Counter[tuple[Key, bool]](), Counter[tuple[Key, bool]]()
+    own = Counter[tuple[Key, bool]]()
+    shuffled = Counter[tuple[Key, bool]]()
     for number, order in enumerate(orders):
         for told, image in zip((asked[n] for n in order), seen, strict=True):
             (shuffled if number else own).update(compare(told, image, unseen))
