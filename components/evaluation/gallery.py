@@ -84,10 +84,7 @@ def sample_grid(cascade: Cascade, *, count: int) -> bytes:
     shown = gallery_requests(config, cascade, captions=(), seed=0)
     asked = next(iter(shown.values()), [])[:count]
     refuse(not asked, "the model makes no images of a class or of nothing: leave the samples out")
-    images: list[np.ndarray] = []
-    for first in range(0, len(asked), cascade.most_at_once):
-        images += cascade.sample(asked[first : first + cascade.most_at_once])
-    return labelled_grid(images, [condition_name(request, classes) for request in asked])
+    return labelled_grid(cascade.sample(asked), [condition_name(request, classes) for request in asked])
 
 
 def gallery_jobs(requests: Mapping[str, Sequence[Request]], *, strip_frames: int) -> list[SampleJob]:

@@ -42,7 +42,6 @@ class Gaussian(NamedTuple):
 
     mean: np.ndarray  # (D,) float64
     root: np.ndarray  # (D, min(N, D)) float64; times its transpose, it is the covariance
-    count: int
 
 
 class PrecisionRecall(NamedTuple):
@@ -206,12 +205,12 @@ def counted(samples: int) -> str:
 
 
 def gaussian_from(mean: np.ndarray, covariance: np.ndarray) -> Gaussian:
-    """The Gaussian of a published mean (D,) and covariance (D, D), of an unknown number of images (0).
+    """The Gaussian of a published mean (D,) and covariance (D, D).
     Raises ValueError for other shapes or values that are not finite."""
     if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not np.isfinite(covariance.sum() + mean.sum()):
         raise ValueError(f"statistics of shapes {mean.shape} and {covariance.shape} are no mean and covariance")
     values, vectors = np.linalg.eigh(covariance.astype(np.float64))
-    return Gaussian(mean.astype(np.float64), vectors * np.sqrt(values.clip(min=0)), 0)
+    return Gaussian(mean.astype(np.float64), vectors * np.sqrt(values.clip(min=0)))
 
 
 def gaussian_of(features: np.ndarray) -> Gaussian:
@@ -224,7 +223,7 @@ def gaussian_of(features: np.ndarray) -> Gaussian:
     values = features.astype(np.float64)
     mean = values.mean(axis=0)
     factor = np.asarray(np.linalg.qr(values - mean, mode="r"))  # (min(N, D), D)
-    return Gaussian(mean, factor.T / np.sqrt(len(values) - 1), len(values))
+    return Gaussian(mean, factor.T / np.sqrt(len(values) - 1))
 
 
 def frechet_distance(one: Gaussian, other: Gaussian) -> float:
