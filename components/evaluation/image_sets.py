@@ -7,6 +7,7 @@ Shapes: n images of a batch, H W their pixels.
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import count
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -186,10 +187,10 @@ def split_parts(
     parts, left = [], index.samples if limit is None else limit
     for entry in index.shards:
         samples = entry.train_samples if split == "train" else entry.samples - entry.train_samples
-        if count := min(left, samples):
+        if taken := min(left, samples):
             alone = index.model_copy(update={"shards": (entry,)})
-            parts.append(ShardImages(alone, split, resolution, tuple(range(count)), member))
-        left -= count
+            parts.append(ShardImages(alone, split, resolution, tuple(range(taken)), member))
+        left -= taken
     return parts
 
 
@@ -218,6 +219,17 @@ def some_of(parts: Sequence[ShardImages], chosen: np.ndarray) -> list[ShardImage
     return some
 
 
+def images_at(parts: Sequence[ImagePart], numbers: Sequence[int]) -> list[np.ndarray]:
+    """The images (H, W, 3) with the given numbers, counted over all parts; parts without any are not read."""
+    first, found = 0, dict[int, np.ndarray]()
+    for part in parts:
+        inside = {number for number in numbers if first <= number < first + part.num_images}
+        for start, images in zip(count(first, BATCH), part.batches() if inside else (), strict=False):
+            found |= {number: images[number - start] for number in inside if start <= number < start + len(images)}
+        first += part.num_images
+    return [found[number] for number in numbers]
+
+
 def compared_sets(
     trained: Sequence[ShardImages], held_out: Sequence[ShardImages], made: Sequence[MadeStage], *, seed: int
 ) -> dict[str, ImageSet]:
@@ -228,11 +240,11 @@ def compared_sets(
     apart = tuple(part for part in held_out if part.split == "holdout")
     sets = {REFERENCE: ImageSet(tuple(trained), "scale"), HELD_OUT: ImageSet(apart, "scale")}
     counts = [sum(part.num_images for part in stage.parts) for stage in made]
-    count = max(counts, default=sum(part.num_images for part in held_out))
-    drawn = np.sort(np.random.default_rng(seed).permutation(sets[REFERENCE].num_images)[:count])
+    most = max(counts, default=sum(part.num_images for part in held_out))
+    drawn = np.sort(np.random.default_rng(seed).permutation(sets[REFERENCE].num_images)[:most])
     for small in sorted({stage.side for stage in made if stage.side < side}):
         sets[f"{REFERENCE} shrunk to {small}²"] = ImageSet(tuple(some_of(trained, drawn)), "scale").shrunk(small)
-    sizes = [min(4 * BATCH, count - start) for start in range(0, count, 4 * BATCH)]
+    sizes = [min(4 * BATCH, most - start) for start in range(0, most, 4 * BATCH)]
     noise = [NoiseImages(size, side, (seed, number), place) for number, size in enumerate(sizes)]
     sets["noise"] = ImageSet(tuple(noise), "scale")
     return sets | {stage.name: ImageSet(stage.parts, "model") for stage in made}

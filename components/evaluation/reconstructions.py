@@ -89,7 +89,7 @@ class ReconstructionMeasurer:
 
     def __init__(self, autoencoder: Artifact, config: PairsConfig) -> None:
         self.network = open_autoencoder(autoencoder).to(best_device())
-        self.features = None if config.feature_network == "none" else features.extractor_of(config)
+        self.features = None if config.feature_network == "none" else features.FeatureExtractor(config)
         self.pairs = PairMeasurer(config)
 
     def __call__(self, job: FeatureJob) -> Later:
@@ -113,11 +113,16 @@ def reconstruction_jobs(
     return jobs
 
 
-def kept_histogram(jobs: Sequence[FeatureJob]) -> Tensor | None:
-    """Counts of each code over all finished jobs, (K,); None without codes. Runs in a worker."""
-    files = [read_arrays(job.folder, job.name) for job in jobs]
+def kept_figures(kept: Sequence[FeatureJob], config: PairsConfig) -> tuple[dict[str, float], dict[str, float]]:
+    """Use of the codebook, and the mean of each figure of pairs by name with N, over all finished jobs.
+    Without codes the former is empty. Runs in a worker."""
+    files = [read_arrays(job.folder, job.name) for job in kept]
+    images = sum(job.part.num_images for job in kept)
     counts = [torch.from_numpy(arrays[HISTOGRAM]) for arrays in files if HISTOGRAM in arrays]
-    return torch.stack(counts).sum(dim=0) if counts else None
+    use = codebook_use(torch.stack(counts).sum(dim=0), images) if counts else {}
+    values = {name: np.concatenate([arrays[name] for arrays in files]) for name in config.by_pair}
+    means = {TITLES.get(name, name): float(each.mean()) for name, each in values.items()}
+    return use, {f"{name}_{counted(images)}": mean for name, mean in means.items()}
 
 
 def codebook_use(histogram: Tensor, images: int) -> dict[str, float]:
@@ -165,24 +170,14 @@ def draw_kept(autoencoder: Artifact, parts: Sequence[ShardImages]) -> dict[str, 
     return drawn
 
 
-def mean_figures(kept: Sequence[FeatureJob], config: PairsConfig) -> dict[str, float]:
-    """The mean of each figure of pairs over all finished jobs, by name with N. Runs in a worker."""
-    parts = [read_arrays(job.folder, job.name) for job in kept]
-    values = {name: np.concatenate([part[name] for part in parts]) for name in config.by_pair}
-    named = {f"{TITLES.get(name, name)}_{counted(len(each))}": each for name, each in values.items()}
-    return {name: float(each.mean()) for name, each in named.items()}
-
-
-def measure_pairs(
+def measure_rfid(
     config: PairsConfig, originals: ImageSet, kept: Sequence[FeatureJob], work: features.Measuring
 ) -> dict[str, float]:
-    """Figures of reconstructions (`kept`) beside originals, as `psnr_1024` and `rfid_inception_1024`.
-    A single original has no rFID."""
-    figures = work.pool.call(partial(mean_figures, kept, config))
-    if "rfid" in config.pairs and originals.num_images > 1:  # a distance is of a covariance
-        (reference,) = features.measure_features({HELD_OUT: originals}, config, work)
-        made = FeatureSet("reconstructions", "model", tuple(kept))
-        measurer = partial(features.RowMeasurer, reference, seed=config.seed, metrics=())
-        (row,) = work.pool.map(measurer, [made])
-        figures[f"r{published_name('distance', config.feature_network, row.samples)}"] = row.distance
-    return figures
+    """The distance of reconstructions (`kept`) to their originals, as `rfid_inception_1024`.
+    Empty where it isn't asked for; a single original has none."""
+    if "rfid" not in config.pairs or originals.num_images < 2:  # a distance is of a covariance
+        return {}
+    (reference,) = features.measure_features({HELD_OUT: originals}, config, work)
+    measurer = partial(features.RowMeasurer, reference, seed=config.seed, metrics=())
+    (row,) = work.pool.map(measurer, [FeatureSet("reconstructions", "model", tuple(kept))])
+    return {f"r{published_name('distance', config.feature_network, row.samples)}": row.distance}

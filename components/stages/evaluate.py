@@ -20,7 +20,6 @@ from components.evaluation.generated import measured_stages
 from components.evaluation.grids import labelled_grid, readable
 from components.evaluation.image_sets import HELD_OUT, KNOWN, REFERENCE, ImageSet, MadeStage, held_out_parts
 from components.evaluation.metrics import METRICS, USUAL, DistanceRow
-from components.evaluation.nearest import draw_nearest
 from components.evaluation.obedience import WEIGHTS, SceneJudgeConfig, train_judge
 from components.evaluation.reconstructions import PairsConfig
 from components.evaluation.study import Findings, ModelStudy
@@ -64,7 +63,7 @@ def evaluate(
     Returns an artifact of kind `report`: images, and all figures as metadata.
     Raises, before any work, FeatureNetworkError or PerceptualWeightsError for networks or weights that are missing, and
     ValueError for figures of an autoencoder where there is none."""
-    features.check_feature_network(config.feature_network, config.feature_weights)
+    config.check_network()
     check_perceptual_network("vgg16_lpips" if "lpips" in config.pairs else "none", weights_uri=config.lpips_weights)
     refuse(config.pairs and tokenizer is None, "evaluation.pairs: there is no autoencoder to judge; leave them out")
     metadata: dict[str, Any] = {"feature_network": config.feature_network, "distances": [], "summary": {}}
@@ -81,12 +80,9 @@ def evaluate(
             drawn = pool.call(partial(reconstructions.draw_kept, tokenizer, held_out))
             context.write_images(folder, drawn)
             originals = ImageSet(tuple(held_out), "scale")
-            histogram = pool.call(partial(reconstructions.kept_histogram, kept))
-            if histogram is not None:
-                use = reconstructions.codebook_use(histogram, originals.num_images)
-                metadata["held_out_codebook"] = use
-            if config.pairs:
-                metadata["summary"] |= reconstructions.measure_pairs(config, originals, kept, work)
+            use, means = pool.call(partial(reconstructions.kept_figures, kept, config))
+            metadata |= {"held_out_codebook": use} if use else {}
+            metadata["summary"] |= means | reconstructions.measure_rfid(config, originals, kept, work)
         if config.feature_network != "none":
             made = [] if samples is None else measured_stages(samples)
             rows, near = measure(config, index, made, kept, side, work, member)
@@ -138,7 +134,7 @@ def measure(
             if stage.side < whole:  # blur would outweigh copying
                 own = {name: sets[name].shrunk(stage.side) for name in (REFERENCE, HELD_OUT)}
                 theirs = features.measure_features(own, config, work)
-            near.append((stage, *pool.call(partial(draw_nearest, stage, trained, found[stage.name], *theirs))))
+            near.append((stage, *pool.call(partial(features.draw_nearest, stage, trained, found[stage.name], *theirs))))
     return ordered, near
 
 
@@ -160,7 +156,7 @@ def run_study(config: Any, context: StageContext, *, images: Artifact, **models:
     Raises, before any work, FeatureNetworkError if the feature network is not installed, and ValueError of one line for
     models or images that do not fit the study."""
     if isinstance(config, features.MeasureConfig):
-        features.check_feature_network(config.feature_network, config.feature_weights)
+        config.check_network()
     index, files, done = load_index(images.url("index.json")), context.files_store, 0
     study: ModelStudy[Any] = config.study(config, index, models, files, context.stage)
     with context.pool() as pool:

@@ -58,9 +58,8 @@ def evaluate(
     """
     share_cores()
     from components.configuration.config import refuse
-    from components.evaluation.clip_score import ClipScore
     from components.evaluation.features import MeasureConfig
-    from components.evaluation.given import evaluate_given, requests_for, sample_into
+    from components.evaluation.given import ClipScore, evaluate_given, requests_for, sample_into
     from components.evaluation.image_sets import split_parts
     from components.runtime.storage.scratch import scratch_folder
     from components.runtime.storage.store import absolute

@@ -19,7 +19,7 @@ from components.configuration.usage import UsageError, usage_errors
 from components.data.ingest import PACKAGED
 from components.data.listing import FileVersion, SourceError
 from components.data.source_check import check_file, check_source, detect_source, file_to_try, shard_in_place
-from components.evaluation.features import MeasureConfig, check_feature_network
+from components.evaluation.features import MeasureConfig
 from components.evaluation.reconstructions import PairsConfig
 from components.runtime.execution import Resources
 from components.runtime.pool import one_line, portable
@@ -110,7 +110,7 @@ def check_needs(needs: Needs) -> None:
                 with usage_errors("subject: "):
                     config.requests(open_start(config.init_from).model)
             if isinstance(config, MeasureConfig):
-                check_feature_network(config.feature_network, config.feature_weights)
+                config.check_network()
             if isinstance(config, PairsConfig) and "lpips" in config.pairs:
                 check_perceptual_network("vgg16_lpips", weights_uri=config.lpips_weights)
             if isinstance(config, TextEncoderConfig):

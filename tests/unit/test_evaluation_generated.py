@@ -176,9 +176,7 @@ class Fixture:
 
     def __init__(self, root: Path, cascade: Path) -> None:
         self.root = root
-        images = self.context("images")
-        write_set(images.files_store, sizes=(30, 30), resolution=16)
-        self.images = images.commit("shards", written=[info.path for info in images.files_store.list()])
+        self.images = self.commit_images("k")
         self.cascade = self.context("cascade").commit("model", folder=cascade)
         self.tokenizer = self.context("tokenizer").commit("model", folder=write_models(root / "models")["tokenizer"])
 
@@ -186,6 +184,20 @@ class Fixture:
         store = Store(str(self.root / "stages" / stage / key))
         resources = Resources(num_workers=2, cpus_per_worker=0.1)
         return StageContext(stage, key, store, resources, Recorder(), self.root)
+
+    def commit_images(self, key: str, *, holdout_fraction: float = 0.1) -> Artifact:
+        context = self.context("images", key=key)
+        write_set(context.files_store, sizes=(30, 30), holdout_fraction=holdout_fraction, resolution=16)
+        return context.commit("shards", written=[info.path for info in context.files_store.list()])
+
+    def evaluate(self, key: str, *, images: Artifact | None = None, config: Any = None, **inputs: Artifact) -> Artifact:
+        context = self.context("evaluation", key=key)
+        return evaluate(config or EvaluationConfig(), context, images=images or self.images, **inputs)
+
+    def few_steps(self, key: str, images: Artifact) -> Artifact:
+        """A study of steps of few images."""
+        config = StepsStudyConfig(samplers=("ddim",), steps=(1,), reference_steps=2, samples=4, reference_samples=4)
+        return run_study(config, self.context("steps", key=key), images=images, cascade=self.cascade)
 
     def samples(self, *, key: str = "k", measured: int = MEASURED) -> Artifact:
         config = SamplesConfig(**CONFIG.model_dump() | {"prompts": ("red apple",)}, measured_samples=measured)
@@ -231,9 +243,7 @@ def test_a_finished_job_is_not_sampled_again(run: Fixture, samples: Artifact) ->
 
 
 def test_the_evaluation_measures_every_stage_of_both_generators_and_the_scale(run: Fixture, samples: Artifact) -> None:
-    report = evaluate(
-        EvaluationConfig(), run.context("evaluation"), images=run.images, tokenizer=run.tokenizer, samples=samples
-    )
+    report = run.evaluate("k", tokenizer=run.tokenizer, samples=samples)
     rows = {row["name"]: row for row in report.metadata["distances"]}
     assert list(rows) == [
         "two halves of the training images",
@@ -259,8 +269,7 @@ def test_the_evaluation_measures_every_stage_of_both_generators_and_the_scale(ru
 
 
 def test_larger_images_are_also_measured_window_by_window(run: Fixture, samples: Artifact) -> None:
-    context = run.context("evaluation", key="windows")
-    report = evaluate(EvaluationConfig(window=8), context, images=run.images, samples=samples)
+    report = run.evaluate("windows", config=EvaluationConfig(window=8), samples=samples)
     rows = [row for row in report.metadata["distances"] if "windows" in row["name"]]
     assert [(row["name"], row["purpose"]) for row in rows] == [
         ("two halves of the windows of 8² of training images of 16²", "scale"),
@@ -270,7 +279,7 @@ def test_larger_images_are_also_measured_window_by_window(run: Fixture, samples:
     ]
     assert rows[2]["samples"] == MEASURED
     assert rows[2]["distance"] != rows[3]["distance"]
-    plain = evaluate(EvaluationConfig(), run.context("evaluation", key="whole"), images=run.images, samples=samples)
+    plain = run.evaluate("whole", samples=samples)
     assert [row for row in report.metadata["distances"] if row not in rows] == plain.metadata["distances"]
 
 
@@ -302,84 +311,60 @@ def test_windows_are_parts_of_their_images_anywhere_in_them_and_the_same_each_ti
 
 def test_reconstructions_are_measured_beside_their_originals_where_a_recipe_asks(run: Fixture) -> None:
     config = EvaluationConfig(pairs=("rfid", "psnr", "ssim"), held_out_samples=5)
-    summary = evaluate(
-        config, run.context("evaluation", key="pairs"), images=run.images, tokenizer=run.tokenizer
-    ).metadata["summary"]
+    summary = run.evaluate("pairs", config=config, tokenizer=run.tokenizer).metadata["summary"]
     parts = held_out_parts(load_index(run.images.url("index.json")), resolution=16, limit=5)
     originals = np.concatenate([images for part in parts for images in part.batches()])
     made = reconstruct(open_autoencoder(run.tokenizer), originals)[0]
-    extract = FeatureExtractor()
+    extract = FeatureExtractor(config)
     distance = frechet_distance(*(gaussian_of(extract(images)["features"]) for images in (made, originals)))
     assert summary["rfd_efficientnet_lite0"] == pytest.approx(distance, rel=1e-3)
     expected = {name: float(each.mean()) for name, each in PairMeasurer(config)(made, originals).items()}
     assert {name: summary[f"{name}_5"] for name in ("psnr", "ssim")} == pytest.approx(expected, rel=1e-3)
     with one_line(ValueError, "there is no autoencoder to judge"):
-        evaluate(config, run.context("evaluation", key="none to judge"), images=run.images)
+        run.evaluate("none to judge", config=config)
 
 
 def test_a_single_held_out_image_is_measured_by_pairs_and_no_distance_is_said(run: Fixture) -> None:
-    alone = run.context("images", key="alone")
-    assert write_set(alone.files_store, sizes=(30, 30), holdout_fraction=0.01, resolution=16).train_samples == 59
-    images = alone.commit("shards", written=[info.path for info in alone.files_store.list()])
+    images = run.commit_images("alone", holdout_fraction=0.01)
+    assert load_index(images.url("index.json")).train_samples == 59
     config = EvaluationConfig(pairs=("rfid", "psnr"), reference_samples=20)
-    context = run.context("evaluation", key="alone")
-    report = evaluate(config, context, images=images, tokenizer=run.tokenizer)
+    report = run.evaluate("alone", images=images, config=config, tokenizer=run.tokenizer)
     assert [name for name in report.metadata["summary"] if name.startswith(("rf", "psnr"))] == ["psnr_1"]
-    steps = StepsStudyConfig(samplers=("ddim",), steps=(1,), reference_steps=2, samples=4, reference_samples=4)
-    study = run_study(steps, run.context("steps", key="alone"), images=images, cascade=run.cascade)
-    (table,) = study.metadata["tables"].values()
+    (table,) = run.few_steps("alone", images).metadata["tables"].values()
     assert [row[:2] for row in table["rows"]] == [["ddim", 1], ["ddpm", 2]]
 
 
 def test_no_training_image_is_called_held_out(run: Fixture, samples: Artifact) -> None:
-    context = run.context("images", key="trained")
-    write_set(context.files_store, sizes=(30, 30), holdout_fraction=0, resolution=16)
-    images = context.commit("shards", written=[info.path for info in context.files_store.list()])
-    report = evaluate(
-        EvaluationConfig(window=8),
-        run.context("evaluation", key="trained"),
-        images=images,
-        tokenizer=run.tokenizer,
-        samples=samples,
-    )
+    images, config = run.commit_images("trained", holdout_fraction=0), EvaluationConfig(window=8)
+    report = run.evaluate("trained", images=images, config=config, tokenizer=run.tokenizer, samples=samples)
     rows = [row["name"] for row in report.metadata["distances"]]
     assert "reconstructions of training images" in rows
     assert not [row for row in rows if HELD_OUT in row]
     assert report.metadata["nearest"] == {}
     assert set(report.names()) == {"trained_and_reconstructions.png", "index_grids.png"}
-    steps = StepsStudyConfig(samplers=("ddim",), steps=(1,), reference_steps=2, samples=4, reference_samples=4)
-    study = run_study(steps, run.context("steps", key="trained"), images=images, cascade=run.cascade)
-    assert not [svg for svg in study_of(study).plots.values() if HELD_OUT in svg]
+    assert not [svg for svg in study_of(run.few_steps("trained", images)).plots.values() if HELD_OUT in svg]
 
 
 def test_copies_are_found_at_their_own_size_beside_larger_images(run: Fixture) -> None:
     noise = lambda number, resolution: np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)  # noqa: E731
-    context, copied, name = run.context("images", key="noise"), run.context("samples", key="copied"), "copies"
+    copied, name, stages = run.context("samples", key="copied"), "copies", {"model": (12, 8)}
     with mock.patch.object(image_sets, "image", noise):
-        index = write_set(context.files_store, sizes=(30, 30), resolution=16)
-    images = context.commit("shards", written=[info.path for info in context.files_store.list()])
-    copies, stages = shrink(read_split(index, "train", View(16), limit=12).image, 8), {"model": (12, 8)}
+        images = run.commit_images("noise")
+    copies = shrink(read_split(load_index(images.url("index.json")), "train", View(16), limit=12).image, 8)
     made = pack_job(SampledImages({"model": copies}, {}))
     write_job(copied.files_store, name, made, stages=stages, seconds=0)
     (record,) = read_records(copied.files_store, [name])
     facts = {"measured": {"gan": [file_name(name)]}, "contents": {file_name(name): stages}}
     samples = copied.commit("samples", parts=[*record.files], metadata=facts)
-    report = evaluate(
-        EvaluationConfig(),
-        run.context("evaluation", key="copied"),
-        images=images,
-        tokenizer=run.tokenizer,  # of 16²
-        samples=samples,
-    )
+    report = run.evaluate("copied", images=images, tokenizer=run.tokenizer, samples=samples)  # the tokenizer: of 16²
     near = report.metadata["nearest"]["gan branch, 8²"]
     assert near["median"] < 0.01 * near["held_out_median"]
     assert near["share_nearer"] == 1
 
 
 def test_without_a_feature_network_the_evaluation_still_reconstructs(run: Fixture, samples: Artifact) -> None:
-    context = run.context("evaluation", key="none")
     config = EvaluationConfig(feature_network="none")
-    report = evaluate(config, context, images=run.images, tokenizer=run.tokenizer, samples=samples)
+    report = run.evaluate("none", config=config, tokenizer=run.tokenizer, samples=samples)
     assert report.metadata["distances"] == []
     assert set(report.names()) == {"originals_and_reconstructions.png", "index_grids.png"}
 

@@ -19,9 +19,9 @@ from components.evaluation import metrics
 from components.evaluation.features import (
     FEATURES,
     FeatureExtractor,
+    FeatureNetwork,
     FeatureNetworkError,
     MeasureConfig,
-    check_feature_network,
 )
 from components.evaluation.metrics import METRICS, Compared, gaussian_from, gaussian_of, measured_row, published_name
 from components.runtime.storage.store import digest_of
@@ -40,12 +40,16 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(weights: Path) -> FeatureExtractor:
-    return FeatureExtractor("inception", weights=str(weights))
+    return FeatureExtractor(config_of("inception", weights))
 
 
 @pytest.fixture(scope="module")
 def theirs(weights: Path) -> torch.nn.Module:
     return inception_network(weights, "2048", "logits_unbiased").to(best_device())
+
+
+def config_of(network: FeatureNetwork, weights: Path) -> MeasureConfig:
+    return MeasureConfig(feature_network=network, feature_weights=str(weights))
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -69,22 +73,22 @@ def test_features_of_dinov2_are_those_of_torch_fidelitys_protocol(tmp_path: Path
     theirs, images = dinov2_network(tmp_path / "dinov2"), noise(2, 40, 70)
     with torch.inference_mode():
         (features,) = theirs(torch.from_numpy(images).permute(0, 3, 1, 2))
-    ours = FeatureExtractor("dinov2", weights=str(tmp_path / "dinov2"))(images)
+    ours = FeatureExtractor(config_of("dinov2", tmp_path / "dinov2"))(images)
     np.testing.assert_allclose(ours[FEATURES], features, rtol=1e-4, atol=1e-4)
     assert (list(ours), ours[FEATURES].shape) == ([FEATURES], (2, 32))
     assert published_name("distance", "dinov2", 50_000) == "fd_dinov2_50k"
     with one_line(FeatureNetworkError, r"inception\.pth: its config\.json is no dinov2's; dinov2 takes a folder"):
-        check_feature_network("dinov2", str(weights))
+        config_of("dinov2", weights).check_network()
     tensors = load_file(tmp_path / "dinov2/model.safetensors")
     save_file({name: tensors[name] for name in [*tensors][1:]}, tmp_path / "dinov2/model.safetensors")
     with one_line(FeatureNetworkError, "missing keys: .*, 1 in all; dinov2 takes"):
-        check_feature_network("dinov2", str(tmp_path / "dinov2"))
+        config_of("dinov2", tmp_path / "dinov2").check_network()
     with one_line(UsageError, "dinov2 needs feature_weights, the URI of a folder with config.json"):
         load_recipe("openmoji", ["evaluation.feature_network=dinov2"])
 
 
 def test_the_clean_resize_is_antialiased_and_bicubic_in_floating_point(weights: Path, ours: FeatureExtractor) -> None:
-    extract = FeatureExtractor("inception_clean", weights=str(weights))
+    extract = FeatureExtractor(config_of("inception_clean", weights))
     for images in (noise(2, 320, 640), noise(2, 64, 64)):
         image = torch.from_numpy(images).permute(0, 3, 1, 2).float()
         expected = F.interpolate(image, (299, 299), mode="bicubic", antialias=True).clamp(0, 255)
@@ -142,8 +146,6 @@ def test_missing_weights_are_one_line_with_name_size_and_sha256_before_anything_
     words = rf"inception needs feature_weights.*weights-inception-2015-12-05-6726825d.pth.*95,628,359 bytes.*{SHA256}"
     with one_line(UsageError, words):
         load_recipe("openmoji", ["evaluation.feature_network=inception"])
-    with one_line(FeatureNetworkError, words):
-        check_feature_network("inception")
     with one_line(UsageError, "takes no feature_weights"):
         load_recipe("openmoji", ["evaluation.feature_weights=w.pth"])
     with one_line(UsageError, "measured in fp32"):
@@ -179,7 +181,7 @@ def test_weights_that_are_not_there_or_not_its_own_are_one_line(
         with one_line(UsageError, rf"feature_weights {file}: .*{words}.*{SHA256}"):
             check_needs(Needs((config,)))
     assert not (tmp_path / "opened").exists()
-    assert check_feature_network("inception", str(weights)) == digest_of(weights).sha256
+    assert config_of("inception", weights).check_network() == digest_of(weights).sha256
     assert Needs((config,)).addresses() == ["fewer.pth"]
 
 

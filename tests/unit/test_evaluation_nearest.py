@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from components.evaluation import nearest
+from components.evaluation import features as evaluated
+from components.evaluation.features import draw_nearest
 from components.evaluation.grids import GridBlock
-from components.evaluation.image_sets import MadeStage
+from components.evaluation.image_sets import MadeStage, images_at
 from components.evaluation.metrics import nearest_images
-from components.evaluation.nearest import draw_nearest, images_at
 
 NUMBERS = np.random.default_rng(0)
 TRAINED, HELD_OUT, NEW = (NUMBERS.standard_normal((count, 8)).astype(np.float32) for count in (300, 100, 50))
@@ -59,9 +59,9 @@ def test_images_are_found_by_their_number_over_all_parts_in_the_order_asked_for(
 def test_copies_are_nearer_than_held_out_images_and_stand_above_their_originals(
     copied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nearest, "some_of", lambda parts, chosen: [Part(PIXELS[chosen])])
+    monkeypatch.setattr(evaluated, "some_of", lambda parts, chosen: [Part(PIXELS[chosen])])
     drawn: list[GridBlock] = []
-    monkeypatch.setattr(nearest, "render_blocks", lambda blocks, columns: drawn.extend(blocks) or b"drawn")
+    monkeypatch.setattr(evaluated, "render_blocks", lambda blocks, columns: drawn.extend(blocks) or b"drawn")
     features, images = (TRAINED[100:150], PIXELS[100:150]) if copied else (NEW, PIXELS[:50])
     made = MadeStage("diffusion", "base", 16, (Part(images),))
     sets: Any = (Features(features), Features(TRAINED), Features(HELD_OUT))
