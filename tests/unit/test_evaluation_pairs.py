@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
@@ -75,9 +74,3 @@ def test_missing_weights_are_one_line_before_anything_starts() -> None:
     with one_line(UsageError, r"none\.st can't be used .*lin\*\.model\.1\.weight"):
         check_needs(Needs((config,)))
     assert Needs((config,)).addresses() == ["none.st"]
-
-
-@pytest.mark.parametrize("pairs", [(), ("psnr",)])
-def test_the_key_of_an_evaluation_without_pairs_is_as_before(pairs: tuple[str, ...]) -> None:
-    dumped = load_recipe("openmoji", [f"evaluation.pairs=[{','.join(pairs)}]"]).evaluation
-    assert ("pairs" in dumped.model_dump(context="identity")) == bool(pairs)
