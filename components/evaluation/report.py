@@ -359,7 +359,7 @@ def duration(seconds: float | None) -> str:
     """`7.3 s`, `4 min 05 s`, `2 h 03 min`; a dash if there is none."""
     if seconds is None:
         return "–"
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -177,6 +177,8 @@ async def needs_image(request: HttpRequest) -> None:
     for name in ("image", "mask"):
         if (name, True) not in given and (name == "image" or given.get((name, False))):
             raise invalid(name, f"{name} is missing: send it as a file of the form")
+    if ("condition", True) in given and given.get(("condition", False)):
+        raise invalid("condition", "condition is given as a file and as text: give it once")
 
 
 def add_image_routes(app: FastAPI, service: Service) -> None:

@@ -49,7 +49,7 @@ class Decoders:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, files, asked)
 
     def _read(self, files: Mapping[str, bytes], asked: Mapping[str, Any]) -> dict[str, bytes]:
-        name, limits = next(iter(files)), self._limits
+        names, limits = " or ".join(files), self._limits  # which of them it was is not known
         try:
             while not (decoder := self._idle.pop()).lives:
                 pass
@@ -58,10 +58,10 @@ class Decoders:
         try:
             said, images = decoder.answer(asked, files, seconds=limits.decoding_seconds)
         except TimeoutError:
-            message = f"{name} takes more than {limits.decoding_seconds:g} s to decode: give a smaller one"
-            raise ServiceError(413, message, param=name) from None
+            message = f"{names} takes more than {limits.decoding_seconds:g} s to decode: give a smaller one"
+            raise ServiceError(413, message, param=next(iter(files))) from None
         except (OSError, ValueError):
-            raise invalid(name, f"{name} can't be decoded: {REMEDY}") from None
+            raise invalid(next(iter(files)), f"{names} can't be decoded: {REMEDY}") from None
         self._idle.append(decoder)
         if refused := said.get("refused"):
             raise ServiceError(**refused)
@@ -150,9 +150,8 @@ def main() -> None:
         except ServiceError as error:
             said = {"refused": {"status": error.status, "message": error.message, "param": error.param}}
         except MemoryError:
-            name = next(iter(files))
-            message = f"{name} takes too much memory to decode: give a smaller one"
-            said = {"refused": {"status": 413, "message": message, "param": name}}
+            message = f"{' or '.join(files)} takes too much memory to decode: give a smaller one"
+            said = {"refused": {"status": 413, "message": message, "param": next(iter(files))}}
         send(sys.stdout.buffer, said, images)
 
 

@@ -383,6 +383,12 @@ SKIPPED = {"rescale_betas_zero_snr": True, "prediction_type": "sample"}
         (SCHEDULER, SKIPPED, "its timestep_spacing leading skips that step"),
         ("unet/config.json", {"timestep_post_act": "silu"}, "timestep_post_act 'silu': our network knows None"),
         ("unet/config.json", {"time_embedding_act_fn": "silu"}, "time_embedding_act_fn 'silu': our network knows None"),
+        ("unet/config.json", {"downsample_padding": 2}, "downsample_padding 2: our network knows 1 alone"),
+        (
+            "unet/config.json",
+            {"resnet_time_scale_shift": "ada_group"},
+            "'ada_group': our network knows 'default'",
+        ),
         ("unet/config.json", {"block_out_channels": []}, "its config.json is not whole"),
         ("unet/config.json", {"attention_head_dim": [2, 2, 1]}, "attention_head_dim"),
         ("unet/config.json", {"attention_head_dim": [2, 1]}, "[2, 1]: our network has heads of one size"),

@@ -268,7 +268,13 @@ def test_stages_that_ran_side_by_side_have_spans_that_overlap_and_a_cached_one_t
 
 
 def test_times_and_numbers_are_written_for_people_and_a_running_mean_is_of_the_last_values() -> None:
-    assert [duration(s) for s in (7.26, 61, 3725, None)] == ["7.3 s", "1 min 01 s", "1 h 02 min", "–"]
+    assert [duration(s) for s in (7.26, 59.96, 61, 3725, None)] == [
+        "7.3 s",
+        "1 min 00 s",
+        "1 min 01 s",
+        "1 h 02 min",
+        "–",
+    ]
     assert [number(v) for v in (512, 24700.4, 0.01234, 1.5e-5, None)] == ["512", "24,700", "0.0123", "1.5e-05", "–"]
     assert running_mean([1.0, 2.0, 3.0, 5.0], width=2) == [1.0, 1.5, 2.5, 4.0]
 

@@ -64,6 +64,8 @@ def test_a_decompression_bomb_costs_its_own_request_and_its_process_goes_on() ->
     assert isinstance(refused, ServiceError)
     assert (refused.status, refused.param) == (413, "image")
     assert refused.message == "image takes too much memory to decode: give a smaller one"
+    with pytest.raises(ServiceError, match="image or mask takes too much memory to decode"):
+        asyncio.run(decoders.read({"image": SMALL, "mask": bomb}, task=None, side=8))
     assert isinstance(made, dict)
     before = {each.pid for each in processes()}
     assert statuses(asyncio.run(read(decoders, SMALL, SMALL))) == [200, 200]

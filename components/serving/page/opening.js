@@ -78,6 +78,7 @@ async function copyLink(event) {
 export async function giveCondition(file) {
   const side = generatorNow(card()).condition_side;
   condition = await pngOf(await fitted(file, side, side));
+  URL.revokeObjectURL(byId("condition-shown").src);
   byId("condition-shown").src = URL.createObjectURL(condition);
   byId("condition-shown").hidden = false;
   byId("condition-text").textContent = "Another image";

@@ -174,8 +174,6 @@ def diffusers_sizes(config: Arguments) -> dict[str, Any]:
     }
     if len(resampled) > 1 or config["downsample_type"] != config["upsample_type"]:
         raise ValueError("config.json resamples in two ways: our network has one")
-    if config["downsample_padding"] != 0:
-        check_fixed(config, {"downsample_padding": 1})
     heads = config["attention_head_dim"]
     return shared | {
         "middle_attention": config["add_attention"],
@@ -220,7 +218,9 @@ def shared_sizes(config: Arguments, known: tuple[str, ...]) -> dict[str, Any]:
     kinds, channels, widths = config["down_block_types"], config["in_channels"], config["block_out_channels"]
     if unknown := [kind for kind in kinds if kind not in known]:
         raise ValueError(f"config.json has blocks {unknown[0]}: our network has {', '.join(known)}")
-    check_fixed(config, {"up_block_types": upwards(kinds)})
+    padded, shifted = config["downsample_padding"] != 0, config["resnet_time_scale_shift"] != "scale_shift"
+    fixed = {"up_block_types": upwards(kinds)} | ({"downsample_padding": 1} if padded else {})
+    check_fixed(config, fixed | ({"resnet_time_scale_shift": "default"} if shifted else {}))
     return {ours: config[theirs] for theirs, ours in NUMBERS.items()} | {
         "attention_resolutions": [config["sample_size"] >> level for level, kind in enumerate(kinds) if "Attn" in kind],
         "in_channels": channels,
@@ -228,10 +228,10 @@ def shared_sizes(config: Arguments, known: tuple[str, ...]) -> dict[str, Any]:
         "learned_variance": config["out_channels"] == 2 * channels,
         "model_channels": widths[0],
         "channel_mult": [whole_factor(width, widths[0]) for width in widths],
-        "scale_shift_norm": config["resnet_time_scale_shift"] == "scale_shift",
+        "scale_shift_norm": not shifted,
         "norm_groups": config["norm_num_groups"],
         "sines_first": not config["flip_sin_to_cos"],
-        "pads_end": config["downsample_padding"] == 0,
+        "pads_end": not padded,
     }
 
 
