@@ -173,7 +173,7 @@ def make_parts(
     warn: Warn,
     report: Callable[[int], None],
 ) -> list[Facts]:
-    """Facts of all parts, in the order of the tasks; makes those that no earlier try left whole in `out`.
+    """Facts of all parts, in the order of the tasks; makes parts that `out` does not hold whole.
     `recipes`: of each part, as of `whole_parts`. `report`: called with the sum of `done` after each task."""
     most = max(1, BPE_CAPTIONS // max(1, len(recipes)))
     records = whole_parts(recipes, files=out, num_cpus=num_cpus, warn=warn)

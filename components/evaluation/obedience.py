@@ -255,7 +255,7 @@ def renderings(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def right_answers(solids: Sequence[Solid]) -> list[int]:
-    """Places among CHOICES of what is true of a scene, NO_ANSWER where nothing is."""
+    """Places among CHOICES of the true answers of a scene, NO_ANSWER where there is none."""
     ordered = sorted(solids, key=lambda solid: solid.x)
     size = int(ordered[0].size >= LARGE) if len(solids) == 1 else NO_ANSWER
     words = [place for solid in ordered for place in ([*COLORS].index(solid.color), SHAPES.index(solid.shape))]

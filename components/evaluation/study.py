@@ -130,7 +130,7 @@ class ModelStudy(ABC, Generic[C]):
 
 
 class AskedSet(NamedTuple):
-    """Images for a judge, each with what it was asked for."""
+    """Images and requests for a judge."""
 
     parts: Sequence[ImagePart]
     asked: Sequence[Any]  # (N,)

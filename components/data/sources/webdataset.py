@@ -77,7 +77,7 @@ class TarSurvey:
         return {name: self.make(name, content.partition("\n")[0]) for name, content in task.items()}
 
     def make(self, part: str, url: str) -> TarFacts:
-        """Reads a tar, and writes its part. Returns the contribution of the usable samples to the set."""
+        """Reads a tar and writes a part. Returns the contribution of the usable samples to the set."""
         data, samples, quarantined = read_url(url), [], []
         for group, reason in checked_groups(data, url):
             if reason is None:
