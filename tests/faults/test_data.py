@@ -47,7 +47,7 @@ def test_a_damaged_shard_stops_training_until_it_is_whole_again(
     name = next(file.path for file in shards.list() if file.path.endswith("000001.tar"))
     whole = shards.read(name)
     shards.write(name, whole[:-1024])
-    run.fail(run.start(), saying=f"{name} has {len(whole) - 1024} bytes")
+    run.fail(run.start(), saying=f"differs: it has {len(whole) - 1024} bytes")
     shards.write(name, whole)
     change_a_bit(shards, name)
     run.fail(run.start(), saying="sha256")
