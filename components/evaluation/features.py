@@ -104,8 +104,9 @@ def _load(config: "MeasureConfig") -> tuple[nn.Module, str]:
         file = read_weights(weights)
         return chosen.make(file), file.sha256
     except (ValueError, OSError, RuntimeError, StoreError) as error:
-        reason = str(error).strip().replace("\n\t", " ").splitlines()[0][:200]
-        fault = f"feature_weights {weights}: {reason}; {config.feature_network} takes {chosen.weights}"
+        # torch lists missing and unexpected weights in lines of their own.
+        line = (str(error).strip().replace("\n\t", " ") or type(error).__name__).splitlines()[0][:200]
+        fault = f"feature_weights {weights}: {line}; {config.feature_network} takes {chosen.weights}"
         raise FeatureNetworkError(fault) from error
 
 

@@ -36,7 +36,7 @@ from components.evaluation.image_sets import ImagePart, ShardImages
 from components.evaluation.metrics import METRICS, Compared, Gaussian, counted, gaussian_from, gaussian_of, measured_row
 from components.runtime.pool import write_job
 from components.runtime.storage.artifact import Artifact, load_artifact, look_at
-from components.runtime.storage.connection import StoreError, shown
+from components.runtime.storage.connection import StoreError, reason, shown
 from components.runtime.storage.store import Store, absolute
 from components.sampling.cascade import Cascade
 from components.sampling.device import best_device
@@ -231,9 +231,7 @@ class ClipScore:
             model = of_transformers("CLIPModel", file._replace(tensors=weights))
             self.tokens = read_tokenizer(f"{folder}/tokenizer.json").bpe
         except (ValueError, OSError, RuntimeError, StoreError) as error:
-            raise features.FeatureNetworkError(
-                f"clip_weights {uri}: {str(error).splitlines()[0]}; give {CLIP_WEIGHTS}"
-            ) from error
+            raise features.FeatureNetworkError(f"clip_weights {uri}: {reason(error)}; give {CLIP_WEIGHTS}") from error
         vision = model.config.vision_config
         self.side, self.sha256 = vision.image_size, file.sha256
         # Scores of two networks can't be compared: `clip_score_vit_l_14`, `clip_score_vit_l_14_336`.

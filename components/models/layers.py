@@ -196,6 +196,18 @@ def blocks_of(network: nn.Module, prefix: str = "") -> dict[str, NetworkBlock]:
     return blocks
 
 
+MULTIPLIED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def rounded_maps(module: nn.Module) -> set[nn.Module]:
+    """The maps in a module whose weights autocast rounds to bf16 before any use: all but those `in_fp32`."""
+    maps: set[nn.Module] = {module} if isinstance(module, MULTIPLIED) else set()
+    for name, child in module.named_children():
+        if name not in getattr(module, "in_fp32", ()):
+            maps |= rounded_maps(child)
+    return maps
+
+
 def recompute_blocks(network: nn.Module) -> None:
     """Keep only each block's input for the backward pass, and compute the block again there.
     The same gradients, bit for bit, with less memory and a third more time (Chen et al., 2016, "Training Deep Nets with

@@ -151,6 +151,8 @@ class TimedResBlock(nn.Module):
     Source: Dhariwal and Nichol (2021), section 3 and appendix A; time by addition, Ho et al. (2020), appendix B; with
     `plus_plus` the sum is divided by sqrt(2), and a skip that is resampled is projected too (Song et al., 2021)."""
 
+    in_fp32 = ("embedding_projection",)  # under autocast too
+
     def __init__(
         self,
         channels: int,

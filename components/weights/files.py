@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from components.runtime.storage.artifact import load_artifact
-from components.runtime.storage.connection import StoreError, shown
+from components.runtime.storage.connection import StoreError, reason, shown
 from components.runtime.storage.scratch import scratch_folder
 from components.runtime.storage.store import LOCAL, Store, absolute, digest_of, list_url
 from components.sampling.frozen_text import TOKENIZER, WORDS, FrozenTextError, encoder_files, files_of_index
@@ -163,8 +163,7 @@ def read_safetensors(path: Path, place: str) -> tuple[dict[str, Tensor], dict[st
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{place} is no whole safetensors file ({reason}): fetch it again") from None
+        raise ValueError(f"{place} is no whole safetensors file ({reason(error)}): fetch it again") from None
 
 
 def read_pickle(path: Path, place: str) -> dict[str, Tensor]:
@@ -178,8 +177,8 @@ def read_pickle(path: Path, place: str) -> dict[str, Tensor]:
         more = f"asks for {asked.group(1)}" if asked else "holds more than tensors"
         raise ValueError(f"{place} {more} and may run code: it stays closed; {README} says how to convert it") from None
     except Exception as error:  # a damaged pickle raises a dozen kinds
-        reason = (str(error).splitlines() or ["it ends too early"])[0]
-        raise ValueError(f"{place} can't be read as a file of torch ({reason}): fetch it again") from None
+        fault = (str(error).splitlines() or ["it ends too early"])[0]
+        raise ValueError(f"{place} can't be read as a file of torch ({fault}): fetch it again") from None
     for nest in NESTS:
         if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
             content = content[nest]

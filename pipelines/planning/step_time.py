@@ -18,12 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from components.models.layers import blocks_of
+from components.models.layers import blocks_of, rounded_maps
 from components.runtime.execution import Resources
 from components.training.activations import GPUKernels, Linear
 from components.training.learner import Learner
 from components.training.step_model import KnownLayouts, StepModel, take_gradients
-from pipelines.planning.memory import device_bytes, part_bytes, step_memory
+from pipelines.planning.memory import device_bytes, network_bytes, part_bytes, step_memory
 from pipelines.planning.profiles import Cluster
 
 LAUNCH = 5e-6  # seconds of the host for an operation: a launch takes 4 to 6 µs
@@ -169,7 +169,10 @@ def exposed(model: StepModel, resources: Resources, cluster: Cluster, *, parts: 
     needed = seconds(rings * 2 * held.gradients / shards, copies, workers)
     collectives, hidden = math.ceil(held.gradients / shards / BUCKET), BACKWARD * busy / parts
     if shards > 1:
-        needed += seconds(parts * (2 * held.weights + held.gradients), shards, shards)
-        collectives, hidden = 3 * parts * (1 + len(blocks_of(model.network))), busy
+        blocks = blocks_of(model.network).values()
+        rounded = sum(network_bytes(part) for block in blocks for part in rounded_maps(block)) // 2
+        weights = held.weights - (rounded if model.training.optimization.precision == "bf16" else 0)
+        needed += seconds(parts * (2 * weights + held.gradients), shards, shards)
+        collectives, hidden = 3 * parts * (1 + len(blocks)), busy
     needed += COLLECTIVE * collectives
     return max(needed - hidden, needed / collectives)

@@ -40,6 +40,16 @@ def test_collectives_of_fsdp_are_called_as_those_in_their_place() -> None:
     assert all(callable(getattr(module, method, None)) for method in methods)
 
 
+def test_a_gather_knows_its_parameters_and_whether_a_forward_pass_asks() -> None:
+    """training/sharding.py: collectives; the equal bits of `distributed/test_sharding.py` hold the meaning"""
+    fsdp = "torch.distributed.fsdp._fully_shard"
+    assert "_fsdp_param_group" in inspect.getsource(part(f"{fsdp}._fsdp_state:FSDPState"))
+    group = inspect.getsource(part(f"{fsdp}._fsdp_param_group:FSDPParamGroup"))
+    assert all(name in group for name in ("self.fsdp_params", "self._training_state", "TrainingState.FORWARD"))
+    parameter = inspect.getsource(part(f"{fsdp}._fsdp_param:FSDPParam"))
+    assert all(f"self.{name}" in parameter for name in ("padded_sharded_param_size", "_module_info"))
+
+
 def test_a_network_in_shards_knows_whether_it_is_the_root() -> None:
     """training/sharding.py: load_weights"""
     assert "_is_root" in inspect.getsource(part("torch.distributed.fsdp._fully_shard._fsdp_state:FSDPState"))

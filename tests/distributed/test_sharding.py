@@ -1,17 +1,22 @@
 """Networks in shards train as whole ones, whatever the number of ranks: real gloo processes."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
 
 from components.models.bundle import DESCRIPTION, WEIGHTS, load_bundle
+from components.models.layers import rounded_maps
 from components.runtime.storage.store import Store
+from components.training import sharding
 from components.training.batches import to_batch
 from components.training.checkpoint import STATE, copy_to_host, part_file, read_checkpoint, refuse_non_finite
 from components.training.learner import below
@@ -98,6 +103,7 @@ def train_rank(worker: Worker, folder: Path) -> None:
             keep(train(task, config, worker), folder / f"{kind}-parts", worker, step=STEPS)
         found: dict[str, Any] = {"read": {kind: resume(kind, folder, worker) for kind in RESUMED}}
         try_memory(folder, worker)
+        found["in_bf16"] = {kind: gathered_in_bf16(kind, worker) for kind in KINDS}
         found |= {"held": held(worker), "bad": bad_step(worker), "refused": refused(worker), "judged": judged(worker)}
         (folder / f"found-{worker.rank}.json").write_text(json.dumps(found))
 
@@ -155,6 +161,29 @@ def try_memory(folder: Path, worker: Worker) -> None:
         for step in range(1, STEPS + 1):
             task.train_step(next(stream), step)
         keep(task, folder / f"memory-{where}", worker, step=STEPS)
+
+
+def gathered_in_bf16(kind: str, worker: Worker) -> dict[str, Any]:
+    """Train under autocast and evaluate, with weights gathered as they are, then as autocast rounds them.
+    Returns the bytes sent by dtype in each training, and the names of weights and figures that differ."""
+    sent: list[Counter[str]] = []
+    ends: list[dict[str, Tensor]] = []
+    gather = DefaultAllGather.__call__
+
+    def counted(self: Any, whole: Tensor, part: Tensor, *args: Any) -> Any:
+        sent[-1][str(part.dtype)] += part.nbytes
+        return gather(self, whole, part, *args)
+
+    for maps in (lambda module: set(), rounded_maps):
+        sent.append(Counter())
+        with mock.patch.object(sharding, "rounded_maps", maps):
+            config, task = made(kind, worker)
+        cast(Any, task).learner.computes_bf16 = True
+        with mock.patch.object(DefaultAllGather, "__call__", counted):
+            train(task, config, worker)
+        figures = task.evaluate(rows_at(config, range(1000, 1004)))
+        ends.append(shards_of(task) | {name: torch.tensor(figure) for name, figure in figures.items()})
+    return {"sent": sent, "differ": [name for name, end in ends[0].items() if not torch.equal(end, ends[1][name])]}
 
 
 def held(worker: Worker) -> dict[str, float]:
@@ -281,6 +310,16 @@ def test_a_rank_writes_its_part_and_reads_those_with_its_rows(kind: str, trained
     second = found_by(1, trained)["read"][kind]
     assert len(second) == len({*second})
     assert {*second} >= {part_file(0, 4), part_file(2, 4), part_file(3, 4), STATE}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_autocast_rounds_are_gathered_in_bf16_and_change_no_bit(kind: str, trained: Path) -> None:
+    for rank in (0, 1):
+        found = found_by(rank, trained)["in_bf16"][kind]
+        whole, short = found["sent"]
+        assert found["differ"] == []
+        assert whole.keys() == {"torch.float32"}
+        assert whole["torch.float32"] == short["torch.float32"] + 2 * short["torch.bfloat16"]
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
