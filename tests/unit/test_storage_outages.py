@@ -26,12 +26,14 @@ from tests.outages import Gate, How, gate
 from tests.stored_files import answering
 
 SECONDS = 1.2  # of an outage
+PATIENCE = 20
+PROMPT = PATIENCE / 2  # less than any who waits takes, and much for a busy machine
 QUICK = {"read_timeout": 0.3, "connect_timeout": 2, "retries": {"mode": "standard", "max_attempts": 1}}
 
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv(outages.SETTING, "20")
+    monkeypatch.setenv(outages.SETTING, str(PATIENCE))
     monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": QUICK})
     s3fs.S3FileSystem.clear_instance_cache()
     yield
@@ -92,11 +94,12 @@ def test_whatever_is_asked_of_a_store_that_is_away_arrives_when_it_is_back(
         "list with marks": lambda: {version.path for version in list_versions(store.uri)} <= names,
         "several": lambda: in_parallel(store.read, ["there", "there"]) == [data, data],
     }
-    network.close_for(SECONDS, how)
+    network.close_for(PATIENCE, how)
     with ThreadPoolExecutor(len(asked)) as pool:
         coming = {name: pool.submit(action) for name, action in asked.items()}
-        time.sleep(SECONDS / 2)
+        time.sleep(SECONDS)
         assert not [name for name, answer in coming.items() if answer.done()], "answered by a store that is away"
+        network.reopen()  # and not after a time: a busy machine looks too late
         assert all(answer.result() for answer in coming.values()), coming
     assert (tmp_path / "back").read_bytes() == data
     assert {info.path for info in store.list()} == names - {"old"}
@@ -175,7 +178,7 @@ def test_who_waits_beside_one_that_fails_gives_up(s3_bucket: str, network: Gate)
 
     with pytest.raises(ValueError, match="wrong"):
         in_parallel(work, ["a", "b", "wrong"])
-    assert time.monotonic() - started < SECONDS + 3
+    assert time.monotonic() - started < PROMPT
 
 
 def test_an_interrupt_ends_all_waiting(s3_bucket: str, network: Gate):
@@ -189,7 +192,7 @@ def test_an_interrupt_ends_all_waiting(s3_bucket: str, network: Gate):
             in_parallel(Store(s3_bucket).read, ["a", "b"])
     finally:
         signal.signal(signal.SIGINT, before)
-    assert time.monotonic() - started < SECONDS + 3
+    assert time.monotonic() - started < PROMPT
 
 
 def test_a_process_in_a_hurry_tries_once(s3_bucket: str, network: Gate):
@@ -197,7 +200,7 @@ def test_a_process_in_a_hurry_tries_once(s3_bucket: str, network: Gate):
     started = time.monotonic()
     with outages.hurried(), pytest.raises(AwayError):
         in_parallel(Store(s3_bucket).read, ["a"])
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < PROMPT
 
 
 @pytest.mark.parametrize("given", ["15m", "-1", "nan", "inf", ""])
