@@ -132,8 +132,7 @@ DISCRETE_ROWS = (
     RecipeRow("dalle",
         "P4: DALL-E's transformer of captions and tokens, over the demo's VQ-GAN; an encoder keeps the best of four.",
         lambda name: DEMO_IMAGES.token_branch(
-            name, DEMO.tokenizer, DEMO.prior.replace(
-                positions="rotary_2d", text_loss_weight=1 / 8, **systems.optimized(2000, 32, 1e-3, saves=4)),
+            name, DEMO.tokenizer, DEMO.prior,
             TokenBranchSampling(prior=GUIDED, reranker=RerankerSampling(candidates=4)),
             reranker=systems.contrastive(), obedience=ObedienceRecipe())),
     RecipeRow("depth_transformer", "P5: from a depth map to an image; the map has a tokenizer of its own.",

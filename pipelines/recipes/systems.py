@@ -263,6 +263,7 @@ def described(name: str = "scenes") -> CascadeRecipe:
         prior=transformer().replace(
             model_dim=128, num_heads=4, conditions=("text",), positions="learned_2d",
             token_corruption=0.3,  # so that the caption counts, not only the tokens before
+            text_loss_weight=1 / 8,  # as DALL-E: of unseen pairs 98 % in place of 92
             **optimized(2000, 32, 3e-3)),  # at 1e-3, by rotary positions, one of two processors learned no sides
         reranker=contrastive(),
         base=base.replace(
