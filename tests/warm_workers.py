@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -61,7 +62,11 @@ def start(arguments: list[str]) -> None:
         told = {option: next((a for a in arguments if a.startswith(option)), "") for option in OF_SETUP}
         context = json.loads(told[OF_SETUP[0]].removeprefix(OF_SETUP[0]) or "{}")
         variables = context.get("env_vars") or {}
-        if not context.get("command_prefix") and "$" not in "".join(variables.values()):
+        prefix = context.get("command_prefix") or []
+        shipped = prefix[:1] + prefix[2:] == ["cd", "&&"]  # code, into whose folder a worker goes
+        if (shipped or not prefix) and "$" not in "".join(variables.values()):
+            if shipped:
+                os.chdir(*shlex.split(prefix[1]))
             os.environ |= variables
             given = [argument for argument in arguments[1:] if argument not in told.values()]
     if not given or not given[0].endswith(f"{WORKERS}/default_worker.py"):
