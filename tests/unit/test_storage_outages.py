@@ -27,7 +27,6 @@ from tests.stored_files import answering
 
 SECONDS = 1.2  # of an outage
 PATIENCE = 20
-PROMPT = PATIENCE / 2  # less than any who waits takes, and much for a busy machine
 QUICK = {"read_timeout": 0.3, "connect_timeout": 2, "retries": {"mode": "standard", "max_attempts": 1}}
 
 
@@ -178,7 +177,7 @@ def test_who_waits_beside_one_that_fails_gives_up(s3_bucket: str, network: Gate)
 
     with pytest.raises(ValueError, match="wrong"):
         in_parallel(work, ["a", "b", "wrong"])
-    assert time.monotonic() - started < PROMPT
+    assert time.monotonic() - started < SECONDS + 3
 
 
 def test_an_interrupt_ends_all_waiting(s3_bucket: str, network: Gate):
@@ -192,7 +191,7 @@ def test_an_interrupt_ends_all_waiting(s3_bucket: str, network: Gate):
             in_parallel(Store(s3_bucket).read, ["a", "b"])
     finally:
         signal.signal(signal.SIGINT, before)
-    assert time.monotonic() - started < PROMPT
+    assert time.monotonic() - started < SECONDS + 3
 
 
 def test_a_process_in_a_hurry_tries_once(s3_bucket: str, network: Gate):
@@ -200,7 +199,7 @@ def test_a_process_in_a_hurry_tries_once(s3_bucket: str, network: Gate):
     started = time.monotonic()
     with outages.hurried(), pytest.raises(AwayError):
         in_parallel(Store(s3_bucket).read, ["a"])
-    assert time.monotonic() - started < PROMPT
+    assert time.monotonic() - started < 3
 
 
 @pytest.mark.parametrize("given", ["15m", "-1", "nan", "inf", ""])
