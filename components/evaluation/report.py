@@ -197,7 +197,7 @@ def page_environment(module: str = __name__) -> Environment:
 
 def image_groups(data: ReportData) -> dict[str, list[Figure]]:
     """Figures of all images by section of the page; strips from the smallest stage to the largest."""
-    generated = [f"{generator}_{name}" for generator in GENERATORS for name in ARRANGED]
+    generated = [f"{generator}_{name}" for name in ARRANGED for generator in GENERATORS]  # side by side
     strips = [name for name in data.images if name.startswith("strip_")]
     strips.sort(key=lambda name: (int("".join(filter(str.isdigit, name)) or 0), name))
     sections = ("samples", "strips", "cascade", "noising", "tokenizer", "others")

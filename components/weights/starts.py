@@ -106,6 +106,8 @@ def config_identity(config: Config) -> dict[str, Any]:
     facts: dict[str, Any] = {"weights": start.digest.sha256} | ({} if scale is None else {SCALE: scale})
     if given.frozen or not isinstance(config, Training):  # the start's own network and settings are taken
         facts["model"] = facts_of(model)
+        if (tokenizer := start.tokenizer) is not None:  # it decides what the captions of samples are to the model
+            facts["tokenizer"] = digest_of(tokenizer.encode()).sha256
     return values | {"start": facts}
 
 

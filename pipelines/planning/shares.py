@@ -175,18 +175,10 @@ def stage_resources(
     )
 
 
-def branches(workflow: Workflow) -> int:
-    """Count the concurrent trainings: trainings that wait for no other training."""
-    names = trainings(workflow)
-    return max(1, sum(not workflow.before(name) & names.keys() for name in names))
-
-
 def concurrent_trainings(workflow: Workflow, stage: str) -> int:
-    """Count the trainings that may run beside a stage, itself included; all where it trains nothing."""
-    if stage not in trainings(workflow):
-        return branches(workflow)
-    related = workflow.before(stage) | workflow.after(stage)
-    return min(branches(workflow), 1 + len(trainings(workflow).keys() - related - {stage}))
+    """Count the trainings that may run at once: those of a training with it, else the most there can be."""
+    groups = concurrent_stages(workflow, trainings(workflow))
+    return max(len(group) for group in [group for group in groups if stage in group] or groups) or 1
 
 
 def stands_alone(workflow: Workflow, stage: str) -> bool:

@@ -143,6 +143,10 @@ def test_a_prior_of_other_traits_is_refused_by_name(tmp_path: Path):
         ({"latents_mean": [0.0] * 4}, "latents_mean"),
         ({"use_quant_conv": False}, "use_post_quant_conv True: our network knows False alone"),
         ({"out_channels": 6}, "out_channels 6: our network knows 3 alone"),
+        (
+            {"up_block_types": ["UpDecoderBlock2D"]},
+            "block_out_channels, down_block_types, up_block_types of 2, 2, 1 levels",
+        ),
     ],
 )
 def test_a_switch_that_our_autoencoder_lacks_is_refused_by_name(tmp_path: Path, changes: dict, fault: str):

@@ -340,6 +340,15 @@ def test_without_terminal_signal_sampling_starts_at_the_last_step():
         objective.trajectory(10, spacing="leading")
 
 
+def test_a_schedule_of_one_step_has_one_trajectory():
+    """Between steps there is nothing to interpolate."""
+    objective = discrete("cosine", 1)
+    for spacing in ("linspace", "trailing", "karras"):
+        trajectory = objective.trajectory(1, spacing=spacing)
+        assert trajectory.times.tolist() == [0]
+        assert (trajectory.signal**2 + trajectory.sigma**2).tolist() == pytest.approx([1, 1])
+
+
 WRONG = {"num_inference_steps": (0, 101), "eta": (1.5, -0.1), "sampler": ("plms",), "percentile": (0.0, 1.1)}
 NO_STEPS = [
     {"objective": objective, "sampler": sampler, "num_inference_steps": 0}

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from components.configuration.usage import UsageError
-from pipelines.planning.shares import branches, concurrent_trainings, stands_alone, trainings
+from pipelines.planning.shares import concurrent_trainings, stands_alone, trainings
 from pipelines.recipes.catalog import RECIPES, ROWS, apply_overrides, load_recipe, resolved_yaml
 from pipelines.recipes.diffusion_rows import FASHION
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe
@@ -130,15 +130,18 @@ def workflow_of(name: str) -> Workflow:
     return build_workflow(RECIPES[name]())
 
 
-def test_trainings_that_wait_for_no_other_run_at_once():
-    workflow = workflow_of("depth_transformer")
-    assert branches(workflow) == 2  # the two tokenizers
-    assert {name: concurrent_trainings(workflow, name) for name in trainings(workflow)} == {
-        "tokenizer": 2,
-        "condition_tokenizer": 2,
-        "prior": 1,  # all cores are its own
-    }
-    assert concurrent_trainings(workflow, "samples") == 2  # no training: in so many processes
+@pytest.mark.parametrize(
+    ("recipe", "counts"),
+    [
+        ("depth_transformer", {"tokenizer": 2, "condition_tokenizer": 2, "prior": 1}),  # the prior has all cores
+        ("classifier_guided", {"vae": 1, "classifier": 2, "base": 2}),  # two wait for the first
+        ("ddpm", {"base": 1}),
+    ],
+)
+def test_trainings_that_do_not_wait_for_each_other_run_at_once(recipe: str, counts: dict[str, int]):
+    workflow = workflow_of(recipe)
+    assert {name: concurrent_trainings(workflow, name) for name in trainings(workflow)} == counts
+    assert concurrent_trainings(workflow, "samples") == max(counts.values())  # no training: in so many processes
 
 
 def test_a_training_that_nothing_waits_for_lets_the_longer_branch_go_first():

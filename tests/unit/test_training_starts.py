@@ -438,6 +438,9 @@ def test_the_key_of_what_is_taken_as_it_is_holds_its_network_and_settings(tmp_pa
             described = json.loads(file.read_text())
             file.write_text(json.dumps(described | {name: described[name] | own for name, own in change.items()}))
             assert key(stage) != before, (place, change)
+    before = key("subject")
+    (tmp_path / "start" / BPE).write_text("{}")
+    assert key("subject") != before, "the tokenizer of its captions"
 
 
 def test_a_subject_takes_classes_by_number_of_a_start_that_names_none(tmp_path: Path):

@@ -206,7 +206,7 @@ class DiscreteObjective:
             raise ValueError(f"num_inference_steps must be in [1, {len(self.schedule)}], not {num_inference_steps}")
         table = self.schedule.tables["noise_levels"]
         no_signal = int(table[-1].isinf())  # then the first step is the last one of training
-        if no_signal and num_inference_steps == 1:
+        if len(table) == 1 or (no_signal and num_inference_steps == 1):  # nothing to interpolate between
             return self.trajectory(1)
         largest = min(KARRAS_SIGMA_MAX, table[-1 - no_signal].item())
         level = karras_sigmas(num_inference_steps - no_signal, sigma_min=table[0].item(), sigma_max=largest)

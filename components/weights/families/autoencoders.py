@@ -29,6 +29,7 @@ from components.weights.renaming import (
 SCALE = "scaling_factor"  # diffusers' name of our latent_scale
 FIXED = {"act_fn": "silu", "mid_block_add_attention": True}
 UNSHIFTED = {"latents_mean": None, "latents_std": None}
+OF_LEVELS = ("block_out_channels", "down_block_types", "up_block_types")
 COLORS = 3
 CONDITION = "cond_stage_model."  # the first stage of taming's condition images
 PLACE = (
@@ -117,12 +118,13 @@ def diffusers_sizes(config: Arguments) -> dict[str, Any]:
     Raises ValueError for a field that our network can't follow."""
     channels, projections = config["in_channels"], config.get("use_quant_conv", True)
     check_fixed(config, {"out_channels": channels, "use_post_quant_conv": projections})
-    widths, codes = config["block_out_channels"], config.get("num_vq_embeddings")
+    widths, downs, ups = lists = [config[name] for name in OF_LEVELS]
+    if len({*map(len, lists)}) > 1:
+        levels = ", ".join(str(len(own)) for own in lists)
+        raise ValueError(f"config.json has {', '.join(OF_LEVELS)} of {levels} levels")
+    codes = config.get("num_vq_embeddings")
     sides = [config["sample_size"] >> level for level in range(len(widths))]
-    down, up = (
-        [side for side, kind in zip(sides, kinds, strict=True) if kind.startswith("Attn")]
-        for kinds in (config["down_block_types"], reversed(config["up_block_types"]))
-    )
+    down, up = ([side for side, kind in zip(sides, own, strict=True) if "Attn" in kind] for own in (downs, ups[::-1]))
     bottleneck: dict[str, Any] = {"kind": "gaussian"}
     if codes is not None:
         dim = config.get("vq_embed_dim") or config["latent_channels"]
