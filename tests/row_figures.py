@@ -24,7 +24,6 @@ from components.evaluation.grids import (
     PAPER,
     TEXT_SIZE,
     GridBlock,
-    fit_text,
     render_blocks,
     text_font,
 )
@@ -43,13 +42,14 @@ LINES, ACROSS = DOCS / "lines", 8  # images of a line
 WIDTH = GAP + ACROSS * (CELL + GAP)  # pixels
 IMAGES = {"rows.png": DISCRETE_ROWS, "diffusion_rows.png": (*DIFFUSION_ROWS, *FASHION)}
 SUMMARIES = {row.name: row.summary for rows in IMAGES.values() for row in rows}
+LETTERS = 92  # that fit in a heading
 CAPTION_SIZE, CAPTION_LETTERS = 14, 16  # pixels, and letters that fit below an image
 KINDS = ("by_prompt", "by_class", "unconditional", "by_condition")
 
 
 def line_of(recipe: str, artifacts: Mapping[str, Artifact]) -> bytes | None:
     """The line (PNG) of a finished recipe: samples, each by other words, or reconstructions; None without any."""
-    heading, samples = fit_text(SUMMARIES[recipe], WIDTH - 2 * GAP, text_font()), artifacts.get("samples")
+    heading, samples = SUMMARIES[recipe], artifacts.get("samples")
     for kind in KINDS if samples is not None else ():
         parts = sorted(name for name in samples.names() if f"_{kind}-" in name and name.endswith(".npz"))
         if parts:
@@ -60,24 +60,28 @@ def line_of(recipe: str, artifacts: Mapping[str, Artifact]) -> bytes | None:
             each = min(step, max(1, ACROSS // len(words)))  # images of the same words
             chosen = [images[number * step + k] for number in range(len(words)) for k in range(each)]
             words = [own for own in words for _ in range(each)] if any(words) else []
-            return captioned(render_blocks([GridBlock(heading, [*map(small, chosen)])], columns=ACROSS), words)
+            return captioned(render_blocks([GridBlock("", [*map(small, chosen)])], columns=ACROSS), heading, words)
     for artifact in artifacts.values():
         if f"{ORIGINALS}.png" in artifact.names():
             pairs = cells(artifact.read(f"{ORIGINALS}.png"))
-            return render_blocks([GridBlock(heading, pairs)], columns=ACROSS)
+            return captioned(render_blocks([GridBlock("", pairs)], columns=ACROSS), heading)
     return None
 
 
-def captioned(line: bytes, words: Sequence[str]) -> bytes:
-    """A line with words below its images, in as many rows of small text as the longest needs."""
-    font, image = text_font(CAPTION_SIZE), Image.open(io.BytesIO(line))
-    wrapped = [textwrap.wrap(each, CAPTION_LETTERS) for each in words]
+def captioned(line: bytes, heading: str, words: Sequence[str] = ()) -> bytes:
+    """A line below its heading, with words below its images; either takes as many rows of text as it needs."""
+    small_font, image = text_font(CAPTION_SIZE), Image.open(io.BytesIO(line))
+    headings, wrapped = textwrap.wrap(heading, LETTERS), [textwrap.wrap(each, CAPTION_LETTERS) for each in words]
+    above = len(headings) * (TEXT_SIZE + LINE_GAP)
     below = max(map(len, wrapped), default=0) * (CAPTION_SIZE + 2)
-    canvas = Image.new("RGB", (WIDTH, image.height + below), PAPER)
-    canvas.paste(image, (0, 0))
+    canvas = Image.new("RGB", (WIDTH, above + image.height + below), PAPER)
+    canvas.paste(image, (0, above))
+    draw = ImageDraw.Draw(canvas)
+    for number, row in enumerate(headings):
+        draw.text((GAP, GAP + number * (TEXT_SIZE + LINE_GAP)), row, fill=INK, font=text_font())
     for number, rows in enumerate(wrapped):
-        place = (GAP + number * (CELL + GAP), image.height - GAP)
-        ImageDraw.Draw(canvas).multiline_text(place, "\n".join(rows), fill=INK, font=font, spacing=2)
+        place = (GAP + number * (CELL + GAP), above + image.height - GAP)
+        draw.multiline_text(place, "\n".join(rows), fill=INK, font=small_font, spacing=2)
     return encode_png(canvas, optimize=True)
 
 

@@ -130,7 +130,7 @@ DISCRETE_ROWS = (
         lambda name: by_class(name, token_transformer().replace(conditions=(), cond_drop_prob=0.0), UNGUIDED)),
     # Over the tokens of a VQ-GAN, as minDALL-E's: in minutes a dVAE learns brightness and no color.
     RecipeRow("dalle",
-        "P4: DALL-E's transformer of captions and tokens, over the demo's VQ-GAN; an encoder keeps the best of four.",
+        "P4: DALL-E's transformer of captions and the demo's tokens; an encoder keeps the best of four.",
         lambda name: DEMO_IMAGES.token_branch(
             name, DEMO.tokenizer, DEMO.prior,
             TokenBranchSampling(prior=GUIDED, reranker=RerankerSampling(candidates=4)),

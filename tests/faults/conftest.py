@@ -20,12 +20,16 @@ Undisturbed = Callable[..., dict[str, str]]
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Record:
-    """record(fault, times, proof): a row of the table; what the proof is of has been compared already."""
+    """record(fault, times, proof): a row of the table; what the proof is of has been compared already.
+    In `faults.json` it replaces what was written of the fault before, at once: a sitting that is cut off loses none."""
     group = request.path.stem.removeprefix("test_")
 
     def add(fault: str, times: int, proof: str) -> None:
         row = {"group": group, "fault": fault, "times": times, "nothing lost": proof}
         rows.append(row | facts(request.module, machine=machine()))
+        known = json.loads(LEDGER.read_text()) if LEDGER.exists() else []
+        merged = {(each["group"], each["fault"]): each for each in [*known, rows[-1]]}
+        LEDGER.write_text(json.dumps([merged[place] for place in sorted(merged)], indent=1) + "\n")
 
     return add
 
@@ -44,13 +48,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 
 def pytest_terminal_summary() -> None:
-    """Print the table, and keep it in `faults.json`, where a fault replaces what was written of it before."""
+    """Print the table of the session."""
     if not rows:
         return
     table = Table("group", "fault", "times", "nothing lost", title="faults injected")
     for row in rows:
         table.add_row(row["group"], row["fault"], str(row["times"]), row["nothing lost"])
     Console(width=120).print(table)
-    known = json.loads(LEDGER.read_text()) if LEDGER.exists() else []
-    merged = {(row["group"], row["fault"]): row for row in [*known, *rows]}
-    LEDGER.write_text(json.dumps([merged[place] for place in sorted(merged)], indent=1) + "\n")

@@ -177,9 +177,9 @@ def test_each_request_of_the_openapi_is_answered_as_it_says(service: Service, re
 def finished(service: Service, record: Record, fault: str, cases: int) -> None:
     """Writes the row of a kind of case, and begins to count for the next one."""
     answers, grown = dict(sorted(service.answers.items())), service.grown()
-    record(fault, cases, f"{answers}; health within {service.slowest:.2f} s, {grown / 2**20:+.0f} MiB")
     assert service.slowest < HEALTH_SECONDS
     assert grown < GROWTH
+    record(fault, cases, f"{answers}; health within {service.slowest:.2f} s, {grown / 2**20:+.0f} MiB")
     service.answers.clear()
 
 
