@@ -180,9 +180,9 @@ def train_scene_judge(config: SceneJudgeConfig, context: StageContext) -> Artifa
     worst = min(accuracy, key=lambda name: accuracy[name])
     fault = f"the judge of scenes reads {worst} in {accuracy[worst]:.1%} of renderings, not in {least:.1%}"
     refuse(accuracy[worst] < least, f"{fault}: raise judge.steps or lower judge.least_accuracy")
-    columns, rows = ["attribute", "right on held-out renderings"], [[name, share] for name, share in accuracy.items()]
+    columns, rows = ["attribute", "right, %"], [[name, f"{100 * share:.1f}"] for name, share in accuracy.items()]
     summary = {f"accuracy_{name.replace(' ', '_')}": share for name, share in accuracy.items()}
-    findings = Findings({}, {"The judge of scenes": {"columns": columns, "rows": rows}}, summary, {}, {})
+    findings = Findings({}, {"Held-out renderings": {"columns": columns, "rows": rows}}, summary, {}, {})
     return commit_findings(context, findings, {WEIGHTS: weights})
 
 
