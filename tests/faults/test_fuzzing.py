@@ -8,13 +8,12 @@ import io
 import json
 import multiprocessing
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import httpx2
 import psutil
@@ -41,6 +40,7 @@ CASES, SEED = int(os.environ.get("FUZZING_CASES", "500")), int(os.environ.get("F
 LIMITS = {"images": 2, "steps": 4, "candidates": 2, "image_pixels": 2**16, "body_bytes": 2**17}
 GROWTH = 64 * 2**20  # bytes of memory of the service after a quarter of a kind's cases
 HEALTH_SECONDS = 1.0
+SPAWN = multiprocessing.get_context("spawn")
 OPENAPI = Path(__file__).parents[2] / "components/serving/openapi.json"
 PNG, JPEG, WEBP = (io.BytesIO() for _ in range(3))
 for form, place in {"PNG": PNG, "JPEG": JPEG, "WEBP": WEBP}.items():
@@ -80,29 +80,26 @@ def serve(folder: Path, connection: Connection) -> None:
         connection.recv()
 
 
-class Service(threading.Thread):
-    """A service that is asked once in a while for its health; `answers` counts what came by status."""
+def watch(url: str, slowest: Any) -> None:
+    """Asks for health all the time, and keeps the most seconds that it took, in a process of its own: what makes
+    requests holds Python's lock for a second at a time."""
+    with httpx2.Client(timeout=60) as client:
+        while True:
+            began = time.monotonic()
+            assert client.get(f"{url}/healthz").status_code == 200
+            slowest.value = max(slowest.value, time.monotonic() - began)
+            time.sleep(0.1)
+
+
+class Service:
+    """A service and who watches its health; `answers` counts what came by status."""
 
     def __init__(self, url: str, process: psutil.Process) -> None:
-        super().__init__(name="health", daemon=True)
         self.url, self.process, self.client = url, process, httpx2.Client(timeout=60)
-        self.answers = Counter[int]()
-        self.slowest, self.before, self.ended = 0.0, 0, threading.Event()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.ended.set()
-        self.join()
-
-    def run(self) -> None:
-        with httpx2.Client(timeout=60) as client:
-            while not self.ended.wait(0.1):
-                began = time.monotonic()
-                assert client.get(f"{self.url}/healthz").status_code == 200
-                self.slowest = max(self.slowest, time.monotonic() - began)
+        self.answers, self.before = Counter[int](), 0
+        self.slowest = SPAWN.Value("d", 0.0)
+        self.watch = SPAWN.Process(target=watch, args=(url, self.slowest), daemon=True)
+        self.watch.start()
 
     def check(self, status: int, text: str, retry_after: str | None) -> None:
         """Fails for an answer that is no documented one."""
@@ -125,12 +122,11 @@ class Service(threading.Thread):
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(tmp_path_factory.mktemp("models"), theirs))
+    ours, theirs = SPAWN.Pipe()
+    process = SPAWN.Process(target=serve, args=(tmp_path_factory.mktemp("models"), theirs))
     process.start()
-    with Service(ours.recv(), psutil.Process(process.pid)) as known:
-        yield known
+    yield (known := Service(ours.recv(), psutil.Process(process.pid)))
+    known.watch.kill()
     ours.send(None)
     process.join(60)
 
@@ -176,11 +172,13 @@ def test_each_request_of_the_openapi_is_answered_as_it_says(service: Service, re
 
 def finished(service: Service, record: Record, fault: str, cases: int) -> None:
     """Writes the row of a kind of case, and begins to count for the next one."""
-    answers, grown = dict(sorted(service.answers.items())), service.grown()
-    assert service.slowest < HEALTH_SECONDS
-    assert grown < GROWTH
-    record(fault, cases, f"{answers}; health within {service.slowest:.2f} s, {grown / 2**20:+.0f} MiB")
+    answers, grown, slowest = dict(sorted(service.answers.items())), service.grown(), service.slowest.value
     service.answers.clear()
+    service.slowest.value = 0.0
+    assert service.watch.is_alive()
+    assert 0 < slowest < HEALTH_SECONDS
+    assert grown < GROWTH
+    record(fault, cases, f"{answers}; health within {slowest:.2f} s, {grown / 2**20:+.0f} MiB")
 
 
 def test_bodies_that_are_no_json_are_refused(service: Service, record: Record) -> None:
