@@ -82,10 +82,8 @@ def conditioned(name: str, tokenizer: AutoencoderTraining) -> TokenBranchRecipe:
     """A recipe of a prior over scenes after the tokens of another image of the same scene."""
     other = tokenizer.replace(total_steps=200)
     condition = ConditionRecipe(tokenizer=other, tokens=TokensConfig(member=other.data.member))
-    # As the demo's: what stands where is learned late, and as soon as a row and a column have places of their own.
-    prior = systems.transformer().replace(
-        conditions=("condition",), positions="learned_2d", token_corruption=0.3, **systems.optimized(1500, 16, 3e-3)
-    )
+    places = {"positions": "learned_2d", "token_corruption": 0.3, **systems.optimized(1500, 16, 3e-3)}  # as the demo's
+    prior = systems.transformer().replace(conditions=("condition",), **places)
     return SCENES.token_branch(name, systems.autoencoder_32(), prior, UNGUIDED, condition=condition)
 
 
