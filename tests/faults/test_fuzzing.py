@@ -33,6 +33,7 @@ from components.serving.messages import ErrorAnswer
 from components.serving.middleware import EDITS, GENERATIONS
 from tests.faults.conftest import Record
 from tests.image_sets import tar_of
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(36_000)]
 PROVES = ("components/serving", "components/data")
@@ -100,6 +101,7 @@ class Service:
         self.slowest = SPAWN.Value("d", 0.0)
         self.watch = SPAWN.Process(target=watch, args=(url, self.slowest), daemon=True)
         self.watch.start()
+        assert eventually(lambda: self.slowest.value > 0, 60)
 
     def check(self, status: int, text: str, retry_after: str | None) -> None:
         """Fails for an answer that is no documented one."""
