@@ -30,7 +30,7 @@ from components.stages.precompute import PrecomputeConfig, TextEncoderConfig
 from components.stages.samples import SamplesConfig
 from pipelines.recipes import systems
 from pipelines.recipes.diffusion_shapes import DiffusionBranchRecipe, ImageToImageRecipe, ObedienceRecipe
-from pipelines.recipes.rows import DEMO_IMAGES, DESCRIBED, EMOJI, EVALUATION, SCENES
+from pipelines.recipes.rows import DEMO_IMAGES, DESCRIBED, EVALUATION, SCENES
 from pipelines.recipes.shapes import RecipeRow, SharedParts
 from pipelines.recipes.systems import ANCESTRAL, ANCESTRAL_250, SKETCH, diffusion, sketching
 
@@ -105,7 +105,7 @@ DIFFUSION_ROWS = (
         "D12: Palette at 32², inpainting, uncropping, colorization, JPEG and super-resolution by one model.",
         lambda name: restored(name, restoring(), RESTORED)),
     RecipeRow("latent_diffusion",
-        "D13: latent diffusion by class in the 16² x 4 latents of the VAE-GAN of 64² images.",
+        "D13: latent diffusion by class, scenes of 64² in the 16² x 4 latents of the VAE-GAN of T1.",
         lambda name: in_latents(name, diffusion())),
     RecipeRow("stable_diffusion",
         "D13: Stable Diffusion's way, scenes of 32² by caption in 8² x 8 latents, cross-attention to the text.",
@@ -200,10 +200,10 @@ def in_latents(
     sampling: DiffusionSampling = GUIDED,
     *,
     autoencoder: AutoencoderTraining | None = None,
-    shared: SharedParts = EMOJI,
+    shared: SharedParts = DEMO_IMAGES,
     **parts: Any,
 ) -> DiffusionBranchRecipe:
-    """A recipe in the latents of an autoencoder, made once; None: of row T1's VAE-GAN."""
+    """A recipe in the latents of an autoencoder, made once; None: of row T1's VAE-GAN of the demo's scenes."""
     first, side = autoencoder or systems.vae_gan(), base.data.resolution
     once = PrecomputeConfig(columns=("latents",), resolution=first.data.resolution, kept_resolution=side)
     base = base.replace(in_channels=first.network.latent_channels)

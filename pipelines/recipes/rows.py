@@ -95,8 +95,8 @@ DISCRETE_ROWS = (
             channels=16, channel_mult=(1, 2, 4, 4, 4, 4), latent_channels=32, learning_rate=2e-3,
             total_steps=2400, kl_warmup_steps=600, sample_every=1200))),
     # Its latents are far from normal: D13 learns their distribution, and what is drawn from the normal is noise.
-    RecipeRow("vae_gan", "T1: VAE-GAN, 64² pixels to Gaussian latents of 16² x 4, perceptual and adversarial loss.",
-        lambda name: EMOJI.one_model(name, systems.vae_gan(), samples=None)),
+    RecipeRow("vae_gan", "T1: VAE-GAN, scenes of 64² to Gaussian latents of 16² x 4, perceptual and adversarial loss.",
+        lambda name: DEMO_IMAGES.one_model(name, systems.vae_gan(), samples=None)),
     RecipeRow("vqvae",
         "T2: VQ-VAE as on the slides, 128² pixels to 32² latents of 512 codes that follow the slide's loss.",
         lambda name: EMOJI_128.one_model(name, slide_vqvae(), codes_study=CodesStudyConfig())),
