@@ -91,14 +91,14 @@ DIFFUSION_ROWS = (
     RecipeRow("super_resolution", "D10: super-resolution, 16² or 8² to 32², pairs by antialiased downsampling.",
         lambda name: restored(name, restoring().replace(tasks=("super_resolution",)), RESTORED)),
     RecipeRow("cascade_1024",
-        "D11: 1024² by four trained stages: the demo's 16² and 64², then upsamplers to 256² and 1024².",
-        lambda name: beyond_the_demo(name, (256, 1024), SharedParts(
+        "D11: drawings of 1024² by four trained stages: openmoji's 16² and 64², then upsamplers to 256² and 1024².",
+        lambda name: beyond_openmoji(name, (256, 1024), SharedParts(
             systems.emoji(1024).replace(limit=1024, samples_per_shard=64),
             SamplesConfig(measured_samples=0, images_per_class=1, num_prompts=0),
             EVALUATION.replace(feature_network="none")))),
     RecipeRow("cascade_256",
-        "D11: the demo's stages and a third to 256²; distances at each size and of windows of 64².",
-        lambda name: beyond_the_demo(name, (256,), SharedParts(
+        "D11: openmoji's stages and a third to 256²; distances at each size and of windows of 64².",
+        lambda name: beyond_openmoji(name, (256,), SharedParts(
             systems.emoji(256), SamplesConfig(measured_samples=256, images_per_class=1, num_prompts=0),
             EVALUATION.replace(window=64)))),
     RecipeRow("palette",
@@ -203,7 +203,7 @@ def in_latents(
     shared: SharedParts = DEMO_IMAGES,
     **parts: Any,
 ) -> DiffusionBranchRecipe:
-    """A recipe in the latents of an autoencoder, made once; None: of row T1's VAE-GAN of the demo's scenes."""
+    """A recipe in the latents of an autoencoder, made once; None: row T1's, of the demo's scenes."""
     first, side = autoencoder or systems.vae_gan(), base.data.resolution
     once = PrecomputeConfig(columns=("latents",), resolution=first.data.resolution, kept_resolution=side)
     base = base.replace(in_channels=first.network.latent_channels)
@@ -244,18 +244,18 @@ def restoring() -> DiffusionTraining:
 
 
 def restored(name: str, model: DiffusionTraining, sampling: DiffusionSampling) -> ImageToImageRecipe:
-    """A recipe of restoring the demo's images."""
+    """A recipe of restoring drawings."""
     measure = RestorationConfig(samples=48, reference_samples=1024)
     own = RestorationSampling(model=sampling)
     return ImageToImageRecipe(name=name, images=systems.emoji(), model=model, sampling=own, restoration=measure)
 
 
-def beyond_the_demo(name: str, resolutions: Sequence[int], shared: SharedParts) -> DiffusionBranchRecipe:
-    """A recipe of the demo's stages and an upsampler to each further resolution, four times as large.
+def beyond_openmoji(name: str, resolutions: Sequence[int], shared: SharedParts) -> DiffusionBranchRecipe:
+    """A recipe of openmoji's stages and an upsampler to each further resolution, four times as large.
     Trained on windows of 64² without attention, and then run on whole images."""
-    demo, sides = systems.openmoji(), (64, *resolutions)
+    drawn, sides = systems.openmoji(), (64, *resolutions)
     sampling = DiffusionBranchSampling(
-        base=demo.sampling.base, upsamplers=(*demo.sampling.upsamplers, *[ENLARGED] * len(resolutions))
+        base=drawn.sampling.base, upsamplers=(*drawn.sampling.upsamplers, *[ENLARGED] * len(resolutions))
     )
     windowed = {"prediction_type": "sample", "conditions": (), "cond_drop_prob": 0.0, "crop_size": 64}
     enlarging = [
@@ -264,7 +264,7 @@ def beyond_the_demo(name: str, resolutions: Sequence[int], shared: SharedParts) 
         )
         for low_res, resolution in pairwise(sides)
     ]
-    return shared.branch(name, demo.base, sampling, upsamplers=(*demo.upsamplers, *enlarging))
+    return shared.branch(name, drawn.base, sampling, upsamplers=(*drawn.upsamplers, *enlarging))
 
 
 def fashion_sketching() -> DiffusionTraining:

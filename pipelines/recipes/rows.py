@@ -219,7 +219,7 @@ TAXONOMY = (
                 low_res_resolution=16, max_noise_level=300, conditions=()), 176, share=0.4),)),
         "cascade", APPROXIMATE),
     System("gan_32", "Residual GAN, spectral norm, hinge loss.",
-        lambda name: SMALL.one_model(name, timed(systems.gan().replace(conditions=()), 221)),
+        lambda name: SMALL.one_model(name, timed(systems.gan().replace(conditions=(), augment=True), 221)),
         "GAN", IMPLICIT, principal=True),
 )
 # fmt: on

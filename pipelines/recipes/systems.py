@@ -148,7 +148,7 @@ def gan() -> GANTraining:
     """Residual GAN by class at 32²."""
     return GANTraining.of(
         resolution=32, channels=24, channel_mult=(1, 2, 4), noise_dim=64,
-        discriminator_channels=24, discriminator_channel_mult=(1, 2, 4), augment=True,
+        discriminator_channels=24, discriminator_channel_mult=(1, 2, 4),
         max_grad_norm=10.0,  # gradients of a hinge loss under spectral norm have norms of 3 to 5
         discriminator_learning_rate=1e-3, **optimized(700, 32, 5e-4) | {"checkpoint_every": 200})
 
@@ -214,7 +214,7 @@ def as_improved_ddpm(training: DiffusionTraining) -> DiffusionTraining:
 
 
 def openmoji(name: str = "openmoji") -> CascadeRecipe:
-    """The demo, of which other recipes take parts."""
+    """The cascade of drawings by class and caption, of which other recipes take parts."""
     tokenizer = adversarial(autoencoder(), start=600)
     base = unet(16, 32, (1, 2, 4), (8, 4), steps=1300, batch=24)
     upsampler = unet(64, 16, (1, 2, 4, 4), (), steps=1150, batch=6, saves=5)

@@ -94,8 +94,8 @@ def test_every_packaged_recipe_on_its_own_images_keeps_its_name(name: str):
 
 
 def test_one_s_own_images_name_the_models_and_recipes_stay_apart():
-    names = [cascade_name(recipe(name, "/home/ada/photos"), None) for name in ("openmoji", "class_guided", "flow")]
-    assert names == ["photos", "class_guided_on_photos", "flow_on_photos"]
+    names = [cascade_name(recipe(name, "/home/ada/photos"), None) for name in ("openmoji", "palette", "fsq")]
+    assert names == ["photos", "palette_on_photos", "fsq_on_photos"]
     assert cascade_name(recipe("openmoji", "/home/ada/photos"), "birds-2") == "birds-2"  # given
     own = recipe("openmoji", "/home/ada/photos").model_copy(update={"name": "birds"})  # by its author
     assert cascade_name(own, None) == "birds"

@@ -90,10 +90,10 @@ def test_rows_that_share_numbers_share_stages():
     assert first["vae"] == latent["vae"]
 
 
-def test_the_cascade_that_is_measured_at_256_goes_on_from_the_stages_of_the_demo():
-    measured, demo = load_recipe("cascade_256", []), openmoji()
+def test_the_cascade_that_is_measured_at_256_goes_on_from_the_stages_of_openmoji():
+    measured, drawn = load_recipe("cascade_256", []), openmoji()
     assert isinstance(measured, DiffusionBranchRecipe)
-    assert (measured.base, measured.upsamplers[:1]) == (demo.base, demo.upsamplers)
+    assert (measured.base, measured.upsamplers[:1]) == (drawn.base, drawn.upsamplers)
     assert [upsampler.data.resolution for upsampler in measured.upsamplers] == [64, 256]
     assert measured.samples.measured_samples > 0
 
