@@ -52,10 +52,10 @@ def explain(error: Exception, model: type[BaseModel]) -> str:
     path, choices = _walk(model, first["loc"])
     place = ".".join(path)
     if first["type"] == "extra_forbidden":
-        fields = [field for choice in choices for field in choice.model_fields]
-        return f"unknown field {place!r}{nearest(path[-1], fields)}"
+        return f"unknown field {place!r}{nearest(path[-1], [name for each in choices for name in each.model_fields])}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{place}: {message} (got {first['input']!r:.80})" if place else message
+    shown = "" if isinstance(first["input"], Mapping) else f" (got {first['input']!r:.80})"
+    return f"{place}: {message}{shown}" if place else message
 
 
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[type[BaseModel]]]:
