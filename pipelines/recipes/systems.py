@@ -150,7 +150,7 @@ def gan() -> GANTraining:
         resolution=32, channels=24, channel_mult=(1, 2, 4), noise_dim=64,
         discriminator_channels=24, discriminator_channel_mult=(1, 2, 4),
         max_grad_norm=10.0,  # gradients of a hinge loss under spectral norm have norms of 3 to 5
-        discriminator_learning_rate=1e-3, **optimized(700, 32, 5e-4) | {"checkpoint_every": 200})
+        discriminator_learning_rate=1e-3, **optimized(2000, 32, 5e-4, saves=4))
 
 
 def contrastive(resolution: int = 16, *, steps: int = 300) -> ContrastiveTraining:
