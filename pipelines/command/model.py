@@ -146,15 +146,15 @@ def export(
     check_out(out)
     if push is not None and find_spec("huggingface_hub") is None:
         raise UsageError("--push needs huggingface_hub: pip install 'image-cascade[hub]'")
-    named = registry.NAMED.fullmatch(model)
-    title = named[1] if named else model.rstrip("/").rpartition("/")[2]
+    title = named[1] if (named := registry.NAMED.fullmatch(model)) else model.rstrip("/").rpartition("/")[2]
     # All is made and compared in a scratch folder; the place that the user named is written last.
     with usage_errors(), local_model(model, tracking) as folder, scratch_folder("export") as made:
+        cascade = load_cascade(model, tracking) if samples else None  # a model that makes none is refused first
         with Progress(console=Console(), transient=True) as bar:
             bar.add_task("exporting and comparing", total=None)
             lines = write_parts(folder, made, as_, title)
-            if samples:
-                (made / SAMPLES).write_bytes(sample_grid(load_cascade(model, tracking), count=samples))
+            if cascade is not None:
+                (made / SAMPLES).write_bytes(sample_grid(cascade, count=samples))
         if find_spec("huggingface_hub") is not None:
             write_card(made / CARD, title, lines, form=as_, known=known_of(model, tracking))
         send(made, store)

@@ -11,14 +11,14 @@ from PIL import Image
 
 from components.evaluation.grids import CELL
 from components.runtime.tracking.registry import description_of
-from components.weights.exporting import write_card
+from components.weights import exporting
 from pipelines.command.upkeep import known_of
 from tests.hub_models import model_hub
 from tests.in_process import in_process
 from tests.refusals import assert_refused
 from tests.served_models import NAME, Registry
-from tests.tiny_cascade import commit_model, write_cascade
-from tests.tiny_generators import LONE, TOKENIZER, write
+from tests.tiny_cascade import commit_model
+from tests.tiny_generators import LONE, TOKENIZER, lone, write
 
 
 @pytest.fixture
@@ -50,13 +50,14 @@ def test_a_hub_gets_the_files_of_the_folder_and_a_card_that_says_who_made_them(
     assert f"- {model.name}: network.pt2" in card.text, "by its own name, not that of a copy"
 
 
-def test_the_card_shows_samples_of_each_class(tmp_path: Path, model: Path):
-    """As many images as are asked for, above the names of their classes; a model that makes none is refused."""
+def test_the_card_shows_samples_of_each_class(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch):
+    """As many images as are asked for, above their classes' names; a model that makes none is refused at once."""
     done = export(tmp_path, model, "--samples", "3")
     assert done.returncode == 0, done.stderr
     assert "![Samples](samples.png)" in ModelCard.load(tmp_path / "made/README.md").text
     with Image.open(tmp_path / "made/samples.png") as grid:
         assert grid.width > 3 * CELL > grid.height - CELL
+    monkeypatch.setattr(exporting, "write_parts", None)
     alone = str(write(tmp_path / "tokenizer", "autoencoder", TOKENIZER, {"resolution": 16}))
     done = in_process("export", alone, "--as", "pt2", "--out", "none", "--samples", "3", cwd=tmp_path)
     assert_refused(done, f"no cascade at {alone}")
@@ -85,7 +86,7 @@ def test_the_card_of_a_registered_model_has_what_its_run_wrote(tmp_path: Path, e
     client.create_model_version("image-cascade-gan", str(tmp_path), description="| distance | 12.0 ± 0.3 |")
     known = description_of("models:/image-cascade-gan/1", tracking_uri=uri)
     assert known == known_of("models:/image-cascade-gan/1", uri)
-    write_card(tmp_path / "README.md", "gan", ["gan: network.pt2"], form="pt2", known=known)
+    exporting.write_card(tmp_path / "README.md", "gan", ["gan: network.pt2"], form="pt2", known=known)
     text = (tmp_path / "README.md").read_text()
     assert "their license: CC0-1.0." in text
     assert "| distance | 12.0 ± 0.3 |" in text
@@ -94,7 +95,7 @@ def test_the_card_of_a_registered_model_has_what_its_run_wrote(tmp_path: Path, e
 def test_the_card_of_a_version_has_the_name_as_its_title(tmp_path: Path, empty_database: Path):
     (tmp_path / "registry").mkdir()
     registry = Registry(tmp_path / "registry", empty_database)
-    number = registry.register(write_cascade(tmp_path / "cascade"), key="k1")
+    number = registry.register(lone("gan", tmp_path), key="k1")
     arguments = [f"models:/{NAME}/{number}", "--as", "pt2", "--out", "made", "--tracking", registry.uri]
     done = in_process("export", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -104,5 +105,5 @@ def test_the_card_of_a_version_has_the_name_as_its_title(tmp_path: Path, empty_d
 def test_a_bare_folder_says_that_nothing_is_known(tmp_path: Path):
     write(tmp_path / "m", *LONE["gan"])
     assert known_of(str(tmp_path / "m"), None) == ""
-    write_card(tmp_path / "README.md", "m", [], form="onnx", known="")
+    exporting.write_card(tmp_path / "README.md", "m", [], form="onnx", known="")
     assert "Nothing is recorded of its data, license or figures." in (tmp_path / "README.md").read_text()
