@@ -96,6 +96,13 @@ def no_settings_of_before() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_garbage_of_before() -> None:
+    """What was imported and kept until now stays: no collection in this file has to look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
     """A command that runs in this process logs to the stderr of its test, which is closed with it."""
@@ -139,12 +146,6 @@ def pytest_collection() -> Iterator[None]:
         return (yield)
     finally:
         gc.enable()
-
-
-def pytest_collection_finish() -> None:
-    """What was imported and collected stays: no collection of garbage has to look at it again."""
-    gc.collect()
-    gc.freeze()
 
 
 class ByCluster(LoadScopeScheduling):
