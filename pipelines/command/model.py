@@ -149,9 +149,9 @@ def export(
     title = named[1] if (named := registry.NAMED.fullmatch(model)) else model.rstrip("/").rpartition("/")[2]
     # All is made and compared in a scratch folder; the place that the user named is written last.
     with usage_errors(), local_model(model, tracking) as folder, scratch_folder("export") as made:
-        cascade = load_cascade(model, tracking) if samples else None  # a model that makes none is refused first
         with Progress(console=Console(), transient=True) as bar:
             bar.add_task("exporting and comparing", total=None)
+            cascade = load_cascade(model, tracking) if samples else None  # a model that makes none is refused first
             lines = write_parts(folder, made, as_, title)
             if cascade is not None:
                 (made / SAMPLES).write_bytes(sample_grid(cascade, count=samples))

@@ -238,7 +238,7 @@ def test_a_single_file_makes_the_image_that_diffusers_makes_of_it(tmp_path: Path
     done = in_process(*given, words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     pipeline = StableDiffusionPipeline.from_single_file(str(file), config=str(tmp_path / "config"), safety_checker=None)
-    assert_same_image(opened(tmp_path / "ours"), pipeline, steps=2)
+    assert_same_image(opened(tmp_path / "ours"), pipeline, steps=4)
 
 
 def test_of_version_2_a_network_that_gives_noise_back_predicts_noise():
