@@ -4,6 +4,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,8 +12,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-
-Points = Sequence[tuple[int, dict[str, float]]]  # (step, {metric: value})
 
 COLORS = {  # drawn -> on the page, or in a file of its own
     "#010203": "currentColor",
@@ -67,11 +66,11 @@ def with_own_ids(svg: str, prefix: str) -> str:
     return re.sub(r'(\bid="|\baria-labelledby="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
 
 
-def curve_svg(points: Points, metric: str, *, salt: str) -> str:
-    """Draws a metric over the steps as an `<svg>` element, with first, last and lowest value in words."""
-    ordered = sorted(points, key=lambda point: point[0])
-    told = [(step, values[metric]) for step, values in ordered if metric in values]
-    line = [(step, value) for step, value in told if math.isfinite(value)]
+# Kept, because a report is drawn again as soon as its pages in MLflow are known.
+@lru_cache(maxsize=512)
+def curve_svg(points: tuple[tuple[int, float], ...], metric: str, *, salt: str) -> str:
+    """Draws (step, value) of a metric as an `<svg>` element, with first, last and lowest value in words."""
+    line = [(step, value) for step, value in sorted(points) if math.isfinite(value)]
     lowest = min((value for _, value in line), default=0.0)
     stride = max(1, math.ceil(len(line) / MAX_POINTS))
     line = line[::stride] + ([line[-1]] if line and (len(line) - 1) % stride else [])

@@ -320,10 +320,10 @@ def stage_curves(stage: str, points: Sequence[tuple[int, dict[str, float]]]) -> 
     names.sort(key=lambda name: (name != "loss", "loss" not in name and "bits" not in name))
     for metric in names:
         if metric not in HIDDEN_METRICS:
-            svg = Markup(curve_svg(points, metric, salt=f"curve-{stage}-{metric.replace('/', '-')}"))
-            values = [figures[metric] for _, figures in points if metric in figures]
-            constant = len({*values}) == 1 < len(points)  # a switch that is off rather than a curve
-            entry = {"metric": metric, "svg": svg, "last": values[-1]}
+            line = tuple((step, values[metric]) for step, values in points if metric in values)
+            svg = Markup(curve_svg(line, metric, salt=f"curve-{stage}-{metric.replace('/', '-')}"))
+            constant = len({value for _, value in line}) == 1 < len(points)  # a switch that is off rather than a curve
+            entry = {"metric": metric, "svg": svg, "last": line[-1][1]}
             drawn["side" if metric in SIDE_METRICS or constant else "main"].append(entry)
     missing = max(0, CURVES_IN_A_ROW - len(drawn["main"]))
     return {"main": drawn["main"] + drawn["side"][:missing], "side": drawn["side"][missing:]}

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor, nn
 
 from components.models.critics import PatchDiscriminator, PerceptualLoss
@@ -35,9 +36,8 @@ def test_convolutions_start_from_the_published_distribution_and_their_widths_dou
     for weight in weights[1:4]:
         torch.testing.assert_close(weight.std().item(), 0.02, rtol=0.05, atol=0)
         assert abs(weight.mean().item()) < 1e-3
-    discriminator = PatchDiscriminator(channels=8, num_layers=5)
-    widths = [m.out_channels for m in discriminator.modules() if isinstance(m, nn.Conv2d)]
-    assert widths == [8, 16, 32, 64, 64, 64, 1]
+    deeper = PatchDiscriminator(channels=8, num_layers=5).modules()
+    assert [m.out_channels for m in deeper if isinstance(m, nn.Conv2d)] == [8, 16, 32, 64, 64, 64, 1]
 
 
 class Features(nn.Module):
@@ -118,25 +118,20 @@ def test_draws_in_the_middle_leave_the_color_no_saturation_is_grey_and_no_contra
     grey = jitter_color(images, brightness=0 * one, saturation=0 * one, contrast=one)
     torch.testing.assert_close(grey, images.mean(1, keepdim=True).expand(-1, 3, -1, -1))
     flat = jitter_color(images, brightness=0.25 * one, saturation=one, contrast=0 * one)
-    mean = images.mean((1, 2, 3), keepdim=True) + 0.25
-    torch.testing.assert_close(flat, mean.expand_as(images))
+    torch.testing.assert_close(flat, (images.mean((1, 2, 3), keepdim=True) + 0.25).expand_as(images))
 
 
 @pytest.mark.parametrize(("down", "right"), [(0, 0), (2, -1), (-2, 2)])
 def test_images_move_by_whole_pixels_and_zeros_come_in(down: int, right: int):
     images, _ = images_and_draws(1)
-    moved = shift(images, down=torch.tensor([down]), right=torch.tensor([right]))
-    for row, column in itertools.product(range(16), repeat=2):
-        inside = 0 <= row - down < 16 and 0 <= column - right < 16
-        expected = images[0, :, row - down, column - right] if inside else torch.zeros(3, dtype=torch.float64)
-        assert torch.equal(moved[0, :, row, column], expected)
+    moved = torch.from_numpy(ndimage.shift(images, (0, 0, down, right), order=0))
+    assert torch.equal(shift(images, down=torch.tensor([down]), right=torch.tensor([right])), moved)
 
 
 def test_shifts_reach_an_eighth_of_the_side_each_way_and_all_are_alike():
     draws = torch.full((500, len(DRAWS)), 0.5)
     draws[:, DRAWS.index("shift_x")] = torch.arange(500) / 500
-    image = torch.zeros(1, 3, 16, 16)
-    image[..., 12] = 1
+    image = torch.eye(16)[12].expand(1, 3, 16, 16)
     draws[:, DRAWS.index("cut_x")] = 0  # the mask is at the left
     columns = augment(image.expand(500, -1, -1, -1), draws=draws).mean((1, 2)).argmax(1)
     assert columns.bincount().tolist() == [0] * 10 + [100] * 5
@@ -144,6 +139,11 @@ def test_shifts_reach_an_eighth_of_the_side_each_way_and_all_are_alike():
 
 def test_the_mask_has_half_the_sides_and_may_reach_over_the_border():
     masks = cut_out(torch.ones(2, 3, 16, 16), top=torch.tensor([4, -4]), left=torch.tensor([1, 12])) == 0
-    assert masks[0].nonzero()[:, 1:].aminmax(dim=0).min.tolist() == [4, 1]
-    assert masks[0].nonzero()[:, 1:].aminmax(dim=0).max.tolist() == [11, 8]
+    assert torch.stack(masks[0].nonzero()[:, 1:].aminmax(dim=0)).tolist() == [[4, 1], [11, 8]]
     assert masks.sum((1, 2, 3)).tolist() == [3 * 8 * 8, 3 * 4 * 4]
+
+
+def test_what_comes_in_and_what_is_cut_out_has_the_color_of_the_border():
+    images = F.pad(torch.ones(6, 3, 14, 14), [1] * 4, value=-0.5)
+    draws = torch.cat([torch.full((6, 3), 0.5), torch.rand(6, 4)], dim=1)  # the first leave the color as it is
+    assert augment(images, draws=draws).unique().tolist() == [-0.5, 1]

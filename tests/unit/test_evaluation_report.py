@@ -239,11 +239,10 @@ def test_every_stage_stands_below_its_inputs_and_on_no_other(graph: dict[str, tu
 
 
 def test_curves_leave_out_what_is_not_finite_describe_themselves_and_share_no_id() -> None:
-    points = [(step, {"loss": 2.0 if step == 1 else math.inf if step == 2 else 1.0}) for step in range(1, 5)]
-    svg = curve_svg(points, "loss", salt="c")
+    svg = curve_svg(((1, 2.0), (2, math.inf), (3, 1.0), (4, 1.0)), "loss", salt="c")
     assert "loss over 4 steps: from 2 to 1, lowest 1" in svg
     Page(svg)
-    points = [(step, {"a": float(step), "b": float(step)}) for step in range(50)]
+    points = tuple((step, float(step)) for step in range(50))
     page = Page(curve_svg(points, "a", salt="one") + curve_svg(points, "b", salt="two"))
     assert len(page.ids) == len(set(page.ids)) > 2
 

@@ -22,7 +22,7 @@ from pipelines.suites.lecture import SLIDES, RecipeResult, chosen_rows, own_imag
 from pipelines.suites.slides import LECTURE, CodeReference, Slide, read_code, read_slides
 from tests.unit.test_evaluation_report import Page, assert_complete
 
-POINTS = [(step, {"loss": 1 / step}) for step in range(1, 5)]
+POINTS = tuple((step, 1 / step) for step in range(1, 5))
 
 
 def png(color: str) -> bytes:
