@@ -141,9 +141,3 @@ def test_the_mask_has_half_the_sides_and_may_reach_over_the_border():
     masks = cut_out(torch.ones(2, 3, 16, 16), top=torch.tensor([4, -4]), left=torch.tensor([1, 12])) == 0
     assert torch.stack(masks[0].nonzero()[:, 1:].aminmax(dim=0)).tolist() == [[4, 1], [11, 8]]
     assert masks.sum((1, 2, 3)).tolist() == [3 * 8 * 8, 3 * 4 * 4]
-
-
-def test_what_comes_in_and_what_is_cut_out_has_the_color_of_the_border():
-    images = F.pad(torch.ones(6, 3, 14, 14), [1] * 4, value=-0.5)
-    draws = torch.cat([torch.full((6, 3), 0.5), torch.rand(6, 4)], dim=1)  # the first leave the color as it is
-    assert augment(images, draws=draws).unique().tolist() == [-0.5, 1]

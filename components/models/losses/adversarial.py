@@ -69,17 +69,16 @@ def augment(image: Tensor, *, draws: Tensor) -> Tensor:
     """Augment images (B, 3, H, W) in [-1, 1] with gradient, each by a row of draws alone.
     The discriminator sees real and generated images augmented alike, in all of its losses: so it cannot learn a small
     set of images by heart, and the augmentation does not appear in generated images. As published: color, translation
-    by up to an eighth of the side, cutout of half the side; but these fill with the mean color of the image's border,
-    not with 0. `draws` (B, 7) are uniform in [0, 1), in the order of DRAWS, on the host."""
+    by up to an eighth of the side, cutout of half the side. `draws` (B, 7) are uniform in [0, 1), in the order of
+    DRAWS, on the host."""
+    shift_y, shift_x = draws[:, 3], draws[:, 4]
     brightness, saturation, contrast, _, _, cut_y, cut_x = to_device(draws, image.device).unbind(1)
     image = jitter_color(image, brightness=brightness - 0.5, saturation=2 * saturation, contrast=contrast + 0.5)
     # Of uniform draws, whole shifts and first rows of a mask with its center in the image.
-    shifts, cuts = (zip(x, image.shape[2:], strict=True) for x in (draws[:, 3:5].T, (cut_y, cut_x)))
+    shifts, cuts = (zip(each, image.shape[2:], strict=True) for each in ((shift_y, shift_x), (cut_y, cut_x)))
     down, right = ((draw * (2 * _largest(side) + 1)).long() - _largest(side) for draw, side in shifts)
     top, left = ((draw * side).long() - int(side * CUT) // 2 for draw, side in cuts)
-    edges = image[:, :, [0, -1]].flatten(2), image[..., [0, -1]].flatten(2)
-    border = torch.cat(edges, dim=2).mean(2)[..., None, None]
-    return border + cut_out(shift(image - border, down=down, right=right), top=top, left=left)
+    return cut_out(shift(image, down=down, right=right), top=top, left=left)
 
 
 def jitter_color(image: Tensor, *, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
@@ -95,16 +94,17 @@ def shift(image: Tensor, *, down: Tensor, right: Tensor) -> Tensor:
     """Move each image by whole pixels (B,) int64 on the host, at most an eighth of the side; fill with 0."""
     height, width = image.shape[2:]
     pad_y, pad_x = _largest(height), _largest(width)
-    padded = zip(F.pad(image, (pad_x, pad_x, pad_y, pad_y)), pad_y - down, pad_x - right, strict=True)
-    return torch.stack([x[:, top : top + height, left : left + width] for x, top, left in padded])
+    padded = F.pad(image, (pad_x, pad_x, pad_y, pad_y))
+    places = zip(padded.unbind(), (pad_y - down).tolist(), (pad_x - right).tolist(), strict=True)
+    return torch.stack([each[:, top : top + height, left : left + width] for each, top, left in places])
 
 
 def cut_out(image: Tensor, *, top: Tensor, left: Tensor) -> Tensor:
     """Set a rectangle of half the sides to 0 from (top, left), (B,) int64, cut at the image's border."""
     inside = []
     for start, side in ((top, image.shape[2]), (left, image.shape[3])):
-        place = torch.arange(side, device=image.device) - start[:, None]
-        inside.append((place >= 0) & (place < int(side * CUT)))
+        place = torch.arange(side, device=image.device)
+        inside.append((place >= start[:, None]) & (place < start[:, None] + int(side * CUT)))
     mask = inside[0][:, None, :, None] & inside[1][:, None, None, :]  # (B, 1, H, W)
     return image.masked_fill(mask, 0)
 
