@@ -245,6 +245,7 @@ def test_curves_leave_out_what_is_not_finite_describe_themselves_and_share_no_id
     points = tuple((step, float(step)) for step in range(50))
     page = Page(curve_svg(points, "a", salt="one") + curve_svg(points, "b", salt="two"))
     assert len(page.ids) == len(set(page.ids)) > 2
+    assert curve_svg(points, "a", salt="one") is curve_svg(tuple([*points]), "a", salt="one")  # drawn once
 
 
 def test_losses_come_before_other_curves_and_what_never_changes_is_folded_away() -> None:
