@@ -270,9 +270,10 @@ def configs_in(part: object) -> Iterator[Config]:
 
 @pytest.mark.parametrize("name", sorted(RECIPES.keys() - PAPER_RECIPES.keys()))
 def test_networks_of_our_own_size_keep_four_channels_in_each_group(name: str):
+    """Karras et al.'s number where a recipe names none; row T1's VAE names one group."""
     for config in configs_in(RECIPES[name]()):
-        found = norms_of(build(config))
-        assert found == [(channels, math.gcd(channels, min(32, channels // 4))) for channels, _ in found]
+        for channels, groups in norms_of(build(config)):
+            assert groups == (config.network.norm_groups or math.gcd(channels, min(32, channels // 4))) <= channels // 4
 
 
 @pytest.mark.parametrize("name", ["openmoji", "classifier_guided", "glide", "dalle2", "imagen", "latent_diffusion"])
