@@ -154,8 +154,8 @@ def asked_of(model: SamplingModel, labels: np.ndarray, captions: Sequence[str]) 
         bare = [request.replace(label=int(label)) for request, label in zip(bare, labels, strict=True)]
     if model.text is None:
         return bare
-    limit = model.text.text_length - 2
-    fitting = [c if c.strip() and model.text.num_tokens(c) <= limit else None for c in captions]
+    most = model.text.most_tokens
+    fitting = [c if c.strip() and model.text.num_tokens(c) <= most else None for c in captions]
     return [request.replace(prompt=caption) for request, caption in zip(bare, fitting, strict=True)]
 
 

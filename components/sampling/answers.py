@@ -17,13 +17,13 @@ from components.configuration.families import family_name
 from components.models.devices import products
 from components.sampling.cascade import Cascade, opened
 from components.sampling.device import best_device
-from components.sampling.frozen_text import load_frozen_text
+from components.sampling.frozen_text import FrozenText, load_frozen_text
 from components.sampling.generators.diffusion import check_sampling, class_log_probabilities, sample_upsampler
 from components.sampling.generators.tokens import check_prior, sample_prior
 from components.sampling.image_files import base64_png, encode_png, gray_png
 from components.sampling.images import read_image, to_uint8
 from components.sampling.model import SamplingModel
-from components.sampling.plan import check_conditions, check_prompt_length, check_request, plan_of
+from components.sampling.plan import check_conditions, check_request, plan_of
 from components.sampling.requests import Request, RequestRow, request_options, settings_of, with_settings
 
 REGISTERED = "image_cascade.registered_name"  # in the metadata of a packed model: the name that it was packed for
@@ -48,7 +48,7 @@ def predictor_of(folder: Path, *, name: str | None = None) -> Predict:
         return lambda rows: _signed_images(model, [row.request() for row in rows], name or folder.name)
     if model is None:
         text = load_frozen_text(folder, device=device)
-        return lambda rows: [json.dumps(states.tolist()) for states in text.encode([_prompt(row) for row in rows])]
+        return lambda rows: [json.dumps(each.tolist()) for each in text.encode([_prompt(row, text) for row in rows])]
     answerer = answerer_of(model)
 
     def answer(rows: list[RequestRow]) -> list[str]:
@@ -110,9 +110,10 @@ def check_row(model: SamplingModel, answerer: Answerer, row: RequestRow) -> None
             raise ValueError(f"sampling {stage}.{setting}: the only stage here is {model.name}")
 
 
-def _prompt(row: RequestRow) -> str:
+def _prompt(row: RequestRow, text: FrozenText) -> str:
     if row.prompt is None:
         raise ValueError("this model needs a prompt")
+    text.check(row.prompt)
     return row.prompt
 
 
@@ -141,7 +142,7 @@ def _embed(model: SamplingModel, row: RequestRow) -> str:
     if row.prompt is None:
         image = _image(row, network.resolution)[None].to(model.device)
         return json.dumps(network.encode_image(image)[0].tolist())
-    check_prompt_length(text, row.prompt)
+    text.check(row.prompt)
     return json.dumps(network.encode_text(text.encode([row.prompt]).to(model.device)).embedding[0].tolist())
 
 

@@ -25,7 +25,7 @@ from components.models.diffusion.guidance import guide
 from components.models.diffusion.objective import make_objective
 from components.models.diffusion.samplers import sample
 from components.sampling.image_files import LOWERED, load_bpe
-from components.sampling.model import BPE, SamplingModel, TextCondition
+from components.sampling.model import BPE, SamplingModel, TextCondition, check_length
 from components.sampling.plan import Conditions, Plan, best_of, noise_of
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"  # as save_pretrained writes them
@@ -45,6 +45,9 @@ class FrozenText(Protocol):
 
     states_shape: tuple[int, int]  # (L, D)
 
+    def check(self, prompt: str) -> None:
+        """Raise ValueError, in one line, for a prompt that would lose its end."""
+
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Encodes captions as states (B, L, D) fp32 for another network, zeros at padding."""
 
@@ -55,6 +58,9 @@ class ContrastiveText:
     def __init__(self, network: ContrastiveEncoder, text: TextCondition) -> None:
         self.network, self.text = network, text
         self.states_shape = (text.text_length, network.text_projection.in_features)
+
+    def check(self, prompt: str) -> None:
+        self.text.check(prompt)
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         return self.conditions(captions)["text_states"]
@@ -73,7 +79,7 @@ class ContrastiveText:
 
 class PretrainedText:
     """The encoder of a `transformers` model such as T5 or BERT, with the model's tokenizer.
-    `length`: L; longer texts lose their end. `attend_padding`: pads are tokens as others, with states, as in Stable
+    `length`: L; longer captions lose their end. `attend_padding`: pads are tokens as others, with states, as in Stable
     Diffusion; else their states are zeros. `lowered`: texts are as captions in training, which are decoded from ids."""
 
     def __init__(
@@ -92,10 +98,17 @@ class PretrainedText:
         self.tokenizer.enable_truncation(length)
         self.tokenizer.enable_padding(length=length, pad_id=pad_id)
 
+    def check(self, prompt: str) -> None:
+        first = self.tokenizer.encode(self.as_trained(prompt), add_special_tokens=False)
+        tokens = sum(sum(part.attention_mask) for part in (first, *first.overflowing))
+        check_length(tokens, self.states_shape[0] - self.tokenizer.num_special_tokens_to_add(is_pair=False))
+
+    def as_trained(self, caption: str) -> str:
+        return LOWERED.normalize_str(caption).strip() if self.lowered else caption
+
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Tensor:
-        given = [LOWERED.normalize_str(caption).strip() for caption in captions] if self.lowered else [*captions]
-        encodings = self.tokenizer.encode_batch(given)
+        encodings = self.tokenizer.encode_batch([self.as_trained(caption) for caption in captions])
         device = next(self.network.parameters()).device
         ids = torch.tensor([encoding.ids for encoding in encodings], device=device)
         present = torch.tensor([encoding.attention_mask for encoding in encodings], device=device)

@@ -36,11 +36,21 @@ class TextCondition(NamedTuple):
         """Tokens of the longest prompt that is read whole."""
         return self.text_length - self.special.around
 
+    def check(self, prompt: str) -> None:
+        """Raise ValueError, in one line, for a prompt of more tokens than are read."""
+        check_length(self.num_tokens(prompt), self.most_tokens)
+
     def num_tokens(self, prompt: str) -> int:
         return len(self.bpe.encode(prompt, add_special_tokens=False).ids)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:  # (B, L) int64
         return torch.from_numpy(encode_text(self.bpe, prompts, text_length=self.text_length, special=self.special))
+
+
+def check_length(tokens: int, most: int) -> None:
+    """Raise ValueError, in one line, for a prompt of more tokens than are read."""
+    if tokens > most:
+        raise ValueError(f"the prompt is too long: {tokens} tokens, the model takes at most {most}")
 
 
 def class_names(network: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from components.models.diffusion.corruption import MASK_TASKS, TASKS, gray, upsa
 from components.models.diffusion.steps import Spacing
 from components.sampling.image_files import open_given_image, to_rgb
 from components.sampling.images import fitted_image, from_uint8, read_mask
-from components.sampling.model import SamplingModel, TextCondition, checked
+from components.sampling.model import SamplingModel, checked
 from components.sampling.requests import Request, request_options
 
 
@@ -186,16 +186,9 @@ def check_conditions(model: SamplingModel, request: Request) -> None:
         if request.label is None and not shown and asks:  # an image says enough
             raise ValueError("give a label or a prompt")
     elif model.text is not None:
-        check_prompt_length(model.text, request.prompt)
+        model.text.check(request.prompt)
     elif not model.reads_by_frozen_encoder:
         raise ValueError(f"the model of stage {model.name} takes no prompt: it was trained without captions")
-
-
-def check_prompt_length(text: TextCondition, prompt: str) -> None:
-    """Raise ValueError if the prompt has more tokens than the model was trained with."""
-    length, limit = text.num_tokens(prompt), text.most_tokens
-    if length > limit:
-        raise ValueError(f"the prompt is too long: {length} tokens, the model takes at most {limit}")
 
 
 def condition_images(plans: Sequence[Plan], height: int, width: int, *, nearest: bool = False) -> Tensor:

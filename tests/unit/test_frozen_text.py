@@ -97,6 +97,22 @@ def test_a_prompt_as_typed_has_the_states_that_its_caption_had_in_training(tmp_p
     assert not torch.equal(text.encode([caption]), text.encode([CAPTIONS[1]]))
 
 
+@pytest.mark.parametrize(("kind", "most"), [("bert", 5), ("clip", 5)])
+def test_a_prompt_that_would_lose_its_end_is_refused_with_both_numbers(kind: str, most: int, tmp_path: Path) -> None:
+    """CLIP's begin and end take two of seven places."""
+    if kind == "clip":
+        pipeline(tmp_path)
+        folder = fetch_encoder(str(tmp_path / "text_encoder"), tmp_path / "local")
+        (folder / LENGTH).write_text('{"length": 7}')
+    else:
+        folder = pretrained_folder(tmp_path, kind)
+    text = load_frozen_text(folder)
+    text.check("a b c d e")
+    for words in (6, 40):
+        with pytest.raises(ValueError, match=f"prompt is too long: {words} tokens, the model takes at most {most}"):
+            text.check(" ".join("abcde"[place % 5] for place in range(words)))
+
+
 def test_a_contrastive_models_text_tower_is_found_by_its_description(tmp_path: Path) -> None:
     wanted = frozen_contrastive()
     info = DatasetInfo(num_classes=3, vocab_size=wanted.text.bpe.get_vocab_size(), text_length=6)

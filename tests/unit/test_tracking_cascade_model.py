@@ -158,8 +158,9 @@ def test_a_classifier_answers_the_probability_of_each_class(tmp_path: Path):
 def test_a_pretrained_text_encoder_answers_states_and_needs_its_library(tmp_path: Path):
     folder = pretrained_folder(tmp_path / "text_encoder", "bert")
     assert np.array(json.loads(predict(folder))).shape == (5, 8)
-    with pytest.raises(ValueError, match="needs a prompt"):
-        predictor_of(folder)([RequestRow()])
+    for row, said in ((RequestRow(), "needs a prompt"), (RequestRow(prompt="a b c d e f"), "too long: 6 tokens")):
+        with pytest.raises(ValueError, match=said):
+            predictor_of(folder)([row])
     for model in (folder, tmp_path):  # alone, and as a part
         names = {requirement.partition("==")[0] for requirement in pip_requirements(model)}
         assert names == {*REQUIREMENTS, "transformers"}

@@ -35,7 +35,6 @@ from components.sampling.plan import (
     Conditions,
     Plan,
     check_conditions,
-    check_prompt_length,
     class_id,
     encode_conditions,
     given_in_mask,
@@ -333,8 +332,9 @@ class Diffusion(Generator):
         parts = self.parts
         if request.classifier_scale is not None and parts.classifier is None:
             raise ValueError("classifier_scale needs a cascade with a classifier, which guides its base")
-        if request.prompt is not None and parts.contrastive is not None:
-            check_prompt_length(parts.contrastive.text, request.prompt)
+        for reader in (parts.contrastive, parts.text_encoder):
+            if request.prompt is not None and reader is not None:
+                reader.check(request.prompt)
         for_base = request
         if request.label is not None and not self.first.classes and self.classes:
             class_id(request.label, self.classes)

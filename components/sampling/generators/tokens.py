@@ -25,7 +25,6 @@ from components.sampling.plan import (
     Plan,
     best_of,
     check_conditions,
-    check_prompt_length,
     condition_images,
     encode_conditions,
     random_stream,
@@ -182,7 +181,7 @@ class Tokens(Generator):
         if reranker is not None and request.prompt is None and (request.best_of or 1) > 1:
             raise ValueError("best_of needs a prompt: the reranker of this cascade compares images with it")
         if reranker is not None and reranker.text is not None and request.prompt is not None:
-            check_prompt_length(reranker.text, request.prompt)
+            reranker.text.check(request.prompt)
         plan = self.plan_of(request)
         candidates = request.best_of or 1
         if reranker is not None and request.size is None and request.prompt is not None:
