@@ -3,10 +3,10 @@ more than most tests do with it.
 
 A raylet starts its workers by the interpreter of who started Ray, which is `warm/python` here. The first worker starts
 a server with its environment (Ray reads its settings once, at import), which forks it and all others of that
-environment, for other raylets of the session too, until its raylet ends. Ray knows a worker by the pid that it
-registers, so nothing else changes: each is a process of its own, with its own environment, that can be killed. Clusters
-of tests to which code is shipped, or whose nodes share nothing, fork from a process that has imported libraries alone.
-What has to start from nothing (the wheel, a copy without git) starts so.
+environment, for other raylets of the session too, until its raylet ends, or all forks have, those of an ended job. Ray
+knows a worker by the pid that it registers, so nothing else changes: each is a process of its own, with its own
+environment, that can be killed. Clusters of tests to which code is shipped, or whose nodes share nothing, fork from a
+process that has imported libraries alone. What has to start from nothing (the wheel, a copy without git) starts so.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ PYTHON, IMPORTED, FOLDER = "TESTS_PYTHON", "TESTS_IMPORTED", Path(__file__).reso
 WORKERS, OF_SETUP = "/ray/_private/workers", ("--serialized-runtime-env-context=", "--language=")
 # Of one raylet, or set by Ray Train for its workers; read when a worker starts, or at each call. RAY_JOB_ID is not.
 LATE = ("RAY_RAYLET_PID", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC")
+IDLE = 30  # seconds without a fork, after which 350 MB of memory are given back
 LIBRARIES = (
     *("torch._dynamo", "torch.distributed.fsdp", "ray.data", "ray.train.torch", "ray.serve", "mlflow", "s3fs"),
     *("ray.train.v2._internal.execution.worker_group", "scipy.linalg", "pyarrow.parquet", "fastapi"),
@@ -109,8 +110,14 @@ def drawn() -> bytes:
     return os.read(ends[0], 100)
 
 
+def has_forks() -> bool:
+    with contextlib.suppress(ChildProcessError):
+        return not os.waitpid(-1, os.WNOHANG)[0]
+    return False
+
+
 def serve(address: str) -> None:
-    """Forks workers until the raylet is gone."""
+    """Forks workers until the raylet is gone, or for half a minute all forks are: an ended job's."""
     import gc
     import importlib
     import random
@@ -137,8 +144,9 @@ def serve(address: str) -> None:
     listener.bind(f"{address}.new")
     listener.listen(64)
     os.rename(f"{address}.new", address)
-    raylet = f"/proc/{os.environ['RAY_RAYLET_PID']}"
-    while os.path.exists(raylet):
+    raylet, left = f"/proc/{os.environ['RAY_RAYLET_PID']}", time.monotonic()
+    while os.path.exists(raylet) and time.monotonic() - left < IDLE:
+        left = time.monotonic() if has_forks() else left
         with contextlib.suppress(TimeoutError):
             client, _ = listener.accept()
             client.settimeout(None)
@@ -153,6 +161,7 @@ def serve(address: str) -> None:
             client.sendall(b"1")
             client.close()
     else:
+        Path(address).unlink(missing_ok=True)
         return
     listener.close()
     client.close()
