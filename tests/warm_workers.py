@@ -110,12 +110,6 @@ def drawn() -> bytes:
     return os.read(ends[0], 100)
 
 
-def has_forks() -> bool:
-    with contextlib.suppress(ChildProcessError):
-        return not os.waitpid(-1, os.WNOHANG)[0]
-    return False
-
-
 def serve(address: str) -> None:
     """Forks workers until the raylet is gone, or for half a minute all forks are: an ended job's."""
     import gc
@@ -145,8 +139,9 @@ def serve(address: str) -> None:
     listener.listen(64)
     os.rename(f"{address}.new", address)
     raylet, left = f"/proc/{os.environ['RAY_RAYLET_PID']}", time.monotonic()
+    forks = Path(f"/proc/self/task/{os.getpid()}/children")
     while os.path.exists(raylet) and time.monotonic() - left < IDLE:
-        left = time.monotonic() if has_forks() else left
+        left = time.monotonic() if forks.read_text() else left
         with contextlib.suppress(TimeoutError):
             client, _ = listener.accept()
             client.settimeout(None)

@@ -152,6 +152,7 @@ class AutoencoderNetworkConfig(NetworkConfig):
     patch_shortcut: bool = False  # a linear map around encoder and decoder: colors in minutes
     norm_groups: int | None = Field(None, ge=1)  # 32 at published sizes; None: so that each keeps four channels
     reconstruction: Literal["l1", "mse", "logit_laplace", "discretized_logistic", "classes"] = "l1"
+    shared_scale: Annotated[bool, Since(False)] = False  # of a likelihood: one for all values of an image
     bottleneck: Bottleneck
 
     def _check(self) -> None:
@@ -159,6 +160,9 @@ class AutoencoderNetworkConfig(NetworkConfig):
         refuse(of_map and channels == 1, "reconstruction classes needs image_channels, the number of classes")
         colorless = channels not in (1, 3) and not of_map
         refuse(colorless, f"image_channels {channels} is of a map of classes: set reconstruction=classes")
+        likelihoods = ("logit_laplace", "discretized_logistic")
+        unscaled = self.shared_scale and self.reconstruction not in likelihoods
+        refuse(unscaled, f"shared_scale needs reconstruction {' or '.join(likelihoods)}")
         check_norm_groups(self.norm_groups, self.channels, self.channel_mult)
         codes, width = self.bottleneck, self.latent_channels
         if isinstance(codes, GumbelCodesConfig) and codes.codebook_init == "data":

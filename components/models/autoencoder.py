@@ -207,6 +207,9 @@ class Autoencoder(nn.Module):
         projections: the 1x1 projections; the first stages of Stable Diffusion 3 and FLUX have none.
         latent_shift: subtracted from the latents of latent diffusion (`shift_factor` of those first stages).
         image_channels: 3; 1 for gray images, to which colors are turned; or, for `classes`, the number of a map's.
+        shared_scale: all values of an image have one scale of the likelihood (Rybkin et al., 2021, "Simple and
+            Effective VAE Training with Calibrated Decoders", section 3.1, there one for all images). A scale of its own
+            grows where colors are hard to tell, and leaves them little gradient.
 
     Raises ValueError for sizes that don't fit each other, or an unknown bottleneck."""
 
@@ -227,6 +230,7 @@ class Autoencoder(nn.Module):
         projections: bool = True,
         latent_shift: float = 0.0,
         image_channels: int = 3,
+        shared_scale: bool = False,
     ) -> None:
         super().__init__()
         shared = (patch_shortcut, norm_groups, image_channels)
@@ -234,7 +238,7 @@ class Autoencoder(nn.Module):
         if resolution % (factor := sizes.factor):
             raise ValueError(f"resolution {resolution} is not a multiple of {factor}, the factor of {channel_mult=}")
         self.resolution, self.reconstruction = resolution, reconstruction
-        self.latent_shift, self.image_channels = latent_shift, image_channels
+        self.latent_shift, self.image_channels, self.shared_scale = latent_shift, image_channels, shared_scale
         self.grid = (resolution // factor, resolution // factor)
         width = 2 * latent_channels if bottleneck["kind"] == "gaussian" else latent_channels
         self.encoder = Encoder(sizes, out_channels=width)
@@ -291,7 +295,12 @@ class Autoencoder(nn.Module):
 
     def decode_raw(self, z: Tensor) -> Tensor:
         """Decode z (B, C, h, w) to the input of `reconstruction_loss`, (B, O, H, W)."""
-        return self.decoder(self.project_out(z))
+        output = self.decoder(self.project_out(z))
+        if not self.shared_scale:
+            return output
+        location, log_scale = output.chunk(2, dim=1)
+        shared = log_scale.mean(dim=(1, 2, 3), keepdim=True)
+        return torch.cat([location, shared.expand_as(location)], dim=1)
 
     def decode(self, z: Tensor) -> Tensor:
         """z (B, C, h, w) -> image (B, 3, H, W), near [-1, 1] and not clipped."""

@@ -93,7 +93,7 @@ DISCRETE_ROWS = (
     RecipeRow("vae", "T1: VAE of scenes of 32², one Gaussian latent vector of 32, its bound in bits/dim.",
         lambda name: DESCRIBED.one_model(name, systems.vae().replace(
             channels=16, channel_mult=(1, 2, 4, 4, 4, 4), latent_channels=32, learning_rate=2e-3, norm_groups=1,
-            patch_shortcut=False, total_steps=4800, kl_warmup_steps=3600, sample_every=1200))),
+            patch_shortcut=False, shared_scale=True, total_steps=4800, kl_warmup_steps=3600, sample_every=1200))),
     # Its latents are far from normal: D13 learns their distribution, and what is drawn from the normal is noise.
     RecipeRow("vae_gan", "T1: VAE-GAN, scenes of 64² to Gaussian latents of 16² x 4, perceptual and adversarial loss.",
         lambda name: DEMO_IMAGES.one_model(name, systems.vae_gan(), samples=None)),

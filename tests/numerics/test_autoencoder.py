@@ -40,6 +40,18 @@ def pair() -> tuple[Autoencoder, VQModel]:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["logit_laplace", "discretized_logistic"])
+def test_a_shared_scale_is_one_for_all_values_of_an_image_and_leaves_the_image_as_it_is(kind: str) -> None:
+    own, z = make_autoencoder(reconstruction=kind), torch.randn(3, 4, 8, 8)
+    shared = make_autoencoder(reconstruction=kind, shared_scale=True)
+    shared.load_state_dict(own.state_dict())
+    log_scale = shared.decode_raw(z)[:, 3:]
+    assert torch.equal(shared.decode(z), own.decode(z))
+    assert [len(each.unique()) for each in (log_scale, *log_scale)] == [3, 1, 1, 1]
+    torch.testing.assert_close(log_scale[:, 0, 0, 0], own.decode_raw(z)[:, 3:].mean(dim=(1, 2, 3)))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("contrast", [1.0, 1e-3])
 def test_encoder_equals_the_oracle_under_random_weights(pair: tuple[Autoencoder, VQModel], contrast: float):
     """Also for a faint image, where the epsilon of the norms shows."""

@@ -216,6 +216,7 @@ FAULTS = [  # recipe and assignments, words of the line that refuses them
     ("fashion_likelihood_ddpm likelihood.timesteps_per_image=1", "likelihood.timesteps_per_image"),
     ("fashion_likelihood_ddpm likelihood.timesteps_per_image=1001", "likelihood.timesteps_per_image"),
     ("fashion_likelihood_ddpm base.process=flow", "likelihood needs base.process discrete, not flow"),
+    ("vqgan model.shared_scale=true", "shared_scale needs reconstruction logit_laplace or discretized_logistic"),
     ("ddpm base.process=flow", "noising_study needs base.process discrete, not flow"),
     ("classifier_guided classifier.schedule=linear", "classifier.process.schedule|'cosine'"),
     ("classifier_guided classifier.num_train_timesteps=500", "classifier.process.num_train_timesteps|1000"),
