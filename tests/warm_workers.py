@@ -89,13 +89,15 @@ def start(arguments: list[str]) -> None:
                 if process.poll() is not None:
                     os.execv(real, [real, *given])
                 time.sleep(0.05)
-    with socket.socket(socket.AF_UNIX) as server:
-        if server.connect_ex(address) != 0:  # it was killed
-            os.execv(real, [real, *given])
+    # One that was killed, or just ends, answers nothing.
+    with socket.socket(socket.AF_UNIX) as server, contextlib.suppress(ConnectionError, FileNotFoundError):
+        server.connect(address)
         told = json.dumps({"arguments": given, "environment": dict(os.environ), "folder": os.getcwd()}).encode()
         socket.send_fds(server, [len(told).to_bytes(8)], [0, 1, 2])
         server.sendall(told)
-        server.recv(1)  # comes when it is forked
+        if server.recv(1):  # comes when it is forked
+            return
+    os.execv(real, [real, *given])
 
 
 def drawn() -> bytes:

@@ -208,8 +208,8 @@ class Autoencoder(nn.Module):
         latent_shift: subtracted from the latents of latent diffusion (`shift_factor` of those first stages).
         image_channels: 3; 1 for gray images, to which colors are turned; or, for `classes`, the number of a map's.
         shared_scale: all values of an image have one scale of the likelihood (Rybkin et al., 2021, "Simple and
-            Effective VAE Training with Calibrated Decoders", section 3.1, there one for all images). A scale of its own
-            grows where colors are hard to tell, and leaves them little gradient.
+            Effective VAE Training with Calibrated Decoders", where all images share one). A scale of its own grows
+            where colors are hard to tell, and leaves them little gradient.
 
     Raises ValueError for sizes that don't fit each other, or an unknown bottleneck."""
 

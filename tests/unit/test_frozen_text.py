@@ -97,8 +97,8 @@ def test_a_prompt_as_typed_has_the_states_that_its_caption_had_in_training(tmp_p
     assert not torch.equal(text.encode([caption]), text.encode([CAPTIONS[1]]))
 
 
-@pytest.mark.parametrize(("kind", "most"), [("bert", 5), ("clip", 5)])
-def test_a_prompt_that_would_lose_its_end_is_refused_with_both_numbers(kind: str, most: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["bert", "clip"])
+def test_a_prompt_that_would_lose_its_end_is_refused_with_both_numbers(kind: str, tmp_path: Path) -> None:
     """CLIP's begin and end take two of seven places."""
     if kind == "clip":
         pipeline(tmp_path)
@@ -109,7 +109,7 @@ def test_a_prompt_that_would_lose_its_end_is_refused_with_both_numbers(kind: str
     text = load_frozen_text(folder)
     text.check("a b c d e")
     for words in (6, 40):
-        with pytest.raises(ValueError, match=f"prompt is too long: {words} tokens, the model takes at most {most}"):
+        with pytest.raises(ValueError, match=f"prompt is too long: {words} tokens, the model takes at most 5"):
             text.check(" ".join("abcde"[place % 5] for place in range(words)))
 
 
