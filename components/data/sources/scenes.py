@@ -11,7 +11,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from einops import rearrange, reduce
 from PIL import Image
 
 from components.data.listing import SourceError
@@ -119,35 +118,36 @@ def caption(solids: list[Solid]) -> str:
 def render(solids: list[Solid], *, resolution: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draws solids in front of the background.
     Returns color uint8 (H, W, 3), depth float64 (H, W) in units, and mask uint8 (H, W): 0 background, i solid i."""
-    rays, depth, color = (part.copy() for part in _background(resolution))
+    rays, squares, depth, color = _background(resolution)
+    depth, color = depth.copy(), color.copy()
     mask = np.zeros(len(rays), np.uint8)
     for number, solid in enumerate(solids, start=1):
         place = np.array([solid.x, FLOOR + solid.size, solid.z])
-        reach = (rays**2).sum(1) * (place @ place - 3 * solid.size**2)
-        near = np.flatnonzero((rays @ place) ** 2 >= reach)  # rays that meet the ball around it: a fifth
+        # rays that meet the ball around it, a fifth
+        near = np.flatnonzero((rays @ place) ** 2 >= squares * (place @ place - 3 * solid.size**2))
         distance, normal = _intersect(solid, rays[near])
         hit = distance < depth[near]
         shade = 0.35 + 0.65 * np.clip(normal[hit] @ LIGHT, 0, 1)
         color[near[hit]] = shade[:, None] * np.array(COLORS[solid.color])
         depth[near[hit]], mask[near[hit]] = distance[hit], number
-    grid = {"h": resolution, "a": SUPERSAMPLING, "b": SUPERSAMPLING}
-    center = SUPERSAMPLING // 2
-    pixels = reduce(color, "(h a w b) c -> h w c", "mean", **grid)
-    depth = rearrange(depth, "(h a w b) -> h a w b", **grid)[:, center, :, center]
-    mask = rearrange(mask, "(h a w b) -> h a w b", **grid)[:, center, :, center]
-    return np.rint(pixels).astype(np.uint8), depth, np.ascontiguousarray(mask)
+    every, sides = SUPERSAMPLING, 2 * (resolution * SUPERSAMPLING,)
+    center = slice(every // 2, None, every)
+    depth, mask = (part.reshape(sides)[center, center] for part in (depth, mask))
+    color = color.reshape(*sides, 3)
+    total = sum(color[y::every, x::every] for y, x in np.ndindex(every, every))
+    return np.rint(total / every**2).astype(np.uint8), depth, np.ascontiguousarray(mask)
 
 
 @lru_cache(maxsize=4)
-def _background(resolution: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rays (P, 3), whose distance is depth, and depth (P,) and color (P, 3) of floor and back wall."""
+def _background(resolution: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rays (P, 3), whose distance is depth, with squares (P,), and depth (P,) and color (P, 3) behind."""
     samples = resolution * SUPERSAMPLING
     across = HALF_SIDE * (2 * (np.arange(samples) + 0.5) / samples - 1)  # half a side is HALF_SIDE at depth 1
     x, y = np.meshgrid(across, -across - 0.1)  # slightly down
     rays = np.stack([x.ravel(), y.ravel(), np.ones(samples**2)], axis=1)
     floor = FLOOR / np.minimum(rays[:, 1], -1e-9)
     color = np.where((floor < WALL)[:, None], np.array([206.0, 200.0, 190.0]), np.array([176.0, 205.0, 228.0]))
-    return rays, np.minimum(floor, WALL), color
+    return rays, (rays**2).sum(1), np.minimum(floor, WALL), color
 
 
 def _intersect(solid: Solid, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
