@@ -93,7 +93,7 @@ DISCRETE_ROWS = (
     RecipeRow("vae", "T1: VAE of scenes of 32², one Gaussian latent vector of 32, its bound in bits/dim.",
         lambda name: DESCRIBED.one_model(name, systems.vae().replace(
             channels=16, channel_mult=(1, 2, 4, 4, 4, 4), latent_channels=32, learning_rate=2e-3, norm_groups=1,
-            patch_shortcut=False, shared_scale=True, total_steps=4800, kl_warmup_steps=3600, sample_every=1200))),
+            shared_scale=True, total_steps=4800, kl_warmup_steps=3600, sample_every=1200))),
     # Its latents are far from normal: D13 learns their distribution, and what is drawn from the normal is noise.
     RecipeRow("vae_gan", "T1: VAE-GAN, scenes of 64² to Gaussian latents of 16² x 4, perceptual and adversarial loss.",
         lambda name: DEMO_IMAGES.one_model(name, systems.vae_gan(), samples=None)),
@@ -129,7 +129,7 @@ DISCRETE_ROWS = (
     RecipeRow("vqgan_transformer_unconditional",
         "P3: the same transformer without any condition, over the same tokens.",
         lambda name: by_class(name, token_transformer().replace(conditions=(), cond_drop_prob=0.0), UNGUIDED)),
-    # Over the tokens of a VQ-GAN, as minDALL-E's: in minutes a dVAE learns brightness and no color.
+    # Over the tokens of a VQ-GAN, as minDALL-E's: over T4's, as DALL-E's, 58 % of unseen pairs are right, not 99.
     RecipeRow("dalle",
         "P4: DALL-E's transformer of captions and the demo's tokens; an encoder keeps the best of four.",
         lambda name: DEMO_IMAGES.token_branch(
