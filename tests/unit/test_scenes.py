@@ -13,6 +13,7 @@ from components.data.listing import SourceError
 from components.data.shards import ShardIndex, View, split_of
 from components.data.sources.scenes import (
     COLORS,
+    GENERATOR_VERSION,
     LARGE,
     OWN_NUMBERS,
     SMALL,
@@ -20,20 +21,11 @@ from components.data.sources.scenes import (
     draw_pairs,
     list_scenes,
     pair_of,
+    render,
     scene,
 )
 from components.evaluation import obedience
-from components.evaluation.obedience import (
-    NO_ANSWER,
-    SceneJudgeConfig,
-    Told,
-    compare,
-    parse_caption,
-    right_answers,
-    shares_of,
-    told_by,
-    train_judge,
-)
+from components.evaluation.obedience import NO_ANSWER, Told
 from components.evaluation.study import AskedSet, StudyPlan
 from components.runtime.storage.store import Store
 from pipelines.recipes.catalog import load_recipe
@@ -60,6 +52,13 @@ def test_pairs_held_out_are_in_no_training_shard_and_in_held_out_captions(index:
     assert {word for text in held_out for word in text.split()} <= learned
 
 
+def test_scenes_are_those_of_their_version() -> None:
+    """A set's key holds the version alone: a renderer that draws otherwise needs another, and other numbers here."""
+    color, depth, mask = render(scene(1), resolution=64)
+    seen = [(mask == 1).sum(), (mask == 2).sum(), *color.mean(axis=(0, 1)), depth.mean()]
+    assert (GENERATOR_VERSION, *seen) == pytest.approx((2, 463, 258, 166.86, 171.23, 177.82, 5.877), rel=2e-4)
+
+
 def test_without_held_out_pairs_every_scene_is_in_the_set_by_its_number() -> None:
     assert [item.location for item in list_scenes(50).items] == [str(number) for number in range(50)]
     kept = list_scenes(50, held_out_pairs=4, holdout_fraction=HELD_OUT).items
@@ -83,7 +82,7 @@ def test_held_out_pairs_of_another_source_are_refused_before_anything_starts() -
 
 def test_a_caption_says_what_its_scene_shows_and_is_read_back() -> None:
     for solids in map(scene, range(300)):
-        told = parse_caption(caption(solids))
+        told = obedience.parse_caption(caption(solids))
         assert told is not None
         assert told.pairs == tuple(map(pair_of, solids))
         if len(solids) == 1:
@@ -91,7 +90,7 @@ def test_a_caption_says_what_its_scene_shows_and_is_read_back() -> None:
             assert not SMALL + 0.14 < solids[0].size < LARGE  # nothing between small and large
         else:
             assert told.side == ("left" if solids[0].x < solids[1].x else "right")
-    assert parse_caption("a cat") is None
+    assert obedience.parse_caption("a cat") is None
 
 
 RED, BLUE = "red cube", "blue sphere"
@@ -112,7 +111,7 @@ LEFT, ALONE = Told((RED, BLUE), side="left"), Told((RED,), size="small")
     ],
 )
 def test_an_image_obeys_each_attribute_by_itself(told: Told, seen: Told, wrong: list[str]) -> None:
-    points = list(compare(told, seen, [BLUE]))
+    points = list(obedience.compare(told, seen, [BLUE]))
     assert [attribute for (attribute, _), right in points if not right] == wrong
     counted = Counter(attribute for (attribute, _), _ in points)
     assert counted["color"] == counted["shape"] == counted["color and shape"] == len(told.pairs)
@@ -123,11 +122,11 @@ def test_an_image_obeys_each_attribute_by_itself(told: Told, seen: Told, wrong: 
 
 def test_shares_of_true_scenes_are_whole_and_chance_is_not() -> None:
     scenes = list(map(scene, range(400)))
-    read = np.array([[max(place, 0) for place in right_answers(solids)] for solids in scenes])
-    assert [told_by(row).pairs for row in read[:9].tolist()] == [
+    read = np.array([[max(place, 0) for place in obedience.right_answers(solids)] for solids in scenes])
+    assert [obedience.told_by(row).pairs for row in read[:9].tolist()] == [
         tuple(pair_of(each) for each in sorted(solids, key=lambda solid: solid.x)) for solids in scenes[:9]
     ]
-    shares = shares_of([caption(solids) for solids in scenes], read, draw_pairs(4), seed=0)
+    shares = obedience.shares_of([caption(solids) for solids in scenes], read, draw_pairs(4), seed=0)
     assert {group for _, group in shares} == {"seen", "unseen"}
     assert all(share.right == 1 for share in shares.values())
     assert abs(shares["number", "seen"].chance - 0.5) < 0.1
@@ -137,7 +136,7 @@ def test_shares_of_true_scenes_are_whole_and_chance_is_not() -> None:
 def test_each_generator_has_its_own_rows_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two that read the same captions the one obeys, the other always makes the same scene."""
     scenes = list(map(scene, range(60)))
-    captions, read = [caption(solids) for solids in scenes], np.array([*map(right_answers, scenes)]).clip(0)
+    captions, read = [caption(solids) for solids in scenes], np.array([*map(obedience.right_answers, scenes)]).clip(0)
     index = ingest_here("scenes", None, tmp_path, holdout_fraction=HELD_OUT, samples_per_shard=50, limit=300)
     study = obedience.ObedienceStudy(obedience.ObedienceConfig(), index, {}, Store(tmp_path), "")
     plan = StudyPlan({"obeys": [], "deaf": []}, facts={name: AskedSet([], captions) for name in ("obeys", "deaf")})
@@ -153,7 +152,7 @@ def test_each_generator_has_its_own_rows_and_figures(tmp_path: Path, monkeypatch
 
 
 def test_the_judge_learns_what_renderings_show_from_scenes_of_no_set() -> None:
-    _, accuracy = train_judge(SceneJudgeConfig(renderings=600, steps=120, held_out=100))
+    _, accuracy = obedience.train_judge(obedience.SceneJudgeConfig(renderings=600, steps=120, held_out=100))
     assert accuracy.keys() == obedience.CHOICES.keys()
     assert min(accuracy["number"], accuracy["size"]) > 0.9
     assert accuracy["color"] > 0.7
@@ -163,13 +162,13 @@ def test_the_judge_learns_what_renderings_show_from_scenes_of_no_set() -> None:
 
 def test_a_judge_of_too_few_renderings_to_be_measured_by_is_not_trained() -> None:
     with one_line(ValueError, r"judge.held_out=1: these renderings do not show size; raise it"):
-        train_judge(SceneJudgeConfig(held_out=1))
+        obedience.train_judge(obedience.SceneJudgeConfig(held_out=1))
 
 
 def test_answers_of_what_is_not_there_are_left_out() -> None:
     single = next(solids for solids in map(scene, range(50)) if len(solids) == 1)
-    assert right_answers(single)[4:] == [NO_ANSWER, NO_ANSWER]
-    assert torch.tensor(right_answers(single)[:4]).min() >= 0
+    assert obedience.right_answers(single)[4:] == [NO_ANSWER, NO_ANSWER]
+    assert torch.tensor(obedience.right_answers(single)[:4]).min() >= 0
 
 
 @pytest.mark.parametrize(
