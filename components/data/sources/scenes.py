@@ -134,7 +134,7 @@ def render(solids: list[Solid], *, resolution: int) -> tuple[np.ndarray, np.ndar
     center = slice(every // 2, None, every)
     depth, mask = (part.reshape(sides)[center, center] for part in (depth, mask))
     color = color.reshape(*sides, 3)
-    total = sum(color[y::every, x::every] for y, x in np.ndindex(every, every))
+    total = sum(color[y::every, x::every] for y, x in np.ndindex(every, every))  # faster than a mean over axes
     return np.rint(total / every**2).astype(np.uint8), depth, np.ascontiguousarray(mask)
 
 
