@@ -36,7 +36,9 @@ class OptimizationConfig(Config):
     warmup_steps: int = Field(50, ge=0)
     # By patterns of names, as `down`, `blocks.1?`, `*.bias`; of several that fit a parameter the longest counts.
     parts: Annotated[dict[str, PartConfig], Since({})] = Field(default_factory=dict)
-    betas: tuple[float, float] = (0.9, 0.99)  # AdamW
+    # muon: weights of linear maps and convolutions by Muon, all others by AdamW, in half of the steps or less.
+    optimizer: Annotated[Literal["adamw", "muon"], Since("adamw")] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.99)  # of AdamW
     weight_decay: float = Field(0.0, ge=0)  # on matrices and kernels only
     max_grad_norm: float | None = Field(1.0, gt=0)  # None: gradients are not clipped
     ema_decay: float = Field(0.999, ge=0, lt=1)  # decay of the average of weights; 0: no average

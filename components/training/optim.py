@@ -1,4 +1,4 @@
-"""Optimization: AdamW with warm-up and decay, scheduled loss weights, averages, a guard against NaN.
+"""Optimization: optimizers, warm-up and decay, scheduled loss weights, averages, a guard against NaN.
 
 A power-function EMA (Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models", section 3
 and appendix C) of width s (sigma_rel) looks back over a share of training, however long: it weighs the weights after
@@ -22,6 +22,7 @@ from components.configuration.config import refuse
 from components.configuration.optimization import OptimizationConfig, PartConfig
 from components.configuration.trainings import AutoencoderLosses
 from components.models.devices import ToldLater, to_device
+from components.training.muon import Muon, hidden_matrices
 from components.training.parallel import local
 
 PATIENCE = 5  # consecutive steps
@@ -30,20 +31,30 @@ Decays = Mapping[str, Callable[[Tensor], Tensor]]
 
 
 def make_optimizer(network: nn.Module, config: OptimizationConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, 2019) that decays matrices and kernels, not biases, norms and scalars.
+    """AdamW (Loshchilov & Hutter, 2019) or Muon; only matrices and kernels decay.
     Parameters of a part with a rate of its own have a group, whose `factor` is in units of the training's rate."""
     trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
     factors = {name: factor_of(name, config.parts) for name, _ in trained}
+    by_muon = {id(parameter) for parameter in muon_parameters(network, config)}
     groups: list[dict[str, Any]] = []
     for factor in sorted({*factors.values()}):
         own = [parameter for name, parameter in trained if factors[name] == factor]
+        rest = [parameter for parameter in own if id(parameter) not in by_muon]
         named = {} if factor == 1 else {"factor": factor}
+        decayed = named | {"weight_decay": config.weight_decay}
         groups += [
-            {"params": [p for p in own if p.ndim >= 2], "weight_decay": config.weight_decay} | named,
-            {"params": [p for p in own if p.ndim < 2], "weight_decay": 0.0} | named,
+            {"params": [p for p in own if id(p) in by_muon], "orthogonal": True} | decayed,
+            {"params": [p for p in rest if p.ndim >= 2]} | decayed,
+            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0} | named,
         ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    kind = Muon if by_muon else torch.optim.AdamW
+    return kind(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def muon_parameters(network: nn.Module, config: OptimizationConfig) -> list[nn.Parameter]:
+    """Parameters for Muon, whose state is one number for each parameter, where AdamW has two."""
+    return hidden_matrices(network) if config.optimizer == "muon" else []
 
 
 def factor_of(name: str, parts: Mapping[str, PartConfig]) -> float:

@@ -19,10 +19,11 @@ from components.runtime.execution import Resources
 from components.stages.images import ImagesConfig
 from components.training.activations import Linear, activations
 from components.training.memory import RESERVE
+from components.training.optim import muon_parameters
 from components.training.step_model import StepModel
 from pipelines.workflow import Stage
 
-MOMENTS = 2  # numbers that AdamW keeps for each that it trains, in fp32
+MOMENTS = 2  # numbers that AdamW keeps for each that it trains, in fp32; Muon keeps one
 MANY_CLASSES = 1000  # of a set that nobody has counted yet; each is a row of an embedding
 FROZEN_DIM, FROZEN_LENGTH = 1024, 77  # of a pretrained encoder that nobody has loaded yet
 ROOM = 1 - RESERVE  # of a GPU's memory, for a training that finds its own batch too
@@ -91,12 +92,13 @@ def device_bytes(model: StepModel, *, shards: int = 1) -> DeviceBytes:
     averages = [network for learner in model.learners if learner.ema for network in learner.ema.averages.values()]
     trained = [p for network in networks for p in network.parameters() if p.requires_grad]
     gradients = sum(part_bytes(parameter, shards) for parameter in trained)
+    by_muon = [p for network in networks for p in muon_parameters(network, model.training.optimization)]
     blocks = [network_bytes(block) for block in blocks_of(model.network).values()]
     outside = network_bytes(model.network) - sum(blocks)
     return DeviceBytes(
         weights=sum(network_bytes(network, shards) for network in networks),
         gradients=gradients,
-        optimizer=MOMENTS * gradients,
+        optimizer=MOMENTS * gradients - sum(part_bytes(parameter, shards) for parameter in by_muon),
         averages=sum(network_bytes(network, shards) for network in averages),
         gathered=0 if shards == 1 else 2 * outside + 3 * max(blocks, default=0),
     )

@@ -22,6 +22,7 @@ from components.models.layers import blocks_of, rounded_maps
 from components.runtime.execution import Resources
 from components.training.activations import GPUKernels, Linear
 from components.training.learner import Learner
+from components.training.optim import muon_parameters
 from components.training.step_model import KnownLayouts, StepModel, take_gradients
 from pipelines.planning.memory import device_bytes, network_bytes, part_bytes, step_memory
 from pipelines.planning.profiles import Cluster
@@ -38,6 +39,7 @@ TENSORS, NUMBERS = 36, 320 * 65_536
 # Numbers read and written for each weight: a norm and a scaling; AdamW reads four and writes three; an average reads
 # two and writes one.
 CLIPPED, STEPPED, AVERAGED = 3, 7, 3
+MUON = 30  # launches for a matrix
 FREE = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 
 
@@ -109,12 +111,14 @@ def encoding_work(model: StepModel, column: str) -> Work:
 
 
 def update_work(learner: Learner, *, shards: int = 1) -> tuple[int, int]:
-    """Launches and bytes of clipping, AdamW and averages of a learner, cut into `shards` parts."""
+    """Launches and bytes of clipping, optimizer and averages of a learner, cut into `shards` parts.
+    Left out are Muon's products, at most 5 m / T of a pass's for a matrix of m rows and T tokens or pixels a step."""
     trained = [parameter for parameter in learner.network.parameters() if parameter.requires_grad]
     numbers = sum(part_bytes(parameter, shards) for parameter in trained) // trained[0].element_size()
     averages = len(learner.ema.averages) if learner.ema else 0
     kernels = math.ceil(len(trained) / TENSORS) + numbers // NUMBERS
-    return kernels * (2 + 1 + averages), 4 * numbers * (CLIPPED + STEPPED + AVERAGED * averages)
+    muon = MUON * len(muon_parameters(learner.network, learner.config))
+    return kernels * (2 + 1 + averages) + muon, 4 * numbers * (CLIPPED + STEPPED + AVERAGED * averages)
 
 
 def step_time(

@@ -51,7 +51,7 @@ FINISHED_KINDS = {"base": "unet", "dit": "dit", "adapter": "transformer"}
 CASES = [*((kind, 2) for kind in KINDS), *((kind, 4) for kind in MORE_RANKS)]
 ADAPTER: dict[str, Any] = {"kind": "lora", "rank": 3, "alpha": 6}  # three rows, of which two ranks have two and one
 CHANGES: dict[str, dict[str, Any]] = {
-    "base": {"ema": "power"},  # two averages
+    "base": {"ema": "power", "optimizer": "muon"},  # two averages; whole matrices are gathered
     "dit": {"ema_decay": 0.0},  # none
     "upsampler": {"gradient_checkpointing": True},
     "adapter": {"init_from": {"uri": "drawn"}, "adapter": ADAPTER},

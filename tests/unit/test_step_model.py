@@ -57,6 +57,7 @@ STEPS = {
 SAVED = {name: STEPS[name] for name in (*KINDS, "gan", "contrastive, 8 pairs")} | {
     "two averages": diffusion_config(ema="power"),
     "no average": diffusion_config(ema_decay=0.0),
+    "by Muon": autoencoder_config(optimizer="muon"),
     "no adversary": autoencoder_config(adversarial_weight=0.0),
 }
 

@@ -107,6 +107,7 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[Any], Task]]] = {  # what m
         f"{kind} of tokens": (partial(pixel_config, network=kind, resolution=None), make_task)
         for kind in ("pixelcnn", "row_lstm")
     },
+    **{f"{kind} by Muon": (partial(config_of, kind, optimizer="muon"), make_task) for kind in ("prior", "base", "gan")},
     "power average": (partial(token_prior_config, ema="power", ema_sigma_rel=0.07), make_task),
     "contrastive": (contrastive_config, make_task),
     "diffusion prior": (partial(prior_config, dropout=0.1), prior_task),
