@@ -36,7 +36,7 @@ class OptimizationConfig(Config):
     warmup_steps: int = Field(50, ge=0)
     # By patterns of names, as `down`, `blocks.1?`, `*.bias`; of several that fit a parameter the longest counts.
     parts: Annotated[dict[str, PartConfig], Since({})] = Field(default_factory=dict)
-    # muon: weights of linear maps and convolutions by Muon, all others by AdamW, in half of the steps or less.
+    # muon: weights of linear maps and convolutions by Muon, all others by AdamW; see docs/LOG.md.
     optimizer: Annotated[Literal["adamw", "muon"], Since("adamw")] = "adamw"
     betas: tuple[float, float] = (0.9, 0.99)  # of AdamW
     weight_decay: float = Field(0.0, ge=0)  # on matrices and kernels only
