@@ -255,7 +255,7 @@ def described(name: str = "scenes") -> CascadeRecipe:
     """The demo: scenes of 64² by caption, four pairs of a color and a shape in none that is trained on."""
     tokenizer = adversarial(autoencoder(), start=450)
     base = unet(16, 16, (1, 3, 4), (8, 4), steps=1200, batch=32)
-    upsampler = unet(64, 16, (1, 2, 4, 4), (), steps=1500, batch=6, saves=5)
+    upsampler = unet(64, 16, (1, 2, 4, 4), (), steps=600, batch=6, rate=3e-3, saves=5).replace(optimizer="muon")
     return CascadeRecipe(
         name=name, images=emoji().replace(
             source="scenes", vocab_size=512, text_length=12, limit=9000, samples_per_shard=500, held_out_pairs=4),
