@@ -254,7 +254,7 @@ def openmoji_hour(name: str = "openmoji_hour") -> CascadeRecipe:
 def described(name: str = "scenes") -> CascadeRecipe:
     """The demo: scenes of 64² by caption, four pairs of a color and a shape in none that is trained on."""
     tokenizer = adversarial(autoencoder(), start=450)
-    base = unet(16, 16, (1, 3, 4), (8, 4), steps=1200, batch=32)
+    base = unet(16, 16, (1, 3, 4), (8, 4), steps=1000, batch=32, rate=5e-3).replace(optimizer="muon")
     upsampler = unet(64, 16, (1, 2, 4, 4), (), steps=600, batch=6, rate=3e-3, saves=5).replace(optimizer="muon")
     return CascadeRecipe(
         name=name, images=emoji().replace(
