@@ -9,7 +9,7 @@ INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(B
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/make \1 -/p' Makefile
 
-demo: .venv/.stamp-demo  ## train the whole cascade on scenes by caption and write the report (17 to 28 minutes on 2 cores)
+demo: .venv/.stamp-demo  ## train the whole cascade on scenes by caption and write the report (16 to 28 minutes on 2 cores)
 	$(BIN)/cascade run
 
 lecture: .venv/.stamp-demo  ## the lecture as a page, every system run (hours on 2 cores); ROW="T3 gan" for some; goes on when stopped

@@ -78,7 +78,7 @@ def run(
 
     **Examples**
 
-    - `cascade run` — the demo, scenes by caption, 17 to 28 minutes on two cores
+    - `cascade run` — the demo, scenes by caption, 16 to 28 minutes on two cores
     - `cascade run --recipe openmoji` — the same cascade on drawings, by class and caption
     - `cascade run --recipe smoke` — all stages on a procedural set in about four minutes
     - `cascade run --set base.total_steps=2000 --plan` — what a changed number would run again
