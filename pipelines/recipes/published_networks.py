@@ -19,8 +19,7 @@ openai/glide-text2im; LDM, Rombach et al. (2022) and the configurations of CompV
 CompVis/stable-diffusion and its model card; DiT, Peebles and Xie (2023); EDM, Karras et al. (2022), table 7, and
 NVlabs/edm; DALL-E 2, Ramesh et al. (2022), appendix C; Imagen, Saharia et al. (2022a), appendix F; Palette, Saharia et
 al. (2022b). A label is dropped where guidance needs it, and its table then has one row
-more: those of ADM need none. ImageNet has 1,000 classes; GLIDE's vocabulary 50,257 words, of which a text has 128.
-"""
+more: those of ADM need none. ImageNet has 1,000 classes; GLIDE's vocabulary 50,257 words, of which a text has 128."""
 
 from typing import Any, Literal, NamedTuple
 

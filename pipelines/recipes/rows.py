@@ -2,8 +2,7 @@
 
 The systems of the taxonomy, TAXONOMY, learn the same images of 32², conditioned on nothing, for MINUTES of one core.
 `cascade compare` trains them anew for each budget, so that learning rates have fallen where a model is measured, and
-sets them side by side. Steps a minute are by `cpu_seconds` of one thread in fp32 on a Xeon with AVX-512.
-"""
+sets them side by side. Steps a minute are by `cpu_seconds` of one thread in fp32 on a Xeon with AVX-512."""
 
 from dataclasses import dataclass
 
@@ -114,9 +113,11 @@ DISCRETE_ROWS = (
         lambda name: EMOJI.one_model(
             name, systems.autoencoder().replace(bottleneck=ScalarCodesConfig(levels=(8, 8, 8))))),
     RecipeRow("pixelcnn", "P1: gated PixelCNN over the sub-pixels of scenes of 16² by class, exact bits/dim.",
-        lambda name: DESCRIBED.one_model(name, systems.pixelcnn().replace(total_steps=900))),
+        lambda name: DESCRIBED.one_model(name, systems.pixelcnn().replace(
+            total_steps=1800, optimizer="muon", learning_rate=6e-3))),
     RecipeRow("pixelrnn", "P1: Row LSTM over the sub-pixels of scenes of 16² by class, exact bits/dim.",
-        lambda name: DESCRIBED.one_model(name, systems.as_row_lstm(systems.pixelcnn()).replace(total_steps=1600))),
+        lambda name: DESCRIBED.one_model(name, systems.as_row_lstm(systems.pixelcnn()).replace(
+            total_steps=3200, optimizer="muon", learning_rate=6e-3))),
     RecipeRow("vqvae_pixelcnn",
         "P2: PixelCNN by class over the index grid of the slide's VQ-VAE, scenes of 32², 8² codes.",
         lambda name: DESCRIBED.token_branch(
