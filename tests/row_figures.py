@@ -92,10 +92,9 @@ def finished(archive: bytes) -> np.ndarray:
 
 
 def small(image: np.ndarray) -> np.ndarray:
-    """An image of at most CELL pixels a side, in three channels."""
-    if len(image) > CELL:
-        image = np.asarray(Image.fromarray(image).resize((CELL, CELL), Image.Resampling.LANCZOS))
-    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+    """An image in three channels, whose side divides that of a cell."""
+    drawn = Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+    return np.asarray(drawn.resize((CELL, CELL), Image.Resampling.LANCZOS) if CELL % drawn.width else drawn)
 
 
 def cells(grid: bytes) -> list[np.ndarray]:

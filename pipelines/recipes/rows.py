@@ -49,8 +49,8 @@ SIDE = 32  # pixels
 SMALL = SharedParts(
     systems.emoji(SIDE), SamplesConfig(measured_samples=256, images_per_class=4, num_prompts=0), EvaluationConfig()
 )
-LIKELIHOOD = LikelihoodConfig(samples=256)
-PIXELS = {"resolution": SIDE, "conditions": (), "channels": 36, "global_batch_size": 8}  # of PixelCNN and Row LSTM
+LIKELIHOOD, BY_ADAMW = LikelihoodConfig(samples=256), {"optimizer": "adamw", "learning_rate": 2e-3}
+PIXELS = {"resolution": SIDE, "conditions": (), "channels": 36, "global_batch_size": 8, **BY_ADAMW}
 BOUND = LIKELIHOOD.replace(timesteps_per_image=25)  # all 1,000: hours
 
 
@@ -113,11 +113,9 @@ DISCRETE_ROWS = (
         lambda name: EMOJI.one_model(
             name, systems.autoencoder().replace(bottleneck=ScalarCodesConfig(levels=(8, 8, 8))))),
     RecipeRow("pixelcnn", "P1: gated PixelCNN over the sub-pixels of scenes of 16² by class, exact bits/dim.",
-        lambda name: DESCRIBED.one_model(name, systems.pixelcnn().replace(
-            total_steps=1800, optimizer="muon", learning_rate=6e-3))),
+        lambda name: DESCRIBED.one_model(name, systems.pixelcnn().replace(total_steps=1800))),
     RecipeRow("pixelrnn", "P1: Row LSTM over the sub-pixels of scenes of 16² by class, exact bits/dim.",
-        lambda name: DESCRIBED.one_model(name, systems.as_row_lstm(systems.pixelcnn()).replace(
-            total_steps=3200, optimizer="muon", learning_rate=6e-3))),
+        lambda name: DESCRIBED.one_model(name, systems.as_row_lstm(systems.pixelcnn()).replace(total_steps=3200))),
     RecipeRow("vqvae_pixelcnn",
         "P2: PixelCNN by class over the index grid of the slide's VQ-VAE, scenes of 32², 8² codes.",
         lambda name: DESCRIBED.token_branch(
@@ -175,7 +173,8 @@ TAXONOMY = (
     System("vqvae_pixelcnn_32", "VQ-VAE by squared error, 8² tokens of 128 codes, and a PixelCNN over them.",
         lambda name: SMALL.token_branch(
             name, timed(systems.autoencoder_32(), 299, share=0.5),
-            timed(systems.pixelcnn().replace(resolution=None, conditions=()), 774, share=0.5), TokenSampling()),
+            timed(systems.pixelcnn().replace(resolution=None, conditions=(), **BY_ADAMW), 774, share=0.5),
+            TokenSampling()),
         "VQ-VAE + PixelCNN", APPROXIMATE),
     System("vqgan_transformer_32", "VQ-GAN, 8² tokens of 128 codes, and a transformer over them.",
         lambda name: SMALL.token_branch(

@@ -136,7 +136,7 @@ def pixelcnn() -> PixelTraining:
     """PixelCNN by class over the sub-pixels of 16² images."""
     return PixelTraining.of(
         network="pixelcnn", resolution=16, channels=48, num_layers=7, dropout=0.1, conditions=("label",),
-        **optimized(450, 16, 2e-3))
+        optimizer="muon", **optimized(450, 16, 6e-3))
 
 
 def as_row_lstm(training: PixelTraining) -> PixelTraining:
