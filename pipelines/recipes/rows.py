@@ -42,9 +42,8 @@ DEMO_IMAGES = EMOJI._replace(images=DEMO.images)  # the same scenes at 64²
 GUIDED, UNGUIDED = TokenSampling(guidance_scale=1.5, top_k=100), TokenSampling(top_k=100)
 ROTARY = {"positions": "rotary_2d", "token_corruption": 0.1}  # of transformers over the tokens of a VQ-GAN
 
-MINUTES = 2  # of one core, for all trainings of a system together
+MINUTES, SIDE = 2, 32  # of one core for a system; pixels
 BUDGETS, LONGEST = (2, 8), 32  # minutes that all systems are measured at, and the principal ones
-SIDE = 32  # pixels
 # Distances are to all training images.
 SMALL = SharedParts(
     systems.emoji(SIDE), SamplesConfig(measured_samples=256, images_per_class=4, num_prompts=0), EvaluationConfig()
@@ -55,7 +54,7 @@ BOUND = LIKELIHOOD.replace(timesteps_per_image=25)  # all 1,000: hours
 
 
 def by_class(name: str, prior: Training, sampling: TokenSampling) -> TokenBranchRecipe:
-    """A recipe of a prior over the demo's tokens of scenes of 64², which are made once."""
+    """A prior over the demo's tokens of scenes of 64², which are made once."""
     return DEMO_IMAGES.token_branch(name, DEMO.tokenizer, prior, sampling)
 
 
@@ -74,16 +73,17 @@ def slide_vqvae() -> AutoencoderTraining:
 
 def token_transformer() -> PriorTraining:
     """Transformer by class over the tokens of a VQ-GAN."""
-    return systems.transformer().replace(total_steps=1200, checkpoint_every=400, sample_every=600, **ROTARY)
+    return systems.transformer().replace(optimizer="muon", **systems.optimized(1000, 32, 6e-3), **ROTARY)
 
 
 def conditioned(name: str, tokenizer: AutoencoderTraining) -> TokenBranchRecipe:
-    """A recipe of a prior over scenes after the tokens of another image of the same scene."""
-    other = tokenizer.replace(total_steps=200)
-    condition = ConditionRecipe(tokenizer=other, tokens=TokensConfig(member=other.data.member))
-    places = {"positions": "learned_2d", "token_corruption": 0.3, **systems.optimized(1500, 16, 3e-3)}  # as the demo's
-    prior = systems.transformer().replace(conditions=("condition",), **places)
-    return SCENES.token_branch(name, systems.autoencoder_32(), prior, UNGUIDED, condition=condition)
+    """A prior over scenes after the tokens of another image of the same scene."""
+    fit = {"optimizer": "muon", **systems.optimized(600, 16, 1e-3, saves=2)}
+    own, seen = systems.autoencoder_32().replace(**fit), tokenizer.replace(**fit)
+    condition = ConditionRecipe(tokenizer=seen, tokens=TokensConfig(member=seen.data.member))
+    grid = {"positions": "learned_2d", "token_corruption": 0.3, "global_batch_size": 16}
+    prior = token_transformer().replace(conditions=("condition",), **grid)
+    return SCENES.token_branch(name, own, prior, UNGUIDED, condition=condition)
 
 
 # fmt: off
@@ -141,7 +141,8 @@ DISCRETE_ROWS = (
         lambda name: conditioned(name, systems.autoencoder_32().replace(resolution=16))),
     RecipeRow("maskgit", "P6: MaskGIT over the same tokens by class, 12 steps in place of 64.",
         lambda name: by_class(
-            name, systems.masked_transformer().replace(total_steps=1200, checkpoint_every=400, sample_every=600),
+            name,
+            systems.masked_transformer().replace(optimizer="muon", **systems.optimized(1600, 32, 6e-3)),
             MaskedTokenSampling(guidance_scale=1.5, top_k=100, num_inference_steps=12))),
     RecipeRow("gan",
         "G1: residual GAN of scenes of 32² by class, projection discriminator, spectral norm, hinge loss.",

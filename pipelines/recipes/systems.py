@@ -253,13 +253,13 @@ def openmoji_hour(name: str = "openmoji_hour") -> CascadeRecipe:
 
 def described(name: str = "scenes") -> CascadeRecipe:
     """The demo: scenes of 64² by caption, four pairs of a color and a shape in none that is trained on."""
-    tokenizer = adversarial(autoencoder(), start=260).replace(optimizer="muon", learning_rate=1e-3)
+    tokenizer = adversarial(autoencoder(), start=360).replace(optimizer="muon", learning_rate=1e-3)
     base = unet(16, 16, (1, 3, 4), (8, 4), steps=1000, batch=32, rate=5e-3).replace(optimizer="muon")
     upsampler = unet(64, 16, (1, 2, 4, 4), (), steps=600, batch=6, rate=3e-3, saves=5).replace(optimizer="muon")
     return CascadeRecipe(
         name=name, images=emoji().replace(
             source="scenes", vocab_size=512, text_length=12, limit=9000, samples_per_shard=500, held_out_pairs=4),
-        tokenizer=tokenizer.replace(total_steps=400, checkpoint_every=100, sample_every=200),
+        tokenizer=tokenizer.replace(total_steps=560, checkpoint_every=140, sample_every=280),
         prior=transformer().replace(
             model_dim=128, num_heads=4, conditions=("text",), positions="learned_2d",
             token_corruption=0.3,  # so that the caption counts, not only the tokens before
